@@ -1,0 +1,1 @@
+"""Stored tensors become a graph, a graph a plan, a plan files."""

@@ -1,0 +1,1 @@
+"""Arrays in, bytes out: quantization types, kernels, errors. Knows no file and no model."""

@@ -1,0 +1,90 @@
+"""Library use: quantize arrays that are already in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.quant.errors import LayoutError
+from weightcast.quant.library import Matrix, dequantize_bytes, quantize_matrix
+from weightcast.quant.types import TYPES, QuantType
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+}
+
+
+def type_named(name: str) -> QuantType:
+    """Look a type up by name, in any case. Raises LayoutError that lists the known ones."""
+    try:
+        return TYPES[name.upper()]
+    except KeyError:
+        raise LayoutError(f"unknown type {name!r}; known: {', '.join(sorted(TYPES))}") from None
+
+
+def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
+    if isinstance(x, np.ndarray):
+        return x
+    # numpy has no bfloat16 of its own, so a torch tensor passes as bits; neither step copies.
+    tensor = x.detach()
+    if str(tensor.dtype) == "torch.bfloat16":
+        import torch
+
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    array: NDArray[Any] = tensor.numpy()
+    return array
+
+
+def quantize(x: NDArray[Any] | torch.Tensor, type_name: str) -> NDArray[np.uint8]:
+    """Pack [..., out, in] float32, float16 or bfloat16 into uint8 [..., out, bytes per row].
+
+    Takes numpy arrays and CPU torch tensors, at any strides, without a copy. A 1-D array is one
+    row. Raises LayoutError for other dtypes, rows that do not fill blocks, NaN and infinity.
+    """
+    quant_type = type_named(type_name)
+    array = _as_numpy(x)
+    dtype = _DTYPES.get(array.dtype)
+    if dtype is None:
+        raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
+    if array.ndim == 0:
+        raise LayoutError("cannot quantize a scalar: the last axis must be `in`")
+    if array.ndim == 1:
+        return quantize(array[None, :], type_name)[0]
+    n_out, n_in = array.shape[-2:]
+    result = np.empty((*array.shape[:-1], quant_type.row_bytes(n_in)), np.uint8)
+    for index in np.ndindex(array.shape[:-2]):
+        plane = array[index]
+        if any(stride < 0 or stride % plane.itemsize for stride in plane.strides):
+            plane = np.ascontiguousarray(plane)
+        stride_out, stride_in = (s // plane.itemsize for s in plane.strides)
+        span = 1 + (n_out - 1) * stride_out + (n_in - 1) * stride_in if plane.size else 0
+        flat = np.lib.stride_tricks.as_strided(plane, (span,), (plane.itemsize,))
+        quantize_matrix(
+            Matrix(flat, dtype, n_out, n_in, stride_out, stride_in), quant_type, result[index]
+        )
+    return result
+
+
+def dequantize(blocks: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
+    """Unpack uint8 [..., bytes per row] to float32 [..., in]."""
+    quant_type = type_named(type_name)
+    if blocks.dtype != np.uint8 or blocks.ndim == 0:
+        raise LayoutError(f"expected uint8 rows, got {blocks.dtype} of {blocks.ndim} axes")
+    n_blocks, rest = divmod(blocks.shape[-1], quant_type.block_bytes)
+    if rest:
+        raise LayoutError(
+            f"rows of {blocks.shape[-1]} bytes are not whole {quant_type.name} blocks of "
+            f"{quant_type.block_bytes}"
+        )
+    row_elements = n_blocks * quant_type.block_elements
+    n_elements = row_elements * int(np.prod(blocks.shape[:-1], dtype=np.int64))
+    flat = dequantize_bytes(quant_type, np.ascontiguousarray(blocks).reshape(-1), n_elements)
+    return flat.reshape(*blocks.shape[:-1], row_elements)

@@ -1,0 +1,34 @@
+"""What can go wrong with a checkpoint, as one family of exceptions.
+
+Every message is one line that names the file, the place and, where there is one, the remedy.
+"""
+
+from __future__ import annotations
+
+
+class CheckpointError(Exception):
+    """Root of all errors about input or output that weightcast raises on purpose."""
+
+
+class FormatError(CheckpointError):
+    """Bytes that are not what their format says; carries the file and the offset in it."""
+
+    def __init__(self, path: object, offset: int | None, problem: str) -> None:
+        place = "" if offset is None else f" at byte {offset}"
+        super().__init__(f"{path}{place}: {problem}")
+
+
+class UnsafePickleError(FormatError):
+    """A pickle names a global outside the closed list; it was neither imported nor called."""
+
+
+class LayoutError(CheckpointError):
+    """A shape, dtype or value does not fit the model, the type or another tensor."""
+
+
+class MissingTensorError(CheckpointError):
+    """A tensor or file that the model needs is not there."""
+
+
+class OutputError(CheckpointError):
+    """The output cannot be written: no space, no permission, in use."""

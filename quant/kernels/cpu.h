@@ -1,0 +1,21 @@
+// What each instruction set's object offers to dispatch.cpp.
+#pragma once
+
+#include "weightcast.h"
+
+namespace weightcast {
+
+struct Kernels {
+  const char* isa;
+  int32_t (*quantize)(const weightcast_source&, int32_t type, void* dst, int64_t dst_stride,
+                      weightcast_result&);
+  int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
+};
+
+extern const Kernels kernels_scalar;
+#ifdef WEIGHTCAST_X86
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace weightcast

@@ -1,0 +1,112 @@
+// The C ABI: checks arguments, fixes the floating-point environment, calls the best kernels.
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu.h"
+#include "halves.h"
+#ifdef WEIGHTCAST_X86
+#include <immintrin.h>
+#endif
+
+namespace weightcast {
+namespace {
+
+// A caller's flush-to-zero or rounding mode would change bytes: use the IEEE default meanwhile.
+class DefaultFloatEnvironment {
+ public:
+  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
+  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
+#if defined(WEIGHTCAST_X86)
+  DefaultFloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  DefaultFloatEnvironment() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~DefaultFloatEnvironment() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#else
+  DefaultFloatEnvironment() {}
+#endif
+};
+
+const Kernels& choose_kernels() {
+#ifdef WEIGHTCAST_X86
+  const char* wanted = std::getenv("WEIGHTCAST_ISA");
+  const Kernels* best = &kernels_scalar;
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) best = &kernels_avx2;
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (wanted != nullptr && std::strcmp(wanted, "scalar") == 0) return kernels_scalar;
+  if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0) return *best;
+  if (has_avx512) best = &kernels_avx512;
+  return *best;
+#else
+  return kernels_scalar;
+#endif
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose_kernels();
+  return chosen;
+}
+
+// The types a source may have.
+bool is_source_type(int32_t type) {
+  return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16 ||
+         type == WEIGHTCAST_I8;
+}
+
+// code * scale is finite for every code if |scale| < 2^121, the largest code being 2^7.
+bool scales_are_safe(const weightcast_source& s, weightcast_result& result) {
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const float* scales = s.scales + g * s.scale_stride;
+    for (int64_t out = 0; out < s.n_out; ++out) {
+      if ((float_bits(scales[out]) & 0x7fffffffu) >= 0x7c000000u) {
+        result.bad_out = out;
+        result.bad_in = g * (s.n_in / s.groups);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace weightcast
+
+extern "C" {
+
+int32_t weightcast_abi_version(void) { return WEIGHTCAST_ABI_VERSION; }
+
+const char* weightcast_isa(void) { return weightcast::kernels().isa; }
+
+int32_t weightcast_quantize(const weightcast_source* source, int32_t type, void* dst,
+                            int64_t dst_stride, weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  *result = weightcast_result{};
+  if (!weightcast::is_source_type(s.type)) return WEIGHTCAST_BAD_TYPE;
+  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
+  if (s.type == WEIGHTCAST_I8) {
+    if (s.scales == nullptr || s.groups < 1 || s.n_in % s.groups != 0) return WEIGHTCAST_BAD_SHAPE;
+    if (!weightcast::scales_are_safe(s, *result)) return WEIGHTCAST_NOT_FINITE;
+  }
+  return weightcast::kernels().quantize(s, type, dst, dst_stride, *result);
+}
+
+int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements, float* dst) {
+  const weightcast::DefaultFloatEnvironment environment;
+  if (n_elements < 0) return WEIGHTCAST_BAD_SHAPE;
+  return weightcast::kernels().dequantize(type, src, n_elements, dst);
+}
+
+}  // extern "C"

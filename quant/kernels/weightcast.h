@@ -1,0 +1,81 @@
+/* weightcast: quantize matrices straight from the layout they are stored in. Plain C ABI, no state.
+ *
+ * A source is one matrix [n_out, n_in] at any strides: a JAX checkpoint stores [in, out]
+ * (stride_out 1), a GGUF or safetensors file stores [out, in] (stride_in 1). Blocks run along `in`.
+ * Output rows are contiguous along `in`, one row per `out`, dst_stride bytes apart.
+ *
+ * Every function is thread-safe and allocates nothing. The caller's floating-point control register
+ * is saved, set to round-to-nearest without flush-to-zero, and restored.
+ */
+#ifndef WEIGHTCAST_H
+#define WEIGHTCAST_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define WEIGHTCAST_API __attribute__((visibility("default")))
+#else
+#define WEIGHTCAST_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WEIGHTCAST_ABI_VERSION 1
+
+/* Types, numbered as ggml numbers them. WEIGHTCAST_I8 is a source type only and needs scales. */
+enum {
+  WEIGHTCAST_F32 = 0,
+  WEIGHTCAST_F16 = 1,
+  WEIGHTCAST_Q8_0 = 8,
+  WEIGHTCAST_I8 = 24,
+  WEIGHTCAST_BF16 = 30
+};
+
+/* What a call returns. The first offending element is named in the result. */
+enum {
+  WEIGHTCAST_OK = 0,
+  WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
+  WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, or a size is negative */
+  WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source */
+  WEIGHTCAST_OVERFLOW = 4     /* a finite value does not fit the 16-bit output type */
+};
+
+typedef struct {
+  const void* data;
+  int32_t type;         /* WEIGHTCAST_F32, F16, BF16 or I8 */
+  int32_t reserved;     /* 0 */
+  int64_t n_out, n_in;
+  int64_t stride_out, stride_in; /* elements */
+  /* I8 only: value = code * scale. Float32 [groups, n_out], groups scale_stride elements apart;
+   * group g covers in-rows [g * n_in / groups, (g + 1) * n_in / groups). */
+  const float* scales;
+  int64_t groups, scale_stride;
+} weightcast_source;
+
+typedef struct {
+  int64_t bad_out, bad_in;     /* where NOT_FINITE or OVERFLOW was met */
+  int64_t exact_blocks;        /* Q8_0 blocks that carry the source's own codes and scale */
+  int64_t requantized_blocks;  /* Q8_0 blocks made by ggml's rule instead */
+  int64_t inexact_scales;      /* I8 scales that float16 cannot represent exactly */
+} weightcast_result;
+
+WEIGHTCAST_API int32_t weightcast_abi_version(void);
+
+/* The instruction set in use: "avx512", "avx2" or "scalar". The environment variable WEIGHTCAST_ISA,
+ * read when the library is loaded, can ask for a lower one than the processor has. */
+WEIGHTCAST_API const char* weightcast_isa(void);
+
+/* Quantize a source into n_out rows at dst. */
+WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, int32_t type, void* dst,
+                                           int64_t dst_stride, weightcast_result* result);
+
+/* Dequantize n_elements (whole blocks) to float32. */
+WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
+                                             float* dst);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

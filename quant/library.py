@@ -1,0 +1,203 @@
+"""Binding of the C++ library (quant/kernels/weightcast.h) through ctypes, which releases the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+import weightcast.quant
+from weightcast.quant.errors import LayoutError
+from weightcast.quant.types import QuantType
+
+LIBRARY_NAME = "libweightcast.so"
+ABI_VERSION = 1
+OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW = range(5)
+
+SOURCE_IDS: Final = {"F32": 0, "F16": 1, "I8": 24, "BF16": 30}
+
+
+class _Source(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("n_out", ctypes.c_int64),
+        ("n_in", ctypes.c_int64),
+        ("stride_out", ctypes.c_int64),
+        ("stride_in", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("groups", ctypes.c_int64),
+        ("scale_stride", ctypes.c_int64),
+    ]
+
+
+class _Result(ctypes.Structure):
+    _fields_ = [
+        ("bad_out", ctypes.c_int64),
+        ("bad_in", ctypes.c_int64),
+        ("exact_blocks", ctypes.c_int64),
+        ("requantized_blocks", ctypes.c_int64),
+        ("inexact_scales", ctypes.c_int64),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A source matrix [n_out, n_in] in memory: a flat buffer, where it starts, its strides.
+
+    `data` is a flat array of the stored dtype (bfloat16 and float16 as uint16), `start` the index
+    of element (0, 0), strides count elements. int8 needs `scales`, float32 [groups, n_out].
+    """
+
+    data: NDArray[np.generic]
+    dtype: str
+    n_out: int
+    n_in: int
+    stride_out: int
+    stride_in: int
+    start: int = 0
+    scales: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """Q8_0 blocks made: carried unchanged or requantized; scales that float16 cannot represent."""
+
+    exact: int = 0
+    requantized: int = 0
+    inexact_scales: int = 0
+
+    def __add__(self, other: BlockCounts) -> BlockCounts:
+        return BlockCounts(
+            self.exact + other.exact,
+            self.requantized + other.requantized,
+            self.inexact_scales + other.inexact_scales,
+        )
+
+
+class SourceValueError(LayoutError):
+    """A value that cannot be converted, at [out, in] of the matrix."""
+
+    def __init__(self, problem: str, out: int, in_: int) -> None:
+        super().__init__(f"{problem} at [{out}, {in_}] (out, in)")
+        self.problem = problem
+        self.out = out
+        self.in_ = in_
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Load the shared library that was installed with the package."""
+    # An editable install has two package directories: the sources and the built files.
+    for folder in weightcast.quant.__path__:
+        path = Path(folder) / LIBRARY_NAME
+        if path.is_file():
+            break
+    else:
+        raise ImportError(f"{LIBRARY_NAME} is missing: install the package again (pip install .)")
+    library = ctypes.CDLL(str(path))
+    found = library.weightcast_abi_version()
+    if found != ABI_VERSION:
+        raise ImportError(f"{path} has ABI version {found}, expected {ABI_VERSION}: install again")
+    library.weightcast_isa.restype = ctypes.c_char_p
+    library.weightcast_quantize.argtypes = [
+        ctypes.POINTER(_Source),
+        ctypes.c_int32,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.POINTER(_Result),
+    ]
+    library.weightcast_dequantize.argtypes = [
+        ctypes.c_int32,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
+    return library
+
+
+def isa() -> str:
+    """Name the instruction set in use: avx512, avx2 or scalar."""
+    return str(load().weightcast_isa().decode())
+
+
+def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> None:
+    # The library trusts its arguments, so a wrong stride would read past the buffer.
+    last = (
+        matrix.start
+        + (matrix.n_out - 1) * matrix.stride_out
+        + (matrix.n_in - 1) * matrix.stride_in
+    )
+    assert matrix.start >= 0
+    assert last < matrix.data.size
+    assert dst.flags.c_contiguous
+    assert dst.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
+    if matrix.scales is not None:
+        assert matrix.scales.dtype == np.float32
+        assert matrix.scales.shape[1] == matrix.n_out
+        assert matrix.scales.strides[1] == 4
+
+
+def quantize_matrix(
+    matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]
+) -> BlockCounts:
+    """Write the rows of a matrix [n_out, n_in] into dst, `row_bytes` each.
+
+    Raises SourceValueError for NaN, infinity or a value beyond a 16-bit type's range, LayoutError
+    if rows do not fill whole blocks.
+    """
+    if matrix.n_out == 0 or matrix.n_in == 0:
+        return BlockCounts()
+    _check_bounds(matrix, quant_type, dst)
+    source = _Source(
+        data=matrix.data.ctypes.data + matrix.start * matrix.data.itemsize,
+        type=SOURCE_IDS[matrix.dtype],
+        n_out=matrix.n_out,
+        n_in=matrix.n_in,
+        stride_out=matrix.stride_out,
+        stride_in=matrix.stride_in,
+    )
+    if matrix.scales is not None:
+        source.scales = matrix.scales.ctypes.data
+        source.groups = matrix.scales.shape[0]
+        source.scale_stride = matrix.scales.strides[0] // 4
+    result = _Result()
+    status = load().weightcast_quantize(
+        ctypes.byref(source),
+        quant_type.ggml_id,
+        dst.ctypes.data,
+        quant_type.row_bytes(matrix.n_in),
+        ctypes.byref(result),
+    )
+    if status == NOT_FINITE:
+        raise SourceValueError("NaN or infinity", result.bad_out, result.bad_in)
+    if status == OVERFLOW:
+        raise SourceValueError(
+            f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in
+        )
+    if status == BAD_SHAPE:
+        raise LayoutError(
+            f"{matrix.n_in} values along `in` do not divide into the scale groups"
+        )
+    assert status == OK, status
+    return BlockCounts(result.exact_blocks, result.requantized_blocks, result.inexact_scales)
+
+
+def dequantize_bytes(
+    quant_type: QuantType, src: NDArray[np.uint8], n_elements: int
+) -> NDArray[np.float32]:
+    """Dequantize `n_elements` values stored in `src` (contiguous) to a flat float32 array."""
+    assert src.flags.c_contiguous
+    assert src.nbytes >= quant_type.row_bytes(n_elements)
+    dst = np.empty(n_elements, np.float32)
+    status = load().weightcast_dequantize(
+        quant_type.ggml_id, src.ctypes.data, n_elements, dst.ctypes.data
+    )
+    assert status == OK, status
+    return dst
