@@ -1,0 +1,257 @@
+"""The tensor graph: named tensors, each a stored array or an operation on other tensors.
+
+Nothing here reads weights. The same description drives `inspect`, the plan and the forward pass.
+All operations but `Quantize` only move or scale elements, so any tensor resolves to matrices of
+stored arrays: a start, two strides, and scales (`matrices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Generic, TypeVar
+
+from weightcast.formats.stored import ITEM_BYTES, StoredArray
+from weightcast.quant.errors import LayoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize:
+    """weight int8 [..., in, out] times scales [..., groups, out]; groups run along `in`."""
+
+    weight: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose:
+    """The last two axes exchanged."""
+
+    source: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One entry of the first axis: an expert."""
+
+    source: Tensor
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Tensors of one shape along a new first axis."""
+
+    sources: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """The source in another type, blocks along the last axis; plain floats are types too."""
+
+    source: Tensor
+
+
+Operation = Dequantize | Transpose | Take | Stack | Quantize
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A name, a row-major shape, a dtype or type name, and where the values come from."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    origin: StoredArray | Operation
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def describe(self) -> dict[str, Any]:
+        """The tensor and all it comes from, as JSON values."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "origin": _describe_origin(self.origin),
+        }
+
+
+def _describe_origin(origin: StoredArray | Operation) -> dict[str, Any]:
+    if isinstance(origin, StoredArray):
+        return {"file": origin.path.name, "offset": origin.offset, "nbytes": origin.nbytes}
+    described: dict[str, Any] = {"operation": type(origin).__name__.lower()}
+    if isinstance(origin, Dequantize):
+        described["sources"] = [origin.weight.describe(), origin.scales.describe()]
+    elif isinstance(origin, Stack):
+        described["sources"] = [source.describe() for source in origin.sources]
+    else:
+        described["sources"] = [origin.source.describe()]
+        if isinstance(origin, Take):
+            described["index"] = origin.index
+    return described
+
+
+def stored(name: str, array: StoredArray) -> Tensor:
+    return Tensor(name, array.shape, array.dtype, array)
+
+
+def dequantized(name: str, weight: StoredArray, scales: StoredArray) -> Tensor:
+    """int8 weight times its scales. Raises LayoutError if they do not fit each other."""
+    if weight.dtype != "I8" or scales.dtype not in ("BF16", "F16", "F32"):
+        raise LayoutError(
+            f"{weight.path}: {name}: weight {weight.dtype} with scales {scales.dtype}, "
+            "expected I8 with BF16"
+        )
+    fits = (
+        len(weight.shape) == len(scales.shape) >= 2
+        and weight.shape[:-2] == scales.shape[:-2]
+        and weight.shape[-1] == scales.shape[-1]
+        and scales.shape[-2] > 0
+        and weight.shape[-2] % scales.shape[-2] == 0
+    )
+    if not fits:
+        raise LayoutError(
+            f"{weight.path}: {name}: scales of shape {list(scales.shape)} do not fit a weight of "
+            f"shape {list(weight.shape)} (expected [..., groups, out] for [..., in, out])"
+        )
+    origin = Dequantize(stored(f"{name}.weight", weight), stored(f"{name}.scales", scales))
+    return Tensor(name, weight.shape, "F32", origin)
+
+
+def transposed(source: Tensor) -> Tensor:
+    shape = (*source.shape[:-2], source.shape[-1], source.shape[-2])
+    return Tensor(source.name, shape, source.dtype, Transpose(source))
+
+
+def take(source: Tensor, index: int) -> Tensor:
+    name = f"{source.name}[{index}]"
+    return Tensor(name, source.shape[1:], source.dtype, Take(source, index))
+
+
+def stacked(name: str, sources: tuple[Tensor, ...]) -> Tensor:
+    first = sources[0]
+    for source in sources:
+        if (source.shape, source.dtype) != (first.shape, first.dtype):
+            raise LayoutError(
+                f"{source.name} is {source.dtype} {list(source.shape)}, but {first.name} is "
+                f"{first.dtype} {list(first.shape)}"
+            )
+    return Tensor(name, (len(sources), *first.shape), first.dtype, Stack(sources))
+
+
+def quantized(name: str, source: Tensor, type_name: str) -> Tensor:
+    return Tensor(name, source.shape, type_name, Quantize(source))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A strided window on a stored array: element of the first index, shape, strides in elements.
+
+    `scales` is a window of the same leading and last-but-one axes on the scales of an int8 array,
+    [..., out, groups] beside [..., out, in].
+    """
+
+    array: StoredArray
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    scales: View | None = None
+
+    def transposed(self) -> View:
+        def swap(axes: tuple[int, ...]) -> tuple[int, ...]:
+            return (*axes[:-2], axes[-1], axes[-2])
+
+        if self.array.is_blocked:
+            raise LayoutError(f"{self.array.path}: {self.array.dtype} cannot be transposed")
+        scales = None if self.scales is None else self.scales.transposed()
+        return View(self.array, self.start, swap(self.shape), swap(self.strides), scales)
+
+    def taken(self, index: int) -> View:
+        start = self.start + index * self.strides[0]
+        scales = None if self.scales is None else self.scales.taken(index)
+        return View(self.array, start, self.shape[1:], self.strides[1:], scales)
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.array.dtype]
+
+    @property
+    def is_dense_rows(self) -> bool:
+        """Whether a 2-D window is one run of whole rows in the file."""
+        return self.strides[1] == 1 and self.strides[0] == self.shape[1]
+
+
+def matrices(tensor: Tensor) -> list[View]:
+    """Resolve a tensor [..., out, in] to its matrices in order; [in] is one row."""
+    planes = [tensor]
+    for _ in range(len(tensor.shape) - 2):
+        planes = [take(plane, n) for plane in planes for n in range(plane.shape[0])]
+    views = [_view(plane) for plane in planes]
+    return [_as_row(view) if len(view.shape) == 1 else view for view in views]
+
+
+def _view(tensor: Tensor) -> View:
+    origin = tensor.origin
+    if isinstance(origin, StoredArray):
+        return View(origin, 0, origin.shape, origin.strides)
+    if isinstance(origin, Dequantize):
+        weight, scales = _view(origin.weight), _view(origin.scales)
+        return View(weight.array, weight.start, weight.shape, weight.strides, scales)
+    if isinstance(origin, Transpose):
+        return _view(origin.source).transposed()
+    if isinstance(origin, Take):
+        if isinstance(origin.source.origin, Stack):
+            return _view(origin.source.origin.sources[origin.index])
+        return _view(origin.source).taken(origin.index)
+    assert isinstance(origin, Quantize), "a stack is resolved by taking from it"
+    return _view(origin.source)
+
+
+def _as_row(view: View) -> View:
+    assert view.scales is None
+    return View(view.array, view.start, (1, *view.shape), (view.shape[0], *view.strides))
+
+
+def first_array(tensor: Tensor) -> StoredArray:
+    """Name a stored array that a tensor comes from, to say in messages where it lies."""
+    origin = tensor.origin
+    while not isinstance(origin, StoredArray):
+        if isinstance(origin, Dequantize):
+            origin = origin.weight.origin
+        elif isinstance(origin, Stack):
+            origin = origin.sources[0].origin
+        else:
+            origin = origin.source.origin
+    return origin
+
+
+SpecT = TypeVar("SpecT")
+
+
+@dataclass(frozen=True)
+class TensorGraph(Mapping[str, Tensor], Generic[SpecT]):
+    """An ordered mapping of a model's tensors with its hyperparameters; nothing is loaded."""
+
+    family: str
+    source: str
+    spec: SpecT
+    tensors: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, each counted once."""
+        return sum(tensor.size for tensor in self.tensors.values())

@@ -1,0 +1,158 @@
+"""Reading pieces of stored matrices into memory, in the order they lie in the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.graph import Tensor, View, matrices
+from weightcast.formats.stored import read_stored
+from weightcast.quant.errors import LayoutError
+from weightcast.quant.library import (
+    SOURCE_IDS,
+    Matrix,
+    SourceValueError,
+    dequantize_bytes,
+    quantize_matrix,
+)
+from weightcast.quant.types import F32, TYPES
+
+_NUMPY_DTYPES: dict[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I8": np.int8,
+}
+
+
+def check_readable(tensor: Tensor) -> None:
+    """Raise LayoutError if the kernels cannot read a tensor's stored dtype."""
+    for view in matrices(tensor):
+        dtype = view.array.dtype
+        if dtype not in TYPES and (dtype not in SOURCE_IDS or (dtype == "I8" and not view.scales)):
+            raise LayoutError(
+                f"{view.array.path}: {tensor.name} is stored as {dtype}, which cannot be converted"
+            )
+
+
+def rows_per_slab(view: View, limit_bytes: int) -> int:
+    """How many output rows of a matrix fit a slab; all of them if the whole matrix does."""
+    n_out, n_in = view.shape
+    if view.array.is_blocked:
+        return max(1, min(n_out, limit_bytes // TYPES[view.array.dtype].row_bytes(n_in)))
+    stride_out, stride_in = view.strides
+    if _span(view, n_out) * view.item_bytes <= limit_bytes:
+        return n_out
+    elements = limit_bytes // view.item_bytes
+    if stride_out >= stride_in:
+        return max(1, (elements - (n_in - 1) * stride_in - 1) // stride_out + 1)
+    # Columns are gathered row by row: a cache line of them at least.
+    return min(n_out, max(64, elements // (n_in * stride_out)))
+
+
+def slab_bytes(view: View, rows: int) -> int:
+    """Buffer that `rows` output rows take."""
+    if view.array.is_blocked:
+        return rows * TYPES[view.array.dtype].row_bytes(view.shape[1])
+    if _is_gathered(view, rows):
+        return view.shape[1] * ((rows - 1) * view.strides[0] + 1) * view.item_bytes
+    return _span(view, rows) * view.item_bytes
+
+
+def _span(view: View, rows: int) -> int:
+    """Elements from the first to the last of `rows` output rows, both included."""
+    return (rows - 1) * view.strides[0] + (view.shape[1] - 1) * view.strides[1] + 1
+
+
+def _is_gathered(view: View, rows: int) -> bool:
+    return rows < view.shape[0] and view.strides[0] < view.strides[1]
+
+
+def read_slab(view: View, out0: int, out1: int, buffer: memoryview) -> Matrix:
+    """Read output rows [out0, out1) of a matrix into `buffer`; blocked types are dequantized."""
+    rows, n_in = out1 - out0, view.shape[1]
+    used = buffer[: slab_bytes(view, rows)]
+    fd = os.open(view.array.path, os.O_RDONLY)
+    try:
+        if view.array.is_blocked:
+            return _read_blocks(fd, view, out0, rows, used)
+        first = (view.start + out0 * view.strides[0]) * view.item_bytes
+        if not _is_gathered(view, rows):
+            read_stored(fd, view.array, first, used)
+            stride_in = view.strides[1]
+        else:
+            segment = len(used) // n_in
+            step = view.strides[1] * view.item_bytes
+            for row in range(n_in):
+                piece = used[row * segment : (row + 1) * segment]
+                read_stored(fd, view.array, first + row * step, piece)
+            stride_in = segment // view.item_bytes
+        scales = None if view.scales is None else _read_scales(fd, view.scales)[:, out0:out1]
+    finally:
+        os.close(fd)
+    data = np.frombuffer(used, _raw_dtype(view.item_bytes))
+    return Matrix(data, view.array.dtype, rows, n_in, view.strides[0], stride_in, scales=scales)
+
+
+def _raw_dtype(item_bytes: int) -> np.dtype[Any]:
+    return np.dtype(f"u{item_bytes}")
+
+
+def read_rows(view: View, out0: int, out1: int, buffer: memoryview) -> NDArray[np.uint8]:
+    """Read the stored bytes of rows that lie densely in the file, to be copied unchanged."""
+    row_bytes = TYPES[view.array.dtype].row_bytes(view.shape[1])
+    used = buffer[: (out1 - out0) * row_bytes]
+    fd = os.open(view.array.path, os.O_RDONLY)
+    try:
+        read_stored(fd, view.array, (view.start // view.shape[1] + out0) * row_bytes, used)
+    finally:
+        os.close(fd)
+    return np.frombuffer(used, np.uint8)
+
+
+def _read_blocks(fd: int, view: View, out0: int, rows: int, used: memoryview) -> Matrix:
+    n_in = view.shape[1]
+    quant_type = TYPES[view.array.dtype]
+    first_row = view.start // n_in + out0
+    read_stored(fd, view.array, first_row * quant_type.row_bytes(n_in), used)
+    values = dequantize_bytes(quant_type, np.frombuffer(used, np.uint8), rows * n_in)
+    return Matrix(values, "F32", rows, n_in, n_in, 1)
+
+
+def _read_scales(fd: int, scales: View) -> NDArray[np.float32]:
+    """Read scales [out, groups] as float32 [groups, out], contiguous along `out`."""
+    item = scales.item_bytes
+    span = sum((n - 1) * s for n, s in zip(scales.shape, scales.strides, strict=True)) + 1
+    raw = bytearray(span * item)
+    read_stored(fd, scales.array, scales.start * item, memoryview(raw))
+    flat = np.frombuffer(raw, _NUMPY_DTYPES[scales.array.dtype])
+    strided = np.lib.stride_tricks.as_strided(
+        flat, scales.shape[::-1], [s * item for s in scales.strides[::-1]]
+    )
+    return np.ascontiguousarray(strided, np.float32)
+
+
+def named(error: SourceValueError, tensor: str, path: Path, out0: int) -> LayoutError:
+    """Say which tensor of which file a bad value is in."""
+    return LayoutError(
+        f"{path}: {tensor}: {error.problem} at [{error.out + out0}, {error.in_}] (out, in)"
+    )
+
+
+def load_float32(tensor: Tensor) -> NDArray[np.float32]:
+    """Load a whole tensor as float32 [..., out, in]: exactly int8 x scale for int8 tensors."""
+    views = matrices(tensor)
+    result = np.empty((len(views), *views[0].shape), np.float32)
+    for view, plane in zip(views, result, strict=True):
+        buffer = memoryview(bytearray(slab_bytes(view, view.shape[0])))
+        matrix = read_slab(view, 0, view.shape[0], buffer)
+        try:
+            quantize_matrix(matrix, F32, plane.reshape(-1).view(np.uint8))
+        except SourceValueError as error:
+            raise named(error, tensor.name, view.array.path, 0) from None
+    return result.reshape(tensor.shape)

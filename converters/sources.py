@@ -1,0 +1,148 @@
+"""Open whatever holds a model: shards, GGUF, safetensors; find its spec and tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from weightcast.converters import grok1_gguf, grok1_hf
+from weightcast.converters.graph import TensorGraph
+from weightcast.converters.grok1 import graph_from_names, graph_from_shards
+from weightcast.converters.grok1_spec import GROK_1, Grok1Spec, Number, read_spec
+from weightcast.formats import gguf, safetensors, shards
+from weightcast.formats.tokenizer import Vocabulary, from_gguf, read_sentencepiece
+from weightcast.quant.errors import CheckpointError, FormatError, MissingTensorError
+
+TOKENIZER_NAME: Final = "tokenizer.model"
+SPEC_NAME: Final = "spec.json"
+_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def kind_of(path: Path) -> str:
+    """Say what a path is: "shards", "gguf" or "safetensors". Raises CheckpointError."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return "gguf"
+        if path.suffix == ".safetensors":
+            return "safetensors"
+        with path.open("rb") as file:
+            if file.read(4) == gguf.MAGIC:
+                return "gguf"
+        raise CheckpointError(
+            f"{path}: not a checkpoint; give a ckpt-0 directory, a .gguf or .safetensors file"
+        )
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or directory")
+    if checkpoint_directory(path) is not None:
+        return "shards"
+    if any(path.glob("*.safetensors")) or (path / safetensors.INDEX_NAME).is_file():
+        return "safetensors"
+    first = sorted(path.glob("*.gguf"))
+    hint = f"; did you mean {first[0]}?" if first else ""
+    raise CheckpointError(f"{path}: holds neither shards (tensor00000_000) nor safetensors{hint}")
+
+
+def checkpoint_directory(path: Path) -> Path | None:
+    """The directory with the shards: the path itself or the one ckpt-N directory in it."""
+    if shards.has_shards(path):
+        return path
+    inside = [d for d in sorted(path.glob("ckpt-*")) if d.is_dir() and shards.has_shards(d)]
+    if len(inside) > 1:
+        names = ", ".join(d.name for d in inside)
+        raise CheckpointError(f"{path}: holds several checkpoints ({names}); name one of them")
+    return inside[0] if inside else None
+
+
+def _find_beside(path: Path, name: str) -> Path | None:
+    """Look for a file in a directory and beside it."""
+    folders = [path, path.parent] if path.is_dir() else [path.parent]
+    return next((f / name for f in folders if (f / name).is_file()), None)
+
+
+def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph[Grok1Spec]:
+    """Open a checkpoint as a graph of named tensors [..., out, in]; no weights are read.
+
+    `path` is a ckpt-0 directory or its parent, a GGUF file (a split one by its first) or a
+    safetensors file or directory. `spec` is a JSON file of hyperparameters; without it they come
+    from spec.json in or beside the shards, or else are those of the release. Raises
+    CheckpointError.
+    """
+    source = Path(path)
+    try:
+        kind = kind_of(source)
+        if kind == "shards":
+            return _open_shards(source, spec)
+        if kind == "gguf":
+            return _open_gguf(source, spec)
+        return _open_safetensors(source, spec)
+    except OSError as problem:
+        raise CheckpointError(
+            f"{problem.filename or source}: cannot be read: {problem.strerror}"
+        ) from None
+
+
+def _open_shards(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
+    directory = checkpoint_directory(source)
+    assert directory is not None
+    spec_file = Path(spec) if spec else _find_beside(directory, SPEC_NAME)
+    given: Mapping[str, Number] = GROK_1
+    origin = "the grok-1 preset"
+    if spec_file is not None:
+        given, origin = read_spec(spec_file), str(spec_file)
+    return graph_from_shards(directory, shards.read_shards(directory), given, origin)
+
+
+def _open_gguf(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
+    index = gguf.read_split(source)
+    architecture = index.metadata.get("general.architecture")
+    if architecture != grok1_gguf.ARCHITECTURE:
+        raise FormatError(
+            source, None, f"architecture {architecture!r}; only {grok1_gguf.ARCHITECTURE!r} is read"
+        )
+    given: Mapping[str, Number] = grok1_gguf.read_hyperparameters(source, index.metadata)
+    origin = f"the metadata of {source.name}"
+    layers = int(given["num_layers"])
+    if spec is not None:
+        given, origin = read_spec(Path(spec)), str(spec)
+    return graph_from_names(str(source), index.tensors, "gguf", layers, given, origin)
+
+
+def _open_safetensors(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
+    directory = source if source.is_dir() else source.parent
+    given: Mapping[str, Number]
+    if spec is not None:
+        given, origin = read_spec(Path(spec)), str(spec)
+    else:
+        config = directory / "config.json"
+        given, origin = grok1_hf.read_hyperparameters(config), str(config)
+    arrays = safetensors.read_directory(source)
+    layers = {int(match[1]) for name in arrays if (match := _LAYER_NAME.match(name))}
+    if not layers or max(layers) >= len(layers):
+        raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
+    return graph_from_names(str(source), arrays, "hugging_face", len(layers), given, origin)
+
+
+def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vocabulary | None:
+    """Find the tokenizer: the file given, tokenizer.model in or beside the source, or GGUF metadata.
+
+    None if there is none. Raises CheckpointError.
+    """
+    source = Path(path)
+    try:
+        if tokenizer is not None:
+            return read_sentencepiece(Path(tokenizer))
+        kind = kind_of(source)
+        if kind == "gguf":
+            inside = from_gguf(source, gguf.read_file(source).metadata)
+            if inside is not None:
+                return inside
+        folder = checkpoint_directory(source) if kind == "shards" else source
+        assert folder is not None
+        file = _find_beside(folder, TOKENIZER_NAME)
+        return None if file is None else read_sentencepiece(file)
+    except OSError as problem:
+        raise CheckpointError(
+            f"{problem.filename or tokenizer or source}: cannot be read: {problem.strerror}"
+        ) from None

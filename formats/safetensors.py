@@ -1,0 +1,165 @@
+"""Safetensors: a JSON header with byte ranges, then the data. Index, layout and sharding.
+
+Format: 8 bytes little-endian header length N, N bytes of JSON (name -> dtype, shape,
+data_offsets), then the data; ranges are relative to the data, in order, without gaps.
+Source: https://github.com/huggingface/safetensors/blob/main/README.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+from weightcast.formats.stored import ITEM_BYTES, StoredArray
+from weightcast.quant.errors import FormatError, MissingTensorError
+
+# The limit of the reference implementation.
+MAX_HEADER_BYTES: Final = 100_000_000
+INDEX_NAME: Final = "model.safetensors.index.json"
+SINGLE_NAME: Final = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor to be laid out: name, dtype, shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return ITEM_BYTES[self.dtype] * prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One file to be written: its header and where each tensor's data starts in the file."""
+
+    header: bytes
+    offsets: dict[str, int]
+    size: int
+
+
+def lay_out(entries: list[Entry], metadata: dict[str, str]) -> Layout:
+    """Place tensors in one file: wide dtypes first, which keeps every tensor aligned, then by name."""
+    ordered = sorted(entries, key=lambda e: (-ITEM_BYTES[e.dtype], e.name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    relative = {}
+    end = 0
+    for entry in ordered:
+        relative[entry.name] = end
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [end, end + entry.nbytes],
+        }
+        end += entry.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise AssertionError("a header of more than 100 MB")
+    raw = struct.pack("<Q", len(text)) + text
+    offsets = {name: len(raw) + start for name, start in relative.items()}
+    return Layout(raw, offsets, len(raw) + end)
+
+
+def read_index(path: Path) -> dict[str, StoredArray]:
+    """Index one file: name -> place. Raises FormatError naming the file and offset."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        prefix = os.pread(fd, 8, 0)
+        if len(prefix) < 8:
+            raise FormatError(path, 0, "too short for a safetensors file")
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER_BYTES or length > size - 8:
+            raise FormatError(
+                path, 0, f"a header of {length} bytes in a file of {size}: not safetensors, or cut"
+            )
+        text = os.pread(fd, length, 8)
+    finally:
+        os.close(fd)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FormatError(path, 8, "the header is not valid JSON") from None
+    if not isinstance(header, dict):
+        raise FormatError(path, 8, "the header is not a JSON object")
+    header.pop("__metadata__", None)
+    arrays = {name: _entry(path, 8 + length, name, value) for name, value in header.items()}
+    _check_coverage(path, 8 + length, size, list(arrays.values()))
+    return arrays
+
+
+def _entry(path: Path, data_start: int, name: str, value: Any) -> StoredArray:
+    def is_size_list(x: Any) -> bool:
+        return isinstance(x, list) and all(type(n) is int and n >= 0 for n in x)
+
+    problem = f"tensor {name[:200]!r}: "
+    if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
+        raise FormatError(path, 8, problem + "no dtype")
+    dtype, shape, offsets = value["dtype"], value.get("shape"), value.get("data_offsets")
+    if dtype not in ITEM_BYTES:
+        raise FormatError(path, 8, problem + f"dtype {dtype[:50]!r} is not known")
+    if not is_size_list(shape) or not is_size_list(offsets) or len(offsets) != 2:
+        raise FormatError(path, 8, problem + "its shape or data_offsets are not lists of sizes")
+    nbytes = ITEM_BYTES[dtype] * prod(shape)
+    if offsets[1] - offsets[0] != nbytes:
+        raise FormatError(
+            path, 8, problem + f"{offsets[1] - offsets[0]} bytes for {dtype} {shape}"
+        )
+    return StoredArray(path, data_start + offsets[0], nbytes, dtype, tuple(shape))
+
+
+def _check_coverage(path: Path, start: int, size: int, arrays: list[StoredArray]) -> None:
+    """The format demands that tensors fill the file without gaps or overlaps."""
+    end = start
+    for array in sorted(arrays, key=lambda a: (a.offset, a.nbytes)):
+        if array.offset != end:
+            raise FormatError(path, end, "tensors overlap or leave a gap")
+        end += array.nbytes
+    if end != size:
+        raise FormatError(path, min(end, size), f"tensors end at {end}, the file at {size}")
+
+
+def read_directory(path: Path) -> dict[str, StoredArray]:
+    """Index a file, or a directory: the files its index names, or else all *.safetensors in it."""
+    if path.is_file():
+        return read_index(path)
+    index = path / INDEX_NAME
+    if not index.is_file():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise MissingTensorError(f"{path}: no *.safetensors files")
+        return _merge(files)
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        names = sorted({str(name) for name in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FormatError(index, None, "not a safetensors index (no weight_map)") from None
+    for name in names:
+        if Path(name).name != name or name.startswith("."):
+            raise FormatError(index, None, f"file name {name[:200]!r} leaves the directory")
+        if not (path / name).is_file():
+            raise MissingTensorError(f"{path / name}: missing, but {INDEX_NAME} names it")
+    arrays = _merge([path / name for name in names])
+    for tensor, name in weight_map.items():
+        if tensor not in arrays or arrays[tensor].path.name != name:
+            raise MissingTensorError(f"{path / name}: tensor {tensor[:200]!r} is not in this file")
+    return arrays
+
+
+def _merge(files: list[Path]) -> dict[str, StoredArray]:
+    arrays: dict[str, StoredArray] = {}
+    for file in files:
+        for name, array in read_index(file).items():
+            if name in arrays:
+                raise FormatError(file, None, f"tensor {name!r} is also in {arrays[name].path}")
+            arrays[name] = array
+    return arrays

@@ -1,0 +1,81 @@
+"""A checkpoint directory of numbered shards: tensor00000_000, tensor00001_000, ...
+
+The first number counts tensors, the second the hosts that a tensor was split over; the release
+has one host. Source: checkpoint.py in xai-org/grok-1.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from weightcast.formats.jax_pickle import QuantizedArray, read_pickle
+from weightcast.formats.stored import StoredArray
+from weightcast.quant.errors import CheckpointError, FormatError, MissingTensorError
+
+_SHARD = re.compile(r"tensor(\d{5,})_(\d{3,})")
+_UNFINISHED = re.compile(
+    r".*\.(incomplete|aria2|part|partial|crdownload|download|tmp|!qb|!ut|bc!|lock)", re.IGNORECASE
+)
+# What may lie beside the shards without being one of them.
+_COMPANIONS = re.compile(
+    r"\..*|.*\.(json|npz|md|txt|model|sha256|sha256sums|torrent|magnet)|LICENSE.*|README.*"
+    r"|SHA256SUMS.*|lost\+found",
+    re.IGNORECASE,
+)
+
+
+def has_shards(directory: Path) -> bool:
+    """Whether a directory holds at least one file named like a shard, or part of one."""
+    return any(_SHARD.match(entry.name) for entry in directory.iterdir())
+
+
+def list_shards(directory: Path) -> list[Path]:
+    """List the shards in order, without opening them.
+
+    Raises MissingTensorError for gaps in the numbering and for downloads in progress, FormatError
+    for files that are not part of a checkpoint.
+    """
+    numbered: dict[int, Path] = {}
+    for entry in sorted(directory.iterdir()):
+        match = _SHARD.fullmatch(entry.name)
+        if _UNFINISHED.fullmatch(entry.name):
+            raise MissingTensorError(
+                f"{entry}: a download is still in progress; wait until it has finished "
+                "(or delete this file if it was given up)"
+            )
+        if match is None:
+            if not _COMPANIONS.fullmatch(entry.name):
+                raise FormatError(
+                    entry, None, "not a shard; move it out of the checkpoint directory"
+                )
+            continue
+        if int(match[2]) != 0:
+            raise FormatError(
+                entry, None, "a checkpoint split over several hosts is not supported"
+            )
+        if not entry.is_file():
+            raise MissingTensorError(f"{entry}: not a file, or a link that leads nowhere")
+        number = int(match[1])
+        if number in numbered:
+            raise FormatError(entry, None, f"the same tensor as {numbered[number].name}")
+        numbered[number] = entry
+    if not numbered:
+        raise MissingTensorError(f"{directory}: no shards named tensor00000_000 and so on")
+    missing = [n for n in range(max(numbered) + 1) if n not in numbered]
+    if missing:
+        listed = ", ".join(f"tensor{n:05}_000" for n in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise MissingTensorError(f"{directory}: missing {listed}{more}; download them again")
+    return [numbered[n] for n in sorted(numbered)]
+
+
+def read_shards(directory: Path) -> list[StoredArray | QuantizedArray]:
+    """Describe every shard of a directory, in order; no payload is loaded."""
+    shards = []
+    for path in list_shards(directory):
+        try:
+            shards.append(read_pickle(path))
+        except OSError as problem:
+            raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+    return shards
