@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,55 +74,68 @@ def _is_gathered(view: View, rows: int) -> bool:
     return rows < view.shape[0] and view.strides[0] < view.strides[1]
 
 
-def read_slab(view: View, out0: int, out1: int, buffer: memoryview) -> Matrix:
-    """Read output rows [out0, out1) of a matrix into `buffer`; blocked types are dequantized."""
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Output rows of one matrix in memory, as they are stored."""
+
+    view: View
+    rows: int
+    data: NDArray[np.generic]
+    stride_in: int
+    scales: NDArray[np.float32] | None
+
+    def matrix(self, row0: int, row1: int) -> Matrix:
+        """Rows [row0, row1) for the kernels; blocked types are dequantized."""
+        n_in = self.view.shape[1]
+        if self.view.array.is_blocked:
+            quant_type = TYPES[self.view.array.dtype]
+            n_elements = (row1 - row0) * n_in
+            values = dequantize_bytes(quant_type, self.stored_rows(row0, row1), n_elements)
+            return Matrix(values, "F32", row1 - row0, n_in, n_in, 1)
+        stride_out = self.view.strides[0]
+        return Matrix(
+            self.data,
+            self.view.array.dtype,
+            row1 - row0,
+            n_in,
+            stride_out,
+            self.stride_in,
+            start=row0 * stride_out,
+            scales=None if self.scales is None else self.scales[:, row0:row1],
+        )
+
+    def stored_rows(self, row0: int, row1: int) -> NDArray[np.uint8]:
+        """The stored bytes of rows of a blocked type."""
+        row_bytes = TYPES[self.view.array.dtype].row_bytes(self.view.shape[1])
+        return self.data.view(np.uint8)[row0 * row_bytes : row1 * row_bytes]
+
+
+def read_slab(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
+    """Read output rows [out0, out1) of a matrix into `buffer`, front to back in the file."""
     rows, n_in = out1 - out0, view.shape[1]
     used = buffer[: slab_bytes(view, rows)]
     fd = os.open(view.array.path, os.O_RDONLY)
     try:
         if view.array.is_blocked:
-            return _read_blocks(fd, view, out0, rows, used)
+            row_bytes = TYPES[view.array.dtype].row_bytes(n_in)
+            read_stored(fd, view.array, (view.start // n_in + out0) * row_bytes, used)
+            return Slab(view, rows, np.frombuffer(used, np.uint8), 1, None)
         first = (view.start + out0 * view.strides[0]) * view.item_bytes
-        if not _is_gathered(view, rows):
-            read_stored(fd, view.array, first, used)
-            stride_in = view.strides[1]
-        else:
+        stride_in = view.strides[1]
+        if _is_gathered(view, rows):
             segment = len(used) // n_in
             step = view.strides[1] * view.item_bytes
             for row in range(n_in):
                 piece = used[row * segment : (row + 1) * segment]
                 read_stored(fd, view.array, first + row * step, piece)
             stride_in = segment // view.item_bytes
+        else:
+            read_stored(fd, view.array, first, used)
         scales = None if view.scales is None else _read_scales(fd, view.scales)[:, out0:out1]
     finally:
         os.close(fd)
-    data = np.frombuffer(used, _raw_dtype(view.item_bytes))
-    return Matrix(data, view.array.dtype, rows, n_in, view.strides[0], stride_in, scales=scales)
-
-
-def _raw_dtype(item_bytes: int) -> np.dtype[Any]:
-    return np.dtype(f"u{item_bytes}")
-
-
-def read_rows(view: View, out0: int, out1: int, buffer: memoryview) -> NDArray[np.uint8]:
-    """Read the stored bytes of rows that lie densely in the file, to be copied unchanged."""
-    row_bytes = TYPES[view.array.dtype].row_bytes(view.shape[1])
-    used = buffer[: (out1 - out0) * row_bytes]
-    fd = os.open(view.array.path, os.O_RDONLY)
-    try:
-        read_stored(fd, view.array, (view.start // view.shape[1] + out0) * row_bytes, used)
-    finally:
-        os.close(fd)
-    return np.frombuffer(used, np.uint8)
-
-
-def _read_blocks(fd: int, view: View, out0: int, rows: int, used: memoryview) -> Matrix:
-    n_in = view.shape[1]
-    quant_type = TYPES[view.array.dtype]
-    first_row = view.start // n_in + out0
-    read_stored(fd, view.array, first_row * quant_type.row_bytes(n_in), used)
-    values = dequantize_bytes(quant_type, np.frombuffer(used, np.uint8), rows * n_in)
-    return Matrix(values, "F32", rows, n_in, n_in, 1)
+    data = np.frombuffer(used, np.dtype(f"u{view.item_bytes}"))
+    return Slab(view, rows, data, stride_in, scales)
 
 
 def _read_scales(fd: int, scales: View) -> NDArray[np.float32]:
@@ -150,7 +164,7 @@ def load_float32(tensor: Tensor) -> NDArray[np.float32]:
     result = np.empty((len(views), *views[0].shape), np.float32)
     for view, plane in zip(views, result, strict=True):
         buffer = memoryview(bytearray(slab_bytes(view, view.shape[0])))
-        matrix = read_slab(view, 0, view.shape[0], buffer)
+        matrix = read_slab(view, 0, view.shape[0], buffer).matrix(0, view.shape[0])
         try:
             quantize_matrix(matrix, F32, plane.reshape(-1).view(np.uint8))
         except SourceValueError as error:

@@ -1,0 +1,171 @@
+"""Plans, graphs and results in words: what `inspect` and `convert` print."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from weightcast.converters.convert import Summary
+from weightcast.converters.execute import memory_estimate
+from weightcast.converters.graph import Tensor, TensorGraph, first_array, matrices
+from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.plan import Output, Plan
+
+_GB = 1e9
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def bytes_text(nbytes: int) -> str:
+    """Bytes in full and in a readable unit."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes:,} bytes ({nbytes / size:.2f} {unit})"
+    return f"{nbytes:,} bytes"
+
+
+def stored_as(tensor: Tensor) -> str:
+    """The stored form of a tensor: I8 x BF16[groups], F32, Q8_0."""
+    view = matrices(tensor)[0]
+    if view.scales is None:
+        return view.array.dtype
+    return f"{view.array.dtype} x {view.scales.array.dtype}[{view.scales.shape[1]}]"
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes in its files, scales included."""
+    arrays = set()
+    for view in matrices(tensor):
+        arrays.add(view.array)
+        if view.scales is not None:
+            arrays.add(view.scales.array)
+    return sum(array.nbytes for array in arrays)
+
+
+def graph_values(graph: TensorGraph[Grok1Spec]) -> dict[str, Any]:
+    """A graph as JSON values."""
+    return {
+        "family": graph.family,
+        "source": graph.source,
+        "parameters": graph.parameters,
+        "hyperparameters": graph.spec.describe(),
+        "tensors": [
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "stored_as": stored_as(tensor),
+                "bytes": stored_bytes(tensor),
+                "file": first_array(tensor).path.name,
+            }
+            for tensor in graph.values()
+        ],
+        "notes": graph.notes + sparse_notes(graph),
+    }
+
+
+def sparse_notes(graph: TensorGraph[Grok1Spec]) -> list[str]:
+    """Warn of files with holes: a download that reserved its space before it had the data."""
+    paths = sorted({first_array(tensor).path for tensor in graph.values()})
+    holes = []
+    for path in paths:
+        status = os.stat(path)
+        # Compressing file systems also take fewer blocks, but hardly less than half for weights.
+        if status.st_blocks * 512 < status.st_size // 2:
+            holes.append(path.name)
+    if not holes:
+        return []
+    return [
+        f"{count(len(holes), 'file')} are mostly holes ({holes[0]}): "
+        "if this was downloaded, the download is not complete"
+    ]
+
+
+def graph_lines(graph: TensorGraph[Grok1Spec], *, all_tensors: bool) -> Iterator[str]:
+    """A graph for reading: a line for each kind of tensor, or for each tensor."""
+    spec = graph.spec
+    total = sum(stored_bytes(tensor) for tensor in graph.values())
+    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
+    yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
+    for name, value in spec.describe().items():
+        yield f"  {name:<28}{value:>18}"
+    yield ""
+    if all_tensors:
+        for tensor in graph.values():
+            yield _tensor_line(tensor.name, tensor, first_array(tensor).path.name)
+    else:
+        kinds: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
+        for tensor in graph.values():
+            leaf = tensor.name.removeprefix("transformer/")
+            if leaf.startswith("decoder_layer_"):
+                leaf = f"layer N: {leaf.split('/', 1)[1]}"
+            kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
+        for (leaf, _, _), tensors in kinds.items():
+            yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
+    yield from (f"note: {note}" for note in graph.notes + sparse_notes(graph))
+
+
+def _tensor_line(name: str, tensor: Tensor, last: str) -> str:
+    shape = " x ".join(map(str, tensor.shape))
+    return f"  {name:<52} {shape:>20}  {stored_as(tensor):<14} {last}"
+
+
+def output_lines(output: Output) -> Iterator[str]:
+    """An output's size and what is in it."""
+    types = Counter(planned.type.name for planned in output.tensors)
+    listed = ", ".join(f"{name} {n:,}" for name, n in sorted(types.items()))
+    yield f"{output.request.path}: {bytes_text(output.size)}"
+    yield (
+        f"  tensor data {output.data_bytes:,} bytes = {output.data_bytes / 2**20:,.2f} MiB; "
+        f"{count(len(output.tensors), 'tensor')} ({listed}) in {count(len(output.files), 'file')}"
+    )
+    if len(output.files) > 1:
+        yield from (f"    {file.path.name}: {file.size:,} bytes" for file in output.files)
+    yield from (f"  note: {note}" for note in output.notes)
+
+
+def plan_lines(plan: Plan, workers: int) -> Iterator[str]:
+    """What a conversion would do."""
+    graph = plan.graph
+    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
+    for output in plan.outputs:
+        yield from output_lines(output)
+    memory = memory_estimate(plan, workers)
+    yield f"memory: {memory / 2**20:,.0f} MiB of buffers for {count(workers, 'worker')}"
+    for parent in sorted({output.request.path.parent for output in plan.outputs}):
+        free = shutil.disk_usage(parent).free
+        yield f"disk: {bytes_text(plan.write_bytes)} needed, {free:,} free at {parent}"
+
+
+def _inline(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def summary_lines(summary: Summary) -> Iterator[str]:
+    """What a conversion did."""
+    for number, output in enumerate(summary.plan.outputs):
+        yield from output_lines(output)
+        origins = summary.block_origins(number)
+        if origins["lossless"]:
+            yield (
+                f"  {count(len(origins['lossless']), 'tensor')} carry the source's int8 codes and "
+                "scales unchanged: lossless"
+            )
+        if origins["quantized"]:
+            yield f"  quantized from floats: {_inline(origins['quantized'])}"
+        for name, numbers in origins["requantized"].items():
+            yield (
+                f"  {name}: {numbers['requantized_blocks']:,} of {numbers['blocks']:,} blocks "
+                f"requantized, {numbers['inexact_scales']:,} scales are not exact in float16"
+            )
+    rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / _GB
+    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read)"
+
+
