@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from weightcast import __version__
 from weightcast.converters import convert as conversion
 from weightcast.converters import describe
 from weightcast.converters.execute import default_workers
@@ -26,7 +25,7 @@ EXISTING = click.Path(path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="weightcast")
+@click.version_option(package_name="weightcast")
 def commands() -> None:
     """Convert released JAX checkpoints (Grok-1) into GGUF and safetensors."""
 
@@ -54,7 +53,7 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--tokenizer", type=EXISTING, help="SentencePiece file (default: beside SRC).")
 @click.option("--no-tokenizer", is_flag=True, help="Write outputs without a tokenizer.")
 @click.option("--split", metavar="SIZE", help="Largest size of one file, such as 48G or 4GiB.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Workers (default: all cores).")
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker threads (default: cores + 1).")
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -123,7 +124,7 @@ def prepare(
         raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
     if tokenizer is not None and no_tokenizer:
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
-    named = zip(outputs, types or [None] * len(outputs), strict=True)
+    named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name) for path, name in named]
     split_bytes = parse_size(split) if isinstance(split, str) else split or 0
     graph = open_graph(source, spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from weightcast.converters.convert import Summary
 from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import Tensor, TensorGraph, first_array, matrices
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.plan import Output, Plan
+from weightcast.converters.plan import Output, Plan, disk_space
 
 _GB = 1e9
 
@@ -138,9 +137,10 @@ def plan_lines(plan: Plan, workers: int) -> Iterator[str]:
         yield from output_lines(output)
     memory = memory_estimate(plan, workers)
     yield f"memory: {memory / 2**20:,.0f} MiB of buffers for {count(workers, 'worker')}"
-    for parent in sorted({output.request.path.parent for output in plan.outputs}):
-        free = shutil.disk_usage(parent).free
-        yield f"disk: {bytes_text(plan.write_bytes)} needed, {free:,} free at {parent}"
+    for space in disk_space(plan.outputs):
+        yield f"disk: {bytes_text(space.needed)} needed, {space.free:,} free at {space.folder}"
+        if space.needed > space.free:
+            yield f"  NOT ENOUGH: {bytes_text(space.needed - space.free)} more must be freed"
 
 
 def _inline(names: list[str]) -> str:
@@ -167,5 +167,3 @@ def summary_lines(summary: Summary) -> Iterator[str]:
             )
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / _GB
     yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read)"
-
-

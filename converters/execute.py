@@ -7,6 +7,7 @@ Memory is two slabs and a few pieces, whatever the size of the model.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -25,7 +26,7 @@ from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.library import BlockCounts, SourceValueError, quantize_matrix
 
-PIECE_BYTES: Final = 16 << 20
+PIECE_BYTES: Final = 8 << 20
 # Pieces of all workers together, so that memory does not grow with the number of cores.
 MAX_PIECES_BYTES: Final = 256 << 20
 # The kernels work on 64 columns of a source at a time: one cache line of int8.
@@ -55,15 +56,14 @@ def _buffer(nbytes: int) -> mmap.mmap:
     buffer = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
     # Columns are read at strides of many pages, which huge pages make cheap.
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without them is only slower
             buffer.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # A kernel without huge pages is only slower.
     return buffer
 
 
 def default_workers() -> int:
-    return len(os.sched_getaffinity(0))
+    """One more than there are cores: one is usually waiting for its turn to write."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def memory_estimate(plan: Plan, workers: int) -> int:

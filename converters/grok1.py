@@ -56,9 +56,7 @@ LAYER_ROLES: Final = (
     Role("rms_norm/scale", "attn_norm", "pre_attn_norm", (_EMB,), True),
     Role("rms_norm_1/scale", "attn_output_norm", "post_attn_norm", (_EMB,), True),
     Role("rms_norm_2/scale", "ffn_norm", "pre_moe_norm", (_EMB,), True),
-    Role(
-        "rms_norm_3/scale", "post_ffw_norm", "post_moe_norm", (_EMB,), True, "layer_output_norm"
-    ),
+    Role("rms_norm_3/scale", "post_ffw_norm", "post_moe_norm", (_EMB,), True, "layer_output_norm"),
     Role("router/w", "ffn_gate_inp", f"{_MOE}.gate", (_E, _EMB), True),
 )
 EMBEDDING_ROLE: Final = Role(
@@ -91,7 +89,9 @@ class Place:
 
     def hugging_face(self, expert: int | None = None) -> str:
         stem = self.role.hugging_face.format(expert)
-        return f"{stem}.weight" if self.layer is None else f"model.layers.{self.layer}.{stem}.weight"
+        return (
+            f"{stem}.weight" if self.layer is None else f"model.layers.{self.layer}.{stem}.weight"
+        )
 
 
 def places(num_layers: int) -> list[Place]:
@@ -167,7 +167,7 @@ def graph_from_names(
             return pull(place.gguf, place.old_gguf)
         if not place.role.is_experts:
             return pull(place.hugging_face())
-        experts = []
+        experts: list[Tensor] = []
         while place.hugging_face(len(experts)) in left:
             experts.append(pull(place.hugging_face(len(experts))))
         if not experts:
@@ -235,4 +235,3 @@ def _checked(
     spec = solve(dimensions, given)
     ordered = {place.name: tensors[place.name] for place in places(num_layers)}
     return TensorGraph(FAMILY, source, spec, ordered)
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,8 @@ from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.slabs import load_float32
 from weightcast.quant.errors import LayoutError
 
-Floats = NDArray[np.float32]
+# Float32 throughout; numpy's stubs lose track of it in mixed expressions.
+Floats = NDArray[np.floating[Any]]
 # A tensor by name, or one expert of it, as float32 [out, in].
 Load = Callable[..., Floats]
 
@@ -52,7 +54,7 @@ def run(graph: TensorGraph[Grok1Spec], tokens: ArrayLike) -> Result:
 
 def gelu_tanh(x: Floats) -> Floats:
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
-    return np.float32(0.5) * x * (1 + np.tanh(inner))
+    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
 
 
 def forward(
@@ -74,12 +76,14 @@ def forward(
         margins = np.minimum(margins, margin)
         h = h + _norm(spec, y, load(name + "rms_norm_3/scale"))
     h = _norm(spec, h, load(FINAL_NORM))
-    return Result(h @ table.T * np.float32(spec.output_multiplier_scale), margins)
+    logits: Floats = h @ table.T * np.float32(spec.output_multiplier_scale)
+    return Result(logits, margins)
 
 
 def _norm(spec: Grok1Spec, x: Floats, scale: Floats) -> Floats:
     mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-    return x / np.sqrt(mean_square + np.float32(spec.rms_norm_eps)) * scale
+    result: Floats = x / np.sqrt(mean_square + np.float32(spec.rms_norm_eps)) * scale
+    return result
 
 
 def _softmax(x: Floats) -> Floats:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1 import places
 from weightcast.converters.grok1_spec import Grok1Spec, Number
-from weightcast.converters.graph import TensorGraph
 from weightcast.formats.gguf import new_writer
 from weightcast.formats.tokenizer import Vocabulary, add_to_gguf
 from weightcast.quant.errors import FormatError

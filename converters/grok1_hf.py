@@ -104,9 +104,7 @@ def companion_files(
 
 def _tokenizer_config(spec: Grok1Spec, vocabulary: Vocabulary) -> dict[str, Any]:
     # No added_tokens_decoder: llama.cpp's converter would change the pieces that it lists.
-    tokens = {
-        f"{name}_token": vocabulary.tokens[n] for name, n in vocabulary.special_ids.items()
-    }
+    tokens = {f"{name}_token": vocabulary.tokens[n] for name, n in vocabulary.special_ids.items()}
     return {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": False,
@@ -136,13 +134,13 @@ def read_hyperparameters(path: Path) -> dict[str, Number]:
     given: dict[str, Number] = {}
     for name, (key, default) in _KEYS.items():
         value = values.get(key, default)
-        if type(value) not in (int, float) or not value > 0:
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise FormatError(path, None, f"{key} is missing or not a positive number")
         given[name] = value
     key_size = values.get("head_dim", int(given["emb_size"]) // int(given["num_q_heads"]))
     if type(key_size) is not int or key_size < 1:
         raise FormatError(path, None, "head_dim is not a size")
     scale = values.get("attn_output_multiplier", key_size**-0.5)
-    if type(scale) not in (int, float) or not scale > 0:
+    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise FormatError(path, None, "attn_output_multiplier is not a positive number")
     return {**given, "key_size": key_size, "attn_output_multiplier": scale}

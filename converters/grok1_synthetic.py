@@ -147,7 +147,8 @@ class _Values:
 
     def _codes(self, count: int) -> NDArray[np.int8]:
         normal = self._rng.standard_normal(count, np.float32) * np.float32(127 / self._largest)
-        return np.clip(np.rint(normal), -127, 127).astype(np.int8)
+        codes: NDArray[np.int8] = np.clip(np.rint(normal), -127, 127).astype(np.int8)
+        return codes
 
     def _write_codes(self, file: BinaryIO, nbytes: int) -> None:
         # Drawing billions of numbers takes minutes: large arrays repeat one pool, shifted.

@@ -109,7 +109,6 @@ def logits(path: Path, tokens: Sequence[Sequence[int]], threads: int = 2) -> NDA
     library = _library()
     lines: list[str] = []
 
-    @_LogCallback
     def log(level: int, text: bytes, data: object) -> None:
         lines.append(text.decode(errors="replace"))
 
@@ -117,7 +116,8 @@ def logits(path: Path, tokens: Sequence[Sequence[int]], threads: int = 2) -> NDA
         said = " ".join("".join(lines[-_LOG_LINES:]).split())
         return CheckpointError(f"{path}: llama.cpp {what}: {said}")
 
-    library.llama_log_set(log, None)
+    callback = _LogCallback(log)
+    library.llama_log_set(callback, None)
     model = library.llama_model_load_from_file(
         os.fsencode(path), library.llama_model_default_params()
     )

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ class OutputFiles:
         self._outputs = outputs
         self._fds: dict[tuple[int, int], int] = {}
         self._locks: list[int] = []
+        self._turns: dict[tuple[int, int], threading.Lock] = {}
         # Partial path -> final path, in the order of renaming.
         self._pending: dict[Path, Path] = {}
 
@@ -68,6 +70,7 @@ class OutputFiles:
             path = folder / file.path.name if is_directory else partial_path(file.path)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._fds[number, index] = fd
+            self._turns[number, index] = threading.Lock()
             if not is_directory:
                 self._lock(fd, path)
                 self._pending[path] = file.path
@@ -85,8 +88,11 @@ class OutputFiles:
 
     def write(self, destination: Destination, data: memoryview, offset: int) -> None:
         """Write bytes at an offset of a file. Raises OutputError."""
+        key = destination.output, destination.file
         try:
-            _write_all(self._fds[destination.output, destination.file], data, offset)
+            # The kernel lets one writer at a time into a file, and the others spin until then.
+            with self._turns[key]:
+                _write_all(self._fds[key], data, offset)
         except OSError as problem:
             path = self._outputs[destination.output].files[destination.file].path
             raise _explained(problem, path) from None

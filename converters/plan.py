@@ -214,9 +214,7 @@ def _gguf_output(
         for name, offset in layout.offsets.items()
     }
     tensors = tuple(
-        PlannedTensor(
-            quantized(p.gguf, graph[p.name], c.type.name), c.type, *found[p.gguf]
-        )
+        PlannedTensor(quantized(p.gguf, graph[p.name], c.type.name), c.type, *found[p.gguf])
         for p, c in chosen
     )
     spec = graph.spec
@@ -286,19 +284,35 @@ def _safetensors_output(
     return Output(request, tuple(files), tuple(tensors), companions, notes)
 
 
-def check_free_space(outputs: Sequence[Output]) -> None:
-    """Raise OutputError if a file system cannot hold what is planned on it."""
+@dataclass(frozen=True, slots=True)
+class DiskSpace:
+    """Bytes that outputs need on one file system, and what is free there."""
+
+    folder: Path
+    needed: int
+    free: int
+
+
+def disk_space(outputs: Sequence[Output]) -> list[DiskSpace]:
+    """Sum up what is needed on each file system."""
     needed: dict[int, int] = defaultdict(int)
-    folder: dict[int, Path] = {}
+    folders: dict[int, Path] = {}
     for output in outputs:
         parent = output.request.path.parent
         device = parent.stat().st_dev
         needed[device] += output.size
-        folder[device] = parent
-    for device, nbytes in needed.items():
-        free = shutil.disk_usage(folder[device]).free
-        if nbytes > free:
+        folders.setdefault(device, parent)
+    return [
+        DiskSpace(folder, needed[device], shutil.disk_usage(folder).free)
+        for device, folder in folders.items()
+    ]
+
+
+def check_free_space(outputs: Sequence[Output]) -> None:
+    """Raise OutputError if a file system cannot hold what is planned on it."""
+    for space in disk_space(outputs):
+        if space.needed > space.free:
             raise OutputError(
-                f"{folder[device]}: {nbytes:,} bytes are needed, but {free:,} are free; "
+                f"{space.folder}: {space.needed:,} bytes are needed, but {space.free:,} are free; "
                 "free some space or write elsewhere"
             )

@@ -125,7 +125,7 @@ def _open_safetensors(source: Path, spec: str | Path | None) -> TensorGraph[Grok
 
 
 def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vocabulary | None:
-    """Find the tokenizer: the file given, tokenizer.model in or beside the source, or GGUF metadata.
+    """Find the tokenizer: the file given, one in or beside the source, or GGUF metadata.
 
     None if there is none. Raises CheckpointError.
     """

@@ -1,1 +1,1 @@
-"""Bytes on disk: one module a file format, each an index, ranged reads and a layout. Knows no model."""
+"""Bytes on disk, one module a file format: index, ranged reads, layout. Knows no model."""

@@ -201,7 +201,9 @@ def read_split(path: Path) -> GGUFIndex:
     match = _SPLIT_NAME.fullmatch(path.name)
     if match is None or int(match[3]) != count:
         raise FormatError(
-            path, None, f"one of {count} files, but not named like it (NAME-00001-of-{count:05}.gguf)"
+            path,
+            None,
+            f"one of {count} files, but not named like it (NAME-00001-of-{count:05}.gguf)",
         )
     if first.metadata.get("split.no") != 0:
         raise FormatError(path, None, f"not the first file: open {split_name(match[1], 0, count)}")
@@ -250,7 +252,7 @@ def lay_out(writer: GGUFWriter, entries: list[Entry]) -> list[Layout]:
         )
     buffers = [io.BytesIO() for _ in writer.tensors]
     # The writer is told that its files are open, so that it writes into memory.
-    writer.fout = buffers
+    writer.fout = buffers  # type: ignore[assignment]
     writer.state = WriterState.EMPTY
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

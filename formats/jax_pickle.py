@@ -138,9 +138,7 @@ def _located(fd: int, path: Path, array: _Array) -> StoredArray:
             f"{nbytes} bytes of data for {array.dtype} of shape {list(array.shape)}, "
             f"which takes {expected}",
         )
-    return StoredArray(
-        path, payload.offset, nbytes, array.dtype, array.shape, array.strides, text
-    )
+    return StoredArray(path, payload.offset, nbytes, array.dtype, array.shape, array.strides, text)
 
 
 def _construct(function: Global, args: tuple[Any, ...]) -> Any:

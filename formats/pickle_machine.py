@@ -1,4 +1,4 @@
-"""A pickle reader that builds descriptions only: it imports nothing, calls nothing, loads no payload.
+"""A pickle reader that only describes: it imports nothing, calls nothing, loads no payload.
 
 It runs the opcodes that pickled arrays use, in protocols 2 to 5, and no others. Strings and bytes
 become their place in the file; globals become names, checked against a closed list as they are

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from weightcast.formats.stored import ITEM_BYTES, StoredArray
 from weightcast.quant.errors import FormatError, MissingTensorError
@@ -47,7 +47,7 @@ class Layout:
 
 
 def lay_out(entries: list[Entry], metadata: dict[str, str]) -> Layout:
-    """Place tensors in one file: wide dtypes first, which keeps every tensor aligned, then by name."""
+    """Place tensors in one file: wide dtypes first, which keeps all aligned, then by name."""
     ordered = sorted(entries, key=lambda e: (-ITEM_BYTES[e.dtype], e.name))
     header: dict[str, Any] = {"__metadata__": metadata}
     relative = {}
@@ -98,7 +98,7 @@ def read_index(path: Path) -> dict[str, StoredArray]:
 
 
 def _entry(path: Path, data_start: int, name: str, value: Any) -> StoredArray:
-    def is_size_list(x: Any) -> bool:
+    def is_size_list(x: Any) -> TypeGuard[list[int]]:
         return isinstance(x, list) and all(type(n) is int and n >= 0 for n in x)
 
     problem = f"tensor {name[:200]!r}: "
@@ -111,9 +111,7 @@ def _entry(path: Path, data_start: int, name: str, value: Any) -> StoredArray:
         raise FormatError(path, 8, problem + "its shape or data_offsets are not lists of sizes")
     nbytes = ITEM_BYTES[dtype] * prod(shape)
     if offsets[1] - offsets[0] != nbytes:
-        raise FormatError(
-            path, 8, problem + f"{offsets[1] - offsets[0]} bytes for {dtype} {shape}"
-        )
+        raise FormatError(path, 8, problem + f"{offsets[1] - offsets[0]} bytes for {dtype} {shape}")
     return StoredArray(path, data_start + offsets[0], nbytes, dtype, tuple(shape))
 
 

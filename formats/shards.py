@@ -51,9 +51,7 @@ def list_shards(directory: Path) -> list[Path]:
                 )
             continue
         if int(match[2]) != 0:
-            raise FormatError(
-                entry, None, "a checkpoint split over several hosts is not supported"
-            )
+            raise FormatError(entry, None, "a checkpoint split over several hosts is not supported")
         if not entry.is_file():
             raise MissingTensorError(f"{entry}: not a file, or a link that leads nowhere")
         number = int(match[1])

@@ -98,7 +98,7 @@ def read_into(fd: int, path: Path, offset: int, buffer: memoryview) -> None:
 
 def read_stored(fd: int, array: StoredArray, start: int, buffer: memoryview) -> None:
     """Fill `buffer` with the bytes of `array` from its byte `start` on."""
-    assert 0 <= start
+    assert start >= 0
     assert start + len(buffer) <= array.nbytes
     if array.text is None:
         read_into(fd, array.path, array.offset + start, buffer)

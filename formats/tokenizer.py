@@ -43,8 +43,8 @@ class Vocabulary:
         missing = vocab_size - len(self.tokens)
         if missing < 0:
             raise LayoutError(
-                f"{self.model_file or 'the tokenizer'} has {len(self.tokens)} pieces, but the model "
-                f"has a vocabulary of {vocab_size}: it belongs to another model"
+                f"{self.model_file or 'the tokenizer'} has {len(self.tokens)} pieces, but the "
+                f"model has a vocabulary of {vocab_size}: it belongs to another model"
             )
         return Vocabulary(
             self.tokens + [f"[PAD{n}]" for n in range(len(self.tokens), vocab_size)],

@@ -38,7 +38,8 @@ def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
     if str(tensor.dtype) == "torch.bfloat16":
         import torch
 
-        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        bits: NDArray[np.uint16] = tensor.view(torch.uint16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
     array: NDArray[Any] = tensor.numpy()
     return array
 
@@ -57,7 +58,7 @@ def quantize(x: NDArray[Any] | torch.Tensor, type_name: str) -> NDArray[np.uint8
     if array.ndim == 0:
         raise LayoutError("cannot quantize a scalar: the last axis must be `in`")
     if array.ndim == 1:
-        return quantize(array[None, :], type_name)[0]
+        return quantize(array[None, :], type_name).reshape(-1)
     n_out, n_in = array.shape[-2:]
     result = np.empty((*array.shape[:-1], quant_type.row_bytes(n_in)), np.uint8)
     for index in np.ndindex(array.shape[:-2]):

@@ -1,4 +1,4 @@
-"""Binding of the C++ library (quant/kernels/weightcast.h) through ctypes, which releases the GIL."""
+"""Binding of the C++ library (kernels/weightcast.h) through ctypes, which releases the GIL."""
 
 from __future__ import annotations
 
@@ -130,9 +130,7 @@ def isa() -> str:
 def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> None:
     # The library trusts its arguments, so a wrong stride would read past the buffer.
     last = (
-        matrix.start
-        + (matrix.n_out - 1) * matrix.stride_out
-        + (matrix.n_in - 1) * matrix.stride_in
+        matrix.start + (matrix.n_out - 1) * matrix.stride_out + (matrix.n_in - 1) * matrix.stride_in
     )
     assert matrix.start >= 0
     assert last < matrix.data.size
@@ -144,9 +142,7 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8])
         assert matrix.scales.strides[1] == 4
 
 
-def quantize_matrix(
-    matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]
-) -> BlockCounts:
+def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> BlockCounts:
     """Write the rows of a matrix [n_out, n_in] into dst, `row_bytes` each.
 
     Raises SourceValueError for NaN, infinity or a value beyond a 16-bit type's range, LayoutError
@@ -182,9 +178,7 @@ def quantize_matrix(
             f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in
         )
     if status == BAD_SHAPE:
-        raise LayoutError(
-            f"{matrix.n_in} values along `in` do not divide into the scale groups"
-        )
+        raise LayoutError(f"{matrix.n_in} values along `in` do not divide into the scale groups")
     assert status == OK, status
     return BlockCounts(result.exact_blocks, result.requantized_blocks, result.inexact_scales)
 
