@@ -8,7 +8,7 @@ stored arrays: a start, two strides, and scales (`matrices`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Generic, TypeVar
 
@@ -151,8 +151,7 @@ def quantized(name: str, source: Tensor, type_name: str) -> Tensor:
 class View:
     """A strided window on a stored array: element of the first index, shape, strides in elements.
 
-    `scales` is a window of the same leading and last-but-one axes on the scales of an int8 array,
-    [..., out, groups] beside [..., out, in].
+    `scales` is the window on the scales of an int8 matrix: [out, groups] beside [out, in].
     """
 
     array: StoredArray
@@ -172,48 +171,41 @@ class View:
 
     def taken(self, index: int) -> View:
         start = self.start + index * self.strides[0]
-        scales = None if self.scales is None else self.scales.taken(index)
-        return View(self.array, start, self.shape[1:], self.strides[1:], scales)
+        return View(self.array, start, self.shape[1:], self.strides[1:])
 
     @property
     def item_bytes(self) -> int:
         return ITEM_BYTES[self.array.dtype]
 
-    @property
-    def is_dense_rows(self) -> bool:
-        """Whether a 2-D window is one run of whole rows in the file."""
-        return self.strides[1] == 1 and self.strides[0] == self.shape[1]
-
 
 def matrices(tensor: Tensor) -> list[View]:
     """Resolve a tensor [..., out, in] to its matrices in order; [in] is one row."""
-    planes = [tensor]
-    for _ in range(len(tensor.shape) - 2):
-        planes = [take(plane, n) for plane in planes for n in range(plane.shape[0])]
-    views = [_view(plane) for plane in planes]
-    return [_as_row(view) if len(view.shape) == 1 else view for view in views]
-
-
-def _view(tensor: Tensor) -> View:
     origin = tensor.origin
     if isinstance(origin, StoredArray):
-        return View(origin, 0, origin.shape, origin.strides)
+        return _planes(View(origin, 0, origin.shape, origin.strides))
     if isinstance(origin, Dequantize):
-        weight, scales = _view(origin.weight), _view(origin.scales)
-        return View(weight.array, weight.start, weight.shape, weight.strides, scales)
+        pairs = zip(matrices(origin.weight), matrices(origin.scales), strict=True)
+        return [replace(weight, scales=scales) for weight, scales in pairs]
     if isinstance(origin, Transpose):
-        return _view(origin.source).transposed()
+        return [view.transposed() for view in matrices(origin.source)]
     if isinstance(origin, Take):
-        if isinstance(origin.source.origin, Stack):
-            return _view(origin.source.origin.sources[origin.index])
-        return _view(origin.source).taken(origin.index)
-    assert isinstance(origin, Quantize), "a stack is resolved by taking from it"
-    return _view(origin.source)
+        assert len(origin.source.shape) > 2
+        views = matrices(origin.source)
+        count = len(views) // origin.source.shape[0]
+        return views[origin.index * count : (origin.index + 1) * count]
+    if isinstance(origin, Stack):
+        return [view for source in origin.sources for view in matrices(source)]
+    return matrices(origin.source)
 
 
-def _as_row(view: View) -> View:
-    assert view.scales is None
-    return View(view.array, view.start, (1, *view.shape), (view.shape[0], *view.strides))
+def _planes(view: View) -> list[View]:
+    """Expand the leading axes of a window."""
+    if len(view.shape) == 1:
+        shape, strides = (1, *view.shape), (view.shape[0], *view.strides)
+        return [View(view.array, view.start, shape, strides)]
+    if len(view.shape) <= 2:
+        return [view]
+    return [plane for n in range(view.shape[0]) for plane in _planes(view.taken(n))]
 
 
 def first_array(tensor: Tensor) -> StoredArray:

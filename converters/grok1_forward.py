@@ -107,13 +107,17 @@ def _attention(spec: Grok1Spec, load: Load, name: str, x: Floats) -> Floats:
     name += "multi_head_attention/"
     n, t, _ = x.shape
     kv_heads, group = spec.num_kv_heads, spec.num_q_heads // spec.num_kv_heads
-    q = (x @ load(name + "query/w").T).reshape(n, t, spec.num_q_heads, spec.key_size)
-    k = (x @ load(name + "key/w").T).reshape(n, t, kv_heads, spec.key_size)
-    v = (x @ load(name + "value/w").T).reshape(n, t, kv_heads, spec.key_size)
-    q, k = _rotate(spec, q), _rotate(spec, k)
+
+    def heads(projection: str, count: int) -> Floats:
+        values: Floats = x @ load(name + projection).T
+        return values.reshape(n, t, count, spec.key_size)
+
+    q = _rotate(spec, heads("query/w", spec.num_q_heads))
+    k = _rotate(spec, heads("key/w", kv_heads))
+    v = heads("value/w", kv_heads)
     # Query heads [j * group, (j + 1) * group) share key/value head j.
     q = q.reshape(n, t, kv_heads, group, spec.key_size)
-    scores = np.einsum("ntkgd,nskd->nkgts", q, k, optimize=True)
+    scores: Any = np.einsum("ntkgd,nskd->nkgts", q, k, optimize=True)
     scores = scores * np.float32(spec.attn_output_multiplier)
     cap = np.float32(spec.attn_logit_cap)
     scores = cap * np.tanh(scores / cap)
@@ -131,7 +135,7 @@ def _experts(
     p = _softmax(router_logits)
     top = spec.num_selected_experts
     order = np.argsort(-p, axis=-1, kind="stable")
-    margin = np.full(x.shape[:2], np.inf, np.float32)
+    margin: Floats = np.full(x.shape[:2], np.inf, np.float32)
     if top < spec.num_experts:
         ranked = np.take_along_axis(router_logits, order, axis=-1)
         margin = ranked[..., top - 1] - ranked[..., top]

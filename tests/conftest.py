@@ -1,0 +1,47 @@
+"""Fixtures: golden checkpoints, tiny synthetic ones, a SentencePiece model made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import NAMES, Golden
+from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+
+
+@pytest.fixture(params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint with 1024 tokens; do not change it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_checkpoint(folder, tiny_spec(), seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece BPE model of 400 pieces with the release's special ids."""
+    from sentencepiece import SentencePieceTrainer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "lmnrst"]
+    text = folder / "text.txt"
+    text.write_text("\n".join(" ".join(words[n:] + words[:n]) for n in range(0, len(words), 5)))
+    SentencePieceTrainer.Train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        user_defined_symbols=["<|sep|>"],
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
