@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import weightcast
 from numpy.typing import NDArray
 from support import MAX_LOGIT_ERROR, Golden, relative_error
+
+import weightcast
 from weightcast.converters import grok1_forward
 from weightcast.converters.graph import take
 from weightcast.converters.slabs import load_float32

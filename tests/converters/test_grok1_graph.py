@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import weightcast
 from support import GOLDEN, Golden, as_stored
+
+import weightcast
 from weightcast.converters.graph import Take, Tensor
 from weightcast.converters.grok1 import places, shard_places
 from weightcast.converters.grok1_spec import GROK_1, ffn_size

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import weightcast
 from support import MAX_LLAMA_DIFFERENCE, Golden
+
+import weightcast
 from weightcast.converters import llama_cpp
 from weightcast.converters.demo import clear_tokens, log_probabilities
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import gguf
 import pytest
-import weightcast
 from gguf import GGUFValueType as T
 from support import SHARED, Golden
+
+import weightcast
 from weightcast.converters import grok1_hf
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.formats.gguf import read_file

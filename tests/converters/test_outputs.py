@@ -9,10 +9,11 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-import weightcast
 from numpy.typing import NDArray
 from safetensors import safe_open
 from support import Golden, as_stored
+
+import weightcast
 from weightcast.converters import execute, plan
 from weightcast.converters.grok1 import EMBEDDING, places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint

@@ -1,4 +1,4 @@
-"""The generator writes what the release is: sizes, bytes, realistic weights; sparse at full size."""
+"""The generator writes what the release is: sizes, bytes, realistic weights; sparse ones too."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import weightcast
 from support import GOLDEN, Golden
+
+import weightcast
 from weightcast.converters.grok1_forward import run
 from weightcast.converters.grok1_spec import GROK_1
 from weightcast.converters.grok1_synthetic import (

@@ -1,0 +1,396 @@
+"""The command line as a user meets it: exit codes, one-line errors, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import GOLDEN
+
+import weightcast
+from weightcast import cli
+from weightcast.converters import convert as conversion
+from weightcast.converters import execute, output_files
+from weightcast.converters.output_files import partial_path
+from weightcast.converters.plan import DiskSpace
+
+
+class Done:
+    """What a command left behind."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["weightcast", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return call
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_several_outputs_of_one_read(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16", "--no-tokenizer")
+    assert (done.code, done.err) == (0, "")
+    assert names(tmp_path) == ["a-Q8_0.gguf", "a-bf16"]
+    assert "14 tensors carry the source's int8 codes and scales unchanged: lossless" in done.out
+    assert "quantized from floats: token_embd.weight" in done.out
+
+
+def test_json_result(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", "--json", "--no-tokenizer", tiny, tmp_path / "a-Q8_0.gguf")
+    result = json.loads(done.out)
+    (output,) = result["outputs"]
+    assert output["bytes"] == (tmp_path / "a-Q8_0.gguf").stat().st_size
+    assert output["types"] == {"F32": 11, "Q8_0": 15}
+    assert output["q8_0"]["quantized"] == ["token_embd.weight"]
+
+
+def test_quiet_prints_nothing(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", "--quiet", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_dry_run_writes_nothing(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", "--dry-run", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert done.code == 0
+    assert names(tmp_path) == []
+    done_json = run(
+        "convert", "--dry-run", "--json", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf"
+    )
+    size = json.loads(done_json.out)["outputs"][0]["bytes"]
+    assert f"{size:,} bytes" in done.out
+    run("convert", "--quiet", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert (tmp_path / "a-F16.gguf").stat().st_size == size
+
+
+def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
+    arguments = ["--type", "q8_0", "--type", "BF16", tiny, tmp_path / "a.gguf", tmp_path / "b"]
+    assert run("convert", "--no-tokenizer", *arguments).code == 0
+    assert names(tmp_path) == ["a.gguf", "b"]
+    assert (tmp_path / "b" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model.gguf"], "the name does not end in a type (BF16, F16, F32, Q8_0)"),
+        (["model-Q9_9.gguf"], "the name does not end in a type"),
+        (["model-int8"], "the name does not end in a type (BF16, F16, F32)"),
+        (["model-Q8_0"], "Q8_0 is not a type of a safetensors directory"),
+        (["m-F16.safetensors"], "safetensors are written as a directory"),
+        (["--type", "Q9", "m.gguf"], "Q9 is not a type of a GGUF file"),
+        (["--type", "F16", "a.gguf", "b.gguf"], "1 types for 2 outputs"),
+        (["a-F16.gguf", "./a-F16.gguf"], "two outputs have the same name"),
+        (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
+        (["--split", "0", "a-F16.gguf"], "'0' is less than one byte"),
+        (["--jobs", "0", "a-F16.gguf"], "Invalid value for '--jobs'"),
+        (["--tokenizer", "t.model", "a-F16.gguf"], "a tokenizer and no tokenizer"),
+        (["--tpye", "F16", "a.gguf"], "No such option '--tpye'"),
+        ([], "Missing argument 'OUT...'"),
+    ],
+)
+def test_wrong_usage_is_exit_2(
+    run,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("convert", "--no-tokenizer", tiny, *arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert names(tmp_path) == []
+
+
+def test_an_unknown_command_is_exit_2(run) -> None:
+    assert run("covnert").code == 2
+
+
+def damaged(tmp_path: Path) -> Path:
+    folder = tmp_path / "damaged"
+    shutil.copytree(GOLDEN / "wide", folder, ignore=lambda *_: ["logits_fp32.npz"])
+    return folder
+
+
+def test_bad_input_is_one_line_and_exit_1(run, tmp_path: Path) -> None:
+    source = damaged(tmp_path)
+    shard = source / "ckpt-0" / "tensor00004_000"
+    for command in (["inspect", source], ["convert", source, tmp_path / "a-F16.gguf"]):
+        shard.write_bytes(shard.read_bytes()[:500_000])
+        done = run(*command)
+        assert done.code == 1
+        assert done.out == ""
+        assert len(done.err.splitlines()) == 1
+        assert done.err.startswith(f"error: {shard} at byte ")
+        assert "truncated" in done.err
+    assert names(tmp_path) == ["damaged"]
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "file.txt"])
+def test_sources_that_are_none(run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("hello")
+    done = run("inspect", tmp_path / name)
+    assert done.code == 1
+    assert str(tmp_path / name) in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_directory_of_gguf_files_gets_a_hint(run, tiny: Path, tmp_path: Path) -> None:
+    run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert "did you mean" in run("inspect", tmp_path).err
+
+
+@pytest.mark.parametrize("name", ["a-F16.gguf", "a-bf16"])
+def test_a_failure_leaves_an_earlier_output_as_it_was(run, tmp_path: Path, name: str) -> None:
+    source = damaged(tmp_path)
+    target = tmp_path / name
+    assert run("convert", "--no-tokenizer", source, target).code == 0
+    files = sorted(target.iterdir()) if target.is_dir() else [target]
+    before = {file: file.read_bytes() for file in files}
+    # A NaN scale is found only while weights are read.
+    shard = source / "ckpt-0" / "tensor00024_000"
+    raw = bytearray(shard.read_bytes())
+    raw[-600:-400] = b"\xff" * 200
+    shard.write_bytes(raw)
+    shard = source / "ckpt-0" / "tensor00018_000"
+    raw = bytearray(shard.read_bytes())
+    raw[-100:-50] = b"\xff" * 50
+    shard.write_bytes(raw)
+    done = run("convert", "--no-tokenizer", source, target)
+    assert done.code == 1
+    assert "NaN or infinity at [" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert {file: file.read_bytes() for file in files} == before
+    assert names(tmp_path) == sorted(["damaged", name])
+
+
+def test_an_output_is_replaced_whole(run, tiny: Path, tmp_path: Path) -> None:
+    for name in ("a-f16", "a-F16.gguf"):
+        assert run("convert", "--no-tokenizer", tiny, tmp_path / name, "--split", "3M").code == 0
+        assert run("convert", "--no-tokenizer", tiny, tmp_path / name).code == 0
+    assert names(tmp_path / "a-f16") == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+
+
+def test_foreign_directories_are_not_replaced(run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs-bf16").mkdir()
+    (tmp_path / "docs-bf16" / "thesis.txt").write_text("years of work")
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / "docs-bf16")
+    assert done.code == 1
+    assert "does not look like a converted model" in done.err
+    assert (tmp_path / "docs-bf16" / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_source_is_not_overwritten(run, tiny: Path, tmp_path: Path) -> None:
+    run("convert", "--no-tokenizer", tiny, tmp_path / "a-F32.gguf", tmp_path / "a-f32")
+    before = (tmp_path / "a-F32.gguf").read_bytes()
+    done = run("convert", "--no-tokenizer", tmp_path / "a-F32.gguf", tmp_path / "a-F32.gguf")
+    assert (done.code, "is the source itself" in done.err) == (1, True)
+    assert (tmp_path / "a-F32.gguf").read_bytes() == before
+    done = run("convert", "--no-tokenizer", tmp_path / "a-f32", tmp_path / "a-f32")
+    assert (done.code, "is the source itself" in done.err) == (1, True)
+
+
+def test_a_missing_output_directory(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / "typo" / "a-F16.gguf")
+    assert done.code == 1
+    assert f"{tmp_path / 'typo'}: no such directory" in done.err
+
+
+def test_too_little_space_is_refused_before_the_first_byte(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=1000))
+    monkeypatch.setattr(output_files.OutputFiles, "__enter__", lambda self: pytest.fail("opened"))
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert done.code == 1
+    assert "1,000 are free" in done.err
+    done = run("convert", "--dry-run", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert done.code == 0
+    assert "NOT ENOUGH" in done.out
+
+
+def test_a_disk_that_fills_up_in_the_middle(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    real = os.pwrite
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 2_000_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16")
+    assert done.code == 1
+    assert "the disk is full" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert names(tmp_path) == []
+
+
+def test_ctrl_c_leaves_nothing_behind(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reads = execute.read_slab, []
+
+    def read_slab(*arguments):
+        reads.append(arguments)
+        if len(reads) == 20:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16")
+    assert done.code == 130
+    assert "interrupted: no output was written" in done.err
+    assert names(tmp_path) == []
+
+
+def test_sigterm_ends_a_real_process_cleanly(tiny: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from weightcast.converters import execute\n"
+        "real = execute.read_slab\n"
+        "def slow(*a):\n"
+        "    print('reading', flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "    return real(*a)\n"
+        "execute.read_slab = slow\n"
+        "from weightcast.cli import main\n"
+        "main()\n"
+    )
+    arguments = ["convert", "--no-tokenizer", str(tiny), str(tmp_path / "a-Q8_0.gguf")]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert names(tmp_path) == []
+
+
+def test_two_conversions_of_one_output_exclude_each_other(run, tiny: Path, tmp_path: Path) -> None:
+    partial = partial_path(tmp_path / "a-F16.gguf")
+    with partial.open("wb") as other:
+        other.write(b"growing")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+        assert done.code == 1
+        assert "another conversion is writing this output" in done.err
+        assert partial.read_bytes() == b"growing"
+    # What a killed run left behind does not matter.
+    assert run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf").code == 0
+    assert names(tmp_path) == ["a-F16.gguf"]
+
+
+def test_an_unreadable_shard(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = damaged(tmp_path)
+    real = os.open
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith("tensor00003_000"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    done = run("inspect", source)
+    assert done.code == 1
+    assert "tensor00003_000: cannot be read: Permission denied" in done.err
+
+
+def test_inspect_lists_tensors_and_json(run, tiny: Path) -> None:
+    done = run("inspect", "--all", tiny)
+    assert "tensor00013_000" in done.out
+    values = json.loads(run("inspect", "--json", tiny).out)
+    assert values["parameters"] == weightcast.open(tiny).parameters
+    assert len(values["tensors"]) == 26
+    assert values["tensors"][1]["stored_as"] == "I8 x BF16[1]"
+
+
+def test_inspect_of_every_output(run, tiny: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16"]
+    run("convert", "--no-tokenizer", tiny, *outputs)
+    for output in outputs:
+        done = run("inspect", output)
+        assert done.code == 0
+        assert f"{weightcast.open(tiny).parameters:,} parameters" in done.out
+
+
+def test_the_demo_runs_and_agrees(run) -> None:
+    done = run("demo")
+    assert done.code == 0
+    assert "96 of 96 agree" in done.out
+    assert "tiny-F32.gguf    llama.cpp" in done.out
+
+
+def test_the_demo_can_keep_its_files(run, tmp_path: Path) -> None:
+    assert run("demo", "--keep", tmp_path / "kept").code == 0
+    assert "tiny-Q8_0.gguf" in names(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("48G", 48 * 10**9), ("500M", 5 * 10**8), ("4GiB", 4 * 2**30), ("1.5k", 1500), ("7", 7)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert conversion.parse_size(text) == size
+
+
+def test_progress_lines_name_the_share_and_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 5.0, 20.0, 21.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    lines = cli._ProgressLines(100)
+    for _ in range(3):
+        lines.update(5)
+    assert capsys.readouterr().err == "10% done, about 3 min left\n"
+
+
+def test_disk_space_is_summed_per_file_system(tiny: Path, tmp_path: Path) -> None:
+    plan = conversion.prepare(
+        tiny, [tmp_path / "a-F16.gguf", tmp_path / "b-F16.gguf"], no_tokenizer=True
+    )
+    (space,) = weightcast.converters.plan.disk_space(plan.outputs)
+    assert isinstance(space, DiskSpace)
+    assert space.needed == plan.write_bytes
