@@ -50,6 +50,8 @@ def metadata_writer(
     split_bytes: int,
 ) -> GGUFWriter:
     """Collect all metadata of a Grok-1 GGUF file; without a vocabulary it says "no_vocab"."""
+    from gguf import GGML_QUANT_VERSION
+
     spec = graph.spec
     writer = new_writer(ARCHITECTURE, split_bytes)
     writer.add_type("model")
@@ -76,8 +78,7 @@ def metadata_writer(
     writer.add_float32("grok.attention.output_scale", spec.attn_output_multiplier)
     writer.add_float32("grok.embedding_scale", spec.embedding_multiplier_scale)
     writer.add_float32("grok.logit_scale", spec.output_multiplier_scale)
-    if base_type.block_elements > 1:
-        writer.add_quantization_version(2)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
     if vocabulary is None:
         writer.add_uint32("grok.vocab_size", spec.vocab_size)
     add_to_gguf(writer, vocabulary and vocabulary.padded(spec.vocab_size))

@@ -125,4 +125,5 @@ def add_to_gguf(writer: Any, vocabulary: Vocabulary | None) -> None:
             writer.add_uint32(_KEY + key, vocabulary.special_ids[name])
     # The reference runner encodes without BOS; llama.cpp's default for SentencePiece adds one.
     writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
     writer.add_add_space_prefix(True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import NAMES, Golden
+
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 
 
