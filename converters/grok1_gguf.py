@@ -5,17 +5,17 @@ Source of the keys: conversion/grok.py and src/models/grok.cpp in llama.cpp.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1 import places
-from weightcast.converters.grok1_spec import Grok1Spec, Number
+from weightcast.converters.grok1_spec import GROK_1, Grok1Spec, Number, positive
 from weightcast.formats.gguf import new_writer
 from weightcast.formats.tokenizer import Vocabulary, add_to_gguf
-from weightcast.quant.errors import FormatError
 from weightcast.quant.types import QuantType
 
 if TYPE_CHECKING:
@@ -99,23 +99,16 @@ def read_hyperparameters(path: Path, metadata: Mapping[str, Any]) -> dict[str, N
     """Take the hyperparameters out of GGUF metadata. Raises FormatError for absent keys."""
     given: dict[str, Number] = {}
     for name, (key, default) in _KEYS.items():
-        value = metadata.get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise FormatError(path, None, f"metadata key {key} is missing or not a positive number")
+        value = positive(path, key, metadata.get(key, default))
         given[name] = _exact(name, value) if isinstance(value, float) else value
-    heads = int(given["num_q_heads"])
-    key_size = metadata.get("grok.attention.key_length", int(given["emb_size"]) // heads)
-    if type(key_size) is not int or key_size < 1:
-        raise FormatError(path, None, "grok.attention.key_length is not a size")
+    key = "grok.attention.key_length"
+    heads = int(given["emb_size"]) // int(given["num_q_heads"])
+    key_size = int(positive(path, key, metadata.get(key, heads)))
     return {**given, "key_size": key_size}
 
 
 def _exact(name: str, value: float) -> float:
     """Undo the rounding to float32 where the release's own constant was meant."""
-    import numpy as np
-
-    from weightcast.converters.grok1_spec import GROK_1
-
     known = {**GROK_1, "rms_norm_eps": 1e-5}.get(name)
     if known is not None and np.float32(known) == np.float32(value):
         return float(known)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.grok1_spec import Grok1Spec, Number
+from weightcast.converters.grok1_spec import Grok1Spec, Number, positive
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.errors import FormatError
 
@@ -133,14 +133,9 @@ def read_hyperparameters(path: Path) -> dict[str, Number]:
         raise FormatError(path, None, "not the config of a Grok-1 (no embedding_multiplier_scale)")
     given: dict[str, Number] = {}
     for name, (key, default) in _KEYS.items():
-        value = values.get(key, default)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise FormatError(path, None, f"{key} is missing or not a positive number")
-        given[name] = value
-    key_size = values.get("head_dim", int(given["emb_size"]) // int(given["num_q_heads"]))
-    if type(key_size) is not int or key_size < 1:
-        raise FormatError(path, None, "head_dim is not a size")
+        given[name] = positive(path, key, values.get(key, default))
+    heads = int(given["emb_size"]) // int(given["num_q_heads"])
+    key_size = int(positive(path, "head_dim", values.get("head_dim", heads)))
     scale = values.get("attn_output_multiplier", key_size**-0.5)
-    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-        raise FormatError(path, None, "attn_output_multiplier is not a positive number")
+    positive(path, "attn_output_multiplier", scale)
     return {**given, "key_size": key_size, "attn_output_multiplier": scale}

@@ -111,11 +111,16 @@ def read_spec(path: Path) -> dict[str, Number]:
 
 
 def _checked(path: Path, key: str, value: object) -> Number:
-    kinds = (int, float) if key in _FLOATS else (int,)
-    if type(value) not in kinds or not 0 < float(str(value)) < 2**40:
-        what = "number" if key in _FLOATS else "whole number"
-        raise FormatError(path, None, f"{key} must be a positive {what}, not {value!r}")
-    assert isinstance(value, int | float)
+    if key not in _FLOATS and isinstance(value, float):
+        raise FormatError(path, None, f"{key} must be a whole number, not {value!r}")
+    return positive(path, key, value)
+
+
+def positive(path: Path, key: str, value: object) -> Number:
+    """Return a number read from a file. Raises FormatError if it is not a sane positive one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**40:
+        shown = repr(value)[:50]
+        raise FormatError(path, None, f"{key} must be a positive number, not {shown}")
     return value
 
 

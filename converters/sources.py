@@ -104,6 +104,8 @@ def _open_gguf(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
     given: Mapping[str, Number] = grok1_gguf.read_hyperparameters(source, index.metadata)
     origin = f"the metadata of {source.name}"
     layers = int(given["num_layers"])
+    if layers > len(index.tensors):
+        raise MissingTensorError(f"{source}: {len(index.tensors)} tensors for {layers} layers")
     if spec is not None:
         given, origin = read_spec(Path(spec)), str(spec)
     return graph_from_names(str(source), index.tensors, "gguf", layers, given, origin)

@@ -38,6 +38,8 @@ def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_type="bpe",
         vocab_size=400,
         byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         pad_id=0,
         bos_id=1,
         eos_id=2,

@@ -114,8 +114,8 @@ def test_a_specification_that_contradicts_the_shapes(
     [
         ({"key_size": None}, "missing keys: key_size"),
         ({"attn_output_multiplier": None, "attn_output_multipler": 0.25}, "did you mean"),
-        ({"emb_size": "256"}, "emb_size must be a positive whole number"),
-        ({"emb_size": 256.0}, "emb_size must be a positive whole number"),
+        ({"emb_size": "256"}, "emb_size must be a positive number"),
+        ({"emb_size": 256.0}, "emb_size must be a whole number"),
         ({"context_length": 0}, "context_length must be a positive"),
         ({"context_length": True}, "context_length must be a positive"),
         ({"output_multiplier_scale": float("nan")}, "output_multiplier_scale must be"),
