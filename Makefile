@@ -1,31 +1,39 @@
 # `make demo` and `make test` do all set-up; a second run starts at once.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard quant/kernels/*)
 
 .PHONY: demo test lint types clean
 
-demo: $(INSTALLED)
+demo: .venv/.demo
 	$(BIN)/weightcast demo
 
-test: $(INSTALLED)
+test: .venv/.development
 	$(BIN)/python -m pytest -q
 
-lint: $(INSTALLED)
+lint: .venv/.development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: .venv/.development
 	$(BIN)/mypy
 
-# An editable install: Python edits are live, C++ edits run this rule again.
-$(INSTALLED): $(BUILD_INPUTS)
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--config-settings=cmake.define.WEIGHTCAST_WERROR=$(if $(CI),ON,OFF) \
-		--editable ".[dev,llama-cpp]"
-	touch $(INSTALLED)
+# Editable installs: Python edits are live, C++ edits run these rules again.
+define install
+test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	--config-settings=cmake.define.WEIGHTCAST_WERROR=$(if $(CI),ON,OFF) --editable ".[$(1)]"
+touch $@
+endef
+
+.venv/.demo: $(BUILD_INPUTS)
+	$(call install,llama-cpp)
+
+.venv/.development: $(BUILD_INPUTS)
+	$(call install,dev$(comma)llama-cpp$(comma)torch)
+	touch .venv/.demo
+
+comma := ,
 
 clean:
-	rm -rf .venv build out
+	rm -rf .venv build
