@@ -148,11 +148,13 @@ def read_file(path: Path) -> GGUFIndex:
         metadata = {}
         for _ in range(n_values):
             key = header.string(65535)
+            if key in metadata:
+                raise header.error(f"metadata key {key[:200]!r} occurs twice")
             metadata[key] = header.value(header.unsigned(4))
         infos = [_tensor_info(header) for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        if type(alignment) is not int or alignment < 1:
-            raise header.error("general.alignment is not a size")
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            raise header.error("general.alignment is not a power of two")
         data_start = -(-header.position // alignment) * alignment
     tensors: dict[str, StoredArray] = {}
     for name, dtype, shape, offset, nbytes in infos:
@@ -205,7 +207,7 @@ def read_split(path: Path) -> GGUFIndex:
             None,
             f"one of {count} files, but not named like it (NAME-00001-of-{count:05}.gguf)",
         )
-    if first.metadata.get("split.no") != 0:
+    if _number(first, "split.no") != 0:
         raise FormatError(path, None, f"not the first file: open {split_name(match[1], 0, count)}")
     tensors = dict(first.tensors)
     for number in range(1, count):
@@ -213,16 +215,22 @@ def read_split(path: Path) -> GGUFIndex:
         if not part.is_file():
             raise MissingTensorError(f"{part}: missing part {number + 1} of {count}")
         index = read_file(part)
-        if index.metadata.get("split.no") != number or index.metadata.get("split.count") != count:
+        if _number(index, "split.no") != number or _number(index, "split.count") != count:
             raise FormatError(part, None, f"says it is another part than {number + 1} of {count}")
         for name, array in index.tensors.items():
             if name in tensors:
                 raise FormatError(part, None, f"tensor {name!r} is also in {tensors[name].path}")
             tensors[name] = array
-    expected = first.metadata.get("split.tensors.count", len(tensors))
-    if expected != len(tensors):
+    expected = _number(first, "split.tensors.count")
+    if expected not in (None, len(tensors)):
         raise MissingTensorError(f"{path}: {len(tensors)} tensors in {count} files, not {expected}")
     return GGUFIndex(first.metadata, tensors)
+
+
+def _number(index: GGUFIndex, key: str) -> int | None:
+    """A whole number of the metadata; -1 for anything else, None if it is absent."""
+    value = index.metadata.get(key)
+    return value if value is None or type(value) is int else -1
 
 
 def split_name(stem: str, number: int, count: int) -> str:

@@ -274,7 +274,9 @@ def _encoded(args: tuple[Any, ...]) -> Bytes:
 def _jax_array(args: tuple[Any, ...]) -> _Array:
     # (numpy's _reconstruct, its arguments, the array's state, {"weak_type": ...}); jax before
     # 0.4.31 adds "named_shape".
-    if len(args) != 4 or args[0] not in _RECONSTRUCT or not isinstance(args[1], tuple):
+    if len(args) != 4 or not isinstance(args[0], Global) or not isinstance(args[1], tuple):
+        raise ValueError("_reconstruct_array is called with unexpected arguments")
+    if args[0] not in _RECONSTRUCT:
         raise ValueError("_reconstruct_array is called with unexpected arguments")
     if not isinstance(args[3], dict) or not args[3].keys() <= {"weak_type", "named_shape"}:
         raise ValueError("a jax.Array's state has unexpected keys")

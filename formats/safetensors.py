@@ -22,6 +22,7 @@ from weightcast.quant.errors import FormatError, MissingTensorError
 MAX_HEADER_BYTES: Final = 100_000_000
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
+_MAX_AXES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def read_index(path: Path) -> dict[str, StoredArray]:
     finally:
         os.close(fd)
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise FormatError(path, 8, "the header is not valid JSON") from None
     if not isinstance(header, dict):
@@ -97,9 +98,21 @@ def read_index(path: Path) -> dict[str, StoredArray]:
     return arrays
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse repeated keys, which the format forbids."""
+    items = dict(pairs)
+    if len(items) != len(pairs):
+        raise ValueError("a repeated key")
+    return items
+
+
 def _entry(path: Path, data_start: int, name: str, value: Any) -> StoredArray:
     def is_size_list(x: Any) -> TypeGuard[list[int]]:
-        return isinstance(x, list) and all(type(n) is int and n >= 0 for n in x)
+        return (
+            isinstance(x, list)
+            and len(x) <= _MAX_AXES
+            and all(type(n) is int and 0 <= n < 1 << 64 for n in x)
+        )
 
     problem = f"tensor {name[:200]!r}: "
     if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
@@ -138,12 +151,16 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
         return _merge(files)
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
-        names = sorted({str(name) for name in weight_map.values()})
+        names = sorted(set(weight_map.values()))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(index, None, "not a safetensors index (no weight_map)") from None
     for name in names:
         if Path(name).name != name or name.startswith("."):
             raise FormatError(index, None, f"file name {name[:200]!r} leaves the directory")
+        if not name.isprintable() or len(name.encode()) > 255:
+            raise FormatError(index, None, f"{name[:200]!r} is not a file name")
         if not (path / name).is_file():
             raise MissingTensorError(f"{path / name}: missing, but {INDEX_NAME} names it")
     arrays = _merge([path / name for name in names])

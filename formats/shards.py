@@ -7,13 +7,14 @@ has one host. Source: checkpoint.py in xai-org/grok-1.
 from __future__ import annotations
 
 import re
+from itertools import count, islice
 from pathlib import Path
 
 from weightcast.formats.jax_pickle import QuantizedArray, read_pickle
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import CheckpointError, FormatError, MissingTensorError
 
-_SHARD = re.compile(r"tensor(\d{5,})_(\d{3,})")
+_SHARD = re.compile(r"tensor([0-9]{5,})_([0-9]{3,})")
 _UNFINISHED = re.compile(
     r".*\.(incomplete|aria2|part|partial|crdownload|download|tmp|!qb|!ut|bc!|lock)", re.IGNORECASE
 )
@@ -60,10 +61,12 @@ def list_shards(directory: Path) -> list[Path]:
         numbered[number] = entry
     if not numbered:
         raise MissingTensorError(f"{directory}: no shards named tensor00000_000 and so on")
-    missing = [n for n in range(max(numbered) + 1) if n not in numbered]
-    if missing:
-        listed = ", ".join(f"tensor{n:05}_000" for n in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    n_missing = max(numbered) + 1 - len(numbered)
+    if n_missing:
+        # Only as many as are listed: the largest number may be anything.
+        missing = islice((n for n in count() if n not in numbered), min(n_missing, 5))
+        listed = ", ".join(f"tensor{n:05}_000" for n in missing)
+        more = f" and {n_missing - 5} more" if n_missing > 5 else ""
         raise MissingTensorError(f"{directory}: missing {listed}{more}; download them again")
     return [numbered[n] for n in sorted(numbered)]
 

@@ -97,17 +97,27 @@ def read_sentencepiece(path: Path) -> Vocabulary:
 def from_gguf(path: Path, metadata: dict[str, Any]) -> Vocabulary | None:
     """Take the vocabulary out of GGUF metadata; None if there is none ("no_vocab")."""
     model = metadata.get(_KEY + "model", "no_vocab")
+    if not isinstance(model, str):
+        raise FormatError(path, None, "tokenizer.ggml.model is not a name")
     if model in ("no_vocab", "none"):
         return None
     tokens = metadata.get(_KEY + "tokens")
     if model != "llama" or not isinstance(tokens, list):
         raise FormatError(path, None, f"tokenizer {model!r} is not a SentencePiece one")
-    scores = np.asarray(metadata.get(_KEY + "scores", np.zeros(len(tokens))), np.float32)
-    types = np.asarray(metadata.get(_KEY + "token_type", np.ones(len(tokens))), np.int32)
+    scores = metadata.get(_KEY + "scores", np.zeros(len(tokens), np.float32))
+    types = metadata.get(_KEY + "token_type", np.ones(len(tokens), np.int32))
+    if not (isinstance(scores, np.ndarray) and scores.dtype.kind == "f"):
+        raise FormatError(path, None, "the scores of the tokens are not a list of numbers")
+    if not (isinstance(types, np.ndarray) and types.dtype.kind in "iu"):
+        raise FormatError(path, None, "the types of the tokens are not a list of numbers")
     if not len(tokens) == len(scores) == len(types):
         raise FormatError(path, None, "tokens, scores and types differ in number")
     special = {name: metadata.get(_KEY + key) for name, key in _ID_KEYS.items()}
-    return Vocabulary(tokens, scores, types, {k: v for k, v in special.items() if v is not None})
+    special_ids = {k: v for k, v in special.items() if v is not None}
+    for name, n in special_ids.items():
+        if type(n) is not int or not 0 <= n < len(tokens):
+            raise FormatError(path, None, f"{_ID_KEYS[name]} is not the id of a token")
+    return Vocabulary(tokens, scores.astype(np.float32), types.astype(np.int32), special_ids)
 
 
 def add_to_gguf(writer: Any, vocabulary: Vocabulary | None) -> None:
