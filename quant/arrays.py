@@ -33,12 +33,14 @@ def type_named(name: str) -> QuantType:
 def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
     if isinstance(x, np.ndarray):
         return x
+    if not hasattr(x, "detach"):
+        raise LayoutError(f"cannot quantize {type(x).__name__}: use a numpy array or torch tensor")
     # numpy has no bfloat16 of its own, so a torch tensor passes as bits; neither step copies.
     tensor = x.detach()
     if str(tensor.dtype) == "torch.bfloat16":
         import torch
 
-        bits: NDArray[np.uint16] = tensor.view(torch.uint16).numpy()
+        bits: NDArray[np.int16] = tensor.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
     array: NDArray[Any] = tensor.numpy()
     return array
@@ -57,6 +59,8 @@ def quantize(x: NDArray[Any] | torch.Tensor, type_name: str) -> NDArray[np.uint8
         raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
     if array.ndim == 0:
         raise LayoutError("cannot quantize a scalar: the last axis must be `in`")
+    if not array.flags.aligned:
+        array = array.copy()
     if array.ndim == 1:
         return quantize(array[None, :], type_name).reshape(-1)
     n_out, n_in = array.shape[-2:]

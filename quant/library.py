@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ ABI_VERSION = 1
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW = range(5)
 
 SOURCE_IDS: Final = {"F32": 0, "F16": 1, "I8": 24, "BF16": 30}
+SOURCE_BYTES: Final = {"F32": 4, "F16": 2, "I8": 1, "BF16": 2}
+INSTRUCTION_SETS: Final = ("scalar", "avx2", "avx512")
 
 
 class _Source(ctypes.Structure):
@@ -101,6 +104,9 @@ def load() -> ctypes.CDLL:
             break
     else:
         raise ImportError(f"{LIBRARY_NAME} is missing: install the package again (pip install .)")
+    wanted = os.environ.get("WEIGHTCAST_ISA", "")
+    if wanted and wanted not in INSTRUCTION_SETS:
+        raise ImportError(f"WEIGHTCAST_ISA={wanted}: use one of {', '.join(INSTRUCTION_SETS)}")
     library = ctypes.CDLL(str(path))
     found = library.weightcast_abi_version()
     if found != ABI_VERSION:
@@ -132,14 +138,18 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8])
     last = (
         matrix.start + (matrix.n_out - 1) * matrix.stride_out + (matrix.n_in - 1) * matrix.stride_in
     )
-    assert matrix.start >= 0
+    assert min(matrix.start, matrix.stride_out, matrix.stride_in) >= 0
     assert last < matrix.data.size
+    assert matrix.data.itemsize == SOURCE_BYTES[matrix.dtype]
+    assert matrix.data.flags.c_contiguous
+    assert matrix.data.flags.aligned
     assert dst.flags.c_contiguous
+    assert dst.flags.writeable
     assert dst.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
     if matrix.scales is not None:
         assert matrix.scales.dtype == np.float32
         assert matrix.scales.shape[1] == matrix.n_out
-        assert matrix.scales.strides[1] == 4
+        assert matrix.scales.strides[1] == 4 or matrix.n_out == 1
 
 
 def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> BlockCounts:
@@ -172,7 +182,10 @@ def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8
         ctypes.byref(result),
     )
     if status == NOT_FINITE:
-        raise SourceValueError("NaN or infinity", result.bad_out, result.bad_in)
+        problem = "NaN or infinity"
+        if matrix.scales is not None:
+            problem = "a scale that is NaN, infinite or 2**121 and more"
+        raise SourceValueError(problem, result.bad_out, result.bad_in)
     if status == OVERFLOW:
         raise SourceValueError(
             f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in

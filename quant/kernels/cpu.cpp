@@ -204,8 +204,13 @@ int32_t quantize_floats_q8_0(const weightcast_source& s, uint8_t* dst, int64_t d
 
 template <int type>
 void widen(const void* src, int64_t n, float* dst) {
-  const auto* data = static_cast<const typename Element<type>::stored*>(src);
-  for (int64_t i = 0; i < n; ++i) dst[i] = Element<type>::value(data[i]);
+  using stored = typename Element<type>::stored;
+  const auto* bytes = static_cast<const uint8_t*>(src);
+  for (int64_t i = 0; i < n; ++i) {
+    stored x;  // rows of a file have any alignment
+    std::memcpy(&x, bytes + i * static_cast<int64_t>(sizeof x), sizeof x);
+    dst[i] = Element<type>::value(x);
+  }
 }
 
 int32_t quantize(const weightcast_source& s, int32_t type, void* dst, int64_t dst_stride,

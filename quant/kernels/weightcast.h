@@ -38,12 +38,12 @@ enum {
   WEIGHTCAST_OK = 0,
   WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
   WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, or a size is negative */
-  WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source */
+  WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source, or a scale of 2^121 or more */
   WEIGHTCAST_OVERFLOW = 4     /* a finite value does not fit the 16-bit output type */
 };
 
 typedef struct {
-  const void* data;
+  const void* data;     /* aligned to its elements */
   int32_t type;         /* WEIGHTCAST_F32, F16, BF16 or I8 */
   int32_t reserved;     /* 0 */
   int64_t n_out, n_in;
@@ -64,14 +64,14 @@ typedef struct {
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
 /* The instruction set in use: "avx512", "avx2" or "scalar". The environment variable WEIGHTCAST_ISA,
- * read when the library is loaded, can ask for a lower one than the processor has. */
+ * read at the first call, can ask for a lower one than the processor has. */
 WEIGHTCAST_API const char* weightcast_isa(void);
 
 /* Quantize a source into n_out rows at dst. */
 WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, int32_t type, void* dst,
                                            int64_t dst_stride, weightcast_result* result);
 
-/* Dequantize n_elements (whole blocks) to float32. */
+/* Dequantize n_elements (whole blocks, at any alignment) to float32. */
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
                                              float* dst);
 

@@ -1,0 +1,257 @@
+// Calls the C ABI over many shapes, to be built with the address and undefined-behaviour sanitizers.
+//
+// Every buffer is a heap block of exactly the bytes that a call may touch, so a read or write
+// beyond it stops the program. What lies between the elements of a source is NaN, what lies
+// between the rows of a result must stay as it was. Prints a checksum of all results, which must
+// not depend on the instruction set.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "weightcast.h"
+
+namespace {
+
+#define CHECK(condition)                                                 \
+  do {                                                                   \
+    if (!(condition)) {                                                  \
+      std::fprintf(stderr, "line %d: %s is false\n", __LINE__, #condition); \
+      std::exit(1);                                                      \
+    }                                                                    \
+  } while (0)
+
+uint64_t checksum = 0xcbf29ce484222325u;  // FNV-1a
+int64_t calls = 0;
+
+void add_to_checksum(const uint8_t* bytes, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) checksum = (checksum ^ bytes[i]) * 0x100000001b3u;
+}
+
+uint32_t random_bits() {
+  static uint64_t state = 1;
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<uint32_t>(state >> 32);
+}
+
+// malloc, unlike a vector, leaves no spare capacity that would hide an overrun.
+struct Free {
+  void operator()(uint8_t* p) const { std::free(p); }
+};
+using Bytes = std::unique_ptr<uint8_t, Free>;
+
+Bytes allocate(int64_t n, int fill) {
+  Bytes bytes(static_cast<uint8_t*>(std::malloc(static_cast<size_t>(n))));
+  CHECK(bytes != nullptr || n == 0);
+  if (n > 0) std::memset(bytes.get(), fill, static_cast<size_t>(n));
+  return bytes;
+}
+
+int64_t element_bytes(int32_t type) {
+  return type == WEIGHTCAST_F32 ? 4 : type == WEIGHTCAST_I8 ? 1 : 2;
+}
+
+int64_t row_bytes(int32_t type, int64_t n_in) {
+  return type == WEIGHTCAST_Q8_0 ? n_in / 32 * 34 : n_in * element_bytes(type);
+}
+
+// A finite value of magnitude 2^-16 to 2^9, as the bits of its type.
+uint32_t random_value(int32_t type) {
+  const uint32_t sign = random_bits() & 1, fraction = random_bits();
+  const int exponent = static_cast<int>(random_bits() % 25) - 16;
+  switch (type) {
+    case WEIGHTCAST_F32:
+      return sign << 31 | static_cast<uint32_t>(exponent + 127) << 23 | (fraction & 0x7fffffu);
+    case WEIGHTCAST_F16: {  // below 2^-14, subnormals
+      const uint32_t biased = exponent < -14 ? 0 : static_cast<uint32_t>(exponent + 15);
+      return sign << 15 | biased << 10 | (fraction & 0x3ffu);
+    }
+    case WEIGHTCAST_BF16:
+      return sign << 15 | static_cast<uint32_t>(exponent + 127) << 7 | (fraction & 0x7fu);
+    default: return fraction & 0xffu;
+  }
+}
+
+// A source and the exact buffers behind it.
+struct Source {
+  weightcast_source view{};
+  Bytes data, scales;
+
+  uint8_t* element(int64_t out, int64_t in) {
+    return data.get() +
+           (out * view.stride_out + in * view.stride_in) * element_bytes(view.type);
+  }
+};
+
+enum Layout { kOutIn, kInOut, kPadded, kSteps, kLayouts };
+
+Source make_source(int32_t type, int64_t n_out, int64_t n_in, int layout, int64_t groups) {
+  Source s;
+  s.view.type = type;
+  s.view.n_out = n_out;
+  s.view.n_in = n_in;
+  const int64_t strides[kLayouts][2] = {{n_in, 1}, {1, n_out}, {1, n_out + 7}, {3 * n_in, 2}};
+  s.view.stride_out = strides[layout][0];
+  s.view.stride_in = strides[layout][1];
+  const int64_t span =
+      1 + (n_out - 1) * s.view.stride_out + (n_in - 1) * s.view.stride_in;
+  s.data = allocate(span * element_bytes(type), 0xff);
+  for (int64_t out = 0; out < n_out; ++out) {
+    for (int64_t in = 0; in < n_in; ++in) {
+      const uint32_t value = random_value(type);
+      std::memcpy(s.element(out, in), &value, static_cast<size_t>(element_bytes(type)));
+    }
+  }
+  s.view.data = s.data.get();
+  if (type == WEIGHTCAST_I8) {
+    s.view.groups = groups;
+    s.view.scale_stride = n_out + (layout == kPadded ? 5 : 0);
+    s.scales = allocate(((groups - 1) * s.view.scale_stride + n_out) * 4, 0xff);
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t out = 0; out < n_out; ++out) {
+        // Every fourth fits float16, so tiles of codes take both paths.
+        uint32_t scale = random_value(WEIGHTCAST_F32);
+        if (random_bits() % 4 == 0) scale &= 0xfff00000u;
+        std::memcpy(s.scales.get() + (g * s.view.scale_stride + out) * 4, &scale, 4);
+      }
+    }
+    s.view.scales = reinterpret_cast<const float*>(s.scales.get());
+  }
+  return s;
+}
+
+int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
+                 weightcast_result& result) {
+  const int64_t row = row_bytes(type, source.n_in), stride = row + gap;
+  const int64_t size = (source.n_out - 1) * stride + row;
+  Bytes dst = allocate(size, 0xa5);
+  std::memset(&result, 0xff, sizeof result);
+  const int32_t status = weightcast_quantize(&source, type, dst.get(), stride, &result);
+  for (int64_t out = 0; out + 1 < source.n_out; ++out) {
+    for (int64_t i = row; i < stride; ++i) CHECK(dst.get()[out * stride + i] == 0xa5);
+  }
+  if (status == WEIGHTCAST_OK) add_to_checksum(dst.get(), size);
+  ++calls;
+  return status;
+}
+
+void check_shape(int64_t n_out, int64_t n_in) {
+  for (int32_t type : {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16, WEIGHTCAST_I8}) {
+    for (int layout = 0; layout < kLayouts; ++layout) {
+      for (int64_t groups : {1, 2, 5}) {
+        if (groups > 1 && (type != WEIGHTCAST_I8 || n_in % groups != 0)) continue;
+        Source source = make_source(type, n_out, n_in, layout, groups);
+        for (int32_t to : {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16, WEIGHTCAST_Q8_0}) {
+          weightcast_result result;
+          const bool fits = to != WEIGHTCAST_Q8_0 || n_in % 32 == 0;
+          const int32_t status = quantize(source.view, to, layout == kSteps ? 3 : 0, result);
+          if (!fits) {
+            CHECK(status == WEIGHTCAST_BAD_SHAPE);
+            continue;
+          }
+          // 128 * 2^10 is beyond float16, so int8 may overflow it, at a place inside the matrix.
+          CHECK(status == WEIGHTCAST_OK ||
+                (status == WEIGHTCAST_OVERFLOW && type == WEIGHTCAST_I8 && to == WEIGHTCAST_F16));
+          if (status == WEIGHTCAST_OVERFLOW) {
+            CHECK(result.bad_out >= 0 && result.bad_out < n_out);
+            CHECK(result.bad_in >= 0 && result.bad_in < n_in);
+          }
+          const int64_t blocks = to == WEIGHTCAST_Q8_0 ? n_out * (n_in / 32) : 0;
+          CHECK(result.exact_blocks + result.requantized_blocks == blocks);
+        }
+      }
+    }
+  }
+}
+
+// The last element is the offender, in every kind of tail.
+void check_offenders(int64_t n_out, int64_t n_in) {
+  for (int32_t type : {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16}) {
+    for (int layout = 0; layout < kLayouts; ++layout) {
+      Source source = make_source(type, n_out, n_in, layout, 1);
+      std::memset(source.element(n_out - 1, n_in - 1), 0xff,
+                  static_cast<size_t>(element_bytes(type)));
+      for (int32_t to : {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16, WEIGHTCAST_Q8_0}) {
+        if (to == WEIGHTCAST_Q8_0 && n_in % 32 != 0) continue;
+        weightcast_result result;
+        CHECK(quantize(source.view, to, 0, result) == WEIGHTCAST_NOT_FINITE);
+        CHECK(result.bad_out == n_out - 1 && result.bad_in == n_in - 1);
+      }
+    }
+  }
+}
+
+void check_dequantize() {
+  for (int32_t type : {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16, WEIGHTCAST_Q8_0}) {
+    for (int64_t n = 0; n <= 320; ++n) {
+      if (type == WEIGHTCAST_Q8_0 && n % 32 != 0) continue;
+      Bytes src = allocate(row_bytes(type, n), 0);
+      for (int64_t i = 0; i < row_bytes(type, n); ++i) {
+        src.get()[i] = static_cast<uint8_t>(random_bits() & 0x37);  // finite as any type
+      }
+      Bytes dst = allocate(n * 4, 0xa5);
+      CHECK(weightcast_dequantize(type, src.get(), n, reinterpret_cast<float*>(dst.get())) ==
+            WEIGHTCAST_OK);
+      add_to_checksum(dst.get(), n * 4);
+      ++calls;
+    }
+  }
+  float unused = 0;
+  CHECK(weightcast_dequantize(WEIGHTCAST_Q8_0, &unused, 31, &unused) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_dequantize(WEIGHTCAST_F32, &unused, -1, &unused) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_dequantize(WEIGHTCAST_I8, &unused, 1, &unused) == WEIGHTCAST_BAD_TYPE);
+  CHECK(weightcast_dequantize(99, &unused, 1, &unused) == WEIGHTCAST_BAD_TYPE);
+}
+
+// Refusals read and write nothing: the pointers are null.
+void check_refusals() {
+  weightcast_result result;
+  weightcast_source s{};
+  const auto status = [&](int32_t type) {
+    return weightcast_quantize(&s, type, nullptr, 0, &result);
+  };
+  s.type = WEIGHTCAST_F32;
+  CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_OK);  // [0, 0]
+  s.n_out = 5;
+  CHECK(status(WEIGHTCAST_Q8_0) == WEIGHTCAST_OK);  // [5, 0]
+  s.n_in = -1;
+  CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_BAD_SHAPE);
+  s.n_in = 33;
+  CHECK(status(WEIGHTCAST_Q8_0) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(status(WEIGHTCAST_I8) == WEIGHTCAST_BAD_TYPE);
+  CHECK(status(99) == WEIGHTCAST_BAD_TYPE);
+  s.n_out = -1;
+  CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_BAD_SHAPE);
+  s.n_out = 5;
+  s.type = WEIGHTCAST_I8;
+  CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_BAD_SHAPE);  // no scales
+  std::vector<float> scales(5, 1.0f);
+  s.scales = scales.data();
+  for (int64_t groups : {-1, 0, 2, 34}) {
+    s.groups = groups;
+    CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_BAD_SHAPE);
+  }
+  s.type = WEIGHTCAST_Q8_0;
+  CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_BAD_TYPE);
+}
+
+}  // namespace
+
+int main() {
+  const int64_t edges[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 127, 128, 130};
+  for (int64_t n_out : edges) {
+    for (int64_t n_in : edges) check_offenders(n_out, n_in);
+  }
+  for (int64_t n = 1; n <= 130; ++n) {
+    check_shape(n, n % 8 == 0 ? 160 : n % 2 == 0 ? 96 : 1 + n % 40);
+    check_shape(1 + n % 70, n);
+    if (n % 5 == 0) check_shape(n, 131 - n);
+  }
+  check_dequantize();
+  check_refusals();
+  std::printf("%s %lld calls %016llx\n", weightcast_isa(), static_cast<long long>(calls),
+              static_cast<unsigned long long>(checksum));
+  return 0;
+}

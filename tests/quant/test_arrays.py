@@ -1,0 +1,251 @@
+"""weightcast.quantize and weightcast.dequantize: shapes, strides, dtypes, refusals, round trips."""
+
+from __future__ import annotations
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.quant import oracle
+from tests.quant.sources import DTYPES, FAMILIES, gaussian, place, random_finite
+from weightcast.quant.arrays import dequantize, quantize, type_named
+from weightcast.quant.errors import CheckpointError, LayoutError
+from weightcast.quant.library import SourceValueError
+from weightcast.quant.types import TYPES, TYPES_BY_GGML_ID
+
+many = settings(max_examples=60, deadline=None)
+GGUF_TYPES = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
+
+
+def values(shape, dtype="F32", seed=7) -> np.ndarray:
+    return gaussian(np.random.default_rng(seed), shape).astype(DTYPES[dtype])
+
+
+# The table of types
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types_are_as_gguf_has_them(name):
+    quant_type = TYPES[name]
+    assert quant_type.ggml_id == GGUF_TYPES[name]
+    assert gguf.GGML_QUANT_SIZES[GGUF_TYPES[name]] == (
+        quant_type.block_elements,
+        quant_type.block_bytes,
+    )
+    assert quant_type.row_bytes(96) == oracle.row_bytes(quant_type.ggml_id, 96)
+    assert TYPES_BY_GGML_ID[quant_type.ggml_id] is quant_type
+
+
+def test_names_in_any_case():
+    assert type_named("q8_0") is TYPES["Q8_0"]
+    assert type_named("Bf16") is TYPES["BF16"]
+
+
+@pytest.mark.parametrize("call", [quantize, dequantize])
+def test_unknown_type_lists_the_known(call):
+    with pytest.raises(LayoutError, match="'Q9_9'; known: BF16, F16, F32, Q8_0"):
+        call(np.zeros((1, 32), np.uint8), "Q9_9")
+
+
+# Shapes and strides
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(64,), (1, 64), (5, 64), (3, 5, 64), (2, 3, 5, 32), (2, 1, 1, 32)]
+)
+def test_shapes(shape, dtype, name):
+    x = values(shape, dtype)
+    rows = quantize(x, name)
+    assert rows.shape == (*shape[:-1], TYPES[name].row_bytes(shape[-1]))
+    flat = quantize(x.reshape(-1, shape[-1]), name)
+    assert np.array_equal(rows.reshape(flat.shape), flat)
+    assert dequantize(rows, name).shape == shape
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[::-1],
+        lambda x: x[:, ::-1],
+        lambda x: x[:, :, ::-1],
+        lambda x: x[::-1, ::-2, ::-1],
+        lambda x: x.transpose(1, 0, 2),
+        lambda x: x.transpose(2, 1, 0),
+        lambda x: x.transpose(2, 0, 1)[::3, ::-1],
+        lambda x: x[0, 0],
+        lambda x: x[0, 0, ::-1],
+        lambda x: x[:, 0, :32],
+        lambda x: x[:, :1],
+        lambda x: np.broadcast_to(x[0, 0], (3, 64)),
+    ],
+)
+def test_views(view, dtype, name):
+    x = view(values((64, 32, 64), dtype))
+    assert np.array_equal(quantize(x, name), quantize(x.copy(order="C"), name))
+
+
+def test_fields_of_records():
+    # The stride, 6 bytes, is not a multiple of the item size.
+    records = np.zeros((3, 64), np.dtype([("pad", np.uint16), ("x", np.float32)]))
+    records["x"] = values((3, 64))
+    assert np.array_equal(quantize(records["x"], "F32").view(np.float32), records["x"])
+
+
+def test_source_is_not_changed():
+    x = values((64, 64))
+    before = x.copy()
+    for name in TYPES:
+        quantize(x, name)
+    assert np.array_equal(x, before)
+    x.flags.writeable = False
+    assert np.array_equal(quantize(x, "F32").view(np.float32), before)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float64, np.int8, np.uint8, np.int32, bool, ">f4", ml_dtypes.float8_e4m3fn, object]
+)
+def test_other_dtypes(dtype):
+    x = np.zeros((2, 32), dtype)
+    with pytest.raises(LayoutError, match="use float32, float16 or bfloat16"):
+        quantize(x, "F32")
+
+
+def test_scalars():
+    with pytest.raises(LayoutError, match="scalar"):
+        quantize(np.array(1, np.float32), "F32")
+
+
+@pytest.mark.parametrize("n_in", [1, 31, 33, 63])
+def test_rows_that_do_not_fill_blocks(n_in):
+    with pytest.raises(LayoutError, match=f"{n_in} values does not fill Q8_0 blocks of 32"):
+        quantize(np.zeros((2, n_in), np.float32), "Q8_0")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_not_finite(name):
+    x = values((2, 3, 64))
+    x[1, 2, 40] = np.nan
+    with pytest.raises(SourceValueError, match=r"NaN or infinity at \[2, 40\]") as caught:
+        quantize(x, name)
+    assert isinstance(caught.value, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bytes"), [("Q8_0", 33), ("Q8_0", 35), ("F32", 6), ("F16", 3), ("BF16", 1)]
+)
+def test_bytes_that_are_not_whole_blocks(name, n_bytes):
+    with pytest.raises(LayoutError, match=f"rows of {n_bytes} bytes are not whole {name} blocks"):
+        dequantize(np.zeros((2, n_bytes), np.uint8), name)
+
+
+@pytest.mark.parametrize("blocks", [np.zeros((2, 34), np.int8), np.array(1, np.uint8)])
+def test_blocks_must_be_rows_of_uint8(blocks):
+    with pytest.raises(LayoutError, match="expected uint8 rows"):
+        dequantize(blocks, "Q8_0")
+
+
+# Back to float32
+
+
+@pytest.mark.parametrize("name", TYPES)
+@many
+@given(n_rows=st.integers(0, 20), n_blocks=st.integers(0, 5), seed=st.integers(0, 2**32 - 1))
+def test_dequantize_as_gguf(n_rows, n_blocks, seed, name, isa):
+    rng = np.random.default_rng(seed)
+    x = random_finite(rng, (n_rows, 32 * n_blocks))
+    if name != "F32":
+        x = np.clip(x, -60000, 60000)
+    rows = quantize(x, name)
+    ours = dequantize(rows, name)
+    assert ours.shape == x.shape
+    if x.size:
+        theirs = gguf.quants.dequantize(rows, GGUF_TYPES[name])
+        assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+def test_dequantize_any_q8_0_block(isa):
+    # Every finite float16 as d, among them subnormals; random codes.
+    d = np.arange(1 << 16, dtype=np.uint16)
+    d = d[np.isfinite(d.view(np.float16))]
+    rows = np.random.default_rng(8).integers(0, 256, (d.size, 34)).astype(np.uint8)
+    rows[:, :2] = d[:, None].view(np.uint8)
+    ours = dequantize(rows, "Q8_0").view(np.uint32)
+    theirs = gguf.quants.dequantize(rows, GGUF_TYPES["Q8_0"])
+    assert np.array_equal(ours, theirs.view(np.uint32))
+    assert np.array_equal(ours, oracle.dequantize_q8_0(rows).view(np.uint32))
+
+
+def test_dequantize_views(isa):
+    rows = quantize(values((6, 10, 64)), "Q8_0")
+    whole = dequantize(rows, "Q8_0")
+    assert np.array_equal(dequantize(rows[::-1, ::3], "Q8_0"), whole[::-1, ::3])
+    assert np.array_equal(dequantize(rows[..., 34:], "Q8_0"), whole[..., 32:])
+    assert np.array_equal(dequantize(np.asfortranarray(rows), "Q8_0"), whole)
+
+
+@many
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    layout=st.sampled_from(["out_in", "in_out", "steps"]),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_plain_floats_survive_a_round_trip(shape, layout, dtype, seed, isa):
+    x = place(np.clip(random_finite(np.random.default_rng(seed), shape), -6e4, 6e4), layout)
+    x = place(x.astype(DTYPES[dtype]), layout)
+    back = dequantize(quantize(x, dtype), dtype)
+    assert np.array_equal(back.view(np.uint32), x.astype(np.float32, order="C").view(np.uint32))
+
+
+@pytest.mark.parametrize("family", ["gaussian", "grok_like", "one_outlier", "equal_maxima"])
+def test_q8_0_is_within_half_a_step(family, isa):
+    x = FAMILIES[family](np.random.default_rng(9), (70, 96))
+    rows = quantize(x, "Q8_0")
+    error = np.abs(dequantize(rows, "Q8_0") - x).reshape(70, 3, 32)
+    step = np.abs(x).reshape(70, 3, 32).max(axis=2, keepdims=True) / 127
+    # Half a step, and at most 127 times the error of rounding d to float16: half of 2^-10 of it,
+    # or of 2^-24 where it is subnormal.
+    assert (error <= step * (0.5 + 127 * 2**-11 + 1e-5) + 127 * 2**-25).all()
+    assert error.max() > 0
+
+
+# torch
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize(
+    ("dtype", "source"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")]
+)
+@pytest.mark.parametrize(
+    "view", [lambda x: x, lambda x: x.mT, lambda x: x[:, ::2, :32], lambda x: x[0, 0]]
+)
+def test_torch_tensors(view, dtype, source, name):
+    torch = pytest.importorskip("torch")
+    tensor = view(torch.from_numpy(values((3, 64, 96))).to(getattr(torch, dtype)))
+    x = tensor.to(torch.float32).numpy()
+    expected = quantize(
+        x.astype(DTYPES[{"float32": "F32", "float16": "F16"}.get(dtype, "BF16")]), name
+    )
+    assert np.array_equal(quantize(tensor, name), expected)
+
+
+def test_torch_tensor_that_requires_grad():
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(2, 32, requires_grad=True)
+    assert np.array_equal(quantize(tensor, "F32").view(np.float32), np.ones((2, 32)))
+
+
+def test_torch_tensor_of_another_dtype():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(LayoutError, match="use float32, float16 or bfloat16"):
+        quantize(torch.zeros(2, 32, dtype=torch.float64), "F32")

@@ -1,0 +1,245 @@
+"""Q8_0 blocks: zero bytes differ from ggml for floats; int8 codes are carried without loss.
+
+A block of int8 codes keeps its codes where it has one scale and float16 holds that scale exactly;
+elsewhere it has the bytes that ggml makes of code * scale.
+"""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.quant import oracle
+from tests.quant.sources import (
+    BFLOAT16,
+    DTYPES,
+    FAMILIES,
+    LAYOUTS,
+    place,
+    products,
+    quantized,
+)
+from weightcast.quant.library import BlockCounts
+from weightcast.quant.types import Q8_0
+
+many = settings(max_examples=60, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def source_of(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Cast float32 to a source's dtype, clipped to its range."""
+    limit = np.float32({"F16": 65504, "BF16": 3.3e38, "F32": np.finfo(np.float32).max}[dtype])
+    return np.clip(x, -limit, limit).astype(DTYPES[dtype])
+
+
+def assert_as_ggml(x: np.ndarray) -> None:
+    """x: [n_out, n_in] of a float dtype, at any strides."""
+    rows, counts = quantized(x, Q8_0)
+    expected = oracle.quantize(x.astype(np.float32), oracle.Q8_0)
+    assert np.count_nonzero(rows != expected) == 0
+    assert counts == BlockCounts(requantized=x.size // 32)
+
+
+# Float sources
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_floats_as_ggml(family, dtype, layout, isa):
+    x = FAMILIES[family](np.random.default_rng(2), (131, 192))
+    assert_as_ggml(place(source_of(x, dtype), layout))
+
+
+@many
+@given(
+    n_out=st.integers(1, 200),
+    n_blocks=st.integers(1, 5),
+    family=st.sampled_from(sorted(FAMILIES)),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    layout=st.sampled_from(LAYOUTS),
+    seed=seeds,
+)
+def test_shapes_as_ggml(n_out, n_blocks, family, dtype, layout, seed, isa):
+    x = FAMILIES[family](np.random.default_rng(seed), (n_out, 32 * n_blocks))
+    assert_as_ggml(place(source_of(x, dtype), layout))
+
+
+@many
+@given(
+    x=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.just(32)),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    )
+)
+def test_values_as_ggml(x, isa):
+    assert_as_ggml(x)
+
+
+def test_every_tie_rounds_away_from_zero(isa):
+    # The maximum 127 makes d = 1, so codes are the values, rounded: 0.5 to 1, -0.5 to -1.
+    halves = np.arange(-126.5, 127, 1, dtype=np.float32)
+    x = np.zeros((halves.size, 32), np.float32)
+    x[:, 0], x[:, 1], x[:, 2] = 127, halves, np.nextafter(halves, np.float32(0))
+    rows, _ = quantized(x, Q8_0)
+    codes = rows[:, 2:].view(np.int8)
+    assert np.array_equal(codes[:, 1], halves + np.copysign(0.5, halves))
+    assert np.array_equal(codes[:, 2], halves - np.copysign(0.5, halves))
+
+
+def test_block_worked_by_hand(isa):
+    # max |x| = 254, so d = 2 (float16 0x4000) and the codes are x / 2: 254 -> 127, -3 -> -2.
+    x = np.array([[254, -254, 2, -3, 1] + [0] * 27], np.float32)
+    rows, counts = quantized(x, Q8_0)
+    assert rows.tobytes() == bytes([0x00, 0x40, 127, 129, 1, 254, 1]) + bytes(27)
+    assert counts == BlockCounts(requantized=1)
+
+
+# Int8 sources
+
+
+def exact_in_float16(scales: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return scales.astype(np.float16).astype(np.float32) == scales
+
+
+def kept_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Which blocks [n_out, n_blocks] keep their codes: one group, a scale exact in float16."""
+    group_rows = codes.shape[1] // scales.shape[0]
+    first = np.arange(0, codes.shape[1], 32) // group_rows
+    last = np.arange(31, codes.shape[1], 32) // group_rows
+    return (first == last) & exact_in_float16(scales).T[:, first]
+
+
+def expected_rows(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Build every block both ways with numpy and ggml, then choose block by block."""
+    n_out, n_in = codes.shape
+    group_rows = n_in // scales.shape[0]
+    carried = np.empty((n_out, n_in // 32, 34), np.uint8)
+    with np.errstate(over="ignore"):
+        d = scales.astype(np.float16).T[:, np.arange(0, n_in, 32) // group_rows]
+    carried[..., :2] = np.ascontiguousarray(d)[..., None].view(np.uint8)
+    carried[..., 2:] = np.ascontiguousarray(codes).view(np.uint8).reshape(n_out, -1, 32)
+    made = oracle.quantize(products(codes, scales), oracle.Q8_0).reshape(carried.shape)
+    kept = kept_blocks(codes, scales)[..., None]
+    return np.where(kept, carried, made).reshape(n_out, -1)
+
+
+def assert_codes(codes: np.ndarray, scales: np.ndarray) -> None:
+    """codes: int8 [n_out, n_in] at any strides; scales: float32 [groups, n_out]."""
+    rows, counts = quantized(codes, Q8_0, scales)
+    assert np.count_nonzero(rows != expected_rows(codes, scales)) == 0
+    kept = kept_blocks(codes, scales)
+    assert counts == BlockCounts(
+        exact=np.count_nonzero(kept),
+        requantized=np.count_nonzero(~kept),
+        inexact_scales=np.count_nonzero(~exact_in_float16(scales)),
+    )
+    # The lossless claim itself, with ggml's own Python as the judge.
+    carried = rows.reshape(*kept.shape, 34)[kept]
+    source = products(codes, scales).reshape(*kept.shape, 32)[kept]
+    values = gguf.quants.dequantize(carried, gguf.GGMLQuantizationType.Q8_0)
+    assert np.array_equal(values.view(np.uint32), source.view(np.uint32))
+
+
+def random_codes(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    codes = rng.integers(-128, 128, shape).astype(np.int8)
+    codes[rng.random(shape) < 0.05] = -128
+    return codes
+
+
+def grok_scales(rng, shape):
+    """bfloat16 from 1e-5 to 1e-2: all of them exact in float16."""
+    return (10 ** rng.uniform(-5, -2, shape)).astype(BFLOAT16).astype(np.float32)
+
+
+def any_float16(rng, shape):
+    """Any finite float16: negative ones, both zeros, subnormals, the largest."""
+    bits = rng.integers(0, 0x7C00, shape) | rng.integers(0, 2, shape) << 15
+    return bits.astype(np.uint16).view(np.float16).astype(np.float32)
+
+
+def mixed(rng, shape):
+    """Half of them exact; the others lie between float16 values, below or above all of them."""
+    others = (10 ** rng.uniform(-12, 30, shape)).astype(np.float32) * rng.choice([-1, 1], shape)
+    return np.where(rng.random(shape) < 0.5, any_float16(rng, shape), others).astype(np.float32)
+
+
+SCALES = {
+    "grok": grok_scales,
+    "any_float16": any_float16,
+    "mixed": mixed,
+    "negative": lambda rng, shape: -grok_scales(rng, shape),
+    "zero": lambda rng, shape: np.zeros(shape, np.float32),
+    "minus_zero": lambda rng, shape: np.full(shape, -0.0, np.float32),
+    "subnormal_float16": lambda rng, shape: (
+        np.float32(2**-24) * rng.integers(1, 1024, shape).astype(np.float32)
+    ),
+    "below_float16": lambda rng, shape: (
+        np.float32(2**-25) * rng.uniform(0.01, 1, shape).astype(np.float32)
+    ),
+    "above_float16": lambda rng, shape: rng.uniform(65520, 1e7, shape).astype(np.float32),
+    "subnormal_float32": lambda rng, shape: rng.integers(1, 1 << 23, shape, np.uint32).view(
+        np.float32
+    ),
+    "largest": lambda rng, shape: np.full(shape, np.nextafter(np.float32(2**121), 0), np.float32),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize(
+    ("n_in", "groups"),
+    [(192, 1), (192, 2), (256, 8), (160, 2), (96, 8), (32, 8)],
+    ids=["one_group", "two", "a_block_each", "straddling", "short", "eight_in_a_block"],
+)
+def test_codes(n_in, groups, scales, layout, isa):
+    rng = np.random.default_rng(3)
+    codes = place(random_codes(rng, (131, n_in)), layout)
+    assert_codes(codes, SCALES[scales](rng, (groups, 131)))
+
+
+@many
+@given(
+    n_out=st.integers(1, 200),
+    n_blocks=st.integers(1, 10),
+    groups=st.sampled_from([1, 2, 8]),
+    scales=st.sampled_from(sorted(SCALES)),
+    layout=st.sampled_from(LAYOUTS),
+    seed=seeds,
+)
+def test_shapes_of_codes(n_out, n_blocks, groups, scales, layout, seed, isa):
+    rng = np.random.default_rng(seed)
+    codes = place(random_codes(rng, (n_out, 32 * n_blocks)), layout)
+    assert_codes(codes, SCALES[scales](rng, (groups, n_out)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_inexact_column_spares_its_neighbours(layout, isa):
+    codes = place(random_codes(np.random.default_rng(4), (70, 64)), layout)
+    scales = np.full((1, 70), 0.25, np.float32)
+    scales[0, 66] = 0.1  # float16 is 0.0999755859375
+    rows, counts = quantized(codes, Q8_0, scales)
+    assert counts == BlockCounts(exact=69 * 2, requantized=2, inexact_scales=1)
+    carried = np.concatenate([np.full((70, 2, 2), [0x00, 0x34]), np.zeros((70, 2, 32))], axis=2)
+    carried[..., 2:] = codes.view(np.uint8).reshape(70, 2, 32)
+    spared = np.arange(70) != 66
+    assert np.array_equal(rows[spared], carried.astype(np.uint8).reshape(70, -1)[spared])
+
+
+def test_scales_may_be_rows_of_a_wider_array(isa):
+    rng = np.random.default_rng(5)
+    codes = random_codes(rng, (70, 64))
+    wide = mixed(rng, (5, 90))
+    assert_codes(codes, wide[1:5:2, 11:81])
+
+
+def test_rows_hold_nothing_of_what_was_there_before(isa):
+    codes = np.zeros((65, 32), np.int8)
+    rows, _ = quantized(codes, Q8_0, np.ones((1, 65), np.float32))
+    assert rows.tobytes() == (b"\x00\x3c" + bytes(32)) * 65

@@ -1,0 +1,111 @@
+"""Under the address and undefined-behaviour sanitizers nothing reads or writes out of bounds.
+
+Also, the header is plain C99, and the ctypes binding has the layout that a C compiler gives it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.quant import compilers, instruction_sets
+from weightcast.quant import library
+from weightcast.quant.types import TYPES
+
+SANITIZE = (
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-ffp-contract=off",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    *compilers.STRICT,
+)
+# As CMakeLists.txt compiles them.
+FLAGS = {
+    "scalar": [],
+    "avx2": ["-mavx2"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mprefer-vector-width=512",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver and the kernels of every instruction set, compiled from the checkout."""
+    folder = tmp_path_factory.mktemp("sanitize")
+    x86 = instruction_sets.is_x86()
+    isas = list(FLAGS) if x86 else ["scalar"]
+    define = ["-DWEIGHTCAST_X86=1"] if x86 else []
+    gxx = ("g++", *SANITIZE, "-c")
+    commands: list[tuple[object, ...]] = [
+        (*gxx, *FLAGS[isa], f"-DWC_ISA={isa}", compilers.KERNELS / "cpu.cpp", "-o", folder / isa)
+        for isa in isas
+    ]
+    commands += [
+        (*gxx, compilers.SOURCES / "sanitize.cpp", "-o", folder / "driver"),
+        (*gxx, *define, compilers.KERNELS / "dispatch.cpp", "-o", folder / "dispatch"),
+    ]
+    compilers.run_all(commands)
+    objects = [folder / name for name in (*isas, "driver", "dispatch")]
+    compilers.run("g++", *SANITIZE, *objects, "-o", folder / "program")
+    return folder / "program"
+
+
+def test_every_instruction_set_is_clean_and_gives_the_same_bytes(program):
+    isas = instruction_sets.available()
+    environments = [{**os.environ, "WEIGHTCAST_ISA": isa} for isa in isas]
+    with ThreadPoolExecutor(2) as pool:
+        said = list(
+            pool.map(lambda env: compilers.run(program, env=env).split(" ", 1), environments)
+        )
+    assert [used for used, _ in said] == list(isas)
+    assert len({result for _, result in said}) == 1, said
+
+
+def test_header_is_plain_c_and_agrees_with_the_binding(tmp_path):
+    c99 = ("gcc", "-std=c99", "-pedantic", *compilers.STRICT)
+    compilers.run(*c99, compilers.SOURCES / "header.c", "-o", tmp_path / "header")
+    said = compilers.run(tmp_path / "header").splitlines()
+    expected = []
+    structures = {"weightcast_source": library._Source, "weightcast_result": library._Result}
+    for c_name, structure in structures.items():
+        for name, _ in structure._fields_:
+            field = getattr(structure, name)
+            expected.append(f"{c_name} {name} {field.offset} {field.size}")
+    for c_name, structure in structures.items():
+        expected.append(f"{c_name} size 0 {ctypes.sizeof(structure)}")
+    ids = {**library.SOURCE_IDS, **{name: t.ggml_id for name, t in TYPES.items()}}
+    expected += [
+        f"types {ids['F32']} {ids['F16']} {ids['Q8_0']} {ids['I8']} {ids['BF16']}",
+        f"statuses {library.OK} {library.BAD_TYPE} {library.BAD_SHAPE} {library.NOT_FINITE} "
+        f"{library.OVERFLOW}",
+        f"abi {library.ABI_VERSION}",
+    ]
+    assert said == expected
+
+
+@pytest.mark.parametrize("standard", ["c++11", "c++17", "c++20"])
+def test_header_is_cplusplus(standard, tmp_path):
+    source = tmp_path / "uses.cpp"
+    source.write_text('#include "weightcast.h"\nint main() { return WEIGHTCAST_OK; }\n')
+    compilers.run(
+        "g++",
+        f"-std={standard}",
+        "-pedantic",
+        *compilers.STRICT,
+        "-c",
+        source,
+        "-o",
+        tmp_path / "uses.o",
+    )
