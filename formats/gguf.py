@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
+from weightcast.formats.layout import Layout
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import CheckpointError, FormatError, MissingTensorError
 from weightcast.quant.types import QuantType
@@ -66,15 +67,6 @@ class Entry:
     @property
     def nbytes(self) -> int:
         return self.type.row_bytes(self.shape[-1]) * prod(self.shape[:-1])
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """One file to be written: its header and where each tensor's data starts in the file."""
-
-    header: bytes
-    offsets: dict[str, int]
-    size: int
 
 
 class _Header:

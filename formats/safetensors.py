@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
+from weightcast.formats.layout import Layout
 from weightcast.formats.stored import ITEM_BYTES, StoredArray
 from weightcast.quant.errors import FormatError, MissingTensorError
 
@@ -36,15 +37,6 @@ class Entry:
     @property
     def nbytes(self) -> int:
         return ITEM_BYTES[self.dtype] * prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """One file to be written: its header and where each tensor's data starts in the file."""
-
-    header: bytes
-    offsets: dict[str, int]
-    size: int
 
 
 def lay_out(entries: list[Entry], metadata: dict[str, str]) -> Layout:
