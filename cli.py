@@ -6,21 +6,20 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from weightcast.converters import convert as conversion
 from weightcast.converters import describe
-from weightcast.converters.execute import default_workers
+from weightcast.converters.execute import MAX_WORKERS, default_workers
+from weightcast.converters.progress import progress
+from weightcast.converters.requests import RequestError
 from weightcast.converters.sources import open_graph
 from weightcast.quant.errors import CheckpointError
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXISTING = click.Path(path_type=Path)
 
 
@@ -39,10 +38,9 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
     graph = open_graph(path, spec)
     if as_json:
-        click.echo(json.dumps(describe.graph_values(graph), indent=1))
+        _print([json.dumps(describe.graph_values(graph), indent=1)])
     else:
-        for line in describe.graph_lines(graph, all_tensors=all_tensors):
-            click.echo(line)
+        _print(describe.graph_lines(graph, all_tensors=all_tensors))
 
 
 @commands.command()
@@ -52,8 +50,8 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--spec", type=EXISTING, help="JSON file of hyperparameters (keys as in spec.json).")
 @click.option("--tokenizer", type=EXISTING, help="SentencePiece file (default: beside SRC).")
 @click.option("--no-tokenizer", is_flag=True, help="Write outputs without a tokenizer.")
-@click.option("--split", metavar="SIZE", help="Largest size of one file, such as 48G or 4GiB.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Worker threads (default: cores + 1).")
+@click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
+@click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -84,21 +82,17 @@ def convert(
         no_tokenizer=no_tokenizer,
         split=split,
     )
-    values: dict[str, Any]
     if dry_run:
-        values = {"outputs": [output.describe() for output in plan.outputs]}
-        values["parameters"] = plan.graph.parameters
-        lines = describe.plan_lines(plan, jobs or default_workers())
+        workers = jobs or default_workers()
+        values, lines = describe.plan_values(plan), describe.plan_lines(plan, workers)
     else:
-        with _progress(plan.read_bytes, quiet=quiet or as_json) as on_progress:
+        with progress(plan.read_bytes, quiet=quiet or as_json) as on_progress:
             summary = conversion.run(plan, jobs, on_progress)
-        values = summary.describe()
-        lines = describe.summary_lines(summary)
+        values, lines = summary.describe(), describe.summary_lines(summary)
     if as_json:
-        click.echo(json.dumps(values, indent=1))
+        _print([json.dumps(values, indent=1)])
     elif not quiet:
-        for line in lines:
-            click.echo(line)
+        _print(lines)
 
 
 @commands.command()
@@ -107,60 +101,30 @@ def demo(keep: Path | None) -> None:
     """Make a tiny checkpoint, convert it, run the results in llama.cpp and compare."""
     from weightcast.converters.demo import run_demo
 
-    for line in run_demo(keep):
-        click.echo(line)
+    _print(run_demo(keep))
 
 
-@contextmanager
-def _progress(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Report progress on stderr: a bar on a terminal, else a line now and then."""
-    if quiet:
-        yield lambda nbytes: None
-    elif sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total_bytes, unit="B", unit_scale=True, smoothing=0.1) as bar:
-            lock = threading.Lock()
-
-            def update(nbytes: int) -> None:
-                with lock:
-                    bar.update(nbytes)
-
-            yield update
-    else:
-        yield _ProgressLines(total_bytes).update
+def _print(lines: Iterable[str]) -> None:
+    """Print results; a reader that has enough of them (head, less) is no failure."""
+    try:
+        for line in lines:
+            click.echo(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _ProgressLines:
-    """Plain lines with an estimate, every 15 seconds."""
-
-    INTERVAL_S = 15.0
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total = total_bytes
-        self._done = 0
-        self._start = self._last = time.monotonic()
-        self._lock = threading.Lock()
-
-    def update(self, nbytes: int) -> None:
-        with self._lock:
-            self._done += nbytes
-            now = time.monotonic()
-            if now - self._last < self.INTERVAL_S:
-                return
-            self._last = now
-            share = self._done / self._total
-            left = (now - self._start) * (1 - share) / share
-            click.echo(f"{share:.0%} done, about {left / 60:.0f} min left", err=True)
-
-
-def _terminate(signum: int, frame: object) -> None:
+def _stop(signum: int, frame: object) -> None:
+    # Once is enough: another signal would interrupt the cleaning up.
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _STOPPING:
+        signal.signal(number, _stop)
     try:
         commands(standalone_mode=False)
     except click.ClickException as error:
@@ -173,13 +137,16 @@ def main() -> None:
             err=True,
         )
         sys.exit(130)
-    except conversion.RequestError as error:
+    except RequestError as error:
         click.echo(f"usage error: {error}", err=True)
         sys.exit(2)
     except CheckpointError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as problem:
+        place = f"{problem.filename}: " if problem.filename else ""
+        click.echo(f"error: {place}{problem.strerror or problem}", err=True)
+        sys.exit(1)
+    except MemoryError:
+        click.echo("error: out of memory", err=True)
         sys.exit(1)

@@ -18,7 +18,7 @@ from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.grok1_synthetic import sample_tokens, tiny_spec, write_checkpoint
 from weightcast.converters.sources import open_graph
-from weightcast.quant.errors import CheckpointError
+from weightcast.quant.errors import CheckpointError, OutputError
 
 _SEED: Final = 20
 _SEQUENCES, _POSITIONS = 4, 24
@@ -43,7 +43,10 @@ def clear_tokens(graph: TensorGraph[Grok1Spec], seed: int = _SEED) -> NDArray[np
 def run_demo(keep: Path | None = None) -> Iterator[str]:
     """Run the demo and yield what to print; files go to `keep`, or are removed at the end."""
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise OutputError(f"{keep}: cannot be written: {problem.strerror}") from None
     with tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep)) as folder:
         yield from _run(Path(folder))
 

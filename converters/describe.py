@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from weightcast.converters.convert import Summary
+from weightcast.converters.disk_space import disk_space
 from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import Tensor, TensorGraph, first_array, matrices
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.plan import Output, Plan, disk_space
+from weightcast.converters.plan import Output, Plan
 
 _GB = 1e9
 
@@ -63,7 +64,7 @@ def graph_values(graph: TensorGraph[Grok1Spec]) -> dict[str, Any]:
             }
             for tensor in graph.values()
         ],
-        "notes": graph.notes + sparse_notes(graph),
+        "notes": sparse_notes(graph),
     }
 
 
@@ -106,7 +107,7 @@ def graph_lines(graph: TensorGraph[Grok1Spec], *, all_tensors: bool) -> Iterator
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
         for (leaf, _, _), tensors in kinds.items():
             yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
-    yield from (f"note: {note}" for note in graph.notes + sparse_notes(graph))
+    yield from (f"note: {note}" for note in sparse_notes(graph))
 
 
 def _tensor_line(name: str, tensor: Tensor, last: str) -> str:
@@ -128,10 +129,22 @@ def output_lines(output: Output) -> Iterator[str]:
     yield from (f"  note: {note}" for note in output.notes)
 
 
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """What a conversion would do, as JSON values."""
+    return {
+        "source": plan.graph.source,
+        "parameters": plan.graph.parameters,
+        "read_bytes": plan.read_bytes,
+        "outputs": [output.describe() for output in plan.outputs],
+        "notes": sparse_notes(plan.graph),
+    }
+
+
 def plan_lines(plan: Plan, workers: int) -> Iterator[str]:
     """What a conversion would do."""
     graph = plan.graph
     yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    yield from (f"note: {note}" for note in sparse_notes(graph))
     yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
     for output in plan.outputs:
         yield from output_lines(output)
@@ -150,6 +163,7 @@ def _inline(names: list[str]) -> str:
 
 def summary_lines(summary: Summary) -> Iterator[str]:
     """What a conversion did."""
+    yield from (f"note: {note}" for note in sparse_notes(summary.plan.graph))
     for number, output in enumerate(summary.plan.outputs):
         yield from output_lines(output)
         origins = summary.block_origins(number)

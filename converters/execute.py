@@ -28,7 +28,9 @@ from weightcast.quant.library import BlockCounts, SourceValueError, quantize_mat
 
 PIECE_BYTES: Final = 8 << 20
 # Pieces of all workers together, so that memory does not grow with the number of cores.
-MAX_PIECES_BYTES: Final = 256 << 20
+MAX_PIECES_BYTES: Final = 64 << 20
+# More would only wait for each other.
+MAX_WORKERS: Final = 512
 # The kernels work on 64 columns of a source at a time: one cache line of int8.
 _ROW_STEP: Final = 64
 
@@ -63,7 +65,7 @@ def _buffer(nbytes: int) -> mmap.mmap:
 
 def default_workers() -> int:
     """One more than there are cores: one is usually waiting for its turn to write."""
-    return len(os.sched_getaffinity(0)) + 1
+    return min(len(os.sched_getaffinity(0)) + 1, MAX_WORKERS)
 
 
 def memory_estimate(plan: Plan, workers: int) -> int:
@@ -208,7 +210,9 @@ class _Run:
             self._files.write(destination, rows.data, offset)
             return counts
         except SourceValueError as error:
-            path = item.view.array.path
-            raise named(error, destination.tensor, path, item.out0 + row0) from None
+            name = destination.tensor
+            if destination.expert is not None:
+                name += f", expert {destination.expert}"
+            raise named(error, name, item.view.array.path, item.out0 + row0) from None
         finally:
             self._pieces.put(buffer)

@@ -8,7 +8,7 @@ stored arrays: a start, two strides, and scales (`matrices`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Generic, TypeVar
 
@@ -232,7 +232,6 @@ class TensorGraph(Mapping[str, Tensor], Generic[SpecT]):
     source: str
     spec: SpecT
     tensors: dict[str, Tensor]
-    notes: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -18,6 +18,7 @@ from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.grok1_spec import Dimensions, Grok1Spec, Number, solve
 from weightcast.converters.slabs import check_readable
 from weightcast.formats.jax_pickle import QuantizedArray
+from weightcast.formats.small_files import shown
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import FormatError, LayoutError, MissingTensorError
 
@@ -34,7 +35,7 @@ class Role:
     gguf: str
     hugging_face: str
     axes: tuple[str, ...]
-    is_lossless_only: bool = False
+    stays_float32: bool = False
     old_gguf: str | None = None
 
     @property
@@ -129,7 +130,7 @@ def graph_from_shards(
 
 def _from_shard(place: Place, shard: StoredArray | QuantizedArray) -> Tensor:
     if isinstance(shard, QuantizedArray):
-        if place.role.is_lossless_only or place.role == EMBEDDING_ROLE:
+        if place.role.stays_float32 or place.role == EMBEDDING_ROLE:
             raise LayoutError(
                 f"{shard.weight.path}: int8 with scales, expected plain numbers for {place.name}"
             )
@@ -183,7 +184,7 @@ def graph_from_names(
     if head is not None:
         check_tied(head, graph.first_array(tensors[EMBEDDING]))
     if left:
-        names = ", ".join(sorted(left)[:3])
+        names = ", ".join(shown(name) for name in sorted(left)[:3])
         raise FormatError(source, None, f"{len(left)} tensors that Grok-1 does not have: {names}")
     where = f"the tensor names of {source}"
     return _checked(source, tensors, num_layers, where, given, origin)
@@ -192,16 +193,17 @@ def graph_from_names(
 def check_tied(head: StoredArray, embedding: StoredArray) -> None:
     """Raise LayoutError if an output head differs from the embedding table that Grok-1 shares.
 
-    Compares 64 pieces of 64 KiB spread over the table. Heads quantized to another type pass.
+    Compares tables up to 64 MiB whole and of larger ones 1024 pieces of 64 KiB, so that looking at
+    a checkpoint stays quick. Of heads in another type only the shape is compared.
     """
-    if head.dtype != embedding.dtype:
-        return
     problem = f"{head.path}: the output head is not the embedding table, as it is in Grok-1"
     if head.shape != embedding.shape:
         raise LayoutError(problem)
+    if head.dtype != embedding.dtype:
+        return
     piece = 1 << 16
     with head.path.open("rb") as a, embedding.path.open("rb") as b:
-        for start in range(0, head.nbytes, max(piece, head.nbytes // 64)):
+        for start in range(0, head.nbytes, max(piece, head.nbytes // 1024)):
             a.seek(head.offset + start)
             b.seek(embedding.offset + start)
             count = min(piece, head.nbytes - start)

@@ -6,7 +6,7 @@ Source: model.py in xai-org/grok-1, with its bf16 rounding left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,8 +151,3 @@ def _experts(
         # The probabilities are those over all experts, not renormalized over the chosen ones.
         y[at] += p[at, expert, None] * down
     return y, margin
-
-
-def next_tokens(logits: Floats) -> Sequence[int]:
-    """The most likely next token of each sequence."""
-    return [int(n) for n in logits[:, -1].argmax(axis=-1)]

@@ -13,7 +13,13 @@ import numpy as np
 
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1 import places
-from weightcast.converters.grok1_spec import GROK_1, Grok1Spec, Number, positive
+from weightcast.converters.grok1_spec import (
+    GROK_1,
+    Grok1Spec,
+    Number,
+    checked,
+    default_key_size,
+)
 from weightcast.formats.gguf import new_writer
 from weightcast.formats.tokenizer import Vocabulary, add_to_gguf
 from weightcast.quant.types import QuantType
@@ -40,6 +46,12 @@ _KEYS: Final[dict[str, tuple[str, Number | None]]] = {
     "attn_output_multiplier": ("grok.attention.output_scale", 0.08838834764831845),
     "embedding_multiplier_scale": ("grok.embedding_scale", 78.38367176906169),
     "output_multiplier_scale": ("grok.logit_scale", 0.5773502691896257),
+}
+# Those that shapes tell as well: compared where they are there.
+_OPTIONAL_KEYS: Final = {
+    "vocab_size": "grok.vocab_size",
+    "ffn_size": "grok.feed_forward_length",
+    "key_size": "grok.attention.key_length",
 }
 
 
@@ -81,7 +93,7 @@ def metadata_writer(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     if vocabulary is None:
         writer.add_uint32("grok.vocab_size", spec.vocab_size)
-    add_to_gguf(writer, vocabulary and vocabulary.padded(spec.vocab_size))
+    add_to_gguf(writer, vocabulary)
     return writer
 
 
@@ -99,12 +111,13 @@ def read_hyperparameters(path: Path, metadata: Mapping[str, Any]) -> dict[str, N
     """Take the hyperparameters out of GGUF metadata. Raises FormatError for absent keys."""
     given: dict[str, Number] = {}
     for name, (key, default) in _KEYS.items():
-        value = positive(path, key, metadata.get(key, default))
+        value = checked(path, name, key, metadata.get(key, default))
         given[name] = _exact(name, value) if isinstance(value, float) else value
-    key = "grok.attention.key_length"
-    heads = int(given["emb_size"]) // int(given["num_q_heads"])
-    key_size = int(positive(path, key, metadata.get(key, heads)))
-    return {**given, "key_size": key_size}
+    for name, key in _OPTIONAL_KEYS.items():
+        if key in metadata:
+            given[name] = checked(path, name, key, metadata[key])
+    given.setdefault("key_size", default_key_size(given))
+    return given
 
 
 def _exact(name: str, value: float) -> float:

@@ -5,6 +5,7 @@ The config loads unmodified in vLLM (0.14 to 0.24), SGLang and llama.cpp's conve
   value whose Mixtral default differs is written out.
 - `moe_intermediate_size` makes vLLM expect the names that SGLang and llama.cpp know.
 - `router_logit_softcapping` 0.0: the reference has no cap; vLLM's default is 30.
+- `moe_router_renormalize` false: the reference does not renormalize the chosen experts' weights.
 - No `attn_output_multiplier` where it is key_size ** -0.5, as in the release: all of them compute
   that themselves, and vLLM would scale the attention output by it too.
 - `load_presharded_moe` false: SGLang's default under tensor parallelism expects split files.
@@ -18,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.grok1_spec import Grok1Spec, Number, positive
+from weightcast.converters.grok1_spec import Grok1Spec, Number, checked, default_key_size
+from weightcast.formats.small_files import read_json_object
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.errors import FormatError
 
@@ -73,6 +75,7 @@ def config(spec: Grok1Spec, type_name: str, vocabulary: Vocabulary | None) -> di
         "output_multiplier_scale": spec.output_multiplier_scale,
         "attn_logit_softcapping": spec.attn_logit_cap,
         "router_logit_softcapping": 0.0,
+        "moe_router_renormalize": False,
         "load_presharded_moe": False,
         "tie_word_embeddings": True,
         "torch_dtype": _TORCH_DTYPES[type_name],
@@ -125,17 +128,14 @@ def read_hyperparameters(path: Path) -> dict[str, Number]:
     """Read config.json. Raises FormatError if it is absent or not Grok-1's."""
     if not path.is_file():
         raise FormatError(path, None, "missing: a Hugging Face directory needs its config.json")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise FormatError(path, None, "not valid JSON") from None
-    if not isinstance(values, dict) or "embedding_multiplier_scale" not in values:
+    values = read_json_object(path)
+    if "embedding_multiplier_scale" not in values:
         raise FormatError(path, None, "not the config of a Grok-1 (no embedding_multiplier_scale)")
     given: dict[str, Number] = {}
     for name, (key, default) in _KEYS.items():
-        given[name] = positive(path, key, values.get(key, default))
-    heads = int(given["emb_size"]) // int(given["num_q_heads"])
-    key_size = int(positive(path, "head_dim", values.get("head_dim", heads)))
-    scale = values.get("attn_output_multiplier", key_size**-0.5)
-    positive(path, "attn_output_multiplier", scale)
-    return {**given, "key_size": key_size, "attn_output_multiplier": scale}
+        given[name] = checked(path, name, key, values.get(key, default))
+    told = values.get("head_dim", default_key_size(given))
+    given["key_size"] = checked(path, "key_size", "head_dim", told)
+    name = "attn_output_multiplier"
+    given[name] = checked(path, name, name, values.get(name, given["key_size"] ** -0.5))
+    return given

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from weightcast.formats.small_files import read_json_object, shown
 from weightcast.quant.errors import FormatError, LayoutError
 
 Number = int | float
@@ -90,38 +90,39 @@ def read_spec(path: Path) -> dict[str, Number]:
 
     Keys that are not hyperparameters are ignored, unless they look like a misspelt one.
     """
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise FormatError(path, None, "not valid JSON") from None
-    if not isinstance(raw, dict):
-        raise FormatError(path, None, "not a JSON object of hyperparameters")
+    raw = read_json_object(path)
     given: dict[str, Number] = {}
     for key, value in raw.items():
-        if key not in _KEYS:
-            close = difflib.get_close_matches(key, _KEYS - raw.keys(), 1, cutoff=0.85)
-            if close:
-                raise FormatError(path, None, f"unknown key {key!r}; did you mean {close[0]!r}?")
+        if key in _KEYS:
+            given[key] = checked(path, key, key, value)
             continue
-        given[key] = _checked(path, key, value)
+        close = difflib.get_close_matches(key[:64], _KEYS - raw.keys(), 1, cutoff=0.85)
+        if close:
+            raise FormatError(path, None, f"unknown key {shown(key)}; did you mean {close[0]!r}?")
     missing = [key for key in _REQUIRED if key not in given]
     if missing:
         raise FormatError(path, None, f"missing keys: {', '.join(missing)}")
     return given
 
 
-def _checked(path: Path, key: str, value: object) -> Number:
-    if key not in _FLOATS and isinstance(value, float):
-        raise FormatError(path, None, f"{key} must be a whole number, not {value!r}")
-    return positive(path, key, value)
+def checked(path: Path, name: str, key: str, value: object) -> Number:
+    """Return hyperparameter `name`, which a file gives under `key`. Raises FormatError.
 
-
-def positive(path: Path, key: str, value: object) -> Number:
-    """Return a number read from a file. Raises FormatError if it is not a sane positive one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**40:
-        shown = repr(value)[:50]
-        raise FormatError(path, None, f"{key} must be a positive number, not {shown}")
+    Sizes are whole numbers that fit 31 bits, as runtimes keep them; the others fit float32.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FormatError(path, None, f"{key} is missing or not a number: {shown(value)}")
+    if name in _FLOATS:
+        if not 1e-30 < value < 1e30:
+            raise FormatError(path, None, f"{key} must be a positive number, not {shown(value)}")
+    elif isinstance(value, float) or not 0 < value < 2**31:
+        raise FormatError(path, None, f"{key} must be a positive whole number, not {shown(value)}")
     return value
+
+
+def default_key_size(given: Mapping[str, Number]) -> int:
+    """What runtimes take for key_size if a file does not say: emb_size / num_q_heads."""
+    return max(1, int(given["emb_size"]) // int(given["num_q_heads"]))
 
 
 def ffn_size(emb_size: int, widening_factor: float) -> int:
@@ -146,11 +147,12 @@ class Dimensions:
             "q_size": _product(given, "num_q_heads", "key_size"),
             "kv_size": _product(given, "num_kv_heads", "key_size"),
         }
-        if "widening_factor" in given and "emb_size" in given:
-            sizes["ffn_size"] = ffn_size(int(given["emb_size"]), float(given["widening_factor"]))
         for name, size in sizes.items():
             if size is not None:
                 self._sizes[name] = (int(size), origin)
+        if "widening_factor" in given and "emb_size" in given:
+            size = ffn_size(int(given["emb_size"]), float(given["widening_factor"]))
+            self.check("ffn_size", size, origin)
 
     def check(self, name: str, size: int, where: str) -> None:
         """Take note of a size, or compare it. Raises LayoutError that names both places."""

@@ -7,10 +7,9 @@ all outputs. Items are independent and write to places of their own.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +21,6 @@ from weightcast.converters.recipe import Choice, choose
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
 from weightcast.formats import gguf, safetensors
 from weightcast.formats.tokenizer import Vocabulary
-from weightcast.quant.errors import OutputError
 from weightcast.quant.types import QuantType
 
 # One expert of the release: read as a whole, so that shards are read front to back.
@@ -106,6 +104,7 @@ class Destination:
     offset: int
     type: QuantType
     tensor: str
+    expert: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +149,26 @@ def make_plan(
     requests: Sequence[Request],
     vocabulary: Vocabulary | None,
     split_bytes: int = 0,
+    notes: Sequence[str] = (),
 ) -> Plan:
-    """Lay out all outputs and cut the work into items in the order of the source files."""
+    """Lay out all outputs and cut the work into items in the order of the source files.
+
+    `notes` are what the user should know of each output.
+    """
     outputs = []
     for request in requests:
         lay_out = _gguf_output if request.kind == "gguf" else _safetensors_output
-        outputs.append(lay_out(graph, request, vocabulary, split_bytes))
+        output = lay_out(graph, request, vocabulary, split_bytes)
+        outputs.append(replace(output, notes=(*notes, *output.notes)))
     by_view: dict[View, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
         for planned in output.tensors:
             offset = planned.offset
-            for view in matrices(planned.tensor):
+            name, has_experts = planned.tensor.name, len(planned.tensor.shape) > 2
+            for n, view in enumerate(matrices(planned.tensor)):
+                expert = n if has_experts else None
                 by_view[view].append(
-                    Destination(number, planned.file, offset, planned.type, planned.tensor.name)
+                    Destination(number, planned.file, offset, planned.type, name, expert)
                 )
                 offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []
@@ -183,7 +189,7 @@ def _choices(
         if choice.reason:
             fallbacks[choice.type.name, choice.reason].append(place.name)
     notes = tuple(
-        f"{len(names)} tensors are stored as {name} ({reason}), for example {names[0]}"
+        f"stored as {name}, because {reason}: {len(names)} tensors, for example {names[0]}"
         for (name, reason), names in fallbacks.items()
     )
     return chosen, notes
@@ -196,10 +202,11 @@ def _gguf_output(
     split_bytes: int,
 ) -> Output:
     chosen, notes = _choices(graph, request.type)
+    entries = [gguf.Entry(p.gguf, c.type, graph[p.name].shape) for p, c in chosen]
+    if sum(entry.nbytes for entry in entries) <= split_bytes:
+        split_bytes = 0  # one file will do
     writer = grok1_gguf.metadata_writer(graph, vocabulary, request.type, split_bytes)
-    layouts = gguf.lay_out(
-        writer, [gguf.Entry(p.gguf, c.type, graph[p.name].shape) for p, c in chosen]
-    )
+    layouts = gguf.lay_out(writer, entries)
     stem = request.path.name.removesuffix(".gguf")
     names = [request.path.name]
     if len(layouts) > 1:
@@ -282,37 +289,3 @@ def _safetensors_output(
     if "tokenizer.model" not in companions:
         notes += ("no tokenizer.model: give one with --tokenizer FILE",)
     return Output(request, tuple(files), tuple(tensors), companions, notes)
-
-
-@dataclass(frozen=True, slots=True)
-class DiskSpace:
-    """Bytes that outputs need on one file system, and what is free there."""
-
-    folder: Path
-    needed: int
-    free: int
-
-
-def disk_space(outputs: Sequence[Output]) -> list[DiskSpace]:
-    """Sum up what is needed on each file system."""
-    needed: dict[int, int] = defaultdict(int)
-    folders: dict[int, Path] = {}
-    for output in outputs:
-        parent = output.request.path.parent
-        device = parent.stat().st_dev
-        needed[device] += output.size
-        folders.setdefault(device, parent)
-    return [
-        DiskSpace(folder, needed[device], shutil.disk_usage(folder).free)
-        for device, folder in folders.items()
-    ]
-
-
-def check_free_space(outputs: Sequence[Output]) -> None:
-    """Raise OutputError if a file system cannot hold what is planned on it."""
-    for space in disk_space(outputs):
-        if space.needed > space.free:
-            raise OutputError(
-                f"{space.folder}: {space.needed:,} bytes are needed, but {space.free:,} are free; "
-                "free some space or write elsewhere"
-            )

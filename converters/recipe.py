@@ -20,16 +20,17 @@ class Choice:
 def choose(place: Place, tensor: Tensor, base: QuantType) -> Choice:
     """Choose a tensor's type: norms and the router stay F32, the rest gets `base` if it fits.
 
-    Rows that do not fill blocks become F16, as in llama-quantize. An int8 tensor whose scale groups
-    end inside a Q8_0 block has no exact Q8_0 form, so it stays exact as F32; no tensor of the
-    release is like that.
+    Rows that do not fill blocks become F16, as in llama-quantize. An int8 tensor without an exact
+    Q8_0 form, because its rows do not fill blocks or its scale groups end inside them, stays exact
+    as F32; no tensor of the release is like that.
     """
-    if place.role.is_lossless_only or len(tensor.shape) < 2:
+    if place.role.stays_float32 or len(tensor.shape) < 2:
         return Choice(F32)
     n_in = tensor.shape[-1]
-    if not base.fits(n_in):
-        return Choice(F16, f"rows of {n_in} do not fill {base.name} blocks")
     scales = matrices(tensor)[0].scales
+    if not base.fits(n_in):
+        exact_or_not = F16 if scales is None else F32
+        return Choice(exact_or_not, f"rows of {n_in} do not fill {base.name} blocks")
     if base == Q8_0 and scales is not None:
         group = n_in // scales.shape[1]
         if group % base.block_elements:

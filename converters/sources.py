@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,13 @@ from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1 import graph_from_names, graph_from_shards
 from weightcast.converters.grok1_spec import GROK_1, Grok1Spec, Number, read_spec
 from weightcast.formats import gguf, safetensors, shards
+from weightcast.formats.small_files import shown
 from weightcast.formats.tokenizer import Vocabulary, from_gguf, read_sentencepiece
 from weightcast.quant.errors import CheckpointError, FormatError, MissingTensorError
 
 TOKENIZER_NAME: Final = "tokenizer.model"
 SPEC_NAME: Final = "spec.json"
-_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER_NAME = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
 
 def kind_of(path: Path) -> str:
@@ -57,6 +59,7 @@ def checkpoint_directory(path: Path) -> Path | None:
 
 def _find_beside(path: Path, name: str) -> Path | None:
     """Look for a file in a directory and beside it."""
+    path = Path(os.path.abspath(path))  # "." has neighbours too; links are not followed
     folders = [path, path.parent] if path.is_dir() else [path.parent]
     return next((f / name for f in folders if (f / name).is_file()), None)
 
@@ -97,9 +100,10 @@ def _open_shards(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec
 def _open_gguf(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
     index = gguf.read_split(source)
     architecture = index.metadata.get("general.architecture")
-    if architecture != grok1_gguf.ARCHITECTURE:
+    if not isinstance(architecture, str) or architecture != grok1_gguf.ARCHITECTURE:
+        wanted = grok1_gguf.ARCHITECTURE
         raise FormatError(
-            source, None, f"architecture {architecture!r}; only {grok1_gguf.ARCHITECTURE!r} is read"
+            source, None, f"architecture {shown(architecture)}; only {wanted!r} is read"
         )
     given: Mapping[str, Number] = grok1_gguf.read_hyperparameters(source, index.metadata)
     origin = f"the metadata of {source.name}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from weightcast.formats.layout import Layout
+from weightcast.formats.small_files import read_json_object
 from weightcast.formats.stored import ITEM_BYTES, StoredArray
 from weightcast.quant.errors import FormatError, MissingTensorError
 
@@ -142,11 +143,11 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
             raise MissingTensorError(f"{path}: no *.safetensors files")
         return _merge(files)
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = read_json_object(index)["weight_map"]
         names = sorted(set(weight_map.values()))
         if not all(isinstance(name, str) for name in names):
             raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError, AttributeError):
         raise FormatError(index, None, "not a safetensors index (no weight_map)") from None
     for name in names:
         if Path(name).name != name or name.startswith("."):

@@ -11,7 +11,6 @@ from typing import Final
 
 from weightcast.formats.latin1 import Latin1Text
 from weightcast.quant.errors import FormatError
-from weightcast.quant.types import TYPES
 
 # Bytes of one element, for dtypes stored element by element. Names as in safetensors.
 ITEM_BYTES: Final = {
@@ -74,13 +73,6 @@ def dense_strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int
         strides.append(step)
         step *= size
     return tuple(strides if fortran else reversed(strides))
-
-
-def array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes that an array takes. Raises LayoutError if rows do not fill whole blocks."""
-    if dtype in ITEM_BYTES:
-        return ITEM_BYTES[dtype] * prod(shape)
-    return TYPES[dtype].row_bytes(shape[-1]) * prod(shape[:-1])
 
 
 def read_into(fd: int, path: Path, offset: int, buffer: memoryview) -> None:

@@ -9,10 +9,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.formats.small_files import read_small, shown
 from weightcast.quant.errors import FormatError, LayoutError
 
 # Token types of llama.cpp (enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
+# The release's has 2.2 MB.
+MAX_MODEL_BYTES: Final = 1 << 27
 _KEY: Final = "tokenizer.ggml."
 _ID_KEYS: Final = {
     "bos": "bos_token_id",
@@ -44,7 +47,8 @@ class Vocabulary:
         if missing < 0:
             raise LayoutError(
                 f"{self.model_file or 'the tokenizer'} has {len(self.tokens)} pieces, but the "
-                f"model has a vocabulary of {vocab_size}: it belongs to another model"
+                f"model has a vocabulary of {vocab_size}: it belongs to "
+                "another model (--tokenizer names another file, --no-tokenizer does without)"
             )
         return Vocabulary(
             self.tokens + [f"[PAD{n}]" for n in range(len(self.tokens), vocab_size)],
@@ -65,7 +69,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
 
     processor = SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(path.read_bytes())
+        processor.LoadFromSerializedProto(read_small(path, MAX_MODEL_BYTES))
     except RuntimeError:
         raise FormatError(path, None, "not a SentencePiece model") from None
     ids = range(processor.GetPieceSize())
@@ -103,7 +107,7 @@ def from_gguf(path: Path, metadata: dict[str, Any]) -> Vocabulary | None:
         return None
     tokens = metadata.get(_KEY + "tokens")
     if model != "llama" or not isinstance(tokens, list):
-        raise FormatError(path, None, f"tokenizer {model!r} is not a SentencePiece one")
+        raise FormatError(path, None, f"tokenizer {shown(model)} is not a SentencePiece one")
     scores = metadata.get(_KEY + "scores", np.zeros(len(tokens), np.float32))
     types = metadata.get(_KEY + "token_type", np.ones(len(tokens), np.int32))
     if not (isinstance(scores, np.ndarray) and scores.dtype.kind == "f"):

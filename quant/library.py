@@ -94,6 +94,17 @@ class SourceValueError(LayoutError):
         self.in_ = in_
 
 
+class ScaleOverflowError(SourceValueError):
+    """A Q8_0 scale beyond float16, at the first value of its block.
+
+    The blocks were written all the same, as ggml writes them: with an infinite scale.
+    """
+
+    def __init__(self, out: int, in_: int, counts: BlockCounts) -> None:
+        super().__init__("values too large for the float16 scale of Q8_0", out, in_)
+        self.counts = counts
+
+
 @cache
 def load() -> ctypes.CDLL:
     """Load the shared library that was installed with the package."""
@@ -155,8 +166,8 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8])
 def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> BlockCounts:
     """Write the rows of a matrix [n_out, n_in] into dst, `row_bytes` each.
 
-    Raises SourceValueError for NaN, infinity or a value beyond a 16-bit type's range, LayoutError
-    if rows do not fill whole blocks.
+    Raises SourceValueError for NaN, infinity or a value beyond the type's range, LayoutError if
+    rows do not fill whole blocks.
     """
     if matrix.n_out == 0 or matrix.n_in == 0:
         return BlockCounts()
@@ -186,6 +197,9 @@ def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8
         if matrix.scales is not None:
             problem = "a scale that is NaN, infinite or 2**121 and more"
         raise SourceValueError(problem, result.bad_out, result.bad_in)
+    counts = BlockCounts(result.exact_blocks, result.requantized_blocks, result.inexact_scales)
+    if status == OVERFLOW and quant_type.block_elements > 1:
+        raise ScaleOverflowError(result.bad_out, result.bad_in, counts)
     if status == OVERFLOW:
         raise SourceValueError(
             f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in
@@ -193,7 +207,7 @@ def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8
     if status == BAD_SHAPE:
         raise LayoutError(f"{matrix.n_in} values along `in` do not divide into the scale groups")
     assert status == OK, status
-    return BlockCounts(result.exact_blocks, result.requantized_blocks, result.inexact_scales)
+    return counts
 
 
 def dequantize_bytes(

@@ -20,10 +20,6 @@ class QuantType:
     block_elements: int
     block_bytes: int
 
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.block_bytes / self.block_elements
-
     def fits(self, row_elements: int) -> bool:
         """Whether rows of this length fill whole blocks."""
         return row_elements % self.block_elements == 0
@@ -44,4 +40,3 @@ BF16 = QuantType("BF16", 30, 1, 2)
 Q8_0 = QuantType("Q8_0", 8, 32, 34)
 
 TYPES = {t.name: t for t in (F32, F16, BF16, Q8_0)}
-TYPES_BY_GGML_ID = {t.ggml_id: t for t in TYPES.values()}

@@ -12,15 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from support import GOLDEN
 
 import weightcast
 from weightcast import cli
 from weightcast.converters import convert as conversion
-from weightcast.converters import execute, output_files
+from weightcast.converters import execute, output_files, progress
+from weightcast.converters.disk_space import DiskSpace, disk_space
+from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output_files import partial_path
-from weightcast.converters.plan import DiskSpace
+from weightcast.formats.jax_pickle import read_pickle
 
 
 class Done:
@@ -40,7 +44,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
@@ -97,15 +103,21 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["model.gguf"], "the name does not end in a type (BF16, F16, F32, Q8_0)"),
-        (["model-Q9_9.gguf"], "the name does not end in a type"),
-        (["model-int8"], "the name does not end in a type (BF16, F16, F32)"),
+        (["model-Q9_9.gguf"], "Q9_9 is not a type of a GGUF file; known: BF16, F16, F32, Q8_0"),
+        (["model-q8.0k.gguf"], "the name does not end in a type"),
+        (["model-int8"], "int8 is not a type of a safetensors directory; known: BF16, F16, F32"),
+        (["model"], "the name does not end in a type (BF16, F16, F32)"),
+        (["model-F16.gguf/"], "leave the slash out"),
+        (["--split", "9" * 400, "a-F16.gguf"], "is not a sensible size"),
+        (["--jobs", "100000", "a-F16.gguf"], "Invalid value for '--jobs'"),
+        (["a-bf16", "a-bf16/b-F16.gguf"], "another output lies in it"),
         (["model-Q8_0"], "Q8_0 is not a type of a safetensors directory"),
         (["m-F16.safetensors"], "safetensors are written as a directory"),
         (["--type", "Q9", "m.gguf"], "Q9 is not a type of a GGUF file"),
         (["--type", "F16", "a.gguf", "b.gguf"], "1 types for 2 outputs"),
         (["a-F16.gguf", "./a-F16.gguf"], "two outputs have the same name"),
         (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
-        (["--split", "0", "a-F16.gguf"], "'0' is less than one byte"),
+        (["--split", "0", "a-F16.gguf"], "'0' is not a sensible size"),
         (["--jobs", "0", "a-F16.gguf"], "Invalid value for '--jobs'"),
         (["--tokenizer", "t.model", "a-F16.gguf"], "a tokenizer and no tokenizer"),
         (["--tpye", "F16", "a.gguf"], "No such option '--tpye'"),
@@ -206,7 +218,7 @@ def test_foreign_directories_are_not_replaced(run, tiny: Path, tmp_path: Path) -
     (tmp_path / "docs-bf16" / "thesis.txt").write_text("years of work")
     done = run("convert", "--no-tokenizer", tiny, tmp_path / "docs-bf16")
     assert done.code == 1
-    assert "does not look like a converted model" in done.err
+    assert "holds thesis.txt, which no conversion wrote" in done.err
     assert (tmp_path / "docs-bf16" / "thesis.txt").read_text() == "years of work"
 
 
@@ -217,7 +229,7 @@ def test_the_source_is_not_overwritten(run, tiny: Path, tmp_path: Path) -> None:
     assert (done.code, "is the source itself" in done.err) == (1, True)
     assert (tmp_path / "a-F32.gguf").read_bytes() == before
     done = run("convert", "--no-tokenizer", tmp_path / "a-f32", tmp_path / "a-f32")
-    assert (done.code, "is the source itself" in done.err) == (1, True)
+    assert (done.code, "the source" in done.err) == (1, True)
 
 
 def test_a_missing_output_directory(run, tiny: Path, tmp_path: Path) -> None:
@@ -380,8 +392,8 @@ def test_progress_lines_name_the_share_and_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 5.0, 20.0, 21.0])
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
-    lines = cli._ProgressLines(100)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = progress.ProgressLines(100)
     for _ in range(3):
         lines.update(5)
     assert capsys.readouterr().err == "10% done, about 3 min left\n"
@@ -391,6 +403,240 @@ def test_disk_space_is_summed_per_file_system(tiny: Path, tmp_path: Path) -> Non
     plan = conversion.prepare(
         tiny, [tmp_path / "a-F16.gguf", tmp_path / "b-F16.gguf"], no_tokenizer=True
     )
-    (space,) = weightcast.converters.plan.disk_space(plan.outputs)
+    (space,) = disk_space(plan.outputs)
     assert isinstance(space, DiskSpace)
     assert space.needed == plan.write_bytes
+
+
+def test_a_directory_above_the_source_is_not_replaced(run, tmp_path: Path) -> None:
+    source = damaged(tmp_path) / "ckpt-0"
+    (tmp_path / "damaged" / "config.json").write_text("{}")
+    done = run("convert", "--no-tokenizer", "--type", "bf16", source, tmp_path / "damaged")
+    assert (done.code, "holds the source" in done.err) == (1, True)
+    assert len(names(source)) == 26
+
+
+def test_a_directory_of_links_is_not_replaced_by_what_it_links_to(run, tmp_path: Path) -> None:
+    """Downloads keep blobs elsewhere and link to them."""
+    source = damaged(tmp_path)
+    (tmp_path / "snapshot").mkdir()
+    for shard in (source / "ckpt-0").iterdir():
+        (tmp_path / "snapshot" / shard.name).symlink_to(shard)
+    shutil.copy(source / "spec.json", tmp_path / "snapshot")
+    assert run("inspect", tmp_path / "snapshot").code == 0
+    target = tmp_path / "snapshot"
+    done = run("convert", "--no-tokenizer", "--type", "f16", target, target)
+    assert (done.code, "holds the source" in done.err) == (1, True)
+    assert len(names(target)) == 27
+
+
+def test_outputs_do_not_go_into_a_checkpoint(run, tmp_path: Path) -> None:
+    source = damaged(tmp_path)
+    done = run("convert", "--no-tokenizer", source, source / "ckpt-0" / "a-F16.gguf")
+    assert (done.code, "write beside it" in done.err) == (1, True)
+    assert run("inspect", source).code == 0
+
+
+def test_a_converted_directory_with_something_of_yours_is_not_replaced(
+    run, tiny: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "a-bf16"
+    assert run("convert", "--no-tokenizer", tiny, target).code == 0
+    (target / "my-finetune").mkdir()
+    (target / "my-finetune" / "weights.bin").write_bytes(b"weeks")
+    done = run("convert", "--no-tokenizer", tiny, target)
+    assert (done.code, "holds my-finetune" in done.err) == (1, True)
+    assert (target / "my-finetune" / "weights.bin").read_bytes() == b"weeks"
+
+
+def test_an_interrupted_rename_gives_the_earlier_directory_back(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a-bf16"
+    assert run("convert", "--no-tokenizer", tiny, target).code == 0
+    before = (target / "model.safetensors").stat().st_ino
+    real = os.rename
+
+    def rename(source: Path, to: Path) -> None:
+        if str(source).endswith(".partial"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+        real(source, to)
+
+    monkeypatch.setattr(os, "rename", rename)
+    done = run("convert", "--no-tokenizer", tiny, target)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert names(tmp_path) == ["a-bf16"]
+    assert (target / "model.safetensors").stat().st_ino == before
+
+
+def test_a_kill_between_two_renames_is_mended_by_the_next_run(
+    run, tiny: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "a-bf16"
+    assert run("convert", "--no-tokenizer", tiny, target).code == 0
+    target.rename(tmp_path / ".a-bf16.replaced")
+    damaged_source = damaged(tmp_path)
+    shard = damaged_source / "ckpt-0" / "tensor00018_000"
+    raw = bytearray(shard.read_bytes())
+    raw[-100:-50] = b"\xff" * 50
+    shard.write_bytes(raw)
+    # Even a conversion that fails brings the earlier output back.
+    assert run("convert", "--no-tokenizer", damaged_source, target).code == 1
+    assert (target / "model.safetensors").is_file()
+    assert names(tmp_path) == ["a-bf16", "damaged"]
+
+
+def test_an_output_that_is_a_link_is_written_where_it_leads(
+    run, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    for name in ("a-bf16", "a-F16.gguf"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+        for _ in range(2):
+            assert run("convert", "--no-tokenizer", tiny, tmp_path / name).code == 0
+        assert (tmp_path / name).is_symlink()
+    assert names(tmp_path / "disk") == ["a-F16.gguf", "a-bf16"]
+
+
+@pytest.mark.parametrize("name", ["a-F16.gguf", "a-bf16"])
+def test_a_link_under_the_partial_name_is_not_followed(
+    run, tiny: Path, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious") if name.endswith("gguf") else victim.mkdir()
+    partial_path(tmp_path / name).symlink_to(victim)
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / name)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert victim.is_dir() or victim.read_text() == "precious"
+
+
+def test_a_file_that_was_renamed_while_it_was_locked_is_not_touched(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another conversion finishes between our opening of the partial file and our lock."""
+    final = tmp_path / "a-F16.gguf"
+    partial_path(final).write_bytes(b"finished by another")
+    real, calls = fcntl.flock, []
+
+    def flock(fd: int, operation: int) -> None:
+        if not calls:
+            os.rename(partial_path(final), final)
+        calls.append(fd)
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    plan = conversion.prepare(tiny, [final], no_tokenizer=True)
+    with output_files.OutputFiles(plan.outputs):
+        assert final.read_bytes() == b"finished by another"
+    assert len(calls) == 2
+
+
+def test_what_a_killed_run_left_counts_as_free(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 20_000_000
+    partial_path(tmp_path / "a-F16.gguf").write_bytes(os.urandom(size))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    assert run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf").code == 0
+    assert names(tmp_path) == ["a-F16.gguf"]
+
+
+def test_a_relative_source_finds_what_lies_beside_it(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(damaged(tmp_path) / "ckpt-0")
+    assert run("inspect", ".").code == 0
+    assert run("inspect", "..").code == 0
+
+
+def test_weights_too_large_for_q8_0_are_refused(run, tmp_path: Path) -> None:
+    source = damaged(tmp_path)
+    shard = source / "ckpt-0" / "tensor00000_000"
+    raw = bytearray(shard.read_bytes())
+    at = read_pickle(shard).offset + 4000
+    raw[at : at + 4] = np.float32(1e37).tobytes()
+    shard.write_bytes(raw)
+    done = run("convert", "--no-tokenizer", source, tmp_path / "a-Q8_0.gguf")
+    assert done.code == 1
+    assert "token_embd.weight: values too large for the float16 scale of Q8_0 at [" in done.err
+    assert run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf").code == 0
+
+
+def test_a_bad_value_in_an_expert_names_the_expert(run, tmp_path: Path) -> None:
+    source = damaged(tmp_path)
+    shard = source / "ckpt-0" / "tensor00003_000"
+    raw = bytearray(shard.read_bytes())
+    raw[-20:-10] = b"\xff" * 10  # at the end of the scales of the last expert
+    shard.write_bytes(raw)
+    done = run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf")
+    assert "blk.0.ffn_down_exps.weight, expert 7: a scale that is NaN" in done.err
+
+
+def test_sparse_shards_are_pointed_out(run, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m", tiny_spec(emb_size=1024, num_q_heads=64), sparse=True)
+    done = run("convert", "--no-tokenizer", tmp_path / "m", tmp_path / "a-Q8_0.gguf")
+    assert done.code == 0
+    assert "mostly holes" in done.out
+
+
+def test_a_tokenizer_with_fewer_pieces_is_pointed_out(
+    run, tiny: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    done = run("convert", "--tokenizer", tokenizer_model, tiny, tmp_path / "a-F16.gguf")
+    assert "the tokenizer has 400 pieces for a vocabulary of 1,024" in done.out
+
+
+@pytest.mark.parametrize("option", ["--spec", "--tokenizer"])
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/nonexistent", "/"])
+def test_options_that_are_no_files(run, tiny: Path, tmp_path: Path, option: str, path: str) -> None:
+    done = run("convert", option, path, tiny, tmp_path / "a-F16.gguf")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert path in done.err
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + "-F16.gguf", "loop/a-F16.gguf"])
+def test_output_names_that_cannot_be(run, tiny: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / name)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+
+
+def test_the_current_directory_as_output(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("convert", "--no-tokenizer", "--type", "f16", tiny, ".").code == 0
+    assert "config.json" in names(tmp_path / "here")
+
+
+def test_a_foreign_tensor_name_is_shown_in_one_short_line(run, tiny: Path, tmp_path: Path) -> None:
+    run("convert", "--no-tokenizer", tiny, tmp_path / "a-f16")
+    (tmp_path / "a-f16" / "model-2.safetensors").write_bytes(
+        save({"evil\n\x1b[31m" + "x" * 5000: np.zeros(1, np.float32)})
+    )
+    done = run("inspect", tmp_path / "a-f16")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert len(done.err) < 500
+    assert "\x1b" not in done.err
+
+
+def test_printing_to_a_full_device(tiny: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from weightcast.cli import main; main()", "inspect", str(tiny)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No space left on device")
+
+
+def test_a_reader_that_has_enough(tiny: Path) -> None:
+    command = f"{sys.executable} -c 'from weightcast.cli import main; main()' inspect --all {tiny}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} | head -n 1"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

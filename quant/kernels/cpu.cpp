@@ -84,6 +84,18 @@ int32_t quantize_floats(const weightcast_source& s, uint8_t* dst, int64_t dst_st
   return WEIGHTCAST_OK;
 }
 
+// Note the first block of a tile whose scale overflowed float16 to infinity.
+inline void note_overflow(const TileQ8_0& tile, int width, int64_t out0, int64_t in0,
+                          weightcast_result& result, bool& overflow) {
+  for (int c = 0; c < width && !overflow; ++c) {
+    if ((tile.d[c] & 0x7fffu) >= 0x7c00u) {
+      overflow = true;
+      result.bad_out = out0 + c;
+      result.bad_in = in0;
+    }
+  }
+}
+
 inline uint8_t* block_at(uint8_t* dst, int64_t dst_stride, int64_t out, int64_t in0) {
   return dst + out * dst_stride + in0 / kQ8Elements * static_cast<int64_t>(sizeof(BlockQ8_0));
 }
@@ -152,6 +164,7 @@ int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int64_t ds
       result.inexact_scales += f16_to_f32(f32_to_f16(scale)) != scale;
     }
   }
+  bool overflow = false;
   Tile floats;
   TileQ8_0 kept, made;
   for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
@@ -179,14 +192,16 @@ int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int64_t ds
           ++result.requantized_blocks;
         }
       }
+      note_overflow(made, width, out0, in0, result, overflow);
       store_tile_q8_0(made, width, dst, dst_stride, out0, in0);
     }
   }
-  return WEIGHTCAST_OK;
+  return overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
 }
 
 int32_t quantize_floats_q8_0(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
                              weightcast_result& result) {
+  bool overflow = false;
   Tile tile;
   TileQ8_0 made;
   for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
@@ -195,11 +210,12 @@ int32_t quantize_floats_q8_0(const weightcast_source& s, uint8_t* dst, int64_t d
       load_tile(s, out0, width, in0, kQ8Elements, tile);
       if (!tile_is_finite(s, tile, out0, in0, result)) return WEIGHTCAST_NOT_FINITE;
       quantize_tile_q8_0(tile, made);
+      note_overflow(made, width, out0, in0, result, overflow);
       store_tile_q8_0(made, width, dst, dst_stride, out0, in0);
       result.requantized_blocks += width;
     }
   }
-  return WEIGHTCAST_OK;
+  return overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
 }
 
 template <int type>

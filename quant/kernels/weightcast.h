@@ -39,7 +39,9 @@ enum {
   WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
   WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, or a size is negative */
   WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source, or a scale of 2^121 or more */
-  WEIGHTCAST_OVERFLOW = 4     /* a finite value does not fit the 16-bit output type */
+  WEIGHTCAST_OVERFLOW = 4     /* a finite value does not fit the 16-bit output type; or a Q8_0 scale
+                                 does not fit float16: the blocks are complete, as ggml makes them,
+                                 with an infinite scale */
 };
 
 typedef struct {

@@ -114,10 +114,12 @@ def test_a_specification_that_contradicts_the_shapes(
     [
         ({"key_size": None}, "missing keys: key_size"),
         ({"attn_output_multiplier": None, "attn_output_multipler": 0.25}, "did you mean"),
-        ({"emb_size": "256"}, "emb_size must be a positive number"),
-        ({"emb_size": 256.0}, "emb_size must be a whole number"),
+        ({"emb_size": "256"}, "emb_size is missing or not a number"),
+        ({"emb_size": 256.0}, "emb_size must be a positive whole number"),
         ({"context_length": 0}, "context_length must be a positive"),
-        ({"context_length": True}, "context_length must be a positive"),
+        ({"context_length": True}, "context_length is missing or not a number"),
+        ({"context_length": 2**40}, "context_length must be a positive whole number"),
+        ({"attn_output_multiplier": 1e-300}, "attn_output_multiplier must be a positive number"),
         ({"output_multiplier_scale": float("nan")}, "output_multiplier_scale must be"),
     ],
 )

@@ -163,6 +163,7 @@ def test_config_json(golden: Golden, tmp_path: Path) -> None:
     assert config["moe_intermediate_size"] == config["intermediate_size"] == spec.ffn_size
     assert config["rope_theta"] == 10000.0
     assert config["router_logit_softcapping"] == 0.0
+    assert config["moe_router_renormalize"] is False
     assert config["load_presharded_moe"] is False
     assert config["tie_word_embeddings"] is True
     assert config["torch_dtype"] == "bfloat16"

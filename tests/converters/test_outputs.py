@@ -86,7 +86,9 @@ def test_groups_that_end_inside_blocks_stay_exact_and_are_named(tmp_path: Path) 
     """In `deep` eight groups share 128 rows, so two scales meet in a block of 32."""
     summary = convert(Golden("deep").path, tmp_path / "m-Q8_0.gguf")
     (note,) = summary.plan.outputs[0].notes
-    assert note.startswith("22 tensors are stored as F32 (scale groups of 16 rows end inside Q8_0")
+    assert note.startswith(
+        "stored as F32, because scale groups of 16 rows end inside Q8_0 blocks: 22 tensors"
+    )
     tensors = read_gguf(tmp_path / "m-Q8_0.gguf")
     assert tensors["blk.10.ffn_down_exps.weight"].tensor_type.name == "F32"
     assert tensors["blk.10.ffn_up_exps.weight"].tensor_type.name == "Q8_0"
@@ -104,7 +106,7 @@ def test_bf16_directory_is_bf16_of_the_product(golden: Golden, tmp_path: Path) -
         for expert in experts:
             found = tensors.pop(place.hugging_face(expert))
             expected = source if expert is None else source[expert]
-            dtype = np.float32 if place.role.is_lossless_only else ml_dtypes.bfloat16
+            dtype = np.float32 if place.role.stays_float32 else ml_dtypes.bfloat16
             assert found.dtype == dtype
             bits = f"u{found.itemsize}"
             np.testing.assert_array_equal(
@@ -126,7 +128,7 @@ def test_plain_float_outputs_agree_with_each_other(tiny: Path, tmp_path: Path, n
     found = weightcast.open(tmp_path / name)
     for place in places(found.spec.num_layers):
         values = dequantized(exact[place.gguf])
-        if not place.role.is_lossless_only:
+        if not place.role.stays_float32:
             values = values.astype(dtype).astype(np.float32)
         loaded = weightcast.converters.slabs.load_float32(found[place.name])
         np.testing.assert_array_equal(loaded, values)
@@ -243,12 +245,14 @@ def test_sharded_directory(tiny: Path, tmp_path: Path) -> None:
     assert reread.parameters == weightcast.open(tiny).parameters
 
 
-def test_rows_that_do_not_fill_blocks_become_f16(tmp_path: Path) -> None:
+def test_rows_that_do_not_fill_blocks(tmp_path: Path) -> None:
+    """int8 tensors stay exact as F32; float ones become F16, as in llama-quantize."""
     spec = tiny_spec(emb_size=240, num_q_heads=15, num_kv_heads=5, vocab_size=64)
     write_checkpoint(tmp_path, spec)
     summary = convert(tmp_path, tmp_path / "m-Q8_0.gguf")
     tensors = read_gguf(tmp_path / "m-Q8_0.gguf")
-    assert tensors["blk.0.attn_q.weight"].tensor_type.name == "F16"
+    assert tensors["blk.0.attn_q.weight"].tensor_type.name == "F32"
+    assert tensors["token_embd.weight"].tensor_type.name == "F16"
     assert any("rows of 240 do not fill Q8_0 blocks" in n for n in summary.plan.outputs[0].notes)
 
 

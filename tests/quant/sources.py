@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant.library import BlockCounts, Matrix, quantize_matrix
+from weightcast.quant.library import BlockCounts, Matrix, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import QuantType
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -47,7 +47,10 @@ def quantized(
 ) -> tuple[NDArray[np.uint8], BlockCounts]:
     """Quantize [n_out, n_in] to uint8 [n_out, row bytes]; rows start as a pattern, not as zeros."""
     rows = np.full((x.shape[0], quant_type.row_bytes(x.shape[1])), 0xA5, np.uint8)
-    counts = quantize_matrix(matrix(x, scales), quant_type, rows)
+    try:
+        counts = quantize_matrix(matrix(x, scales), quant_type, rows)
+    except ScaleOverflowError as overflow:
+        counts = overflow.counts  # the blocks are complete and ggml's all the same
     return rows, counts
 
 

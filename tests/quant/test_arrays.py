@@ -14,7 +14,7 @@ from tests.quant.sources import DTYPES, FAMILIES, gaussian, place, random_finite
 from weightcast.quant.arrays import dequantize, quantize, type_named
 from weightcast.quant.errors import CheckpointError, LayoutError
 from weightcast.quant.library import SourceValueError
-from weightcast.quant.types import TYPES, TYPES_BY_GGML_ID
+from weightcast.quant.types import TYPES
 
 many = settings(max_examples=60, deadline=None)
 GGUF_TYPES = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
@@ -36,7 +36,6 @@ def test_types_are_as_gguf_has_them(name):
         quant_type.block_bytes,
     )
     assert quant_type.row_bytes(96) == oracle.row_bytes(quant_type.ggml_id, 96)
-    assert TYPES_BY_GGML_ID[quant_type.ggml_id] is quant_type
 
 
 def test_names_in_any_case():

@@ -19,11 +19,12 @@ from tests.quant.sources import (
     DTYPES,
     FAMILIES,
     LAYOUTS,
+    matrix,
     place,
     products,
     quantized,
 )
-from weightcast.quant.library import BlockCounts
+from weightcast.quant.library import BlockCounts, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import Q8_0
 
 many = settings(max_examples=60, deadline=None)
@@ -243,3 +244,14 @@ def test_rows_hold_nothing_of_what_was_there_before(isa):
     codes = np.zeros((65, 32), np.int8)
     rows, _ = quantized(codes, Q8_0, np.ones((1, 65), np.float32))
     assert rows.tobytes() == (b"\x00\x3c" + bytes(32)) * 65
+
+
+def test_a_scale_beyond_float16_is_refused_with_its_block(isa):
+    """ggml writes an infinite scale there; so do we, but not without a word."""
+    x = np.ones((70, 96), np.float32)
+    x[67, 40] = 1e8
+    rows = np.zeros((70, 102), np.uint8)
+    with pytest.raises(ScaleOverflowError) as caught:
+        quantize_matrix(matrix(x), Q8_0, rows)
+    assert (caught.value.out, caught.value.in_) == (67, 32)
+    np.testing.assert_array_equal(rows, oracle.quantize(x, oracle.Q8_0))
