@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Load a directory with vLLM's own loader; compare every parameter with the safetensors, by bits.
+"""Load a directory with vLLM's own loader and compare every parameter with the safetensors.
 
 vLLM's Grok loader skips tensors whose names it does not know, and then leaves a parameter as it was
 allocated: "it loaded" says nothing. So every parameter is NaN before loading; afterwards each must
