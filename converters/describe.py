@@ -12,7 +12,8 @@ from weightcast.converters.disk_space import disk_space
 from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import Tensor, TensorGraph, first_array, matrices
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.plan import Output, Plan
+from weightcast.converters.outputs import Output
+from weightcast.converters.plan import Plan
 
 _GB = 1e9
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightcast.converters.output_files import stale_bytes
-from weightcast.converters.plan import Output
+from weightcast.converters.outputs import Output
 from weightcast.quant.errors import OutputError
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from weightcast.converters.plan import Destination, Output
+from weightcast.converters.outputs import Output
+from weightcast.converters.plan import Destination
 from weightcast.quant.errors import OutputError
 
 # The files of a directory that a conversion writes, and so may replace.

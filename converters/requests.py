@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.plan import Request
+from weightcast.converters.outputs import Request
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.types import BF16, F16, F32, TYPES, QuantType
 

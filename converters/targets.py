@@ -8,7 +8,8 @@ from pathlib import Path
 from weightcast.converters.graph import TensorGraph, matrices
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.output_files import foreign_entry
-from weightcast.converters.plan import Output, Plan
+from weightcast.converters.outputs import Output
+from weightcast.converters.plan import Plan
 from weightcast.converters.requests import RequestError
 from weightcast.formats.shards import has_shards
 from weightcast.quant.errors import OutputError

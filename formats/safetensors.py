@@ -63,6 +63,20 @@ def lay_out(entries: list[Entry], metadata: dict[str, str]) -> Layout:
     return Layout(raw, offsets, len(raw) + end)
 
 
+def shard_name(number: int, count: int) -> str:
+    """Name file `number` (from 0) of `count`, as transformers does."""
+    return SINGLE_NAME if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def index_file(weight_map: dict[str, str], total_bytes: int) -> bytes:
+    """Make the index of several files: tensor name -> file name, and the bytes of all tensors."""
+    index = {
+        "metadata": {"total_size": total_bytes},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
 def read_index(path: Path) -> dict[str, StoredArray]:
     """Index one file: name -> place. Raises FormatError naming the file and offset."""
     fd = os.open(path, os.O_RDONLY)
