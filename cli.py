@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -84,7 +85,7 @@ def convert(
     )
     if dry_run:
         workers = jobs or default_workers()
-        values, lines = describe.plan_values(plan), describe.plan_lines(plan, workers)
+        values, lines = describe.plan_values(plan, workers), describe.plan_lines(plan, workers)
     else:
         with progress(plan.read_bytes, quiet=quiet or as_json) as on_progress:
             summary = conversion.run(plan, jobs, on_progress)
@@ -117,14 +118,30 @@ def _print(lines: Iterable[str]) -> None:
 def _stop(signum: int, frame: object) -> None:
     # Once is enough: another signal would interrupt the cleaning up.
     for number in _STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda signum, frame: None)
     raise KeyboardInterrupt
+
+
+def _prepare_streams() -> None:
+    """Make printing harmless: closed streams lead nowhere, odd names are escaped."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    _prepare_streams()
     for number in _STOPPING:
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
+            signal.signal(number, _stop)
     try:
         commands(standalone_mode=False)
     except click.ClickException as error:
@@ -132,8 +149,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo(
-            "interrupted: no output was written, earlier ones are as they were; "
-            "run the same command to start over",
+            "interrupted: nothing incomplete was left behind; run the same command to start over",
             err=True,
         )
         sys.exit(130)

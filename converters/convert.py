@@ -72,13 +72,15 @@ def prepare(
     """Plan a conversion without writing anything. Raises CheckpointError."""
     if not outputs:
         raise RequestError("no output is named")
+    if isinstance(types, str):
+        types = (types,)
     if types and len(types) != len(outputs):
         raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
     if tokenizer is not None and no_tokenizer:
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name) for path, name in named]
-    split_bytes = parse_size(split) if isinstance(split, str) else split or 0
+    split_bytes = 0 if split is None else parse_size(str(split))
     graph = open_graph(source, spec)
     vocabulary = None if no_tokenizer else open_vocabulary(source, tokenizer)
     if vocabulary is None and not no_tokenizer and any(r.kind == "gguf" for r in requests):
@@ -133,7 +135,7 @@ def run(
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
     """Carry out a plan."""
-    if jobs is not None and not 1 <= jobs <= execute.MAX_WORKERS:
+    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
         raise RequestError(f"{jobs} jobs; 1 to {execute.MAX_WORKERS} are possible")
     check_free_space(plan.outputs)
     start = time.monotonic()

@@ -74,7 +74,10 @@ def sparse_notes(graph: TensorGraph[Grok1Spec]) -> list[str]:
     paths = sorted({first_array(tensor).path for tensor in graph.values()})
     holes = []
     for path in paths:
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except OSError:  # gone since it was read
+            continue
         # Compressing file systems also take fewer blocks, but hardly less than half for weights.
         if status.st_blocks * 512 < status.st_size // 2:
             holes.append(path.name)
@@ -130,13 +133,18 @@ def output_lines(output: Output) -> Iterator[str]:
     yield from (f"  note: {note}" for note in output.notes)
 
 
-def plan_values(plan: Plan) -> dict[str, Any]:
+def plan_values(plan: Plan, workers: int) -> dict[str, Any]:
     """What a conversion would do, as JSON values."""
     return {
         "source": plan.graph.source,
         "parameters": plan.graph.parameters,
         "read_bytes": plan.read_bytes,
         "outputs": [output.describe() for output in plan.outputs],
+        "buffer_bytes": memory_estimate(plan, workers),
+        "disk": [
+            {"folder": str(space.folder), "needed_bytes": space.needed, "free_bytes": space.free}
+            for space in disk_space(plan.outputs)
+        ],
         "notes": sparse_notes(plan.graph),
     }
 

@@ -150,18 +150,17 @@ class _Run:
         loan = _Loan(buffer, self._slabs, len(starts), threading.Lock())
         share = item.nbytes // len(starts)
         rest = item.nbytes - share * (len(starts) - 1)
-        return [
-            pool.submit(
-                self._piece,
-                item,
-                slab,
-                row0,
-                min(row0 + step, slab.rows),
-                loan,
-                share if row0 else rest,
-            )
-            for row0 in starts
-        ]
+        futures = []
+        for row0 in starts:
+            row1 = min(row0 + step, slab.rows)
+            nbytes = share if row0 else rest
+            try:
+                futures.append(pool.submit(self._piece, item, slab, row0, row1, loan, nbytes))
+            except RuntimeError as problem:  # a limit of the system on threads
+                raise CheckpointError(
+                    f"cannot start {self._workers} workers ({problem}); use fewer --jobs"
+                ) from None
+        return futures
 
     def _rows_per_piece(self, item: WorkItem) -> int:
         n_in = item.view.shape[1]

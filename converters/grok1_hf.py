@@ -22,6 +22,7 @@ from typing import Any, Final
 from weightcast.converters.grok1_spec import Grok1Spec, Number, checked, default_key_size
 from weightcast.formats.small_files import read_json_object
 from weightcast.formats.tokenizer import Vocabulary
+from weightcast.formats.tokenizer_json import tokenizer_json
 from weightcast.quant.errors import FormatError
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -101,6 +102,7 @@ def companion_files(
     }
     if vocabulary is not None and vocabulary.model_file is not None:
         files["tokenizer.model"] = vocabulary.model_file.read_bytes()
+        files["tokenizer.json"] = tokenizer_json(vocabulary)
         files["tokenizer_config.json"] = _json(_tokenizer_config(spec, vocabulary))
     return files
 
@@ -109,11 +111,9 @@ def _tokenizer_config(spec: Grok1Spec, vocabulary: Vocabulary) -> dict[str, Any]
     # No added_tokens_decoder: llama.cpp's converter would change the pieces that it lists.
     tokens = {f"{name}_token": vocabulary.tokens[n] for name, n in vocabulary.special_ids.items()}
     return {
-        "tokenizer_class": "LlamaTokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": False,
         "add_eos_token": False,
-        "add_prefix_space": True,
-        "legacy": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": spec.context_length,
         **tokens,

@@ -7,6 +7,7 @@ so two conversions of one output exclude each other.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -27,7 +28,7 @@ from weightcast.quant.errors import OutputError
 
 # The files of a directory that a conversion writes, and so may replace.
 _OWN_NAMES: Final = re.compile(
-    r"config\.json|generation_config\.json|tokenizer\.model|tokenizer_config\.json"
+    r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 
@@ -37,8 +38,8 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _replaced_path(path: Path) -> Path:
-    """Where an earlier directory lies between the two renames that replace it."""
+def replaced_path(path: Path) -> Path:
+    """Where an earlier directory lies for a moment, on file systems that cannot exchange two."""
     return path.with_name(f".{path.name}.replaced")
 
 
@@ -71,13 +72,15 @@ class OutputFiles:
         self._pending: dict[Path, Path] = {}
 
     def __enter__(self) -> OutputFiles:
+        path: Path | None = None
         try:
             _allow_open_files(sum(len(output.files) for output in self._outputs))
             for number, output in enumerate(self._outputs):
+                path = output.request.path
                 self._create(number, output)
         except OSError as problem:
             self._close()
-            raise _explained(problem, problem.filename) from None
+            raise _explained(problem, problem.filename or path) from None
         except BaseException:
             self._close()
             raise
@@ -115,9 +118,11 @@ class OutputFiles:
 
     def _create_folder(self, final: Path) -> Path:
         folder = partial_path(final)
-        if not final.exists() and _replaced_path(final).is_dir():
-            # A conversion was killed between its last two renames: give the earlier output back.
-            os.rename(_replaced_path(final), final)
+        if replaced_path(final).exists():
+            raise OutputError(
+                f"{replaced_path(final)}: an earlier output that a killed run had put aside; "
+                "rename or delete it"
+            )
         if not folder.is_symlink():
             folder.mkdir(exist_ok=True)
         self._folder_fds.append(_open_locked(folder, os.O_RDONLY | os.O_DIRECTORY))
@@ -143,17 +148,21 @@ class OutputFiles:
     def commit(self) -> None:
         """Flush everything to the disk, then give each output its name. Raises OutputError."""
         done: list[Path] = []
+        path: Path | None = None
         try:
-            for fd in [*self._fds.values(), *self._folder_fds]:
+            for (number, index), fd in self._fds.items():
+                path = self._outputs[number].files[index].path
+                os.fsync(fd)
+            for fd in self._folder_fds:
                 os.fsync(fd)
             with _signals_held():
-                for partial in list(self._pending):
-                    _replace(partial, self._pending[partial])
+                for partial, path in list(self._pending.items()):
+                    _replace(partial, path)
                     done.append(self._pending.pop(partial))
             for parent in {output.request.path.parent for output in self._outputs}:
                 _sync_directory(parent)
-        except OSError as problem:
-            error = _explained(problem, problem.filename2 or problem.filename)
+        except (OSError, OutputError) as problem:
+            error = problem if isinstance(problem, OutputError) else _explained(problem, path)
             if done:
                 complete = ", ".join(str(path) for path in done)
                 error = OutputError(f"{error} (complete before that: {complete})")
@@ -201,22 +210,33 @@ def _open_locked(path: Path, flags: int) -> int:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let a signal wait until the renames are through, so that they happen together."""
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    """Ignore signals while the outputs are renamed: all of the work is done, and takes a moment."""
+    held = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before = signal.getsignal(number)
+            if before is not None and before is not signal.SIG_IGN:
+                # Blocking them would not do: another thread would take them.
+                held[number] = signal.signal(number, lambda signum, frame: None)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, before in held.items():
+            signal.signal(number, before)
 
 
 def _replace(partial: Path, final: Path) -> None:
     if not partial.is_dir() or not final.is_dir():
         os.replace(partial, final)
         return
-    # A directory that is not empty cannot be replaced at once.
-    old = _replaced_path(final)
-    shutil.rmtree(old, ignore_errors=True)
+    foreign = foreign_entry(final)
+    if foreign is not None:
+        raise OutputError(f"{foreign}: appeared during the conversion; name another directory")
+    # A directory that is not empty cannot be replaced at once, but two can change places.
+    if _exchange(partial, final):
+        shutil.rmtree(partial, ignore_errors=True)
+        return
+    old = replaced_path(final)
     os.rename(final, old)
     try:
         os.rename(partial, final)
@@ -224,6 +244,23 @@ def _replace(partial: Path, final: Path) -> None:
         os.rename(old, final)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places at once; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    at_working_directory, exchange = -100, 2
+    status = libc.renameat2(
+        at_working_directory, os.fsencode(a), at_working_directory, os.fsencode(b), exchange
+    )
+    if status == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(b))
 
 
 def _sync_directory(path: Path) -> None:
@@ -243,6 +280,8 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
 def _explained(problem: OSError, path: object) -> OutputError:
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{path}: the disk is full; free some space and run the command again")
+    if problem.errno == errno.EFBIG:
+        return OutputError(f"{path}: the file system does not hold files this large; use --split")
     if problem.errno == errno.EMFILE:
         return OutputError(f"{path}: too many open files; use a larger --split or ulimit -n")
     if problem.errno == errno.ELOOP:

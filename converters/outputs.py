@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,7 +95,12 @@ def lay_out(
 ) -> Output:
     """Lay out one output; `split_bytes` limits the tensor data of a file (0: GGUF in one file)."""
     kind = _gguf_output if request.kind == "gguf" else _safetensors_output
-    return kind(graph, request, vocabulary, split_bytes)
+    output = kind(graph, request, vocabulary, split_bytes)
+    larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
+    if larger:
+        note = f"tensors larger than --split have a file of their own: {len(larger)}"
+        output = replace(output, notes=(*output.notes, note))
+    return output
 
 
 def _choices(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -23,7 +24,8 @@ def progress(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[int], None]
             lock = threading.Lock()
 
             def update(nbytes: int) -> None:
-                with lock:
+                # A terminal that went away must not end the conversion.
+                with lock, contextlib.suppress(OSError):
                     bar.update(nbytes)
 
             yield update
@@ -49,4 +51,6 @@ class ProgressLines:
             self._last = now
             share = self._done / self._total
             left = (now - self._start) * (1 - share) / share
-            print(f"{share:.0%} done, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                text = f"{share:.0%} done, about {left / 60:.0f} min left"
+                print(text, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightcast.converters.graph import TensorGraph, matrices
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.output_files import foreign_entry
+from weightcast.converters.output_files import foreign_entry, partial_path, replaced_path
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
 from weightcast.converters.requests import RequestError
@@ -44,6 +44,21 @@ def _absolute(output: Output) -> set[Path]:
     return {Path(os.path.realpath(path)) for path in paths}
 
 
+def _on_the_way(output: Output) -> set[Path]:
+    """The paths that an output has, and those that it grows under."""
+    finals = _absolute(output)
+    return finals | {make(path) for make in (partial_path, replaced_path) for path in finals}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a path is, under whatever name: device and inode."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _check_overlap(output: Output, outputs: tuple[Output, ...]) -> None:
     mine = _absolute(output)
     for other in outputs:
@@ -57,14 +72,15 @@ def _check_overlap(output: Output, outputs: tuple[Output, ...]) -> None:
 
 
 def _check_sources(output: Output, sources: set[Path]) -> None:
-    for path in _absolute(output):
-        for source in sources:
-            if path == source:
-                raise OutputError(f"{output.request.path}: is the source itself; write elsewhere")
-            if path in source.parents:
-                raise OutputError(
-                    f"{output.request.path}: holds the source ({source}); write elsewhere"
-                )
+    held = {parent: source for source in sources for parent in (source, *source.parents)}
+    # The same place can have two names, as with a directory that is mounted twice.
+    identities = {_identity(path): source for path, source in held.items()}
+    for path in _on_the_way(output):
+        source = held.get(path) or (identities.get(_identity(path)) if path.exists() else None)
+        if source is not None:
+            raise OutputError(
+                f"{output.request.path}: is or holds the source ({source}); write elsewhere"
+            )
 
 
 def _check_existing(output: Output) -> None:
@@ -75,11 +91,13 @@ def _check_existing(output: Output) -> None:
         raise OutputError(f"{path.parent}: is a checkpoint; write beside it, not into it")
     if output.request.kind == "gguf":
         for file in output.files:
-            if file.path.is_dir():
-                raise OutputError(f"{file.path}: is a directory, not a GGUF file")
+            if file.path.exists() and not file.path.is_file():
+                raise OutputError(f"{file.path}: exists and is not a file")
         return
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: exists and is not a directory")
+    if os.path.ismount(path):
+        raise OutputError(f"{path}: is a mount point; name a directory inside it")
     foreign = foreign_entry(path) if path.is_dir() else None
     if foreign is not None:
         raise OutputError(

@@ -79,6 +79,8 @@ def index_file(weight_map: dict[str, str], total_bytes: int) -> bytes:
 
 def read_index(path: Path) -> dict[str, StoredArray]:
     """Index one file: name -> place. Raises FormatError naming the file and offset."""
+    if not path.is_file():
+        raise FormatError(path, None, "not a regular file")
     fd = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size

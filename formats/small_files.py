@@ -38,5 +38,5 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def shown(value: object) -> str:
     """Show a value from a file in a message: one line, printable, not long."""
-    text = ascii(value)
+    text = " ".join(ascii(value).split())
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

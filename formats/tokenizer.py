@@ -68,11 +68,13 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
+    raw = read_small(path, MAX_MODEL_BYTES)
     try:
-        processor.LoadFromSerializedProto(read_small(path, MAX_MODEL_BYTES))
-    except RuntimeError:
+        processor.LoadFromSerializedProto(raw)
+        ids = range(processor.GetPieceSize())
+        tokens = [processor.IdToPiece(n) for n in ids]
+    except (RuntimeError, UnicodeDecodeError):
         raise FormatError(path, None, "not a SentencePiece model") from None
-    ids = range(processor.GetPieceSize())
 
     def token_type(n: int) -> int:
         if processor.IsUnknown(n):
@@ -90,7 +92,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
         "pad": processor.pad_id(),
     }
     return Vocabulary(
-        [processor.IdToPiece(n) for n in ids],
+        tokens,
         np.array([processor.GetScore(n) for n in ids], np.float32),
         np.array([token_type(n) for n in ids], np.int32),
         {name: n for name, n in special.items() if n >= 0},
@@ -112,6 +114,8 @@ def from_gguf(path: Path, metadata: dict[str, Any]) -> Vocabulary | None:
     types = metadata.get(_KEY + "token_type", np.ones(len(tokens), np.int32))
     if not (isinstance(scores, np.ndarray) and scores.dtype.kind == "f"):
         raise FormatError(path, None, "the scores of the tokens are not a list of numbers")
+    if not (np.abs(scores) < np.finfo(np.float32).max).all():
+        raise FormatError(path, None, "the scores of the tokens are not finite")
     if not (isinstance(types, np.ndarray) and types.dtype.kind in "iu"):
         raise FormatError(path, None, "the types of the tokens are not a list of numbers")
     if not len(tokens) == len(scores) == len(types):

@@ -25,12 +25,14 @@ _DTYPES = {
 def type_named(name: str) -> QuantType:
     """Look a type up by name, in any case. Raises LayoutError that lists the known ones."""
     try:
-        return TYPES[name.upper()]
+        return TYPES[str(name).upper()]
     except KeyError:
         raise LayoutError(f"unknown type {name!r}; known: {', '.join(sorted(TYPES))}") from None
 
 
 def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
+    if isinstance(x, np.ma.MaskedArray):
+        raise LayoutError("cannot quantize a masked array: fill it first")
     if isinstance(x, np.ndarray):
         return x
     if not hasattr(x, "detach"):
@@ -42,7 +44,13 @@ def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
 
         bits: NDArray[np.int16] = tensor.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
-    array: NDArray[Any] = tensor.numpy()
+    try:
+        array: NDArray[Any] = tensor.numpy()
+    except (TypeError, RuntimeError):
+        raise LayoutError(
+            f"cannot quantize a tensor of {tensor.dtype} on {tensor.device}: use a dense CPU "
+            "tensor of float32, float16 or bfloat16"
+        ) from None
     return array
 
 
@@ -81,6 +89,8 @@ def quantize(x: NDArray[Any] | torch.Tensor, type_name: str) -> NDArray[np.uint8
 def dequantize(blocks: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
     """Unpack uint8 [..., bytes per row] to float32 [..., in]."""
     quant_type = type_named(type_name)
+    if not isinstance(blocks, np.ndarray):
+        raise LayoutError(f"expected a numpy array of uint8 rows, got {type(blocks).__name__}")
     if blocks.dtype != np.uint8 or blocks.ndim == 0:
         raise LayoutError(f"expected uint8 rows, got {blocks.dtype} of {blocks.ndim} axes")
     n_blocks, rest = divmod(blocks.shape[-1], quant_type.block_bytes)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import weightcast.quant
-from weightcast.quant.errors import LayoutError
+from weightcast.quant.errors import CheckpointError, LayoutError
 from weightcast.quant.types import QuantType
 
 LIBRARY_NAME = "libweightcast.so"
@@ -117,7 +117,8 @@ def load() -> ctypes.CDLL:
         raise ImportError(f"{LIBRARY_NAME} is missing: install the package again (pip install .)")
     wanted = os.environ.get("WEIGHTCAST_ISA", "")
     if wanted and wanted not in INSTRUCTION_SETS:
-        raise ImportError(f"WEIGHTCAST_ISA={wanted}: use one of {', '.join(INSTRUCTION_SETS)}")
+        known = ", ".join(INSTRUCTION_SETS)
+        raise CheckpointError(f"the variable WEIGHTCAST_ISA is {wanted!r}; use one of {known}")
     library = ctypes.CDLL(str(path))
     found = library.weightcast_abi_version()
     if found != ABI_VERSION:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -226,10 +227,10 @@ def test_the_source_is_not_overwritten(run, tiny: Path, tmp_path: Path) -> None:
     run("convert", "--no-tokenizer", tiny, tmp_path / "a-F32.gguf", tmp_path / "a-f32")
     before = (tmp_path / "a-F32.gguf").read_bytes()
     done = run("convert", "--no-tokenizer", tmp_path / "a-F32.gguf", tmp_path / "a-F32.gguf")
-    assert (done.code, "is the source itself" in done.err) == (1, True)
+    assert (done.code, "is or holds the source" in done.err) == (1, True)
     assert (tmp_path / "a-F32.gguf").read_bytes() == before
     done = run("convert", "--no-tokenizer", tmp_path / "a-f32", tmp_path / "a-f32")
-    assert (done.code, "the source" in done.err) == (1, True)
+    assert (done.code, "is or holds the source" in done.err) == (1, True)
 
 
 def test_a_missing_output_directory(run, tiny: Path, tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_ctrl_c_leaves_nothing_behind(
     monkeypatch.setattr(execute, "read_slab", read_slab)
     done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16")
     assert done.code == 130
-    assert "interrupted: no output was written" in done.err
+    assert "interrupted: nothing incomplete was left behind" in done.err
     assert names(tmp_path) == []
 
 
@@ -412,7 +413,7 @@ def test_a_directory_above_the_source_is_not_replaced(run, tmp_path: Path) -> No
     source = damaged(tmp_path) / "ckpt-0"
     (tmp_path / "damaged" / "config.json").write_text("{}")
     done = run("convert", "--no-tokenizer", "--type", "bf16", source, tmp_path / "damaged")
-    assert (done.code, "holds the source" in done.err) == (1, True)
+    assert (done.code, "is or holds the source" in done.err) == (1, True)
     assert len(names(source)) == 26
 
 
@@ -426,7 +427,7 @@ def test_a_directory_of_links_is_not_replaced_by_what_it_links_to(run, tmp_path:
     assert run("inspect", tmp_path / "snapshot").code == 0
     target = tmp_path / "snapshot"
     done = run("convert", "--no-tokenizer", "--type", "f16", target, target)
-    assert (done.code, "holds the source" in done.err) == (1, True)
+    assert (done.code, "is or holds the source" in done.err) == (1, True)
     assert len(names(target)) == 27
 
 
@@ -449,12 +450,27 @@ def test_a_converted_directory_with_something_of_yours_is_not_replaced(
     assert (target / "my-finetune" / "weights.bin").read_bytes() == b"weeks"
 
 
-def test_an_interrupted_rename_gives_the_earlier_directory_back(
+def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend a file system where two directories cannot change places."""
+    monkeypatch.setattr(output_files, "_exchange", lambda a, b: False)
+
+
+def test_a_directory_is_replaced_without_exchange_too(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_exchange(monkeypatch)
+    for _ in range(2):
+        assert run("convert", "--no-tokenizer", tiny, tmp_path / "a-bf16").code == 0
+    assert names(tmp_path) == ["a-bf16"]
+
+
+def test_a_failed_rename_gives_the_earlier_directory_back(
     run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "a-bf16"
     assert run("convert", "--no-tokenizer", tiny, target).code == 0
     before = (target / "model.safetensors").stat().st_ino
+    without_exchange(monkeypatch)
     real = os.rename
 
     def rename(source: Path, to: Path) -> None:
@@ -469,21 +485,88 @@ def test_an_interrupted_rename_gives_the_earlier_directory_back(
     assert (target / "model.safetensors").stat().st_ino == before
 
 
-def test_a_kill_between_two_renames_is_mended_by_the_next_run(
-    run, tiny: Path, tmp_path: Path
+def test_an_output_that_a_killed_run_put_aside_is_not_lost(run, tiny: Path, tmp_path: Path) -> None:
+    target, aside = tmp_path / "a-bf16", tmp_path / ".a-bf16.replaced"
+    assert run("convert", "--no-tokenizer", tiny, target).code == 0
+    target.rename(aside)
+    done = run("convert", "--no-tokenizer", tiny, target)
+    assert (done.code, "rename or delete it" in done.err) == (1, True)
+    assert names(tmp_path) == [".a-bf16.replaced"]
+    assert (aside / "model.safetensors").is_file()
+
+
+def test_a_signal_during_the_renames_waits_for_them(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = output_files._replace
+
+    def replace(partial: Path, final: Path) -> None:
+        real(partial, final)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(output_files, "_replace", replace)
+    done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf", tmp_path / "a-bf16")
+    assert done.code == 0
+    assert names(tmp_path) == ["a-F16.gguf", "a-bf16"]
+
+
+def test_something_that_appears_during_the_conversion_is_not_deleted(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "a-bf16"
-    assert run("convert", "--no-tokenizer", tiny, target).code == 0
-    target.rename(tmp_path / ".a-bf16.replaced")
-    damaged_source = damaged(tmp_path)
-    shard = damaged_source / "ckpt-0" / "tensor00018_000"
-    raw = bytearray(shard.read_bytes())
-    raw[-100:-50] = b"\xff" * 50
-    shard.write_bytes(raw)
-    # Even a conversion that fails brings the earlier output back.
-    assert run("convert", "--no-tokenizer", damaged_source, target).code == 1
-    assert (target / "model.safetensors").is_file()
-    assert names(tmp_path) == ["a-bf16", "damaged"]
+    real = execute.read_slab
+
+    def read_slab(*arguments):
+        target.mkdir(exist_ok=True)
+        (target / "thesis.tex").write_text("precious")
+        return real(*arguments)
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+    done = run("convert", "--no-tokenizer", tiny, target)
+    assert (done.code, "appeared during the conversion" in done.err) == (1, True)
+    assert (target / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", [".a-F16.gguf.partial", ".a-F16.gguf.replaced"])
+def test_a_source_where_the_output_would_grow(run, tiny: Path, tmp_path: Path, name: str) -> None:
+    run("convert", "--no-tokenizer", tiny, tmp_path / "b-F16.gguf")
+    before = (tmp_path / "b-F16.gguf").read_bytes()
+    (tmp_path / "b-F16.gguf").rename(tmp_path / name)
+    done = run("convert", "--no-tokenizer", tmp_path / name, tmp_path / "a-F16.gguf")
+    assert (done.code, "is or holds the source" in done.err) == (1, True)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_source_under_another_name(run, tiny: Path, tmp_path: Path) -> None:
+    """A hard link, like a directory that is mounted twice, is the same file elsewhere."""
+    run("convert", "--no-tokenizer", tiny, tmp_path / "a-F32.gguf")
+    os.link(tmp_path / "a-F32.gguf", tmp_path / "b-F16.gguf")
+    done = run("convert", "--no-tokenizer", tmp_path / "a-F32.gguf", tmp_path / "b-F16.gguf")
+    assert (done.code, "is or holds the source" in done.err) == (1, True)
+
+
+def test_nohup_is_respected(tiny: Path, tmp_path: Path) -> None:
+    """A signal that was ignored from the start, as in background jobs too, stays ignored."""
+    arguments = ["convert", "--no-tokenizer", str(tiny), str(tmp_path / "a-F16.gguf")]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from weightcast.cli import main; main()", *arguments],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    ) as process:
+        while process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.01)
+    assert process.returncode == 0
+    assert names(tmp_path) == ["a-F16.gguf"]
+
+
+def test_closed_streams_do_not_matter(tiny: Path, tmp_path: Path) -> None:
+    script = "from weightcast.cli import main; main()"
+    command = f"{sys.executable} -c '{script}' convert --no-tokenizer {tiny} {tmp_path}/a-F16.gguf"
+    for redirection in (">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["bash", "-c", f"{command} {redirection}"], capture_output=True)
+        assert done.returncode == 0, done.stderr
+    assert names(tmp_path) == ["a-F16.gguf"]
 
 
 def test_an_output_that_is_a_link_is_written_where_it_leads(

@@ -186,6 +186,10 @@ def test_tokenizer_files_of_a_directory(tiny: Path, tokenizer_model: Path, tmp_p
     values = read_json(tmp_path / "m-bf16" / "tokenizer_config.json")
     assert values["add_bos_token"] is False
     assert (values["bos_token"], values["eos_token"]) == ("<s>", "</s>")
+    assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
+    model = read_json(tmp_path / "m-bf16" / "tokenizer.json")["model"]
+    # The rows without a piece have names too, so that every id can be decoded.
+    assert len(model["vocab"]) == 1024
     # llama.cpp's converter changes the pieces that are listed under this key.
     assert "added_tokens_decoder" not in values
     assert read_json(tmp_path / "m-bf16" / "config.json")["unk_token_id"] == 3
