@@ -140,7 +140,7 @@ class Machine:
         if count > self._size - self._position:
             raise self._error(
                 f"{count} bytes are declared at byte {self._position}, "
-                f"but the file ends at {self._size}: it is truncated or damaged"
+                f"but the file ends at {self._size}: it is truncated or damaged, get it again"
             )
 
     def _take(self, count: int) -> bytes:
