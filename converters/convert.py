@@ -114,8 +114,8 @@ def convert(
 
     The name of an output says what it is: NAME-Q8_0.gguf, NAME-BF16.gguf, or a directory
     NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"), `jobs` is the number of workers. Raises CheckpointError,
-    and then leaves no output behind.
+    file (bytes, or text such as "48G"), `jobs` is the number of workers. Raises CheckpointError;
+    what is left behind then, `execute.run` says.
     """
     plan = prepare(
         source,

@@ -15,8 +15,6 @@ from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
 
-_GB = 1e9
-
 
 def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
@@ -188,5 +186,5 @@ def summary_lines(summary: Summary) -> Iterator[str]:
                 f"  {name}: {numbers['requantized_blocks']:,} of {numbers['blocks']:,} blocks "
                 f"requantized, {numbers['inexact_scales']:,} scales are not exact in float16"
             )
-    rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / _GB
+    rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
     yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read)"

@@ -82,8 +82,9 @@ def run(
 ) -> Counts:
     """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
 
-    Returns how Q8_0 blocks came about, per output and tensor. Raises CheckpointError; whatever
-    goes wrong, no output appears and an earlier one under the same name stays as it was.
+    Returns how Q8_0 blocks came about, per output and tensor. Raises CheckpointError; no output
+    appears then and an earlier one under the same name stays as it was, unless the renaming of
+    several outputs failed at the last step: the error names those that were complete before.
     """
     with OutputFiles(plan.outputs) as files:
         counts = _Run(plan, workers, files, on_progress).run()

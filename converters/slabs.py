@@ -15,13 +15,12 @@ from weightcast.converters.graph import Tensor, View, matrices
 from weightcast.formats.stored import read_stored
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import (
-    SOURCE_IDS,
     Matrix,
     SourceValueError,
     dequantize_bytes,
     quantize_matrix,
 )
-from weightcast.quant.types import F32, TYPES
+from weightcast.quant.types import F32, SOURCE_TYPES, TYPES
 
 _NUMPY_DTYPES: dict[str, Any] = {
     "F32": np.float32,
@@ -35,7 +34,7 @@ def check_readable(tensor: Tensor) -> None:
     """Raise LayoutError if the kernels cannot read a tensor's stored dtype."""
     for view in matrices(tensor):
         dtype = view.array.dtype
-        if dtype not in TYPES and (dtype not in SOURCE_IDS or (dtype == "I8" and not view.scales)):
+        if dtype not in TYPES and (dtype not in SOURCE_TYPES or not view.scales):
             raise LayoutError(
                 f"{view.array.path}: {tensor.name} is stored as {dtype}, which cannot be converted"
             )

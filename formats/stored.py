@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -48,11 +46,6 @@ class StoredArray:
     shape: tuple[int, ...]
     axis_strides: tuple[int, ...] | None = None
     text: Latin1Text | None = None
-
-    @cached_property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
     @property
     def is_blocked(self) -> bool:

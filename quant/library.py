@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 import weightcast.quant
 from weightcast.quant.errors import CheckpointError, LayoutError
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import SOURCE_TYPES, QuantType
 
 LIBRARY_NAME = "libweightcast.so"
 ABI_VERSION = 1
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW = range(5)
 
-SOURCE_IDS: Final = {"F32": 0, "F16": 1, "I8": 24, "BF16": 30}
-SOURCE_BYTES: Final = {"F32": 4, "F16": 2, "I8": 1, "BF16": 2}
 INSTRUCTION_SETS: Final = ("scalar", "avx2", "avx512")
 
 
@@ -152,7 +150,7 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8])
     )
     assert min(matrix.start, matrix.stride_out, matrix.stride_in) >= 0
     assert last < matrix.data.size
-    assert matrix.data.itemsize == SOURCE_BYTES[matrix.dtype]
+    assert matrix.data.itemsize == SOURCE_TYPES[matrix.dtype].block_bytes
     assert matrix.data.flags.c_contiguous
     assert matrix.data.flags.aligned
     assert dst.flags.c_contiguous
@@ -175,7 +173,7 @@ def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8
     _check_bounds(matrix, quant_type, dst)
     source = _Source(
         data=matrix.data.ctypes.data + matrix.start * matrix.data.itemsize,
-        type=SOURCE_IDS[matrix.dtype],
+        type=SOURCE_TYPES[matrix.dtype].ggml_id,
         n_out=matrix.n_out,
         n_in=matrix.n_in,
         stride_out=matrix.stride_out,

@@ -39,4 +39,8 @@ F16 = QuantType("F16", 1, 1, 2)
 BF16 = QuantType("BF16", 30, 1, 2)
 Q8_0 = QuantType("Q8_0", 8, 32, 34)
 
+# Codes without a scale of their own: only ever a source, together with scales.
+I8 = QuantType("I8", 24, 1, 1)
+
 TYPES = {t.name: t for t in (F32, F16, BF16, Q8_0)}
+SOURCE_TYPES = {t.name: t for t in (F32, F16, BF16, I8)}

@@ -33,7 +33,7 @@ def plain_load(golden: Golden) -> Load:
 
 def error_of(golden: Golden, load: Load, **options: object) -> float:
     spec = weightcast.open(golden.path).spec
-    result = grok1_forward.forward(spec, load, golden.tokens, **options)  # type: ignore[arg-type]
+    result = grok1_forward.forward(spec, load, golden.tokens, **options)
     return relative_error(result.logits, golden.logits)
 
 
@@ -97,7 +97,7 @@ def test_groups_along_the_wrong_axis_are_noticed(golden: Golden) -> None:
         values = load(name, expert)
         if not name.endswith(("moe/linear_1/w", "multi_head_attention/linear/w")):
             return values
-        dequantize = graph[name].origin.source.origin  # type: ignore[union-attr]
+        dequantize = graph[name].origin.source.origin
         scales = load_float32(dequantize.scales)
         scales = scales if expert is None else scales[expert]
         n_in = values.shape[1]

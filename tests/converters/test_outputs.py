@@ -22,7 +22,7 @@ from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 def convert(
     source: Path, *outputs: Path, **options: object
 ) -> weightcast.converters.convert.Summary:
-    return weightcast.convert(source, *outputs, no_tokenizer=True, **options)  # type: ignore[arg-type]
+    return weightcast.convert(source, *outputs, no_tokenizer=True, **options)
 
 
 def read_gguf(path: Path) -> dict[str, gguf.ReaderTensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def row_major_bytes(stored_bytes: Callable[..., bytes]) -> Callable[[StoredArray
     def read(array: StoredArray) -> bytes:
         item = np.dtype(f"V{ITEM_BYTES[array.dtype]}")
         flat = np.frombuffer(stored_bytes(array), item)
-        assert flat.size == array.size
+        assert flat.size == math.prod(array.shape)
         if flat.size == 0:
             return b""
         steps = [step * item.itemsize for step in array.strides]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.quant import compilers, instruction_sets
 from weightcast.quant import library
-from weightcast.quant.types import TYPES
+from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 SANITIZE = (
     "-std=c++17",
@@ -85,7 +85,7 @@ def test_header_is_plain_c_and_agrees_with_the_binding(tmp_path):
             expected.append(f"{c_name} {name} {field.offset} {field.size}")
     for c_name, structure in structures.items():
         expected.append(f"{c_name} size 0 {ctypes.sizeof(structure)}")
-    ids = {**library.SOURCE_IDS, **{name: t.ggml_id for name, t in TYPES.items()}}
+    ids = {name: t.ggml_id for name, t in {**SOURCE_TYPES, **TYPES}.items()}
     expected += [
         f"types {ids['F32']} {ids['F16']} {ids['Q8_0']} {ids['I8']} {ids['BF16']}",
         f"statuses {library.OK} {library.BAD_TYPE} {library.BAD_SHAPE} {library.NOT_FINITE} "
