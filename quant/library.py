@@ -17,8 +17,8 @@ from weightcast.quant.errors import CheckpointError, LayoutError
 from weightcast.quant.types import SOURCE_TYPES, QuantType
 
 LIBRARY_NAME = "libweightcast.so"
-ABI_VERSION = 1
-OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW = range(5)
+ABI_VERSION = 2
+OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE, BAD_IMPORTANCE = range(7)
 
 INSTRUCTION_SETS: Final = ("scalar", "avx2", "avx512")
 
@@ -124,6 +124,7 @@ def load() -> ctypes.CDLL:
     library.weightcast_isa.restype = ctypes.c_char_p
     library.weightcast_quantize.argtypes = [
         ctypes.POINTER(_Source),
+        ctypes.c_void_p,
         ctypes.c_int32,
         ctypes.c_void_p,
         ctypes.c_int64,
@@ -162,12 +163,22 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8])
         assert matrix.scales.strides[1] == 4 or matrix.n_out == 1
 
 
-def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> BlockCounts:
+def quantize_matrix(
+    matrix: Matrix,
+    quant_type: QuantType,
+    dst: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None = None,
+) -> BlockCounts:
     """Write the rows of a matrix [n_out, n_in] into dst, `row_bytes` each.
 
-    Raises SourceValueError for NaN, infinity or a value beyond the type's range, LayoutError if
-    rows do not fill whole blocks.
+    `importance`, float32 [n_in], weighs the errors of the input columns; types that do not use it
+    ignore it. Raises SourceValueError for NaN, infinity or a value beyond the type's range,
+    LayoutError if rows do not fill whole blocks or the importance is missing or not valid.
     """
+    if quant_type.importance == "ignored":
+        importance = None
+    elif importance is None and quant_type.importance == "required":
+        raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
     if matrix.n_out == 0 or matrix.n_in == 0:
         return BlockCounts()
     _check_bounds(matrix, quant_type, dst)
@@ -184,8 +195,15 @@ def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8
         source.groups = matrix.scales.shape[0]
         source.scale_stride = matrix.scales.strides[0] // 4
     result = _Result()
+    if importance is not None:
+        if importance.shape != (matrix.n_in,):
+            raise LayoutError(
+                f"importance of shape {list(importance.shape)} for rows of {matrix.n_in} values"
+            )
+        importance = np.ascontiguousarray(importance, np.float32)
     status = load().weightcast_quantize(
         ctypes.byref(source),
+        None if importance is None else importance.ctypes.data,
         quant_type.ggml_id,
         dst.ctypes.data,
         quant_type.row_bytes(matrix.n_in),
@@ -203,6 +221,8 @@ def quantize_matrix(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8
         raise SourceValueError(
             f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in
         )
+    if status == BAD_IMPORTANCE:
+        raise LayoutError(f"importance of column {result.bad_in} is negative, infinite or NaN")
     if status == BAD_SHAPE:
         raise LayoutError(f"{matrix.n_in} values along `in` do not divide into the scale groups")
     assert status == OK, status

@@ -7,18 +7,23 @@ a scale; plain floats are blocks of one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from weightcast.quant.errors import LayoutError
 
 
 @dataclass(frozen=True, slots=True)
 class QuantType:
-    """One way to store a row of weights as bytes."""
+    """One way to store a row of weights as bytes.
+
+    `importance` says what ggml does with an importance matrix for this type.
+    """
 
     name: str
     ggml_id: int
     block_elements: int
     block_bytes: int
+    importance: Literal["ignored", "optional", "required"] = "ignored"
 
     def fits(self, row_elements: int) -> bool:
         """Whether rows of this length fill whole blocks."""
@@ -37,10 +42,43 @@ class QuantType:
 F32 = QuantType("F32", 0, 1, 4)
 F16 = QuantType("F16", 1, 1, 2)
 BF16 = QuantType("BF16", 30, 1, 2)
+
+Q4_0 = QuantType("Q4_0", 2, 32, 18, "optional")
+Q4_1 = QuantType("Q4_1", 3, 32, 20, "optional")
+Q5_0 = QuantType("Q5_0", 6, 32, 22, "optional")
+Q5_1 = QuantType("Q5_1", 7, 32, 24, "optional")
 Q8_0 = QuantType("Q8_0", 8, 32, 34)
+
+Q2_K = QuantType("Q2_K", 10, 256, 84, "optional")
+Q3_K = QuantType("Q3_K", 11, 256, 110, "optional")
+Q4_K = QuantType("Q4_K", 12, 256, 144, "optional")
+Q5_K = QuantType("Q5_K", 13, 256, 176, "optional")
+Q6_K = QuantType("Q6_K", 14, 256, 210, "optional")
+
+IQ4_NL = QuantType("IQ4_NL", 20, 32, 18, "optional")
+IQ4_XS = QuantType("IQ4_XS", 23, 256, 136, "optional")
+IQ3_S = QuantType("IQ3_S", 21, 256, 110, "optional")
+IQ3_XXS = QuantType("IQ3_XXS", 18, 256, 98, "optional")
+IQ2_S = QuantType("IQ2_S", 22, 256, 82, "optional")
+IQ2_XS = QuantType("IQ2_XS", 17, 256, 74, "required")
+IQ2_XXS = QuantType("IQ2_XXS", 16, 256, 66, "required")
+IQ1_M = QuantType("IQ1_M", 29, 256, 56, "optional")
+IQ1_S = QuantType("IQ1_S", 19, 256, 50, "required")
+
+TQ1_0 = QuantType("TQ1_0", 34, 256, 54)
+TQ2_0 = QuantType("TQ2_0", 35, 256, 66)
+MXFP4 = QuantType("MXFP4", 39, 32, 17)
+NVFP4 = QuantType("NVFP4", 40, 64, 36)
+Q1_0 = QuantType("Q1_0", 41, 128, 18)
+Q2_0 = QuantType("Q2_0", 42, 64, 18)
 
 # Codes without a scale of their own: only ever a source, together with scales.
 I8 = QuantType("I8", 24, 1, 1)
 
-TYPES = {t.name: t for t in (F32, F16, BF16, Q8_0)}
+FLOAT_TYPES = (F32, F16, BF16)
+SIMPLE_TYPES = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q1_0, Q2_0, TQ1_0, TQ2_0, MXFP4, NVFP4)
+K_TYPES = (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
+I_TYPES = (IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S)
+
+TYPES = {t.name: t for t in (*FLOAT_TYPES, *SIMPLE_TYPES, *K_TYPES, *I_TYPES)}
 SOURCE_TYPES = {t.name: t for t in (F32, F16, BF16, I8)}

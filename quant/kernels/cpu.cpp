@@ -229,8 +229,8 @@ void widen(const void* src, int64_t n, float* dst) {
   }
 }
 
-int32_t quantize(const weightcast_source& s, int32_t type, void* dst, int64_t dst_stride,
-                 weightcast_result& result) {
+int32_t quantize(const weightcast_source& s, const float* importance, int32_t type, void* dst,
+                 int64_t dst_stride, weightcast_result& result) {
   auto* bytes = static_cast<uint8_t*>(dst);
   switch (type) {
     case WEIGHTCAST_F32: return quantize_floats<EmitF32>(s, bytes, dst_stride, result);

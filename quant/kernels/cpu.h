@@ -7,8 +7,8 @@ namespace weightcast {
 
 struct Kernels {
   const char* isa;
-  int32_t (*quantize)(const weightcast_source&, int32_t type, void* dst, int64_t dst_stride,
-                      weightcast_result&);
+  int32_t (*quantize)(const weightcast_source&, const float* importance, int32_t type, void* dst,
+                      int64_t dst_stride, weightcast_result&);
   int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
 };
 

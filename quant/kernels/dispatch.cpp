@@ -79,6 +79,17 @@ bool scales_are_safe(const weightcast_source& s, weightcast_result& result) {
   return true;
 }
 
+// Errors are weighed by finite factors of zero or more.
+bool importance_is_valid(const float* importance, int64_t n_in, weightcast_result& result) {
+  for (int64_t in = 0; in < n_in; ++in) {
+    if (!(importance[in] >= 0.0f) || !is_finite(importance[in])) {
+      result.bad_in = in;
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace weightcast
 
@@ -88,8 +99,8 @@ int32_t weightcast_abi_version(void) { return WEIGHTCAST_ABI_VERSION; }
 
 const char* weightcast_isa(void) { return weightcast::kernels().isa; }
 
-int32_t weightcast_quantize(const weightcast_source* source, int32_t type, void* dst,
-                            int64_t dst_stride, weightcast_result* result) {
+int32_t weightcast_quantize(const weightcast_source* source, const float* importance, int32_t type,
+                            void* dst, int64_t dst_stride, weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
   const weightcast_source& s = *source;
   *result = weightcast_result{};
@@ -100,7 +111,10 @@ int32_t weightcast_quantize(const weightcast_source* source, int32_t type, void*
     if (s.scales == nullptr || s.groups < 1 || s.n_in % s.groups != 0) return WEIGHTCAST_BAD_SHAPE;
     if (!weightcast::scales_are_safe(s, *result)) return WEIGHTCAST_NOT_FINITE;
   }
-  return weightcast::kernels().quantize(s, type, dst, dst_stride, *result);
+  if (importance != nullptr && !weightcast::importance_is_valid(importance, s.n_in, *result)) {
+    return WEIGHTCAST_BAD_IMPORTANCE;
+  }
+  return weightcast::kernels().quantize(s, importance, type, dst, dst_stride, *result);
 }
 
 int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements, float* dst) {

@@ -22,15 +22,39 @@
 extern "C" {
 #endif
 
-#define WEIGHTCAST_ABI_VERSION 1
+#define WEIGHTCAST_ABI_VERSION 2
 
 /* Types, numbered as ggml numbers them. WEIGHTCAST_I8 is a source type only and needs scales. */
 enum {
   WEIGHTCAST_F32 = 0,
   WEIGHTCAST_F16 = 1,
+  WEIGHTCAST_Q4_0 = 2,
+  WEIGHTCAST_Q4_1 = 3,
+  WEIGHTCAST_Q5_0 = 6,
+  WEIGHTCAST_Q5_1 = 7,
   WEIGHTCAST_Q8_0 = 8,
+  WEIGHTCAST_Q2_K = 10,
+  WEIGHTCAST_Q3_K = 11,
+  WEIGHTCAST_Q4_K = 12,
+  WEIGHTCAST_Q5_K = 13,
+  WEIGHTCAST_Q6_K = 14,
+  WEIGHTCAST_IQ2_XXS = 16,
+  WEIGHTCAST_IQ2_XS = 17,
+  WEIGHTCAST_IQ3_XXS = 18,
+  WEIGHTCAST_IQ1_S = 19,
+  WEIGHTCAST_IQ4_NL = 20,
+  WEIGHTCAST_IQ3_S = 21,
+  WEIGHTCAST_IQ2_S = 22,
+  WEIGHTCAST_IQ4_XS = 23,
   WEIGHTCAST_I8 = 24,
-  WEIGHTCAST_BF16 = 30
+  WEIGHTCAST_IQ1_M = 29,
+  WEIGHTCAST_BF16 = 30,
+  WEIGHTCAST_TQ1_0 = 34,
+  WEIGHTCAST_TQ2_0 = 35,
+  WEIGHTCAST_MXFP4 = 39,
+  WEIGHTCAST_NVFP4 = 40,
+  WEIGHTCAST_Q1_0 = 41,
+  WEIGHTCAST_Q2_0 = 42
 };
 
 /* What a call returns. The first offending element is named in the result. */
@@ -39,9 +63,11 @@ enum {
   WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
   WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, or a size is negative */
   WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source, or a scale of 2^121 or more */
-  WEIGHTCAST_OVERFLOW = 4     /* a finite value does not fit the 16-bit output type; or a Q8_0 scale
-                                 does not fit float16: the blocks are complete, as ggml makes them,
-                                 with an infinite scale */
+  WEIGHTCAST_OVERFLOW = 4,    /* a finite value does not fit the 16-bit output type; or the scale of
+                                 a block does not fit float16: the blocks are complete, as ggml makes
+                                 them, with an infinite scale */
+  WEIGHTCAST_NEEDS_IMPORTANCE = 5, /* the type cannot be made without an importance matrix */
+  WEIGHTCAST_BAD_IMPORTANCE = 6    /* an importance that is negative, infinite or NaN, at bad_in */
 };
 
 typedef struct {
@@ -69,9 +95,11 @@ WEIGHTCAST_API int32_t weightcast_abi_version(void);
  * read at the first call, can ask for a lower one than the processor has. */
 WEIGHTCAST_API const char* weightcast_isa(void);
 
-/* Quantize a source into n_out rows at dst. */
-WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, int32_t type, void* dst,
-                                           int64_t dst_stride, weightcast_result* result);
+/* Quantize a source into n_out rows at dst. `importance` weighs the errors of the n_in input columns
+ * (an importance matrix), or is NULL; types that do not use one ignore it. */
+WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, const float* importance,
+                                           int32_t type, void* dst, int64_t dst_stride,
+                                           weightcast_result* result);
 
 /* Dequantize n_elements (whole blocks, at any alignment) to float32. */
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,

@@ -3,17 +3,18 @@
 
 #include "weightcast.h"
 
-typedef int32_t quantize_function(const weightcast_source*, int32_t, void*, int64_t,
+typedef int32_t quantize_function(const weightcast_source*, const float*, int32_t, void*, int64_t,
                                   weightcast_result*);
 typedef int32_t dequantize_function(int32_t, const void*, int64_t, float*);
 
 WEIGHTCAST_API int32_t quantize_under(uint32_t wanted, uint32_t* after, quantize_function* function,
-                                      const weightcast_source* source, int32_t type, void* dst,
-                                      int64_t dst_stride, weightcast_result* result) {
+                                      const weightcast_source* source, const float* importance,
+                                      int32_t type, void* dst, int64_t dst_stride,
+                                      weightcast_result* result) {
   const uint32_t saved = _mm_getcsr();
   int32_t status;
   _mm_setcsr(wanted);
-  status = function(source, type, dst, dst_stride, result);
+  status = function(source, importance, type, dst, dst_stride, result);
   *after = _mm_getcsr();
   _mm_setcsr(saved);
   return status;

@@ -128,7 +128,7 @@ int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
   const int64_t size = (source.n_out - 1) * stride + row;
   Bytes dst = allocate(size, 0xa5);
   std::memset(&result, 0xff, sizeof result);
-  const int32_t status = weightcast_quantize(&source, type, dst.get(), stride, &result);
+  const int32_t status = weightcast_quantize(&source, nullptr, type, dst.get(), stride, &result);
   for (int64_t out = 0; out + 1 < source.n_out; ++out) {
     for (int64_t i = row; i < stride; ++i) CHECK(dst.get()[out * stride + i] == 0xa5);
   }
@@ -210,7 +210,7 @@ void check_refusals() {
   weightcast_result result;
   weightcast_source s{};
   const auto status = [&](int32_t type) {
-    return weightcast_quantize(&s, type, nullptr, 0, &result);
+    return weightcast_quantize(&s, nullptr, type, nullptr, 0, &result);
   };
   s.type = WEIGHTCAST_F32;
   CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_OK);  // [0, 0]
