@@ -27,7 +27,7 @@ EXISTING = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="weightcast")
 def commands() -> None:
-    """Convert released JAX checkpoints (Grok-1) into GGUF and safetensors."""
+    """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
 
 
 @commands.command()
@@ -52,6 +52,9 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--tokenizer", type=EXISTING, help="SentencePiece file (default: beside SRC).")
 @click.option("--no-tokenizer", is_flag=True, help="Write outputs without a tokenizer.")
 @click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
+@click.option(
+    "--allow-requantize", is_flag=True, help="Quantize again what is quantized already (GGUF)."
+)
 @click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -64,6 +67,7 @@ def convert(
     tokenizer: Path | None,
     no_tokenizer: bool,
     split: str | None,
+    allow_requantize: bool,
     jobs: int | None,
     dry_run: bool,
     quiet: bool,
@@ -72,7 +76,8 @@ def convert(
     """Convert SRC to one or several outputs, in one read.
 
     SRC is a ckpt-0 directory (or its parent), a GGUF file or safetensors. The name of each OUT says
-    what it is: grok-1-Q8_0.gguf, grok-1-BF16.gguf, or a directory such as grok-1-bf16/.
+    what it is: grok-1-Q8_0.gguf, grok-1-BF16.gguf, or a directory such as grok-1-bf16/. From a GGUF
+    file of any model come GGUF files with all of its metadata.
     """
     plan = conversion.prepare(
         source,
@@ -82,6 +87,7 @@ def convert(
         tokenizer=tokenizer,
         no_tokenizer=no_tokenizer,
         split=split,
+        allow_requantize=allow_requantize,
     )
     if dry_run:
         workers = jobs or default_workers()

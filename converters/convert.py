@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weightcast.converters import execute
 from weightcast.converters.disk_space import check_free_space
+from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
+from weightcast.converters.graph import Spec, TensorGraph
+from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.outputs import Output, Request, lay_out
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.requests import RequestError, parse_output, parse_size
-from weightcast.converters.sources import open_graph, open_vocabulary
+from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_targets
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.library import BlockCounts
@@ -59,6 +63,15 @@ class Summary:
         return {"lossless": lossless, "quantized": quantized, "requantized": partly}
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the caller says of a Grok-1 beside where it lies."""
+
+    spec: str | Path | None = None
+    tokenizer: str | Path | None = None
+    no_tokenizer: bool = False
+
+
 def prepare(
     source: str | Path,
     outputs: Sequence[str | Path],
@@ -68,6 +81,7 @@ def prepare(
     tokenizer: str | Path | None = None,
     no_tokenizer: bool = False,
     split: str | int | None = None,
+    allow_requantize: bool = False,
 ) -> Plan:
     """Plan a conversion without writing anything. Raises CheckpointError."""
     if not outputs:
@@ -81,22 +95,62 @@ def prepare(
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name) for path, name in named]
     split_bytes = 0 if split is None else parse_size(str(split))
-    graph = open_graph(source, spec)
-    vocabulary = None if no_tokenizer else open_vocabulary(source, tokenizer)
-    if vocabulary is None and not no_tokenizer and any(r.kind == "gguf" for r in requests):
+    told = Told(spec, tokenizer, no_tokenizer)
+    graph, planned = _lay_out_all(Path(source), requests, told, split_bytes)
+    if not allow_requantize:
+        check_requantized(planned)
+    plan = make_plan(graph, planned)
+    check_targets(plan)
+    return plan
+
+
+def _lay_out_all(
+    source: Path, requests: Sequence[Request], told: Told, split_bytes: int
+) -> tuple[TensorGraph[Spec], list[Output]]:
+    """Open the source and lay out all outputs.
+
+    From GGUF to GGUF everything is kept, unless something is told of a Grok-1; all else is written
+    anew from what is known of Grok-1.
+    """
+    carried = open_carried(source) if told == Told() else None
+    anew = [r for r in requests if carried is None or r.kind != "gguf"]
+    graph: TensorGraph[Spec] | None = carried
+    made: Iterator[Output] = iter(())
+    if anew:
+        graph = grok1 = open_grok1(source, told.spec)
+        made = _lay_out_anew(source, grok1, anew, told, split_bytes)
+    assert graph is not None
+    return graph, [
+        next(made)
+        if carried is None or r.kind != "gguf"
+        else lay_out_carried(carried, r, split_bytes)
+        for r in requests
+    ]
+
+
+def _lay_out_anew(
+    source: Path,
+    graph: TensorGraph[Grok1Spec],
+    requests: Sequence[Request],
+    told: Told,
+    split_bytes: int,
+) -> Iterator[Output]:
+    """Lay out outputs of a Grok-1, with its tokenizer."""
+    vocabulary = None if told.no_tokenizer else open_vocabulary(source, told.tokenizer)
+    if vocabulary is None and not told.no_tokenizer and any(r.kind == "gguf" for r in requests):
         raise CheckpointError(
             f"{source}: no tokenizer.model in or beside it, and llama.cpp needs one; "
             "pass --tokenizer FILE, or --no-tokenizer to do without"
         )
-    notes = []
+    notes: tuple[str, ...] = ()
     if vocabulary is not None:
         pieces, size = len(vocabulary.tokens), graph.spec.vocab_size
         vocabulary = vocabulary.padded(size)
         if pieces < size:
-            notes.append(f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}")
-    plan = make_plan(graph, requests, vocabulary, split_bytes, notes)
-    check_targets(plan)
-    return plan
+            notes = (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
+    for request in requests:
+        output = lay_out(graph, request, vocabulary, split_bytes)
+        yield replace(output, notes=(*notes, *output.notes))
 
 
 def convert(
@@ -107,6 +161,7 @@ def convert(
     tokenizer: str | Path | None = None,
     no_tokenizer: bool = False,
     split: str | int | None = None,
+    allow_requantize: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
@@ -114,8 +169,9 @@ def convert(
 
     The name of an output says what it is: NAME-Q8_0.gguf, NAME-BF16.gguf, or a directory
     NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"), `jobs` is the number of workers. Raises CheckpointError;
-    what is left behind then, `execute.run` says.
+    file (bytes, or text such as "48G"), `jobs` is the number of workers. A GGUF source, of whatever
+    model, gives GGUF outputs with the same metadata; `allow_requantize` lets quantized tensors be
+    quantized once more. Raises CheckpointError; what is left behind then, `execute.run` says.
     """
     plan = prepare(
         source,
@@ -125,6 +181,7 @@ def convert(
         tokenizer=tokenizer,
         no_tokenizer=no_tokenizer,
         split=split,
+        allow_requantize=allow_requantize,
     )
     return run(plan, jobs, on_progress)
 

@@ -196,8 +196,8 @@ class _Run:
         quant_type = destination.type
         row_bytes = quant_type.row_bytes(item.view.shape[1])
         offset = destination.offset + (item.out0 + row0) * row_bytes
-        if item.view.array.is_blocked and item.view.array.dtype == quant_type.name:
-            # The same blocks: nothing to convert.
+        same_blocks = item.view.array.is_blocked and item.view.array.dtype == quant_type.name
+        if destination.is_copied or same_blocks:
             self._files.write(destination, slab.stored_rows(row0, row1).data, offset)
             return BlockCounts()
         nbytes = (row1 - row0) * row_bytes

@@ -14,6 +14,7 @@ from weightcast.converters.grok1 import EMBEDDING, Place, places
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.recipe import Choice, choose
 from weightcast.formats import gguf, safetensors
+from weightcast.formats.layout import Layout
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import TYPES, QuantType
 
@@ -95,7 +96,11 @@ def lay_out(
 ) -> Output:
     """Lay out one output; `split_bytes` limits the tensor data of a file (0: GGUF in one file)."""
     kind = _gguf_output if request.kind == "gguf" else _safetensors_output
-    output = kind(graph, request, vocabulary, split_bytes)
+    return with_split_note(kind(graph, request, vocabulary, split_bytes), split_bytes)
+
+
+def with_split_note(output: Output, split_bytes: int) -> Output:
+    """Say so if tensors are larger than the limit of a file."""
     larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
     if larger:
         note = f"tensors larger than --split have a file of their own: {len(larger)}"
@@ -130,19 +135,7 @@ def _gguf_output(
         split_bytes = 0  # one file will do
     writer = grok1_gguf.metadata_writer(graph, vocabulary, request.type, split_bytes)
     layouts = gguf.lay_out(writer, entries)
-    stem = request.path.name.removesuffix(".gguf")
-    names = [request.path.name]
-    if len(layouts) > 1:
-        names = [gguf.split_name(stem, n, len(layouts)) for n in range(len(layouts))]
-    files = tuple(
-        PlannedFile(request.path.with_name(name), layout.header, layout.size)
-        for name, layout in zip(names, layouts, strict=True)
-    )
-    found = {
-        name: (n, offset)
-        for n, layout in enumerate(layouts)
-        for name, offset in layout.offsets.items()
-    }
+    files, found = place_files(request.path, layouts)
     tensors = tuple(
         PlannedTensor(quantized(p.gguf, graph[p.name], c.type.name), c.type, *found[p.gguf])
         for p, c in chosen
@@ -154,6 +147,26 @@ def _gguf_output(
             f"values, not emb_size {spec.emb_size}",
         )
     return Output(request, files, tensors, {}, notes)
+
+
+def place_files(
+    path: Path, layouts: list[Layout]
+) -> tuple[tuple[PlannedFile, ...], dict[str, tuple[int, int]]]:
+    """Name the files of a GGUF output; tell the file (its index) and offset of each tensor."""
+    stem = path.name.removesuffix(".gguf")
+    names = [path.name]
+    if len(layouts) > 1:
+        names = [gguf.split_name(stem, n, len(layouts)) for n in range(len(layouts))]
+    files = tuple(
+        PlannedFile(path.with_name(name), layout.header, layout.size)
+        for name, layout in zip(names, layouts, strict=True)
+    )
+    found = {
+        name: (n, offset)
+        for n, layout in enumerate(layouts)
+        for name, offset in layout.offsets.items()
+    }
+    return files, found
 
 
 def _safetensors_output(

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.graph import TensorGraph, View, matrices
-from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.outputs import Output, Request, lay_out
+from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
+from weightcast.converters.outputs import Output
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
-from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import QuantType
 
 # One expert of the release: read as a whole, so that shards are read front to back.
@@ -24,7 +22,10 @@ SLAB_BYTES: Final = 192 << 20
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the rows of one matrix go: output, file, byte offset of its first row."""
+    """Where the rows of one matrix go: output, file, byte offset of its first row.
+
+    `is_copied` says that the stored bytes go there as they are.
+    """
 
     output: int
     file: int
@@ -32,6 +33,7 @@ class Destination:
     type: QuantType
     tensor: str
     expert: int | None
+    is_copied: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class WorkItem:
 class Plan:
     """All outputs and all work."""
 
-    graph: TensorGraph[Grok1Spec]
+    graph: TensorGraph[Spec]
     outputs: tuple[Output, ...]
     items: tuple[WorkItem, ...]
 
@@ -71,30 +73,18 @@ class Plan:
         return max((item.nbytes for item in self.items), default=0)
 
 
-def make_plan(
-    graph: TensorGraph[Grok1Spec],
-    requests: Sequence[Request],
-    vocabulary: Vocabulary | None,
-    split_bytes: int = 0,
-    notes: Sequence[str] = (),
-) -> Plan:
-    """Lay out all outputs and cut the work into items in the order of the source files.
-
-    `notes` are what the user should know of each output.
-    """
-    outputs = []
-    for request in requests:
-        output = lay_out(graph, request, vocabulary, split_bytes)
-        outputs.append(replace(output, notes=(*notes, *output.notes)))
+def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
+    """Cut the work for laid out outputs into items in the order of the source files."""
     by_view: dict[View, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
         for planned in output.tensors:
             offset = planned.offset
-            name, has_experts = planned.tensor.name, len(planned.tensor.shape) > 2
-            for n, view in enumerate(matrices(planned.tensor)):
-                expert = n if has_experts else None
+            name, views = planned.tensor.name, matrices(planned.tensor)
+            is_copied = not isinstance(planned.tensor.origin, Quantize)
+            for n, view in enumerate(views):
+                expert = n if len(views) > 1 else None
                 by_view[view].append(
-                    Destination(number, planned.file, offset, planned.type, name, expert)
+                    Destination(number, planned.file, offset, planned.type, name, expert, is_copied)
                 )
                 offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []
