@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from weightcast.converters.gguf_model import GGUFModel
@@ -15,70 +15,87 @@ from weightcast.converters.outputs import (
     place_files,
     with_split_note,
 )
-from weightcast.converters.recipe import Choice
+from weightcast.converters.recipes import (
+    Decision,
+    Recipe,
+    decide,
+    facts_from_metadata,
+    recipe_named,
+)
 from weightcast.formats import gguf
 from weightcast.formats.gguf_header import raw_number
 from weightcast.formats.small_files import shown
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.types import F16, FLOAT_TYPES, STORED_TYPES, TYPES, QuantType
+from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
 
-# enum llama_ftype: "mostly" of one type.
-_FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 _EXACT: Final = {t.name for t in FLOAT_TYPES}
 _LOSSY: Final = TYPES.keys() - _EXACT
 
 
 def lay_out_carried(graph: TensorGraph[GGUFModel], request: Request, split_bytes: int) -> Output:
     """Lay out a GGUF output that keeps everything but types. Raises CheckpointError."""
-    choices = [_choose(tensor, request.type) for tensor in graph.values()]
-    made = [
-        tensor if choice.type.name == tensor.dtype else quantized(name, tensor, choice.type.name)
-        for (name, tensor), choice in zip(graph.items(), choices, strict=True)
-    ]
-    entries = [
-        gguf.Entry(tensor.name, choice.type, tensor.shape)
-        for tensor, choice in zip(made, choices, strict=True)
-    ]
-    layouts = gguf.lay_out_raw(_metadata(graph.spec, request), entries, split_bytes)
+    recipe = recipe_named(request.type.name)
+    assert recipe is not None
+    facts = facts_from_metadata(graph.spec.metadata, has_importance=False)
+    shapes = [(name, tensor.shape) for name, tensor in graph.items()]
+    decisions = decide(recipe, shapes, facts)
+    pairs = zip(graph.values(), decisions, strict=True)
+    made = [_made(tensor, decision) for tensor, decision in pairs]
+    entries = [gguf.Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
+    layouts = gguf.lay_out_raw(_metadata(graph.spec, recipe), entries, split_bytes)
     files, found = place_files(request.path, layouts)
     tensors = tuple(
-        PlannedTensor(tensor, choice.type, *found[tensor.name])
-        for tensor, choice in zip(made, choices, strict=True)
+        PlannedTensor(tensor, entry.type, *found[tensor.name])
+        for tensor, entry in zip(made, entries, strict=True)
     )
-    return with_split_note(Output(request, files, tensors, {}, _notes(graph, choices)), split_bytes)
+    notes = fallback_notes(zip(graph, decisions, strict=True))
+    return with_split_note(Output(request, files, tensors, {}, notes), split_bytes)
 
 
-def _metadata(model: GGUFModel, request: Request) -> dict[str, bytes]:
+def _metadata(model: GGUFModel, recipe: Recipe) -> dict[str, bytes]:
     """All metadata, with the two values that say how tensors are stored. As in llama-quantize."""
     from gguf import GGML_QUANT_VERSION
 
     return {
         **model.metadata.raw,
         QUANTIZATION_VERSION_KEY: raw_number("uint32", GGML_QUANT_VERSION),
-        FILE_TYPE_KEY: raw_number("uint32", _FILE_TYPES[request.type.name]),
+        FILE_TYPE_KEY: raw_number("uint32", recipe.file_type),
     }
 
 
-def _choose(tensor: Tensor, base: QuantType) -> Choice:
-    stays = STORED_TYPES[tensor.dtype]
-    if len(tensor.shape) < 2 or not tensor.name.endswith("weight") or stays.name not in TYPES:
-        return Choice(stays)
-    if not base.fits(tensor.shape[-1]):
-        return Choice(F16, f"rows of {tensor.shape[-1]} do not fill {base.name} blocks")
-    return Choice(base)
+def _made(tensor: Tensor, decision: Decision) -> Tensor:
+    """The tensor in its new type, or itself if it stays: its bytes are copied then.
+
+    Whole numbers and float64 are no weights and stay.
+    """
+    if decision.type is None or decision.type.name == tensor.dtype:
+        return tensor
+    if tensor.dtype not in TYPES:
+        if decision.override is None:
+            return tensor
+        raise LayoutError(
+            f"{decision.override}: {shown(tensor.name)} is {tensor.dtype}, which cannot become "
+            f"{decision.type.name}"
+        )
+    if decision.needs_importance:
+        raise LayoutError(
+            f"{shown(tensor.name)} as {decision.type.name} needs an importance matrix"
+        )
+    return quantized(tensor.name, tensor, decision.type.name)
 
 
-def _notes(graph: TensorGraph[GGUFModel], choices: Sequence[Choice]) -> tuple[str, ...]:
-    fallbacks: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, choice in zip(graph, choices, strict=True):
-        if choice.reason:
-            fallbacks[choice.type.name, choice.reason].append(name)
+def fallback_notes(decisions: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
+    """Say which tensors have another type than the recipe means them to have, and why."""
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, decision in decisions:
+        if decision.type is not None and decision.fallback is not None:
+            reasons[decision.type.name, decision.fallback].append(name)
     return tuple(
         f"stored as {name}, because {reason}: {len(names)} tensors, for example {names[0]}"
-        for (name, reason), names in fallbacks.items()
+        for (name, reason), names in reasons.items()
     )
 
 
