@@ -97,8 +97,10 @@ def graph_lines(graph: TensorGraph[Spec], *, all_tensors: bool) -> Iterator[str]
     yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
     files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
     yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
-    for name, value in spec.describe().items():
-        yield _value_line(name, value)
+    values = spec.describe()
+    width = max(28, min(46, max(map(len, values), default=0)))
+    for name, value in values.items():
+        yield f"  {name:<{width}} {_value_text(value)}"
     yield ""
     if all_tensors:
         for tensor in graph.values():
@@ -113,13 +115,13 @@ def graph_lines(graph: TensorGraph[Spec], *, all_tensors: bool) -> Iterator[str]
     yield from (f"note: {note}" for note in sparse_notes(graph))
 
 
-def _value_line(name: str, value: Any) -> str:
+def _value_text(value: Any) -> str:
     """A hyperparameter, or metadata: numbers in a column, the rest in short."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"  {name:<28} {value:>17}"
+        return f"{value:>17}"
     if isinstance(value, dict):
-        return f"  {name:<28} {value['length']:,} x {value['array']}"
-    return f"  {name:<28} {shown(value)}"
+        return f"{value['length']:,} x {value['array']}"
+    return shown(value)
 
 
 def _tensor_line(name: str, tensor: Tensor, last: str) -> str:

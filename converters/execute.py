@@ -168,7 +168,9 @@ class _Run:
         row_bytes = max(d.type.row_bytes(n_in) for d in item.destinations)
         if item.view.array.is_blocked:
             row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
-        rows = max(1, self._piece_bytes // row_bytes)
+        # A small slab is shared out too: only two are in memory.
+        share = -(-(item.out1 - item.out0) // self._workers)
+        rows = min(max(1, self._piece_bytes // row_bytes), max(share, _ROW_STEP))
         return rows if rows < _ROW_STEP else rows // _ROW_STEP * _ROW_STEP
 
     def _piece(
