@@ -16,9 +16,11 @@ from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.outputs import Output, Request, lay_out
 from weightcast.converters.plan import Plan, make_plan
+from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.requests import RequestError, parse_output, parse_size
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_targets
+from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.library import BlockCounts
 
@@ -63,15 +65,6 @@ class Summary:
         return {"lossless": lossless, "quantized": quantized, "requantized": partly}
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the caller says of a Grok-1 beside where it lies."""
-
-    spec: str | Path | None = None
-    tokenizer: str | Path | None = None
-    no_tokenizer: bool = False
-
-
 def prepare(
     source: str | Path,
     outputs: Sequence[str | Path],
@@ -81,22 +74,24 @@ def prepare(
     tokenizer: str | Path | None = None,
     no_tokenizer: bool = False,
     split: str | int | None = None,
+    recipe: str | Path | None = None,
+    tensor_types: Sequence[str] = (),
+    pure: bool = False,
+    imatrix: str | Path | None = None,
     allow_requantize: bool = False,
 ) -> Plan:
     """Plan a conversion without writing anything. Raises CheckpointError."""
-    if not outputs:
-        raise RequestError("no output is named")
-    if isinstance(types, str):
-        types = (types,)
-    if types and len(types) != len(outputs):
-        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
     if tokenizer is not None and no_tokenizer:
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
-    named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
-    requests = [parse_output(path, name) for path, name in named]
+    requests = _requests(outputs, types, recipe, tensor_types, pure=pure)
+    gguf_only = {"recipe": recipe, "tensor_types": tensor_types, "pure": pure, "imatrix": imatrix}
+    if all(request.kind != "gguf" for request in requests) and any(gguf_only.values()):
+        given = ", ".join(name for name, value in gguf_only.items() if value)
+        raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
+    importance = None if imatrix is None else read_imatrix(imatrix)
     split_bytes = 0 if split is None else parse_size(str(split))
     told = Told(spec, tokenizer, no_tokenizer)
-    graph, planned = _lay_out_all(Path(source), requests, told, split_bytes)
+    graph, planned = _lay_out_all(Path(source), requests, told, split_bytes, importance)
     if not allow_requantize:
         check_requantized(planned)
     plan = make_plan(graph, planned)
@@ -104,8 +99,21 @@ def prepare(
     return plan
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the caller says of a Grok-1 beside where it lies."""
+
+    spec: str | Path | None = None
+    tokenizer: str | Path | None = None
+    no_tokenizer: bool = False
+
+
 def _lay_out_all(
-    source: Path, requests: Sequence[Request], told: Told, split_bytes: int
+    source: Path,
+    requests: Sequence[Request],
+    told: Told,
+    split_bytes: int,
+    imatrix: ImportanceMatrix | None,
 ) -> tuple[TensorGraph[Spec], list[Output]]:
     """Open the source and lay out all outputs.
 
@@ -118,14 +126,15 @@ def _lay_out_all(
     made: Iterator[Output] = iter(())
     if anew:
         graph = grok1 = open_grok1(source, told.spec)
-        made = _lay_out_anew(source, grok1, anew, told, split_bytes)
+        made = _lay_out_anew(source, grok1, anew, told, split_bytes, imatrix)
     assert graph is not None
-    return graph, [
+    outputs = [
         next(made)
-        if carried is None or r.kind != "gguf"
-        else lay_out_carried(carried, r, split_bytes)
-        for r in requests
+        if carried is None or request.kind != "gguf"
+        else lay_out_carried(carried, request, split_bytes, imatrix)
+        for request in requests
     ]
+    return graph, outputs
 
 
 def _lay_out_anew(
@@ -134,6 +143,7 @@ def _lay_out_anew(
     requests: Sequence[Request],
     told: Told,
     split_bytes: int,
+    imatrix: ImportanceMatrix | None,
 ) -> Iterator[Output]:
     """Lay out outputs of a Grok-1, with its tokenizer."""
     vocabulary = None if told.no_tokenizer else open_vocabulary(source, told.tokenizer)
@@ -149,8 +159,37 @@ def _lay_out_anew(
         if pieces < size:
             notes = (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
     for request in requests:
-        output = lay_out(graph, request, vocabulary, split_bytes)
+        output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
         yield replace(output, notes=(*notes, *output.notes))
+
+
+def _requests(
+    outputs: Sequence[str | Path],
+    types: Sequence[str],
+    recipe: str | Path | None,
+    tensor_types: Sequence[str],
+    *,
+    pure: bool,
+) -> list[Request]:
+    """What is asked for; types by hand come before those of the recipe file."""
+    if not outputs:
+        raise RequestError("no output is named")
+    if isinstance(types, str):
+        types = (types,)
+    if isinstance(tensor_types, str):
+        tensor_types = (tensor_types,)
+    if types and len(types) != len(outputs):
+        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
+    file = None if recipe is None else read_recipe_file(Path(recipe))
+    overrides = tuple(parse_tensor_type(text) for text in tensor_types)
+    if file is not None:
+        overrides += file.overrides
+    named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
+    requests = [parse_output(path, name, file) for path, name in named]
+    return [
+        replace(request, overrides=overrides, pure=pure) if request.kind == "gguf" else request
+        for request in requests
+    ]
 
 
 def convert(
@@ -161,17 +200,26 @@ def convert(
     tokenizer: str | Path | None = None,
     no_tokenizer: bool = False,
     split: str | int | None = None,
+    recipe: str | Path | None = None,
+    tensor_types: Sequence[str] = (),
+    pure: bool = False,
+    imatrix: str | Path | None = None,
     allow_requantize: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
-    The name of an output says what it is: NAME-Q8_0.gguf, NAME-BF16.gguf, or a directory
+    The name of an output says what it is: NAME-Q8_0.gguf, NAME-Q4_K_M.gguf, or a directory
     NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"), `jobs` is the number of workers. A GGUF source, of whatever
-    model, gives GGUF outputs with the same metadata; `allow_requantize` lets quantized tensors be
-    quantized once more. Raises CheckpointError; what is left behind then, `execute.run` says.
+    file (bytes, or text such as "48G"), `jobs` is the number of workers.
+
+    For GGUF outputs: `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that
+    come before them, `pure` gives all other quantized tensors the recipe's base type, `imatrix` is
+    an importance matrix in llama.cpp's format. A GGUF source, of whatever model, gives GGUF outputs
+    with the same metadata; `allow_requantize` lets its quantized tensors be quantized once more.
+
+    Raises CheckpointError; what is left behind then, `execute.run` says.
     """
     plan = prepare(
         source,
@@ -181,6 +229,10 @@ def convert(
         tokenizer=tokenizer,
         no_tokenizer=no_tokenizer,
         split=split,
+        recipe=recipe,
+        tensor_types=tensor_types,
+        pure=pure,
+        imatrix=imatrix,
         allow_requantize=allow_requantize,
     )
     return run(plan, jobs, on_progress)
@@ -194,6 +246,8 @@ def run(
     """Carry out a plan."""
     if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
         raise RequestError(f"{jobs} jobs; 1 to {execute.MAX_WORKERS} are possible")
+    for output in plan.outputs:
+        output.weighing.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
     counts = execute.run(plan, jobs or execute.default_workers(), on_progress)

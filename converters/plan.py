@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
 from weightcast.converters.outputs import Output
@@ -24,7 +27,8 @@ SLAB_BYTES: Final = 192 << 20
 class Destination:
     """Where the rows of one matrix go: output, file, byte offset of its first row.
 
-    `is_copied` says that the stored bytes go there as they are.
+    `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
+    go there as they are.
     """
 
     output: int
@@ -33,7 +37,8 @@ class Destination:
     type: QuantType
     tensor: str
     expert: int | None
-    is_copied: bool
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    is_copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +84,19 @@ def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
     for number, output in enumerate(outputs):
         for planned in output.tensors:
             offset = planned.offset
-            name, views = planned.tensor.name, matrices(planned.tensor)
-            is_copied = not isinstance(planned.tensor.origin, Quantize)
+            views = matrices(planned.tensor)
             for n, view in enumerate(views):
-                expert = n if len(views) > 1 else None
                 by_view[view].append(
-                    Destination(number, planned.file, offset, planned.type, name, expert, is_copied)
+                    Destination(
+                        number,
+                        planned.file,
+                        offset,
+                        planned.type,
+                        planned.tensor.name,
+                        n if len(views) > 1 else None,
+                        None if planned.importance is None else planned.importance[n],
+                        is_copied=not isinstance(planned.tensor.origin, Quantize),
+                    )
                 )
                 offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []

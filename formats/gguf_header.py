@@ -179,3 +179,9 @@ def raw_number(type_name: str, value: int) -> bytes:
     """Encode a whole number as a metadata value of one of TYPE_NAMES."""
     kind = next(kind for kind, name in TYPE_NAMES.items() if name == type_name)
     return struct.pack("<I", kind) + np.array(value, _SCALARS[kind]).tobytes()
+
+
+def raw_string(value: str) -> bytes:
+    """Encode text as a metadata value."""
+    raw = value.encode()
+    return struct.pack("<IQ", _STRING, len(raw)) + raw

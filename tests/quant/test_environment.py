@@ -14,7 +14,7 @@ from tests.quant import compilers, instruction_sets
 from tests.quant.sources import FAMILIES, place, quantized, random_finite
 from weightcast.quant import library
 from weightcast.quant.arrays import dequantize
-from weightcast.quant.types import Q8_0, TYPES
+from weightcast.quant.types import FLOAT_TYPES, Q8_0, TYPES
 
 # Bits of MXCSR, the control register of SSE and AVX.
 DEFAULT = 0x1F80  # every exception masked, to nearest
