@@ -233,7 +233,7 @@ def test_any_shape(n_out, n_blocks, family, dtype, layout, seed, quant_type, kin
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-weights = st.floats(0, 1e30, width=32)
+weights = st.floats(0, float(np.float32(1e30)), width=32)
 
 
 @with_type
