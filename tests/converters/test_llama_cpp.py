@@ -155,8 +155,8 @@ def write_llama(path: Path, kind: gguf.GGMLQuantizationType) -> None:
     writer.close()
 
 
-# Largest difference of log-probabilities from the BF16 source: about twice what 8, 6 and 4 bits cost
-# on random weights. F32 differs because llama.cpp rounds activations for BF16 weights.
+# Largest difference of log-probabilities from the BF16 source: about twice what 8, 6 and 4 bits
+# cost on random weights. F32 differs because llama.cpp rounds activations for BF16 weights.
 LLAMA_ERRORS = {"F32": 0.05, "Q8_0": 0.25, "Q6_K": 0.7, "Q4_K_M": 2.5}
 
 
