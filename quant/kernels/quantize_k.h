@@ -307,13 +307,17 @@ struct Q3K {
 
   // Scales 0 to 63 and d; the levels of the search go to `levels`.
   static F by_descent(Strip strip, I (&ls)[16], Levels& levels) {
+    constexpr int ways = 2;
     F scales[16];
-    for (int j = 0; j < 16; ++j) {
-      F x[16];
-      I level[16];
-      load_block(strip + 16 * j, x);
-      scales[j] = fit_descent<16>(x, 4, level);
-      for (int i = 0; i < 16; ++i) store_bytes(levels.row(16 * j + i), level[i]);
+    for (int j = 0; j < 16; j += ways) {
+      F x[ways][16], scale[ways];
+      I level[ways][16];
+      for (int k = 0; k < ways; ++k) load_block(strip + 16 * (j + k), x[k]);
+      fit_descent<16, ways>(x, 4, level, scale);
+      for (int k = 0; k < ways; ++k) {
+        scales[j + k] = scale[k];
+        for (int i = 0; i < 16; ++i) store_bytes(levels.row(16 * (j + k) + i), level[k][i]);
+      }
     }
     F amax;
     const F max = signed_maximum<16>(scales, amax);
