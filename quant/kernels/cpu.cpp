@@ -2,15 +2,16 @@
 // all arithmetic is in the block headers.
 #include "cpu.h"
 
+#include "blocks_driver.h"
 #include "dequantize.h"
 #include "q8_0.h"
-#include "source.h"
-#include "transpose.h"
+#include "quantize_k.h"
 
 namespace weightcast {
 namespace {
 
-inline int at_most(int64_t n, int limit) { return n < limit ? static_cast<int>(n) : limit; }
+constexpr int kDepth = 32;  // in-rows of a tile of plain floats
+static_assert(kDepth == kQ8Elements, "and one block of Q8_0");
 
 // How one float of a tile becomes an element of the output; 16-bit types can overflow.
 struct EmitF32 {
@@ -30,14 +31,14 @@ struct EmitBF16 {
 
 // Convert a finite tile; false, with the first offender in `result`, if a value overflows.
 template <class Emit>
-bool convert_tile(const Tile& tile, typename Emit::stored (&out)[kDepth][kWidth], int64_t out0,
-                  int64_t in0, weightcast_result& result) {
-  for (int i = 0; i < kDepth; ++i) {
+bool convert_tile(const Tile& tile, int depth, typename Emit::stored (&out)[kDepth][kWidth],
+                  int64_t out0, int64_t in0, weightcast_result& result) {
+  for (int i = 0; i < depth; ++i) {
     for (int c = 0; c < kWidth; ++c) out[i][c] = Emit::convert(tile.x[i][c]);
   }
   if constexpr (sizeof(typename Emit::stored) == 2) {
     uint16_t worst = 0;
-    for (int i = 0; i < kDepth; ++i) {
+    for (int i = 0; i < depth; ++i) {
       for (int c = 0; c < kWidth; ++c) {
         const uint16_t magnitude = out[i][c] & 0x7fffu;
         worst = worst > magnitude ? worst : magnitude;
@@ -45,7 +46,7 @@ bool convert_tile(const Tile& tile, typename Emit::stored (&out)[kDepth][kWidth]
     }
     if (worst < Emit::infinity) return true;
     for (int c = 0; c < kWidth; ++c) {
-      for (int i = 0; i < kDepth; ++i) {
+      for (int i = 0; i < depth; ++i) {
         if ((out[i][c] & 0x7fffu) >= Emit::infinity) {
           result.bad_out = out0 + c;
           result.bad_in = in0 + i;
@@ -62,15 +63,15 @@ int32_t quantize_floats(const weightcast_source& s, uint8_t* dst, int64_t dst_st
                         weightcast_result& result) {
   using stored = typename Emit::stored;
   Tile tile;
-  alignas(64) stored out[kDepth][kWidth];
+  alignas(64) stored out[kDepth][kWidth] = {};
   alignas(64) stored columns[kWidth][kDepth];
   for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
     const int width = at_most(s.n_out - out0, kWidth);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kDepth) {
       const int depth = at_most(s.n_in - in0, kDepth);
       load_tile(s, out0, width, in0, depth, tile);
-      if (!tile_is_finite(s, tile, out0, in0, result)) return WEIGHTCAST_NOT_FINITE;
-      if (!convert_tile<Emit>(tile, out, out0, in0, result)) return WEIGHTCAST_OVERFLOW;
+      if (!tile_is_finite(s, tile, out0, in0, depth, result)) return WEIGHTCAST_NOT_FINITE;
+      if (!convert_tile<Emit>(tile, depth, out, out0, in0, result)) return WEIGHTCAST_OVERFLOW;
       transpose_tile(out, columns);
       uint8_t* row = dst + out0 * dst_stride + in0 * static_cast<int64_t>(sizeof(stored));
       for (int c = 0; c < width; ++c, row += dst_stride) {
@@ -209,7 +210,7 @@ int32_t quantize_floats_q8_0(const weightcast_source& s, uint8_t* dst, int64_t d
     const int width = at_most(s.n_out - out0, kWidth);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kQ8Elements) {
       load_tile(s, out0, width, in0, kQ8Elements, tile);
-      if (!tile_is_finite(s, tile, out0, in0, result)) return WEIGHTCAST_NOT_FINITE;
+      if (!tile_is_finite(s, tile, out0, in0, kDepth, result)) return WEIGHTCAST_NOT_FINITE;
       quantize_tile_q8_0(tile, made);
       note_overflow(made, width, out0, in0, result, overflow);
       store_tile_q8_0(made, width, dst, dst_stride, out0, in0);
@@ -230,6 +231,11 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
       if (s.n_in % kQ8Elements != 0) return WEIGHTCAST_BAD_SHAPE;
       return s.type == WEIGHTCAST_I8 ? quantize_codes_q8_0(s, bytes, dst_stride, result)
                                      : quantize_floats_q8_0(s, bytes, dst_stride, result);
+    case WEIGHTCAST_Q2_K: return quantize_blocks<Q2K>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q3_K: return quantize_blocks<Q3K>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q4_K: return quantize_blocks<Q4K>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q5_K: return quantize_blocks<Q5K>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q6_K: return quantize_blocks<Q6K>(s, importance, bytes, dst_stride, result);
     default: return WEIGHTCAST_BAD_TYPE;
   }
 }

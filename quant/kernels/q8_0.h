@@ -9,7 +9,6 @@ namespace weightcast {
 namespace {
 
 constexpr int kQ8Elements = BlockQ8_0::elements;
-static_assert(kDepth == kQ8Elements, "a tile is one block deep");
 
 // The codes and scales of one tile, a block per column.
 struct alignas(64) TileQ8_0 {
@@ -17,10 +16,10 @@ struct alignas(64) TileQ8_0 {
   uint16_t d[kWidth];
 };
 
-// Round half away from zero, as roundf does: 0.49999997 is the largest float below one half.
-inline float round_away(float x) {
+// round_away, one value.
+inline int32_t away(float x) {
   const float half = bits_float((float_bits(x) & 0x80000000u) | 0x3effffffu);
-  return static_cast<float>(static_cast<int32_t>(x + half));
+  return static_cast<int32_t>(x + half);
 }
 
 // ggml's rule, one block per lane: d = max |x| / 127, q = round(x / d).
@@ -40,7 +39,7 @@ inline void quantize_tile_q8_0(const Tile& tile, TileQ8_0& out) {
   }
   for (int i = 0; i < kQ8Elements; ++i) {
     for (int c = 0; c < kWidth; ++c) {
-      out.q[i][c] = static_cast<int8_t>(static_cast<int32_t>(round_away(tile.x[i][c] * inverse[c])));
+      out.q[i][c] = static_cast<int8_t>(away(tile.x[i][c] * inverse[c]));
     }
   }
 }

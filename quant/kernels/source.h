@@ -1,20 +1,21 @@
-// Tile loader: a [depth, width] piece of any source as float32, columns of the matrix side by side.
+// Tile loader: a piece of any source as float32, columns of the matrix side by side.
 //
 // Lanes are output columns: sixteen neighbouring `out` are sixteen SIMD lanes, and blocks run down
-// `in`. A JAX source is contiguous along `out`, so loading, dequantizing and transposing are one pass.
+// `in`. A JAX source is contiguous along `out`, so loading, dequantizing and transposing are one
+// pass; a row-major source is transposed on the way.
 #pragma once
 
-#include "halves.h"
+#include "lanes.h"
+#include "transpose.h"
 #include "weightcast.h"
 
 namespace weightcast {
 namespace {
 
-constexpr int kDepth = 32;  // in-rows of a tile: one block of the simple types
-constexpr int kWidth = 64;  // out-columns of a tile: one cache line of int8
+constexpr int kMaxDepth = 256;  // in-rows of a tile, at most: one super-block
 
 struct alignas(64) Tile {
-  float x[kDepth][kWidth];
+  float x[kMaxDepth][kWidth];
 };
 
 inline int64_t group_rows(const weightcast_source& s) { return s.n_in / s.groups; }
@@ -42,26 +43,59 @@ struct Element<WEIGHTCAST_I8> {
   static float value(int8_t x) { return static_cast<float>(x); }
 };
 
-// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width); the rest of the tile is zero.
+// Stored along `out`: rows of the tile are runs of the source.
+template <int type>
+void load_along_out(const typename Element<type>::stored* data, int64_t stride_in, int width,
+                    int depth, Tile& tile) {
+  for (int i = 0; i < depth; ++i) {
+    const auto* row = data + i * stride_in;
+    if (width == kWidth) {
+      for (int c = 0; c < kWidth; ++c) tile.x[i][c] = Element<type>::value(row[c]);
+    } else {
+      for (int c = 0; c < width; ++c) tile.x[i][c] = Element<type>::value(row[c]);
+    }
+  }
+}
+
+// Stored along `in`: sixteen columns at a time, transposed in squares.
+template <int type>
+void load_along_in(const typename Element<type>::stored* data, int64_t stride_out, int width,
+                   int depth, Tile& tile) {
+  constexpr int kColumns = 16;
+  constexpr int n = kSquare<float>;
+  alignas(64) float columns[kColumns][kMaxDepth];
+  for (int c0 = 0; c0 < width; c0 += kColumns) {
+    const int count = width - c0 < kColumns ? width - c0 : kColumns;
+    for (int c = 0; c < count; ++c) {
+      const auto* column = data + (c0 + c) * stride_out;
+      for (int i = 0; i < depth; ++i) columns[c][i] = Element<type>::value(column[i]);
+    }
+    for (int c = count; c < kColumns; ++c) std::memset(columns[c], 0, sizeof columns[c]);
+    for (int i = 0; i < depth; i += n) {
+      for (int c = 0; c < kColumns; c += n) {
+        transpose_square(&columns[c][i], kMaxDepth, &tile.x[i][c0 + c], kWidth);
+      }
+    }
+  }
+}
+
+// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width), zeros beyond them. (Rows of the
+// tile after `depth` hold anything.)
 template <int type>
 void load_typed(const weightcast_source& s, int64_t out0, int width, int64_t in0, int depth,
                 Tile& tile) {
-  using E = Element<type>;
-  const auto* data = static_cast<const typename E::stored*>(s.data);
-  if (width < kWidth || depth < kDepth) std::memset(&tile, 0, sizeof tile);
+  const auto* data = static_cast<const typename Element<type>::stored*>(s.data) +
+                     out0 * s.stride_out + in0 * s.stride_in;
+  if (width < kWidth) std::memset(&tile, 0, sizeof(tile.x[0]) * static_cast<size_t>(depth));
   if (s.stride_out == 1) {
-    for (int i = 0; i < depth; ++i) {
-      const auto* row = data + (in0 + i) * s.stride_in + out0;
-      if (width == kWidth) {
-        for (int c = 0; c < kWidth; ++c) tile.x[i][c] = E::value(row[c]);
-      } else {
-        for (int c = 0; c < width; ++c) tile.x[i][c] = E::value(row[c]);
-      }
-    }
+    load_along_out<type>(data, s.stride_in, width, depth, tile);
+  } else if (s.stride_in == 1 && depth % kSquare<float> == 0) {
+    load_along_in<type>(data, s.stride_out, width, depth, tile);
   } else {
     for (int c = 0; c < width; ++c) {
-      const auto* column = data + (out0 + c) * s.stride_out + in0 * s.stride_in;
-      for (int i = 0; i < depth; ++i) tile.x[i][c] = E::value(column[i * s.stride_in]);
+      for (int i = 0; i < depth; ++i) {
+        tile.x[i][c] = Element<type>::value(data[c * s.stride_out + i * s.stride_in]);
+      }
     }
   }
   if constexpr (type == WEIGHTCAST_I8) {
@@ -94,18 +128,18 @@ inline void load_tile(const weightcast_source& s, int64_t out0, int width, int64
 // False, with the first offender in `result`, if the tile holds a NaN or an infinity. (Products of
 // codes and scales cannot: the scales were checked before.)
 inline bool tile_is_finite(const weightcast_source& s, const Tile& tile, int64_t out0, int64_t in0,
-                           weightcast_result& result) {
+                           int depth, weightcast_result& result) {
   if (s.type == WEIGHTCAST_I8) return true;
-  uint32_t worst = 0;
-  for (int i = 0; i < kDepth; ++i) {
+  uint32_t worst[kWidth] = {};
+  for (int i = 0; i < depth; ++i) {
     for (int c = 0; c < kWidth; ++c) {
       const uint32_t exponent = float_bits(tile.x[i][c]) & 0x7f800000u;
-      worst = worst > exponent ? worst : exponent;
+      worst[c] = worst[c] > exponent ? worst[c] : exponent;
     }
   }
-  if (worst != 0x7f800000u) return true;
   for (int c = 0; c < kWidth; ++c) {
-    for (int i = 0; i < kDepth; ++i) {
+    if (worst[c] != 0x7f800000u) continue;
+    for (int i = 0; i < depth; ++i) {
       if (!is_finite(tile.x[i][c])) {
         result.bad_out = out0 + c;
         result.bad_in = in0 + i;

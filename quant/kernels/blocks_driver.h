@@ -1,0 +1,137 @@
+// Walks a source tile by tile and makes the blocks of one type; all arithmetic is the type's own.
+//
+// A type describes itself to the driver:
+//   struct TypeX {
+//     static constexpr int elements, bytes;  // of a block
+//     static constexpr int depth;            // in-rows of a tile: whole blocks, at most kMaxDepth
+//     static constexpr bool uses_row_sum;    // whether `row_sum` is needed
+//     using halves = Halves<...>;            // where a block has float16 scales
+//     // One block of kLanes columns. `importance` [elements] is null or weighs the errors of its
+//     // in-rows; `row_sum` is the sum of x * x over whole rows, in order, if it was asked for and
+//     // there is an importance, divided by n_in: ggml's sigma2.
+//     static void quantize(Strip x, const float* importance, F sigma2, Bytes out);
+//   };
+#pragma once
+
+#include "lanes.h"
+#include "source.h"
+#include "transpose.h"
+
+namespace weightcast {
+namespace {
+
+inline int at_most(int64_t n, int limit) { return n < limit ? static_cast<int>(n) : limit; }
+
+constexpr int kStrips = kWidth / kLanes;
+
+// The mean of x * x over the rows [out0, out0 + width), summed in order as ggml does.
+inline void row_means(const weightcast_source& s, int64_t out0, int width, Tile& tile,
+                      F (&means)[kStrips]) {
+  for (F& mean : means) mean = 0.0f;
+  for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
+    const int depth = at_most(s.n_in - in0, kMaxDepth);
+    load_tile(s, out0, width, in0, depth, tile);
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const Strip x{&tile.x[0][strip * kLanes]};
+      for (int i = 0; i < depth; ++i) means[strip] += x[i] * x[i];
+    }
+  }
+  for (F& mean : means) mean = mean / static_cast<float>(s.n_in);
+}
+
+// Bytes [rows][kLanes] of neighbouring columns, rows of the output in `dst`.
+inline void store_columns(const uint8_t* bytes, int rows, int columns, uint8_t* dst,
+                          int64_t dst_stride) {
+  if constexpr (kLanes % kSquare<uint8_t> != 0) {
+    for (int c = 0; c < columns; ++c) {
+      for (int b = 0; b < rows; ++b) dst[c * dst_stride + b] = bytes[b * kLanes + c];
+    }
+    return;
+  }
+  constexpr int n = kSquare<uint8_t>;
+  alignas(64) uint8_t squares[n][n];
+  for (int c0 = 0; c0 < columns; c0 += n) {
+    const int count = columns - c0 < n ? columns - c0 : n;
+    for (int b = 0; b < rows; b += n) {
+      const int length = rows - b < n ? rows - b : n;
+      transpose_square(bytes + b * kLanes + c0, kLanes, squares[0], n);
+      for (int c = 0; c < count; ++c) {
+        uint8_t* out = dst + (c0 + c) * dst_stride + b;
+        if (length == n) {
+          std::memcpy(out, squares[c], n);
+        } else {
+          std::memcpy(out, squares[c], static_cast<size_t>(length));
+        }
+      }
+    }
+  }
+}
+
+// Whether one of the float16 scales of a block is infinite or NaN.
+template <int... halves>
+bool column_overflows(Bytes block, int c, Halves<halves...>) {
+  return (((block[halves + 1][c] & 0x7c) == 0x7c) || ...);
+}
+
+template <int... halves>
+bool has_overflow(Bytes block, Halves<halves...> list) {
+  bool found = false;
+  for (int c = 0; c < kLanes; ++c) found |= column_overflows(block, c, list);
+  return found;
+}
+
+// Note the first of these blocks, [blocks * Type::bytes][kLanes], that has an infinite or NaN scale.
+template <class Type>
+void note_overflow(Bytes bytes, int blocks, int columns, int64_t out0,
+                   int64_t in0, weightcast_result& result, bool& overflow) {
+  for (int block = 0; block < blocks; ++block) {
+    const Bytes first = bytes + block * Type::bytes;
+    if (overflow || !has_overflow(first, typename Type::halves{})) continue;
+    for (int c = columns - 1; c >= 0; --c) {
+      if (!column_overflows(first, c, typename Type::halves{})) continue;
+      overflow = true;
+      result.bad_out = out0 + c;
+      result.bad_in = in0 + block * Type::elements;
+    }
+  }
+}
+
+template <class Type>
+int32_t quantize_blocks(const weightcast_source& s, const float* importance, uint8_t* dst,
+                        int64_t dst_stride, weightcast_result& result) {
+  static_assert(Type::depth % Type::elements == 0 && Type::depth <= kMaxDepth);
+  if (s.n_in % Type::elements != 0) return WEIGHTCAST_BAD_SHAPE;
+  constexpr int kRows = Type::depth / Type::elements * Type::bytes;
+  alignas(64) uint8_t made[(kRows + 15) / 16 * 16 * kLanes] = {};
+  const Bytes bytes{made};
+  Tile tile;
+  F means[kStrips];
+  for (F& mean : means) mean = 0.0f;
+  bool overflow = false;
+  for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
+    const int width = at_most(s.n_out - out0, kWidth);
+    if (Type::uses_row_sum && importance != nullptr) row_means(s, out0, width, tile, means);
+    for (int64_t in0 = 0; in0 < s.n_in; in0 += Type::depth) {
+      const int depth = at_most(s.n_in - in0, Type::depth);
+      load_tile(s, out0, width, in0, depth, tile);
+      if (!tile_is_finite(s, tile, out0, in0, depth, result)) return WEIGHTCAST_NOT_FINITE;
+      const int blocks = depth / Type::elements;
+      uint8_t* row = dst + out0 * dst_stride + in0 / Type::elements * Type::bytes;
+      for (int c0 = 0; c0 < width; c0 += kLanes) {
+        for (int block = 0; block < blocks; ++block) {
+          const int in = block * Type::elements;
+          Type::quantize(Strip{&tile.x[in][c0]},
+                         importance == nullptr ? nullptr : importance + in0 + in,
+                         means[c0 / kLanes], bytes + block * Type::bytes);
+        }
+        const int columns = at_most(width - c0, kLanes);
+        note_overflow<Type>(bytes, blocks, columns, out0 + c0, in0, result, overflow);
+        store_columns(made, blocks * Type::bytes, columns, row + c0 * dst_stride, dst_stride);
+      }
+    }
+  }
+  return overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
+}
+
+}  // namespace
+}  // namespace weightcast

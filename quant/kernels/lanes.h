@@ -1,0 +1,268 @@
+// Lanes: the vector types that block quantizers are written against, one output column a lane.
+//
+// F holds kLanes floats, I as many int32, M as many truth values. With AVX-512 they are pairs of
+// 16-lane vectors, with AVX2 pairs of 8 (two interleaved vectors hide the latency of one chain of
+// additions); without them, and on a GPU, plain float, int32_t and bool. Every operation is the
+// scalar one in each lane, so all forms give the same bytes. Comparisons with NaN are false, and
+// `lesser` and `greater` then return their second argument, as `a < b ? a : b` does.
+#pragma once
+
+#include "halves.h"
+
+#if defined(__AVX512BW__) || defined(__AVX2__)
+#include <immintrin.h>
+#define WC_VECTOR 1
+#endif
+
+#define WC_INLINE inline __attribute__((always_inline))
+
+namespace weightcast {
+namespace {
+
+#ifdef WC_VECTOR
+
+#ifdef __AVX512BW__
+constexpr int kVector = 16;
+using VF = __m512;
+typedef int32_t VI __attribute__((vector_size(64), may_alias));
+using VM = __mmask16;
+constexpr VM kAll = 0xffff;  // plain intrinsics are made of an undefined value, which g++ warns of
+#define WC_I(x) ((__m512i)(x))
+WC_INLINE VF vec_splat(float x) { return _mm512_set1_ps(x); }
+WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm512_set1_epi32(x); }
+WC_INLINE VF vec_lesser(VF a, VF b) { return _mm512_maskz_min_ps(kAll, a, b); }
+WC_INLINE VF vec_greater(VF a, VF b) { return _mm512_maskz_max_ps(kAll, a, b); }
+WC_INLINE VF vec_root(VF a) { return _mm512_maskz_sqrt_ps(kAll, a); }
+WC_INLINE VI vec_truncated(VF a) { return (VI)_mm512_maskz_cvttps_epi32(kAll, a); }
+WC_INLINE VF vec_floats(VI a) { return _mm512_maskz_cvtepi32_ps(kAll, WC_I(a)); }
+WC_INLINE VI vec_lesser(VI a, VI b) { return (VI)_mm512_maskz_min_epi32(kAll, WC_I(a), WC_I(b)); }
+WC_INLINE VI vec_greater(VI a, VI b) { return (VI)_mm512_maskz_max_epi32(kAll, WC_I(a), WC_I(b)); }
+WC_INLINE VM vec_lt(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+WC_INLINE VM vec_le(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+WC_INLINE VM vec_eq(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+WC_INLINE VM vec_lt(VI a, VI b) { return _mm512_cmplt_epi32_mask(WC_I(a), WC_I(b)); }
+WC_INLINE VM vec_eq(VI a, VI b) { return _mm512_cmpeq_epi32_mask(WC_I(a), WC_I(b)); }
+WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm512_mask_blend_ps(m, b, a); }
+WC_INLINE VI vec_select(VM m, VI a, VI b) {
+  return (VI)_mm512_mask_blend_epi32(m, WC_I(b), WC_I(a));
+}
+WC_INLINE VM vec_and(VM a, VM b) { return static_cast<VM>(a & b); }
+WC_INLINE VM vec_or(VM a, VM b) { return static_cast<VM>(a | b); }
+WC_INLINE VM vec_not(VM a) { return static_cast<VM>(~a); }
+WC_INLINE bool vec_any(VM a) { return a != 0; }
+WC_INLINE void vec_store_bytes(uint8_t* p, VI a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(kAll, WC_I(a)));
+}
+#else
+constexpr int kVector = 8;
+using VF = __m256;
+typedef int32_t VI __attribute__((vector_size(32), may_alias));
+using VM = VI;  // all ones or all zeros
+#define WC_I(x) ((__m256i)(x))
+WC_INLINE VF vec_splat(float x) { return _mm256_set1_ps(x); }
+WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm256_set1_epi32(x); }
+WC_INLINE VF vec_lesser(VF a, VF b) { return _mm256_min_ps(a, b); }
+WC_INLINE VF vec_greater(VF a, VF b) { return _mm256_max_ps(a, b); }
+WC_INLINE VF vec_root(VF a) { return _mm256_sqrt_ps(a); }
+WC_INLINE VI vec_truncated(VF a) { return (VI)_mm256_cvttps_epi32(a); }
+WC_INLINE VF vec_floats(VI a) { return _mm256_cvtepi32_ps(WC_I(a)); }
+WC_INLINE VI vec_lesser(VI a, VI b) { return (VI)_mm256_min_epi32(WC_I(a), WC_I(b)); }
+WC_INLINE VI vec_greater(VI a, VI b) { return (VI)_mm256_max_epi32(WC_I(a), WC_I(b)); }
+WC_INLINE VM vec_lt(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+WC_INLINE VM vec_le(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+WC_INLINE VM vec_eq(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+WC_INLINE VM vec_lt(VI a, VI b) { return (VM)_mm256_cmpgt_epi32(WC_I(b), WC_I(a)); }
+WC_INLINE VM vec_eq(VI a, VI b) { return (VM)_mm256_cmpeq_epi32(WC_I(a), WC_I(b)); }
+WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm256_blendv_ps(b, a, (__m256)m); }
+WC_INLINE VI vec_select(VM m, VI a, VI b) {
+  return (VI)_mm256_blendv_epi8(WC_I(b), WC_I(a), WC_I(m));
+}
+WC_INLINE VM vec_and(VM a, VM b) { return a & b; }
+WC_INLINE VM vec_or(VM a, VM b) { return a | b; }
+WC_INLINE VM vec_not(VM a) { return ~a; }
+WC_INLINE bool vec_any(VM a) { return _mm256_movemask_ps((__m256)a) != 0; }
+WC_INLINE void vec_store_bytes(uint8_t* p, VI a) {
+  const __m256i low = _mm256_and_si256(WC_I(a), _mm256_set1_epi32(0xff));
+  const __m128i words =
+      _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
+#endif
+
+// Widen bytes to int32.
+WC_INLINE VI vec_load_bytes(const uint8_t* p) {
+#ifdef __AVX512BW__
+  return (VI)_mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#endif
+}
+
+constexpr int kLanes = 2 * kVector;
+
+struct F {
+  VF lo, hi;
+  F() = default;
+  WC_INLINE F(float x) : lo(vec_splat(x)), hi(lo) {}
+  WC_INLINE F(VF a, VF b) : lo(a), hi(b) {}
+};
+struct I {
+  VI lo, hi;
+  I() = default;
+  WC_INLINE I(int32_t x) : lo(vec_splat(x)), hi(lo) {}
+  WC_INLINE I(VI a, VI b) : lo(a), hi(b) {}
+};
+struct M {
+  VM lo, hi;
+};
+
+WC_INLINE F operator+(F a, F b) { return {a.lo + b.lo, a.hi + b.hi}; }
+WC_INLINE F operator-(F a, F b) { return {a.lo - b.lo, a.hi - b.hi}; }
+WC_INLINE F operator*(F a, F b) { return {a.lo * b.lo, a.hi * b.hi}; }
+WC_INLINE F operator/(F a, F b) { return {a.lo / b.lo, a.hi / b.hi}; }
+WC_INLINE F operator-(F a) { return {-a.lo, -a.hi}; }
+WC_INLINE F& operator+=(F& a, F b) { return a = a + b; }
+WC_INLINE I operator+(I a, I b) { return {a.lo + b.lo, a.hi + b.hi}; }
+WC_INLINE I operator-(I a, I b) { return {a.lo - b.lo, a.hi - b.hi}; }
+WC_INLINE I operator*(I a, I b) { return {a.lo * b.lo, a.hi * b.hi}; }
+WC_INLINE I operator&(I a, I b) { return {a.lo & b.lo, a.hi & b.hi}; }
+WC_INLINE I operator|(I a, I b) { return {a.lo | b.lo, a.hi | b.hi}; }
+WC_INLINE I operator^(I a, I b) { return {a.lo ^ b.lo, a.hi ^ b.hi}; }
+WC_INLINE I operator<<(I a, int n) { return {a.lo << n, a.hi << n}; }
+WC_INLINE I operator>>(I a, int n) { return {a.lo >> n, a.hi >> n}; }  // arithmetic
+WC_INLINE M operator<(F a, F b) { return {vec_lt(a.lo, b.lo), vec_lt(a.hi, b.hi)}; }
+WC_INLINE M operator<=(F a, F b) { return {vec_le(a.lo, b.lo), vec_le(a.hi, b.hi)}; }
+WC_INLINE M operator>(F a, F b) { return b < a; }
+WC_INLINE M operator>=(F a, F b) { return b <= a; }
+WC_INLINE M operator==(F a, F b) { return {vec_eq(a.lo, b.lo), vec_eq(a.hi, b.hi)}; }
+WC_INLINE M operator<(I a, I b) { return {vec_lt(a.lo, b.lo), vec_lt(a.hi, b.hi)}; }
+WC_INLINE M operator>(I a, I b) { return b < a; }
+WC_INLINE M operator==(I a, I b) { return {vec_eq(a.lo, b.lo), vec_eq(a.hi, b.hi)}; }
+WC_INLINE M operator&(M a, M b) { return {vec_and(a.lo, b.lo), vec_and(a.hi, b.hi)}; }
+WC_INLINE M operator|(M a, M b) { return {vec_or(a.lo, b.lo), vec_or(a.hi, b.hi)}; }
+WC_INLINE M operator!(M a) { return {vec_not(a.lo), vec_not(a.hi)}; }
+WC_INLINE bool any(M a) { return vec_any(vec_or(a.lo, a.hi)); }
+
+WC_INLINE F lesser(F a, F b) { return {vec_lesser(a.lo, b.lo), vec_lesser(a.hi, b.hi)}; }
+WC_INLINE F greater(F a, F b) { return {vec_greater(a.lo, b.lo), vec_greater(a.hi, b.hi)}; }
+WC_INLINE I lesser(I a, I b) { return {vec_lesser(a.lo, b.lo), vec_lesser(a.hi, b.hi)}; }
+WC_INLINE I greater(I a, I b) { return {vec_greater(a.lo, b.lo), vec_greater(a.hi, b.hi)}; }
+WC_INLINE F root(F a) { return {vec_root(a.lo), vec_root(a.hi)}; }
+WC_INLINE F select(M m, F a, F b) {
+  return {vec_select(m.lo, a.lo, b.lo), vec_select(m.hi, a.hi, b.hi)};
+}
+WC_INLINE I select(M m, I a, I b) {
+  return {vec_select(m.lo, a.lo, b.lo), vec_select(m.hi, a.hi, b.hi)};
+}
+WC_INLINE I bits(F a) { return {(VI)a.lo, (VI)a.hi}; }
+WC_INLINE F of_bits(I a) { return {(VF)a.lo, (VF)a.hi}; }
+WC_INLINE F floats(I a) { return {vec_floats(a.lo), vec_floats(a.hi)}; }
+WC_INLINE I truncated(F a) { return {vec_truncated(a.lo), vec_truncated(a.hi)}; }
+WC_INLINE void store_bytes(uint8_t* p, I a) {
+  vec_store_bytes(p, a.lo);
+  vec_store_bytes(p + kVector, a.hi);
+}
+WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
+
+#else
+
+constexpr int kLanes = 1;
+using F = float;
+using I = int32_t;
+using M = bool;
+
+WC_INLINE bool any(M a) { return a; }
+WC_INLINE F lesser(F a, F b) { return a < b ? a : b; }
+WC_INLINE F greater(F a, F b) { return a > b ? a : b; }
+WC_INLINE I lesser(I a, I b) { return a < b ? a : b; }
+WC_INLINE I greater(I a, I b) { return a > b ? a : b; }
+WC_INLINE F root(F a) { return __builtin_sqrtf(a); }
+WC_INLINE F select(M m, F a, F b) { return m ? a : b; }
+WC_INLINE I select(M m, I a, I b) { return m ? a : b; }
+WC_INLINE I bits(F a) { return static_cast<int32_t>(float_bits(a)); }
+WC_INLINE F of_bits(I a) { return bits_float(static_cast<uint32_t>(a)); }
+WC_INLINE F floats(I a) { return static_cast<float>(a); }
+// Out of range gives the lowest int32, as x86 does.
+WC_INLINE I truncated(F a) {
+  return a >= -0x1p31f && a < 0x1p31f ? static_cast<int32_t>(a) : INT32_MIN;
+}
+WC_INLINE void store_bytes(uint8_t* p, I a) { *p = static_cast<uint8_t>(a); }
+WC_INLINE I load_bytes(const uint8_t* p) { return *p; }
+
+#endif
+
+WC_INLINE F magnitude(F a) { return of_bits(bits(a) & 0x7fffffff); }
+WC_INLINE M not_equal(F a, F b) { return !(a == b); }
+WC_INLINE M no_lane() { return F(0.0f) < F(0.0f); }
+
+// ggml's nearest_int: right for |x| < 2^22, and these very bits beyond and for infinities. NaN gives
+// 0, as the NaN that x86 makes does; that of other processors has other low bits.
+WC_INLINE I nearest_int(F x) {
+  const F shifted = x + 12582912.0f;
+#ifdef WC_VECTOR
+  return (bits(shifted) & 0x007fffff) - 0x00400000;
+#else
+  return select(shifted == shifted, (bits(shifted) & 0x007fffff) - 0x00400000, 0);
+#endif
+}
+
+// The same as floats, for |x| < 2^22 only.
+WC_INLINE F nearest_small(F x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// Round half away from zero, as roundf does: 0.49999997 is the largest float below one half.
+WC_INLINE I round_away(F x) {
+  return truncated(x + of_bits((bits(x) & INT32_MIN) | 0x3effffff));
+}
+
+// float16 and back, as f32_to_f16 and f16_to_f32 do, in the low 16 bits.
+WC_INLINE I to_f16(F x) {
+  const I sign = (bits(x) >> 16) & 0x8000;
+  const I size = bits(x) & 0x7fffffff;
+  const I normal = (size - 0x38000000 + 0x0fff + ((size >> 13) & 1)) >> 13;
+  const I subnormal = bits(of_bits(size) + 0.5f) - 0x3f000000;
+  const I finite = select(size < I(0x38800000), subnormal, normal);
+  const I special = select(size > I(0x7f800000), I(0x7e00), I(0x7c00));
+  return sign | select(size > I(0x477fffff), special, finite);
+}
+
+WC_INLINE F from_f16(I h) {
+  const I shifted = (h & 0x7fff) << 13;
+  const I finite = bits(of_bits(shifted) * 0x1p112f);
+  const I special = shifted | 0x7f800000;
+  return of_bits(((h & 0x8000) << 16) | select(shifted > I(0x0f7fffff), special, finite));
+}
+
+// One strip of a tile: kLanes neighbouring columns, of which x[i] is in-row i.
+constexpr int kWidth = 64;  // out-columns of a tile: one cache line of int8
+static_assert(kWidth % kLanes == 0, "a tile is whole strips");
+
+struct Strip {
+  const float* first;
+
+  WC_INLINE F operator[](int i) const {
+    F x;
+    std::memcpy(&x, first + i * kWidth, sizeof x);
+    return x;
+  }
+  WC_INLINE Strip operator+(int rows) const { return {first + rows * kWidth}; }
+};
+
+// Rows of bytes, kLanes columns side by side: a block that is made, or the levels of one.
+struct Bytes {
+  uint8_t* first;
+
+  WC_INLINE uint8_t* operator[](int row) const { return first + row * kLanes; }
+  WC_INLINE Bytes operator+(int rows) const { return {first + rows * kLanes}; }
+};
+
+// Where a block has float16 values, as offsets in bytes.
+template <int... offsets>
+struct Halves {};
+
+WC_INLINE void store_half(Bytes out, I half) {
+  store_bytes(out[0], half);
+  store_bytes(out[1], half >> 8);
+}
+
+}  // namespace
+}  // namespace weightcast
