@@ -43,8 +43,13 @@ WC_INLINE VM vec_eq(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 WC_INLINE VM vec_lt(VI a, VI b) { return _mm512_cmplt_epi32_mask(WC_I(a), WC_I(b)); }
 WC_INLINE VM vec_eq(VI a, VI b) { return _mm512_cmpeq_epi32_mask(WC_I(a), WC_I(b)); }
 WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm512_mask_blend_ps(m, b, a); }
-WC_INLINE VF vec_table(const float* p) { return _mm512_maskz_broadcast_f32x8(kAll, _mm256_loadu_ps(p)); }
-WC_INLINE VF vec_lookup(VF table, VI i) { return _mm512_maskz_permutexvar_ps(kAll, WC_I(i), table); }
+WC_INLINE VF vec_load(const float* p) { return _mm512_loadu_ps(p); }
+WC_INLINE VF vec_table(const float* p) {
+  return _mm512_maskz_broadcast_f32x8(kAll, _mm256_loadu_ps(p));
+}
+WC_INLINE VF vec_lookup(VF table, VI i) {
+  return _mm512_maskz_permutexvar_ps(kAll, WC_I(i), table);
+}
 WC_INLINE VI vec_select(VM m, VI a, VI b) {
   return (VI)_mm512_mask_blend_epi32(m, WC_I(b), WC_I(a));
 }
@@ -76,7 +81,8 @@ WC_INLINE VM vec_eq(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 WC_INLINE VM vec_lt(VI a, VI b) { return (VM)_mm256_cmpgt_epi32(WC_I(b), WC_I(a)); }
 WC_INLINE VM vec_eq(VI a, VI b) { return (VM)_mm256_cmpeq_epi32(WC_I(a), WC_I(b)); }
 WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm256_blendv_ps(b, a, (__m256)m); }
-WC_INLINE VF vec_table(const float* p) { return _mm256_loadu_ps(p); }
+WC_INLINE VF vec_load(const float* p) { return _mm256_loadu_ps(p); }
+WC_INLINE VF vec_table(const float* p) { return vec_load(p); }
 WC_INLINE VF vec_lookup(VF table, VI i) { return _mm256_permutevar8x32_ps(table, WC_I(i)); }
 WC_INLINE VI vec_select(VM m, VI a, VI b) {
   return (VI)_mm256_blendv_epi8(WC_I(b), WC_I(a), WC_I(m));
@@ -176,7 +182,11 @@ WC_INLINE void store_bytes(uint8_t* p, I a) {
   vec_store_bytes(p, a.lo);
   vec_store_bytes(p + kVector, a.hi);
 }
-WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
+WC_INLINE I load_bytes(const uint8_t* p) {
+  return {vec_load_bytes(p), vec_load_bytes(p + kVector)};
+}
+// Not memcpy, which g++ makes in pieces of 16 bytes, through the stack.
+WC_INLINE F load_floats(const float* p) { return {vec_load(p), vec_load(p + kVector)}; }
 
 #else
 
@@ -208,6 +218,7 @@ struct Table {
 };
 WC_INLINE void store_bytes(uint8_t* p, I a) { *p = static_cast<uint8_t>(a); }
 WC_INLINE I load_bytes(const uint8_t* p) { return *p; }
+WC_INLINE F load_floats(const float* p) { return *p; }
 
 #endif
 
@@ -260,9 +271,7 @@ struct Strip {
   const float* first;
 
   WC_INLINE F operator[](int i) const {
-    F x;
-    std::memcpy(&x, first + i * kWidth, sizeof x);
-    return x;
+    return load_floats(first + i * kWidth);
   }
   WC_INLINE Strip operator+(int rows) const { return {first + rows * kWidth}; }
 };
