@@ -6,6 +6,7 @@
 #include "dequantize.h"
 #include "q8_0.h"
 #include "quantize_fp4.h"
+#include "quantize_iq.h"
 #include "quantize_iq4.h"
 #include "quantize_k.h"
 #include "quantize_simple.h"
@@ -252,6 +253,15 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
     case WEIGHTCAST_Q4_K: return quantize_blocks<Q4K>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_Q5_K: return quantize_blocks<Q5K>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_Q6_K: return quantize_blocks<Q6K>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ2_XXS:
+      if (importance == nullptr) return WEIGHTCAST_NEEDS_IMPORTANCE;
+      return quantize_blocks<IQ2XXS>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ2_XS:
+      if (importance == nullptr) return WEIGHTCAST_NEEDS_IMPORTANCE;
+      return quantize_blocks<IQ2XS>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ2_S: return quantize_blocks<IQ2S>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ3_XXS: return quantize_blocks<IQ3XXS>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ3_S: return quantize_blocks<IQ3S>(s, importance, bytes, dst_stride, result);
     default: return WEIGHTCAST_BAD_TYPE;
   }
 }

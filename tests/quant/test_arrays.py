@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.quant.sources import DTYPES, FAMILIES, gaussian, place, random_finite
+from tests.quant import oracle
+from tests.quant.families import FAMILIES, gaussian, random_finite
+from tests.quant.sources import DTYPES, place
 from weightcast.quant.arrays import dequantize, quantize, type_named
 from weightcast.quant.errors import CheckpointError, LayoutError
 from weightcast.quant.library import SourceValueError
@@ -210,3 +212,94 @@ def test_torch_tensor_of_another_dtype():
     torch = pytest.importorskip("torch")
     with pytest.raises(LayoutError, match="use float32, float16 or bfloat16"):
         quantize(torch.zeros(2, 32, dtype=torch.float64), "F32")
+
+
+# Importance
+
+
+WEIGHED = "Q4_K"
+
+
+def random_importance(shape, seed=12) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(shape) ** 2).astype(np.float32)
+
+
+def test_importance_is_for_every_matrix_or_for_each():
+    x = values((3, 5, 512))
+    each = random_importance((3, 512))
+    rows = quantize(x, WEIGHED, each)
+    for expert in range(3):
+        expected = oracle.quantize(x[expert], TYPES[WEIGHED].ggml_id, each[expert])
+        assert np.array_equal(rows[expert], expected)
+        assert np.array_equal(quantize(x[expert], WEIGHED, each[expert]), expected)
+    assert np.array_equal(quantize(x, WEIGHED, each[0])[0], rows[0])
+    assert not np.array_equal(quantize(x, WEIGHED, each[0])[1], rows[1])
+    assert np.array_equal(quantize(x[0, 0], WEIGHED, each[0]), rows[0, 0])
+    assert np.array_equal(quantize(x[None], WEIGHED, each[None])[0], rows)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda f: f.astype(np.float64),
+        lambda f: f[:, ::-1].copy()[:, ::-1],
+        lambda f: np.asfortranarray(f),
+        lambda f: f.tolist(),
+        lambda f: list(f),
+        lambda f: pytest.importorskip("torch").from_numpy(f),
+        lambda f: pytest.importorskip("torch").from_numpy(f).double().requires_grad_(),
+    ],
+    ids=["float64", "strides", "fortran", "lists", "list_of_rows", "torch", "torch_float64"],
+)
+def test_importance_of_other_kinds(convert):
+    x, each = values((3, 5, 256)), random_importance((3, 256))
+    expected = quantize(x, WEIGHED, each)
+    assert np.array_equal(quantize(x, WEIGHED, convert(each)), expected)
+
+
+def test_importance_of_torch_bfloat16():
+    torch = pytest.importorskip("torch")
+    x, factors = values((5, 256)), torch.from_numpy(random_importance(256)).to(torch.bfloat16)
+    expected = quantize(x, WEIGHED, factors.float())
+    assert np.array_equal(quantize(x, WEIGHED, factors), expected)
+
+
+@pytest.mark.parametrize("shape", [(255,), (1,), (), (5,), (1, 256), (2, 256), (3, 5, 256), (3, 5)])
+@pytest.mark.parametrize("name", [WEIGHED, "Q8_0"])
+def test_importance_of_another_shape(name, shape):
+    with pytest.raises(LayoutError, match=r"it must be \[256\], or \[3, 256\], a row for each"):
+        quantize(values((3, 5, 256)), name, np.ones(shape, np.float32))
+    with pytest.raises(LayoutError, match=r"for an array of \[5, 256\]: it must be \[256\]$"):
+        quantize(values((5, 256)), name, np.ones((3, 256), np.float32))
+
+
+@pytest.mark.parametrize(
+    "importance", ["abc", [[1], [2, 3]], [None] * 256, np.ones(256, complex), [1j] * 256]
+)
+def test_importance_that_is_no_numbers(importance):
+    with pytest.raises(LayoutError, match="importance must be real numbers"):
+        quantize(values((5, 256)), WEIGHED, importance)
+
+
+@pytest.mark.parametrize("importance", [7, object(), {"a": 1}, np.ma.masked_array(np.ones(256))])
+def test_importance_that_is_no_array(importance):
+    with pytest.raises(LayoutError, match="cannot quantize"):
+        quantize(values((5, 256)), WEIGHED, importance)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, 1e300])
+def test_importance_out_of_range(value):
+    importance = np.ones(256)
+    importance[77] = value
+    with pytest.raises(LayoutError, match="importance of column 77 is negative, infinite or NaN"):
+        quantize(values((5, 256)), WEIGHED, importance)
+
+
+def test_importance_that_is_missing():
+    with pytest.raises(LayoutError, match="IQ2_XS cannot be made without an importance matrix"):
+        quantize(values((5, 256)), "IQ2_XS")
+
+
+def test_importance_that_is_not_used():
+    x = values((5, 256))
+    assert np.array_equal(quantize(x, "Q8_0", random_importance(256)), quantize(x, "Q8_0"))
