@@ -15,6 +15,17 @@ constexpr float kGroupMaxEps = 1e-15f;  // a block that has no larger magnitude 
 WC_INLINE I clamped(I x, int low, int high) { return greater(lesser(x, high), low); }
 WC_INLINE F clamped(F x, float low, float high) { return greater(lesser(x, high), low); }
 
+template <int n>
+WC_INLINE void load_block(Strip strip, F (&x)[n]) {
+  for (int i = 0; i < n; ++i) x[i] = strip[i];
+}
+
+// Weights of errors: importance times sqrt(sigma2 + x * x).
+template <int n>
+WC_INLINE void importance_weights(const F (&x)[n], const float* importance, F sigma2, F (&w)[n]) {
+  for (int i = 0; i < n; ++i) w[i] = importance[i] * root(sigma2 + x[i] * x[i]);
+}
+
 WC_INLINE I affine_level(F x, F iscale, F min, int nmax) {
   return clamped(nearest_int(iscale * (x - min)), 0, nmax);
 }
@@ -27,6 +38,10 @@ struct AffineFit {
   F sum_w;
   M flat;  // no span: scale is 0 and so are the levels
 };
+
+WC_INLINE I searched_level(const AffineFit& fit, F x, int nmax) {
+  return select(fit.flat, 0, affine_level(x, fit.iscale, fit.base, nmax));
+}
 
 // The steps (start + step * i + nmax) / span, i from 0 to steps, are tried as inverse scales.
 struct Candidates {
