@@ -3,6 +3,7 @@
 #include "cpu.h"
 
 #include "blocks_driver.h"
+#include "dequantize.h"
 #include "q8_0.h"
 #include "quantize_k.h"
 
@@ -219,17 +220,6 @@ int32_t quantize_floats_q8_0(const weightcast_source& s, uint8_t* dst, int64_t d
   return overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
 }
 
-template <int type>
-void widen(const void* src, int64_t n, float* dst) {
-  using stored = typename Element<type>::stored;
-  const auto* bytes = static_cast<const uint8_t*>(src);
-  for (int64_t i = 0; i < n; ++i) {
-    stored x;  // rows of a file have any alignment
-    std::memcpy(&x, bytes + i * static_cast<int64_t>(sizeof x), sizeof x);
-    dst[i] = Element<type>::value(x);
-  }
-}
-
 int32_t quantize(const weightcast_source& s, const float* importance, int32_t type, void* dst,
                  int64_t dst_stride, weightcast_result& result) {
   auto* bytes = static_cast<uint8_t*>(dst);
@@ -246,25 +236,6 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
     case WEIGHTCAST_Q4_K: return quantize_blocks<Q4K>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_Q5_K: return quantize_blocks<Q5K>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_Q6_K: return quantize_blocks<Q6K>(s, importance, bytes, dst_stride, result);
-    default: return WEIGHTCAST_BAD_TYPE;
-  }
-}
-
-int32_t dequantize(int32_t type, const void* src, int64_t n, float* dst) {
-  switch (type) {
-    case WEIGHTCAST_F32: widen<WEIGHTCAST_F32>(src, n, dst); return WEIGHTCAST_OK;
-    case WEIGHTCAST_F16: widen<WEIGHTCAST_F16>(src, n, dst); return WEIGHTCAST_OK;
-    case WEIGHTCAST_BF16: widen<WEIGHTCAST_BF16>(src, n, dst); return WEIGHTCAST_OK;
-    case WEIGHTCAST_Q8_0: {
-      if (n % kQ8Elements != 0) return WEIGHTCAST_BAD_SHAPE;
-      const auto* blocks = static_cast<const uint8_t*>(src);
-      for (int64_t i = 0; i < n / kQ8Elements; ++i) {
-        BlockQ8_0 block;
-        std::memcpy(&block, blocks + i * static_cast<int64_t>(sizeof block), sizeof block);
-        dequantize_block_q8_0(block, dst + i * kQ8Elements);
-      }
-      return WEIGHTCAST_OK;
-    }
     default: return WEIGHTCAST_BAD_TYPE;
   }
 }

@@ -1,19 +1,14 @@
 // Q8_0: 32 int8 codes and one float16 scale, x = d * q, effectively 8.5 bits per weight.
-// Source of the layout and of the rule: block_q8_0 and quantize_row_q8_0_ref in ggml.
+// Source of the rule: quantize_row_q8_0_ref in ggml.
 #pragma once
 
+#include "blocks.h"
 #include "source.h"
 
 namespace weightcast {
 namespace {
 
-constexpr int kQ8Elements = 32;
-
-struct BlockQ8_0 {
-  uint16_t d;  // float16
-  int8_t qs[kQ8Elements];
-};
-static_assert(sizeof(BlockQ8_0) == 34, "Q8_0 is 34 bytes per 32 weights");
+constexpr int kQ8Elements = BlockQ8_0::elements;
 
 // The codes and scales of one tile, a block per column.
 struct alignas(64) TileQ8_0 {
@@ -47,11 +42,6 @@ inline void quantize_tile_q8_0(const Tile& tile, TileQ8_0& out) {
       out.q[i][c] = static_cast<int8_t>(away(tile.x[i][c] * inverse[c]));
     }
   }
-}
-
-inline void dequantize_block_q8_0(const BlockQ8_0& block, float* x) {
-  const float d = f16_to_f32(block.d);
-  for (int i = 0; i < kQ8Elements; ++i) x[i] = static_cast<float>(block.qs[i]) * d;
 }
 
 }  // namespace

