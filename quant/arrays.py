@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -54,11 +55,37 @@ def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
     return array
 
 
-def quantize(x: NDArray[Any] | torch.Tensor, type_name: str) -> NDArray[np.uint8]:
+def _as_importance(
+    importance: NDArray[Any] | torch.Tensor | Sequence[Any], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Bring importance for an array of this shape to float32 [..., in], one row a matrix."""
+    given = importance if isinstance(importance, Sequence) else _as_numpy(importance)
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused with its place
+            factors = np.asarray(given).astype(np.float32, casting="same_kind")
+    except (TypeError, ValueError):
+        raise LayoutError("importance must be real numbers: one for each value of a row") from None
+    if factors.shape not in (shape[-1:], (*shape[:-2], shape[-1])):
+        each = "" if len(shape) < 3 else f", or {[*shape[:-2], shape[-1]]}, a row for each matrix"
+        raise LayoutError(
+            f"importance of shape {list(factors.shape)} for an array of {list(shape)}: "
+            f"it must be {[shape[-1]]}{each}"
+        )
+    return np.broadcast_to(factors, (*shape[:-2], shape[-1]))
+
+
+def quantize(
+    x: NDArray[Any] | torch.Tensor,
+    type_name: str,
+    importance: NDArray[Any] | torch.Tensor | Sequence[Any] | None = None,
+) -> NDArray[np.uint8]:
     """Pack [..., out, in] float32, float16 or bfloat16 into uint8 [..., out, bytes per row].
 
     Takes numpy arrays and CPU torch tensors, at any strides, without a copy. A 1-D array is one
-    row. Raises LayoutError for other dtypes, rows that do not fill blocks, NaN and infinity.
+    row. `importance` weighs the errors of the columns, as llama.cpp's importance matrices do: [in]
+    for all matrices, or [..., in] with one row for each, say [experts, in]; types that do not use
+    it ignore its values. Raises LayoutError for other dtypes, rows that do not fill blocks, NaN and
+    infinity, and importance that is missing, negative or of another shape.
     """
     quant_type = type_named(type_name)
     array = _as_numpy(x)
@@ -70,8 +97,9 @@ def quantize(x: NDArray[Any] | torch.Tensor, type_name: str) -> NDArray[np.uint8
     if not array.flags.aligned:
         array = array.copy()
     if array.ndim == 1:
-        return quantize(array[None, :], type_name).reshape(-1)
+        return quantize(array[None, :], type_name, importance).reshape(-1)
     n_out, n_in = array.shape[-2:]
+    factors = None if importance is None else _as_importance(importance, array.shape)
     result = np.empty((*array.shape[:-1], quant_type.row_bytes(n_in)), np.uint8)
     for index in np.ndindex(array.shape[:-2]):
         plane = array[index]
@@ -80,9 +108,9 @@ def quantize(x: NDArray[Any] | torch.Tensor, type_name: str) -> NDArray[np.uint8
         stride_out, stride_in = (s // plane.itemsize for s in plane.strides)
         span = 1 + (n_out - 1) * stride_out + (n_in - 1) * stride_in if plane.size else 0
         flat = np.lib.stride_tricks.as_strided(plane, (span,), (plane.itemsize,))
-        quantize_matrix(
-            Matrix(flat, dtype, n_out, n_in, stride_out, stride_in), quant_type, result[index]
-        )
+        matrix = Matrix(flat, dtype, n_out, n_in, stride_out, stride_in)
+        weights = None if factors is None else factors[index]
+        quantize_matrix(matrix, quant_type, result[index], weights)
     return result
 
 

@@ -93,13 +93,13 @@ class SourceValueError(LayoutError):
 
 
 class ScaleOverflowError(SourceValueError):
-    """A Q8_0 scale beyond float16, at the first value of its block.
+    """A scale of a block beyond float16, at the first value of the block.
 
     The blocks were written all the same, as ggml writes them: with an infinite scale.
     """
 
-    def __init__(self, out: int, in_: int, counts: BlockCounts) -> None:
-        super().__init__("values too large for the float16 scale of Q8_0", out, in_)
+    def __init__(self, type_name: str, out: int, in_: int, counts: BlockCounts) -> None:
+        super().__init__(f"values too large for the float16 scale of {type_name}", out, in_)
         self.counts = counts
 
 
@@ -216,7 +216,7 @@ def quantize_matrix(
         raise SourceValueError(problem, result.bad_out, result.bad_in)
     counts = BlockCounts(result.exact_blocks, result.requantized_blocks, result.inexact_scales)
     if status == OVERFLOW and quant_type.block_elements > 1:
-        raise ScaleOverflowError(result.bad_out, result.bad_in, counts)
+        raise ScaleOverflowError(quant_type.name, result.bad_out, result.bad_in, counts)
     if status == OVERFLOW:
         raise SourceValueError(
             f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in

@@ -95,13 +95,21 @@ WEIGHTCAST_API int32_t weightcast_abi_version(void);
  * read at the first call, can ask for a lower one than the processor has. */
 WEIGHTCAST_API const char* weightcast_isa(void);
 
+/* The table of types. For a number that is not in it the name is NULL and sizes are 0. A block is the
+ * smallest run of values along `in` that can be stored; plain floats and I8 are blocks of one.
+ * weightcast_row_bytes is 0 too for an n_in that is negative or no whole number of blocks. */
+WEIGHTCAST_API const char* weightcast_type_name(int32_t type);
+WEIGHTCAST_API int64_t weightcast_block_elements(int32_t type);
+WEIGHTCAST_API int64_t weightcast_block_bytes(int32_t type);
+WEIGHTCAST_API int64_t weightcast_row_bytes(int32_t type, int64_t n_in);
+
 /* Quantize a source into n_out rows at dst. `importance` weighs the errors of the n_in input columns
  * (an importance matrix), or is NULL; types that do not use one ignore it. */
 WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, const float* importance,
                                            int32_t type, void* dst, int64_t dst_stride,
                                            weightcast_result* result);
 
-/* Dequantize n_elements (whole blocks, at any alignment) to float32. */
+/* Dequantize n_elements (whole blocks, at any alignment) to float32, as ggml's dequantize_row_* do. */
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
                                              float* dst);
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from tests.quant import compilers, instruction_sets
-from tests.quant.sources import FAMILIES, place, quantized, random_finite
+from tests.quant.families import FAMILIES, random_finite
+from tests.quant.kernel_types import QUANTIZED, least_importance
+from tests.quant.sources import place, quantized
 from weightcast.quant import library
 from weightcast.quant.arrays import dequantize
-from weightcast.quant.types import Q8_0, TYPES
+from weightcast.quant.types import Q8_0
 
 # Bits of MXCSR, the control register of SSE and AVX.
 DEFAULT = 0x1F80  # every exception masked, to nearest
@@ -73,54 +75,60 @@ def under(helper, isa):
 
 
 def delicate_values() -> np.ndarray:
-    """float32 [n_out, 64]: ties, subnormals, scales that are subnormal in float32 or float16."""
+    """float32 [n_out, 256]: ties, subnormals, scales that are subnormal in float32 or float16."""
     families = ("subnormals", "inverse_overflows", "d_underflows_float16", "ties", "gaussian")
     rng = np.random.default_rng(10)
-    x = np.concatenate([FAMILIES[name](rng, (40, 64)) for name in families])
+    x = np.concatenate([FAMILIES[name](rng, (7, 256)) for name in families])
     return np.clip(x, -6e4, 6e4)
 
 
 def delicate_codes() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(11)
-    codes = rng.integers(-128, 128, (90, 64)).astype(np.int8)
-    scales = 10 ** rng.uniform(-45, 1, (2, 90))
+    codes = rng.integers(-128, 128, (35, 256)).astype(np.int8)
+    scales = 10 ** rng.uniform(-45, 1, (2, 35))
     scales[:, ::3] = 2.0**-24  # subnormal in float16, and exact
     return codes, scales.astype(np.float32)
 
 
+def delicate_importance() -> np.ndarray:
+    return (10 ** np.random.default_rng(12).uniform(-30, 3, 256)).astype(np.float32)
+
+
 @on_x86
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("target", TYPES)
-def test_quantize(target, mode, under):
+@pytest.mark.parametrize("target", QUANTIZED)
+def test_quantize(target, under):
     x = delicate_values()
     codes, scales = delicate_codes()
+    quant_type = QUANTIZED[target]
     sources = [
-        (x, None),
-        (place(x, "in_out"), None),
-        (x.astype(np.float16), None),
-        (codes, scales),
-        (place(codes, "in_out"), scales),
+        (x, None, least_importance(quant_type, 256)),
+        (place(x, "in_out"), None, delicate_importance()),
+        (x.astype(np.float16), None, delicate_importance()),
+        (place(codes, "in_out"), scales, delicate_importance()),
     ]
-    for source, source_scales in sources:
+    for source, source_scales, importance in sources:
         under(DEFAULT)
-        expected = quantized(source, TYPES[target], source_scales)
-        after = under(MODES[mode])
-        rows, counts = quantized(source, TYPES[target], source_scales)
-        assert np.array_equal(rows, expected[0])
-        assert counts == expected[1]
-        assert after.value == MODES[mode]
+        expected = quantized(source, quant_type, source_scales, importance)
+        for mode in MODES.values():
+            after = under(mode)
+            rows, counts = quantized(source, quant_type, source_scales, importance)
+            assert np.array_equal(rows, expected[0])
+            assert counts == expected[1]
+            assert after.value == mode
 
 
 @on_x86
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("target", TYPES)
-def test_dequantize(target, mode, under):
+@pytest.mark.parametrize("target", QUANTIZED)
+def test_dequantize(target, under):
     under(DEFAULT)
-    rows, _ = quantized(delicate_values(), TYPES[target])
+    quant_type = QUANTIZED[target]
+    importance = least_importance(quant_type, 256)
+    rows, _ = quantized(delicate_values(), quant_type, None, importance)
     expected = dequantize(rows, target)
-    after = under(MODES[mode])
-    assert np.array_equal(dequantize(rows, target).view(np.uint32), expected.view(np.uint32))
-    assert after.value == MODES[mode]
+    for mode in MODES.values():
+        after = under(mode)
+        assert np.array_equal(dequantize(rows, target).view(np.uint32), expected.view(np.uint32))
+        assert after.value == mode
 
 
 @on_x86
@@ -134,15 +142,16 @@ def test_a_refusal_restores_too(under):
 def test_threads_do_not_disturb_each_other(isa):
     def make(seed: int) -> tuple[bytes, ...]:
         rng = np.random.default_rng(seed)
-        x = place(np.clip(random_finite(rng, (150, 256)), -6e4, 6e4), "in_out")
+        x = place(np.clip(random_finite(rng, (40, 256)), -6e4, 6e4), "in_out")
         codes = place(rng.integers(-128, 128, (150, 256)).astype(np.int8), "in_out")
         scales = (10 ** rng.uniform(-9, -1, (2, 150))).astype(np.float32)
-        made = [quantized(x, t)[0] for t in (*FLOAT_TYPES, Q8_0)]
+        importance = rng.random(256, np.float32)
+        made = [quantized(x, t, None, importance)[0] for t in QUANTIZED.values()]
         made.append(quantized(codes, Q8_0, scales)[0])
         return (*(rows.tobytes() for rows in made), dequantize(made[-1], "Q8_0").tobytes())
 
-    seeds = range(24)
+    seeds = range(8)
     alone = [make(seed) for seed in seeds]
     with ThreadPoolExecutor(8) as pool:
-        for _ in range(3):
+        for _ in range(2):
             assert list(pool.map(make, seeds)) == alone

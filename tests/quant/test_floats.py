@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.quant.sources import (
-    DTYPES,
-    LAYOUTS,
-    grok_like,
-    place,
-    products,
-    quantized,
-    random_finite,
-)
+from tests.quant.families import grok_like, random_finite
+from tests.quant.kernel_types import QUANTIZED, least_importance
+from tests.quant.sources import DTYPES, LAYOUTS, place, products, quantized
 from weightcast.quant.arrays import quantize
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import BlockCounts, SourceValueError
@@ -99,22 +93,33 @@ def test_repeated_rows_and_columns(isa):
 # Refusals
 
 
+def three_blocks(target: str) -> int:
+    return 3 * max(32, TYPES[target].block_elements)
+
+
 def assert_refused(x, target, place_of_it, scales=None, match="NaN or infinity") -> None:
+    quant_type = TYPES[target]
     with pytest.raises(SourceValueError, match=match) as caught:
-        quantized(x, TYPES[target], scales)
+        quantized(x, quant_type, scales, least_importance(quant_type, x.shape[1]))
     assert (caught.value.out, caught.value.in_) == place_of_it
     assert str(list(place_of_it)) in str(caught.value)
 
 
-@pytest.mark.parametrize("target", TYPES)
+@pytest.mark.parametrize("target", QUANTIZED)
 @pytest.mark.parametrize("dtype", PLAIN)
-@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
-@settings(max_examples=15, deadline=None)
-@given(n_out=sizes, n_blocks=st.integers(1, 4), layout=layouts, data=st.data())
-def test_not_finite(n_out, n_blocks, layout, data, value, dtype, target, isa):
-    x = np.ones((n_out, 32 * n_blocks), DTYPES[dtype])
+@settings(max_examples=12, deadline=None)
+@given(
+    n_out=sizes,
+    n_blocks=st.integers(1, 4),
+    value=st.sampled_from([np.nan, -np.nan, np.inf, -np.inf]),
+    layout=layouts,
+    data=st.data(),
+)
+def test_not_finite(n_out, n_blocks, value, layout, data, dtype, target, isa):
+    n_in = 32 * n_blocks if target in PLAIN else TYPES[target].block_elements * n_blocks
+    x = np.ones((n_out, n_in), DTYPES[dtype])
     out = data.draw(st.integers(0, n_out - 1))
-    in_ = data.draw(st.integers(0, 32 * n_blocks - 1))
+    in_ = data.draw(st.integers(0, n_in - 1))
     x[out, in_] = value
     assert_refused(place(x, layout), target, (out, in_))
 
@@ -127,12 +132,13 @@ def test_not_finite_in_every_tail_position(dtype, isa):
         assert_refused(x, "F32", (64 + out, 32 + in_))
 
 
-@pytest.mark.parametrize("target", TYPES)
+@pytest.mark.parametrize("target", QUANTIZED)
 def test_of_many_one_is_named(target, isa):
-    x = np.ones((130, 96), np.float32)
-    x[5, 40], x[3, 90], x[100, 2], x[129, 95] = np.nan, np.inf, np.nan, -np.inf
+    n_in = three_blocks(target)
+    x = np.ones((130, n_in), np.float32)
+    x[5, 40], x[3, n_in - 6], x[100, 2], x[129, n_in - 1] = np.nan, np.inf, np.nan, -np.inf
     with pytest.raises(SourceValueError) as caught:
-        quantized(x, TYPES[target])
+        quantized(x, TYPES[target], None, least_importance(TYPES[target], n_in))
     assert not np.isfinite(x[caught.value.out, caught.value.in_])
 
 
@@ -147,15 +153,17 @@ def test_values_outside_the_matrix_do_not_matter(dtype, isa):
     assert (rows.reshape(67, 2, 34)[..., 2:] == 127).all()
 
 
-@pytest.mark.parametrize("target", TYPES)
+@pytest.mark.parametrize("target", QUANTIZED)
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 2.0**121, -(2.0**121), 3e38])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bad_scales(layout, scale, target, isa):
-    codes = place(np.zeros((70, 96), np.int8), layout)
+    n_in = three_blocks(target)
+    codes = place(np.zeros((70, n_in), np.int8), layout)
     for group, out in [(0, 0), (0, 69), (2, 0), (1, 64), (2, 69)]:
         scales = np.ones((3, 70), np.float32)
         scales[group, out] = scale
-        assert_refused(codes, target, (out, group * 32), scales, match="a scale that is NaN")
+        offender = (out, group * n_in // 3)
+        assert_refused(codes, target, offender, scales, match="a scale that is NaN")
 
 
 def test_largest_scale(isa):
@@ -177,17 +185,19 @@ def test_overflow_of_code_times_scale(target, isa):
     assert_refused(codes, target, (68, 64), scales, match=f"beyond the range of {target}")
 
 
-@pytest.mark.parametrize("target", TYPES)
-@pytest.mark.parametrize("groups", [3, 5, 64, 128])
+@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("groups", [3, 5, 512, 1024])
 def test_groups_must_divide_the_rows(groups, target, isa):
-    with pytest.raises(LayoutError, match="32 values along `in` do not divide"):
-        quantized(np.zeros((4, 32), np.int8), TYPES[target], np.ones((groups, 4), np.float32))
+    codes, scales = np.zeros((4, 256), np.int8), np.ones((groups, 4), np.float32)
+    with pytest.raises(LayoutError, match="256 values along `in` do not divide"):
+        quantized(codes, TYPES[target], scales, least_importance(TYPES[target], 256))
 
 
-@pytest.mark.parametrize("target", TYPES)
+@pytest.mark.parametrize("target", QUANTIZED)
 def test_codes_need_scales(target, isa):
-    with pytest.raises(LayoutError):
-        quantized(np.zeros((4, 32), np.int8), TYPES[target])
+    codes, importance = np.zeros((4, 256), np.int8), least_importance(TYPES[target], 256)
+    with pytest.raises(LayoutError, match="do not divide"):
+        quantized(codes, TYPES[target], None, importance)
 
 
 def test_rows_must_fill_blocks(isa):
@@ -198,12 +208,13 @@ def test_rows_must_fill_blocks(isa):
 # Nothing to do
 
 
-@pytest.mark.parametrize("target", TYPES)
+@pytest.mark.parametrize("target", QUANTIZED)
 @pytest.mark.parametrize("dtype", PLAIN)
 @pytest.mark.parametrize(
-    "shape", [(0, 32), (3, 0), (0, 0), (2, 0, 32), (0, 3, 32), (2, 3, 0), (0,)]
+    "shape", [(0, 256), (3, 0), (0, 0), (2, 0, 256), (0, 3, 256), (2, 3, 0), (0,)]
 )
 def test_empty(shape, dtype, target, isa):
-    rows = quantize(np.empty(shape, DTYPES[dtype]), target)
+    importance = least_importance(TYPES[target], shape[-1])
+    rows = quantize(np.empty(shape, DTYPES[dtype]), target, importance)
     assert rows.shape == (*shape[:-1], TYPES[target].row_bytes(shape[-1]))
     assert rows.dtype == np.uint8

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.quant import oracle
-from tests.quant.sources import BFLOAT16, DTYPES, place, random_finite
+from tests.quant.families import BFLOAT16, random_finite
+from tests.quant.sources import DTYPES, place
 from weightcast.quant.arrays import dequantize, quantize
 from weightcast.quant.library import SourceValueError
 

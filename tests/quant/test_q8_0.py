@@ -14,27 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.quant import oracle
-from tests.quant.sources import (
-    BFLOAT16,
-    DTYPES,
-    FAMILIES,
-    LAYOUTS,
-    matrix,
-    place,
-    products,
-    quantized,
-)
+from tests.quant.families import BFLOAT16, FAMILIES
+from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quantized, source_of
 from weightcast.quant.library import BlockCounts, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import Q8_0
 
 many = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
-
-
-def source_of(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Cast float32 to a source's dtype, clipped to its range."""
-    limit = np.float32({"F16": 65504, "BF16": 3.3e38, "F32": np.finfo(np.float32).max}[dtype])
-    return np.clip(x, -limit, limit).astype(DTYPES[dtype])
 
 
 def assert_as_ggml(x: np.ndarray) -> None:

@@ -55,9 +55,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands += [
         (*gxx, compilers.SOURCES / "sanitize.cpp", "-o", folder / "driver"),
         (*gxx, *define, compilers.KERNELS / "dispatch.cpp", "-o", folder / "dispatch"),
+        (*gxx, compilers.KERNELS / "types.cpp", "-o", folder / "types"),
     ]
     compilers.run_all(commands)
-    objects = [folder / name for name in (*isas, "driver", "dispatch")]
+    objects = [folder / name for name in (*isas, "driver", "dispatch", "types")]
     compilers.run("g++", *SANITIZE, *objects, "-o", folder / "program")
     return folder / "program"
 

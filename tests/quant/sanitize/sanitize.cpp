@@ -53,10 +53,6 @@ int64_t element_bytes(int32_t type) {
   return type == WEIGHTCAST_F32 ? 4 : type == WEIGHTCAST_I8 ? 1 : 2;
 }
 
-int64_t row_bytes(int32_t type, int64_t n_in) {
-  return type == WEIGHTCAST_Q8_0 ? n_in / 32 * 34 : n_in * element_bytes(type);
-}
-
 // A finite value of magnitude 2^-16 to 2^9, as the bits of its type.
 uint32_t random_value(int32_t type) {
   const uint32_t sign = random_bits() & 1, fraction = random_bits();
@@ -124,7 +120,9 @@ Source make_source(int32_t type, int64_t n_out, int64_t n_in, int layout, int64_
 
 int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
                  weightcast_result& result) {
-  const int64_t row = row_bytes(type, source.n_in), stride = row + gap;
+  const int64_t elements = weightcast_block_elements(type);
+  const int64_t row = elements > 0 ? source.n_in / elements * weightcast_block_bytes(type) : 0;
+  const int64_t stride = row + gap;
   const int64_t size = (source.n_out - 1) * stride + row;
   Bytes dst = allocate(size, 0xa5);
   std::memset(&result, 0xff, sizeof result);
@@ -184,18 +182,22 @@ void check_offenders(int64_t n_out, int64_t n_in) {
 }
 
 void check_dequantize() {
-  for (int32_t type : {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16, WEIGHTCAST_Q8_0}) {
-    for (int64_t n = 0; n <= 320; ++n) {
-      if (type == WEIGHTCAST_Q8_0 && n % 32 != 0) continue;
-      Bytes src = allocate(row_bytes(type, n), 0);
-      for (int64_t i = 0; i < row_bytes(type, n); ++i) {
-        src.get()[i] = static_cast<uint8_t>(random_bits() & 0x37);  // finite as any type
+  for (int32_t type = 0; type < 100; ++type) {
+    const int64_t elements = weightcast_block_elements(type);
+    if (elements == 0 || type == WEIGHTCAST_I8) continue;
+    for (int64_t n = 0; n <= 10 * elements; n += elements) {
+      const int64_t bytes = weightcast_row_bytes(type, n);
+      for (int64_t shift : {0, 1}) {  // malloc aligns, so 1 is no alignment at all
+        Bytes src = allocate(shift + bytes, 0);
+        for (int64_t i = 0; i < bytes; ++i) {
+          src.get()[shift + i] = static_cast<uint8_t>(random_bits() & 0x37);  // finite as any type
+        }
+        Bytes dst = allocate(n * 4, 0xa5);
+        CHECK(weightcast_dequantize(type, src.get() + shift, n,
+                                    reinterpret_cast<float*>(dst.get())) == WEIGHTCAST_OK);
+        add_to_checksum(dst.get(), n * 4);
+        ++calls;
       }
-      Bytes dst = allocate(n * 4, 0xa5);
-      CHECK(weightcast_dequantize(type, src.get(), n, reinterpret_cast<float*>(dst.get())) ==
-            WEIGHTCAST_OK);
-      add_to_checksum(dst.get(), n * 4);
-      ++calls;
     }
   }
   float unused = 0;
