@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from math import prod
 from pathlib import Path
 
 import gguf
@@ -12,12 +13,38 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import DATA
 
+import weightcast
+from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.recipe import gguf_tensors
 from weightcast.formats import imatrix
 from weightcast.formats.imatrix import read_imatrix
 from weightcast.quant.errors import CheckpointError, FormatError
 
+IMATRICES = DATA / "imatrix"
 ONES = np.ones(1, np.float32)
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "tiny.dat"])
+def test_files_of_llama_imatrix(name: str, tmp_path: Path) -> None:
+    """Each format, as the tool writes it, weighs every matrix of its model."""
+    found = read_imatrix(IMATRICES / name)
+    spec = tiny_spec(emb_size=64, key_size=8, num_q_heads=8, vocab_size=512)
+    tensors = gguf_tensors(weightcast.open(write_checkpoint(tmp_path, spec, sparse=True)))
+    sizes = {
+        name: prod(shape[:-2]) * shape[-1]
+        for name, shape in tensors
+        if len(shape) > 1 and name != "token_embd.weight"
+    }
+    assert {name: values.size for name, values in found.entries.items()} == sizes
+    assert (found.datasets, found.chunks) == (("text.txt",), 2)
+
+
+def test_formats_of_llama_imatrix_agree() -> None:
+    new, old = read_imatrix(IMATRICES / "tiny.gguf"), read_imatrix(IMATRICES / "tiny.dat")
+    for name, values in new.entries.items():
+        np.testing.assert_allclose(values, old.entries[name], rtol=1e-6)
 
 
 def test_gguf_entries_are_means(tmp_path: Path) -> None:
