@@ -726,6 +726,54 @@ def test_a_reader_that_has_enough(tiny: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_recipes_and_overrides(run, tiny: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("base = 'Q8_0'\n[[rule]]\npattern = 'attn_'\ntype = 'F16'\n")
+    options = ("--recipe", recipe, "--tensor-type", "attn_v=BF16")
+    out = tmp_path / "tiny-mine.gguf"
+    done = run("convert", "--no-tokenizer", *options, tiny, out)
+    assert done.code == 0
+    assert "(BF16 2, F16 6, F32 11, Q8_0 7)" in done.out
+    assert f"stored as F16, as {recipe}: rule 1: 'attn_' asks: 6 tensors" in done.out
+    assert "stored as BF16, as --tensor-type attn_v=BF16 asks: 2 tensors" in done.out
+
+
+def test_pure(run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny-Q4_K_M.gguf"
+    done = run("convert", "--dry-run", "--no-tokenizer", "--pure", tiny, out)
+    assert "(F32 11, Q4_K 15)" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tensor-type", "atn_v=Q8_0"], "--tensor-type atn_v=Q8_0: no tensor has a name with"),
+        (["--tensor-type", "attn_v"], "--tensor-type attn_v: write it as REGEX=TYPE"),
+        (["--recipe", "absent.toml"], "absent.toml: no such file"),
+        (["--imatrix", "absent.dat"], "absent.dat: no such file"),
+    ],
+)
+def test_recipe_options_that_are_wrong_are_one_line(
+    run, tiny: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    done = run("convert", "--no-tokenizer", *options, tiny, tmp_path / "m-Q4_K_M.gguf")
+    assert done.code == 1
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert names(tmp_path) == []
+
+
+def test_a_recipe_that_needs_importance_is_refused(run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m-IQ2_XS.gguf"
+    done = run("convert", "--no-tokenizer", tiny, out)
+    assert done.code == 1
+    assert done.err.startswith(f"error: {out}: needs an importance matrix; give one with --imatrix")
+    assert names(tmp_path) == []
+    done = run("convert", "--dry-run", "--no-tokenizer", tiny, out)
+    assert done.code == 0
+    assert "note: needs an importance matrix (--imatrix FILE)" in done.out
+
+
 # GGUF files of any model.
 
 

@@ -8,6 +8,7 @@
 #include "q8_0.h"
 #include "quantize_fp4.h"
 #include "quantize_iq.h"
+#include "quantize_iq1.h"
 #include "quantize_iq4.h"
 #include "quantize_k.h"
 #include "quantize_simple.h"
@@ -50,6 +51,10 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
     case WEIGHTCAST_IQ2_S: return quantize_blocks<IQ2S>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_IQ3_XXS: return quantize_blocks<IQ3XXS>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_IQ3_S: return quantize_blocks<IQ3S>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ1_S:
+      if (importance == nullptr) return WEIGHTCAST_NEEDS_IMPORTANCE;
+      return quantize_blocks<IQ1S>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ1_M: return quantize_blocks<IQ1M>(s, importance, bytes, dst_stride, result);
     default: return WEIGHTCAST_BAD_TYPE;
   }
 }

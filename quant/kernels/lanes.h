@@ -44,10 +44,10 @@ WC_INLINE VM vec_lt(VI a, VI b) { return _mm512_cmplt_epi32_mask(WC_I(a), WC_I(b
 WC_INLINE VM vec_eq(VI a, VI b) { return _mm512_cmpeq_epi32_mask(WC_I(a), WC_I(b)); }
 WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm512_mask_blend_ps(m, b, a); }
 WC_INLINE VF vec_table(const float* p) {
-  return _mm512_maskz_broadcast_f32x8(kAll, _mm256_loadu_ps(p));
+  return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
 }
 WC_INLINE VF vec_lookup(VF table, VI i) {
-  return _mm512_maskz_permutexvar_ps(kAll, WC_I(i), table);
+  return _mm512_permutexvar_ps(WC_I(i), table);
 }
 WC_INLINE VI vec_select(VM m, VI a, VI b) {
   return (VI)_mm512_mask_blend_epi32(m, WC_I(b), WC_I(a));
