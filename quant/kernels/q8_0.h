@@ -34,7 +34,9 @@ inline void quantize_tile_q8_0(const Tile& tile, TileQ8_0& out) {
   alignas(64) float inverse[kWidth];
   for (int c = 0; c < kWidth; ++c) {
     const float d = amax[c] / 127.0f;
-    inverse[c] = d != 0.0f ? 1.0f / d : 0.0f;
+    // At 2^-128 and below 1 / d is infinite: ggml's codes are then the low byte of x86's answer to
+    // a float beyond int32, which is 0. (C++ leaves that conversion undefined.)
+    inverse[c] = d > 0x1p-128f ? 1.0f / d : 0.0f;
     out.d[c] = f32_to_f16(d);
   }
   for (int i = 0; i < kQ8Elements; ++i) {
