@@ -51,6 +51,16 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--spec", type=EXISTING, help="JSON file of hyperparameters (keys as in spec.json).")
 @click.option("--tokenizer", type=EXISTING, help="SentencePiece file (default: beside SRC).")
 @click.option("--no-tokenizer", is_flag=True, help="Write outputs without a tokenizer.")
+@click.option("--recipe", type=EXISTING, help="TOML file: base recipe, and rules for tensors.")
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    metavar="REGEX=TYPE",
+    multiple=True,
+    help="Type of the tensors whose GGUF name matches; the first match counts.",
+)
+@click.option("--pure", is_flag=True, help="All quantized tensors in the recipe's base type.")
+@click.option("--imatrix", type=EXISTING, help="llama.cpp's importance matrix (GGUF or .dat).")
 @click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
 @click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
@@ -63,6 +73,10 @@ def convert(
     spec: Path | None,
     tokenizer: Path | None,
     no_tokenizer: bool,
+    recipe: Path | None,
+    tensor_types: tuple[str, ...],
+    pure: bool,
+    imatrix: Path | None,
     split: str | None,
     jobs: int | None,
     dry_run: bool,
@@ -72,7 +86,7 @@ def convert(
     """Convert SRC to one or several outputs, in one read.
 
     SRC is a ckpt-0 directory (or its parent), a GGUF file or safetensors. The name of each OUT says
-    what it is: grok-1-Q8_0.gguf, grok-1-BF16.gguf, or a directory such as grok-1-bf16/.
+    what it is: grok-1-Q8_0.gguf, grok-1-Q4_K_M.gguf, or a directory such as grok-1-bf16/.
     """
     plan = conversion.prepare(
         source,
@@ -82,6 +96,10 @@ def convert(
         tokenizer=tokenizer,
         no_tokenizer=no_tokenizer,
         split=split,
+        recipe=recipe,
+        tensor_types=tensor_types,
+        pure=pure,
+        imatrix=imatrix,
     )
     if dry_run:
         workers = jobs or default_workers()

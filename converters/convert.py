@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weightcast.converters import execute
 from weightcast.converters.disk_space import check_free_space
+from weightcast.converters.outputs import Request
 from weightcast.converters.plan import Plan, make_plan
+from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.requests import RequestError, parse_output, parse_size
 from weightcast.converters.sources import open_graph, open_vocabulary
 from weightcast.converters.targets import check_targets
+from weightcast.formats.imatrix import read_imatrix
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.library import BlockCounts
 
@@ -68,18 +71,20 @@ def prepare(
     tokenizer: str | Path | None = None,
     no_tokenizer: bool = False,
     split: str | int | None = None,
+    recipe: str | Path | None = None,
+    tensor_types: Sequence[str] = (),
+    pure: bool = False,
+    imatrix: str | Path | None = None,
 ) -> Plan:
     """Plan a conversion without writing anything. Raises CheckpointError."""
-    if not outputs:
-        raise RequestError("no output is named")
-    if isinstance(types, str):
-        types = (types,)
-    if types and len(types) != len(outputs):
-        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
     if tokenizer is not None and no_tokenizer:
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
-    named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
-    requests = [parse_output(path, name) for path, name in named]
+    requests = _requests(outputs, types, recipe, tensor_types, pure=pure)
+    gguf_only = {"recipe": recipe, "tensor_types": tensor_types, "pure": pure, "imatrix": imatrix}
+    if all(request.kind != "gguf" for request in requests) and any(gguf_only.values()):
+        given = ", ".join(name for name, value in gguf_only.items() if value)
+        raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
+    importance = None if imatrix is None else read_imatrix(imatrix)
     split_bytes = 0 if split is None else parse_size(str(split))
     graph = open_graph(source, spec)
     vocabulary = None if no_tokenizer else open_vocabulary(source, tokenizer)
@@ -94,9 +99,38 @@ def prepare(
         vocabulary = vocabulary.padded(size)
         if pieces < size:
             notes.append(f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}")
-    plan = make_plan(graph, requests, vocabulary, split_bytes, notes)
+    plan = make_plan(graph, requests, vocabulary, split_bytes, notes, importance)
     check_targets(plan)
     return plan
+
+
+def _requests(
+    outputs: Sequence[str | Path],
+    types: Sequence[str],
+    recipe: str | Path | None,
+    tensor_types: Sequence[str],
+    *,
+    pure: bool,
+) -> list[Request]:
+    """What is asked for; types by hand come before those of the recipe file."""
+    if not outputs:
+        raise RequestError("no output is named")
+    if isinstance(types, str):
+        types = (types,)
+    if isinstance(tensor_types, str):
+        tensor_types = (tensor_types,)
+    if types and len(types) != len(outputs):
+        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
+    file = None if recipe is None else read_recipe_file(Path(recipe))
+    overrides = tuple(parse_tensor_type(text) for text in tensor_types)
+    if file is not None:
+        overrides += file.overrides
+    named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
+    requests = [parse_output(path, name, file) for path, name in named]
+    return [
+        replace(request, overrides=overrides, pure=pure) if request.kind == "gguf" else request
+        for request in requests
+    ]
 
 
 def convert(
@@ -107,15 +141,24 @@ def convert(
     tokenizer: str | Path | None = None,
     no_tokenizer: bool = False,
     split: str | int | None = None,
+    recipe: str | Path | None = None,
+    tensor_types: Sequence[str] = (),
+    pure: bool = False,
+    imatrix: str | Path | None = None,
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
-    The name of an output says what it is: NAME-Q8_0.gguf, NAME-BF16.gguf, or a directory
+    The name of an output says what it is: NAME-Q8_0.gguf, NAME-Q4_K_M.gguf, or a directory
     NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"), `jobs` is the number of workers. Raises CheckpointError;
-    what is left behind then, `execute.run` says.
+    file (bytes, or text such as "48G"), `jobs` is the number of workers.
+
+    For GGUF outputs: `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that
+    come before them, `pure` gives all other quantized tensors the recipe's base type, `imatrix` is
+    an importance matrix in llama.cpp's format.
+
+    Raises CheckpointError; what is left behind then, `execute.run` says.
     """
     plan = prepare(
         source,
@@ -125,6 +168,10 @@ def convert(
         tokenizer=tokenizer,
         no_tokenizer=no_tokenizer,
         split=split,
+        recipe=recipe,
+        tensor_types=tensor_types,
+        pure=pure,
+        imatrix=imatrix,
     )
     return run(plan, jobs, on_progress)
 
@@ -137,6 +184,8 @@ def run(
     """Carry out a plan."""
     if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
         raise RequestError(f"{jobs} jobs; 1 to {execute.MAX_WORKERS} are possible")
+    for output in plan.outputs:
+        output.weighing.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
     counts = execute.run(plan, jobs or execute.default_workers(), on_progress)

@@ -123,7 +123,8 @@ def output_lines(output: Output) -> Iterator[str]:
     listed = ", ".join(f"{name} {n:,}" for name, n in sorted(types.items()))
     yield f"{output.request.path}: {bytes_text(output.size)}"
     yield (
-        f"  tensor data {output.data_bytes:,} bytes = {output.data_bytes / 2**20:,.2f} MiB; "
+        f"  tensor data {output.data_bytes:,} bytes = {output.data_bytes / 2**20:,.2f} MiB, "
+        f"{output.bits_per_weight:.2f} bits per weight; "
         f"{count(len(output.tensors), 'tensor')} ({listed}) in {count(len(output.files), 'file')}"
     )
     if len(output.files) > 1:

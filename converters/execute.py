@@ -206,7 +206,9 @@ class _Run:
             # One row can be longer than a piece.
             target = buffer if nbytes <= len(buffer) else bytearray(nbytes)
             rows = np.frombuffer(target, np.uint8, nbytes)
-            counts = quantize_matrix(slab.matrix(row0, row1), quant_type, rows)
+            counts = quantize_matrix(
+                slab.matrix(row0, row1), quant_type, rows, destination.importance
+            )
             self._files.write(destination, rows.data, offset)
             return counts
         except SourceValueError as error:

@@ -22,14 +22,11 @@ from weightcast.converters.grok1_spec import (
 )
 from weightcast.formats.gguf import new_writer
 from weightcast.formats.tokenizer import Vocabulary, add_to_gguf
-from weightcast.quant.types import QuantType
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 ARCHITECTURE: Final = "grok"
-# enum llama_ftype: "mostly" of one type.
-_FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 
 # hyperparameter -> metadata key, and llama.cpp's default where it has one.
 _KEYS: Final[dict[str, tuple[str, Number | None]]] = {
@@ -58,10 +55,13 @@ _OPTIONAL_KEYS: Final = {
 def metadata_writer(
     graph: TensorGraph[Grok1Spec],
     vocabulary: Vocabulary | None,
-    base_type: QuantType,
+    file_type: int,
     split_bytes: int,
 ) -> GGUFWriter:
-    """Collect all metadata of a Grok-1 GGUF file; without a vocabulary it says "no_vocab"."""
+    """Collect all metadata of a Grok-1 GGUF file; without a vocabulary it says "no_vocab".
+
+    `file_type` is llama.cpp's number for what the file is mostly.
+    """
     from gguf import GGML_QUANT_VERSION
 
     spec = graph.spec
@@ -82,7 +82,7 @@ def metadata_writer(
     writer.add_expert_used_count(spec.num_selected_experts)
     writer.add_key_length(spec.key_size)
     writer.add_value_length(spec.key_size)
-    writer.add_file_type(_FILE_TYPES[base_type.name])
+    writer.add_file_type(file_type)
     writer.add_float32("grok.attn_logit_softcapping", spec.attn_logit_cap)
     # The reference does not cap router logits; llama.cpp stores the key without using it.
     writer.add_float32("grok.router_logit_softcapping", 0.0)

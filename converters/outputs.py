@@ -8,25 +8,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from weightcast.converters import grok1_gguf, grok1_hf
 from weightcast.converters.graph import Tensor, TensorGraph, quantized, take
-from weightcast.converters.grok1 import EMBEDDING, Place, places
+from weightcast.converters.grok1 import EMBEDDING, Place
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.recipe import Choice, choose
+from weightcast.converters.importance import Weighing, add_to_gguf, weigh
+from weightcast.converters.recipe import choose, gguf_tensors
+from weightcast.converters.recipes import Decision, Override, Recipe
 from weightcast.formats import gguf, safetensors
+from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer import Vocabulary
-from weightcast.quant.types import TYPES, QuantType
+from weightcast.quant.types import FLOAT_TYPES, TYPES, QuantType
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One output asked for: where, "gguf" or "safetensors", in which type."""
+    """One output asked for: where, "gguf" or "safetensors", by which recipe."""
 
     path: Path
     kind: str
-    type: QuantType
+    recipe: Recipe
+    overrides: tuple[Override, ...] = ()
+    pure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +48,16 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of an output and its place: index of the file, byte offset in it."""
+    """A tensor of an output and its place: index of the file, byte offset in it.
+
+    `importance`, float32 [matrices, in], weighs the errors of its columns.
+    """
 
     tensor: Tensor
     type: QuantType
     file: int
     offset: int
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +74,7 @@ class Output:
     tensors: tuple[PlannedTensor, ...]
     companions: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    weighing: Weighing = field(default_factory=Weighing)
 
     @property
     def size(self) -> int:
@@ -73,16 +86,23 @@ class Output:
         """Bytes of tensor data alone, without headers and padding."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each weight that is stored."""
+        return 8 * self.data_bytes / sum(planned.tensor.size for planned in self.tensors)
+
     def describe(self) -> dict[str, Any]:
         return {
             "path": str(self.request.path),
             "kind": self.request.kind,
-            "type": self.request.type.name,
+            "type": self.request.recipe.name,
             "bytes": self.size,
             "tensor_bytes": self.data_bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
             "tensors": len(self.tensors),
             "types": dict(sorted(Counter(t.type.name for t in self.tensors).items())),
             "files": [{"name": file.path.name, "bytes": file.size} for file in self.files],
+            "importance": self.weighing.describe(),
             "notes": list(self.notes),
         }
 
@@ -92,10 +112,13 @@ def lay_out(
     request: Request,
     vocabulary: Vocabulary | None,
     split_bytes: int,
+    imatrix: ImportanceMatrix | None = None,
 ) -> Output:
     """Lay out one output; `split_bytes` limits the tensor data of a file (0: GGUF in one file)."""
-    kind = _gguf_output if request.kind == "gguf" else _safetensors_output
-    output = kind(graph, request, vocabulary, split_bytes)
+    if request.kind == "gguf":
+        output = _gguf_output(graph, request, vocabulary, split_bytes, imatrix)
+    else:
+        output = _safetensors_output(graph, request, vocabulary, split_bytes)
     larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
     if larger:
         note = f"tensors larger than --split have a file of their own: {len(larger)}"
@@ -103,19 +126,26 @@ def lay_out(
     return output
 
 
-def _choices(
-    graph: TensorGraph[Grok1Spec], base: QuantType
-) -> tuple[list[tuple[Place, Choice]], tuple[str, ...]]:
-    chosen = [(p, choose(p, graph[p.name], base)) for p in places(graph.spec.num_layers)]
-    fallbacks: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for place, choice in chosen:
-        if choice.reason:
-            fallbacks[choice.type.name, choice.reason].append(place.name)
-    notes = tuple(
-        f"stored as {name}, because {reason}: {len(names)} tensors, for example {names[0]}"
-        for (name, reason), names in fallbacks.items()
+Chosen = list[tuple[Place, Decision]]
+
+
+def _choice_notes(chosen: Chosen) -> tuple[str, ...]:
+    """What became another type than the recipe's, and why."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for place, decision in chosen:
+        name = _type(decision).name
+        if decision.override:
+            found[f"stored as {name}, as {decision.override} asks"].append(place.name)
+        elif decision.fallback:
+            found[f"stored as {name}, because {decision.fallback}"].append(place.name)
+    return tuple(
+        f"{what}: {len(names)} tensors, for example {names[0]}" for what, names in found.items()
     )
-    return chosen, notes
+
+
+def _type(decision: Decision) -> QuantType:
+    assert decision.type is not None
+    return decision.type
 
 
 def _gguf_output(
@@ -123,12 +153,25 @@ def _gguf_output(
     request: Request,
     vocabulary: Vocabulary | None,
     split_bytes: int,
+    imatrix: ImportanceMatrix | None,
 ) -> Output:
-    chosen, notes = _choices(graph, request.type)
-    entries = [gguf.Entry(p.gguf, c.type, graph[p.name].shape) for p, c in chosen]
+    recipe = request.recipe
+    if recipe.base in FLOAT_TYPES:
+        imatrix = None  # nothing to weigh
+    chosen = choose(
+        graph,
+        recipe,
+        request.overrides,
+        pure=request.pure,
+        has_importance=imatrix is not None,
+    )
+    weighing = weigh(imatrix, gguf_tensors(graph), [decision for _, decision in chosen])
+    entries = [gguf.Entry(p.gguf, _type(d), graph[p.name].shape) for p, d in chosen]
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do
-    writer = grok1_gguf.metadata_writer(graph, vocabulary, request.type, split_bytes)
+    writer = grok1_gguf.metadata_writer(graph, vocabulary, recipe.file_type, split_bytes)
+    if imatrix is not None:
+        add_to_gguf(writer, imatrix)
     layouts = gguf.lay_out(writer, entries)
     stem = request.path.name.removesuffix(".gguf")
     names = [request.path.name]
@@ -144,16 +187,22 @@ def _gguf_output(
         for name, offset in layout.offsets.items()
     }
     tensors = tuple(
-        PlannedTensor(quantized(p.gguf, graph[p.name], c.type.name), c.type, *found[p.gguf])
-        for p, c in chosen
+        PlannedTensor(
+            quantized(place.gguf, graph[place.name], _type(decision).name),
+            _type(decision),
+            *found[place.gguf],
+            weighing.rows.get(place.gguf),
+        )
+        for place, decision in chosen
     )
+    notes = (*_choice_notes(chosen), *weighing.notes())
     spec = graph.spec
     if spec.num_q_heads * spec.key_size != spec.emb_size:
         notes += (
             f"llama.cpp cannot run this model: its heads make {spec.num_q_heads * spec.key_size} "
             f"values, not emb_size {spec.emb_size}",
         )
-    return Output(request, files, tensors, {}, notes)
+    return Output(request, files, tensors, {}, notes, weighing)
 
 
 def _safetensors_output(
@@ -162,7 +211,8 @@ def _safetensors_output(
     vocabulary: Vocabulary | None,
     split_bytes: int,
 ) -> Output:
-    chosen, notes = _choices(graph, request.type)
+    chosen = choose(graph, request.recipe)
+    notes = _choice_notes(chosen)
     shards = _shards(_hugging_face_tensors(graph, chosen), split_bytes or DEFAULT_SHARD_BYTES)
     files, tensors, weight_map = [], [], {}
     for n, shard in enumerate(shards):
@@ -174,7 +224,7 @@ def _safetensors_output(
             weight_map[tensor.name] = name
             offset = layout.offsets[tensor.name]
             tensors.append(PlannedTensor(tensor, TYPES[tensor.dtype], n, offset))
-    companions = grok1_hf.companion_files(graph.spec, request.type.name, vocabulary)
+    companions = grok1_hf.companion_files(graph.spec, request.recipe.name, vocabulary)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
@@ -188,16 +238,14 @@ def _safetensors_output(
     return Output(request, tuple(files), tuple(tensors), companions, notes)
 
 
-def _hugging_face_tensors(
-    graph: TensorGraph[Grok1Spec], chosen: list[tuple[Place, Choice]]
-) -> Iterator[Tensor]:
+def _hugging_face_tensors(graph: TensorGraph[Grok1Spec], chosen: Chosen) -> Iterator[Tensor]:
     """The tensors of a directory, layers in order: one for each expert, the tied head twice.
 
     model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
     which no other tensor follows.
     """
-    for place, choice in chosen:
-        tensor, type_name = graph[place.name], choice.type.name
+    for place, decision in chosen:
+        tensor, type_name = graph[place.name], _type(decision).name
         if place.role.is_experts:
             for n in range(tensor.shape[0]):
                 yield quantized(place.hugging_face(n), take(tensor, n), type_name)

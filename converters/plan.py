@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.converters.graph import TensorGraph, View, matrices
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.outputs import Output, Request, lay_out
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
+from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import QuantType
 
@@ -24,7 +28,10 @@ SLAB_BYTES: Final = 192 << 20
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the rows of one matrix go: output, file, byte offset of its first row."""
+    """Where the rows of one matrix go: output, file, byte offset of its first row.
+
+    `importance`, float32 [in], is what weighs the columns.
+    """
 
     output: int
     file: int
@@ -32,6 +39,7 @@ class Destination:
     type: QuantType
     tensor: str
     expert: int | None
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ def make_plan(
     vocabulary: Vocabulary | None,
     split_bytes: int = 0,
     notes: Sequence[str] = (),
+    imatrix: ImportanceMatrix | None = None,
 ) -> Plan:
     """Lay out all outputs and cut the work into items in the order of the source files.
 
@@ -84,7 +93,7 @@ def make_plan(
     """
     outputs = []
     for request in requests:
-        output = lay_out(graph, request, vocabulary, split_bytes)
+        output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
         outputs.append(replace(output, notes=(*notes, *output.notes)))
     by_view: dict[View, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
@@ -93,8 +102,9 @@ def make_plan(
             name, has_experts = planned.tensor.name, len(planned.tensor.shape) > 2
             for n, view in enumerate(matrices(planned.tensor)):
                 expert = n if has_experts else None
+                weights = None if planned.importance is None else planned.importance[n]
                 by_view[view].append(
-                    Destination(number, planned.file, offset, planned.type, name, expert)
+                    Destination(number, planned.file, offset, planned.type, name, expert, weights)
                 )
                 offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []

@@ -1,38 +1,66 @@
-"""Which type each tensor gets, given the type that the output is named after."""
+"""Which type each tensor of a Grok-1 gets, given the recipe that an output is named after."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Final
 
-from weightcast.converters.graph import Tensor, matrices
-from weightcast.converters.grok1 import Place
-from weightcast.quant.types import F16, F32, Q8_0, QuantType
+from weightcast.converters.graph import Tensor, TensorGraph, matrices
+from weightcast.converters.grok1 import Place, places
+from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.recipe_table import ModelFacts
+from weightcast.converters.recipes import RECIPES, Decision, Override, Recipe, decide
+from weightcast.quant.types import F32, Q8_0
+
+ARCHITECTURE: Final = "grok"
+
+Named = list[tuple[str, tuple[int, ...]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A type, and why it is another one than the output's, if that needs saying."""
-
-    type: QuantType
-    reason: str | None = None
+def gguf_tensors(graph: TensorGraph[Grok1Spec]) -> Named:
+    """GGUF names and shapes in the order of `places`."""
+    return [(place.gguf, graph[place.name].shape) for place in places(graph.spec.num_layers)]
 
 
-def choose(place: Place, tensor: Tensor, base: QuantType) -> Choice:
-    """Choose a tensor's type: norms and the router stay F32, the rest gets `base` if it fits.
+def choose(
+    graph: TensorGraph[Grok1Spec],
+    recipe: Recipe,
+    overrides: tuple[Override, ...] = (),
+    *,
+    pure: bool = False,
+    has_importance: bool = False,
+) -> list[tuple[Place, Decision]]:
+    """Choose every tensor's type as llama-quantize does; norms and the router stay F32.
 
-    Rows that do not fill blocks become F16, as in llama-quantize. An int8 tensor without an exact
-    Q8_0 form, because its rows do not fill blocks or its scale groups end inside them, stays exact
-    as F32; no tensor of the release is like that.
+    In a Q8_0 output int8 tensors without an exact Q8_0 form, because their rows do not fill blocks
+    or their scale groups end inside them, stay exact as F32; no tensor of the release is like that.
     """
-    if place.role.stays_float32 or len(tensor.shape) < 2:
-        return Choice(F32)
-    n_in = tensor.shape[-1]
+    spec = graph.spec
+    facts = ModelFacts(
+        ARCHITECTURE,
+        spec.num_layers,
+        n_expert=spec.num_experts,
+        groups=spec.num_q_heads // spec.num_kv_heads,
+        has_importance=has_importance,
+    )
+    decisions = decide(recipe, gguf_tensors(graph), facts, overrides, pure=pure)
+    chosen = []
+    for place, decision in zip(places(spec.num_layers), decisions, strict=True):
+        if decision.type is None:
+            decision = replace(decision, type=F32)
+        elif recipe == RECIPES["Q8_0"] and decision.override is None:
+            decision = _exact(graph[place.name], decision)
+        chosen.append((place, decision))
+    return chosen
+
+
+def _exact(tensor: Tensor, decision: Decision) -> Decision:
     scales = matrices(tensor)[0].scales
-    if not base.fits(n_in):
-        exact_or_not = F16 if scales is None else F32
-        return Choice(exact_or_not, f"rows of {n_in} do not fill {base.name} blocks")
-    if base == Q8_0 and scales is not None:
-        group = n_in // scales.shape[1]
-        if group % base.block_elements:
-            return Choice(F32, f"scale groups of {group} rows end inside {base.name} blocks")
-    return Choice(base)
+    if scales is None:
+        return decision
+    if decision.fallback:
+        return replace(decision, type=F32)
+    group = tensor.shape[-1] // scales.shape[1]
+    if group % Q8_0.block_elements:
+        return Decision(F32, f"scale groups of {group} rows end inside {Q8_0.name} blocks")
+    return decision

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.converters.outputs import Request
+from weightcast.converters.recipe_files import RecipeFile
+from weightcast.converters.recipes import ALIASES, RECIPES, recipe_named
 from weightcast.quant.errors import CheckpointError
-from weightcast.quant.types import BF16, F16, F32, TYPES, QuantType
 
-DIRECTORY_TYPES: Final = (F32, F16, BF16)
+DIRECTORY_TYPES: Final = ("BF16", "F16", "F32")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _LOOKS_LIKE_A_TYPE = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
 
@@ -33,9 +34,12 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def parse_output(path: str | Path, type_name: str | None) -> Request:
+def parse_output(
+    path: str | Path, type_name: str | None, recipe_file: RecipeFile | None = None
+) -> Request:
     """Tell from its name what an output is: NAME-TYPE.gguf, or a directory NAME-TYPE.
 
+    With a recipe file the name of a GGUF output need not say so, but must not say another thing.
     Raises RequestError if the name does not say so and no type is given, or the type is not one
     that such an output can have.
     """
@@ -47,19 +51,26 @@ def parse_output(path: str | Path, type_name: str | None) -> Request:
         raise RequestError(
             f"{text}: safetensors are written as a directory; name it like grok-1-bf16"
         )
-    known = tuple(TYPES.values()) if kind == "gguf" else DIRECTORY_TYPES
-    names = ", ".join(sorted(t.name for t in known))
-    example = "grok-1-Q8_0.gguf" if kind == "gguf" else "grok-1-bf16/"
+    names = DIRECTORY_TYPES if kind == "safetensors" else sorted((*RECIPES, *ALIASES))
+    known = ", ".join(names)
     last = re.split(r"[-.]", Path(text).name.removesuffix(".gguf"))[-1]
-    found: QuantType | None = TYPES.get((type_name or last).upper())
+    found = recipe_named(type_name or last)
     if found is None and type_name is None and not _LOOKS_LIKE_A_TYPE.fullmatch(last):
+        if kind == "gguf" and recipe_file is not None:
+            return Request(_plain_path(text), kind, recipe_file.base)
+        example = "grok-1-Q8_0.gguf" if kind == "gguf" else "grok-1-bf16/"
         raise RequestError(
-            f"{text}: the name does not end in a type ({names}), as in {example}; "
+            f"{text}: the name does not end in a type ({known}), as in {example}; "
             "rename it or pass --type"
         )
-    if found not in known:
+    if found is None or (kind == "safetensors" and found.name not in DIRECTORY_TYPES):
         what = "a GGUF file" if kind == "gguf" else "a safetensors directory"
-        raise RequestError(f"{text}: {type_name or last} is not a type of {what}; known: {names}")
+        raise RequestError(f"{text}: {type_name or last} is not a type of {what}; known: {known}")
+    if kind == "gguf" and recipe_file is not None and found != recipe_file.base:
+        raise RequestError(
+            f"{text}: asks for {found.name}, but the base in {recipe_file.path} is "
+            f"{recipe_file.base.name}; rename the output or convert twice"
+        )
     return Request(_plain_path(text), kind, found)
 
 

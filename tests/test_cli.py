@@ -103,8 +103,8 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["model.gguf"], "the name does not end in a type (BF16, F16, F32, Q8_0)"),
-        (["model-Q9_9.gguf"], "Q9_9 is not a type of a GGUF file; known: BF16, F16, F32, Q8_0"),
+        (["model.gguf"], "the name does not end in a type (BF16, F16, F32, IQ1_M"),
+        (["model-Q9_9.gguf"], "Q9_9 is not a type of a GGUF file; known: BF16, F16, F32, IQ1_M"),
         (["model-q8.0k.gguf"], "the name does not end in a type"),
         (["model-int8"], "int8 is not a type of a safetensors directory; known: BF16, F16, F32"),
         (["model"], "the name does not end in a type (BF16, F16, F32)"),

@@ -1,0 +1,144 @@
+"""Importance matrices meet recipes: which tensor is weighed by what, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.recipes import Decision, category
+from weightcast.formats.imatrix import ImportanceMatrix
+from weightcast.quant.errors import LayoutError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+# What llama-quantize's fixed buffer holds.
+_MAX_TEXT_BYTES: Final = 127
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """Importance by GGUF name, float32 [matrices, in], and what to say about it.
+
+    `missing` are quantized without, though their type could use it; `unused` are experts without
+    data, whose columns count the same; `refused` (with their types) must not be made without.
+    """
+
+    matrix: ImportanceMatrix | None = None
+    rows: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any] | None:
+        """What was used, as JSON values."""
+        if self.matrix is None:
+            return None
+        return {
+            "file": str(self.matrix.path),
+            "entries": len(self.matrix.entries),
+            "missing": list(self.missing),
+            "unused_experts": {name: list(found) for name, found in self.unused.items()},
+        }
+
+    def notes(self) -> Iterator[str]:
+        """What the user should know."""
+        if self.refused:
+            yield f"needs an importance matrix (--imatrix FILE), {self.why_refused()}"
+        if self.matrix is not None and self.missing:
+            yield (
+                f"{self.matrix.path} has no entry for {len(self.missing)} quantized tensors, made "
+                f"without: {_some(self.missing)}"
+            )
+        if self.unused:
+            experts = sum(map(len, self.unused.values()))
+            examples = [f"{name} {list(found)}" for name, found in self.unused.items()]
+            yield (
+                f"{experts} experts have no data in {len(self.unused)} entries of the importance "
+                f"matrix, their columns count the same: {_some(examples)}"
+            )
+
+    def why_refused(self) -> str:
+        """Why nothing can be written."""
+        which = "without one" if self.matrix is None else f"and {self.matrix.path} lacks entries"
+        return f"{which} these would be garbage: {_some(self.refused)}"
+
+    def check(self, output: object) -> None:
+        """Raise LayoutError if something must not be made without importance, and has none."""
+        if self.refused:
+            problem = "needs an importance matrix; give one with --imatrix FILE:"
+            raise LayoutError(f"{output}: {problem} {self.why_refused()}")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def weigh(
+    matrix: ImportanceMatrix | None,
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    decisions: Sequence[Decision],
+) -> Weighing:
+    """Find the importance of every tensor whose type can use it, as llama-quantize does.
+
+    Raises LayoutError for an entry of another size than its tensor, and for a matrix that has
+    nothing to do with the model.
+    """
+    if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
+        raise LayoutError(
+            f"{matrix.path}: belongs to another model: none of its {len(matrix.entries)} entries "
+            f"is named like a tensor of this one (its first is {min(matrix.entries)})"
+        )
+    rows, missing, unused, refused = {}, [], {}, []
+    for (name, shape), decision in zip(tensors, decisions, strict=True):
+        if decision.type is None or decision.type.importance == "ignored":
+            continue
+        found = None if matrix is None else _rows(matrix, name, shape)
+        if found is not None:
+            assert matrix is not None
+            rows[name] = found
+            if name in matrix.unused:
+                unused[name] = matrix.unused[name]
+            continue
+        if decision.needs_importance:
+            refused.append(f"{name} as {decision.type.name}")
+        else:
+            missing.append(name)
+    return Weighing(matrix, rows, tuple(missing), unused, tuple(refused))
+
+
+def _rows(
+    matrix: ImportanceMatrix, name: str, shape: tuple[int, ...]
+) -> NDArray[np.float32] | None:
+    values = matrix.entries.get(name)
+    if values is None:
+        return None
+    matrices, n_in = prod(shape[:-2]), shape[-1]
+    if values.size == matrices * n_in:
+        return values.reshape(matrices, n_in)
+    if category(name) == "token_embd":
+        return None  # llama.cpp looks rows up in it, so what is recorded is something else
+    raise LayoutError(
+        f"{matrix.path}: {name}: {values.size} values for {matrices} x {n_in} columns; the "
+        "importance matrix belongs to another model"
+    )
+
+
+def add_to_gguf(writer: GGUFWriter, matrix: ImportanceMatrix) -> None:
+    """Write the metadata that llama-quantize leaves: where the importance came from."""
+    writer.add_string("quantize.imatrix.file", _cut(str(matrix.path)))
+    if matrix.datasets:
+        writer.add_string("quantize.imatrix.dataset", _cut(matrix.datasets[0]))
+    writer.add_uint32("quantize.imatrix.entries_count", len(matrix.entries))
+    if matrix.chunks:
+        writer.add_uint32("quantize.imatrix.chunks_count", matrix.chunks)
+
+
+def _cut(text: str) -> str:
+    return text.encode(errors="replace")[:_MAX_TEXT_BYTES].decode(errors="ignore")

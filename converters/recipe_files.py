@@ -1,0 +1,107 @@
+"""Recipes of one's own: a TOML file of ordered rules, and REGEX=TYPE on the command line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from weightcast.converters.recipes import RECIPES, Override, Recipe, recipe_named
+from weightcast.formats.small_files import read_small, shown
+from weightcast.quant.errors import FormatError
+from weightcast.quant.types import TYPES, QuantType
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_RECIPE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """What a recipe file says: the recipe it starts from and its rules in order."""
+
+    path: Path
+    base: Recipe
+    overrides: tuple[Override, ...]
+
+
+def read_recipe_file(path: Path) -> RecipeFile:
+    """Read `base` and [[rule]] tables of `pattern` and `type`. Raises FormatError.
+
+    The first rule whose pattern is found in a tensor's GGUF name gives its type.
+    """
+    try:
+        values = tomllib.loads(read_small(path, MAX_RECIPE_BYTES).decode())
+    except (ValueError, RecursionError) as problem:  # bad UTF-8 is a ValueError too
+        raise FormatError(path, None, f"not valid TOML: {shown(str(problem))}") from None
+    _check_keys(path, "", values, required=("base",), optional=("rule",))
+    base = recipe_named(values["base"]) if isinstance(values["base"], str) else None
+    if base is None:
+        known = ", ".join(sorted(RECIPES))
+        raise FormatError(path, None, f"base is {shown(values['base'])}; known: {known}")
+    rules = values.get("rule", [])
+    if not isinstance(rules, list):
+        raise FormatError(path, None, "rules are written as [[rule]] tables")
+    overrides = tuple(_rule(path, number, rule) for number, rule in enumerate(rules, 1))
+    return RecipeFile(path, base, overrides)
+
+
+def _rule(path: Path, number: int, rule: Any) -> Override:
+    place = f"rule {number}: "
+    if not isinstance(rule, dict):
+        raise FormatError(path, None, f"{place}not a table")
+    _check_keys(path, place, rule, required=("pattern", "type"))
+    return parse_override(path, place, rule["pattern"], rule["type"])
+
+
+def _check_keys(
+    path: Path,
+    place: str,
+    values: dict[str, Any],
+    *,
+    required: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+) -> None:
+    for key in values:
+        if key not in required + optional:
+            known = ", ".join(required + optional)
+            raise FormatError(path, None, f"{place}unknown key {shown(key)}; known: {known}")
+    for key in required:
+        if key not in values:
+            raise FormatError(path, None, f"{place}{key} is missing")
+
+
+def parse_override(source: object, place: str, pattern: object, type_name: object) -> Override:
+    """Check one rule. Raises FormatError that names its source and place."""
+    if not isinstance(pattern, str) or not pattern:
+        raise FormatError(source, None, f"{place}pattern {shown(pattern)} is not a regex")
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as problem:
+        problem_text = f"{place}pattern {shown(pattern)} is not a regex: {problem}"
+        raise FormatError(source, None, problem_text) from None
+    quant_type = _type_named(type_name)
+    if quant_type is None:
+        known = ", ".join(sorted(TYPES))
+        problem_text = f"{place}unknown type {shown(type_name)}; known: {known}"
+        raise FormatError(source, None, problem_text)
+    origin = f"{source}: {place}{shown(pattern)}" if place else str(source)
+    return Override(compiled, quant_type, origin.rstrip(": "))
+
+
+def _type_named(name: object) -> QuantType | None:
+    return TYPES.get(name.upper()) if isinstance(name, str) else None
+
+
+def parse_tensor_type(text: str) -> Override:
+    """Read REGEX=TYPE, the form of --tensor-type. Raises FormatError."""
+    pattern, separator, type_name = text.rpartition("=")
+    source = f"--tensor-type {shown(text)[1:-1]}"
+    if not separator:
+        raise FormatError(source, None, "write it as REGEX=TYPE, such as attn_v=Q8_0")
+    return parse_override(source, "", pattern, type_name)

@@ -1,0 +1,302 @@
+"""Recipes: which type each tensor of a model gets, decided from names and shapes alone.
+
+A recipe is what llama-quantize calls a type (Q4_K_M, IQ3_XS, ...): a base type, and rules that
+give some tensors another one. `decide` knows GGUF names and nothing of any model family.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from weightcast.converters.recipe_table import (
+    CATEGORIES,
+    FALLBACKS,
+    FINER_ATTN_V_OF_70B,
+    GLM_NOT_QUANTIZED,
+    GLM_Q8_0,
+    LOWEST_RECIPES,
+    NEED_IMPORTANCE,
+    NOT_QUANTIZED,
+    RULES,
+    Case,
+    ModelFacts,
+)
+from weightcast.quant.errors import LayoutError
+from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType
+
+_LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe: name, base type, the number of general.file_type; pure if no rules apply."""
+
+    name: str
+    base: QuantType
+    file_type: int
+    pure: bool = False
+
+
+def _recipe(name: str, base: str, file_type: int) -> Recipe:
+    return Recipe(name, TYPES[base], file_type)
+
+
+# Names and numbers: QUANT_OPTIONS in tools/quantize/quantize.cpp, enum llama_ftype in llama.h.
+_ALL: Final = (
+    _recipe("F32", "F32", 0),
+    _recipe("F16", "F16", 1),
+    _recipe("BF16", "BF16", 32),
+    _recipe("Q4_0", "Q4_0", 2),
+    _recipe("Q4_1", "Q4_1", 3),
+    _recipe("Q5_0", "Q5_0", 8),
+    _recipe("Q5_1", "Q5_1", 9),
+    _recipe("Q8_0", "Q8_0", 7),
+    _recipe("Q2_K", "Q2_K", 10),
+    _recipe("Q2_K_S", "Q2_K", 21),
+    _recipe("Q3_K_S", "Q3_K", 11),
+    _recipe("Q3_K_M", "Q3_K", 12),
+    _recipe("Q3_K_L", "Q3_K", 13),
+    _recipe("Q4_K_S", "Q4_K", 14),
+    _recipe("Q4_K_M", "Q4_K", 15),
+    _recipe("Q5_K_S", "Q5_K", 16),
+    _recipe("Q5_K_M", "Q5_K", 17),
+    _recipe("Q6_K", "Q6_K", 18),
+    _recipe("IQ1_S", "IQ1_S", 24),
+    _recipe("IQ1_M", "IQ1_M", 31),
+    _recipe("IQ2_XXS", "IQ2_XXS", 19),
+    _recipe("IQ2_XS", "IQ2_XS", 20),
+    _recipe("IQ2_S", "IQ2_XS", 28),
+    _recipe("IQ2_M", "IQ2_S", 29),
+    _recipe("IQ3_XXS", "IQ3_XXS", 23),
+    _recipe("IQ3_XS", "IQ3_S", 22),
+    _recipe("IQ3_S", "IQ3_S", 26),
+    _recipe("IQ3_M", "IQ3_S", 27),
+    _recipe("IQ4_NL", "IQ4_NL", 25),
+    _recipe("IQ4_XS", "IQ4_XS", 30),
+    _recipe("TQ1_0", "TQ1_0", 36),
+    _recipe("TQ2_0", "TQ2_0", 37),
+    _recipe("MXFP4_MOE", "MXFP4", 38),
+    _recipe("Q1_0", "Q1_0", 40),
+    _recipe("Q2_0", "Q2_0", 41),
+    # No names of llama-quantize: every quantized tensor in one type.
+    Recipe("MXFP4", TYPES["MXFP4"], 38, pure=True),
+    Recipe("NVFP4", TYPES["NVFP4"], 39, pure=True),
+)
+RECIPES: Final = {recipe.name: recipe for recipe in _ALL}
+ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+def recipe_named(name: str) -> Recipe | None:
+    """Look a recipe up by name or alias, in any case."""
+    name = name.upper()
+    return RECIPES.get(ALIASES.get(name, name))
+
+
+def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
+    """What the rules ask about a model, from GGUF metadata; what is absent counts as none.
+
+    Where heads differ from layer to layer the first counts, as in llama.cpp.
+    """
+    architecture = str(metadata.get("general.architecture", ""))
+
+    def number(key: str, default: int) -> int:
+        value = metadata.get(f"{architecture}.{key}", default)
+        if not isinstance(value, str) and isinstance(value, Sequence) and len(value):
+            value = value[0]
+        return value if type(value) is int else default
+
+    heads = number("attention.head_count", 0)
+    kv_heads = number("attention.head_count_kv", heads)
+    return ModelFacts(
+        architecture,
+        n_layer=number("block_count", 0),
+        n_expert=number("expert_count", 0),
+        groups=heads // kv_heads if kv_heads > 0 else 0,
+        has_importance=has_importance,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A type asked for by hand: for tensors in whose GGUF name the pattern is found.
+
+    Tensors that are not quantized otherwise (norms, routers) only follow a pattern that matches
+    their whole name. `origin` says in messages where it was asked for.
+    """
+
+    pattern: re.Pattern[str]
+    type: QuantType
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A tensor's type; None if it is not quantized, but stays as it is stored.
+
+    `fallback` says why the type is another one than was meant to be, `override` who asked for it,
+    `needs_importance` that it must not be made without an importance matrix.
+    """
+
+    type: QuantType | None
+    fallback: str | None = None
+    override: str | None = None
+    needs_importance: bool = False
+
+
+def decide(
+    recipe: Recipe,
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    facts: ModelFacts,
+    overrides: Sequence[Override] = (),
+    *,
+    pure: bool = False,
+) -> list[Decision]:
+    """Choose a type for each tensor, given as GGUF name and shape [..., out, in].
+
+    The first override that matches counts; `pure` leaves the recipe's rules out. Raises LayoutError
+    for an override that matches nothing or does not fit, and for rows that no known type fits.
+    """
+    return _Decider(recipe, tensors, facts, overrides, pure).decide()
+
+
+class _Decider:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tensors: Sequence[tuple[str, tuple[int, ...]]],
+        facts: ModelFacts,
+        overrides: Sequence[Override],
+        pure: bool,
+    ) -> None:
+        self._recipe = recipe
+        self._tensors = tensors
+        self._facts = facts
+        self._overrides = overrides
+        self._follows_rules = not (pure or recipe.pure or recipe.base in FLOAT_TYPES)
+        self._is_tied = all(name != "output.weight" for name, _ in tensors)
+        self._ranks: Counter[str] = Counter()
+        self._n_attn_v = sum(category(name) == "attn_v" for name, _ in tensors)
+        self._used: set[int] = set()
+
+    def decide(self) -> list[Decision]:
+        # llama.cpp counts layers in this order, wherever tensors lie in the file.
+        order = sorted(range(len(self._tensors)), key=lambda n: _sort_key(self._tensors[n][0]))
+        decisions = {n: self._decide(*self._tensors[n]) for n in order}
+        for number, override in enumerate(self._overrides):
+            if number not in self._used:
+                raise LayoutError(f"{override.origin}: {self._why_unused(override)}")
+        return [decisions[n] for n in range(len(self._tensors))]
+
+    def _why_unused(self, override: Override) -> str:
+        kept = [name for name, _ in self._tensors if override.pattern.search(name)]
+        if not kept:
+            return "no tensor has a name with this pattern"
+        return (
+            f"only found in tensors that are not quantized, such as {kept[0]}; match the whole "
+            "name to give them another type"
+        )
+
+    def _decide(self, name: str, shape: tuple[int, ...]) -> Decision:
+        allowed = is_quantized(name, shape, self._facts.architecture)
+        override = self._override(name, whole_name=not allowed)
+        if override is not None:
+            _check_fits(override, name, shape)
+            return self._decision(name, override.type, override=override.origin)
+        if not allowed:
+            return Decision(None)
+        wanted = self._by_rules(name, shape) if self._follows_rules else self._recipe.base
+        chosen = fallback(name, wanted, shape[-1])
+        if chosen == wanted:
+            return self._decision(name, wanted)
+        reason = f"rows of {shape[-1]} do not fill {wanted.name} blocks"
+        return self._decision(name, chosen, fallback=reason)
+
+    def _decision(
+        self,
+        name: str,
+        chosen: QuantType,
+        *,
+        fallback: str | None = None,
+        override: str | None = None,
+    ) -> Decision:
+        is_low = chosen in NEED_IMPORTANCE or (self._recipe.name == "Q2_K_S" and chosen == Q2_K)
+        forgiving = category(name) in ("output", "token_embd")
+        needed = chosen.importance == "required" or (is_low and not forgiving)
+        return Decision(chosen, fallback, override, needed)
+
+    def _override(self, name: str, *, whole_name: bool) -> Override | None:
+        found = None
+        for number, override in enumerate(self._overrides):
+            match = override.pattern.fullmatch if whole_name else override.pattern.search
+            if match(name):
+                self._used.add(number)
+                found = found or override
+        return found
+
+    def _by_rules(self, name: str, shape: tuple[int, ...]) -> QuantType:
+        facts, base, kind = self._facts, self._recipe.base, category(name)
+        if facts.architecture == "glm5-next" and GLM_Q8_0.search(name):
+            return Q8_0
+        if kind == "token_embd" and self._is_tied:
+            kind = "output"
+        rank = layer = self._ranks[kind]
+        self._ranks[kind] += 1
+        match = _LAYER.match(name)
+        if facts.n_expert > 1 and match and kind != "attn_v":
+            layer = int(match[1])
+        n_layer = self._n_attn_v if kind == "attn_v" else facts.n_layer
+        case = Case(facts, base, shape, rank, layer, n_layer)
+        found = (rule.type for rule in RULES[kind] if rule.applies(self._recipe.name, case))
+        chosen = next(found, base)
+        if kind == "attn_v" and facts.is_70b and self._recipe.name not in LOWEST_RECIPES:
+            chosen = FINER_ATTN_V_OF_70B.get(chosen, chosen)
+        return chosen
+
+
+def category(name: str) -> str:
+    """Sort a tensor into one of the table's categories by its GGUF name."""
+    return next(kind for pattern, kind in CATEGORIES if pattern.search(name))
+
+
+def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
+    """Whether llama-quantize changes a tensor's type at all."""
+    n_axes = len(shape)
+    while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
+        n_axes -= 1
+    if n_axes < 2 or not name.endswith("weight") or NOT_QUANTIZED.search(name):
+        return False
+    return architecture != "glm5-next" or not GLM_NOT_QUANTIZED.search(name)
+
+
+def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
+    """The type for rows that may not fill blocks of the one wanted. Raises LayoutError."""
+    if wanted.fits(n_in):
+        return wanted
+    if wanted not in FALLBACKS and wanted.block_elements > 32:
+        raise LayoutError(
+            f"{name}: rows of {n_in} do not fill {wanted.name} blocks of {wanted.block_elements}, "
+            "and no other type stands in for it; name one with --tensor-type"
+        )
+    smaller = FALLBACKS.get(wanted, wanted)
+    return smaller if smaller.fits(n_in) else F16
+
+
+def _check_fits(override: Override, name: str, shape: tuple[int, ...]) -> None:
+    if not override.type.fits(shape[-1]):
+        raise LayoutError(
+            f"{override.origin}: rows of {name} have {shape[-1]} values, which do not fill "
+            f"{override.type.name} blocks of {override.type.block_elements}"
+        )
+    if len(shape) < 2 and override.type not in FLOAT_TYPES:
+        raise LayoutError(
+            f"{override.origin}: {name} has one axis; such tensors can be F32, F16 or BF16"
+        )
+
+
+def _sort_key(name: str) -> tuple[int, str]:
+    match = _LAYER.match(name)
+    return (int(match[1]) if match else -1, name)
