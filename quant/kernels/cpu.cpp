@@ -6,8 +6,13 @@
 #include "driver.h"
 #include "floats.h"
 #include "q8_0.h"
+#include "quantize_fp4.h"
 #include "quantize_iq.h"
+#include "quantize_iq1.h"
+#include "quantize_iq4.h"
 #include "quantize_k.h"
+#include "quantize_simple.h"
+#include "quantize_ternary.h"
 
 namespace weightcast {
 namespace {
@@ -20,6 +25,18 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
     case WEIGHTCAST_F16: return quantize_floats<EmitF16>(s, bytes, dst_stride, result);
     case WEIGHTCAST_BF16: return quantize_floats<EmitBF16>(s, bytes, dst_stride, result);
     case WEIGHTCAST_Q8_0: return quantize_q8_0(s, bytes, dst_stride, result);
+    case WEIGHTCAST_Q4_0: return quantize_blocks<Q4_0>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q4_1: return quantize_blocks<Q4_1>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q5_0: return quantize_blocks<Q5_0>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q5_1: return quantize_blocks<Q5_1>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q1_0: return quantize_blocks<Q1_0>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_Q2_0: return quantize_blocks<Q2_0>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_TQ1_0: return quantize_blocks<TQ1_0>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_TQ2_0: return quantize_blocks<TQ2_0>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_MXFP4: return quantize_blocks<MXFP4>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_NVFP4: return quantize_blocks<NVFP4>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ4_NL: return quantize_blocks<IQ4_NL>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ4_XS: return quantize_blocks<IQ4_XS>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_Q2_K: return quantize_blocks<Q2K>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_Q3_K: return quantize_blocks<Q3K>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_Q4_K: return quantize_blocks<Q4K>(s, importance, bytes, dst_stride, result);
@@ -34,6 +51,10 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
     case WEIGHTCAST_IQ2_S: return quantize_blocks<IQ2S>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_IQ3_XXS: return quantize_blocks<IQ3XXS>(s, importance, bytes, dst_stride, result);
     case WEIGHTCAST_IQ3_S: return quantize_blocks<IQ3S>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ1_S:
+      if (importance == nullptr) return WEIGHTCAST_NEEDS_IMPORTANCE;
+      return quantize_blocks<IQ1S>(s, importance, bytes, dst_stride, result);
+    case WEIGHTCAST_IQ1_M: return quantize_blocks<IQ1M>(s, importance, bytes, dst_stride, result);
     default: return WEIGHTCAST_BAD_TYPE;
   }
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "dequantize_codebook.h"
+#include "dequantize_iq.h"
 #include "dequantize_k.h"
 #include "dequantize_simple.h"
 #include "weightcast.h"
@@ -61,6 +62,13 @@ constexpr Dequantizer kDequantizers[] = {
     dequantizer<BlockQ6_K>(WEIGHTCAST_Q6_K),
     dequantizer<BlockIQ4_NL>(WEIGHTCAST_IQ4_NL),
     dequantizer<BlockIQ4_XS>(WEIGHTCAST_IQ4_XS),
+    dequantizer<BlockIQ3_S>(WEIGHTCAST_IQ3_S),
+    dequantizer<BlockIQ3_XXS>(WEIGHTCAST_IQ3_XXS),
+    dequantizer<BlockIQ2_S>(WEIGHTCAST_IQ2_S),
+    dequantizer<BlockIQ2_XS>(WEIGHTCAST_IQ2_XS),
+    dequantizer<BlockIQ2_XXS>(WEIGHTCAST_IQ2_XXS),
+    dequantizer<BlockIQ1_M>(WEIGHTCAST_IQ1_M),
+    dequantizer<BlockIQ1_S>(WEIGHTCAST_IQ1_S),
 };
 
 inline int32_t dequantize(int32_t type, const void* src, int64_t n_elements, float* dst) {

@@ -35,12 +35,25 @@ WC_INLINE LevelValues level_values(const float (&values)[1 << bits]) {
 
 #ifdef WC_VECTOR
 
-#ifdef __AVX512BW__
-WC_INLINE VF vec_look_up(VF table, VI index) { return _mm512_permutexvar_ps(WC_I(index), table); }
-WC_INLINE VI vec_load_words(const uint16_t* p) {
-  return (VI)_mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+WC_INLINE float vec_least(__m256 a) {
+  __m128 least = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  least = _mm_min_ps(least, _mm_movehl_ps(least, least));
+  return _mm_cvtss_f32(_mm_min_ss(least, _mm_movehdup_ps(least)));
 }
-WC_INLINE float vec_least(VF a) { return _mm512_reduce_min_ps(a); }
+
+#ifdef __AVX512BW__
+// With a mask of all ones, as g++ 12 warns of an uninitialized value in the plain forms.
+WC_INLINE VF vec_look_up(VF table, VI index) {
+  return _mm512_maskz_permutexvar_ps(0xffff, WC_I(index), table);
+}
+WC_INLINE VI vec_load_words(const uint16_t* p) {
+  const __m256i words = _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+  return (VI)_mm512_maskz_cvtepu16_epi32(0xffff, words);
+}
+WC_INLINE float vec_least(VF a) {
+  const __m256 low = _mm512_maskz_extractf32x8_ps(0xff, a, 0);
+  return vec_least(_mm256_min_ps(low, _mm512_maskz_extractf32x8_ps(0xff, a, 1)));
+}
 WC_INLINE unsigned vec_mask(VM m) { return m; }
 #else
 WC_INLINE VF vec_look_up(VF table, VI index) {
@@ -48,11 +61,6 @@ WC_INLINE VF vec_look_up(VF table, VI index) {
 }
 WC_INLINE VI vec_load_words(const uint16_t* p) {
   return (VI)_mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
-}
-WC_INLINE float vec_least(VF a) {
-  __m128 least = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  least = _mm_min_ps(least, _mm_movehl_ps(least, least));
-  return _mm_cvtss_f32(_mm_min_ss(least, _mm_movehdup_ps(least)));
 }
 WC_INLINE unsigned vec_mask(VM m) {
   return static_cast<unsigned>(_mm256_movemask_ps((__m256)m));

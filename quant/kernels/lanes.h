@@ -43,6 +43,12 @@ WC_INLINE VM vec_eq(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 WC_INLINE VM vec_lt(VI a, VI b) { return _mm512_cmplt_epi32_mask(WC_I(a), WC_I(b)); }
 WC_INLINE VM vec_eq(VI a, VI b) { return _mm512_cmpeq_epi32_mask(WC_I(a), WC_I(b)); }
 WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm512_mask_blend_ps(m, b, a); }
+WC_INLINE VF vec_table(const float* p) {
+  return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+}
+WC_INLINE VF vec_lookup(VF table, VI i) {
+  return _mm512_permutexvar_ps(WC_I(i), table);
+}
 WC_INLINE VI vec_select(VM m, VI a, VI b) {
   return (VI)_mm512_mask_blend_epi32(m, WC_I(b), WC_I(a));
 }
@@ -76,6 +82,8 @@ WC_INLINE VM vec_eq(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 WC_INLINE VM vec_lt(VI a, VI b) { return (VM)_mm256_cmpgt_epi32(WC_I(b), WC_I(a)); }
 WC_INLINE VM vec_eq(VI a, VI b) { return (VM)_mm256_cmpeq_epi32(WC_I(a), WC_I(b)); }
 WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm256_blendv_ps(b, a, (__m256)m); }
+WC_INLINE VF vec_table(const float* p) { return vec_load(p); }
+WC_INLINE VF vec_lookup(VF table, VI i) { return _mm256_permutevar8x32_ps(table, WC_I(i)); }
 WC_INLINE VI vec_select(VM m, VI a, VI b) {
   return (VI)_mm256_blendv_epi8(WC_I(b), WC_I(a), WC_I(m));
 }
@@ -161,6 +169,16 @@ WC_INLINE I bits(F a) { return {(VI)a.lo, (VI)a.hi}; }
 WC_INLINE F of_bits(I a) { return {(VF)a.lo, (VF)a.hi}; }
 WC_INLINE F floats(I a) { return {vec_floats(a.lo), vec_floats(a.hi)}; }
 WC_INLINE I truncated(F a) { return {vec_truncated(a.lo), vec_truncated(a.hi)}; }
+// Eight floats, looked up by the low three bits of an index.
+struct Table {
+  VF values;
+
+  explicit WC_INLINE Table(const float (&eight)[8]) : values(vec_table(eight)) {}
+  WC_INLINE F operator[](I i) const {
+    return {vec_lookup(values, i.lo), vec_lookup(values, i.hi)};
+  }
+};
+
 WC_INLINE void store_bytes(uint8_t* p, I a) { vec_store_bytes(p, a.lo, a.hi); }
 WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
 
@@ -189,6 +207,12 @@ WC_INLINE F floats(I a) { return static_cast<float>(a); }
 WC_INLINE I truncated(F a) {
   return a >= -0x1p31f && a < 0x1p31f ? static_cast<int32_t>(a) : INT32_MIN;
 }
+struct Table {
+  const float* values;
+
+  explicit WC_INLINE Table(const float (&eight)[8]) : values(eight) {}
+  WC_INLINE F operator[](I i) const { return values[i & 7]; }
+};
 WC_INLINE void store_bytes(uint8_t* p, I a) { *p = static_cast<uint8_t>(a); }
 WC_INLINE I load_bytes(const uint8_t* p) { return *p; }
 
