@@ -11,7 +11,7 @@
 namespace weightcast {
 namespace {
 
-constexpr int kSuperBlock = 256;  // elements of a super-block of the K and ternary types
+constexpr int kSuper = 256;  // elements of a super-block
 
 // Plain floats are blocks of one.
 struct BlockF32 {
@@ -94,7 +94,7 @@ static_assert(sizeof(BlockQ2_0) == 18, "Q2_0 is 18 bytes per 64 weights");
 // trits. qs[0..31] hold values 0 to 159 (byte m: m, m + 32, ...), qs[32..47] 160 to 239 in the same
 // way with steps of 16, qh the last 16 with steps of 4 and four trits a byte. 1.6875 bits per weight.
 struct BlockTQ1_0 {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint8_t qs[48];
   uint8_t qh[4];
   uint16_t d;
@@ -103,7 +103,7 @@ static_assert(sizeof(BlockTQ1_0) == 54, "TQ1_0 is 54 bytes per 256 weights");
 
 // Two bits each: bits 2 * n of qs[32 * h + m] are value 128 * h + 32 * n + m; 2.0625 bits per weight.
 struct BlockTQ2_0 {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint8_t qs[64];
   uint16_t d;
 };
@@ -138,7 +138,7 @@ static_assert(sizeof(BlockIQ4_NL) == 18, "IQ4_NL is 18 bytes per 32 weights");
 // Eight sub-blocks of 32: x = d * (s - 32) * codebook[q], s of 6 bits: its low four are nibble b of
 // scales_l, its high two are bits 2 * b of scales_h. 4.25 bits per weight.
 struct BlockIQ4_XS {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint16_t d;
   uint16_t scales_h;
   uint8_t scales_l[4];
@@ -152,7 +152,7 @@ static_assert(sizeof(BlockIQ4_XS) == 136, "IQ4_XS is 136 bytes per 256 weights")
 // Sixteen sub-blocks of 16: x = d * s * q - dmin * m, q of 2 bits, s and m the low and the high half
 // of scales[b]; 2.625 bits per weight.
 struct BlockQ2_K {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint8_t scales[16];
   uint8_t qs[64];
   uint16_t d, dmin;
@@ -163,7 +163,7 @@ static_assert(sizeof(BlockQ2_K) == 84, "Q2_K is 84 bytes per 256 weights");
 // being bit n of hmask[m]; s of 6 bits: the low four of b are in byte b % 8 of scales (high half
 // from b = 8 on), the high two are bits 2 * (b / 4) of byte 8 + b % 4. 3.4375 bits per weight.
 struct BlockQ3_K {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint8_t hmask[32];
   uint8_t qs[64];
   uint8_t scales[12];
@@ -176,7 +176,7 @@ static_assert(sizeof(BlockQ3_K) == 110, "Q3_K is 110 bytes per 256 weights");
 // of scales[b] and scales[b + 4]; of 4 to 7 the halves of scales[b + 4] below the high two bits of
 // scales[b - 4] and scales[b]. 4.5 bits per weight.
 struct BlockQ4_K {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint16_t d, dmin;
   uint8_t scales[12];
   uint8_t qs[128];
@@ -185,7 +185,7 @@ static_assert(sizeof(BlockQ4_K) == 144, "Q4_K is 144 bytes per 256 weights");
 
 // As Q4_K with q of 5 bits, the fifth of value 32 * b + m being bit b of qh[m]; 5.5 bits per weight.
 struct BlockQ5_K {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint16_t d, dmin;
   uint8_t scales[12];
   uint8_t qh[32];
@@ -197,7 +197,7 @@ static_assert(sizeof(BlockQ5_K) == 176, "Q5_K is 176 bytes per 256 weights");
 // the low four are in ql[64 * h + 32 * (n % 2) + m] (high half from n = 2 on), the high two are bits
 // 2 * n of qh[32 * h + m]. 6.5625 bits per weight.
 struct BlockQ6_K {
-  static constexpr int elements = kSuperBlock;
+  static constexpr int elements = kSuper;
   uint8_t ql[128];
   uint8_t qh[64];
   int8_t scales[16];

@@ -15,6 +15,17 @@ constexpr float kGroupMaxEps = 1e-15f;  // a block that has no larger magnitude 
 WC_INLINE I clamped(I x, int low, int high) { return greater(lesser(x, high), low); }
 WC_INLINE F clamped(F x, float low, float high) { return greater(lesser(x, high), low); }
 
+template <int n>
+WC_INLINE void load_block(Strip strip, F (&x)[n]) {
+  for (int i = 0; i < n; ++i) x[i] = strip[i];
+}
+
+// Weights of errors: importance times sqrt(sigma2 + x * x).
+template <int n>
+WC_INLINE void importance_weights(const F (&x)[n], const float* importance, F sigma2, F (&w)[n]) {
+  for (int i = 0; i < n; ++i) w[i] = importance[i] * root(sigma2 + x[i] * x[i]);
+}
+
 WC_INLINE I affine_level(F x, F iscale, F min, int nmax) {
   return clamped(nearest_int(iscale * (x - min)), 0, nmax);
 }
@@ -27,6 +38,10 @@ struct AffineFit {
   F sum_w;
   M flat;  // no span: scale is 0 and so are the levels
 };
+
+WC_INLINE I searched_level(const AffineFit& fit, F x, int nmax) {
+  return select(fit.flat, 0, affine_level(x, fit.iscale, fit.base, nmax));
+}
 
 // The steps (start + step * i + nmax) / span, i from 0 to steps, are tried as inverse scales.
 struct Candidates {
@@ -251,42 +266,51 @@ inline F fit_positive(const F* x, const F* w, int nmax, I* level) {
 }
 
 // make_q3_quants: symmetric levels (-nmax to nmax - 1) by coordinate descent; adds nmax to them.
-template <int n>
-inline F fit_descent(const F* x, int nmax, I* level) {
-  F amax;
-  const F max = signed_maximum<n>(x, amax);
-  const M zero = amax < kGroupMaxEps;
-  const F iscale = static_cast<float>(-nmax) / max;
-  F w[n];
-  F sumlx = 0.0f, suml2 = 0.0f;
-  for (int i = 0; i < n; ++i) {
-    level[i] = clamped(nearest_int(iscale * x[i]), -nmax, nmax - 1);
-    const F l = floats(level[i]);
-    w[i] = x[i] * x[i];
-    sumlx += w[i] * x[i] * l;
-    suml2 += w[i] * l * l;
+// Each step waits for the one before, so `ways` blocks are descended side by side.
+template <int n, int ways>
+inline void fit_descent(const F (&x)[ways][n], int nmax, I (&level)[ways][n], F (&scale)[ways]) {
+  F w[ways][n], sumlx[ways], suml2[ways];
+  M zero[ways];
+  for (int k = 0; k < ways; ++k) {
+    F amax;
+    const F max = signed_maximum<n>(x[k], amax);
+    zero[k] = amax < kGroupMaxEps;
+    const F iscale = static_cast<float>(-nmax) / max;
+    sumlx[k] = suml2[k] = 0.0f;
+    for (int i = 0; i < n; ++i) {
+      level[k][i] = clamped(nearest_int(iscale * x[k][i]), -nmax, nmax - 1);
+      const F l = floats(level[k][i]);
+      w[k][i] = x[k][i] * x[k][i];
+      sumlx[k] += w[k][i] * x[k][i] * l;
+      suml2[k] += w[k][i] * l * l;
+    }
   }
   for (int turn = 0; turn < 5; ++turn) {
     M changed = no_lane();
     for (int i = 0; i < n; ++i) {
-      const F l = floats(level[i]);
-      F slx = sumlx - w[i] * x[i] * l;
-      F sl2 = suml2 - w[i] * l * l;
-      const I candidate = clamped(nearest_int(x[i] * sl2 / slx), -nmax, nmax - 1);
-      const M worth = (slx > 0.0f) & !(candidate == level[i]) & !zero;
-      const F c = floats(candidate);
-      slx += w[i] * x[i] * c;
-      sl2 += w[i] * c * c;
-      const M better = worth & (sl2 > 0.0f) & (slx * slx * suml2 > sumlx * sumlx * sl2);
-      level[i] = select(better, candidate, level[i]);
-      sumlx = select(better, slx, sumlx);
-      suml2 = select(better, sl2, suml2);
-      changed = changed | better;
+      for (int k = 0; k < ways; ++k) {
+        const F l = floats(level[k][i]), wx = w[k][i] * x[k][i];
+        F slx = sumlx[k] - wx * l;
+        F sl2 = suml2[k] - w[k][i] * l * l;
+        const I candidate = clamped(nearest_int(x[k][i] * sl2 / slx), -nmax, nmax - 1);
+        const M worth = (slx > 0.0f) & !(candidate == level[k][i]) & !zero[k];
+        const F c = floats(candidate);
+        slx += wx * c;
+        sl2 += w[k][i] * c * c;
+        const M better =
+            worth & (sl2 > 0.0f) & (slx * slx * suml2[k] > sumlx[k] * sumlx[k] * sl2);
+        level[k][i] = select(better, candidate, level[k][i]);
+        sumlx[k] = select(better, slx, sumlx[k]);
+        suml2[k] = select(better, sl2, suml2[k]);
+        changed = changed | better;
+      }
     }
     if (!any(changed)) break;
   }
-  for (int i = 0; i < n; ++i) level[i] = select(zero, 0, level[i] + nmax);
-  return select((suml2 > 0.0f) & !zero, sumlx / suml2, 0.0f);
+  for (int k = 0; k < ways; ++k) {
+    for (int i = 0; i < n; ++i) level[k][i] = select(zero[k], 0, level[k][i] + nmax);
+    scale[k] = select((suml2[k] > 0.0f) & !zero[k], sumlx[k] / suml2[k], 0.0f);
+  }
 }
 
 }  // namespace

@@ -26,23 +26,28 @@ constexpr int kVector = 16;
 using VF = __m512;
 typedef int32_t VI __attribute__((vector_size(64), may_alias));
 using VM = __mmask16;
-constexpr VM kAll = 0xffff;  // plain intrinsics are made of an undefined value, which g++ warns of
 #define WC_I(x) ((__m512i)(x))
 WC_INLINE VF vec_splat(float x) { return _mm512_set1_ps(x); }
 WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm512_set1_epi32(x); }
-WC_INLINE VF vec_lesser(VF a, VF b) { return _mm512_maskz_min_ps(kAll, a, b); }
-WC_INLINE VF vec_greater(VF a, VF b) { return _mm512_maskz_max_ps(kAll, a, b); }
-WC_INLINE VF vec_root(VF a) { return _mm512_maskz_sqrt_ps(kAll, a); }
-WC_INLINE VI vec_truncated(VF a) { return (VI)_mm512_maskz_cvttps_epi32(kAll, a); }
-WC_INLINE VF vec_floats(VI a) { return _mm512_maskz_cvtepi32_ps(kAll, WC_I(a)); }
-WC_INLINE VI vec_lesser(VI a, VI b) { return (VI)_mm512_maskz_min_epi32(kAll, WC_I(a), WC_I(b)); }
-WC_INLINE VI vec_greater(VI a, VI b) { return (VI)_mm512_maskz_max_epi32(kAll, WC_I(a), WC_I(b)); }
+WC_INLINE VF vec_lesser(VF a, VF b) { return _mm512_min_ps(a, b); }
+WC_INLINE VF vec_greater(VF a, VF b) { return _mm512_max_ps(a, b); }
+WC_INLINE VF vec_root(VF a) { return _mm512_sqrt_ps(a); }
+WC_INLINE VI vec_truncated(VF a) { return (VI)_mm512_cvttps_epi32(a); }
+WC_INLINE VF vec_floats(VI a) { return _mm512_cvtepi32_ps(WC_I(a)); }
+WC_INLINE VI vec_lesser(VI a, VI b) { return (VI)_mm512_min_epi32(WC_I(a), WC_I(b)); }
+WC_INLINE VI vec_greater(VI a, VI b) { return (VI)_mm512_max_epi32(WC_I(a), WC_I(b)); }
 WC_INLINE VM vec_lt(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 WC_INLINE VM vec_le(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 WC_INLINE VM vec_eq(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 WC_INLINE VM vec_lt(VI a, VI b) { return _mm512_cmplt_epi32_mask(WC_I(a), WC_I(b)); }
 WC_INLINE VM vec_eq(VI a, VI b) { return _mm512_cmpeq_epi32_mask(WC_I(a), WC_I(b)); }
 WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm512_mask_blend_ps(m, b, a); }
+WC_INLINE VF vec_table(const float* p) {
+  return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+}
+WC_INLINE VF vec_lookup(VF table, VI i) {
+  return _mm512_permutexvar_ps(WC_I(i), table);
+}
 WC_INLINE VI vec_select(VM m, VI a, VI b) {
   return (VI)_mm512_mask_blend_epi32(m, WC_I(b), WC_I(a));
 }
@@ -50,8 +55,9 @@ WC_INLINE VM vec_and(VM a, VM b) { return static_cast<VM>(a & b); }
 WC_INLINE VM vec_or(VM a, VM b) { return static_cast<VM>(a | b); }
 WC_INLINE VM vec_not(VM a) { return static_cast<VM>(~a); }
 WC_INLINE bool vec_any(VM a) { return a != 0; }
-WC_INLINE void vec_store_bytes(uint8_t* p, VI a) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(kAll, WC_I(a)));
+WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(WC_I(a)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(WC_I(b)));
 }
 #else
 constexpr int kVector = 8;
@@ -74,6 +80,8 @@ WC_INLINE VM vec_eq(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 WC_INLINE VM vec_lt(VI a, VI b) { return (VM)_mm256_cmpgt_epi32(WC_I(b), WC_I(a)); }
 WC_INLINE VM vec_eq(VI a, VI b) { return (VM)_mm256_cmpeq_epi32(WC_I(a), WC_I(b)); }
 WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm256_blendv_ps(b, a, (__m256)m); }
+WC_INLINE VF vec_table(const float* p) { return vec_load(p); }
+WC_INLINE VF vec_lookup(VF table, VI i) { return _mm256_permutevar8x32_ps(table, WC_I(i)); }
 WC_INLINE VI vec_select(VM m, VI a, VI b) {
   return (VI)_mm256_blendv_epi8(WC_I(b), WC_I(a), WC_I(m));
 }
@@ -81,18 +89,19 @@ WC_INLINE VM vec_and(VM a, VM b) { return a & b; }
 WC_INLINE VM vec_or(VM a, VM b) { return a | b; }
 WC_INLINE VM vec_not(VM a) { return ~a; }
 WC_INLINE bool vec_any(VM a) { return _mm256_movemask_ps((__m256)a) != 0; }
-WC_INLINE void vec_store_bytes(uint8_t* p, VI a) {
-  const __m256i low = _mm256_and_si256(WC_I(a), _mm256_set1_epi32(0xff));
-  const __m128i words =
-      _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
+  const __m256i byte = _mm256_set1_epi32(0xff);
+  const __m256i words = _mm256_packus_epi32(WC_I(a) & byte, WC_I(b) & byte);  // a0-3 b0-3 a4-7 b4-7
+  const __m128i bytes =
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_shuffle_epi32(bytes, 0xd8));
 }
 #endif
 
 // Widen bytes to int32.
 WC_INLINE VI vec_load_bytes(const uint8_t* p) {
 #ifdef __AVX512BW__
-  return (VI)_mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #endif
@@ -158,11 +167,19 @@ WC_INLINE I bits(F a) { return {(VI)a.lo, (VI)a.hi}; }
 WC_INLINE F of_bits(I a) { return {(VF)a.lo, (VF)a.hi}; }
 WC_INLINE F floats(I a) { return {vec_floats(a.lo), vec_floats(a.hi)}; }
 WC_INLINE I truncated(F a) { return {vec_truncated(a.lo), vec_truncated(a.hi)}; }
-WC_INLINE void store_bytes(uint8_t* p, I a) {
-  vec_store_bytes(p, a.lo);
-  vec_store_bytes(p + kVector, a.hi);
-}
+// Eight floats, looked up by the low three bits of an index.
+struct Table {
+  VF values;
+
+  explicit WC_INLINE Table(const float (&eight)[8]) : values(vec_table(eight)) {}
+  WC_INLINE F operator[](I i) const {
+    return {vec_lookup(values, i.lo), vec_lookup(values, i.hi)};
+  }
+};
+WC_INLINE void store_bytes(uint8_t* p, I a) { vec_store_bytes(p, a.lo, a.hi); }
 WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
+
+WC_INLINE F load(const float* p) { return {vec_load(p), vec_load(p + kVector)}; }
 
 #else
 
@@ -171,6 +188,7 @@ using F = float;
 using I = int32_t;
 using M = bool;
 
+WC_INLINE F load(const float* p) { return *p; }
 WC_INLINE bool any(M a) { return a; }
 WC_INLINE F lesser(F a, F b) { return a < b ? a : b; }
 WC_INLINE F greater(F a, F b) { return a > b ? a : b; }
@@ -186,6 +204,12 @@ WC_INLINE F floats(I a) { return static_cast<float>(a); }
 WC_INLINE I truncated(F a) {
   return a >= -0x1p31f && a < 0x1p31f ? static_cast<int32_t>(a) : INT32_MIN;
 }
+struct Table {
+  const float* values;
+
+  explicit WC_INLINE Table(const float (&eight)[8]) : values(eight) {}
+  WC_INLINE F operator[](I i) const { return values[i & 7]; }
+};
 WC_INLINE void store_bytes(uint8_t* p, I a) { *p = static_cast<uint8_t>(a); }
 WC_INLINE I load_bytes(const uint8_t* p) { return *p; }
 
@@ -239,11 +263,7 @@ static_assert(kWidth % kLanes == 0, "a tile is whole strips");
 struct Strip {
   const float* first;
 
-  WC_INLINE F operator[](int i) const {
-    F x;
-    std::memcpy(&x, first + i * kWidth, sizeof x);
-    return x;
-  }
+  WC_INLINE F operator[](int i) const { return load(first + i * kWidth); }
   WC_INLINE Strip operator+(int rows) const { return {first + rows * kWidth}; }
 };
 

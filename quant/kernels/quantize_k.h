@@ -3,12 +3,11 @@
 // (no importance) and quantize_row_q*_K_impl (with importance) in ggml-quants.c.
 #pragma once
 
+#include "blocks.h"
 #include "fits.h"
 
 namespace weightcast {
 namespace {
-
-constexpr int kSuper = 256;
 
 // The levels of a super-block, a byte each, kLanes columns side by side.
 struct alignas(64) Levels {
@@ -19,22 +18,11 @@ struct alignas(64) Levels {
   WC_INLINE Bytes rows(int i) { return {row(i)}; }
 };
 
-template <int n>
-WC_INLINE void load_block(Strip strip, F (&x)[n]) {
-  for (int i = 0; i < n; ++i) x[i] = strip[i];
-}
-
 // The mean of x * x, or twice that, over a super-block; sums run in order.
 inline F super_sigma2(Strip x, float factor) {
   F sum = 0.0f;
   for (int i = 0; i < kSuper; ++i) sum += x[i] * x[i];
   return factor * sum / static_cast<float>(kSuper);
-}
-
-// Weights of errors: importance times sqrt(sigma2 + x * x).
-template <int n>
-WC_INLINE void importance_weights(const F (&x)[n], const float* importance, F sigma2, F (&w)[n]) {
-  for (int i = 0; i < n; ++i) w[i] = importance[i] * root(sigma2 + x[i] * x[i]);
 }
 
 // Weights without importance for Q4_K and Q5_K: root mean square of the block plus |x|.
@@ -81,10 +69,6 @@ WC_INLINE void affine_levels_stored(Strip x, F d, F dmin, int nmax, Searched sea
     if (rare) level = select(none, searched(x[i]), level);
     store_bytes(q[i], level);
   }
-}
-
-WC_INLINE I searched_level(const AffineFit& fit, F x, int nmax) {
-  return select(fit.flat, 0, affine_level(x, fit.iscale, fit.base, nmax));
 }
 
 // The scales and minima of eight blocks as twelve bytes: six bits each, those of the last four
@@ -307,13 +291,17 @@ struct Q3K {
 
   // Scales 0 to 63 and d; the levels of the search go to `levels`.
   static F by_descent(Strip strip, I (&ls)[16], Levels& levels) {
+    constexpr int ways = 2;
     F scales[16];
-    for (int j = 0; j < 16; ++j) {
-      F x[16];
-      I level[16];
-      load_block(strip + 16 * j, x);
-      scales[j] = fit_descent<16>(x, 4, level);
-      for (int i = 0; i < 16; ++i) store_bytes(levels.row(16 * j + i), level[i]);
+    for (int j = 0; j < 16; j += ways) {
+      F x[ways][16], scale[ways];
+      I level[ways][16];
+      for (int k = 0; k < ways; ++k) load_block(strip + 16 * (j + k), x[k]);
+      fit_descent<16, ways>(x, 4, level, scale);
+      for (int k = 0; k < ways; ++k) {
+        scales[j + k] = scale[k];
+        for (int i = 0; i < 16; ++i) store_bytes(levels.row(16 * (j + k) + i), level[k][i]);
+      }
     }
     F amax;
     const F max = signed_maximum<16>(scales, amax);

@@ -69,7 +69,7 @@ inline void store_columns(const uint8_t* bytes, int rows, int columns, uint8_t* 
 
 // Whether one of the float16 scales of a block is infinite or NaN.
 template <int... halves>
-bool column_overflows(Bytes block, int c, Halves<halves...>) {
+bool column_overflows([[maybe_unused]] Bytes block, [[maybe_unused]] int c, Halves<halves...>) {
   return (((block[halves + 1][c] & 0x7c) == 0x7c) || ...);
 }
 

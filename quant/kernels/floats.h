@@ -1,0 +1,85 @@
+// Plain floats as outputs: F32, F16 and BF16, transposed to rows along `in`.
+#pragma once
+
+#include "driver.h"
+
+namespace weightcast {
+namespace {
+
+constexpr int kDepth = 32;  // in-rows of a tile
+
+// How one float of a tile becomes an element of the output; 16-bit types can overflow.
+struct EmitF32 {
+  using stored = float;
+  static float convert(float x) { return x; }
+};
+struct EmitF16 {
+  using stored = uint16_t;
+  static constexpr uint16_t infinity = 0x7c00u;
+  static uint16_t convert(float x) { return f32_to_f16(x); }
+};
+struct EmitBF16 {
+  using stored = uint16_t;
+  static constexpr uint16_t infinity = 0x7f80u;
+  static uint16_t convert(float x) { return f32_to_bf16(x); }
+};
+
+// Convert a finite tile; false, with the first offender in `result`, if a value overflows.
+template <class Emit>
+bool convert_tile(const Tile& tile, int depth, typename Emit::stored (&out)[kDepth][kWidth],
+                  int64_t out0, int64_t in0, weightcast_result& result) {
+  for (int i = 0; i < depth; ++i) {
+    for (int c = 0; c < kWidth; ++c) out[i][c] = Emit::convert(tile.x[i][c]);
+  }
+  if constexpr (sizeof(typename Emit::stored) == 2) {
+    uint16_t worst = 0;
+    for (int i = 0; i < depth; ++i) {
+      for (int c = 0; c < kWidth; ++c) {
+        const uint16_t magnitude = out[i][c] & 0x7fffu;
+        worst = worst > magnitude ? worst : magnitude;
+      }
+    }
+    if (worst < Emit::infinity) return true;
+    for (int c = 0; c < kWidth; ++c) {
+      for (int i = 0; i < depth; ++i) {
+        if ((out[i][c] & 0x7fffu) >= Emit::infinity) {
+          result.bad_out = out0 + c;
+          result.bad_in = in0 + i;
+          return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
+template <class Emit>
+int32_t quantize_floats(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
+                        weightcast_result& result) {
+  using stored = typename Emit::stored;
+  Tile tile;
+  alignas(64) stored out[kDepth][kWidth] = {};
+  alignas(64) stored columns[kWidth][kDepth];
+  for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
+    const int width = at_most(s.n_out - out0, kWidth);
+    for (int64_t in0 = 0; in0 < s.n_in; in0 += kDepth) {
+      const int depth = at_most(s.n_in - in0, kDepth);
+      load_tile(s, out0, width, in0, depth, tile);
+      if (!tile_is_finite(s, tile, out0, in0, depth, result)) return WEIGHTCAST_NOT_FINITE;
+      if (!convert_tile<Emit>(tile, depth, out, out0, in0, result)) return WEIGHTCAST_OVERFLOW;
+      transpose_tile(out, columns);
+      uint8_t* row = dst + out0 * dst_stride + in0 * static_cast<int64_t>(sizeof(stored));
+      for (int c = 0; c < width; ++c, row += dst_stride) {
+        if (depth == kDepth) {
+          std::memcpy(row, columns[c], sizeof columns[c]);
+        } else {
+          std::memcpy(row, columns[c], static_cast<size_t>(depth) * sizeof(stored));
+        }
+      }
+    }
+  }
+  return WEIGHTCAST_OK;
+}
+
+}  // namespace
+}  // namespace weightcast
