@@ -178,7 +178,6 @@ struct Table {
     return {vec_lookup(values, i.lo), vec_lookup(values, i.hi)};
   }
 };
-
 WC_INLINE void store_bytes(uint8_t* p, I a) { vec_store_bytes(p, a.lo, a.hi); }
 WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
 
