@@ -27,6 +27,7 @@ using VF = __m512;
 typedef int32_t VI __attribute__((vector_size(64), may_alias));
 using VM = __mmask16;
 #define WC_I(x) ((__m512i)(x))
+WC_INLINE VF vec_load(const float* p) { return _mm512_loadu_ps(p); }
 WC_INLINE VF vec_splat(float x) { return _mm512_set1_ps(x); }
 WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm512_set1_epi32(x); }
 WC_INLINE VF vec_lesser(VF a, VF b) { return _mm512_min_ps(a, b); }
@@ -65,6 +66,7 @@ using VF = __m256;
 typedef int32_t VI __attribute__((vector_size(32), may_alias));
 using VM = VI;  // all ones or all zeros
 #define WC_I(x) ((__m256i)(x))
+WC_INLINE VF vec_load(const float* p) { return _mm256_loadu_ps(p); }
 WC_INLINE VF vec_splat(float x) { return _mm256_set1_ps(x); }
 WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm256_set1_epi32(x); }
 WC_INLINE VF vec_lesser(VF a, VF b) { return _mm256_min_ps(a, b); }

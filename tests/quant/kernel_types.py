@@ -7,12 +7,7 @@ from numpy.typing import NDArray
 
 from weightcast.quant.types import TYPES, QuantType
 
-# Types whose quantizer is still to be written; test_parity.py has them all answer "unknown type".
-LANDED = frozenset(TYPES)
-PENDING = frozenset(TYPES) - LANDED
-
-QUANTIZED = {name: t for name, t in TYPES.items() if name not in PENDING}
-BLOCK_TYPES = {name: t for name, t in QUANTIZED.items() if t.block_elements > 1}
+BLOCK_TYPES = {name: t for name, t in TYPES.items() if t.block_elements > 1}
 
 # Where a block has its float16 scales and minima, in bytes. MXFP4 and NVFP4 have 8-bit ones.
 FLOAT16_FIELDS = {

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from weightcast.quant.types import FLOAT_TYPES, TYPES, QuantType
 
 F32, F16, Q8_0, BF16 = 0, 1, 8, 30
-# IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ3_S, IQ2_S, IQ1_M
-GRID_TYPES = frozenset({16, 17, 18, 19, 21, 22, 29})
 # dequantize_row_* of every type that has blocks, by type.
 DEQUANTIZE_ROW = {
     t.name: f"dequantize_row_{t.name.lower().replace('_k', '_K')}"
     for t in TYPES.values()
     if t not in FLOAT_TYPES
 }
+# IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ3_S, IQ2_S, IQ1_M
+GRID_TYPES = frozenset({16, 17, 18, 19, 21, 22, 29})
 
 
 @cache

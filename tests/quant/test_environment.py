@@ -12,11 +12,11 @@ import pytest
 
 from tests.quant import compilers, instruction_sets
 from tests.quant.families import FAMILIES, random_finite
-from tests.quant.kernel_types import QUANTIZED, least_importance
+from tests.quant.kernel_types import least_importance
 from tests.quant.sources import place, quantized
 from weightcast.quant import library
 from weightcast.quant.arrays import dequantize
-from weightcast.quant.types import Q8_0
+from weightcast.quant.types import Q8_0, TYPES
 
 # Bits of MXCSR, the control register of SSE and AVX.
 DEFAULT = 0x1F80  # every exception masked, to nearest
@@ -95,11 +95,11 @@ def delicate_importance() -> np.ndarray:
 
 
 @on_x86
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 def test_quantize(target, under):
     x = delicate_values()
     codes, scales = delicate_codes()
-    quant_type = QUANTIZED[target]
+    quant_type = TYPES[target]
     sources = [
         (x, None, least_importance(quant_type, 256)),
         (place(x, "in_out"), None, delicate_importance()),
@@ -118,10 +118,10 @@ def test_quantize(target, under):
 
 
 @on_x86
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 def test_dequantize(target, under):
     under(DEFAULT)
-    quant_type = QUANTIZED[target]
+    quant_type = TYPES[target]
     importance = least_importance(quant_type, 256)
     rows, _ = quantized(delicate_values(), quant_type, None, importance)
     expected = dequantize(rows, target)
@@ -146,7 +146,7 @@ def test_threads_do_not_disturb_each_other(isa):
         codes = place(rng.integers(-128, 128, (150, 256)).astype(np.int8), "in_out")
         scales = (10 ** rng.uniform(-9, -1, (2, 150))).astype(np.float32)
         importance = rng.random(256, np.float32)
-        made = [quantized(x, t, None, importance)[0] for t in QUANTIZED.values()]
+        made = [quantized(x, t, None, importance)[0] for t in TYPES.values()]
         made.append(quantized(codes, Q8_0, scales)[0])
         return (*(rows.tobytes() for rows in made), dequantize(made[-1], "Q8_0").tobytes())
 

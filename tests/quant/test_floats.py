@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.quant.families import grok_like, random_finite
-from tests.quant.kernel_types import QUANTIZED, least_importance
+from tests.quant.kernel_types import least_importance
 from tests.quant.sources import DTYPES, LAYOUTS, place, products, quantized
 from weightcast.quant.arrays import quantize
 from weightcast.quant.errors import LayoutError
@@ -105,7 +105,7 @@ def assert_refused(x, target, place_of_it, scales=None, match="NaN or infinity")
     assert str(list(place_of_it)) in str(caught.value)
 
 
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 @pytest.mark.parametrize("dtype", PLAIN)
 @settings(max_examples=12, deadline=None)
 @given(
@@ -132,7 +132,7 @@ def test_not_finite_in_every_tail_position(dtype, isa):
         assert_refused(x, "F32", (64 + out, 32 + in_))
 
 
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 def test_of_many_one_is_named(target, isa):
     n_in = three_blocks(target)
     x = np.ones((130, n_in), np.float32)
@@ -153,7 +153,7 @@ def test_values_outside_the_matrix_do_not_matter(dtype, isa):
     assert (rows.reshape(67, 2, 34)[..., 2:] == 127).all()
 
 
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 2.0**121, -(2.0**121), 3e38])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bad_scales(layout, scale, target, isa):
@@ -185,7 +185,7 @@ def test_overflow_of_code_times_scale(target, isa):
     assert_refused(codes, target, (68, 64), scales, match=f"beyond the range of {target}")
 
 
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 @pytest.mark.parametrize("groups", [3, 5, 512, 1024])
 def test_groups_must_divide_the_rows(groups, target, isa):
     codes, scales = np.zeros((4, 256), np.int8), np.ones((groups, 4), np.float32)
@@ -193,7 +193,7 @@ def test_groups_must_divide_the_rows(groups, target, isa):
         quantized(codes, TYPES[target], scales, least_importance(TYPES[target], 256))
 
 
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 def test_codes_need_scales(target, isa):
     codes, importance = np.zeros((4, 256), np.int8), least_importance(TYPES[target], 256)
     with pytest.raises(LayoutError, match="do not divide"):
@@ -208,7 +208,7 @@ def test_rows_must_fill_blocks(isa):
 # Nothing to do
 
 
-@pytest.mark.parametrize("target", QUANTIZED)
+@pytest.mark.parametrize("target", TYPES)
 @pytest.mark.parametrize("dtype", PLAIN)
 @pytest.mark.parametrize(
     "shape", [(0, 256), (3, 0), (0, 0), (2, 0, 256), (0, 3, 256), (2, 3, 0), (0,)]

@@ -22,11 +22,10 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tests.quant import oracle
-from tests.quant.families import BFLOAT16, FAMILIES, grok_like, random_finite
+from tests.quant.families import BFLOAT16, FAMILIES, grok_like
 from tests.quant.kernel_types import (
     BLOCK_TYPES,
     IMPORTANCE,
-    PENDING,
     importance_of,
     kinds_for,
     overflowed_blocks,
@@ -34,7 +33,7 @@ from tests.quant.kernel_types import (
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quantized, source_of
 from weightcast.quant import library
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import BAD_TYPE, ScaleOverflowError, quantize_matrix
+from weightcast.quant.library import ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import TYPES, QuantType
 
 seeds = st.integers(0, 2**32 - 1)
@@ -313,13 +312,3 @@ def test_importance_of_another_length(quant_type, isa):
     n_in = 2 * quant_type.block_elements
     with pytest.raises(LayoutError, match=rf"importance of shape \[{n_in - 1}\] for rows"):
         quantized(np.ones((3, n_in), np.float32), quant_type, None, np.ones(n_in - 1, np.float32))
-
-
-@pytest.mark.parametrize("name", sorted(PENDING))
-def test_pending_types_have_no_kernel(name, libraries):
-    # Fails when the kernel lands: then the name leaves PENDING, and all tests above run with it.
-    x = random_finite(np.random.default_rng(29), (1, TYPES[name].block_elements))
-    rows = np.zeros((1, TYPES[name].block_bytes), np.uint8)
-    importance = np.ones(x.shape[1], np.float32)
-    with pytest.raises(AssertionError, match=str(BAD_TYPE)):
-        quantize_matrix(matrix(x), TYPES[name], rows, importance)

@@ -7,6 +7,8 @@
 #define FIELD(type, name) \
   printf(#type " " #name " %d %d\n", (int)offsetof(type, name), (int)sizeof(((type*)0)->name))
 
+#define NUMBER(kind, name) printf(#kind " " #name " %d\n", (int)WEIGHTCAST_##name)
+
 int main(void) {
   FIELD(weightcast_source, data);
   FIELD(weightcast_source, type);
@@ -25,10 +27,42 @@ int main(void) {
   FIELD(weightcast_result, inexact_scales);
   printf("weightcast_source size 0 %d\n", (int)sizeof(weightcast_source));
   printf("weightcast_result size 0 %d\n", (int)sizeof(weightcast_result));
-  printf("types %d %d %d %d %d\n", WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_Q8_0, WEIGHTCAST_I8,
-         WEIGHTCAST_BF16);
-  printf("statuses %d %d %d %d %d\n", WEIGHTCAST_OK, WEIGHTCAST_BAD_TYPE, WEIGHTCAST_BAD_SHAPE,
-         WEIGHTCAST_NOT_FINITE, WEIGHTCAST_OVERFLOW);
+  NUMBER(type, F32);
+  NUMBER(type, F16);
+  NUMBER(type, Q4_0);
+  NUMBER(type, Q4_1);
+  NUMBER(type, Q5_0);
+  NUMBER(type, Q5_1);
+  NUMBER(type, Q8_0);
+  NUMBER(type, Q2_K);
+  NUMBER(type, Q3_K);
+  NUMBER(type, Q4_K);
+  NUMBER(type, Q5_K);
+  NUMBER(type, Q6_K);
+  NUMBER(type, IQ2_XXS);
+  NUMBER(type, IQ2_XS);
+  NUMBER(type, IQ3_XXS);
+  NUMBER(type, IQ1_S);
+  NUMBER(type, IQ4_NL);
+  NUMBER(type, IQ3_S);
+  NUMBER(type, IQ2_S);
+  NUMBER(type, IQ4_XS);
+  NUMBER(type, I8);
+  NUMBER(type, IQ1_M);
+  NUMBER(type, BF16);
+  NUMBER(type, TQ1_0);
+  NUMBER(type, TQ2_0);
+  NUMBER(type, MXFP4);
+  NUMBER(type, NVFP4);
+  NUMBER(type, Q1_0);
+  NUMBER(type, Q2_0);
+  NUMBER(status, OK);
+  NUMBER(status, BAD_TYPE);
+  NUMBER(status, BAD_SHAPE);
+  NUMBER(status, NOT_FINITE);
+  NUMBER(status, OVERFLOW);
+  NUMBER(status, NEEDS_IMPORTANCE);
+  NUMBER(status, BAD_IMPORTANCE);
   printf("abi %d\n", WEIGHTCAST_ABI_VERSION);
   return 0;
 }

@@ -2,8 +2,8 @@
 //
 // Every buffer is a heap block of exactly the bytes that a call may touch, so a read or write
 // beyond it stops the program. What lies between the elements of a source is NaN, what lies
-// between the rows of a result must stay as it was. Prints a checksum of all results, which must
-// not depend on the instruction set.
+// between the rows of a result must stay as it was. Prints the instruction set, then a checksum of
+// all results after each part, which must not depend on it.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -70,6 +70,24 @@ uint32_t random_value(int32_t type) {
   }
 }
 
+// Values that take the rare paths of a quantizer: sums that overflow or vanish, scales of zero.
+enum Values { kModerate, kZero, kConstant, kSubnormal, kHuge, kAnyFinite, kValues };
+
+uint32_t hard_value(int values) {  // the bits of a float32
+  const uint32_t sign = random_bits() & 0x80000000u;
+  switch (values) {
+    case kZero: return sign;
+    case kConstant: return 0xbf000000u;
+    case kSubnormal: return sign | (random_bits() & 0x7fffffu) >> random_bits() % 24;
+    case kHuge: return sign | (0x7e000000u + (random_bits() & 0x17fffffu));  // to 2^128
+    case kAnyFinite: {
+      const uint32_t bits = random_bits();
+      return (bits & 0x7f800000u) == 0x7f800000u ? bits & 0x807fffffu : bits;
+    }
+    default: return random_value(WEIGHTCAST_F32);
+  }
+}
+
 // A source and the exact buffers behind it.
 struct Source {
   weightcast_source view{};
@@ -83,7 +101,9 @@ struct Source {
 
 enum Layout { kOutIn, kInOut, kPadded, kSteps, kLayouts };
 
-Source make_source(int32_t type, int64_t n_out, int64_t n_in, int layout, int64_t groups) {
+// `values` matter to float32 only.
+Source make_source(int32_t type, int64_t n_out, int64_t n_in, int layout, int64_t groups,
+                   int values = kModerate) {
   Source s;
   s.view.type = type;
   s.view.n_out = n_out;
@@ -96,7 +116,7 @@ Source make_source(int32_t type, int64_t n_out, int64_t n_in, int layout, int64_
   s.data = allocate(span * element_bytes(type), 0xff);
   for (int64_t out = 0; out < n_out; ++out) {
     for (int64_t in = 0; in < n_in; ++in) {
-      const uint32_t value = random_value(type);
+      const uint32_t value = type == WEIGHTCAST_F32 ? hard_value(values) : random_value(type);
       std::memcpy(s.element(out, in), &value, static_cast<size_t>(element_bytes(type)));
     }
   }
@@ -119,18 +139,24 @@ Source make_source(int32_t type, int64_t n_out, int64_t n_in, int layout, int64_
 }
 
 int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
-                 weightcast_result& result) {
+                 weightcast_result& result, const float* importance = nullptr) {
   const int64_t elements = weightcast_block_elements(type);
   const int64_t row = elements > 0 ? source.n_in / elements * weightcast_block_bytes(type) : 0;
   const int64_t stride = row + gap;
   const int64_t size = (source.n_out - 1) * stride + row;
   Bytes dst = allocate(size, 0xa5);
   std::memset(&result, 0xff, sizeof result);
-  const int32_t status = weightcast_quantize(&source, nullptr, type, dst.get(), stride, &result);
+  const int32_t status = weightcast_quantize(&source, importance, type, dst.get(), stride, &result);
   for (int64_t out = 0; out + 1 < source.n_out; ++out) {
     for (int64_t i = row; i < stride; ++i) CHECK(dst.get()[out * stride + i] == 0xa5);
   }
-  if (status == WEIGHTCAST_OK) add_to_checksum(dst.get(), size);
+  // Blocks are complete although a scale overflowed; plain floats are not.
+  const bool complete = status == WEIGHTCAST_OVERFLOW && elements > 1;
+  if (status == WEIGHTCAST_OK || complete) add_to_checksum(dst.get(), size);
+  if (status == WEIGHTCAST_OVERFLOW) {
+    CHECK(result.bad_out >= 0 && result.bad_out < source.n_out);
+    CHECK(result.bad_in >= 0 && result.bad_in < source.n_in && result.bad_in % elements == 0);
+  }
   ++calls;
   return status;
 }
@@ -152,10 +178,6 @@ void check_shape(int64_t n_out, int64_t n_in) {
           // 128 * 2^10 is beyond float16, so int8 may overflow it, at a place inside the matrix.
           CHECK(status == WEIGHTCAST_OK ||
                 (status == WEIGHTCAST_OVERFLOW && type == WEIGHTCAST_I8 && to == WEIGHTCAST_F16));
-          if (status == WEIGHTCAST_OVERFLOW) {
-            CHECK(result.bad_out >= 0 && result.bad_out < n_out);
-            CHECK(result.bad_in >= 0 && result.bad_in < n_in);
-          }
           const int64_t blocks = to == WEIGHTCAST_Q8_0 ? n_out * (n_in / 32) : 0;
           CHECK(result.exact_blocks + result.requantized_blocks == blocks);
         }
@@ -179,6 +201,67 @@ void check_offenders(int64_t n_out, int64_t n_in) {
       }
     }
   }
+}
+
+// Factors from 2^-16 to 2^9; in one case of four also zeros and 1e30.
+Bytes make_importance(int64_t n_in) {
+  Bytes bytes = allocate(n_in * 4, 0);
+  const bool extreme = random_bits() % 4 == 0;
+  for (int64_t i = 0; i < n_in; ++i) {
+    uint32_t factor = random_value(WEIGHTCAST_F32) & 0x7fffffffu;
+    if (extreme && random_bits() % 2 == 0) factor = random_bits() % 2 == 0 ? 0 : 0x7149f2cau;
+    std::memcpy(bytes.get() + i * 4, &factor, 4);
+  }
+  return bytes;
+}
+
+bool needs_importance(int32_t type) {
+  return type == WEIGHTCAST_IQ2_XXS || type == WEIGHTCAST_IQ2_XS || type == WEIGHTCAST_IQ1_S;
+}
+
+// Blocks of one type from any source, with and without importance, in every kind of tail.
+void check_type(int32_t type) {
+  const int64_t elements = weightcast_block_elements(type);
+  const int64_t widths[] = {1, 7, 16, 17, 31, 33, 64, 70};
+  const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F32, WEIGHTCAST_F16,
+                             WEIGHTCAST_F32, WEIGHTCAST_BF16};
+  for (int round = 0; round < 48; ++round) {
+    const int64_t n_out = widths[round % 8], n_in = elements * (1 + round % 3);
+    const int64_t groups = round % 4 == 0 ? n_in / 8 : 1 + round % 2;
+    Source source = make_source(sources[round % 6], n_out, n_in,
+                                static_cast<int>(random_bits() % kLayouts), groups,
+                                round / 2 % kValues);
+    const Bytes importance = make_importance(n_in);
+    const auto* factors = reinterpret_cast<const float*>(importance.get());
+    if (round % 2 == 0 && !needs_importance(type)) factors = nullptr;
+    weightcast_result result;
+    const int32_t status = quantize(source.view, type, round % 5, result, factors);
+    CHECK(status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW);
+  }
+}
+
+// What a type refuses: NaN in the last element, a missing or bad importance.
+void check_type_refusals(int32_t type) {
+  const int64_t n_in = 2 * weightcast_block_elements(type), n_out = 19;
+  const Bytes importance = make_importance(n_in);
+  auto* factors = reinterpret_cast<float*>(importance.get());
+  weightcast_result result;
+  for (int32_t from : {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16}) {
+    Source source = make_source(from, n_out, n_in, kInOut, 1);
+    if (needs_importance(type)) {
+      CHECK(quantize(source.view, type, 0, result) == WEIGHTCAST_NEEDS_IMPORTANCE);
+    }
+    std::memset(source.element(n_out - 1, n_in - 1), 0xff,
+                static_cast<size_t>(element_bytes(from)));
+    CHECK(quantize(source.view, type, 0, result, factors) == WEIGHTCAST_NOT_FINITE);
+    CHECK(result.bad_out == n_out - 1 && result.bad_in == n_in - 1);
+    source.view.n_in -= 1;
+    CHECK(quantize(source.view, type, 0, result, factors) == WEIGHTCAST_BAD_SHAPE);
+  }
+  Source source = make_source(WEIGHTCAST_F32, n_out, n_in, kInOut, 1);
+  factors[n_in - 1] = -1.0f;
+  CHECK(quantize(source.view, type, 0, result, factors) == WEIGHTCAST_BAD_IMPORTANCE);
+  CHECK(result.bad_in == n_in - 1);
 }
 
 void check_dequantize() {
@@ -239,9 +322,15 @@ void check_refusals() {
   CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_BAD_TYPE);
 }
 
+void report(const char* part) {
+  std::printf("%s: %lld calls %016llx\n", part, static_cast<long long>(calls),
+              static_cast<unsigned long long>(checksum));
+}
+
 }  // namespace
 
 int main() {
+  std::printf("%s\n", weightcast_isa());
   const int64_t edges[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 127, 128, 130};
   for (int64_t n_out : edges) {
     for (int64_t n_in : edges) check_offenders(n_out, n_in);
@@ -251,9 +340,15 @@ int main() {
     check_shape(1 + n % 70, n);
     if (n % 5 == 0) check_shape(n, 131 - n);
   }
+  report("shapes");
+  for (int32_t type = 0; type < 100; ++type) {
+    if (weightcast_block_elements(type) < 2) continue;
+    check_type(type);
+    check_type_refusals(type);
+    report(weightcast_type_name(type));
+  }
   check_dequantize();
+  report("dequantize");
   check_refusals();
-  std::printf("%s %lld calls %016llx\n", weightcast_isa(), static_cast<long long>(calls),
-              static_cast<unsigned long long>(checksum));
   return 0;
 }
