@@ -308,7 +308,7 @@ struct Q3K {
     const M zero = max == 0.0f;
     const F iscale = -32.0f / max;
     for (int j = 0; j < 16; ++j) {
-      const I l = (nearest_int(iscale * scales[j]) << 24) >> 24;  // ggml keeps an int8
+      const I l = as_int8(nearest_int(iscale * scales[j]));  // as ggml keeps it
       ls[j] = select(zero, 0, clamped(l, -32, 31) + 32);
     }
     return select(zero, 0.0f, 1.0f / iscale);
@@ -416,7 +416,7 @@ struct Q6K {
     Levels levels;
     for (int j = 0; j < 16; ++j) {
       // ggml keeps the low byte as an int8.
-      const I scale = (lesser(nearest_int(iscale * scales[j]), 127) << 24) >> 24;
+      const I scale = as_int8(lesser(nearest_int(iscale * scales[j]), 127));
       store_bytes(out[192 + j], select(zero, 0, scale));
       const auto searched = [&](int, F value) {
         return select(fits[j].zero | zero, 0, symmetric_level(value, fits[j].iscale, 32));
