@@ -76,8 +76,8 @@ WC_INLINE void affine_levels_stored(Strip x, F d, F dmin, int nmax, Searched sea
 inline void store_scales_k4(I (&ls)[8], I (&lm)[8], Bytes out) {
   I q[12];
   for (int j = 0; j < 4; ++j) {
-    q[j] = ls[j] | (ls[j + 4] >> 4) << 6;
-    q[j + 4] = lm[j] | (lm[j + 4] >> 4) << 6;
+    q[j] = ls[j] | ((ls[j + 4] >> 4) & 3) << 6;
+    q[j + 4] = lm[j] | ((lm[j + 4] >> 4) & 3) << 6;
     q[j + 8] = (ls[j + 4] & 15) | (lm[j + 4] & 15) << 4;
   }
   for (int j = 0; j < 12; ++j) {
@@ -257,7 +257,7 @@ struct Q2K {
     const F d = from_f16(half), dmin = from_f16(half_min);
     Levels levels;
     for (int j = 0; j < 16; ++j) {
-      const I both = (ls[j] | lm[j] << 4) & 0xff;
+      const I both = (ls[j] | (lm[j] & 15) << 4) & 0xff;
       store_bytes(out[j], both);
       const auto searched = [&](F value) { return searched_level(fits[j], value, 3); };
       affine_levels_stored<16>(x + 16 * j, d * floats(both & 15), dmin * floats(both >> 4), 3,
