@@ -105,16 +105,20 @@ class ScaleOverflowError(SourceValueError):
         self.counts = counts
 
 
+def installed(name: str) -> Path:
+    """Find a built file of the package. Raises ImportError if it is not there."""
+    # An editable install has two package directories: the sources and the built files.
+    for folder in weightcast.quant.__path__:
+        path = Path(folder) / name
+        if path.is_file():
+            return path
+    raise ImportError(f"{name} is missing: install the package again (pip install .)")
+
+
 @cache
 def load() -> ctypes.CDLL:
     """Load the shared library that was installed with the package."""
-    # An editable install has two package directories: the sources and the built files.
-    for folder in weightcast.quant.__path__:
-        path = Path(folder) / LIBRARY_NAME
-        if path.is_file():
-            break
-    else:
-        raise ImportError(f"{LIBRARY_NAME} is missing: install the package again (pip install .)")
+    path = installed(LIBRARY_NAME)
     wanted = os.environ.get("WEIGHTCAST_ISA", "")
     if wanted and wanted not in INSTRUCTION_SETS:
         known = ", ".join(INSTRUCTION_SETS)

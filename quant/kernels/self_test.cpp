@@ -13,7 +13,7 @@ namespace {
 constexpr int kIn = 256;      // a super-block
 constexpr int kDistinct = 3;  // columns, repeated so that every lane has one
 constexpr int kOut = 67;      // more than a tile, and no multiple of any lane count
-constexpr int kBlockBytes = 272;  // Q8_0, the widest
+constexpr int kRowBytes = 4 * kIn;  // F32, the widest
 
 struct Golden {
   int32_t type;
@@ -44,7 +44,7 @@ void make_values(float* values, int n) {
 // The blocks of the distinct columns, hashed; false if a lane made other ones.
 bool hash_blocks(const weightcast_source& source, const float* importance, int32_t type,
                  uint64_t& hash) {
-  uint8_t rows[kOut * kBlockBytes];
+  uint8_t rows[kOut * kRowBytes];
   const int64_t bytes = weightcast_row_bytes(type, kIn);
   weightcast_result result;
   if (weightcast_quantize(&source, importance, type, rows, bytes, &result) != WEIGHTCAST_OK) {
