@@ -27,7 +27,7 @@ EXISTING = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="weightcast")
 def commands() -> None:
-    """Convert released JAX checkpoints (Grok-1) into GGUF and safetensors."""
+    """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
 
 
 @commands.command()
@@ -62,6 +62,9 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--pure", is_flag=True, help="All quantized tensors in the recipe's base type.")
 @click.option("--imatrix", type=EXISTING, help="llama.cpp's importance matrix (GGUF or .dat).")
 @click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
+@click.option(
+    "--allow-requantize", is_flag=True, help="Quantize again what is quantized already (GGUF)."
+)
 @click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -78,6 +81,7 @@ def convert(
     pure: bool,
     imatrix: Path | None,
     split: str | None,
+    allow_requantize: bool,
     jobs: int | None,
     dry_run: bool,
     quiet: bool,
@@ -86,7 +90,8 @@ def convert(
     """Convert SRC to one or several outputs, in one read.
 
     SRC is a ckpt-0 directory (or its parent), a GGUF file or safetensors. The name of each OUT says
-    what it is: grok-1-Q8_0.gguf, grok-1-Q4_K_M.gguf, or a directory such as grok-1-bf16/.
+    what it is: grok-1-Q8_0.gguf, grok-1-Q4_K_M.gguf, or a directory such as grok-1-bf16/. From a
+    GGUF file of any model come GGUF files with all of its metadata.
     """
     plan = conversion.prepare(
         source,
@@ -100,6 +105,7 @@ def convert(
         tensor_types=tensor_types,
         pure=pure,
         imatrix=imatrix,
+        allow_requantize=allow_requantize,
     )
     if dry_run:
         workers = jobs or default_workers()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weightcast.converters import execute
 from weightcast.converters.disk_space import check_free_space
-from weightcast.converters.outputs import Request
+from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
+from weightcast.converters.graph import Spec, TensorGraph
+from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.outputs import Output, Request, lay_out
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.requests import RequestError, parse_output, parse_size
-from weightcast.converters.sources import open_graph, open_vocabulary
+from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_targets
-from weightcast.formats.imatrix import read_imatrix
+from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.library import BlockCounts
 
@@ -75,6 +78,7 @@ def prepare(
     tensor_types: Sequence[str] = (),
     pure: bool = False,
     imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
 ) -> Plan:
     """Plan a conversion without writing anything. Raises CheckpointError."""
     if tokenizer is not None and no_tokenizer:
@@ -86,22 +90,77 @@ def prepare(
         raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
     importance = None if imatrix is None else read_imatrix(imatrix)
     split_bytes = 0 if split is None else parse_size(str(split))
-    graph = open_graph(source, spec)
-    vocabulary = None if no_tokenizer else open_vocabulary(source, tokenizer)
-    if vocabulary is None and not no_tokenizer and any(r.kind == "gguf" for r in requests):
+    told = Told(spec, tokenizer, no_tokenizer)
+    graph, planned = _lay_out_all(Path(source), requests, told, split_bytes, importance)
+    if not allow_requantize:
+        check_requantized(planned)
+    plan = make_plan(graph, planned)
+    check_targets(plan)
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the caller says of a Grok-1 beside where it lies."""
+
+    spec: str | Path | None = None
+    tokenizer: str | Path | None = None
+    no_tokenizer: bool = False
+
+
+def _lay_out_all(
+    source: Path,
+    requests: Sequence[Request],
+    told: Told,
+    split_bytes: int,
+    imatrix: ImportanceMatrix | None,
+) -> tuple[TensorGraph[Spec], list[Output]]:
+    """Open the source and lay out all outputs.
+
+    From GGUF to GGUF everything is kept, unless something is told of a Grok-1; all else is written
+    anew from what is known of Grok-1.
+    """
+    carried = open_carried(source) if told == Told() else None
+    anew = [r for r in requests if carried is None or r.kind != "gguf"]
+    graph: TensorGraph[Spec] | None = carried
+    made: Iterator[Output] = iter(())
+    if anew:
+        graph = grok1 = open_grok1(source, told.spec)
+        made = _lay_out_anew(source, grok1, anew, told, split_bytes, imatrix)
+    assert graph is not None
+    outputs = [
+        next(made)
+        if carried is None or request.kind != "gguf"
+        else lay_out_carried(carried, request, split_bytes, imatrix)
+        for request in requests
+    ]
+    return graph, outputs
+
+
+def _lay_out_anew(
+    source: Path,
+    graph: TensorGraph[Grok1Spec],
+    requests: Sequence[Request],
+    told: Told,
+    split_bytes: int,
+    imatrix: ImportanceMatrix | None,
+) -> Iterator[Output]:
+    """Lay out outputs of a Grok-1, with its tokenizer."""
+    vocabulary = None if told.no_tokenizer else open_vocabulary(source, told.tokenizer)
+    if vocabulary is None and not told.no_tokenizer and any(r.kind == "gguf" for r in requests):
         raise CheckpointError(
             f"{source}: no tokenizer.model in or beside it, and llama.cpp needs one; "
             "pass --tokenizer FILE, or --no-tokenizer to do without"
         )
-    notes = []
+    notes: tuple[str, ...] = ()
     if vocabulary is not None:
         pieces, size = len(vocabulary.tokens), graph.spec.vocab_size
         vocabulary = vocabulary.padded(size)
         if pieces < size:
-            notes.append(f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}")
-    plan = make_plan(graph, requests, vocabulary, split_bytes, notes, importance)
-    check_targets(plan)
-    return plan
+            notes = (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
+    for request in requests:
+        output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
+        yield replace(output, notes=(*notes, *output.notes))
 
 
 def _requests(
@@ -145,6 +204,7 @@ def convert(
     tensor_types: Sequence[str] = (),
     pure: bool = False,
     imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
@@ -156,7 +216,8 @@ def convert(
 
     For GGUF outputs: `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that
     come before them, `pure` gives all other quantized tensors the recipe's base type, `imatrix` is
-    an importance matrix in llama.cpp's format.
+    an importance matrix in llama.cpp's format. A GGUF source, of whatever model, gives GGUF outputs
+    with the same metadata; `allow_requantize` lets its quantized tensors be quantized once more.
 
     Raises CheckpointError; what is left behind then, `execute.run` says.
     """
@@ -172,6 +233,7 @@ def convert(
         tensor_types=tensor_types,
         pure=pure,
         imatrix=imatrix,
+        allow_requantize=allow_requantize,
     )
     return run(plan, jobs, on_progress)
 

@@ -17,7 +17,7 @@ from weightcast.converters.convert import convert
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.grok1_synthetic import sample_tokens, tiny_spec, write_checkpoint
-from weightcast.converters.sources import open_graph
+from weightcast.converters.sources import open_grok1
 from weightcast.quant.errors import CheckpointError, OutputError
 
 _SEED: Final = 20
@@ -53,7 +53,7 @@ def run_demo(keep: Path | None = None) -> Iterator[str]:
 
 def _run(folder: Path) -> Iterator[str]:
     source = write_checkpoint(folder / "tiny-grok", tiny_spec(), _SEED)
-    graph = open_graph(source)
+    graph = open_grok1(source)
     yield f"A tiny Grok-1: {graph.parameters:,} parameters in {len(list(source.iterdir()))} shards."
     targets = [folder / name for name in ("tiny-F32.gguf", "tiny-Q8_0.gguf", "tiny-bf16")]
     summary = convert(source, *targets, no_tokenizer=True)
@@ -72,7 +72,7 @@ def _run(folder: Path) -> Iterator[str]:
     yield table.line("shards", "forward", size, time.monotonic() - start, expected)
     for target, output in zip(targets, summary.plan.outputs, strict=True):
         start = time.monotonic()
-        logits = grok1_forward.logits(open_graph(target), tokens)
+        logits = grok1_forward.logits(open_grok1(target), tokens)
         yield table.line(target.name, "forward", output.size, time.monotonic() - start, logits)
         if target.suffix == ".gguf" and llama_cpp.library_path() is not None:
             start = time.monotonic()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from weightcast.converters.convert import Summary
 from weightcast.converters.disk_space import disk_space
 from weightcast.converters.execute import memory_estimate
-from weightcast.converters.graph import Tensor, TensorGraph, first_array, matrices
-from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.graph import Spec, Tensor, TensorGraph, first_array, matrices
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
+from weightcast.formats.small_files import shown
+
+_LAYER: Final = re.compile(r"^(transformer/decoder_layer_[0-9]+/|([a-z]+\.)?blk\.[0-9]+\.)")
 
 
 def count(n: int, noun: str) -> str:
@@ -46,7 +49,7 @@ def stored_bytes(tensor: Tensor) -> int:
     return sum(array.nbytes for array in arrays)
 
 
-def graph_values(graph: TensorGraph[Grok1Spec]) -> dict[str, Any]:
+def graph_values(graph: TensorGraph[Spec]) -> dict[str, Any]:
     """A graph as JSON values."""
     return {
         "family": graph.family,
@@ -67,7 +70,7 @@ def graph_values(graph: TensorGraph[Grok1Spec]) -> dict[str, Any]:
     }
 
 
-def sparse_notes(graph: TensorGraph[Grok1Spec]) -> list[str]:
+def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
     """Warn of files with holes: a download that reserved its space before it had the data."""
     paths = sorted({first_array(tensor).path for tensor in graph.values()})
     holes = []
@@ -87,15 +90,17 @@ def sparse_notes(graph: TensorGraph[Grok1Spec]) -> list[str]:
     ]
 
 
-def graph_lines(graph: TensorGraph[Grok1Spec], *, all_tensors: bool) -> Iterator[str]:
+def graph_lines(graph: TensorGraph[Spec], *, all_tensors: bool) -> Iterator[str]:
     """A graph for reading: a line for each kind of tensor, or for each tensor."""
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
     yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
     files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
     yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
-    for name, value in spec.describe().items():
-        yield f"  {name:<28}{value:>18}"
+    values = spec.describe()
+    width = max(28, min(46, max(map(len, values), default=0)))
+    for name, value in values.items():
+        yield f"  {name:<{width}} {_value_text(value)}"
     yield ""
     if all_tensors:
         for tensor in graph.values():
@@ -103,13 +108,20 @@ def graph_lines(graph: TensorGraph[Grok1Spec], *, all_tensors: bool) -> Iterator
     else:
         kinds: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
         for tensor in graph.values():
-            leaf = tensor.name.removeprefix("transformer/")
-            if leaf.startswith("decoder_layer_"):
-                leaf = f"layer N: {leaf.split('/', 1)[1]}"
+            leaf = _LAYER.sub("layer N: ", tensor.name)
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
         for (leaf, _, _), tensors in kinds.items():
             yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
     yield from (f"note: {note}" for note in sparse_notes(graph))
+
+
+def _value_text(value: Any) -> str:
+    """A hyperparameter, or metadata: numbers in a column, the rest in short."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:>17}"
+    if isinstance(value, dict):
+        return f"{value['length']:,} x {value['array']}"
+    return shown(value)
 
 
 def _tensor_line(name: str, tensor: Tensor, last: str) -> str:

@@ -168,7 +168,9 @@ class _Run:
         row_bytes = max(d.type.row_bytes(n_in) for d in item.destinations)
         if item.view.array.is_blocked:
             row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
-        rows = max(1, self._piece_bytes // row_bytes)
+        # A small slab is shared out too: only two are in memory.
+        share = -(-(item.out1 - item.out0) // self._workers)
+        rows = min(max(1, self._piece_bytes // row_bytes), max(share, _ROW_STEP))
         return rows if rows < _ROW_STEP else rows // _ROW_STEP * _ROW_STEP
 
     def _piece(
@@ -196,8 +198,8 @@ class _Run:
         quant_type = destination.type
         row_bytes = quant_type.row_bytes(item.view.shape[1])
         offset = destination.offset + (item.out0 + row0) * row_bytes
-        if item.view.array.is_blocked and item.view.array.dtype == quant_type.name:
-            # The same blocks: nothing to convert.
+        same_blocks = item.view.array.is_blocked and item.view.array.dtype == quant_type.name
+        if destination.is_copied or same_blocks:
             self._files.write(destination, slab.stored_rows(row0, row1).data, offset)
             return BlockCounts()
         nbytes = (row1 - row0) * row_bytes

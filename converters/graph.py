@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from weightcast.formats.stored import ITEM_BYTES, StoredArray
 from weightcast.quant.errors import LayoutError
@@ -53,7 +54,15 @@ class Quantize:
     source: Tensor
 
 
-Operation = Dequantize | Transpose | Take | Stack | Quantize
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """All of a row-major tensor as one matrix, in rows of `length` elements."""
+
+    source: Tensor
+    length: int
+
+
+Operation = Dequantize | Transpose | Take | Stack | Quantize | Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,8 @@ def _describe_origin(origin: StoredArray | Operation) -> dict[str, Any]:
         described["sources"] = [origin.source.describe()]
         if isinstance(origin, Take):
             described["index"] = origin.index
+        if isinstance(origin, Rows):
+            described["length"] = origin.length
     return described
 
 
@@ -195,6 +206,11 @@ def matrices(tensor: Tensor) -> list[View]:
         return views[origin.index * count : (origin.index + 1) * count]
     if isinstance(origin, Stack):
         return [view for source in origin.sources for view in matrices(source)]
+    if isinstance(origin, Rows):
+        array = first_array(origin.source)
+        assert array.axis_strides is None
+        rows = origin.source.size // origin.length
+        return [View(array, 0, (rows, origin.length), (origin.length, 1))]
     return matrices(origin.source)
 
 
@@ -221,17 +237,28 @@ def first_array(tensor: Tensor) -> StoredArray:
     return origin
 
 
-SpecT = TypeVar("SpecT")
+class Spec(Protocol):
+    """What is known of a model beside its tensors."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Hyperparameters as JSON values."""
+
+
+SpecT = TypeVar("SpecT", bound=Spec, covariant=True)
 
 
 @dataclass(frozen=True)
 class TensorGraph(Mapping[str, Tensor], Generic[SpecT]):
-    """An ordered mapping of a model's tensors with its hyperparameters; nothing is loaded."""
+    """An ordered mapping of a model's tensors with its hyperparameters; nothing is loaded.
+
+    `files` are those that were opened, where more than the tensors' own belong to the model.
+    """
 
     family: str
     source: str
     spec: SpecT
     tensors: dict[str, Tensor]
+    files: tuple[Path, ...] = ()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from weightcast.converters.recipes import Decision, category
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.quant.errors import LayoutError
-
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
 
 # What llama-quantize's fixed buffer holds.
 _MAX_TEXT_BYTES: Final = 127
@@ -130,14 +127,15 @@ def _rows(
     )
 
 
-def add_to_gguf(writer: GGUFWriter, matrix: ImportanceMatrix) -> None:
-    """Write the metadata that llama-quantize leaves: where the importance came from."""
-    writer.add_string("quantize.imatrix.file", _cut(str(matrix.path)))
+def provenance(matrix: ImportanceMatrix) -> dict[str, str | int]:
+    """The metadata that llama-quantize leaves: where the importance came from. Numbers: uint32."""
+    values: dict[str, str | int] = {"quantize.imatrix.file": _cut(str(matrix.path))}
     if matrix.datasets:
-        writer.add_string("quantize.imatrix.dataset", _cut(matrix.datasets[0]))
-    writer.add_uint32("quantize.imatrix.entries_count", len(matrix.entries))
+        values["quantize.imatrix.dataset"] = _cut(matrix.datasets[0])
+    values["quantize.imatrix.entries_count"] = len(matrix.entries)
     if matrix.chunks:
-        writer.add_uint32("quantize.imatrix.chunks_count", matrix.chunks)
+        values["quantize.imatrix.chunks_count"] = matrix.chunks
+    return values
 
 
 def _cut(text: str) -> str:

@@ -15,11 +15,12 @@ from weightcast.converters import grok1_gguf, grok1_hf
 from weightcast.converters.graph import Tensor, TensorGraph, quantized, take
 from weightcast.converters.grok1 import EMBEDDING, Place
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.importance import Weighing, add_to_gguf, weigh
+from weightcast.converters.importance import Weighing, provenance, weigh
 from weightcast.converters.recipe import choose, gguf_tensors
 from weightcast.converters.recipes import Decision, Override, Recipe
 from weightcast.formats import gguf, safetensors
 from weightcast.formats.imatrix import ImportanceMatrix
+from weightcast.formats.layout import Layout
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import FLOAT_TYPES, TYPES, QuantType
 
@@ -119,6 +120,11 @@ def lay_out(
         output = _gguf_output(graph, request, vocabulary, split_bytes, imatrix)
     else:
         output = _safetensors_output(graph, request, vocabulary, split_bytes)
+    return with_split_note(output, split_bytes)
+
+
+def with_split_note(output: Output, split_bytes: int) -> Output:
+    """Say so if tensors are larger than the limit of a file."""
     larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
     if larger:
         note = f"tensors larger than --split have a file of their own: {len(larger)}"
@@ -129,15 +135,16 @@ def lay_out(
 Chosen = list[tuple[Place, Decision]]
 
 
-def _choice_notes(chosen: Chosen) -> tuple[str, ...]:
+def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
     """What became another type than the recipe's, and why."""
     found: dict[str, list[str]] = defaultdict(list)
-    for place, decision in chosen:
-        name = _type(decision).name
+    for name, decision in chosen:
+        if decision.type is None:
+            continue
         if decision.override:
-            found[f"stored as {name}, as {decision.override} asks"].append(place.name)
+            found[f"stored as {decision.type.name}, as {decision.override} asks"].append(name)
         elif decision.fallback:
-            found[f"stored as {name}, because {decision.fallback}"].append(place.name)
+            found[f"stored as {decision.type.name}, because {decision.fallback}"].append(name)
     return tuple(
         f"{what}: {len(names)} tensors, for example {names[0]}" for what, names in found.items()
     )
@@ -171,21 +178,13 @@ def _gguf_output(
         split_bytes = 0  # one file will do
     writer = grok1_gguf.metadata_writer(graph, vocabulary, recipe.file_type, split_bytes)
     if imatrix is not None:
-        add_to_gguf(writer, imatrix)
+        for key, value in provenance(imatrix).items():
+            if isinstance(value, str):
+                writer.add_string(key, value)
+            else:
+                writer.add_uint32(key, value)
     layouts = gguf.lay_out(writer, entries)
-    stem = request.path.name.removesuffix(".gguf")
-    names = [request.path.name]
-    if len(layouts) > 1:
-        names = [gguf.split_name(stem, n, len(layouts)) for n in range(len(layouts))]
-    files = tuple(
-        PlannedFile(request.path.with_name(name), layout.header, layout.size)
-        for name, layout in zip(names, layouts, strict=True)
-    )
-    found = {
-        name: (n, offset)
-        for n, layout in enumerate(layouts)
-        for name, offset in layout.offsets.items()
-    }
+    files, found = place_files(request.path, layouts)
     tensors = tuple(
         PlannedTensor(
             quantized(place.gguf, graph[place.name], _type(decision).name),
@@ -195,7 +194,7 @@ def _gguf_output(
         )
         for place, decision in chosen
     )
-    notes = (*_choice_notes(chosen), *weighing.notes())
+    notes = (*choice_notes((p.name, d) for p, d in chosen), *weighing.notes())
     spec = graph.spec
     if spec.num_q_heads * spec.key_size != spec.emb_size:
         notes += (
@@ -205,6 +204,26 @@ def _gguf_output(
     return Output(request, files, tensors, {}, notes, weighing)
 
 
+def place_files(
+    path: Path, layouts: list[Layout]
+) -> tuple[tuple[PlannedFile, ...], dict[str, tuple[int, int]]]:
+    """Name the files of a GGUF output; tell the file (its index) and offset of each tensor."""
+    stem = path.name.removesuffix(".gguf")
+    names = [path.name]
+    if len(layouts) > 1:
+        names = [gguf.split_name(stem, n, len(layouts)) for n in range(len(layouts))]
+    files = tuple(
+        PlannedFile(path.with_name(name), layout.header, layout.size)
+        for name, layout in zip(names, layouts, strict=True)
+    )
+    found = {
+        name: (n, offset)
+        for n, layout in enumerate(layouts)
+        for name, offset in layout.offsets.items()
+    }
+    return files, found
+
+
 def _safetensors_output(
     graph: TensorGraph[Grok1Spec],
     request: Request,
@@ -212,7 +231,7 @@ def _safetensors_output(
     split_bytes: int,
 ) -> Output:
     chosen = choose(graph, request.recipe)
-    notes = _choice_notes(chosen)
+    notes = choice_notes((p.name, d) for p, d in chosen)
     shards = _shards(_hugging_face_tensors(graph, chosen), split_bytes or DEFAULT_SHARD_BYTES)
     files, tensors, weight_map = [], [], {}
     for n, shard in enumerate(shards):

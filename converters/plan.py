@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph import TensorGraph, View, matrices
-from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.outputs import Output, Request, lay_out
+from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
+from weightcast.converters.outputs import Output
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
-from weightcast.formats.imatrix import ImportanceMatrix
-from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import QuantType
 
 # One expert of the release: read as a whole, so that shards are read front to back.
@@ -30,7 +27,8 @@ SLAB_BYTES: Final = 192 << 20
 class Destination:
     """Where the rows of one matrix go: output, file, byte offset of its first row.
 
-    `importance`, float32 [in], is what weighs the columns.
+    `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
+    go there as they are.
     """
 
     output: int
@@ -40,6 +38,7 @@ class Destination:
     tensor: str
     expert: int | None
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    is_copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class WorkItem:
 class Plan:
     """All outputs and all work."""
 
-    graph: TensorGraph[Grok1Spec]
+    graph: TensorGraph[Spec]
     outputs: tuple[Output, ...]
     items: tuple[WorkItem, ...]
 
@@ -79,32 +78,25 @@ class Plan:
         return max((item.nbytes for item in self.items), default=0)
 
 
-def make_plan(
-    graph: TensorGraph[Grok1Spec],
-    requests: Sequence[Request],
-    vocabulary: Vocabulary | None,
-    split_bytes: int = 0,
-    notes: Sequence[str] = (),
-    imatrix: ImportanceMatrix | None = None,
-) -> Plan:
-    """Lay out all outputs and cut the work into items in the order of the source files.
-
-    `notes` are what the user should know of each output.
-    """
-    outputs = []
-    for request in requests:
-        output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
-        outputs.append(replace(output, notes=(*notes, *output.notes)))
+def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
+    """Cut the work for laid out outputs into items in the order of the source files."""
     by_view: dict[View, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
         for planned in output.tensors:
             offset = planned.offset
-            name, has_experts = planned.tensor.name, len(planned.tensor.shape) > 2
-            for n, view in enumerate(matrices(planned.tensor)):
-                expert = n if has_experts else None
-                weights = None if planned.importance is None else planned.importance[n]
+            views = matrices(planned.tensor)
+            for n, view in enumerate(views):
                 by_view[view].append(
-                    Destination(number, planned.file, offset, planned.type, name, expert, weights)
+                    Destination(
+                        number,
+                        planned.file,
+                        offset,
+                        planned.type,
+                        planned.tensor.name,
+                        n if len(views) > 1 else None,
+                        None if planned.importance is None else planned.importance[n],
+                        is_copied=not isinstance(planned.tensor.origin, Quantize),
+                    )
                 )
                 offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []

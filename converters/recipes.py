@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from weightcast.converters.recipe_table import (
     CATEGORIES,
     FALLBACKS,
@@ -105,7 +107,9 @@ def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) ->
 
     def number(key: str, default: int) -> int:
         value = metadata.get(f"{architecture}.{key}", default)
-        if not isinstance(value, str) and isinstance(value, Sequence) and len(value):
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, list) and value:
             value = value[0]
         return value if type(value) is int else default
 

@@ -20,7 +20,7 @@ from weightcast.quant.library import (
     dequantize_bytes,
     quantize_matrix,
 )
-from weightcast.quant.types import F32, SOURCE_TYPES, TYPES
+from weightcast.quant.types import F32, SOURCE_TYPES, STORED_TYPES, TYPES
 
 _NUMPY_DTYPES: dict[str, Any] = {
     "F32": np.float32,
@@ -104,8 +104,8 @@ class Slab:
         )
 
     def stored_rows(self, row0: int, row1: int) -> NDArray[np.uint8]:
-        """The stored bytes of rows of a blocked type."""
-        row_bytes = TYPES[self.view.array.dtype].row_bytes(self.view.shape[1])
+        """The stored bytes of row-major rows."""
+        row_bytes = STORED_TYPES[self.view.array.dtype].row_bytes(self.view.shape[1])
         return self.data.view(np.uint8)[row0 * row_bytes : row1 * row_bytes]
 
 

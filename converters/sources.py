@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from weightcast.converters import grok1_gguf, grok1_hf
+from weightcast.converters.gguf_model import GGUFModel, graph_from_index
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1 import graph_from_names, graph_from_shards
 from weightcast.converters.grok1_spec import GROK_1, Grok1Spec, Number, read_spec
@@ -64,26 +67,51 @@ def _find_beside(path: Path, name: str) -> Path | None:
     return next((f / name for f in folders if (f / name).is_file()), None)
 
 
-def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph[Grok1Spec]:
+def open_graph(
+    path: str | Path, spec: str | Path | None = None
+) -> TensorGraph[Grok1Spec] | TensorGraph[GGUFModel]:
     """Open a checkpoint as a graph of named tensors [..., out, in]; no weights are read.
 
     `path` is a ckpt-0 directory or its parent, a GGUF file (a split one by its first) or a
-    safetensors file or directory. `spec` is a JSON file of hyperparameters; without it they come
-    from spec.json in or beside the shards, or else are those of the release. Raises
-    CheckpointError.
+    safetensors file or directory. `spec` is a JSON file of Grok-1's hyperparameters; without it
+    they come from spec.json in or beside the shards, or else are those of the release. Tensors of
+    another model's GGUF have the names and the order of the file. Raises CheckpointError.
     """
-    source = Path(path)
+    carried = open_carried(Path(path))
+    if carried is None or carried.family == grok1_gguf.ARCHITECTURE or spec is not None:
+        return open_grok1(path, spec)
+    return carried
+
+
+def open_carried(source: Path) -> TensorGraph[GGUFModel] | None:
+    """Open a GGUF file of any architecture under the names in it; None if it is no GGUF file."""
+    with _readable(source):
+        if kind_of(source) != "gguf":
+            return None
+        return graph_from_index(source, gguf.read_split(source))
+
+
+@contextmanager
+def _readable(source: Path) -> Iterator[None]:
+    """Turn failures of the system into CheckpointError."""
     try:
+        yield
+    except OSError as problem:
+        raise CheckpointError(
+            f"{problem.filename or source}: cannot be read: {problem.strerror}"
+        ) from None
+
+
+def open_grok1(path: str | Path, spec: str | Path | None = None) -> TensorGraph[Grok1Spec]:
+    """Open a Grok-1 as a graph of its leaves; see open_graph. Raises CheckpointError."""
+    source = Path(path)
+    with _readable(source):
         kind = kind_of(source)
         if kind == "shards":
             return _open_shards(source, spec)
         if kind == "gguf":
             return _open_gguf(source, spec)
         return _open_safetensors(source, spec)
-    except OSError as problem:
-        raise CheckpointError(
-            f"{problem.filename or source}: cannot be read: {problem.strerror}"
-        ) from None
 
 
 def _open_shards(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
@@ -101,9 +129,11 @@ def _open_gguf(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
     index = gguf.read_split(source)
     architecture = index.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture != grok1_gguf.ARCHITECTURE:
-        wanted = grok1_gguf.ARCHITECTURE
         raise FormatError(
-            source, None, f"architecture {shown(architecture)}; only {wanted!r} is read"
+            source,
+            None,
+            f"architecture {shown(architecture)}: directories, --spec, --tokenizer and "
+            "--no-tokenizer are for Grok-1; name a .gguf output, which keeps all metadata",
         )
     given: Mapping[str, Number] = grok1_gguf.read_hyperparameters(source, index.metadata)
     origin = f"the metadata of {source.name}"
@@ -112,7 +142,8 @@ def _open_gguf(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
         raise MissingTensorError(f"{source}: {len(index.tensors)} tensors for {layers} layers")
     if spec is not None:
         given, origin = read_spec(Path(spec)), str(spec)
-    return graph_from_names(str(source), index.tensors, "gguf", layers, given, origin)
+    named = graph_from_names(str(source), index.tensors, "gguf", layers, given, origin)
+    return replace(named, files=index.paths)
 
 
 def _open_safetensors(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
@@ -136,7 +167,7 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
     None if there is none. Raises CheckpointError.
     """
     source = Path(path)
-    try:
+    with _readable(Path(tokenizer or source)):
         if tokenizer is not None:
             return read_sentencepiece(Path(tokenizer))
         kind = kind_of(source)
@@ -148,7 +179,3 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
         assert folder is not None
         file = _find_beside(folder, TOKENIZER_NAME)
         return None if file is None else read_sentencepiece(file)
-    except OSError as problem:
-        raise CheckpointError(
-            f"{problem.filename or tokenizer or source}: cannot be read: {problem.strerror}"
-        ) from None

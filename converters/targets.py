@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from weightcast.converters.graph import TensorGraph, matrices
-from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.graph import Spec, TensorGraph, matrices
 from weightcast.converters.output_files import foreign_entry, partial_path, replaced_path
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
@@ -29,9 +28,10 @@ def check_targets(plan: Plan) -> None:
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None
 
 
-def _source_files(graph: TensorGraph[Grok1Spec]) -> set[Path]:
+def _source_files(graph: TensorGraph[Spec]) -> set[Path]:
     """The files that are read, under the names they have and those that links lead to."""
     files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
+    files.update(graph.files)
     named = {Path(os.path.abspath(path)) for path in files}
     return named | {Path(os.path.realpath(path)) for path in files}
 

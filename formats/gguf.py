@@ -1,7 +1,8 @@
 """GGUF: metadata, tensor infos, aligned data. Index, and layout of files to be written.
 
-Reading is our own, bounded by the file's size whatever it declares; headers are written by the
-gguf package. Shapes are row-major here, and reversed only in the file (ggml's `ne` order).
+Reading is bounded by the file's size whatever it declares. Metadata of a new file is collected by
+the gguf package, that of another file carried over as it lies there. Shapes are row-major here, and
+reversed only in the file (ggml's `ne` order).
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -10,50 +11,60 @@ from __future__ import annotations
 import io
 import re
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
+from weightcast.formats.gguf_header import (
+    MAX_HEADER_BYTES,
+    HeaderReader,
+    Metadata,
+    raw_number,
+)
 from weightcast.formats.layout import Layout
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import CheckpointError, FormatError, MissingTensorError
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import STORED_TYPES, QuantType
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 MAGIC: Final = b"GGUF"
+VERSION: Final = 3
 DEFAULT_ALIGNMENT: Final = 32
-# A tokenizer of 131072 pieces takes 4 MB; nothing that belongs in a header is larger than this.
-MAX_HEADER_BYTES: Final = 1 << 28
+ALIGNMENT_KEY: Final = "general.alignment"
+SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 _MAX_NAME_BYTES = 256
 _MAX_AXES = 4
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_SCALARS: Final = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
+_TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
+# Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
+_REFUSED_TYPES: Final = {
+    4: "Q4_2",
+    5: "Q4_3",
+    9: "Q8_1",
+    15: "Q8_K",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
 }
-_STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
 class GGUFIndex:
-    """What a GGUF file (or all files of a split one) says: metadata and where tensors lie."""
+    """What a GGUF file (or all files of a split one) says: metadata and where tensors lie.
 
-    metadata: dict[str, Any]
+    Tensors in the order of the files, `paths` all of these; the metadata is that of the first.
+    """
+
+    metadata: Metadata
     tensors: dict[str, StoredArray]
+    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,67 +80,11 @@ class Entry:
         return self.type.row_bytes(self.shape[-1]) * prod(self.shape[:-1])
 
 
-class _Header:
-    """Reads the header front to back; every length is checked against the file first."""
-
-    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
-        self._file = file
-        self._path = path
-        self._left = min(size, MAX_HEADER_BYTES)
-        self.position = 0
-
-    def error(self, problem: str) -> FormatError:
-        return FormatError(self._path, self.position, problem)
-
-    def require(self, count: int) -> None:
-        if count > self._left:
-            raise self.error(f"{count} bytes are declared, but only {self._left} are left")
-
-    def take(self, count: int) -> bytes:
-        self.require(count)
-        raw = self._file.read(count)
-        if len(raw) != count:
-            raise self.error("the file shrank while it was read")
-        self.position += count
-        self._left -= count
-        return raw
-
-    def unsigned(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "little")
-
-    def string(self, limit: int = MAX_HEADER_BYTES) -> str:
-        count = self.unsigned(8)
-        if count > limit:
-            raise self.error(f"a name of {count} bytes")
-        try:
-            return self.take(count).decode()
-        except UnicodeDecodeError:
-            raise self.error("a string is not valid UTF-8") from None
-
-    def value(self, kind: int, *, nested: bool = False) -> Any:
-        if kind in _SCALARS:
-            dtype = np.dtype(_SCALARS[kind])
-            return np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY and not nested:
-            element, count = self.unsigned(4), self.unsigned(8)
-            if element in _SCALARS:
-                dtype = np.dtype(_SCALARS[element])
-                return np.frombuffer(self.take(count * dtype.itemsize), dtype)
-            # Each string takes at least its 8-byte length.
-            self.require(8 * count)
-            return [self.value(element, nested=True) for _ in range(count)]
-        raise self.error(f"metadata of unknown type {kind}")
-
-
 def read_file(path: Path) -> GGUFIndex:
     """Index one file. Raises FormatError naming the file and the offset."""
     with path.open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        header = _Header(file, path, size)
-        if size < 24 or header.take(4) != MAGIC:
+        header = HeaderReader(file, path)
+        if header.size < 24 or header.take(4) != MAGIC:
             raise FormatError(path, 0, "not a GGUF file")
         version = header.unsigned(4)
         if version not in (2, 3):
@@ -137,14 +92,9 @@ def read_file(path: Path) -> GGUFIndex:
         n_tensors, n_values = header.unsigned(8), header.unsigned(8)
         # The least that a tensor info and a metadata entry can take.
         header.require(n_tensors * 32 + n_values * 13)
-        metadata = {}
-        for _ in range(n_values):
-            key = header.string(65535)
-            if key in metadata:
-                raise header.error(f"metadata key {key[:200]!r} occurs twice")
-            metadata[key] = header.value(header.unsigned(4))
+        metadata = Metadata(header.pairs(n_values))
         infos = [_tensor_info(header) for _ in range(n_tensors)]
-        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise header.error("general.alignment is not a power of two")
         data_start = -(-header.position // alignment) * alignment
@@ -153,9 +103,11 @@ def read_file(path: Path) -> GGUFIndex:
         if name in tensors:
             raise FormatError(path, None, f"tensor {name!r} occurs twice")
         start = data_start + offset
-        if start + nbytes > size:
+        if start + nbytes > header.size:
             raise FormatError(
-                path, start, f"tensor {name!r} takes {nbytes} bytes, but the file ends at {size}"
+                path,
+                start,
+                f"tensor {name!r} takes {nbytes} bytes, but the file ends at {header.size}",
             )
         tensors[name] = StoredArray(path, start, nbytes, dtype, shape)
     end = 0
@@ -163,27 +115,30 @@ def read_file(path: Path) -> GGUFIndex:
         if array.offset < end:
             raise FormatError(path, array.offset, "two tensors overlap")
         end = array.offset + array.nbytes
-    return GGUFIndex(metadata, tensors)
+    return GGUFIndex(metadata, tensors, (path,))
 
 
-def _tensor_info(header: _Header) -> tuple[str, str, tuple[int, ...], int, int]:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    name = header.string(_MAX_NAME_BYTES)
+def _tensor_info(header: HeaderReader) -> tuple[str, str, tuple[int, ...], int, int]:
+    name = header.name(_MAX_NAME_BYTES)
     n_axes = header.unsigned(4)
     if n_axes > _MAX_AXES:
         raise header.error(f"tensor {name!r} has {n_axes} axes")
     shape = tuple(reversed(struct.unpack(f"<{n_axes}Q", header.take(8 * n_axes))))
     type_id = header.unsigned(4)
     offset = header.unsigned(8)
-    try:
-        ggml_type = GGMLQuantizationType(type_id)
-    except ValueError:
-        raise header.error(f"tensor {name!r} has the unknown type {type_id}") from None
-    elements, block_bytes = GGML_QUANT_SIZES[ggml_type]
-    if not shape or shape[-1] % elements:
-        raise header.error(f"tensor {name!r}: shape {list(shape)} does not fill its blocks")
-    return name, ggml_type.name, shape, offset, prod(shape) // elements * block_bytes
+    if type_id in _REFUSED_TYPES:
+        raise header.error(
+            f"tensor {name!r} is of the type {_REFUSED_TYPES[type_id]} ({type_id}), which ggml has "
+            "no longer in files; make the file again from the original weights"
+        )
+    if type_id not in _TYPES:
+        raise header.error(f"tensor {name!r} is of the unknown type {type_id}")
+    found = _TYPES[type_id]
+    if not shape or not found.fits(shape[-1]):
+        raise header.error(
+            f"tensor {name!r}: shape {list(shape)} does not fill blocks of {found.name}"
+        )
+    return name, found.name, shape, offset, prod(shape[:-1]) * found.row_bytes(shape[-1])
 
 
 def read_split(path: Path) -> GGUFIndex:
@@ -201,7 +156,7 @@ def read_split(path: Path) -> GGUFIndex:
         )
     if _number(first, "split.no") != 0:
         raise FormatError(path, None, f"not the first file: open {split_name(match[1], 0, count)}")
-    tensors = dict(first.tensors)
+    tensors, paths = dict(first.tensors), [path]
     for number in range(1, count):
         part = path.with_name(split_name(match[1], number, count))
         if not part.is_file():
@@ -213,10 +168,11 @@ def read_split(path: Path) -> GGUFIndex:
             if name in tensors:
                 raise FormatError(part, None, f"tensor {name!r} is also in {tensors[name].path}")
             tensors[name] = array
+        paths.append(part)
     expected = _number(first, "split.tensors.count")
     if expected not in (None, len(tensors)):
         raise MissingTensorError(f"{path}: {len(tensors)} tensors in {count} files, not {expected}")
-    return GGUFIndex(first.metadata, tensors)
+    return GGUFIndex(first.metadata, tensors, tuple(paths))
 
 
 def _number(index: GGUFIndex, key: str) -> int | None:
@@ -237,36 +193,70 @@ def new_writer(architecture: str, split_bytes: int = 0) -> GGUFWriter:
     return GGUFWriter(None, architecture, split_max_size=split_bytes)
 
 
-def lay_out(writer: GGUFWriter, entries: list[Entry]) -> list[Layout]:
+def lay_out(writer: GGUFWriter, entries: Sequence[Entry]) -> list[Layout]:
     """Place tensors after the writer's metadata, in one file or in parts of the writer's limit."""
-    from gguf import GGMLQuantizationType
     from gguf.gguf_writer import WriterState
 
-    for entry in entries:
-        writer.add_tensor_info(
-            entry.name,
-            entry.shape,
-            np.dtype(np.float32),
-            entry.nbytes,
-            raw_dtype=GGMLQuantizationType(entry.type.ggml_id),
-        )
-    buffers = [io.BytesIO() for _ in writer.tensors]
-    # The writer is told that its files are open, so that it writes into memory.
-    writer.fout = buffers  # type: ignore[assignment]
-    writer.state = WriterState.EMPTY
-    writer.write_header_to_file()
+    buffer = io.BytesIO()
+    # The writer is told that its file is open and begun, so that it writes the rest into memory.
+    writer.fout = [buffer]  # type: ignore[list-item]
+    writer.state = WriterState.HEADER
     writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    header = HeaderReader(buffer, Path("the metadata of a new file"))
+    metadata = header.pairs(len(writer.kv_data[0]))
+    return lay_out_raw(metadata, entries, writer.split_max_size)
+
+
+def lay_out_raw(
+    metadata: Mapping[str, bytes], entries: Sequence[Entry], split_bytes: int = 0
+) -> list[Layout]:
+    """Place tensors after raw metadata, in one file or in parts of `split_bytes` of tensor data.
+
+    A tensor that is larger has a part of its own. The first part has all metadata; the others say
+    which part they are, and their alignment. Raises CheckpointError for a header that is too large.
+    """
+    parts: list[list[Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        if parts[-1] and 0 < split_bytes < filled + entry.nbytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(entry)
+        filled += entry.nbytes
+    whole = {key: raw for key, raw in metadata.items() if key not in SPLIT_KEYS}
+    alignment = Metadata(whole).get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if len(parts) == 1:
+        return [_lay_out_file(whole, entries, alignment)]
     layouts = []
-    for buffer, infos in zip(buffers, writer.tensors, strict=True):
-        raw = buffer.getvalue()
-        header = raw + bytes(-len(raw) % writer.data_alignment)
-        if len(header) > MAX_HEADER_BYTES:
-            raise CheckpointError(f"a GGUF header of {len(header)} bytes")
-        end = len(header)
-        offsets = {}
-        for name, info in infos.items():
-            offsets[name] = end
-            end += -(-info.nbytes // writer.data_alignment) * writer.data_alignment
-        layouts.append(Layout(header, offsets, end))
+    for number, part in enumerate(parts):
+        kept = {key: raw for key, raw in whole.items() if number == 0 or key == ALIGNMENT_KEY}
+        # Types as in llama.cpp's gguf-split.
+        kept["split.no"] = raw_number("uint16", number)
+        kept["split.count"] = raw_number("uint16", len(parts))
+        kept["split.tensors.count"] = raw_number("int32", len(entries))
+        layouts.append(_lay_out_file(kept, part, alignment))
     return layouts
+
+
+def _lay_out_file(
+    metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int
+) -> Layout:
+    header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(entries), len(metadata)))
+    for key, raw in metadata.items():
+        header += _string(key) + raw
+    starts, end = [], 0
+    for entry in entries:
+        axes = struct.pack(f"<I{len(entry.shape)}Q", len(entry.shape), *reversed(entry.shape))
+        header += _string(entry.name) + axes + struct.pack("<IQ", entry.type.ggml_id, end)
+        starts.append(end)
+        end += -(-entry.nbytes // alignment) * alignment
+    header += bytes(-len(header) % alignment)
+    if len(header) > MAX_HEADER_BYTES:
+        raise CheckpointError(f"a GGUF header of {len(header)} bytes")
+    offsets = {e.name: len(header) + start for e, start in zip(entries, starts, strict=True)}
+    return Layout(bytes(header), offsets, len(header) + end)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw

@@ -174,12 +174,10 @@ class _OldFile:
     def _number(self, least: int, most: int, what: str) -> int:
         raw = self._file.read(4)
         if len(raw) != 4:
-            raise self._error("neither a GGUF file nor an older importance matrix: it ends here")
+            raise self._error(f"{_NEITHER}, ends here")
         number = int.from_bytes(raw, "little", signed=True)
         if not least <= number <= most:
-            raise self._error(
-                f"neither a GGUF file nor an older importance matrix: {number} {what}"
-            )
+            raise self._error(f"{_NEITHER}, declares {number} {what}")
         return number
 
     def _text(self, length: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -100,7 +101,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     )
 
 
-def from_gguf(path: Path, metadata: dict[str, Any]) -> Vocabulary | None:
+def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Vocabulary | None:
     """Take the vocabulary out of GGUF metadata; None if there is none ("no_vocab")."""
     model = metadata.get(_KEY + "model", "no_vocab")
     if not isinstance(model, str):
@@ -110,6 +111,10 @@ def from_gguf(path: Path, metadata: dict[str, Any]) -> Vocabulary | None:
     tokens = metadata.get(_KEY + "tokens")
     if model != "llama" or not isinstance(tokens, list):
         raise FormatError(path, None, f"tokenizer {shown(model)} is not a SentencePiece one")
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError:
+        raise FormatError(path, None, "a token is not valid UTF-8") from None
     scores = metadata.get(_KEY + "scores", np.zeros(len(tokens), np.float32))
     types = metadata.get(_KEY + "token_type", np.ones(len(tokens), np.int32))
     if not (isinstance(scores, np.ndarray) and scores.dtype.kind == "f"):

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 import weightcast.quant
 from weightcast.quant.errors import CheckpointError, LayoutError
-from weightcast.quant.types import SOURCE_TYPES, QuantType
+from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
 LIBRARY_NAME = "libweightcast.so"
 ABI_VERSION = 2
-OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE, BAD_IMPORTANCE = range(7)
+OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE, BAD_IMPORTANCE, MISCOMPILED = (
+    range(8)
+)
 
 INSTRUCTION_SETS: Final = ("scalar", "avx2", "avx512")
 
@@ -140,7 +142,24 @@ def load() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
+    for quant_type in TYPES.values():
+        if not quant_type.has_grid:
+            check_build(library, quant_type)
     return library
+
+
+@cache
+def check_build(library: ctypes.CDLL, quant_type: QuantType) -> None:
+    """Compare with golden bytes of a type; grids take long to prepare, so theirs wait for use.
+
+    Raises ImportError: a library that makes other bytes must not be used.
+    """
+    if library.weightcast_self_test(quant_type.ggml_id) != OK:
+        raise ImportError(
+            f"{library._name} makes wrong {quant_type.name} blocks (instruction set "
+            f"{library.weightcast_isa().decode()}): it was miscompiled; install again, or set "
+            "WEIGHTCAST_ISA to another one"
+        )
 
 
 def isa() -> str:
@@ -205,7 +224,9 @@ def quantize_matrix(
                 f"importance of shape {list(importance.shape)} for rows of {matrix.n_in} values"
             )
         importance = np.ascontiguousarray(importance, np.float32)
-    status = load().weightcast_quantize(
+    library = load()
+    check_build(library, quant_type)
+    status = library.weightcast_quantize(
         ctypes.byref(source),
         None if importance is None else importance.ctypes.data,
         quant_type.ggml_id,
@@ -240,7 +261,9 @@ def dequantize_bytes(
     assert src.flags.c_contiguous
     assert src.nbytes >= quant_type.row_bytes(n_elements)
     dst = np.empty(n_elements, np.float32)
-    status = load().weightcast_dequantize(
+    library = load()
+    check_build(library, quant_type)
+    status = library.weightcast_dequantize(
         quant_type.ggml_id, src.ctypes.data, n_elements, dst.ctypes.data
     )
     assert status == OK, status

@@ -25,6 +25,11 @@ class QuantType:
     block_bytes: int
     importance: Literal["ignored", "optional", "required"] = "ignored"
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether groups of values are points of a grid: IQ1, IQ2 and IQ3."""
+        return self.name.startswith(("IQ1", "IQ2", "IQ3"))
+
     def fits(self, row_elements: int) -> bool:
         """Whether rows of this length fill whole blocks."""
         return row_elements % self.block_elements == 0
@@ -75,10 +80,17 @@ Q2_0 = QuantType("Q2_0", 42, 64, 18)
 # Codes without a scale of their own: only ever a source, together with scales.
 I8 = QuantType("I8", 24, 1, 1)
 
+# Numbers that are no weights: only carried from file to file.
+I16 = QuantType("I16", 25, 1, 2)
+I32 = QuantType("I32", 26, 1, 4)
+I64 = QuantType("I64", 27, 1, 8)
+F64 = QuantType("F64", 28, 1, 8)
+
 FLOAT_TYPES = (F32, F16, BF16)
 SIMPLE_TYPES = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q1_0, Q2_0, TQ1_0, TQ2_0, MXFP4, NVFP4)
 K_TYPES = (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 I_TYPES = (IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S)
 
 TYPES = {t.name: t for t in (*FLOAT_TYPES, *SIMPLE_TYPES, *K_TYPES, *I_TYPES)}
+STORED_TYPES = {**TYPES, **{t.name: t for t in (I8, I16, I32, I64, F64)}}
 SOURCE_TYPES = {t.name: t for t in (F32, F16, BF16, I8)}

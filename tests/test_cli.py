@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import gguf_files
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -723,3 +724,132 @@ def test_a_reader_that_has_enough(tiny: Path) -> None:
         ["bash", "-o", "pipefail", "-c", f"{command} | head -n 1"], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_recipes_and_overrides(run, tiny: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("base = 'Q8_0'\n[[rule]]\npattern = 'attn_'\ntype = 'F16'\n")
+    options = ("--recipe", recipe, "--tensor-type", "attn_v=BF16")
+    out = tmp_path / "tiny-mine.gguf"
+    done = run("convert", "--no-tokenizer", *options, tiny, out)
+    assert done.code == 0
+    assert "(BF16 2, F16 6, F32 11, Q8_0 7)" in done.out
+    assert f"stored as F16, as {recipe}: rule 1: 'attn_' asks: 6 tensors" in done.out
+    assert "stored as BF16, as --tensor-type attn_v=BF16 asks: 2 tensors" in done.out
+
+
+def test_pure(run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny-Q4_K_M.gguf"
+    done = run("convert", "--dry-run", "--no-tokenizer", "--pure", tiny, out)
+    assert "(F32 11, Q4_K 15)" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tensor-type", "atn_v=Q8_0"], "--tensor-type atn_v=Q8_0: no tensor has a name with"),
+        (["--tensor-type", "attn_v"], "--tensor-type attn_v: write it as REGEX=TYPE"),
+        (["--recipe", "absent.toml"], "absent.toml: no such file"),
+        (["--imatrix", "absent.dat"], "absent.dat: no such file"),
+    ],
+)
+def test_recipe_options_that_are_wrong_are_one_line(
+    run, tiny: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    done = run("convert", "--no-tokenizer", *options, tiny, tmp_path / "m-Q4_K_M.gguf")
+    assert done.code == 1
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert names(tmp_path) == []
+
+
+def test_a_recipe_that_needs_importance_is_refused(run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m-IQ2_XS.gguf"
+    done = run("convert", "--no-tokenizer", tiny, out)
+    assert done.code == 1
+    assert done.err.startswith(f"error: {out}: needs an importance matrix; give one with --imatrix")
+    assert names(tmp_path) == []
+    done = run("convert", "--dry-run", "--no-tokenizer", tiny, out)
+    assert done.code == 0
+    assert "note: needs an importance matrix (--imatrix FILE)" in done.out
+
+
+# GGUF files of any model.
+
+
+@pytest.fixture
+def any_gguf(tmp_path: Path) -> Path:
+    x = np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256)
+    metadata = {
+        "general.architecture": gguf_files.string("my-arch"),
+        "my-arch.block_count": gguf_files.u32(3),
+        "tokenizer.ggml.tokens": gguf_files.strings(*"abcdefghijklmnopqrstuvwxyz"),
+        "general.name": gguf_files.string(b"\xff\n\x1b[31m"),
+    }
+    tensors = {"blk.0.a.weight": gguf_files.floats(x), "blk.1.a.weight": gguf_files.floats(x)}
+    return gguf_files.write(tmp_path / "any.gguf", metadata, tensors)
+
+
+def test_inspect_any_gguf(run, any_gguf: Path) -> None:
+    done = run("inspect", any_gguf)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0] == f"{any_gguf}: my-arch, 1,024 parameters"
+    assert lines[1] == "2 tensors in 1 file, 4,096 bytes (4.10 kB)"
+    assert "  my-arch.block_count                          3" in lines
+    assert "  tokenizer.ggml.tokens        26 x string" in lines
+    assert "\x1b" not in done.out
+    assert lines[-1].split() == ["layer", "N:", "a.weight", "2", "x", "256", "F32", "x", "2"]
+    all_lines = run("inspect", "--all", any_gguf).out
+    assert "blk.0.a.weight" in all_lines
+    assert "blk.1.a.weight" in all_lines
+
+
+def test_inspect_any_gguf_as_json(run, any_gguf: Path) -> None:
+    done = run("inspect", "--json", any_gguf)
+    values = json.loads(done.out)
+    assert values["family"] == "my-arch"
+    assert values["hyperparameters"]["my-arch.block_count"] == 3
+    assert values["hyperparameters"]["tokenizer.ggml.tokens"] == {"array": "string", "length": 26}
+    assert [tensor["name"] for tensor in values["tensors"]] == ["blk.0.a.weight", "blk.1.a.weight"]
+    assert values["tensors"][0]["stored_as"] == "F32"
+
+
+def test_quantizing_twice(run, any_gguf: Path) -> None:
+    folder = any_gguf.parent
+    assert run("convert", any_gguf, folder / "a-Q4_K.gguf", "--pure").code == 0
+    done = run("convert", folder / "a-Q4_K.gguf", folder / "b-Q8_0.gguf")
+    assert done.code == 1
+    assert done.err.startswith(f"error: {folder / 'a-Q4_K.gguf'}: 'blk.0.a.weight' is Q4_K")
+    assert "--allow-requantize" in done.err
+    done = run("convert", "--allow-requantize", folder / "a-Q4_K.gguf", folder / "b-Q8_0.gguf")
+    assert done.code == 0
+    assert run("convert", folder / "a-Q4_K.gguf", folder / "b-F16.gguf").code == 0
+
+
+def test_dry_run_tells_the_exact_size_of_any_gguf(run, any_gguf: Path) -> None:
+    target = any_gguf.parent / "b-Q8_0.gguf"
+    done = run("convert", "--dry-run", "--json", any_gguf, target)
+    assert not target.exists()
+    run("convert", any_gguf, target)
+    assert json.loads(done.out)["outputs"][0]["bytes"] == target.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a-bf16"], "architecture 'my-arch': directories, --spec, --tokenizer and"),
+        (["a-F16.gguf", "--no-tokenizer"], "architecture 'my-arch': directories"),
+        (["a-F16.gguf", "--imatrix", "any.gguf"], "no importance matrix"),
+        (["any.gguf", "--type", "Q8_0"], "is or holds the source"),
+    ],
+)
+def test_what_any_gguf_cannot_become(
+    run, any_gguf: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(any_gguf.parent)
+    done = run("convert", "any.gguf", *arguments)
+    assert done.code == 1
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert names(any_gguf.parent) == ["any.gguf"]

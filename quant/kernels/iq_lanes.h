@@ -70,8 +70,8 @@ WC_INLINE unsigned vec_mask(VM m) {
 // The member of a list that has the least sum of w * (scale * value - x)^2, the first of equals; the
 // first of all where no sum is below FLT_MAX. x and w are a column's, kLanes floats apart.
 template <class Grid>
-WC_INLINE int best_neighbour(const uint16_t* list, int count, const float* x, const float* w,
-                             float scale, LevelValues values) {
+WC_INLINE int best_neighbour(NeighbourList list, const float* x, const float* w, float scale,
+                             LevelValues values) {
   constexpr int n = Grid::elements, bits = Grid::level_bits;
   VF errors[n];
   const VF scaled = vec_splat(scale) * values;
@@ -85,14 +85,14 @@ WC_INLINE int best_neighbour(const uint16_t* list, int count, const float* x, co
     for (int i = 1; i < n; ++i) sum += vec_look_up(errors[i], codes >> bits * i);
     return vec_lesser(sum, vec_splat(FLT_MAX));  // NaN becomes FLT_MAX
   };
-  VF best = sums(list);
-  if (count <= kVector) {
+  VF best = sums(list.first);
+  if (list.count <= kVector) {
     const unsigned winners = vec_mask(vec_eq(best, vec_splat(vec_least(best))));
-    return list[__builtin_ctz(winners)];
+    return list.first[__builtin_ctz(winners)];
   }
   VI position = vec_splat(0);
-  for (int start = kVector; start < count; start += kVector) {
-    const VF sum = sums(list + start);
+  for (int start = kVector; start < list.count; start += kVector) {
+    const VF sum = sums(list.first + start);
     const VM better = vec_lt(sum, best);
     best = vec_select(better, sum, best);
     position = vec_select(better, vec_splat(start), position);
@@ -105,14 +105,14 @@ WC_INLINE int best_neighbour(const uint16_t* list, int count, const float* x, co
     const int lane = __builtin_ctz(winners);
     winner = starts[lane] + lane < winner ? starts[lane] + lane : winner;
   }
-  return list[winner];
+  return list.first[winner];
 }
 
 #else
 
 template <class Grid>
-WC_INLINE int best_neighbour(const uint16_t* list, int count, const float* x, const float* w,
-                             float scale, LevelValues values) {
+WC_INLINE int best_neighbour(NeighbourList list, const float* x, const float* w, float scale,
+                             LevelValues values) {
   constexpr int n = Grid::elements, bits = Grid::level_bits;
   float errors[n][1 << bits];
   for (int level = 0; level <= Grid::max_level; ++level) {
@@ -123,9 +123,9 @@ WC_INLINE int best_neighbour(const uint16_t* list, int count, const float* x, co
     }
   }
   float best = FLT_MAX;
-  int winner = list[0];
-  for (int j = 0; j < count; ++j) {
-    const int code = list[j];
+  int winner = list.first[0];
+  for (int j = 0; j < list.count; ++j) {
+    const int code = list.first[j];
     float sum = 0.0f;
     for (int i = 0; i < n; ++i) sum += errors[i][code >> bits * i & ((1 << bits) - 1)];
     if (sum < best) {

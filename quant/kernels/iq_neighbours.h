@@ -1,6 +1,15 @@
 // Tables derived from the grids: for every combination of levels its grid index or, where it is not
 // in the grid, the neighbours to choose from, in ggml's order. Built at the first use of a type.
 // Source of the rule: iq2xs_init_impl and iq3xs_init_impl in ggml-quants.c.
+//
+// Most neighbours can never be chosen if the point is where the weights were rounded to. Weight i,
+// in units of the levels, is then less than 1/2 from the point's level u. If the levels of a
+// neighbour j are all between those of the point and those of a neighbour k, then j's distance to
+// every weight is at most k's: equal where the levels are, otherwise shorter by 2 * margin at least
+// if the weight is no nearer than `margin` to a bound of rounding. That is far more than the errors
+// of floats, and rounding is monotonic, so that every term and the sum of j's errors are at most
+// k's; and j is nearer to the point, so it comes first. k cannot win, whatever the weights of the
+// errors: `short_list` leaves it out.
 #pragma once
 
 #include <cstring>
@@ -13,9 +22,16 @@ namespace {
 // Lists are padded to whole runs with their first member, which never wins by being later.
 constexpr int kRun = 16;
 
+// The neighbours to choose from, padded to whole runs, and their number.
+struct NeighbourList {
+  const uint16_t* first;
+  int count;
+};
+
 // A grid of groups of `n` weights with `top` + 1 levels of `bits` bits. The neighbours of a point
-// are all entries at the `nearest` smallest distances; all lists together take `runs` runs.
-template <int n, int bits, int top, int nearest, int runs>
+// are all entries at the `nearest` smallest distances; all lists together take `runs` runs, short
+// lists `short_runs` (0: there are none).
+template <int n, int bits, int top, int nearest, int runs, int short_runs>
 class Neighbours {
  public:
   static constexpr int elements = n;
@@ -28,12 +44,18 @@ class Neighbours {
     half_distances(distances);
     for (int key = 0; key < kPoints; ++key) points_[key] = 0;
     for (int i = 0; i < entries; ++i) points_[key_of(grid[i])] = ~i;
-    int run = 0;
+    int run = 0, short_run = runs;
     for (int key = 0; key < kPoints; ++key) {
       if (points_[key] < 0) continue;
-      const int count = list(grid, distances, code_of(key), lists_[run]);
-      points_[key] = run << 9 | count;
-      run += (count + kRun - 1) / kRun;
+      const int code = code_of(key);
+      const int count = list(grid, distances, code, lists_[run]);
+      full_[key] = points_[key] = run << 9 | count;
+      if constexpr (short_runs > 0) {
+        const int short_count = shorten(code, lists_[run], count, lists_[short_run]);
+        points_[key] = short_run << 9 | short_count;
+        short_run += runs_of(short_count);
+      }
+      run += runs_of(count);
     }
   }
 
@@ -49,11 +71,12 @@ class Neighbours {
     return code;
   }
 
-  // ~index of a grid entry; else what `first` and `count` take.
+  // ~index of a grid entry; negative exactly for these.
   int32_t point(int32_t key) const { return points_[key]; }
-  // The codes of a point's neighbours, padded to whole runs, and their number.
-  const uint16_t* first(int32_t point) const { return lists_[point >> 9]; }
-  static int count(int32_t point) { return point & 511; }
+  // Of a point that is not: the neighbours that can win, if the weights are where they should be.
+  NeighbourList short_list(int32_t point) const { return list_at(point); }
+  // All neighbours.
+  NeighbourList full_list(int32_t key) const { return list_at(full_[key]); }
 
  private:
   static constexpr int kHalves = 1 << n * bits / 2;  // codes of half a group
@@ -61,6 +84,10 @@ class Neighbours {
     return exponent == 0 ? 1 : (top + 1) * power(exponent - 1);
   }
   static constexpr int kPoints = power(n);
+
+  static int runs_of(int count) { return (count + kRun - 1) / kRun; }
+
+  NeighbourList list_at(int32_t place) const { return {lists_[place >> 9], place & 511}; }
 
   // Squared distances between halves, in levels.
   static void half_distances(uint8_t (&distances)[kHalves][kHalves]) {
@@ -97,12 +124,48 @@ class Neighbours {
         if (distance[i] == d) members[count++] = grid[i];
       }
     }
-    for (int i = count; i % kRun != 0; ++i) members[i] = members[0];
+    pad(members, count);
     return count;
   }
 
-  int32_t points_[kPoints];
-  alignas(2 * kRun) uint16_t lists_[runs][kRun];
+  static void pad(uint16_t* members, int count) {
+    for (int i = count; i % kRun != 0; ++i) members[i] = members[0];
+  }
+
+  // How far each level is above and below the point's: two fields of four bits a weight, at most 7.
+  static uint64_t offsets(int point, int member) {
+    uint64_t fields = 0;
+    for (int i = 0; i < n; ++i) {
+      const int mask = (1 << bits) - 1;
+      const int diff = (member >> bits * i & mask) - (point >> bits * i & mask);
+      const uint64_t field = diff >= 0 ? static_cast<uint64_t>(diff) : static_cast<uint64_t>(-diff) << 4;
+      fields |= field << 8 * i;
+    }
+    return fields;
+  }
+
+  // Copy the members that no earlier one lies in front of.
+  static int shorten(int code, const uint16_t* members, int count, uint16_t* kept) {
+    constexpr uint64_t guard = 0x8888888888888888u;
+    uint64_t kept_offsets[512];
+    int kept_count = 0;
+    for (int j = 0; j < count; ++j) {
+      const uint64_t own = offsets(code, members[j]);
+      bool hidden = false;
+      for (int k = 0; k < kept_count && !hidden; ++k) {
+        hidden = (((own | guard) - kept_offsets[k]) & guard) == guard;  // no field is smaller
+      }
+      if (hidden) continue;
+      kept_offsets[kept_count] = own;
+      kept[kept_count++] = members[j];
+    }
+    pad(kept, kept_count);
+    return kept_count;
+  }
+
+  int32_t points_[kPoints];  // ~index or the place of the short list: first run, number of members
+  int32_t full_[kPoints];    // the place of the full list
+  alignas(2 * kRun) uint16_t lists_[runs + short_runs][kRun];
 };
 
 }  // namespace

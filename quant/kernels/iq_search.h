@@ -14,19 +14,23 @@
 namespace weightcast {
 namespace {
 
-using GridIQ2XXS = Neighbours<8, 2, 2, 2, 10071>;
-using GridIQ2XS = Neighbours<8, 2, 2, 2, 14410>;
-using GridIQ2S = Neighbours<8, 2, 2, 1, 6286>;
-using GridIQ3XXS = Neighbours<4, 3, 7, 2, 3902>;
-using GridIQ3S = Neighbours<4, 3, 7, 3, 3706>;
+using GridIQ2XXS = Neighbours<8, 2, 2, 2, 10071, 8142>;
+using GridIQ2XS = Neighbours<8, 2, 2, 2, 14410, 9034>;
+using GridIQ2S = Neighbours<8, 2, 2, 1, 6286, 0>;
+using GridIQ3XXS = Neighbours<4, 3, 7, 2, 3902, 3847>;
+using GridIQ3S = Neighbours<4, 3, 7, 3, 3706, 3591>;
 
 constexpr float kOddValues2[4] = {1, 3, 5, 7};
 constexpr float kOddValues3[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 
 // The level that stands for x, of the values 1, 3, 5 ... times 1 / inverse.
+WC_INLINE F odd_position(F x, F inverse) { return 0.5f * (inverse * x - 1.0f); }
 WC_INLINE I odd_level(F x, F inverse, int max_level) {
-  return clamped(nearest_int(0.5f * (inverse * x - 1.0f)), 0, max_level);
+  return clamped(nearest_int(odd_position(x, inverse)), 0, max_level);
 }
+
+// A position is clear of the bounds of rounding if it is no farther than this from its level.
+constexpr float kClear = 0.4999f;
 
 // One block of kLanes columns: what is searched, and the best that was found.
 template <class Grid, int size>
@@ -103,14 +107,20 @@ struct IQBlock {
     const LevelValues values = level_values<bits>(odd_values());
     for (int k = 0; k < groups; ++k) {
       I packed = 0, key = 0;
+      F farthest = 0.0f;
       for (int i = n - 1; i >= 0; --i) {
-        const I level = odd_level(x[n * k + i], inverse, Grid::max_level);
+        const F position = odd_position(x[n * k + i], inverse);
+        const I level = clamped(nearest_int(position), 0, Grid::max_level);
         packed = (packed << bits) | level;
         key = bits == 3 ? packed : key + key + key + level;
+        const F inside = clamped(position, 0.0f, static_cast<float>(Grid::max_level));
+        farthest = greater(magnitude(inside - floats(level)), farthest);
       }
-      int32_t keys[kLanes], points[kLanes], codes[kLanes], search[kLanes];
+      const I clear = select(farthest < kClear, I(1), I(0));
+      int32_t keys[kLanes], points[kLanes], codes[kLanes], search[kLanes], is_clear[kLanes];
       std::memcpy(keys, &key, sizeof key);
       std::memcpy(codes, &packed, sizeof packed);
+      std::memcpy(is_clear, &clear, sizeof clear);
       int searches = 0;
       for (int c = 0; c < kLanes; ++c) {
         points[c] = grid.point(keys[c]);
@@ -119,9 +129,10 @@ struct IQBlock {
       }
       for (int j = 0; j < searches; ++j) {
         const int c = search[j];
-        codes[c] = best_neighbour<Grid>(grid.first(points[c]), grid.count(points[c]),
-                                        rows(x + n * k) + c, rows(root_w + n * k) + c, scales[c],
-                                        values);
+        const NeighbourList list =
+            is_clear[c] != 0 ? grid.short_list(points[c]) : grid.full_list(keys[c]);
+        codes[c] = best_neighbour<Grid>(list, rows(x + n * k) + c, rows(root_w + n * k) + c,
+                                        scales[c], values);
       }
       std::memcpy(&found[k], codes, sizeof codes);
       I point;

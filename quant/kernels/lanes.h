@@ -178,7 +178,6 @@ struct Table {
     return {vec_lookup(values, i.lo), vec_lookup(values, i.hi)};
   }
 };
-
 WC_INLINE void store_bytes(uint8_t* p, I a) { vec_store_bytes(p, a.lo, a.hi); }
 WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
 
@@ -235,6 +234,9 @@ WC_INLINE I nearest_int(F x) {
 
 // The same as floats, for |x| < 2^22 only.
 WC_INLINE F nearest_small(F x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// The low byte, with its sign.
+WC_INLINE I as_int8(I x) { return ((x & 0xff) ^ 0x80) - 0x80; }
 
 // Round half away from zero, as roundf does: 0.49999997 is the largest float below one half.
 WC_INLINE I round_away(F x) {

@@ -12,7 +12,7 @@
 namespace weightcast {
 namespace {
 
-using GridIQ1 = Neighbours<8, 2, 2, 3, 22647>;
+using GridIQ1 = Neighbours<8, 2, 2, 3, 22647, 0>;
 
 inline const GridIQ1& grid_iq1() {
   static const GridIQ1 grid(kGridIQ1);
@@ -133,10 +133,11 @@ struct IQ1Block {
     std::memcpy(scales, &scale, sizeof scale);
     for (int c = 0; c < kLanes; ++c) {
       const int32_t point = grid.point(keys[c]);
+      if (point >= 0 && actives[c] != 0) {
+        codes[c] = best_neighbour<GridIQ1>(grid.full_list(keys[c]), rows(x + 8 * k) + c,
+                                           rows(w + 8 * k) + c, scales[c], values[ups[c]]);
+      }
       keys[c] = point;
-      if (point < 0 || actives[c] == 0) continue;
-      codes[c] = best_neighbour<GridIQ1>(grid.first(point), grid.count(point), rows(x + 8 * k) + c,
-                                         rows(w + 8 * k) + c, scales[c], values[ups[c]]);
     }
     std::memcpy(&code[k], codes, sizeof codes);
     I points;

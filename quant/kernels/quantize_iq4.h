@@ -108,7 +108,7 @@ WC_INLINE void store_iq4_codes(const Iq4Search& search, Strip x, F inverse, Byte
   }
 }
 
-struct IQ4_NL {
+struct IQ4NL {
   static constexpr int elements = BlockIQ4_NL::elements;
   static constexpr int bytes = sizeof(BlockIQ4_NL);
   static constexpr int depth = 128;
@@ -126,7 +126,7 @@ struct IQ4_NL {
   }
 };
 
-struct IQ4_XS {
+struct IQ4XS {
   static constexpr int elements = BlockIQ4_XS::elements;
   static constexpr int bytes = sizeof(BlockIQ4_XS);
   static constexpr int depth = elements;

@@ -92,7 +92,7 @@ WC_INLINE F affine_block(Strip strip, const float* importance, F sigma2, I (&lev
   return d;
 }
 
-struct Q4_0 {
+struct Q40 {
   static constexpr int elements = BlockQ4_0::elements;
   static constexpr int bytes = sizeof(BlockQ4_0);
   static constexpr int depth = kSimpleDepth;
@@ -106,7 +106,7 @@ struct Q4_0 {
   }
 };
 
-struct Q5_0 {
+struct Q50 {
   static constexpr int elements = BlockQ5_0::elements;
   static constexpr int bytes = sizeof(BlockQ5_0);
   static constexpr int depth = kSimpleDepth;
@@ -121,7 +121,7 @@ struct Q5_0 {
   }
 };
 
-struct Q4_1 {
+struct Q41 {
   static constexpr int elements = BlockQ4_1::elements;
   static constexpr int bytes = sizeof(BlockQ4_1);
   static constexpr int depth = kSimpleDepth;
@@ -137,7 +137,7 @@ struct Q4_1 {
   }
 };
 
-struct Q5_1 {
+struct Q51 {
   static constexpr int elements = BlockQ5_1::elements;
   static constexpr int bytes = sizeof(BlockQ5_1);
   static constexpr int depth = kSimpleDepth;
@@ -155,7 +155,7 @@ struct Q5_1 {
 };
 
 // Signs alone; d is the mean magnitude.
-struct Q1_0 {
+struct Q10 {
   static constexpr int elements = BlockQ1_0::elements;
   static constexpr int bytes = sizeof(BlockQ1_0);
   static constexpr int depth = kSimpleDepth;
@@ -175,7 +175,7 @@ struct Q1_0 {
 };
 
 // d is the largest magnitude, so codes are 0 to 2; four neighbours share a byte.
-struct Q2_0 {
+struct Q20 {
   static constexpr int elements = BlockQ2_0::elements;
   static constexpr int bytes = sizeof(BlockQ2_0);
   static constexpr int depth = kSimpleDepth;

@@ -24,7 +24,7 @@ WC_INLINE void store_trits(Strip x, F inverse, Bytes out) {
   }
 }
 
-struct TQ1_0 {
+struct TQ10 {
   static constexpr int elements = BlockTQ1_0::elements;
   static constexpr int bytes = sizeof(BlockTQ1_0);
   static constexpr int depth = elements;
@@ -41,7 +41,7 @@ struct TQ1_0 {
   }
 };
 
-struct TQ2_0 {
+struct TQ20 {
   static constexpr int elements = BlockTQ2_0::elements;
   static constexpr int bytes = sizeof(BlockTQ2_0);
   static constexpr int depth = elements;

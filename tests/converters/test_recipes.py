@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support import DATA
 
 from weightcast.converters.grok1 import places
 from weightcast.converters.recipe_table import RULES, Case, ModelFacts, Rule
@@ -27,7 +27,7 @@ from weightcast.converters.recipes import (
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.types import F32, TYPES
 
-TABLES = Path(__file__).parents[1] / "data" / "llama_quantize"
+TABLES = DATA / "llama_quantize"
 GROK_1 = json.loads((TABLES / "grok1.json").read_text())
 MODELS = json.loads((TABLES / "models.json").read_text())
 

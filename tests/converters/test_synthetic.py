@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import GOLDEN, Golden
+from support import DATA, GOLDEN, Golden
 
 import weightcast
 from weightcast.converters.grok1_forward import run
@@ -174,3 +174,17 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     target = str(tmp_path / "m-Q8_0.gguf")
     _, peak_mb = run_child("convert", "--no-tokenizer", "--jobs", "2", str(source), target)
     assert peak_mb < 300
+
+
+def test_dry_run_prints_llama_quantize_sizes(release: Path, tmp_path: Path) -> None:
+    """MiB and bits per weight of every recipe that the table lists, of the release in full size."""
+    table = json.loads((DATA / "llama_quantize" / "grok1.json").read_text())
+    outputs = [str(tmp_path / f"g-{name}.gguf") for name in table]
+    printed, _ = run_child("convert", "--dry-run", "--no-tokenizer", str(release), *outputs)
+    lines = printed.splitlines()
+    for name, output in zip(table, outputs, strict=True):
+        (number,) = [n for n, line in enumerate(lines) if line.startswith(f"{output}: ")]
+        mib, bits = table[name]["_size"]
+        assert f" = {float(mib):,} MiB, {bits} bits per weight; " in lines[number + 1], name
+    assert "182,904.02 MiB, 4.86 bits per weight" in printed
+    assert "needs an importance matrix (--imatrix FILE), without one" in printed
