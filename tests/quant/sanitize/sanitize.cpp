@@ -352,7 +352,7 @@ int main(int argc, char** argv) {
   for (int32_t type = 0; type < 100; ++type) {
     if (weightcast_block_elements(type) < 2) continue;
     CHECK(weightcast_self_test(type) == WEIGHTCAST_OK);
-    check_type(type, brief ? 12 : 48);
+    check_type(type, brief ? 12 : 24);
     check_type_refusals(type);
     report(weightcast_type_name(type));
   }
