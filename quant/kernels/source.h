@@ -43,12 +43,23 @@ struct Element<WEIGHTCAST_I8> {
   static float value(int8_t x) { return static_cast<float>(x); }
 };
 
+// Ask for the next tile's part of a run while this one is worked on: there are more runs than a
+// processor follows by itself. It may lie beyond the source; nothing is read then.
+template <class T>
+inline void prefetch(const T* run, int64_t ahead, int count) {
+  const uintptr_t next = reinterpret_cast<uintptr_t>(run) + static_cast<uintptr_t>(ahead) * sizeof(T);
+  for (size_t line = 0; line < static_cast<size_t>(count) * sizeof(T); line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(next + line));
+  }
+}
+
 // Stored along `out`: rows of the tile are runs of the source.
 template <int type>
 void load_along_out(const typename Element<type>::stored* data, int64_t stride_in, int width,
                     int depth, Tile& tile) {
   for (int i = 0; i < depth; ++i) {
     const auto* row = data + i * stride_in;
+    prefetch(row, depth * stride_in, width);
     if (width == kWidth) {
       for (int c = 0; c < kWidth; ++c) tile.x[i][c] = Element<type>::value(row[c]);
     } else {
@@ -57,25 +68,35 @@ void load_along_out(const typename Element<type>::stored* data, int64_t stride_i
   }
 }
 
-// Stored along `in`: sixteen columns at a time, transposed in squares.
+// Squares of [n, n] floats, `columns` long along `in`, to rows of the tile.
+inline void transpose_columns(const float* columns, int64_t stride, int depth, int c0, Tile& tile) {
+  constexpr int n = kSquare<float>;
+  for (int i = 0; i < depth; i += n) {
+    transpose_square(columns + i, stride, &tile.x[i][c0], kWidth);
+  }
+}
+
+// Stored along `in`: a few columns at a time, transposed in squares.
 template <int type>
 void load_along_in(const typename Element<type>::stored* data, int64_t stride_out, int width,
                    int depth, Tile& tile) {
-  constexpr int kColumns = 16;
   constexpr int n = kSquare<float>;
-  alignas(64) float columns[kColumns][kMaxDepth];
-  for (int c0 = 0; c0 < width; c0 += kColumns) {
-    const int count = width - c0 < kColumns ? width - c0 : kColumns;
+  alignas(64) float columns[n][kMaxDepth];
+  for (int c0 = 0; c0 < width; c0 += n) {
+    const int count = width - c0 < n ? width - c0 : n;
+    for (int c = 0; c < count; ++c) prefetch(data + (c0 + c) * stride_out, depth, depth);
+    if constexpr (type == WEIGHTCAST_F32) {
+      if (count == n) {
+        transpose_columns(data + c0 * stride_out, stride_out, depth, c0, tile);
+        continue;
+      }
+    }
     for (int c = 0; c < count; ++c) {
       const auto* column = data + (c0 + c) * stride_out;
       for (int i = 0; i < depth; ++i) columns[c][i] = Element<type>::value(column[i]);
     }
-    for (int c = count; c < kColumns; ++c) std::memset(columns[c], 0, sizeof columns[c]);
-    for (int i = 0; i < depth; i += n) {
-      for (int c = 0; c < kColumns; c += n) {
-        transpose_square(&columns[c][i], kMaxDepth, &tile.x[i][c0 + c], kWidth);
-      }
-    }
+    for (int c = count; c < n; ++c) std::memset(columns[c], 0, sizeof columns[c]);
+    transpose_columns(columns[0], kMaxDepth, depth, c0, tile);
   }
 }
 
