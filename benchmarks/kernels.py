@@ -120,14 +120,16 @@ def compare(
 ) -> dict[str, list[float]]:
     """Run all candidates in turn, `repeat` times; millions of weights per CPU second of each.
 
-    None finds in the cache what the one before it left there.
+    None finds in the cache what the one before it left there, and each is sometimes the first.
     """
     speeds: dict[str, list[float]] = {name: [] for name in candidates}
     evicting = np.zeros(EVICTING_BYTES, np.uint8)
+    order = list(candidates)
     for _ in range(repeat):
-        for name, function in candidates.items():
+        for name in order:
             evicting += 1
-            speeds[name].append(n_weights / cpu_seconds(function) / 1e6)
+            speeds[name].append(n_weights / cpu_seconds(candidates[name]) / 1e6)
+        order.append(order.pop(0))
     return speeds
 
 

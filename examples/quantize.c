@@ -25,6 +25,7 @@ static const char* explain(int32_t status) {
     case WEIGHTCAST_OVERFLOW: return "a value or scale does not fit 16 bits";
     case WEIGHTCAST_NEEDS_IMPORTANCE: return "the type needs an importance matrix";
     case WEIGHTCAST_BAD_IMPORTANCE: return "an importance is negative or not finite";
+    case WEIGHTCAST_MISCOMPILED: return "the library was miscompiled";
     default: return "unknown status";
   }
 }

@@ -54,6 +54,7 @@ STATUSES = (
     "OVERFLOW",
     "NEEDS_IMPORTANCE",
     "BAD_IMPORTANCE",
+    "MISCOMPILED",
 )
 
 
@@ -69,13 +70,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (*gxx, *FLAGS[isa], f"-DWC_ISA={isa}", compilers.KERNELS / "cpu.cpp", "-o", folder / isa)
         for isa in isas
     ]
+    commands.append((*gxx, compilers.SOURCES / "sanitize.cpp", "-o", folder / "driver"))
     commands += [
-        (*gxx, compilers.SOURCES / "sanitize.cpp", "-o", folder / "driver"),
-        (*gxx, *define, compilers.KERNELS / "dispatch.cpp", "-o", folder / "dispatch"),
-        (*gxx, compilers.KERNELS / "types.cpp", "-o", folder / "types"),
+        (*gxx, *define, compilers.KERNELS / f"{name}.cpp", "-o", folder / name)
+        for name in compilers.COMMON_SOURCES
     ]
     compilers.run_all(commands)
-    objects = [folder / name for name in (*isas, "driver", "dispatch", "types")]
+    objects = [folder / name for name in (*isas, "driver", *compilers.COMMON_SOURCES)]
     compilers.run("g++", *SANITIZE, *objects, "-o", folder / "program")
     return folder / "program"
 

@@ -41,7 +41,9 @@ def test_a_miscompiled_library_is_refused():
     for name, value in vars(broken).items():
         setattr(handle, name, value)
     library.check_build(handle, TYPES["Q4_K"])
-    with pytest.raises(ImportError, match=r"wrong Q5_K blocks .instruction set x.: it was miscompi"):
+    with pytest.raises(
+        ImportError, match=r"wrong Q5_K blocks .instruction set x.: it was miscompi"
+    ):
         library.check_build(handle, TYPES["Q5_K"])
 
 

@@ -63,6 +63,7 @@ int main(void) {
   NUMBER(status, OVERFLOW);
   NUMBER(status, NEEDS_IMPORTANCE);
   NUMBER(status, BAD_IMPORTANCE);
+  NUMBER(status, MISCOMPILED);
   printf("abi %d\n", WEIGHTCAST_ABI_VERSION);
   return 0;
 }

@@ -220,12 +220,12 @@ bool needs_importance(int32_t type) {
 }
 
 // Blocks of one type from any source, with and without importance, in every kind of tail.
-void check_type(int32_t type) {
+void check_type(int32_t type, int rounds) {
   const int64_t elements = weightcast_block_elements(type);
   const int64_t widths[] = {1, 7, 16, 17, 31, 33, 64, 70};
   const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F32, WEIGHTCAST_F16,
                              WEIGHTCAST_F32, WEIGHTCAST_BF16};
-  for (int round = 0; round < 48; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const int64_t n_out = widths[round % 8], n_in = elements * (1 + round % 3);
     const int64_t groups = round % 4 == 0 ? n_in / 8 : 1 + round % 2;
     Source source = make_source(sources[round % 6], n_out, n_in,
@@ -330,10 +330,7 @@ void report(const char* part) {
   calls = 0;
 }
 
-}  // namespace
-
-int main() {
-  std::printf("%s\n", weightcast_isa());
+void check_shapes() {
   const int64_t edges[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 127, 128, 130};
   for (int64_t n_out : edges) {
     for (int64_t n_in : edges) check_offenders(n_out, n_in);
@@ -344,9 +341,18 @@ int main() {
     if (n % 5 == 0) check_shape(n, 131 - n);
   }
   report("shapes");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool brief = argc > 1 && std::strcmp(argv[1], "brief") == 0;  // for an emulator
+  std::printf("%s\n", weightcast_isa());
+  if (!brief) check_shapes();
   for (int32_t type = 0; type < 100; ++type) {
     if (weightcast_block_elements(type) < 2) continue;
-    check_type(type);
+    CHECK(weightcast_self_test(type) == WEIGHTCAST_OK);
+    check_type(type, brief ? 12 : 24);
     check_type_refusals(type);
     report(weightcast_type_name(type));
   }
