@@ -17,7 +17,7 @@ from weightcast.converters import describe
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.progress import progress
 from weightcast.converters.requests import RequestError
-from weightcast.converters.sources import open_graph
+from weightcast.converters.sources import open_to_inspect
 from weightcast.quant.errors import CheckpointError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -37,11 +37,11 @@ def commands() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> None:
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
-    graph = open_graph(path, spec)
+    graph, notes = open_to_inspect(path, spec)
     if as_json:
-        _print([json.dumps(describe.graph_values(graph), indent=1)])
+        _print([json.dumps(describe.graph_values(graph, notes), indent=1)])
     else:
-        _print(describe.graph_lines(graph, all_tensors=all_tensors))
+        _print(describe.graph_lines(graph, notes, all_tensors=all_tensors))
 
 
 @commands.command()

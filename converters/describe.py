@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from weightcast.converters.convert import Summary
@@ -49,7 +49,7 @@ def stored_bytes(tensor: Tensor) -> int:
     return sum(array.nbytes for array in arrays)
 
 
-def graph_values(graph: TensorGraph[Spec]) -> dict[str, Any]:
+def graph_values(graph: TensorGraph[Spec], notes: Sequence[str] = ()) -> dict[str, Any]:
     """A graph as JSON values."""
     return {
         "family": graph.family,
@@ -66,7 +66,7 @@ def graph_values(graph: TensorGraph[Spec]) -> dict[str, Any]:
             }
             for tensor in graph.values()
         ],
-        "notes": sparse_notes(graph),
+        "notes": [*notes, *sparse_notes(graph)],
     }
 
 
@@ -90,7 +90,9 @@ def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
     ]
 
 
-def graph_lines(graph: TensorGraph[Spec], *, all_tensors: bool) -> Iterator[str]:
+def graph_lines(
+    graph: TensorGraph[Spec], notes: Sequence[str] = (), *, all_tensors: bool
+) -> Iterator[str]:
     """A graph for reading: a line for each kind of tensor, or for each tensor."""
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
@@ -112,7 +114,7 @@ def graph_lines(graph: TensorGraph[Spec], *, all_tensors: bool) -> Iterator[str]
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
         for (leaf, _, _), tensors in kinds.items():
             yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
-    yield from (f"note: {note}" for note in sparse_notes(graph))
+    yield from (f"note: {note}" for note in (*notes, *sparse_notes(graph)))
 
 
 def _value_text(value: Any) -> str:

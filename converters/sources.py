@@ -67,9 +67,10 @@ def _find_beside(path: Path, name: str) -> Path | None:
     return next((f / name for f in folders if (f / name).is_file()), None)
 
 
-def open_graph(
-    path: str | Path, spec: str | Path | None = None
-) -> TensorGraph[Grok1Spec] | TensorGraph[GGUFModel]:
+AnyGraph = TensorGraph[Grok1Spec] | TensorGraph[GGUFModel]
+
+
+def open_graph(path: str | Path, spec: str | Path | None = None) -> AnyGraph:
     """Open a checkpoint as a graph of named tensors [..., out, in]; no weights are read.
 
     `path` is a ckpt-0 directory or its parent, a GGUF file (a split one by its first) or a
@@ -81,6 +82,17 @@ def open_graph(
     if carried is None or carried.family == grok1_gguf.ARCHITECTURE or spec is not None:
         return open_grok1(path, spec)
     return carried
+
+
+def open_to_inspect(path: Path, spec: Path | None) -> tuple[AnyGraph, tuple[str, ...]]:
+    """Open a checkpoint to look at; a GGUF file of a Grok that is not Grok-1 too, with a note."""
+    try:
+        return open_graph(path, spec), ()
+    except CheckpointError as problem:
+        carried = open_carried(path) if spec is None else None
+        if carried is None:
+            raise
+        return carried, (f"not a Grok-1 that could be written as a directory: {problem}",)
 
 
 def open_carried(source: Path) -> TensorGraph[GGUFModel] | None:

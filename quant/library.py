@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 import weightcast.quant
 from weightcast.quant.errors import CheckpointError, LayoutError
-from weightcast.quant.types import SOURCE_TYPES, QuantType
+from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
 LIBRARY_NAME = "libweightcast.so"
 ABI_VERSION = 2
-OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE, BAD_IMPORTANCE = range(7)
+OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE, BAD_IMPORTANCE, MISCOMPILED = (
+    range(8)
+)
 
 INSTRUCTION_SETS: Final = ("scalar", "avx2", "avx512")
 
@@ -103,16 +105,20 @@ class ScaleOverflowError(SourceValueError):
         self.counts = counts
 
 
+def installed(name: str) -> Path:
+    """Find a built file of the package. Raises ImportError if it is not there."""
+    # An editable install has two package directories: the sources and the built files.
+    for folder in weightcast.quant.__path__:
+        path = Path(folder) / name
+        if path.is_file():
+            return path
+    raise ImportError(f"{name} is missing: install the package again (pip install .)")
+
+
 @cache
 def load() -> ctypes.CDLL:
     """Load the shared library that was installed with the package."""
-    # An editable install has two package directories: the sources and the built files.
-    for folder in weightcast.quant.__path__:
-        path = Path(folder) / LIBRARY_NAME
-        if path.is_file():
-            break
-    else:
-        raise ImportError(f"{LIBRARY_NAME} is missing: install the package again (pip install .)")
+    path = installed(LIBRARY_NAME)
     wanted = os.environ.get("WEIGHTCAST_ISA", "")
     if wanted and wanted not in INSTRUCTION_SETS:
         known = ", ".join(INSTRUCTION_SETS)
@@ -136,7 +142,24 @@ def load() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
+    for quant_type in TYPES.values():
+        if not quant_type.has_grid:
+            check_build(library, quant_type)
     return library
+
+
+@cache
+def check_build(library: ctypes.CDLL, quant_type: QuantType) -> None:
+    """Compare with golden bytes of a type; grids take long to prepare, so theirs wait for use.
+
+    Raises ImportError: a library that makes other bytes must not be used.
+    """
+    if library.weightcast_self_test(quant_type.ggml_id) != OK:
+        raise ImportError(
+            f"{library._name} makes wrong {quant_type.name} blocks (instruction set "
+            f"{library.weightcast_isa().decode()}): it was miscompiled; install again, or set "
+            "WEIGHTCAST_ISA to another one"
+        )
 
 
 def isa() -> str:
@@ -201,7 +224,9 @@ def quantize_matrix(
                 f"importance of shape {list(importance.shape)} for rows of {matrix.n_in} values"
             )
         importance = np.ascontiguousarray(importance, np.float32)
-    status = load().weightcast_quantize(
+    library = load()
+    check_build(library, quant_type)
+    status = library.weightcast_quantize(
         ctypes.byref(source),
         None if importance is None else importance.ctypes.data,
         quant_type.ggml_id,
@@ -236,7 +261,9 @@ def dequantize_bytes(
     assert src.flags.c_contiguous
     assert src.nbytes >= quant_type.row_bytes(n_elements)
     dst = np.empty(n_elements, np.float32)
-    status = load().weightcast_dequantize(
+    library = load()
+    check_build(library, quant_type)
+    status = library.weightcast_dequantize(
         quant_type.ggml_id, src.ctypes.data, n_elements, dst.ctypes.data
     )
     assert status == OK, status

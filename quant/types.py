@@ -25,6 +25,11 @@ class QuantType:
     block_bytes: int
     importance: Literal["ignored", "optional", "required"] = "ignored"
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether groups of values are points of a grid: IQ1, IQ2 and IQ3."""
+        return self.name.startswith(("IQ1", "IQ2", "IQ3"))
+
     def fits(self, row_elements: int) -> bool:
         """Whether rows of this length fill whole blocks."""
         return row_elements % self.block_elements == 0

@@ -815,6 +815,17 @@ def test_inspect_any_gguf_as_json(run, any_gguf: Path) -> None:
     assert values["tensors"][0]["stored_as"] == "F32"
 
 
+def test_inspect_a_grok_that_is_not_grok_1(run, any_gguf: Path) -> None:
+    x = gguf_files.floats(np.ones((2, 32), np.float32))
+    gguf_files.write(any_gguf, {"general.architecture": gguf_files.string("grok")}, {"a.weight": x})
+    done = run("inspect", any_gguf)
+    assert done.code == 0
+    assert done.out.splitlines()[0] == f"{any_gguf}: grok, 64 parameters"
+    assert "note: not a Grok-1 that could be written as a directory: " in done.out
+    assert "not a Grok-1" in json.loads(run("inspect", "--json", any_gguf).out)["notes"][0]
+    assert run("convert", any_gguf, any_gguf.parent / "a-Q8_0.gguf").code == 0
+
+
 def test_quantizing_twice(run, any_gguf: Path) -> None:
     folder = any_gguf.parent
     assert run("convert", any_gguf, folder / "a-Q4_K.gguf", "--pure").code == 0

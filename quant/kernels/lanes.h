@@ -235,6 +235,9 @@ WC_INLINE I nearest_int(F x) {
 // The same as floats, for |x| < 2^22 only.
 WC_INLINE F nearest_small(F x) { return (x + 12582912.0f) - 12582912.0f; }
 
+// The low byte, with its sign.
+WC_INLINE I as_int8(I x) { return ((x & 0xff) ^ 0x80) - 0x80; }
+
 // Round half away from zero, as roundf does: 0.49999997 is the largest float below one half.
 WC_INLINE I round_away(F x) {
   return truncated(x + of_bits((bits(x) & INT32_MIN) | 0x3effffff));

@@ -76,8 +76,8 @@ WC_INLINE void affine_levels_stored(Strip x, F d, F dmin, int nmax, Searched sea
 inline void store_scales_k4(I (&ls)[8], I (&lm)[8], Bytes out) {
   I q[12];
   for (int j = 0; j < 4; ++j) {
-    q[j] = ls[j] | (ls[j + 4] >> 4) << 6;
-    q[j + 4] = lm[j] | (lm[j + 4] >> 4) << 6;
+    q[j] = ls[j] | ((ls[j + 4] >> 4) & 3) << 6;
+    q[j + 4] = lm[j] | ((lm[j + 4] >> 4) & 3) << 6;
     q[j + 8] = (ls[j + 4] & 15) | (lm[j + 4] & 15) << 4;
   }
   for (int j = 0; j < 12; ++j) {
@@ -257,7 +257,7 @@ struct Q2K {
     const F d = from_f16(half), dmin = from_f16(half_min);
     Levels levels;
     for (int j = 0; j < 16; ++j) {
-      const I both = (ls[j] | lm[j] << 4) & 0xff;
+      const I both = (ls[j] | (lm[j] & 15) << 4) & 0xff;
       store_bytes(out[j], both);
       const auto searched = [&](F value) { return searched_level(fits[j], value, 3); };
       affine_levels_stored<16>(x + 16 * j, d * floats(both & 15), dmin * floats(both >> 4), 3,
@@ -308,7 +308,7 @@ struct Q3K {
     const M zero = max == 0.0f;
     const F iscale = -32.0f / max;
     for (int j = 0; j < 16; ++j) {
-      const I l = (nearest_int(iscale * scales[j]) << 24) >> 24;  // ggml keeps an int8
+      const I l = as_int8(nearest_int(iscale * scales[j]));  // as ggml keeps it
       ls[j] = select(zero, 0, clamped(l, -32, 31) + 32);
     }
     return select(zero, 0.0f, 1.0f / iscale);
@@ -416,7 +416,7 @@ struct Q6K {
     Levels levels;
     for (int j = 0; j < 16; ++j) {
       // ggml keeps the low byte as an int8.
-      const I scale = (lesser(nearest_int(iscale * scales[j]), 127) << 24) >> 24;
+      const I scale = as_int8(lesser(nearest_int(iscale * scales[j]), 127));
       store_bytes(out[192 + j], select(zero, 0, scale));
       const auto searched = [&](int, F value) {
         return select(fits[j].zero | zero, 0, symmetric_level(value, fits[j].iscale, 32));

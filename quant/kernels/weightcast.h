@@ -67,7 +67,8 @@ enum {
                                  a block does not fit float16: the blocks are complete, as ggml makes
                                  them, with an infinite scale */
   WEIGHTCAST_NEEDS_IMPORTANCE = 5, /* the type cannot be made without an importance matrix */
-  WEIGHTCAST_BAD_IMPORTANCE = 6    /* an importance that is negative, infinite or NaN, at bad_in */
+  WEIGHTCAST_BAD_IMPORTANCE = 6,   /* an importance that is negative, infinite or NaN, at bad_in */
+  WEIGHTCAST_MISCOMPILED = 7       /* weightcast_self_test: not the bytes that it must make */
 };
 
 typedef struct {
@@ -112,6 +113,11 @@ WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, cons
 /* Dequantize n_elements (whole blocks, at any alignment) to float32, as ggml's dequantize_row_* do. */
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
                                              float* dst);
+
+/* Whether this build makes the right blocks of a type (not I8) on this processor: WEIGHTCAST_OK or
+ * WEIGHTCAST_MISCOMPILED. Takes well below a millisecond, but for the types with grids (IQ1, IQ2 and
+ * IQ3), whose tables are made at their first use. */
+WEIGHTCAST_API int32_t weightcast_self_test(int32_t type);
 
 #ifdef __cplusplus
 }

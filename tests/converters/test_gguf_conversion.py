@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from gguf_files import Part, floats, read, string, strings, u16, u32, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
 from weightcast.converters import gguf_model, plan
 from weightcast.converters.convert import prepare
 from weightcast.converters.requests import RequestError
-from weightcast.quant.errors import FormatError, LayoutError, OutputError
+from weightcast.quant.errors import CheckpointError, FormatError, LayoutError, OutputError
 
 # Every type of metadata, with what a decoding and encoding again would lose.
 METADATA = {
@@ -257,7 +259,7 @@ def test_several_outputs_of_one_read(tmp_path: Path) -> None:
     assert summary.plan.read_bytes == sum(len(part.data) for part in mixture().values())
 
 
-@pytest.mark.parametrize("type_name", ["Q8_0", "F16", "F32"])
+@pytest.mark.parametrize("type_name", ["Q8_0", "F16", "F32", "Q4_0", "MXFP4"])
 def test_slabs_do_not_change_bytes(
     type_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +296,19 @@ def quantized_model(path: Path, type_name: str) -> dict[str, Part]:
     return read(path).tensors
 
 
-SOURCES = ["Q8_0", "Q4_K", "Q6_K", "Q2_K", "Q3_K", "Q5_K"]
+SOURCES = [
+    "Q8_0",
+    "Q4_0",
+    "Q5_1",
+    "MXFP4",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_XS",
+    "TQ2_0",
+]
 
 
 @pytest.mark.parametrize("type_name", SOURCES)
@@ -391,6 +405,37 @@ def test_what_is_for_grok_alone(tmp_path: Path) -> None:
             weightcast.convert(tmp_path / "m.gguf", *(tmp_path / o for o in outputs), **told)
     with pytest.raises(RequestError, match="two outputs have the same name"):
         weightcast.convert(tmp_path / "m.gguf", *[tmp_path / "o-F16.gguf"] * 2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_headers(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Converted, or refused in one line; nothing is left behind then."""
+    folder = tmp_path_factory.mktemp("damaged")
+    tensors = {
+        "blk.0.a.weight": floats(normal(0, 2, 2, 64)),
+        "b": floats(normal(1, 8)),
+        "c.weight": Part(files.Q8_0, (2, 32), bytes(68)),
+    }
+    metadata = {
+        "general.architecture": string("llama"),
+        "llama.attention.head_count": files.array(4, bytes(8)),
+        "general.alignment": u32(32),
+    }
+    path = write(folder / "m.gguf", metadata, tensors)
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(8, read(path).data_start - 1))
+        raw[position] = data.draw(st.sampled_from([0, 1, 2, 3, 128, 255]) | st.integers(0, 255))
+    path.write_bytes(raw)
+    try:
+        weightcast.convert(path, folder / "o-Q4_K_M.gguf", allow_requantize=True)
+        problem = None
+    except CheckpointError as error:
+        problem = str(error)
+    if problem is not None:
+        assert "\n" not in problem
+        assert [entry.name for entry in folder.iterdir()] == ["m.gguf"]
 
 
 # Grok-1.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files
 import imatrices
 import numpy as np
 import pytest
@@ -177,8 +178,27 @@ def test_the_old_format_weighs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     imatrix = imatrices.write_old(tmp_path / "i.dat", {"blk.0.attn_q.weight": (4, values)})
     convert(WIDE, tmp_path / "m-Q4_K_S.gguf", imatrix=imatrix)
     given = [row for _, _, row in spy.seen if row is not None]
-    assert len(given) == 1
-    np.testing.assert_array_equal(given[0], values / np.float32(4))
+    assert given
+    for row in given:  # one tensor, in as many pieces as there are workers
+        np.testing.assert_array_equal(row, values / np.float32(4))
+
+
+def test_importance_of_a_gguf_source(tmp_path: Path, wide_imatrix: Path) -> None:
+    """From a float32 GGUF file the same as from the shards.
+
+    But for Q8_0, which carries the shards' own codes.
+    """
+    convert(WIDE, tmp_path / "m-F32.gguf")
+    convert(WIDE, tmp_path / "a-Q4_K_M.gguf", imatrix=wide_imatrix)
+    weightcast.convert(tmp_path / "m-F32.gguf", tmp_path / "b-Q4_K_M.gguf", imatrix=wide_imatrix)
+    weightcast.convert(tmp_path / "m-F32.gguf", tmp_path / "c-Q4_K_M.gguf")
+    a, b, c = (gguf_files.read(tmp_path / f"{name}-Q4_K_M.gguf") for name in "abc")
+    assert a.metadata == b.metadata
+    weighed = [name for name, part in a.tensors.items() if part.kind in (12, 13, 14)]
+    assert len(weighed) > 10
+    for name in weighed:
+        assert a.tensors[name] == b.tensors[name]
+    assert any(c.tensors[name] != b.tensors[name] for name in weighed)
 
 
 def test_an_entry_of_another_size(tmp_path: Path) -> None:

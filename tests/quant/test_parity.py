@@ -101,7 +101,7 @@ def for_ggml(
 
 def stack(quant_type: QuantType, n_in: int) -> tuple[NDArray[np.float32], list[str]]:
     """Rows of every family, and the family of each row."""
-    n_rows = 10 if is_slow(quant_type) else 36
+    n_rows = 8 if is_slow(quant_type) else 36
     rng = np.random.default_rng(22)
     rows = np.concatenate([make(rng, (n_rows, n_in)) for make in FAMILIES.values()])
     return rows.astype(np.float32), [family for family in FAMILIES for _ in range(n_rows)]

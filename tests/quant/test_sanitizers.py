@@ -19,7 +19,7 @@ from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 SANITIZE = (
     "-std=c++17",
-    "-O1",
+    "-Og",  # -O1 compiles for twice as long
     "-g",
     # These two take g++ six times as long for the large functions of the kernels.
     "-fno-sanitize-address-use-after-scope",
@@ -40,6 +40,8 @@ FLAGS = {
         "-mavx512vl",
         "-mavx512dq",
         "-mprefer-vector-width=512",
+        "-Wno-uninitialized",
+        "-Wno-maybe-uninitialized",
     ],
 }
 

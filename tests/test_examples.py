@@ -1,0 +1,75 @@
+"""The examples build and run against the installed package, and do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from weightcast.quant import config
+from weightcast.quant.types import TYPES
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(*command: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert done.returncode == status, (done.args, done.stdout, done.stderr)
+    return done
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """examples/quantize.c, built with what `python -m weightcast.quant.config` prints."""
+    path = tmp_path_factory.mktemp("examples") / "quantize"
+    said = run(sys.executable, "-m", "weightcast.quant.config").stdout
+    flags = shlex.split(said)
+    assert flags == [*config.cflags(), *config.libs()]
+    strict = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
+    run("cc", *strict, EXAMPLES / "quantize.c", "-o", path, *flags, "-lm")
+    return path
+
+
+@pytest.mark.parametrize("name", [name for name, t in TYPES.items() if t.block_elements > 1])
+def test_c_program(name, program):
+    done = run(program, name)
+    n_bytes = 64 * TYPES[name].row_bytes(1024)
+    found = re.fullmatch(
+        rf"{name} on \w+: 65536 values in {n_bytes} bytes, rms error ([\d.]+)\n", done.stdout
+    )
+    assert found, done.stdout
+    bits = 8 * TYPES[name].block_bytes / TYPES[name].block_elements
+    assert 0 < float(found[1]) < 1.6 * 2**-bits  # of values from -1 to 1
+    assert done.stderr == "cannot quantize: a value is NaN or infinite (row 3, column 5)\n"
+
+
+def test_c_program_refuses_an_unknown_type(program):
+    assert run(program, "Q9_9", status=1).stderr == "no type Q9_9 for rows of 1024 values\n"
+
+
+def test_arrays():
+    said = run(sys.executable, EXAMPLES / "quantize_arrays.py").stdout
+    assert "refused: NaN or infinity at [3, 5] (out, in)" in said
+    errors = dict(re.findall(r"(?m)^(\w+) +[\d.]+ +([\d.]+)", said))
+    assert float(errors["Q8_0"]) < float(errors["Q4_K"]) < float(errors["Q2_K"])
+    # Importance lowers the error that it weighs.
+    for name, plain, given in re.findall(r"(?m)^(\w+) +[\d.]+ +[\d.]+ +([\d.]+) +([\d.]+)", said):
+        assert float(given) <= float(plain), name
+
+
+def test_examples_can_be_run_as_they_are():
+    for path in EXAMPLES.glob("*.py"):
+        assert os.access(path, os.X_OK)
+
+
+def test_config_of_one_kind():
+    module = ("-m", "weightcast.quant.config")
+    assert shlex.split(run(sys.executable, *module, "--cflags").stdout) == config.cflags()
+    assert shlex.split(run(sys.executable, *module, "--libs").stdout) == config.libs()
+    refused = run(sys.executable, *module, "--everything", status=1)
+    assert refused.stderr == "unknown option --everything: use --cflags, --libs or both\n"
