@@ -3,7 +3,8 @@
 //
 // Where ggml stops the program, this goes on: with the first neighbour if no neighbour has an error
 // below FLT_MAX, and with the scale it had if sums overflow to NaN. That takes weights from about
-// 1e9 on (d is then infinite, which the driver reports) or importance of similar size.
+// 1e12 on (d is then infinite, which the driver reports) or importance of similar size. Where the
+// mean of the squares overflows, from about 1e19 on, IQ2_XXS and IQ1 give zeros, as ggml's do.
 // Source of the algorithm: quantize_row_iq2_xxs_impl ... quantize_row_iq3_s_impl in ggml-quants.c.
 #pragma once
 
