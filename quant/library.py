@@ -22,7 +22,7 @@ OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE, BAD_IMPORTANCE,
     range(8)
 )
 
-INSTRUCTION_SETS: Final = ("scalar", "avx2", "avx512")
+INSTRUCTION_SETS: Final = ("scalar", "sse2", "neon", "avx2", "avx512")
 
 
 class _Source(ctypes.Structure):
@@ -163,7 +163,7 @@ def check_build(library: ctypes.CDLL, quant_type: QuantType) -> None:
 
 
 def isa() -> str:
-    """Name the instruction set in use: avx512, avx2 or scalar."""
+    """Name the instruction set in use: avx512, avx2, sse2, neon or scalar."""
     return str(load().weightcast_isa().decode())
 
 

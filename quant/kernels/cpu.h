@@ -13,9 +13,12 @@ struct Kernels {
 };
 
 extern const Kernels kernels_scalar;
-#ifdef WEIGHTCAST_X86
+#if defined(WEIGHTCAST_X86)
+extern const Kernels kernels_sse2;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+#elif defined(WEIGHTCAST_NEON)
+extern const Kernels kernels_neon;
 #endif
 
 }  // namespace weightcast

@@ -36,18 +36,20 @@ class DefaultFloatEnvironment {
 #endif
 };
 
+// The best that this processor has, or a lower one that was asked for.
 const Kernels& choose_kernels() {
-#ifdef WEIGHTCAST_X86
   const char* wanted = std::getenv("WEIGHTCAST_ISA");
-  const Kernels* best = &kernels_scalar;
+  if (wanted == nullptr) wanted = "";
+  if (std::strcmp(wanted, "scalar") == 0) return kernels_scalar;
+#if defined(WEIGHTCAST_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) best = &kernels_avx2;
+  if (std::strcmp(wanted, "sse2") == 0 || !__builtin_cpu_supports("avx2")) return kernels_sse2;
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (wanted != nullptr && std::strcmp(wanted, "scalar") == 0) return kernels_scalar;
-  if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0) return *best;
-  if (has_avx512) best = &kernels_avx512;
-  return *best;
+  if (std::strcmp(wanted, "avx2") == 0 || !has_avx512) return kernels_avx2;
+  return kernels_avx512;
+#elif defined(WEIGHTCAST_NEON)
+  return kernels_neon;
 #else
   return kernels_scalar;
 #endif

@@ -42,25 +42,25 @@ inline void row_means(const weightcast_source& s, int64_t out0, int width, Tile&
 // Bytes [rows][kLanes] of neighbouring columns, rows of the output in `dst`.
 inline void store_columns(const uint8_t* bytes, int rows, int columns, uint8_t* dst,
                           int64_t dst_stride) {
-  if constexpr (kLanes % kSquare<uint8_t> != 0) {
+  constexpr int n = kSquare<uint8_t>;
+  if constexpr (kLanes % n != 0) {
     for (int c = 0; c < columns; ++c) {
       for (int b = 0; b < rows; ++b) dst[c * dst_stride + b] = bytes[b * kLanes + c];
     }
-    return;
-  }
-  constexpr int n = kSquare<uint8_t>;
-  alignas(64) uint8_t squares[n][n];
-  for (int c0 = 0; c0 < columns; c0 += n) {
-    const int count = columns - c0 < n ? columns - c0 : n;
-    for (int b = 0; b < rows; b += n) {
-      const int length = rows - b < n ? rows - b : n;
-      transpose_square(bytes + b * kLanes + c0, kLanes, squares[0], n);
-      for (int c = 0; c < count; ++c) {
-        uint8_t* out = dst + (c0 + c) * dst_stride + b;
-        if (length == n) {
-          std::memcpy(out, squares[c], n);
-        } else {
-          std::memcpy(out, squares[c], static_cast<size_t>(length));
+  } else {
+    alignas(64) uint8_t squares[n][n];
+    for (int c0 = 0; c0 < columns; c0 += n) {
+      const int count = columns - c0 < n ? columns - c0 : n;
+      for (int b = 0; b < rows; b += n) {
+        const int length = rows - b < n ? rows - b : n;
+        transpose_square(bytes + b * kLanes + c0, kLanes, squares[0], n);
+        for (int c = 0; c < count; ++c) {
+          uint8_t* out = dst + (c0 + c) * dst_stride + b;
+          if (length == n) {
+            std::memcpy(out, squares[c], n);
+          } else {
+            std::memcpy(out, squares[c], static_cast<size_t>(length));
+          }
         }
       }
     }

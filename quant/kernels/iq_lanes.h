@@ -11,11 +11,15 @@
 #include "iq_neighbours.h"
 #include "lanes.h"
 
+#if defined(WC_VECTOR) && !defined(WC_VECTORS_128)
+#define WC_PERMUTES 1  // a vector can be looked up in another one
+#endif
+
 namespace weightcast {
 namespace {
 
 // The values that the levels stand for, repeated to fill a vector.
-#ifdef WC_VECTOR
+#ifdef WC_PERMUTES
 using LevelValues = VF;
 #else
 struct LevelValues {
@@ -33,7 +37,7 @@ WC_INLINE LevelValues level_values(const float (&values)[1 << bits]) {
   return repeated;
 }
 
-#ifdef WC_VECTOR
+#ifdef WC_PERMUTES
 
 WC_INLINE float vec_least(__m256 a) {
   __m128 least = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -118,8 +122,8 @@ WC_INLINE int best_neighbour(NeighbourList list, const float* x, const float* w,
   for (int level = 0; level <= Grid::max_level; ++level) {
     const float scaled = scale * values.of[level];
     for (int i = 0; i < n; ++i) {
-      const float diff = scaled - x[i];
-      errors[i][level] = w[i] * diff * diff;
+      const float diff = scaled - x[i * kLanes];
+      errors[i][level] = w[i * kLanes] * diff * diff;
     }
   }
   float best = FLT_MAX;

@@ -1,115 +1,30 @@
 // Lanes: the vector types that block quantizers are written against, one output column a lane.
 //
-// F holds kLanes floats, I as many int32, M as many truth values. With AVX-512 they are pairs of
-// 16-lane vectors, with AVX2 pairs of 8 (two interleaved vectors hide the latency of one chain of
-// additions); without them, and on a GPU, plain float, int32_t and bool. Every operation is the
-// scalar one in each lane, so all forms give the same bytes. Comparisons with NaN are false, and
-// `lesser` and `greater` then return their second argument, as `a < b ? a : b` does.
+// F holds kLanes floats, I as many int32, M as many truth values. They are pairs of vectors, of 16
+// lanes with AVX-512, 8 with AVX2 and 4 with NEON or SSE2 (two interleaved vectors hide the latency
+// of one chain of additions); without them, and on a GPU, plain float, int32_t and bool. Every
+// operation is the scalar one in each lane, so all forms give the same bytes. Comparisons with NaN
+// are false, and `lesser` and `greater` then return their second argument, as `a < b ? a : b` does.
 #pragma once
 
 #include "halves.h"
+#include "inline.h"
 
-#if defined(__AVX512BW__) || defined(__AVX2__)
-#include <immintrin.h>
+#if defined(WC_VECTORS_128)
+#include "vectors_128.h"
+#define WC_VECTOR 1
+#elif defined(__AVX512BW__)
+#include "vectors_avx512.h"
+#define WC_VECTOR 1
+#elif defined(__AVX2__)
+#include "vectors_avx2.h"
 #define WC_VECTOR 1
 #endif
-
-#define WC_INLINE inline __attribute__((always_inline))
 
 namespace weightcast {
 namespace {
 
 #ifdef WC_VECTOR
-
-#ifdef __AVX512BW__
-constexpr int kVector = 16;
-using VF = __m512;
-typedef int32_t VI __attribute__((vector_size(64), may_alias));
-using VM = __mmask16;
-#define WC_I(x) ((__m512i)(x))
-WC_INLINE VF vec_load(const float* p) { return _mm512_loadu_ps(p); }
-WC_INLINE VF vec_splat(float x) { return _mm512_set1_ps(x); }
-WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm512_set1_epi32(x); }
-WC_INLINE VF vec_lesser(VF a, VF b) { return _mm512_min_ps(a, b); }
-WC_INLINE VF vec_greater(VF a, VF b) { return _mm512_max_ps(a, b); }
-WC_INLINE VF vec_nearest(VF a) { return _mm512_roundscale_ps(a, 8); }
-WC_INLINE VF vec_root(VF a) { return _mm512_sqrt_ps(a); }
-WC_INLINE VI vec_truncated(VF a) { return (VI)_mm512_cvttps_epi32(a); }
-WC_INLINE VF vec_floats(VI a) { return _mm512_cvtepi32_ps(WC_I(a)); }
-WC_INLINE VI vec_lesser(VI a, VI b) { return (VI)_mm512_min_epi32(WC_I(a), WC_I(b)); }
-WC_INLINE VI vec_greater(VI a, VI b) { return (VI)_mm512_max_epi32(WC_I(a), WC_I(b)); }
-WC_INLINE VM vec_lt(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-WC_INLINE VM vec_le(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
-WC_INLINE VM vec_eq(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
-WC_INLINE VM vec_lt(VI a, VI b) { return _mm512_cmplt_epi32_mask(WC_I(a), WC_I(b)); }
-WC_INLINE VM vec_eq(VI a, VI b) { return _mm512_cmpeq_epi32_mask(WC_I(a), WC_I(b)); }
-WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm512_mask_blend_ps(m, b, a); }
-WC_INLINE VF vec_table(const float* p) {
-  return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
-}
-WC_INLINE VF vec_lookup(VF table, VI i) {
-  return _mm512_permutexvar_ps(WC_I(i), table);
-}
-WC_INLINE VI vec_select(VM m, VI a, VI b) {
-  return (VI)_mm512_mask_blend_epi32(m, WC_I(b), WC_I(a));
-}
-WC_INLINE VM vec_and(VM a, VM b) { return static_cast<VM>(a & b); }
-WC_INLINE VM vec_or(VM a, VM b) { return static_cast<VM>(a | b); }
-WC_INLINE VM vec_not(VM a) { return static_cast<VM>(~a); }
-WC_INLINE bool vec_any(VM a) { return a != 0; }
-WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(WC_I(a)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(WC_I(b)));
-}
-#else
-constexpr int kVector = 8;
-using VF = __m256;
-typedef int32_t VI __attribute__((vector_size(32), may_alias));
-using VM = VI;  // all ones or all zeros
-#define WC_I(x) ((__m256i)(x))
-WC_INLINE VF vec_load(const float* p) { return _mm256_loadu_ps(p); }
-WC_INLINE VF vec_splat(float x) { return _mm256_set1_ps(x); }
-WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm256_set1_epi32(x); }
-WC_INLINE VF vec_lesser(VF a, VF b) { return _mm256_min_ps(a, b); }
-WC_INLINE VF vec_greater(VF a, VF b) { return _mm256_max_ps(a, b); }
-WC_INLINE VF vec_nearest(VF a) { return _mm256_round_ps(a, 8); }
-WC_INLINE VF vec_root(VF a) { return _mm256_sqrt_ps(a); }
-WC_INLINE VI vec_truncated(VF a) { return (VI)_mm256_cvttps_epi32(a); }
-WC_INLINE VF vec_floats(VI a) { return _mm256_cvtepi32_ps(WC_I(a)); }
-WC_INLINE VI vec_lesser(VI a, VI b) { return (VI)_mm256_min_epi32(WC_I(a), WC_I(b)); }
-WC_INLINE VI vec_greater(VI a, VI b) { return (VI)_mm256_max_epi32(WC_I(a), WC_I(b)); }
-WC_INLINE VM vec_lt(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_LT_OQ); }
-WC_INLINE VM vec_le(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_LE_OQ); }
-WC_INLINE VM vec_eq(VF a, VF b) { return (VM)_mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
-WC_INLINE VM vec_lt(VI a, VI b) { return (VM)_mm256_cmpgt_epi32(WC_I(b), WC_I(a)); }
-WC_INLINE VM vec_eq(VI a, VI b) { return (VM)_mm256_cmpeq_epi32(WC_I(a), WC_I(b)); }
-WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm256_blendv_ps(b, a, (__m256)m); }
-WC_INLINE VF vec_table(const float* p) { return vec_load(p); }
-WC_INLINE VF vec_lookup(VF table, VI i) { return _mm256_permutevar8x32_ps(table, WC_I(i)); }
-WC_INLINE VI vec_select(VM m, VI a, VI b) {
-  return (VI)_mm256_blendv_epi8(WC_I(b), WC_I(a), WC_I(m));
-}
-WC_INLINE VM vec_and(VM a, VM b) { return a & b; }
-WC_INLINE VM vec_or(VM a, VM b) { return a | b; }
-WC_INLINE VM vec_not(VM a) { return ~a; }
-WC_INLINE bool vec_any(VM a) { return _mm256_movemask_ps((__m256)a) != 0; }
-WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
-  const __m256i byte = _mm256_set1_epi32(0xff);
-  const __m256i words = _mm256_packus_epi32(WC_I(a) & byte, WC_I(b) & byte);  // a0-3 b0-3 a4-7 b4-7
-  const __m128i bytes =
-      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_shuffle_epi32(bytes, 0xd8));
-}
-#endif
-
-// Widen bytes to int32.
-WC_INLINE VI vec_load_bytes(const uint8_t* p) {
-#ifdef __AVX512BW__
-  return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-#endif
-}
 
 constexpr int kLanes = 2 * kVector;
 
@@ -173,7 +88,7 @@ WC_INLINE F floats(I a) { return {vec_floats(a.lo), vec_floats(a.hi)}; }
 WC_INLINE I truncated(F a) { return {vec_truncated(a.lo), vec_truncated(a.hi)}; }
 // Eight floats, looked up by the low three bits of an index.
 struct Table {
-  VF values;
+  VTable values;
 
   explicit WC_INLINE Table(const float (&eight)[8]) : values(vec_table(eight)) {}
   WC_INLINE F operator[](I i) const {

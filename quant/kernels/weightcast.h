@@ -93,7 +93,7 @@ typedef struct {
 
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
-/* The instruction set in use: "avx512", "avx2" or "scalar". The environment variable WEIGHTCAST_ISA,
+/* The instruction set in use: "avx512", "avx2", "sse2", "neon" or "scalar". The environment variable WEIGHTCAST_ISA,
  * read at the first call, can ask for a lower one than the processor has. */
 WEIGHTCAST_API const char* weightcast_isa(void);
 

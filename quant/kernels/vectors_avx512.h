@@ -1,0 +1,57 @@
+// Vectors of AVX-512: 16 lanes, truth values in mask registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include "inline.h"
+
+namespace weightcast {
+namespace {
+
+constexpr int kVector = 16;
+using VF = __m512;
+typedef int32_t VI __attribute__((vector_size(64), may_alias));
+using VM = __mmask16;
+using VTable = VF;  // eight floats, twice
+#define WC_I(x) ((__m512i)(x))
+WC_INLINE VF vec_load(const float* p) { return _mm512_loadu_ps(p); }
+WC_INLINE VF vec_splat(float x) { return _mm512_set1_ps(x); }
+WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm512_set1_epi32(x); }
+WC_INLINE VF vec_lesser(VF a, VF b) { return _mm512_min_ps(a, b); }
+WC_INLINE VF vec_greater(VF a, VF b) { return _mm512_max_ps(a, b); }
+WC_INLINE VF vec_nearest(VF a) { return _mm512_roundscale_ps(a, 8); }
+WC_INLINE VF vec_root(VF a) { return _mm512_sqrt_ps(a); }
+WC_INLINE VI vec_truncated(VF a) { return (VI)_mm512_cvttps_epi32(a); }
+WC_INLINE VF vec_floats(VI a) { return _mm512_cvtepi32_ps(WC_I(a)); }
+WC_INLINE VI vec_lesser(VI a, VI b) { return (VI)_mm512_min_epi32(WC_I(a), WC_I(b)); }
+WC_INLINE VI vec_greater(VI a, VI b) { return (VI)_mm512_max_epi32(WC_I(a), WC_I(b)); }
+WC_INLINE VM vec_lt(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+WC_INLINE VM vec_le(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+WC_INLINE VM vec_eq(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+WC_INLINE VM vec_lt(VI a, VI b) { return _mm512_cmplt_epi32_mask(WC_I(a), WC_I(b)); }
+WC_INLINE VM vec_eq(VI a, VI b) { return _mm512_cmpeq_epi32_mask(WC_I(a), WC_I(b)); }
+WC_INLINE VF vec_select(VM m, VF a, VF b) { return _mm512_mask_blend_ps(m, b, a); }
+WC_INLINE VTable vec_table(const float* p) {
+  return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+}
+WC_INLINE VF vec_lookup(VTable table, VI i) {
+  return _mm512_permutexvar_ps(WC_I(i), table);
+}
+WC_INLINE VI vec_select(VM m, VI a, VI b) {
+  return (VI)_mm512_mask_blend_epi32(m, WC_I(b), WC_I(a));
+}
+WC_INLINE VM vec_and(VM a, VM b) { return static_cast<VM>(a & b); }
+WC_INLINE VM vec_or(VM a, VM b) { return static_cast<VM>(a | b); }
+WC_INLINE VM vec_not(VM a) { return static_cast<VM>(~a); }
+WC_INLINE bool vec_any(VM a) { return a != 0; }
+WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(WC_I(a)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(WC_I(b)));
+}
+// Widen bytes to int32.
+WC_INLINE VI vec_load_bytes(const uint8_t* p) {
+  return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+}  // namespace
+}  // namespace weightcast
