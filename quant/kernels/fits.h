@@ -52,7 +52,7 @@ struct Candidates {
 // One candidate: levels in `level`, their sums. `exact` is set if every level is below 2^22 before
 // it is clamped, where rounding in float gives what nearest_int does.
 template <int n>
-WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, bool exact,
+WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, bool exact, bool below,
                              F* level, F& sum_l, F& sum_l2, F& sum_xl) {
   sum_l = sum_l2 = sum_xl = 0.0f;
   const auto add = [&](int i) {
@@ -61,8 +61,13 @@ WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, 
     sum_l2 += wl * level[i];
     sum_xl += wl * x[i];
   };
-  if (exact) {
-    const float top = static_cast<float>(nmax);
+  const float top = static_cast<float>(nmax);
+  if (exact && below) {
+    for (int i = 0; i < n; ++i) {
+      level[i] = greater(nearest_small(iscale * (x[i] - min)), 0.0f);
+      add(i);
+    }
+  } else if (exact) {
     for (int i = 0; i < n; ++i) {
       level[i] = clamped(nearest_small(iscale * (x[i] - min)), 0.0f, top);
       add(i);
@@ -112,10 +117,11 @@ inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candida
     const float inverse =
         candidates.start + candidates.step * static_cast<float>(step) + static_cast<float>(nmax);
     const F iscale = inverse / (high - min);
-    const M small = (magnitude(iscale * (smallest - min)) < 0x1p22f) &
-                    (magnitude(iscale * (high - min)) < 0x1p22f);
+    const F last = iscale * (high - min);
+    const M small = (magnitude(iscale * (smallest - min)) < 0x1p22f) & (magnitude(last) < 0x1p22f);
+    const bool below = !any(!((last < static_cast<float>(nmax) + 0.5f) | fit.flat));
     F sum_l, sum_l2, sum_xl;
-    affine_levels<n>(x, w, iscale, min, nmax, !any(!(small | fit.flat)), level, sum_l, sum_l2,
+    affine_levels<n>(x, w, iscale, min, nmax, !any(!(small | fit.flat)), below, level, sum_l, sum_l2,
                      sum_xl);
     const F det = fit.sum_w * sum_l2 - sum_l * sum_l;
     const M solvable = (det > 0.0f) & !fit.flat;

@@ -3,13 +3,17 @@
 //
 // Where ggml stops the program, this goes on: with the first neighbour if no neighbour has an error
 // below FLT_MAX, and with the scale it had if sums overflow to NaN. That takes weights from about
-// 1e9 on (d is then infinite, which the driver reports) or importance of similar size.
+// 1e12 on (d is then infinite, which the driver reports) or importance of similar size. Where the
+// mean of the squares overflows, from about 1e19 on, IQ2_XXS and IQ1 give zeros, as ggml's do.
 // Source of the algorithm: quantize_row_iq2_xxs_impl ... quantize_row_iq3_s_impl in ggml-quants.c.
 #pragma once
 
 #include "fits.h"
 #include "iq_blocks.h"
 #include "iq_lanes.h"
+
+// Called from several places: one copy each keeps compilation short.
+#define WC_OUT_OF_LINE __attribute__((noinline))
 
 namespace weightcast {
 namespace {
@@ -51,7 +55,7 @@ struct IQBlock {
   I code[groups];    // levels, on the grid
   M on_grid[groups];  // whether they were there before neighbours were searched
 
-  void take_magnitudes(Strip from) {
+  WC_OUT_OF_LINE void take_magnitudes(Strip from) {
     for (int k = 0; k < size / 8; ++k) {
       signs[k] = 0;
       for (int i = 8 * k; i < 8 * k + 8; ++i) {
@@ -63,7 +67,7 @@ struct IQBlock {
   }
 
   // Change the sign that matters least where the number of minus signs is odd.
-  void make_signs_even() {
+  WC_OUT_OF_LINE void make_signs_even() {
     for (int k = 0; k < size / 8; ++k) {
       const I s = signs[k];
       I parity = s ^ (s >> 4);
@@ -85,7 +89,7 @@ struct IQBlock {
   }
 
   // Everything that the weights of errors decide; lanes whose largest value is below eps are zero.
-  void prepare(float eps) {
+  WC_OUT_OF_LINE void prepare(float eps) {
     max = x[0];
     for (int i = 1; i < size; ++i) max = select(max > x[i], max, x[i]);
     active = !(max < eps);
@@ -97,8 +101,8 @@ struct IQBlock {
   }
 
   // The grid entries nearest to x / this_scale, for `lanes` (other lanes get any entry).
-  void snap(const Grid& grid, F inverse, F this_scale, M lanes, I (&found)[groups],
-            M (&hit)[groups]) const {
+  WC_OUT_OF_LINE void snap(const Grid& grid, F inverse, F this_scale, M lanes, I (&found)[groups],
+                           M (&hit)[groups]) const {
     const I wanted = select(lanes, I(1), I(0));
     int32_t is_wanted[kLanes];
     float scales[kLanes];
@@ -141,7 +145,7 @@ struct IQBlock {
     }
   }
 
-  void sums(const I (&levels)[groups], F& sumqx, F& sumq2) const {
+  WC_OUT_OF_LINE void sums(const I (&levels)[groups], F& sumqx, F& sumq2) const {
     sumqx = sumq2 = 0.0f;
     for (int i = 0; i < size; ++i) {
       const I level = (levels[i / n] >> bits * (i % n)) & ((1 << bits) - 1);
@@ -152,7 +156,7 @@ struct IQBlock {
   }
 
   // Try the scales span / (top + step * i), i from -steps to steps, each at its best grid entries.
-  void search(const Grid& grid, F span, float step, int steps) {
+  WC_OUT_OF_LINE void search(const Grid& grid, F span, float step, int steps) {
     F best = 0.0f;
     I found[groups];
     M hit[groups];
@@ -209,7 +213,7 @@ struct IQBlock {
   }
 
   // The grid index of a group; of a zero block, 0.
-  I index(const Grid& grid, int k) const {
+  WC_OUT_OF_LINE I index(const Grid& grid, int k) const {
     I key = code[k];
     if constexpr (bits == 2) {
       key = 0;

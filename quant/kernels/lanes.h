@@ -32,6 +32,7 @@ WC_INLINE VF vec_splat(float x) { return _mm512_set1_ps(x); }
 WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm512_set1_epi32(x); }
 WC_INLINE VF vec_lesser(VF a, VF b) { return _mm512_min_ps(a, b); }
 WC_INLINE VF vec_greater(VF a, VF b) { return _mm512_max_ps(a, b); }
+WC_INLINE VF vec_nearest(VF a) { return _mm512_roundscale_ps(a, 8); }
 WC_INLINE VF vec_root(VF a) { return _mm512_sqrt_ps(a); }
 WC_INLINE VI vec_truncated(VF a) { return (VI)_mm512_cvttps_epi32(a); }
 WC_INLINE VF vec_floats(VI a) { return _mm512_cvtepi32_ps(WC_I(a)); }
@@ -71,6 +72,7 @@ WC_INLINE VF vec_splat(float x) { return _mm256_set1_ps(x); }
 WC_INLINE VI vec_splat(int32_t x) { return (VI)_mm256_set1_epi32(x); }
 WC_INLINE VF vec_lesser(VF a, VF b) { return _mm256_min_ps(a, b); }
 WC_INLINE VF vec_greater(VF a, VF b) { return _mm256_max_ps(a, b); }
+WC_INLINE VF vec_nearest(VF a) { return _mm256_round_ps(a, 8); }
 WC_INLINE VF vec_root(VF a) { return _mm256_sqrt_ps(a); }
 WC_INLINE VI vec_truncated(VF a) { return (VI)_mm256_cvttps_epi32(a); }
 WC_INLINE VF vec_floats(VI a) { return _mm256_cvtepi32_ps(WC_I(a)); }
@@ -233,7 +235,11 @@ WC_INLINE I nearest_int(F x) {
 }
 
 // The same as floats, for |x| < 2^22 only.
+#ifdef WC_VECTOR
+WC_INLINE F nearest_small(F x) { return {vec_nearest(x.lo), vec_nearest(x.hi)}; }
+#else
 WC_INLINE F nearest_small(F x) { return (x + 12582912.0f) - 12582912.0f; }
+#endif
 
 // The low byte, with its sign.
 WC_INLINE I as_int8(I x) { return ((x & 0xff) ^ 0x80) - 0x80; }

@@ -55,7 +55,7 @@ struct IQ1Block {
   M up[groups];  // which way the values of a group are moved
   I code[groups];
 
-  void prepare(Strip from, float eps) {
+  WC_OUT_OF_LINE void prepare(Strip from, float eps) {
     for (int i = 0; i < size; ++i) x[i] = from[i];
     max = magnitude(x[0]);
     for (int i = 1; i < size; ++i) {
@@ -77,7 +77,7 @@ struct IQ1Block {
   }
 
   // Take these sums for the best ones in lanes where they are better, which is returned.
-  M consider(F sumqx, F sumq2, int i1, int i2) {
+  WC_OUT_OF_LINE M consider(F sumqx, F sumq2, int i1, int i2) {
     const M better = (sumq2 > 0.0f) & (sumqx * sumqx > best * sumq2);
     if (any(better)) {
       scale = select(better, sumqx / sumq2, scale);
@@ -89,7 +89,7 @@ struct IQ1Block {
   }
 
   // Levels from the bounds found, on the grid; then the scale that fits them best.
-  void settle(const GridIQ1& grid) {
+  WC_OUT_OF_LINE void settle(const GridIQ1& grid) {
     active = active & !(first < I(0));
     const M minus = scale < 0.0f;
     scale = select(minus, -scale, scale);
@@ -121,7 +121,7 @@ struct IQ1Block {
   }
 
   // Replace the codes of a group that are not on the grid; where they were is returned.
-  M snap(const GridIQ1& grid, int k, I key) {
+  WC_OUT_OF_LINE M snap(const GridIQ1& grid, int k, I key) {
     const LevelValues values[2] = {level_values<2>(kValuesDown), level_values<2>(kValuesUp)};
     const I is_up = select(up[k], I(1), I(0)), is_active = select(active, I(1), I(0));
     int32_t keys[kLanes], codes[kLanes], ups[kLanes], actives[kLanes];
@@ -145,7 +145,7 @@ struct IQ1Block {
     return points < I(0);
   }
 
-  I index(const GridIQ1& grid, int k) const {
+  WC_OUT_OF_LINE I index(const GridIQ1& grid, int k) const {
     int32_t codes[kLanes];
     std::memcpy(codes, &code[k], sizeof codes);
     for (int32_t& c : codes) c = ~grid.point(grid.key_of(c));
@@ -183,7 +183,7 @@ struct IQ1S : TypeIQ<50> {
     }
   }
 
-  static void search(IQ1Block<32>& block) {
+  WC_OUT_OF_LINE static void search(IQ1Block<32>& block) {
     alignas(64) float wx[32][kLanes], w[32][kLanes];
     for (int i = 0; i < 32; ++i) {
       int32_t rank[kLanes];
@@ -325,7 +325,7 @@ struct IQ1M : TypeIQ<56> {
   }
 
   // Each half may go up or down: four combinations for each pair of bounds.
-  static void search(IQ1Block<16>& block) {
+  WC_OUT_OF_LINE static void search(IQ1Block<16>& block) {
     Prefix sums[2];
     prefix_sums(block, sums);
     const auto square = [](float value) { return value * value; };

@@ -5,7 +5,8 @@
  * Output rows are contiguous along `in`, one row per `out`, dst_stride bytes apart.
  *
  * Every function is thread-safe and allocates nothing. The caller's floating-point control register
- * is saved, set to round-to-nearest without flush-to-zero, and restored.
+ * is saved, set to round-to-nearest without flush-to-zero, and restored. The first use of a type with
+ * a grid (IQ1 to IQ3) fills tables of 0.3 to 0.8 MB in static memory, which takes 3 to 50 ms.
  */
 #ifndef WEIGHTCAST_H
 #define WEIGHTCAST_H
