@@ -77,7 +77,7 @@ struct IQ1Block {
   }
 
   // Take these sums for the best ones in lanes where they are better, which is returned.
-  WC_OUT_OF_LINE M consider(F sumqx, F sumq2, int i1, int i2) {
+  WC_INLINE M consider(F sumqx, F sumq2, int i1, int i2) {
     const M better = (sumq2 > 0.0f) & (sumqx * sumqx > best * sumq2);
     if (any(better)) {
       scale = select(better, sumqx / sumq2, scale);

@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -28,13 +28,8 @@ from weightcast.quant.types import TYPES, QuantType
 NAMES = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 GRID_TYPES = {name: TYPES[name] for name in NAMES}
 with_type = pytest.mark.parametrize("quant_type", GRID_TYPES.values(), ids=NAMES)
-# Of the types that search scales: the largest value, the step of the candidates, and their number.
-SEARCHED = {
-    "IQ3_S": (15, 0.2, 9),
-    "IQ3_XXS": (15, 0.2, 15),
-    "IQ2_S": (5, 0.1, 9),
-    "IQ2_XS": (5, 0.1, 9),
-}
+# Of types that leave neighbours out: the largest value, the step of the candidates, their number.
+SEARCHED = {"IQ3_S": (15, 0.2, 9), "IQ3_XXS": (15, 0.2, 15), "IQ2_XS": (5, 0.1, 9)}
 
 
 def importances(quant_type: QuantType, n_in: int, seed: int) -> list[NDArray[np.float32] | None]:
@@ -59,10 +54,14 @@ def test_grids_are_those_of_the_gguf_package():
 @pytest.mark.parametrize("name", SEARCHED)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=78)  # each of these fails for one type if the margin (kClear) is not looked at
+@example(seed=438)
+@example(seed=6)
 def test_weights_at_bounds_of_rounding(name, seed, isa):
     """Weights that lie between two levels of some candidate scale, or a few ulps from there.
 
-    All neighbours are in question then, also those that are left out elsewhere.
+    All neighbours are in question then, also those that are left out elsewhere; rarely does one of
+    these win.
     """
     top, step, steps = SEARCHED[name]
     rng = np.random.default_rng(seed)
