@@ -86,7 +86,7 @@ def dequantize_table(speeds_by_type: dict[str, Speeds]) -> str:
     rows = []
     for name, speeds in speeds_by_type.items():
         cells = [name, speed(speeds, "ggml")]
-        for isa in ("avx512", "avx2", "scalar"):
+        for isa in ("avx512", "avx2", "sse2", "scalar"):
             cells += [speed(speeds, isa), spread(speeds, isa, "ggml")]
         rows.append(cells)
     return table(header, rows)

@@ -10,7 +10,8 @@
 #include "quantize_iq.h"
 #include "quantize_iq1.h"
 #include "quantize_iq4.h"
-#include "quantize_k.h"
+#include "quantize_k_affine.h"
+#include "quantize_k_symmetric.h"
 #include "quantize_simple.h"
 #include "quantize_ternary.h"
 

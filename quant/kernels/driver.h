@@ -22,21 +22,32 @@ namespace {
 
 inline int at_most(int64_t n, int limit) { return n < limit ? static_cast<int>(n) : limit; }
 
-constexpr int kStrips = kWidth / kLanes;
+constexpr int kMaxRun = kRunBytes;  // columns of one-byte elements in a run
 
-// The mean of x * x over the rows [out0, out0 + width), summed in order as ggml does.
-inline void row_means(const weightcast_source& s, int64_t out0, int width, Tile& tile,
-                      F (&means)[kStrips]) {
-  for (F& mean : means) mean = 0.0f;
+// What quantizing keeps at hand: part of the source, a tile of it, sums over rows.
+struct Workspace {
+  Stage stage;
+  Tile tile;
+  F means[kMaxRun / kLanes];
+};
+
+// The mean of x * x over the rows [out0, out0 + columns), summed in order as ggml does.
+inline void row_means(const weightcast_source& s, int64_t out0, int columns, Workspace& work) {
+  for (F& mean : work.means) mean = 0.0f;
   for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
     const int depth = at_most(s.n_in - in0, kMaxDepth);
-    load_tile(s, out0, width, in0, depth, tile);
-    for (int strip = 0; strip < kStrips; ++strip) {
-      const Strip x{&tile.x[0][strip * kLanes]};
-      for (int i = 0; i < depth; ++i) means[strip] += x[i] * x[i];
+    const Piece piece = piece_at(s, out0, columns, in0, depth, work.stage);
+    for (int skip = 0; skip < columns; skip += kWidth) {
+      load_tile(s, piece, skip, out0 + skip, at_most(columns - skip, kWidth), in0, depth,
+                work.tile);
+      for (int c0 = 0; c0 < kWidth; c0 += kLanes) {
+        const Strip x{&work.tile.x[0][c0]};
+        F& mean = work.means[(skip + c0) / kLanes];
+        for (int i = 0; i < depth; ++i) mean += x[i] * x[i];
+      }
     }
   }
-  for (F& mean : means) mean = mean / static_cast<float>(s.n_in);
+  for (F& mean : work.means) mean = mean / static_cast<float>(s.n_in);
 }
 
 // Bytes [rows][kLanes] of neighbouring columns, rows of the output in `dst`.
@@ -96,37 +107,53 @@ void note_overflow(Bytes bytes, int blocks, int columns, int64_t out0,
   }
 }
 
+// The blocks of one tile: columns [skip, skip + width) of a piece that begins at (out0, in0).
+template <class Type>
+void quantize_tile(const float* importance, int skip, int width, int64_t out0, int64_t in0,
+                   int depth, const Workspace& work, uint8_t* dst, int64_t dst_stride,
+                   weightcast_result& result, bool& overflow) {
+  constexpr int kRows = Type::depth / Type::elements * Type::bytes;
+  alignas(64) uint8_t made[(kRows + 15) / 16 * 16 * kLanes];
+  std::memset(made + kRows * kLanes, 0, sizeof made - kRows * kLanes);
+  const Bytes bytes{made};
+  const int blocks = depth / Type::elements;
+  for (int c0 = 0; c0 < width; c0 += kLanes) {
+    for (int block = 0; block < blocks; ++block) {
+      const int in = block * Type::elements;
+      Type::quantize(Strip{&work.tile.x[in][c0]},
+                     importance == nullptr ? nullptr : importance + in0 + in,
+                     work.means[(skip + c0) / kLanes], bytes + block * Type::bytes);
+    }
+    const int columns = at_most(width - c0, kLanes);
+    note_overflow<Type>(bytes, blocks, columns, out0 + skip + c0, in0, result, overflow);
+    store_columns(made, blocks * Type::bytes, columns, dst + c0 * dst_stride, dst_stride);
+  }
+}
+
 template <class Type>
 int32_t quantize_blocks(const weightcast_source& s, const float* importance, uint8_t* dst,
                         int64_t dst_stride, weightcast_result& result) {
   static_assert(Type::depth % Type::elements == 0 && Type::depth <= kMaxDepth);
   if (s.n_in % Type::elements != 0) return WEIGHTCAST_BAD_SHAPE;
-  constexpr int kRows = Type::depth / Type::elements * Type::bytes;
-  alignas(64) uint8_t made[(kRows + 15) / 16 * 16 * kLanes] = {};
-  const Bytes bytes{made};
-  Tile tile;
-  F means[kStrips];
-  for (F& mean : means) mean = 0.0f;
+  Workspace work;
+  for (F& mean : work.means) mean = 0.0f;
   bool overflow = false;
-  for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
-    const int width = at_most(s.n_out - out0, kWidth);
-    if (Type::uses_row_sum && importance != nullptr) row_means(s, out0, width, tile, means);
+  const int run = run_columns(s);
+  for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
+    const int columns = at_most(s.n_out - out0, run);
+    if (Type::uses_row_sum && importance != nullptr) row_means(s, out0, columns, work);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += Type::depth) {
       const int depth = at_most(s.n_in - in0, Type::depth);
-      load_tile(s, out0, width, in0, depth, tile);
-      if (!tile_is_finite(s, tile, out0, in0, depth, result)) return WEIGHTCAST_NOT_FINITE;
-      const int blocks = depth / Type::elements;
-      uint8_t* row = dst + out0 * dst_stride + in0 / Type::elements * Type::bytes;
-      for (int c0 = 0; c0 < width; c0 += kLanes) {
-        for (int block = 0; block < blocks; ++block) {
-          const int in = block * Type::elements;
-          Type::quantize(Strip{&tile.x[in][c0]},
-                         importance == nullptr ? nullptr : importance + in0 + in,
-                         means[c0 / kLanes], bytes + block * Type::bytes);
+      const Piece piece = piece_at(s, out0, columns, in0, depth, work.stage);
+      for (int skip = 0; skip < columns; skip += kWidth) {
+        const int width = at_most(columns - skip, kWidth);
+        load_tile(s, piece, skip, out0 + skip, width, in0, depth, work.tile);
+        if (!tile_is_finite(s, work.tile, out0 + skip, in0, depth, result)) {
+          return WEIGHTCAST_NOT_FINITE;
         }
-        const int columns = at_most(width - c0, kLanes);
-        note_overflow<Type>(bytes, blocks, columns, out0 + c0, in0, result, overflow);
-        store_columns(made, blocks * Type::bytes, columns, row + c0 * dst_stride, dst_stride);
+        quantize_tile<Type>(importance, skip, width, out0, in0, depth, work,
+                            dst + (out0 + skip) * dst_stride + in0 / Type::elements * Type::bytes,
+                            dst_stride, result, overflow);
       }
     }
   }

@@ -57,23 +57,30 @@ template <class Emit>
 int32_t quantize_floats(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
                         weightcast_result& result) {
   using stored = typename Emit::stored;
+  Stage stage;
   Tile tile;
   alignas(64) stored out[kDepth][kWidth] = {};
-  alignas(64) stored columns[kWidth][kDepth];
-  for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
-    const int width = at_most(s.n_out - out0, kWidth);
+  alignas(64) stored rows[kWidth][kDepth];
+  const int run = run_columns(s);
+  for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
+    const int columns = at_most(s.n_out - out0, run);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kDepth) {
       const int depth = at_most(s.n_in - in0, kDepth);
-      load_tile(s, out0, width, in0, depth, tile);
-      if (!tile_is_finite(s, tile, out0, in0, depth, result)) return WEIGHTCAST_NOT_FINITE;
-      if (!convert_tile<Emit>(tile, depth, out, out0, in0, result)) return WEIGHTCAST_OVERFLOW;
-      transpose_tile(out, columns);
-      uint8_t* row = dst + out0 * dst_stride + in0 * static_cast<int64_t>(sizeof(stored));
-      for (int c = 0; c < width; ++c, row += dst_stride) {
-        if (depth == kDepth) {
-          std::memcpy(row, columns[c], sizeof columns[c]);
-        } else {
-          std::memcpy(row, columns[c], static_cast<size_t>(depth) * sizeof(stored));
+      const Piece piece = piece_at(s, out0, columns, in0, depth, stage);
+      for (int skip = 0; skip < columns; skip += kWidth) {
+        const int64_t first = out0 + skip;
+        const int width = at_most(columns - skip, kWidth);
+        load_tile(s, piece, skip, first, width, in0, depth, tile);
+        if (!tile_is_finite(s, tile, first, in0, depth, result)) return WEIGHTCAST_NOT_FINITE;
+        if (!convert_tile<Emit>(tile, depth, out, first, in0, result)) return WEIGHTCAST_OVERFLOW;
+        transpose_tile(out, rows);
+        uint8_t* row = dst + first * dst_stride + in0 * static_cast<int64_t>(sizeof(stored));
+        for (int c = 0; c < width; ++c, row += dst_stride) {
+          if (depth == kDepth) {
+            std::memcpy(row, rows[c], sizeof rows[c]);
+          } else {
+            std::memcpy(row, rows[c], static_cast<size_t>(depth) * sizeof(stored));
+          }
         }
       }
     }

@@ -26,8 +26,8 @@ struct Q80 {
   }
 };
 
-// Blocks of a tile that are staged before they are written: long runs of a row at a time.
-constexpr int kStagedBlocks = 16;
+// Blocks of a column that are staged before they are written: long runs of a row at a time.
+constexpr int kStagedBlocks = kMaxDepth / Q80::elements;
 
 struct alignas(64) StagedQ8_0 {
   uint8_t rows[kWidth][kStagedBlocks * Q80::bytes];
@@ -58,53 +58,87 @@ struct ScalesF16 {
   }
 };
 
-inline void load_codes(const weightcast_source& s, int64_t out0, int width, int64_t in0,
-                       Codes& codes) {
-  const auto* data = static_cast<const int8_t*>(s.data) + in0 * s.stride_in + out0 * s.stride_out;
+// Columns `skip` and on of a piece, from its row `i0` on.
+inline void load_codes(const Piece& piece, int skip, int width, int i0, Codes& codes) {
+  const auto* data = static_cast<const int8_t*>(piece.first) + skip * piece.stride_out;
   if (width < kWidth) std::memset(&codes, 0, sizeof codes);
   for (int i = 0; i < Q80::elements; ++i) {
-    if (s.stride_out == 1 && width == kWidth) {
-      std::memcpy(codes.q[i], data + i * s.stride_in, kWidth);
-    } else {
-      for (int c = 0; c < width; ++c) codes.q[i][c] = data[c * s.stride_out + i * s.stride_in];
-    }
+    const int8_t* row = data + (i0 + i) * piece.stride_in;
+    for (int c = 0; c < width; ++c) codes.q[i][c] = row[c * piece.stride_out];
   }
 }
 
-// Codes and their scales as block `block` of the staged rows.
-inline void stage_codes(const Codes& codes, const uint16_t (&d)[kWidth], int block,
-                        StagedQ8_0& staged) {
+// Codes [32, 64] and their scales as block `block` of the staged rows.
+inline void stage_codes(const int8_t* codes, int64_t stride, const uint16_t (&d)[kWidth],
+                        int block, StagedQ8_0& staged) {
   constexpr int n = kSquare<int8_t>;
   for (int c = 0; c < kWidth; c += n) {
     auto* first = reinterpret_cast<int8_t*>(&staged.rows[c][block * Q80::bytes + 2]);
     for (int i = 0; i < Q80::elements; i += n) {
-      transpose_square(&codes.q[i][c], kWidth, first + i, sizeof staged.rows[0]);
+      transpose_square(codes + i * stride + c, stride, first + i, sizeof staged.rows[0]);
     }
   }
   for (int c = 0; c < kWidth; ++c) std::memcpy(&staged.rows[c][block * Q80::bytes], &d[c], 2);
 }
 
-// One block row by ggml's rule where the codes cannot be kept; counts which it was.
-inline void stage_mixed(const weightcast_source& s, int64_t out0, int width, int64_t in0,
-                        const bool* keep, int block, Tile& tile, StagedQ8_0& staged,
-                        weightcast_result& result, bool& overflow) {
-  load_tile(s, out0, width, in0, Q80::elements, tile);
-  for (int c0 = 0; c0 < width; c0 += kLanes) {
+// Columns of a source that are made together, and what was found of them.
+struct Columns {
+  int64_t out0;
+  int skip, width;  // in their piece
+  ScalesF16 scales;
+};
+
+// One block row by ggml's rule where the codes cannot be kept.
+inline void stage_mixed(const Columns& columns, const bool* keep, int block, const Tile& tile,
+                        int64_t in0, StagedQ8_0& staged, weightcast_result& result,
+                        bool& overflow) {
+  for (int c0 = 0; c0 < columns.width; c0 += kLanes) {
     alignas(64) uint8_t made[(Q80::bytes + 15) / 16 * 16 * kLanes] = {};
     alignas(64) uint8_t rows[kLanes][Q80::bytes];
     Q80::quantize(Strip{&tile.x[0][c0]}, nullptr, 0.0f, Bytes{made});
     store_columns(made, Q80::bytes, kLanes, rows[0], Q80::bytes);
-    for (int c = 0; c < kLanes && c0 + c < width; ++c) {
+    for (int c = 0; c < kLanes && c0 + c < columns.width; ++c) {
       if (keep[c0 + c]) continue;
       std::memcpy(&staged.rows[c0 + c][block * Q80::bytes], rows[c], Q80::bytes);
       if (!overflow && (rows[c][1] & 0x7c) == 0x7c) {
         overflow = true;
-        result.bad_out = out0 + c0 + c;
+        result.bad_out = columns.out0 + c0 + c;
         result.bad_in = in0;
       }
     }
   }
-  for (int c = 0; c < width; ++c) ++(keep[c] ? result.exact_blocks : result.requantized_blocks);
+}
+
+// Stage the blocks of some columns from row `i0` of a piece, in-row `in0` of the source.
+inline void stage_block(const weightcast_source& s, const Piece& piece, Columns& columns, int i0,
+                        int64_t in0, Tile& tile, StagedQ8_0& staged, weightcast_result& result,
+                        bool& overflow) {
+  constexpr bool nothing[kWidth] = {};
+  const int64_t group = in0 / group_rows(s);
+  const bool one_group = group == (in0 + Q80::elements - 1) / group_rows(s);
+  ScalesF16& scales = columns.scales;
+  if (group != scales.group) scales.load(s, columns.out0, columns.width, group);
+  const int block = i0 / Q80::elements;
+  if (one_group && piece.stride_out == 1 && columns.width == kWidth) {
+    const auto* codes = static_cast<const int8_t*>(piece.first) + i0 * piece.stride_in;
+    stage_codes(codes + columns.skip, piece.stride_in, scales.d, block, staged);
+  } else if (one_group) {
+    Codes codes;
+    load_codes(piece, columns.skip, columns.width, i0, codes);
+    stage_codes(codes.q[0], kWidth, scales.d, block, staged);
+  }
+  if (one_group && scales.all_exact) {
+    result.exact_blocks += columns.width;
+    return;
+  }
+  const bool* keep = one_group ? scales.exact : nothing;
+  const Piece rows{static_cast<const int8_t*>(piece.first) + i0 * piece.stride_in,
+                   piece.stride_out, piece.stride_in};
+  load_tile(s, rows, columns.skip, columns.out0, columns.width, in0, Q80::elements, tile);
+  stage_mixed(columns, keep, block, tile, in0, staged, result, overflow);
+  for (int c = 0; c < columns.width; ++c) {
+    ++(keep[c] ? result.exact_blocks : result.requantized_blocks);
+  }
 }
 
 inline void count_inexact_scales(const weightcast_source& s, weightcast_result& result) {
@@ -122,36 +156,30 @@ inline int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int
                                    weightcast_result& result) {
   if (s.n_in % Q80::elements != 0) return WEIGHTCAST_BAD_SHAPE;
   count_inexact_scales(s, result);
-  const int64_t rows = group_rows(s), blocks = s.n_in / Q80::elements;
-  constexpr bool nothing[kWidth] = {};
   bool overflow = false;
+  Stage stage;
   Tile tile;
-  Codes codes;
   StagedQ8_0 staged;
-  for (int64_t out0 = 0; out0 < s.n_out; out0 += kWidth) {
-    const int width = at_most(s.n_out - out0, kWidth);
-    ScalesF16 scales;
-    for (int64_t block0 = 0; block0 < blocks; block0 += kStagedBlocks) {
-      const int count = at_most(blocks - block0, kStagedBlocks);
-      for (int block = 0; block < count; ++block) {
-        const int64_t in0 = (block0 + block) * Q80::elements;
-        const int64_t group = in0 / rows;
-        const bool one_group = group == (in0 + Q80::elements - 1) / rows;
-        if (group != scales.group) scales.load(s, out0, width, group);
-        if (one_group) {
-          load_codes(s, out0, width, in0, codes);
-          stage_codes(codes, scales.d, block, staged);
+  const int run = run_columns(s);
+  for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
+    const int count = at_most(s.n_out - out0, run);
+    Columns strips[kMaxRun / kWidth];
+    for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
+      const int depth = at_most(s.n_in - in0, kMaxDepth);
+      const Piece piece = piece_at(s, out0, count, in0, depth, stage);
+      for (int skip = 0; skip < count; skip += kWidth) {
+        Columns& columns = strips[skip / kWidth];
+        columns.out0 = out0 + skip;
+        columns.skip = skip;
+        columns.width = at_most(count - skip, kWidth);
+        for (int i0 = 0; i0 < depth; i0 += Q80::elements) {
+          stage_block(s, piece, columns, i0, in0 + i0, tile, staged, result, overflow);
         }
-        if (one_group && scales.all_exact) {
-          result.exact_blocks += width;
-        } else {
-          stage_mixed(s, out0, width, in0, one_group ? scales.exact : nothing, block, tile, staged,
-                      result, overflow);
+        uint8_t* rows = dst + columns.out0 * dst_stride + in0 / Q80::elements * Q80::bytes;
+        const size_t bytes = static_cast<size_t>(depth / Q80::elements) * Q80::bytes;
+        for (int c = 0; c < columns.width; ++c, rows += dst_stride) {
+          std::memcpy(rows, staged.rows[c], bytes);
         }
-      }
-      for (int c = 0; c < width; ++c) {
-        std::memcpy(dst + (out0 + c) * dst_stride + block0 * Q80::bytes, staged.rows[c],
-                    static_cast<size_t>(count) * Q80::bytes);
       }
     }
   }

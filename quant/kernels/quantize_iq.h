@@ -4,7 +4,7 @@
 #pragma once
 
 #include "iq_search.h"
-#include "quantize_k.h"
+#include "super_blocks.h"
 
 namespace weightcast {
 namespace {

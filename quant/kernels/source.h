@@ -18,6 +18,12 @@ struct alignas(64) Tile {
   float x[kMaxDepth][kWidth];
 };
 
+// Elements of a source from some (out0, in0) on.
+struct Piece {
+  const void* first;
+  int64_t stride_out, stride_in;
+};
+
 inline int64_t group_rows(const weightcast_source& s) { return s.n_in / s.groups; }
 
 template <int type>
@@ -43,14 +49,52 @@ struct Element<WEIGHTCAST_I8> {
   static float value(int8_t x) { return static_cast<float>(x); }
 };
 
-// Ask for the next tile's part of a run while this one is worked on: there are more runs than a
-// processor follows by itself. It may lie beyond the source; nothing is read then.
-template <class T>
-inline void prefetch(const T* run, int64_t ahead, int count) {
-  const uintptr_t next = reinterpret_cast<uintptr_t>(run) + static_cast<uintptr_t>(ahead) * sizeof(T);
-  for (size_t line = 0; line < static_cast<size_t>(count) * sizeof(T); line += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(next + line));
+// Ask for a run that is soon needed: there are more runs than a processor follows by itself. It
+// may lie beyond the source; nothing is read then.
+inline void prefetch(const void* run, int64_t bytes_ahead, int64_t bytes) {
+  const uintptr_t next = reinterpret_cast<uintptr_t>(run) + static_cast<uintptr_t>(bytes_ahead);
+  for (int64_t line = 0; line < bytes; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(next + static_cast<uintptr_t>(line)));
   }
+}
+
+// Bytes of a row of a source along `out` that are read at once: rows lie far apart, often at a
+// power of two, where single cache lines of many rows would evict each other.
+constexpr int kRunBytes = 256;
+
+// A few in-rows of a source, kRunBytes wide, copied together.
+struct alignas(64) Stage {
+  uint8_t rows[kMaxDepth][kRunBytes];
+};
+
+inline int element_bytes(int32_t type) {
+  return type == WEIGHTCAST_F32 ? 4 : type == WEIGHTCAST_I8 ? 1 : 2;
+}
+
+// Columns that are worked on together.
+inline int run_columns(const weightcast_source& s) {
+  return s.stride_out == 1 ? kRunBytes / element_bytes(s.type) : kWidth;
+}
+
+// The elements from (out0, in0) on, `columns` wide: in place, or copied if that is worth it.
+inline Piece piece_at(const weightcast_source& s, int64_t out0, int columns, int64_t in0, int depth,
+                      Stage& stage) {
+  constexpr int kAhead = 16;  // rows
+  const int64_t size = element_bytes(s.type);
+  const auto* first =
+      static_cast<const uint8_t*>(s.data) + (out0 * s.stride_out + in0 * s.stride_in) * size;
+  if (s.stride_out != 1 || columns <= kWidth) return {first, s.stride_out, s.stride_in};
+  const int64_t bytes = columns * size;
+  for (int i = 0; i < depth; ++i) {
+    const uint8_t* row = first + i * s.stride_in * size;
+    prefetch(row, kAhead * s.stride_in * size, bytes);
+    if (bytes == kRunBytes) {
+      std::memcpy(stage.rows[i], row, kRunBytes);
+    } else {
+      std::memcpy(stage.rows[i], row, static_cast<size_t>(bytes));
+    }
+  }
+  return {stage.rows, 1, kRunBytes / size};
 }
 
 // Stored along `out`: rows of the tile are runs of the source.
@@ -59,7 +103,6 @@ void load_along_out(const typename Element<type>::stored* data, int64_t stride_i
                     int depth, Tile& tile) {
   for (int i = 0; i < depth; ++i) {
     const auto* row = data + i * stride_in;
-    prefetch(row, depth * stride_in, width);
     if (width == kWidth) {
       for (int c = 0; c < kWidth; ++c) tile.x[i][c] = Element<type>::value(row[c]);
     } else {
@@ -84,7 +127,10 @@ void load_along_in(const typename Element<type>::stored* data, int64_t stride_ou
   alignas(64) float columns[n][kMaxDepth];
   for (int c0 = 0; c0 < width; c0 += n) {
     const int count = width - c0 < n ? width - c0 : n;
-    for (int c = 0; c < count; ++c) prefetch(data + (c0 + c) * stride_out, depth, depth);
+    for (int c = 0; c < count; ++c) {
+      constexpr int64_t size = sizeof *data;
+      prefetch(data + (c0 + c) * stride_out, depth * size, depth * size);
+    }
     if constexpr (type == WEIGHTCAST_F32) {
       if (count == n) {
         transpose_columns(data + c0 * stride_out, stride_out, depth, c0, tile);
@@ -100,22 +146,21 @@ void load_along_in(const typename Element<type>::stored* data, int64_t stride_ou
   }
 }
 
-// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width), zeros beyond them. (Rows of the
-// tile after `depth` hold anything.)
+// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width), which `piece` begins with; zeros
+// beyond them. (Rows of the tile after `depth` hold anything.)
 template <int type>
-void load_typed(const weightcast_source& s, int64_t out0, int width, int64_t in0, int depth,
-                Tile& tile) {
-  const auto* data = static_cast<const typename Element<type>::stored*>(s.data) +
-                     out0 * s.stride_out + in0 * s.stride_in;
+void load_typed(const weightcast_source& s, const Piece& piece, int64_t out0, int width,
+                int64_t in0, int depth, Tile& tile) {
+  const auto* data = static_cast<const typename Element<type>::stored*>(piece.first);
   if (width < kWidth) std::memset(&tile, 0, sizeof(tile.x[0]) * static_cast<size_t>(depth));
-  if (s.stride_out == 1) {
-    load_along_out<type>(data, s.stride_in, width, depth, tile);
-  } else if (s.stride_in == 1 && depth % kSquare<float> == 0) {
-    load_along_in<type>(data, s.stride_out, width, depth, tile);
+  if (piece.stride_out == 1) {
+    load_along_out<type>(data, piece.stride_in, width, depth, tile);
+  } else if (piece.stride_in == 1 && depth % kSquare<float> == 0) {
+    load_along_in<type>(data, piece.stride_out, width, depth, tile);
   } else {
     for (int c = 0; c < width; ++c) {
       for (int i = 0; i < depth; ++i) {
-        tile.x[i][c] = Element<type>::value(data[c * s.stride_out + i * s.stride_in]);
+        tile.x[i][c] = Element<type>::value(data[c * piece.stride_out + i * piece.stride_in]);
       }
     }
   }
@@ -136,13 +181,18 @@ void load_typed(const weightcast_source& s, int64_t out0, int width, int64_t in0
   }
 }
 
-inline void load_tile(const weightcast_source& s, int64_t out0, int width, int64_t in0, int depth,
-                      Tile& tile) {
+// Columns `skip` and on of a piece that begins at (out0 - skip, in0).
+inline void load_tile(const weightcast_source& s, const Piece& piece, int skip, int64_t out0,
+                      int width, int64_t in0, int depth, Tile& tile) {
+  const auto* first = static_cast<const uint8_t*>(piece.first) +
+                      skip * piece.stride_out * element_bytes(s.type);
+  const Piece from{first, piece.stride_out, piece.stride_in};
   switch (s.type) {
-    case WEIGHTCAST_F32: return load_typed<WEIGHTCAST_F32>(s, out0, width, in0, depth, tile);
-    case WEIGHTCAST_F16: return load_typed<WEIGHTCAST_F16>(s, out0, width, in0, depth, tile);
-    case WEIGHTCAST_BF16: return load_typed<WEIGHTCAST_BF16>(s, out0, width, in0, depth, tile);
-    default: return load_typed<WEIGHTCAST_I8>(s, out0, width, in0, depth, tile);
+    case WEIGHTCAST_F32: return load_typed<WEIGHTCAST_F32>(s, from, out0, width, in0, depth, tile);
+    case WEIGHTCAST_F16: return load_typed<WEIGHTCAST_F16>(s, from, out0, width, in0, depth, tile);
+    case WEIGHTCAST_BF16:
+      return load_typed<WEIGHTCAST_BF16>(s, from, out0, width, in0, depth, tile);
+    default: return load_typed<WEIGHTCAST_I8>(s, from, out0, width, in0, depth, tile);
   }
 }
 

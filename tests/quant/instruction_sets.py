@@ -20,6 +20,8 @@ LOAD = library.load  # fixtures replace the name by another library
 NEEDS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
     "avx2": {"avx2"},
+    "sse2": {"sse2"},
+    "neon": {"asimd"},
     "scalar": set(),
 }
 
@@ -32,11 +34,10 @@ def is_x86() -> bool:
 def available() -> tuple[str, ...]:
     """Name the instruction sets that this processor can run, best first."""
     flags: set[str] = set()
-    if is_x86():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                flags = set(line.split())
-                break
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("flags", "Features")):  # x86, aarch64
+            flags = set(line.split())
+            break
     return tuple(isa for isa, needs in NEEDS.items() if needs <= flags)
 
 

@@ -17,7 +17,7 @@ def test_best_is_chosen(tmp_path):
     assert copy.weightcast_isa().decode() == instruction_sets.available()[0]
 
 
-@pytest.mark.parametrize("wanted", ["avx512", "avx2", "scalar"])
+@pytest.mark.parametrize("wanted", ["avx512", "avx2", "sse2", "scalar"])
 def test_never_more_than_the_processor_has(wanted, tmp_path):
     ranks = tuple(instruction_sets.NEEDS)
     copy = instruction_sets.load_copy(wanted, tmp_path / wanted)

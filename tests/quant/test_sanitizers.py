@@ -33,6 +33,7 @@ SANITIZE = (
 # As CMakeLists.txt compiles them.
 FLAGS = {
     "scalar": [],
+    "sse2": ["-DWC_VECTORS_128"],
     "avx2": ["-mavx2"],
     "avx512": [
         "-mavx512f",
