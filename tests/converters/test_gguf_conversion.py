@@ -22,8 +22,13 @@ from numpy.typing import NDArray
 import weightcast
 from weightcast.converters import describe, gguf_model, plan
 from weightcast.converters.convert import prepare
-from weightcast.converters.requests import RequestError
-from weightcast.quant.errors import CheckpointError, FormatError, LayoutError, OutputError
+from weightcast.quant.errors import (
+    CheckpointError,
+    FormatError,
+    LayoutError,
+    OutputError,
+    RequestError,
+)
 
 # Every type of metadata, with what a decoding and encoding again would lose.
 METADATA = {
