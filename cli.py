@@ -38,7 +38,7 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
     graph, notes = open_to_inspect(path, spec)
     if as_json:
-        _print([json.dumps(describe.graph_values(graph, notes), indent=1)])
+        _print(json.dumps(describe.graph_values(graph, notes), indent=1).split("\n"))
     else:
         _print(describe.graph_lines(graph, notes, all_tensors=all_tensors))
 
@@ -114,7 +114,7 @@ def convert(
             summary = conversion.run(plan, jobs, on_progress)
         values, lines = summary.describe(), describe.summary_lines(summary)
     if as_json:
-        _print([json.dumps(values, indent=1)])
+        _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
         _print(lines)
 
@@ -132,10 +132,15 @@ def _print(lines: Iterable[str]) -> None:
     """Print results; a reader that has enough of them (head, less) is no failure."""
     try:
         for line in lines:
-            click.echo(line)
+            click.echo(_visible(line))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _visible(line: str) -> str:
+    """Escape what would control a terminal: names in files can hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _stop(signum: int, frame: object) -> None:
@@ -177,14 +182,14 @@ def main() -> None:
         )
         sys.exit(130)
     except RequestError as error:
-        click.echo(f"usage error: {error}", err=True)
+        click.echo(_visible(f"usage error: {error}"), err=True)
         sys.exit(2)
     except CheckpointError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(_visible(f"error: {error}"), err=True)
         sys.exit(1)
     except OSError as problem:
         place = f"{problem.filename}: " if problem.filename else ""
-        click.echo(f"error: {place}{problem.strerror or problem}", err=True)
+        click.echo(_visible(f"error: {place}{problem.strerror or problem}"), err=True)
         sys.exit(1)
     except MemoryError:
         click.echo("error: out of memory", err=True)

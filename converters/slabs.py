@@ -150,11 +150,12 @@ def _read_scales(fd: int, scales: View) -> NDArray[np.float32]:
     return np.ascontiguousarray(strided, np.float32)
 
 
-def named(error: SourceValueError, tensor: str, path: Path, out0: int) -> LayoutError:
-    """Say which tensor of which file a bad value is in."""
-    return LayoutError(
-        f"{path}: {tensor}: {error.problem} at [{error.out + out0}, {error.in_}] (out, in)"
-    )
+def named(
+    error: SourceValueError, tensor: str, path: Path, out0: int, remedy: str = ""
+) -> LayoutError:
+    """Say which tensor of which file a bad value is in, and what helps."""
+    place = f"[{error.out + out0}, {error.in_}] (out, in)"
+    return LayoutError(f"{path}: {tensor}: {error.problem} at {place}{remedy}")
 
 
 def load_float32(tensor: Tensor) -> NDArray[np.float32]:

@@ -21,7 +21,8 @@ def check_targets(plan: Plan) -> None:
             _check_overlap(output, plan.outputs)
             _check_sources(output, sources)
             _check_existing(output)
-        except (OSError, RuntimeError) as problem:  # RuntimeError: a loop of links
+        # RuntimeError: a loop of links; ValueError: a NUL in a name.
+        except (OSError, RuntimeError, ValueError) as problem:
             path = output.request.path
             reason = problem.strerror if isinstance(problem, OSError) else problem
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -648,6 +649,13 @@ def test_weights_too_large_for_q8_0_are_refused(run, tmp_path: Path) -> None:
     done = run("convert", "--no-tokenizer", source, tmp_path / "a-Q8_0.gguf")
     assert done.code == 1
     assert "token_embd.weight: values too large for the float16 scale of Q8_0 at [" in done.err
+    remedy = "--tensor-type 'token_embd.weight=BF16'"
+    assert done.err.endswith(f"; {remedy} gives it a wider range\n")
+    options = shlex.split(remedy)
+    assert run("convert", "--no-tokenizer", *options, source, tmp_path / "a-Q8_0.gguf").code == 0
+    done = run("convert", "--no-tokenizer", source, tmp_path / "a-f16")
+    assert done.code == 1
+    assert done.err.endswith("; write a directory in bf16\n")
     assert run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf").code == 0
 
 
@@ -833,6 +841,21 @@ def test_inspect_a_grok_that_is_not_grok_1(run, any_gguf: Path) -> None:
     assert "note: not a Grok-1 that could be written as a directory: " in done.out
     assert "not a Grok-1" in json.loads(run("inspect", "--json", any_gguf).out)["notes"][0]
     assert run("convert", any_gguf, any_gguf.parent / "a-Q8_0.gguf").code == 0
+
+
+def test_names_cannot_control_the_terminal(run, any_gguf: Path) -> None:
+    x = gguf_files.floats(np.full((2, 256), np.inf, np.float32))
+    metadata = {"key\n\x1b[31m": gguf_files.u32(1)}
+    gguf_files.write(any_gguf, metadata, {"w\n\x1b[2J\u202e.weight": x})
+    for command in (["inspect"], ["inspect", "--json"], ["convert", "--dry-run"], ["convert"]):
+        outputs = [any_gguf.parent / "\x1b[2J-Q8_0.gguf"] if command[0] == "convert" else []
+        done = run(*command, any_gguf, *outputs)
+        assert done.code == (1 if command == ["convert"] else 0)
+        printed = done.out + done.err
+        assert all(line.isprintable() for line in printed.splitlines())
+        assert printed.count("\n") == len(printed.splitlines())
+    assert done.err.count("\n") == 1
+    assert "w\\n\\x1b[2J\\u202e.weight: NaN or infinity at [0, 0]" in done.err
 
 
 def test_quantizing_twice(run, any_gguf: Path) -> None:

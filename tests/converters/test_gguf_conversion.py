@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import weightcast
 from weightcast.converters import describe, gguf_model, plan
 from weightcast.converters.convert import prepare
+from weightcast.formats import gguf as formats_gguf
 from weightcast.quant.errors import (
     CheckpointError,
     FormatError,
@@ -402,6 +403,20 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
     summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
     assert any("0 tensors" in line for line in describe.summary_lines(summary))
     assert list(read(tmp_path / "o-Q8_0.gguf").metadata) == list(METADATA)
+
+
+@pytest.mark.parametrize("alignment", [u32(1 << 31), struct.pack("<IQ", 10, 1 << 63)])
+def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", {**METADATA, "general.alignment": alignment}, {})
+    with pytest.raises(CheckpointError, match="a GGUF header cannot be aligned to"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+
+
+def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats_gguf, "_MAX_PARTS", 6)
+    write_model(tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match="7 files; split into larger ones"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", split=1)
 
 
 def test_what_is_for_grok_alone(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_nested_tables_without_end(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="not valid TOML"):
-        read_recipe_file(write(tmp_path, "base = " + "[" * 100_000))
+        read_recipe_file(write(tmp_path, "base = " + "[\n" * 100_000))
 
 
 def test_files_too_large(tmp_path: Path) -> None:
