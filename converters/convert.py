@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from weightcast.quant.library import BlockCounts
 class Summary:
     """What a conversion did: its plan, how Q8_0 blocks came about, seconds."""
 
-    plan: Plan
-    counts: execute.Counts
+    plan: Plan = field(repr=False)
+    counts: execute.Counts = field(repr=False)
     seconds: float
 
     def describe(self) -> dict[str, Any]:

@@ -858,6 +858,13 @@ def test_names_cannot_control_the_terminal(run, any_gguf: Path) -> None:
     assert "w\\n\\x1b[2J\\u202e.weight: NaN or infinity at [0, 0]" in done.err
 
 
+def test_what_an_interpreter_shows_is_short(any_gguf: Path) -> None:
+    summary = weightcast.convert(any_gguf, any_gguf.parent / "a-Q8_0.gguf")
+    for value in (weightcast.open(any_gguf), summary, summary.plan):
+        assert "\n" not in repr(value)
+        assert len(repr(value)) < 200 + len(str(any_gguf))
+
+
 def test_quantizing_twice(run, any_gguf: Path) -> None:
     folder = any_gguf.parent
     assert run("convert", any_gguf, folder / "a-Q4_K.gguf", "--pure").code == 0
