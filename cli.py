@@ -20,7 +20,8 @@ from weightcast.converters.sources import open_to_inspect
 from weightcast.quant.errors import CheckpointError, RequestError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXISTING = click.Path(path_type=Path)
+# What cannot be read is bad input, as what is not there; click would call it wrong usage.
+PATH = click.Path(path_type=Path, readable=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,8 +31,8 @@ def commands() -> None:
 
 
 @commands.command()
-@click.argument("path", type=EXISTING)
-@click.option("--spec", type=EXISTING, help="JSON file of hyperparameters (keys as in spec.json).")
+@click.argument("path", type=PATH)
+@click.option("--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json).")
 @click.option("--all", "all_tensors", is_flag=True, help="A line for each tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> None:
@@ -44,13 +45,13 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 
 
 @commands.command()
-@click.argument("source", metavar="SRC", type=EXISTING)
+@click.argument("source", metavar="SRC", type=PATH)
 @click.argument("outputs", metavar="OUT...", type=str, nargs=-1, required=True)
 @click.option("--type", "types", multiple=True, help="Type of an output; once for each OUT.")
-@click.option("--spec", type=EXISTING, help="JSON file of hyperparameters (keys as in spec.json).")
-@click.option("--tokenizer", type=EXISTING, help="SentencePiece file (default: beside SRC).")
+@click.option("--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json).")
+@click.option("--tokenizer", type=PATH, help="SentencePiece file (default: beside SRC).")
 @click.option("--no-tokenizer", is_flag=True, help="Write outputs without a tokenizer.")
-@click.option("--recipe", type=EXISTING, help="TOML file: base recipe, and rules for tensors.")
+@click.option("--recipe", type=PATH, help="TOML file: base recipe, and rules for tensors.")
 @click.option(
     "--tensor-type",
     "tensor_types",
@@ -59,7 +60,7 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     help="Type of the tensors whose GGUF name matches; the first match counts.",
 )
 @click.option("--pure", is_flag=True, help="All quantized tensors in the recipe's base type.")
-@click.option("--imatrix", type=EXISTING, help="llama.cpp's importance matrix (GGUF or .dat).")
+@click.option("--imatrix", type=PATH, help="llama.cpp's importance matrix (GGUF or .dat).")
 @click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
 @click.option(
     "--allow-requantize", is_flag=True, help="Quantize again what is quantized already (GGUF)."
@@ -120,7 +121,7 @@ def convert(
 
 
 @commands.command()
-@click.option("--keep", type=EXISTING, help="Write the files into this directory and keep them.")
+@click.option("--keep", type=PATH, help="Write the files into this directory and keep them.")
 def demo(keep: Path | None) -> None:
     """Make a tiny checkpoint, convert it, run the results in llama.cpp and compare."""
     from weightcast.converters.demo import run_demo

@@ -224,7 +224,7 @@ class _Run:
             if destination.expert is not None:
                 name += f", expert {destination.expert}"
             remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
-            raise named(error, name, item.view.array.path, item.out0 + row0, remedy) from None
+            raise named(error, name, item.view, item.out0 + row0, remedy) from None
         finally:
             self._pieces.put(buffer)
 

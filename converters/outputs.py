@@ -195,7 +195,7 @@ def _gguf_output(
         )
         for place, decision in chosen
     )
-    notes = (*choice_notes((p.name, d) for p, d in chosen), *weighing.notes())
+    notes = (*choice_notes((p.gguf, d) for p, d in chosen), *weighing.notes())
     spec = graph.spec
     if spec.num_q_heads * spec.key_size != spec.emb_size:
         notes += (

@@ -25,6 +25,7 @@ from weightcast import cli
 from weightcast.converters import convert as conversion
 from weightcast.converters import execute, output_files, progress
 from weightcast.converters.disk_space import DiskSpace, disk_space
+from weightcast.converters.graph import first_array
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output_files import partial_path
 from weightcast.formats.jax_pickle import read_pickle
@@ -340,6 +341,19 @@ def test_two_conversions_of_one_output_exclude_each_other(run, tiny: Path, tmp_p
     # What a killed run left behind does not matter.
     assert run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf").code == 0
     assert names(tmp_path) == ["a-F16.gguf"]
+
+
+@pytest.mark.parametrize("option", ["--spec", "--tokenizer", "--recipe", "--imatrix"])
+def test_files_that_must_not_be_read_are_bad_input(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Not wrong usage, which a check of click's would make of them."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != secret)
+    done = run("convert", option, secret, tiny, tmp_path / "a-Q8_0.gguf")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert str(secret) in done.err
 
 
 def test_an_unreadable_shard(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,6 +681,18 @@ def test_a_bad_value_in_an_expert_names_the_expert(run, tmp_path: Path) -> None:
     shard.write_bytes(raw)
     done = run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf")
     assert "blk.0.ffn_down_exps.weight, expert 7: a scale that is NaN" in done.err
+
+
+def test_a_bad_value_of_a_transposed_matrix(run, tmp_path: Path) -> None:
+    source = damaged(tmp_path)
+    router = first_array(weightcast.open(source)["transformer/decoder_layer_0/router/w"])
+    assert router.shape == (256, 8)  # [in, out]
+    raw = bytearray(router.path.read_bytes())
+    at = router.offset + 4 * (5 * router.shape[1] + 3)
+    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    router.path.write_bytes(raw)
+    done = run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf")
+    assert "blk.0.ffn_gate_inp.weight: NaN or infinity at [3, 5] (out, in)" in done.err
 
 
 def test_sparse_shards_are_pointed_out(run, tmp_path: Path) -> None:

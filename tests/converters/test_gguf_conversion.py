@@ -6,6 +6,7 @@ Files are written and taken apart by hand (gguf_files); values are checked again
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -388,6 +389,23 @@ def test_a_bad_value_is_named(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(x)})
     with pytest.raises(LayoutError, match=r"a.weight, expert 1: NaN or infinity at \[2, 5\]"):
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"), [((2, 3, 4, 64), [1, 2, 3, 5]), ((2, 1 << 16), [1, 40009]), ((64,), [7])]
+)
+def test_a_bad_value_in_other_rows_is_named(
+    shape: tuple[int, ...], index: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_model, "_MAX_ROW_ELEMENTS", 1 << 12)
+    x = normal(0, *shape)
+    x[tuple(index)] = np.nan
+    write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(x)})
+    problem = re.escape(f"a.weight: NaN or infinity at {index}")
+    with pytest.raises(LayoutError, match=problem):
+        weightcast.convert(
+            tmp_path / "m.gguf", tmp_path / "o-F16.gguf", tensor_types=["a.weight=F16"]
+        )
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 32), (3, 0), (2, 0, 32)])
