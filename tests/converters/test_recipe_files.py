@@ -94,6 +94,17 @@ def test_nested_tables_without_end(tmp_path: Path) -> None:
         read_recipe_file(write(tmp_path, "base = " + "[\n" * 100_000))
 
 
+def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, EXAMPLE)
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"r\.toml: cannot be read: Permission denied"):
+        read_recipe_file(path)
+
+
 def test_files_too_large(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="too much"):
         read_recipe_file(write(tmp_path, "#" * (1 << 21)))
