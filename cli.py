@@ -16,9 +16,8 @@ from weightcast.converters import convert as conversion
 from weightcast.converters import describe
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.progress import progress
-from weightcast.converters.requests import RequestError
 from weightcast.converters.sources import open_to_inspect
-from weightcast.quant.errors import CheckpointError
+from weightcast.quant.errors import CheckpointError, RequestError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXISTING = click.Path(path_type=Path)

@@ -9,9 +9,8 @@ from weightcast.converters.graph import Spec, TensorGraph, matrices
 from weightcast.converters.output_files import foreign_entry, partial_path, replaced_path
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
-from weightcast.converters.requests import RequestError
 from weightcast.formats.shards import has_shards
-from weightcast.quant.errors import OutputError
+from weightcast.quant.errors import OutputError, RequestError
 
 
 def check_targets(plan: Plan) -> None:

@@ -27,6 +27,7 @@ from weightcast.converters.disk_space import DiskSpace, disk_space
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output_files import partial_path
 from weightcast.formats.jax_pickle import read_pickle
+from weightcast.quant.errors import OutputError
 
 
 class Done:
@@ -64,7 +65,7 @@ def test_several_outputs_of_one_read(run, tiny: Path, tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert names(tmp_path) == ["a-Q8_0.gguf", "a-bf16"]
     assert "14 tensors carry the source's int8 codes and scales unchanged: lossless" in done.out
-    assert "quantized from floats: token_embd.weight" in done.out
+    assert "quantized: token_embd.weight" in done.out
 
 
 def test_json_result(run, tiny: Path, tmp_path: Path) -> None:
@@ -118,6 +119,9 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["--type", "Q9", "m.gguf"], "Q9 is not a type of a GGUF file"),
         (["--type", "F16", "a.gguf", "b.gguf"], "1 types for 2 outputs"),
         (["a-F16.gguf", "./a-F16.gguf"], "two outputs have the same name"),
+        (["--tensor-type", "attn_v", "a-F16.gguf"], "attn_v: write it as REGEX=TYPE"),
+        (["--tensor-type", "attn_v=Q9", "a-F16.gguf"], "attn_v=Q9: unknown type 'Q9'; known: BF"),
+        (["m-Q4_K_M"], "known: BF16, F16, F32; the name of a GGUF file ends in .gguf"),
         (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
         (["--split", "0", "a-F16.gguf"], "'0' is not a sensible size"),
         (["--jobs", "0", "a-F16.gguf"], "Invalid value for '--jobs'"),
@@ -686,6 +690,12 @@ def test_output_names_that_cannot_be(run, tiny: Path, tmp_path: Path, name: str)
     assert (done.code, len(done.err.splitlines())) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + "-F16.gguf", "a\0-F16.gguf"])
+def test_names_that_no_file_can_have(tiny: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot be written: "):
+        weightcast.convert(tiny, tmp_path / name, no_tokenizer=True)
+
+
 def test_the_current_directory_as_output(
     run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -748,7 +758,6 @@ def test_pure(run, tiny: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--tensor-type", "atn_v=Q8_0"], "--tensor-type atn_v=Q8_0: no tensor has a name with"),
-        (["--tensor-type", "attn_v"], "--tensor-type attn_v: write it as REGEX=TYPE"),
         (["--recipe", "absent.toml"], "absent.toml: no such file"),
         (["--imatrix", "absent.dat"], "absent.dat: no such file"),
     ],
@@ -771,7 +780,7 @@ def test_a_recipe_that_needs_importance_is_refused(run, tiny: Path, tmp_path: Pa
     assert names(tmp_path) == []
     done = run("convert", "--dry-run", "--no-tokenizer", tiny, out)
     assert done.code == 0
-    assert "note: needs an importance matrix (--imatrix FILE)" in done.out
+    assert "note: needs an importance matrix; give one with --imatrix FILE" in done.out
 
 
 # GGUF files of any model.

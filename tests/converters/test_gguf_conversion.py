@@ -20,10 +20,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
-from weightcast.converters import gguf_model, plan
+from weightcast.converters import describe, gguf_model, plan
 from weightcast.converters.convert import prepare
-from weightcast.converters.requests import RequestError
-from weightcast.quant.errors import CheckpointError, FormatError, LayoutError, OutputError
+from weightcast.quant.errors import (
+    CheckpointError,
+    FormatError,
+    LayoutError,
+    OutputError,
+    RequestError,
+)
 
 # Every type of metadata, with what a decoding and encoding again would lose.
 METADATA = {
@@ -394,7 +399,8 @@ def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> No
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", METADATA, {})
-    weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    assert any("0 tensors" in line for line in describe.summary_lines(summary))
     assert list(read(tmp_path / "o-Q8_0.gguf").metadata) == list(METADATA)
 
 
