@@ -117,9 +117,11 @@ inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candida
     const float inverse =
         candidates.start + candidates.step * static_cast<float>(step) + static_cast<float>(nmax);
     const F iscale = inverse / (high - min);
-    const F last = iscale * (high - min);
-    const M small = (magnitude(iscale * (smallest - min)) < 0x1p22f) & (magnitude(last) < 0x1p22f);
-    const bool below = !any(!((last < static_cast<float>(nmax) + 0.5f) | fit.flat));
+    // `min` may have come to lie above all values: then the smallest of them has the highest level.
+    const F first = iscale * (smallest - min), last = iscale * (high - min);
+    const M small = (magnitude(first) < 0x1p22f) & (magnitude(last) < 0x1p22f);
+    const M unclamped = greater(first, last) < static_cast<float>(nmax) + 0.5f;
+    const bool below = !any(!(unclamped | fit.flat));
     F sum_l, sum_l2, sum_xl;
     affine_levels<n>(x, w, iscale, min, nmax, !any(!(small | fit.flat)), below, level, sum_l, sum_l2,
                      sum_xl);

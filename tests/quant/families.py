@@ -148,11 +148,23 @@ def powers_of_two(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[n
 
 
 def near_epsilon(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Maxima around the thresholds below which ggml calls a block zero (GROUP_MAX_EPS and kin)."""
-    peaks = near(rng, rng.choice(np.float32([1e-15, 1e-12, 1e-8, 1e-7]), (shape[0], 1)))
+    """Maxima around the thresholds below which ggml calls a block zero (GROUP_MAX_EPS and kin).
+
+    Each 256 values have the next of them, or the float below it, or the one above.
+    """
+    thresholds = np.float32([1e-15, 1e-12, 1e-8, 1e-7])
+    low, high = (np.nextafter(thresholds, np.float32(end)) for end in (0, 1))
+    peaks = np.concatenate([thresholds, low, high])
+    places = np.arange(shape[0])[:, None] * -(-shape[1] // 256) + np.arange(shape[1]) // 256
     x = rng.uniform(-1, 1, shape).astype(np.float32)
     x[:, 9::16] = rng.choice(np.float32([-1, 1]), x[:, 9::16].shape)
-    return x * peaks
+    return x * peaks[places % peaks.size]
+
+
+def close_to_minus_one(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Values that differ in their last bits only, so that the sums of fits cancel."""
+    steps = rng.random(shape) * 10 ** rng.uniform(1, 5, (shape[0], 1))
+    return (-1 - np.floor(steps) * 2.0**-23).astype(np.float32)
 
 
 FAMILIES = {
@@ -164,6 +176,7 @@ FAMILIES = {
     "all_negative": lambda rng, shape: -np.abs(gaussian(rng, shape)),
     "all_positive": lambda rng, shape: np.abs(gaussian(rng, shape)),
     "far_from_zero": lambda rng, shape: 1000 + np.float32(1e-3) * gaussian(rng, shape),
+    "close_to_minus_one": close_to_minus_one,
     "two_values": lambda rng, shape: rng.choice(np.float32([-0.7, 0.7]), shape),
     "one_outlier": one_outlier,
     "sparse": sparse,

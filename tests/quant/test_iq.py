@@ -98,6 +98,17 @@ def test_blocks_of_zeros_between_others(quant_type, isa):
     assert_equal(x, quant_type)
 
 
+@with_type
+def test_weights_where_all_values_are_zero(quant_type, isa):
+    """The errors of what is not zero weigh nothing: scales are 0 in blocks that are not."""
+    rng = np.random.default_rng(4)
+    weighed = rng.random(512) < 0.5
+    x = np.where(weighed, 0, gaussian(rng, (6, 512)))
+    importance = weighed.astype(np.float32)
+    expected = oracle.quantize(x, quant_type.ggml_id, importance)
+    assert np.array_equal(quantized(x, quant_type, None, importance)[0], expected)
+
+
 def vanishes(quant_type: QuantType, size: float) -> bool:
     """Whether a block becomes zero, as in ggml, since the mean of its squares is infinite."""
     return size >= 1e19 and quant_type.name in ("IQ2_XXS", "IQ1_M", "IQ1_S")

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tests.quant import oracle
-from tests.quant.families import BFLOAT16, FAMILIES, grok_like
+from tests.quant.families import BFLOAT16, FAMILIES, close_to_minus_one, grok_like
 from tests.quant.kernel_types import (
     BLOCK_TYPES,
     IMPORTANCE,
@@ -131,6 +131,45 @@ def test_row_lengths(n_blocks, quant_type, kind, libraries):
     x = grok_like(np.random.default_rng(24), (5, n_in))
     expected = oracle.quantize(x, quant_type.ggml_id, importance)
     assert_equal(libraries, x, quant_type, expected, None, importance)
+
+
+# Types whose blocks are fitted with a minimum, or whose scales are, where there is an importance.
+AFFINE_TYPES = [TYPES[name] for name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")]
+
+
+@pytest.mark.parametrize("quant_type", AFFINE_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("rest", [0, 1e-10])
+def test_sums_that_cancel(rest, quant_type, libraries):
+    """A few columns weigh all, and their values are nearly equal: scales come out negative too.
+
+    Such scales wrap as ggml's uint8 does.
+    """
+    rng = np.random.default_rng(29)
+    x = np.concatenate([close_to_minus_one(rng, (400, 256)), grok_like(rng, (1, 256))])
+    importance = np.where(rng.random(256) < 0.1, 1, rest).astype(np.float32)
+    expected = oracle.quantize(x, quant_type.ggml_id, importance)
+    assert_equal(libraries, x, quant_type, expected, None, importance)
+
+
+# Blocks of Q2_K, found by search, in which a candidate's minimum reaches the largest value, so that
+# the next ones divide by zero or by almost nothing: importance of the other columns, columns of
+# importance 1, and -1 - x in units in the last place.
+STEEP_BLOCKS = [
+    (1e-6, [0, 15], [37, 101, 97, 179, 101, 158, 87, 111, 169, 69, 16, 133, 66, 99, 128, 27]),
+    (1e-8, [4, 5], [55, 27, 49, 47, 17, 13, 18, 30, 39, 11, 11, 50, 73, 62, 0, 70]),
+    (1e-6, [2, 9, 12], [59, 16, 11, 62, 17, 57, 50, 26, 68, 15, 5, 20, 9, 25, 0, 3]),
+]
+
+
+@pytest.mark.parametrize(("rest", "columns", "steps"), STEEP_BLOCKS)
+def test_levels_beyond_the_range_of_rounding(rest, columns, steps, libraries):
+    """nearest_int gives other levels beyond 2^22 than a clamp would."""
+    block = (-1 - np.array(steps) * 2.0**-23).astype(np.float32)
+    weights = np.full(16, rest, np.float32)
+    weights[columns] = 1
+    x, importance = np.tile(block, (33, 16)), np.tile(weights, 16)
+    expected = oracle.quantize(x, TYPES["Q2_K"].ggml_id, importance)
+    assert_equal(libraries, x, TYPES["Q2_K"], expected, None, importance)
 
 
 # Sources
