@@ -16,12 +16,12 @@ from weightcast.converters import convert as conversion
 from weightcast.converters import describe
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.progress import progress
-from weightcast.converters.requests import RequestError
 from weightcast.converters.sources import open_to_inspect
-from weightcast.quant.errors import CheckpointError
+from weightcast.quant.errors import CheckpointError, RequestError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXISTING = click.Path(path_type=Path)
+# What cannot be read is bad input, as what is not there; click would call it wrong usage.
+PATH = click.Path(path_type=Path, readable=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,27 +31,27 @@ def commands() -> None:
 
 
 @commands.command()
-@click.argument("path", type=EXISTING)
-@click.option("--spec", type=EXISTING, help="JSON file of hyperparameters (keys as in spec.json).")
+@click.argument("path", type=PATH)
+@click.option("--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json).")
 @click.option("--all", "all_tensors", is_flag=True, help="A line for each tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> None:
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
     graph, notes = open_to_inspect(path, spec)
     if as_json:
-        _print([json.dumps(describe.graph_values(graph, notes), indent=1)])
+        _print(json.dumps(describe.graph_values(graph, notes), indent=1).split("\n"))
     else:
         _print(describe.graph_lines(graph, notes, all_tensors=all_tensors))
 
 
 @commands.command()
-@click.argument("source", metavar="SRC", type=EXISTING)
+@click.argument("source", metavar="SRC", type=PATH)
 @click.argument("outputs", metavar="OUT...", type=str, nargs=-1, required=True)
 @click.option("--type", "types", multiple=True, help="Type of an output; once for each OUT.")
-@click.option("--spec", type=EXISTING, help="JSON file of hyperparameters (keys as in spec.json).")
-@click.option("--tokenizer", type=EXISTING, help="SentencePiece file (default: beside SRC).")
+@click.option("--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json).")
+@click.option("--tokenizer", type=PATH, help="SentencePiece file (default: beside SRC).")
 @click.option("--no-tokenizer", is_flag=True, help="Write outputs without a tokenizer.")
-@click.option("--recipe", type=EXISTING, help="TOML file: base recipe, and rules for tensors.")
+@click.option("--recipe", type=PATH, help="TOML file: base recipe, and rules for tensors.")
 @click.option(
     "--tensor-type",
     "tensor_types",
@@ -60,7 +60,7 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     help="Type of the tensors whose GGUF name matches; the first match counts.",
 )
 @click.option("--pure", is_flag=True, help="All quantized tensors in the recipe's base type.")
-@click.option("--imatrix", type=EXISTING, help="llama.cpp's importance matrix (GGUF or .dat).")
+@click.option("--imatrix", type=PATH, help="llama.cpp's importance matrix (GGUF or .dat).")
 @click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
 @click.option(
     "--allow-requantize", is_flag=True, help="Quantize again what is quantized already (GGUF)."
@@ -115,13 +115,13 @@ def convert(
             summary = conversion.run(plan, jobs, on_progress)
         values, lines = summary.describe(), describe.summary_lines(summary)
     if as_json:
-        _print([json.dumps(values, indent=1)])
+        _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
         _print(lines)
 
 
 @commands.command()
-@click.option("--keep", type=EXISTING, help="Write the files into this directory and keep them.")
+@click.option("--keep", type=PATH, help="Write the files into this directory and keep them.")
 def demo(keep: Path | None) -> None:
     """Make a tiny checkpoint, convert it, run the results in llama.cpp and compare."""
     from weightcast.converters.demo import run_demo
@@ -133,10 +133,15 @@ def _print(lines: Iterable[str]) -> None:
     """Print results; a reader that has enough of them (head, less) is no failure."""
     try:
         for line in lines:
-            click.echo(line)
+            click.echo(_visible(line))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _visible(line: str) -> str:
+    """Escape what would control a terminal: names in files can hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _stop(signum: int, frame: object) -> None:
@@ -178,14 +183,14 @@ def main() -> None:
         )
         sys.exit(130)
     except RequestError as error:
-        click.echo(f"usage error: {error}", err=True)
+        click.echo(_visible(f"usage error: {error}"), err=True)
         sys.exit(2)
     except CheckpointError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(_visible(f"error: {error}"), err=True)
         sys.exit(1)
     except OSError as problem:
         place = f"{problem.filename}: " if problem.filename else ""
-        click.echo(f"error: {place}{problem.strerror or problem}", err=True)
+        click.echo(_visible(f"error: {place}{problem.strerror or problem}"), err=True)
         sys.exit(1)
     except MemoryError:
         click.echo("error: out of memory", err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.outputs import Output, Request, lay_out
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
-from weightcast.converters.requests import RequestError, parse_output, parse_size
+from weightcast.converters.requests import parse_output, parse_size
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_targets
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
-from weightcast.quant.errors import CheckpointError
+from weightcast.quant.errors import CheckpointError, RequestError
 from weightcast.quant.library import BlockCounts
 
 
@@ -29,8 +29,8 @@ from weightcast.quant.library import BlockCounts
 class Summary:
     """What a conversion did: its plan, how Q8_0 blocks came about, seconds."""
 
-    plan: Plan
-    counts: execute.Counts
+    plan: Plan = field(repr=False)
+    counts: execute.Counts = field(repr=False)
     seconds: float
 
     def describe(self) -> dict[str, Any]:

@@ -14,13 +14,10 @@ from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import Spec, Tensor, TensorGraph, first_array, matrices
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
+from weightcast.converters.words import count, some
 from weightcast.formats.small_files import shown
 
 _LAYER: Final = re.compile(r"^(transformer/decoder_layer_[0-9]+/|([a-z]+\.)?blk\.[0-9]+\.)")
-
-
-def count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def bytes_text(nbytes: int) -> str:
@@ -178,11 +175,6 @@ def plan_lines(plan: Plan, workers: int) -> Iterator[str]:
             yield f"  NOT ENOUGH: {bytes_text(space.needed - space.free)} more must be freed"
 
 
-def _inline(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
 def summary_lines(summary: Summary) -> Iterator[str]:
     """What a conversion did."""
     yield from (f"note: {note}" for note in sparse_notes(summary.plan.graph))
@@ -195,7 +187,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
                 "scales unchanged: lossless"
             )
         if origins["quantized"]:
-            yield f"  quantized from floats: {_inline(origins['quantized'])}"
+            yield f"  quantized: {some(origins['quantized'])}"
         for name, numbers in origins["requantized"].items():
             yield (
                 f"  {name}: {numbers['requantized_blocks']:,} of {numbers['blocks']:,} blocks "

@@ -24,7 +24,13 @@ from weightcast.converters.output_files import OutputFiles
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.errors import CheckpointError
-from weightcast.quant.library import BlockCounts, SourceValueError, quantize_matrix
+from weightcast.quant.library import (
+    BlockCounts,
+    RangeError,
+    SourceValueError,
+    quantize_matrix,
+)
+from weightcast.quant.types import BF16, F32
 
 PIECE_BYTES: Final = 8 << 20
 # Pieces of all workers together, so that memory does not grow with the number of cores.
@@ -217,6 +223,14 @@ class _Run:
             name = destination.tensor
             if destination.expert is not None:
                 name += f", expert {destination.expert}"
-            raise named(error, name, item.view.array.path, item.out0 + row0) from None
+            remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
+            raise named(error, name, item.view, item.out0 + row0, remedy) from None
         finally:
             self._pieces.put(buffer)
+
+    def _remedy(self, destination: Destination) -> str:
+        """What to do about values that are too large for a type."""
+        wider = F32 if destination.type == BF16 else BF16
+        if self._plan.outputs[destination.output].request.kind == "gguf":
+            return f"; --tensor-type '{destination.tensor}={wider.name}' gives it a wider range"
+        return f"; write a directory in {wider.name.lower()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ _LARGEST_BLOCK = 256
 class GGUFModel:
     """What a GGUF file says of itself: all metadata, raw."""
 
-    metadata: Metadata
+    metadata: Metadata = field(repr=False)
 
     @property
     def architecture(self) -> str:

@@ -49,8 +49,6 @@ def lay_out_carried(
 ) -> Output:
     """Lay out a GGUF output that keeps everything but types. Raises CheckpointError."""
     recipe = request.recipe
-    if recipe.base in FLOAT_TYPES:
-        imatrix = None  # nothing to weigh
     facts = facts_from_metadata(graph.spec.metadata, has_importance=imatrix is not None)
     shapes = [(name, tensor.shape) for name, tensor in graph.items()]
     decisions = [
@@ -62,7 +60,7 @@ def lay_out_carried(
     weighing = weigh(imatrix, shapes, decisions)
     made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
     entries = [gguf.Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
-    layouts = gguf.lay_out_raw(_metadata(graph.spec, recipe, imatrix), entries, split_bytes)
+    layouts = gguf.lay_out_raw(_metadata(graph.spec, recipe, weighing.matrix), entries, split_bytes)
     files, found = place_files(request.path, layouts)
     tensors = tuple(
         PlannedTensor(tensor, entry.type, *found[entry.name], _importance(weighing, tensor))

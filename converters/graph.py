@@ -8,7 +8,7 @@ stored arrays: a start, two strides, and scales (`matrices`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -257,8 +257,8 @@ class TensorGraph(Mapping[str, Tensor], Generic[SpecT]):
     family: str
     source: str
     spec: SpecT
-    tensors: dict[str, Tensor]
-    files: tuple[Path, ...] = ()
+    tensors: dict[str, Tensor] = field(repr=False)
+    files: tuple[Path, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

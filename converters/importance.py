@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.recipes import Decision, category
+from weightcast.converters.words import count, some
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.quant.errors import LayoutError
+from weightcast.quant.types import FLOAT_TYPES
 
 # What llama-quantize's fixed buffer holds.
 _MAX_TEXT_BYTES: Final = 127
@@ -46,35 +48,34 @@ class Weighing:
     def notes(self) -> Iterator[str]:
         """What the user should know."""
         if self.refused:
-            yield f"needs an importance matrix (--imatrix FILE), {self.why_refused()}"
+            yield self.why_refused()
         if self.matrix is not None and self.missing:
+            missing = count(len(self.missing), "quantized tensor")
             yield (
-                f"{self.matrix.path} has no entry for {len(self.missing)} quantized tensors, made "
-                f"without: {_some(self.missing)}"
+                f"{self.matrix.path} has no entry for {missing}, made without: {some(self.missing)}"
             )
         if self.unused:
             experts = sum(map(len, self.unused.values()))
             examples = [f"{name} {list(found)}" for name, found in self.unused.items()]
             yield (
-                f"{experts} experts have no data in {len(self.unused)} entries of the importance "
-                f"matrix, their columns count the same: {_some(examples)}"
+                f"no data for {count(experts, 'expert')} in {count(len(self.unused), 'tensor')} of "
+                f"the importance matrix, all columns count the same: {some(examples)}"
             )
 
     def why_refused(self) -> str:
         """Why nothing can be written."""
-        which = "without one" if self.matrix is None else f"and {self.matrix.path} lacks entries"
-        return f"{which} these would be garbage: {_some(self.refused)}"
+        remedy = "; give one with --imatrix FILE"
+        if self.matrix is not None:
+            remedy = f" with entries that {self.matrix.path} lacks"
+        return (
+            f"needs an importance matrix{remedy}: without, these would be garbage: "
+            f"{some(self.refused)}"
+        )
 
     def check(self, output: object) -> None:
         """Raise LayoutError if something must not be made without importance, and has none."""
         if self.refused:
-            problem = "needs an importance matrix; give one with --imatrix FILE:"
-            raise LayoutError(f"{output}: {problem} {self.why_refused()}")
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+            raise LayoutError(f"{output}: {self.why_refused()}")
 
 
 def weigh(
@@ -84,9 +85,12 @@ def weigh(
 ) -> Weighing:
     """Find the importance of every tensor whose type can use it, as llama-quantize does.
 
-    Raises LayoutError for an entry of another size than its tensor, and for a matrix that has
-    nothing to do with the model.
+    Where all is plain floats there is nothing to weigh, and the matrix does not matter. Raises
+    LayoutError for an entry of another size than its tensor, and for a matrix that has nothing to
+    do with the model.
     """
+    if all(decision.type in (None, *FLOAT_TYPES) for decision in decisions):
+        return Weighing()
     if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
         raise LayoutError(
             f"{matrix.path}: belongs to another model: none of its {len(matrix.entries)} entries "

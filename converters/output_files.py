@@ -281,7 +281,9 @@ def _explained(problem: OSError, path: object) -> OutputError:
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{path}: the disk is full; free some space and run the command again")
     if problem.errno == errno.EFBIG:
-        return OutputError(f"{path}: the file system does not hold files this large; use --split")
+        return OutputError(
+            f"{path}: the file system, or ulimit -f, does not allow files this large; use --split"
+        )
     if problem.errno == errno.EMFILE:
         return OutputError(f"{path}: too many open files; use a larger --split or ulimit -n")
     if problem.errno == errno.ELOOP:

@@ -18,11 +18,12 @@ from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.importance import Weighing, provenance, weigh
 from weightcast.converters.recipe import choose, gguf_tensors
 from weightcast.converters.recipes import Decision, Override, Recipe
+from weightcast.converters.words import count
 from weightcast.formats import gguf, safetensors
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.layout import Layout
 from weightcast.formats.tokenizer import Vocabulary
-from weightcast.quant.types import FLOAT_TYPES, TYPES, QuantType
+from weightcast.quant.types import TYPES, QuantType
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -89,8 +90,9 @@ class Output:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data for each weight that is stored."""
-        return 8 * self.data_bytes / sum(planned.tensor.size for planned in self.tensors)
+        """Bits of tensor data for each weight that is stored; 0 for a file of metadata alone."""
+        weights = sum(planned.tensor.size for planned in self.tensors)
+        return 8 * self.data_bytes / weights if weights else 0.0
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -146,7 +148,8 @@ def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
         elif decision.fallback:
             found[f"stored as {decision.type.name}, because {decision.fallback}"].append(name)
     return tuple(
-        f"{what}: {len(names)} tensors, for example {names[0]}" for what, names in found.items()
+        f"{what}: {count(len(names), 'tensor')}, for example {names[0]}"
+        for what, names in found.items()
     )
 
 
@@ -163,8 +166,6 @@ def _gguf_output(
     imatrix: ImportanceMatrix | None,
 ) -> Output:
     recipe = request.recipe
-    if recipe.base in FLOAT_TYPES:
-        imatrix = None  # nothing to weigh
     chosen = choose(
         graph,
         recipe,
@@ -177,8 +178,8 @@ def _gguf_output(
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do
     writer = grok1_gguf.metadata_writer(graph, vocabulary, recipe.file_type, split_bytes)
-    if imatrix is not None:
-        for key, value in provenance(imatrix).items():
+    if weighing.matrix is not None:
+        for key, value in provenance(weighing.matrix).items():
             if isinstance(value, str):
                 writer.add_string(key, value)
             else:
@@ -194,7 +195,7 @@ def _gguf_output(
         )
         for place, decision in chosen
     )
-    notes = (*choice_notes((p.name, d) for p, d in chosen), *weighing.notes())
+    notes = (*choice_notes((p.gguf, d) for p, d in chosen), *weighing.notes())
     spec = graph.spec
     if spec.num_q_heads * spec.key_size != spec.emb_size:
         notes += (

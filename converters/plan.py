@@ -61,8 +61,8 @@ class Plan:
     """All outputs and all work."""
 
     graph: TensorGraph[Spec]
-    outputs: tuple[Output, ...]
-    items: tuple[WorkItem, ...]
+    outputs: tuple[Output, ...] = field(repr=False)
+    items: tuple[WorkItem, ...] = field(repr=False)
 
     @property
     def read_bytes(self) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.recipes import RECIPES, Override, Recipe, recipe_named
 from weightcast.formats.small_files import read_small, shown
-from weightcast.quant.errors import FormatError
+from weightcast.quant.errors import FormatError, RequestError
 from weightcast.quant.types import TYPES, QuantType
 
 if sys.version_info >= (3, 11):
@@ -18,7 +19,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MAX_RECIPE_BYTES: Final = 1 << 20
+# A rule for every tensor of a large model takes 0.1 MB.
+MAX_RECIPE_BYTES: Final = 1 << 18
+# tomllib's memory grows with the square of the dots in a key.
+_MAX_LINE_BYTES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,12 @@ def read_recipe_file(path: Path) -> RecipeFile:
 
     The first rule whose pattern is found in a tensor's GGUF name gives its type.
     """
+    raw = read_small(path, MAX_RECIPE_BYTES)
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if len(line) > _MAX_LINE_BYTES:
+            raise FormatError(path, None, f"line {number} is longer than {_MAX_LINE_BYTES} bytes")
     try:
-        values = tomllib.loads(read_small(path, MAX_RECIPE_BYTES).decode())
+        values = tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as problem:  # bad UTF-8 is a ValueError too
         raise FormatError(path, None, f"not valid TOML: {shown(str(problem))}") from None
     _check_keys(path, "", values, required=("base",), optional=("rule",))
@@ -81,8 +89,10 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
     if not isinstance(pattern, str) or not pattern:
         raise FormatError(source, None, f"{place}pattern {shown(pattern)} is not a regex")
     try:
-        compiled = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as problem:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as [[a]: most likely a slip
+            compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError, Warning) as problem:
         problem_text = f"{place}pattern {shown(pattern)} is not a regex: {problem}"
         raise FormatError(source, None, problem_text) from None
     quant_type = _type_named(type_name)
@@ -91,7 +101,7 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
         problem_text = f"{place}unknown type {shown(type_name)}; known: {known}"
         raise FormatError(source, None, problem_text)
     origin = f"{source}: {place}{shown(pattern)}" if place else str(source)
-    return Override(compiled, quant_type, origin.rstrip(": "))
+    return Override(compiled, quant_type, origin)
 
 
 def _type_named(name: object) -> QuantType | None:
@@ -99,9 +109,12 @@ def _type_named(name: object) -> QuantType | None:
 
 
 def parse_tensor_type(text: str) -> Override:
-    """Read REGEX=TYPE, the form of --tensor-type. Raises FormatError."""
+    """Read REGEX=TYPE, the form of --tensor-type. Raises RequestError."""
     pattern, separator, type_name = text.rpartition("=")
     source = f"--tensor-type {shown(text)[1:-1]}"
     if not separator:
-        raise FormatError(source, None, "write it as REGEX=TYPE, such as attn_v=Q8_0")
-    return parse_override(source, "", pattern, type_name)
+        raise RequestError(f"{source}: write it as REGEX=TYPE, such as attn_v=Q8_0")
+    try:
+        return parse_override(source, "", pattern, type_name)
+    except FormatError as problem:
+        raise RequestError(str(problem)) from None

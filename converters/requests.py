@@ -10,15 +10,12 @@ from typing import Final
 from weightcast.converters.outputs import Request
 from weightcast.converters.recipe_files import RecipeFile
 from weightcast.converters.recipes import ALIASES, RECIPES, recipe_named
-from weightcast.quant.errors import CheckpointError
+from weightcast.formats.small_files import shown
+from weightcast.quant.errors import OutputError, RequestError
 
 DIRECTORY_TYPES: Final = ("BF16", "F16", "F32")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _LOOKS_LIKE_A_TYPE = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
-
-
-class RequestError(CheckpointError):
-    """The request itself makes no sense: an unknown type, a size that is none."""
 
 
 def parse_size(text: str) -> int:
@@ -65,7 +62,10 @@ def parse_output(
         )
     if found is None or (kind == "safetensors" and found.name not in DIRECTORY_TYPES):
         what = "a GGUF file" if kind == "gguf" else "a safetensors directory"
-        raise RequestError(f"{text}: {type_name or last} is not a type of {what}; known: {known}")
+        hint = "" if found is None else "; the name of a GGUF file ends in .gguf"
+        raise RequestError(
+            f"{text}: {type_name or last} is not a type of {what}; known: {known}{hint}"
+        )
     if kind == "gguf" and recipe_file is not None and found != recipe_file.base:
         raise RequestError(
             f"{text}: asks for {found.name}, but the base in {recipe_file.path} is "
@@ -77,6 +77,10 @@ def parse_output(
 def _plain_path(text: str) -> Path:
     """A path with a name of its own: what a link leads to, the directory that "." is."""
     path = Path(text)
-    if path.is_symlink():
-        return Path(os.path.realpath(path))
-    return path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    try:
+        if path.is_symlink():
+            return Path(os.path.realpath(path))
+        return path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    except (OSError, ValueError) as problem:  # names that are too long, or with a NUL in them
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise OutputError(f"{shown(text)}: cannot be written: {reason}") from None

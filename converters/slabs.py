@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -150,11 +150,18 @@ def _read_scales(fd: int, scales: View) -> NDArray[np.float32]:
     return np.ascontiguousarray(strided, np.float32)
 
 
-def named(error: SourceValueError, tensor: str, path: Path, out0: int) -> LayoutError:
-    """Say which tensor of which file a bad value is in."""
-    return LayoutError(
-        f"{path}: {tensor}: {error.problem} at [{error.out + out0}, {error.in_}] (out, in)"
-    )
+def named(
+    error: SourceValueError, tensor: str, view: View, out0: int, remedy: str = ""
+) -> LayoutError:
+    """Say which tensor of which file a bad value is in, where, and what helps."""
+    array, out = view.array, error.out + out0
+    place = f"[{out}, {error.in_}] (out, in)"
+    is_whole = view.strides == (view.shape[1], 1) and prod(view.shape) == prod(array.shape)
+    if is_whole and view.shape != array.shape[-2:]:
+        # An array as a matrix with rows of another length: the place in the array itself.
+        index = np.unravel_index(out * view.shape[1] + error.in_, array.shape)
+        place = str([int(i) for i in index])
+    return LayoutError(f"{array.path}: {tensor}: {error.problem} at {place}{remedy}")
 
 
 def load_float32(tensor: Tensor) -> NDArray[np.float32]:
@@ -167,5 +174,5 @@ def load_float32(tensor: Tensor) -> NDArray[np.float32]:
         try:
             quantize_matrix(matrix, F32, plane.reshape(-1).view(np.uint8))
         except SourceValueError as error:
-            raise named(error, tensor.name, view.array.path, 0) from None
+            raise named(error, tensor.name, view, 0) from None
     return result.reshape(tensor.shape)

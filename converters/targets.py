@@ -9,9 +9,8 @@ from weightcast.converters.graph import Spec, TensorGraph, matrices
 from weightcast.converters.output_files import foreign_entry, partial_path, replaced_path
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
-from weightcast.converters.requests import RequestError
 from weightcast.formats.shards import has_shards
-from weightcast.quant.errors import OutputError
+from weightcast.quant.errors import OutputError, RequestError
 
 
 def check_targets(plan: Plan) -> None:
@@ -22,7 +21,8 @@ def check_targets(plan: Plan) -> None:
             _check_overlap(output, plan.outputs)
             _check_sources(output, sources)
             _check_existing(output)
-        except (OSError, RuntimeError) as problem:  # RuntimeError: a loop of links
+        # RuntimeError: a loop of links; ValueError: a NUL in a name.
+        except (OSError, RuntimeError, ValueError) as problem:
             path = output.request.path
             reason = problem.strerror if isinstance(problem, OSError) else problem
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None

@@ -38,6 +38,8 @@ ALIGNMENT_KEY: Final = "general.alignment"
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 _MAX_NAME_BYTES = 256
 _MAX_AXES = 4
+# split.count is a uint16.
+_MAX_PARTS = 65535
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
 # Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
@@ -227,6 +229,8 @@ def lay_out_raw(
     alignment = Metadata(whole).get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if len(parts) == 1:
         return [_lay_out_file(whole, entries, alignment)]
+    if len(parts) > _MAX_PARTS:
+        raise CheckpointError(f"{len(parts):,} files; split into larger ones")
     layouts = []
     for number, part in enumerate(parts):
         kept = {key: raw for key, raw in whole.items() if number == 0 or key == ALIGNMENT_KEY}
@@ -245,6 +249,8 @@ def _lay_out_file(
     for key, raw in metadata.items():
         header += _string(key) + raw
     starts, end = [], 0
+    if alignment > MAX_HEADER_BYTES:
+        raise CheckpointError(f"a GGUF header cannot be aligned to {alignment:,} bytes")
     for entry in entries:
         axes = struct.pack(f"<I{len(entry.shape)}Q", len(entry.shape), *reversed(entry.shape))
         header += _string(entry.name) + axes + struct.pack("<IQ", entry.type.ggml_id, end)

@@ -16,8 +16,11 @@ def read_small(path: Path, limit_bytes: int) -> bytes:
     """Read a file of at most `limit_bytes`. Raises CheckpointError for pipes, devices and more."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file, or not a regular one")
-    with path.open("rb") as file:
-        raw = file.read(limit_bytes + 1)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit_bytes + 1)
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
     if len(raw) > limit_bytes:
         raise FormatError(
             path, limit_bytes, f"larger than {limit_bytes:,} bytes, which is too much"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import Matrix, dequantize_bytes, quantize_matrix
+from weightcast.quant.library import Matrix, SourceValueError, dequantize_bytes, quantize_matrix
 from weightcast.quant.types import TYPES, QuantType
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
         return x
     if not hasattr(x, "detach"):
         raise LayoutError(f"cannot quantize {type(x).__name__}: use a numpy array or torch tensor")
-    # numpy has no bfloat16 of its own, so a torch tensor passes as bits; neither step copies.
     tensor = x.detach()
-    if str(tensor.dtype) == "torch.bfloat16":
-        import torch
-
-        bits: NDArray[np.int16] = tensor.view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
     try:
+        if str(tensor.dtype) == "torch.bfloat16":
+            import torch
+
+            # numpy has no bfloat16 of its own, so it passes as bits; neither step copies.
+            bits: NDArray[np.int16] = tensor.view(torch.int16).numpy()
+            return bits.view(ml_dtypes.bfloat16)
         array: NDArray[Any] = tensor.numpy()
-    except (TypeError, RuntimeError):
+    except (TypeError, RuntimeError):  # NotImplementedError is a RuntimeError
         raise LayoutError(
             f"cannot quantize a tensor of {tensor.dtype} on {tensor.device}: use a dense CPU "
             "tensor of float32, float16 or bfloat16"
@@ -110,7 +110,13 @@ def quantize(
         flat = np.lib.stride_tricks.as_strided(plane, (span,), (plane.itemsize,))
         matrix = Matrix(flat, dtype, n_out, n_in, stride_out, stride_in)
         weights = None if factors is None else factors[index]
-        quantize_matrix(matrix, quant_type, result[index], weights)
+        try:
+            quantize_matrix(matrix, quant_type, result[index], weights)
+        except SourceValueError as error:
+            if not index:
+                raise
+            place = [*index, error.out, error.in_]
+            raise LayoutError(f"{error.problem} at {place}") from None
     return result
 
 

@@ -10,6 +10,10 @@ class CheckpointError(Exception):
     """Root of all errors about input or output that weightcast raises on purpose."""
 
 
+class RequestError(CheckpointError):
+    """The request itself makes no sense: an unknown type, a size that is none."""
+
+
 class FormatError(CheckpointError):
     """Bytes that are not what their format says; carries the file and the offset in it."""
 

@@ -94,7 +94,11 @@ class SourceValueError(LayoutError):
         self.in_ = in_
 
 
-class ScaleOverflowError(SourceValueError):
+class RangeError(SourceValueError):
+    """A finite value that is too large for the type asked for."""
+
+
+class ScaleOverflowError(RangeError):
     """A scale of a block beyond float16, at the first value of the block.
 
     The blocks were written all the same, as ggml writes them: with an infinite scale.
@@ -243,7 +247,7 @@ def quantize_matrix(
     if status == OVERFLOW and quant_type.block_elements > 1:
         raise ScaleOverflowError(quant_type.name, result.bad_out, result.bad_in, counts)
     if status == OVERFLOW:
-        raise SourceValueError(
+        raise RangeError(
             f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in
         )
     if status == BAD_IMPORTANCE:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,9 +25,11 @@ from weightcast import cli
 from weightcast.converters import convert as conversion
 from weightcast.converters import execute, output_files, progress
 from weightcast.converters.disk_space import DiskSpace, disk_space
+from weightcast.converters.graph import first_array
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output_files import partial_path
 from weightcast.formats.jax_pickle import read_pickle
+from weightcast.quant.errors import OutputError
 
 
 class Done:
@@ -64,7 +67,7 @@ def test_several_outputs_of_one_read(run, tiny: Path, tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert names(tmp_path) == ["a-Q8_0.gguf", "a-bf16"]
     assert "14 tensors carry the source's int8 codes and scales unchanged: lossless" in done.out
-    assert "quantized from floats: token_embd.weight" in done.out
+    assert "quantized: token_embd.weight" in done.out
 
 
 def test_json_result(run, tiny: Path, tmp_path: Path) -> None:
@@ -118,6 +121,9 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["--type", "Q9", "m.gguf"], "Q9 is not a type of a GGUF file"),
         (["--type", "F16", "a.gguf", "b.gguf"], "1 types for 2 outputs"),
         (["a-F16.gguf", "./a-F16.gguf"], "two outputs have the same name"),
+        (["--tensor-type", "attn_v", "a-F16.gguf"], "attn_v: write it as REGEX=TYPE"),
+        (["--tensor-type", "attn_v=Q9", "a-F16.gguf"], "attn_v=Q9: unknown type 'Q9'; known: BF"),
+        (["m-Q4_K_M"], "known: BF16, F16, F32; the name of a GGUF file ends in .gguf"),
         (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
         (["--split", "0", "a-F16.gguf"], "'0' is not a sensible size"),
         (["--jobs", "0", "a-F16.gguf"], "Invalid value for '--jobs'"),
@@ -335,6 +341,19 @@ def test_two_conversions_of_one_output_exclude_each_other(run, tiny: Path, tmp_p
     # What a killed run left behind does not matter.
     assert run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf").code == 0
     assert names(tmp_path) == ["a-F16.gguf"]
+
+
+@pytest.mark.parametrize("option", ["--spec", "--tokenizer", "--recipe", "--imatrix"])
+def test_files_that_must_not_be_read_are_bad_input(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Not wrong usage, which a check of click's would make of them."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != secret)
+    done = run("convert", option, secret, tiny, tmp_path / "a-Q8_0.gguf")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert str(secret) in done.err
 
 
 def test_an_unreadable_shard(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -644,6 +663,13 @@ def test_weights_too_large_for_q8_0_are_refused(run, tmp_path: Path) -> None:
     done = run("convert", "--no-tokenizer", source, tmp_path / "a-Q8_0.gguf")
     assert done.code == 1
     assert "token_embd.weight: values too large for the float16 scale of Q8_0 at [" in done.err
+    remedy = "--tensor-type 'token_embd.weight=BF16'"
+    assert done.err.endswith(f"; {remedy} gives it a wider range\n")
+    options = shlex.split(remedy)
+    assert run("convert", "--no-tokenizer", *options, source, tmp_path / "a-Q8_0.gguf").code == 0
+    done = run("convert", "--no-tokenizer", source, tmp_path / "a-f16")
+    assert done.code == 1
+    assert done.err.endswith("; write a directory in bf16\n")
     assert run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf").code == 0
 
 
@@ -655,6 +681,18 @@ def test_a_bad_value_in_an_expert_names_the_expert(run, tmp_path: Path) -> None:
     shard.write_bytes(raw)
     done = run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf")
     assert "blk.0.ffn_down_exps.weight, expert 7: a scale that is NaN" in done.err
+
+
+def test_a_bad_value_of_a_transposed_matrix(run, tmp_path: Path) -> None:
+    source = damaged(tmp_path)
+    router = first_array(weightcast.open(source)["transformer/decoder_layer_0/router/w"])
+    assert router.shape == (256, 8)  # [in, out]
+    raw = bytearray(router.path.read_bytes())
+    at = router.offset + 4 * (5 * router.shape[1] + 3)
+    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    router.path.write_bytes(raw)
+    done = run("convert", "--no-tokenizer", source, tmp_path / "a-F32.gguf")
+    assert "blk.0.ffn_gate_inp.weight: NaN or infinity at [3, 5] (out, in)" in done.err
 
 
 def test_sparse_shards_are_pointed_out(run, tmp_path: Path) -> None:
@@ -684,6 +722,12 @@ def test_output_names_that_cannot_be(run, tiny: Path, tmp_path: Path, name: str)
     (tmp_path / "loop").symlink_to("loop")
     done = run("convert", "--no-tokenizer", tiny, tmp_path / name)
     assert (done.code, len(done.err.splitlines())) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + "-F16.gguf", "a\0-F16.gguf"])
+def test_names_that_no_file_can_have(tiny: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot be written: "):
+        weightcast.convert(tiny, tmp_path / name, no_tokenizer=True)
 
 
 def test_the_current_directory_as_output(
@@ -748,7 +792,6 @@ def test_pure(run, tiny: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--tensor-type", "atn_v=Q8_0"], "--tensor-type atn_v=Q8_0: no tensor has a name with"),
-        (["--tensor-type", "attn_v"], "--tensor-type attn_v: write it as REGEX=TYPE"),
         (["--recipe", "absent.toml"], "absent.toml: no such file"),
         (["--imatrix", "absent.dat"], "absent.dat: no such file"),
     ],
@@ -771,7 +814,7 @@ def test_a_recipe_that_needs_importance_is_refused(run, tiny: Path, tmp_path: Pa
     assert names(tmp_path) == []
     done = run("convert", "--dry-run", "--no-tokenizer", tiny, out)
     assert done.code == 0
-    assert "note: needs an importance matrix (--imatrix FILE)" in done.out
+    assert "note: needs an importance matrix; give one with --imatrix FILE" in done.out
 
 
 # GGUF files of any model.
@@ -824,6 +867,28 @@ def test_inspect_a_grok_that_is_not_grok_1(run, any_gguf: Path) -> None:
     assert "note: not a Grok-1 that could be written as a directory: " in done.out
     assert "not a Grok-1" in json.loads(run("inspect", "--json", any_gguf).out)["notes"][0]
     assert run("convert", any_gguf, any_gguf.parent / "a-Q8_0.gguf").code == 0
+
+
+def test_names_cannot_control_the_terminal(run, any_gguf: Path) -> None:
+    x = gguf_files.floats(np.full((2, 256), np.inf, np.float32))
+    metadata = {"key\n\x1b[31m": gguf_files.u32(1)}
+    gguf_files.write(any_gguf, metadata, {"w\n\x1b[2J\u202e.weight": x})
+    for command in (["inspect"], ["inspect", "--json"], ["convert", "--dry-run"], ["convert"]):
+        outputs = [any_gguf.parent / "\x1b[2J-Q8_0.gguf"] if command[0] == "convert" else []
+        done = run(*command, any_gguf, *outputs)
+        assert done.code == (1 if command == ["convert"] else 0)
+        printed = done.out + done.err
+        assert all(line.isprintable() for line in printed.splitlines())
+        assert printed.count("\n") == len(printed.splitlines())
+    assert done.err.count("\n") == 1
+    assert "w\\n\\x1b[2J\\u202e.weight: NaN or infinity at [0, 0]" in done.err
+
+
+def test_what_an_interpreter_shows_is_short(any_gguf: Path) -> None:
+    summary = weightcast.convert(any_gguf, any_gguf.parent / "a-Q8_0.gguf")
+    for value in (weightcast.open(any_gguf), summary, summary.plan):
+        assert "\n" not in repr(value)
+        assert len(repr(value)) < 200 + len(str(any_gguf))
 
 
 def test_quantizing_twice(run, any_gguf: Path) -> None:

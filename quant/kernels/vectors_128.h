@@ -60,6 +60,11 @@ WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
   for (int i = 0; i < kVector; ++i) p[i] = static_cast<uint8_t>(a[i]);
   for (int i = 0; i < kVector; ++i) p[kVector + i] = static_cast<uint8_t>(b[i]);
 }
+// Two rows of values that fit int8, one after the other.
+WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
+  vec_store_bytes(p, a_lo, a_hi);
+  vec_store_bytes(p + 2 * kVector, b_lo, b_hi);
+}
 WC_INLINE VI vec_load_bytes(const uint8_t* p) { return VI{p[0], p[1], p[2], p[3]}; }
 
 }  // namespace

@@ -47,6 +47,15 @@ WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
       _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_shuffle_epi32(bytes, 0xd8));
 }
+// Two rows of values that fit int8, one after the other.
+WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
+  // Packing works within 128 bits: each has four values of a_lo, a_hi, b_lo and b_hi.
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(WC_I(a_lo), WC_I(a_hi)),
+                                           _mm256_packs_epi32(WC_I(b_lo), WC_I(b_hi)));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
+}
+
 // Widen bytes to int32.
 WC_INLINE VI vec_load_bytes(const uint8_t* p) {
   return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -48,6 +48,16 @@ WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(WC_I(a)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(WC_I(b)));
 }
+// Two rows of values that fit int8, one after the other.
+WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
+  // Packing works within 128 bits: each has four values of a_lo, a_hi, b_lo and b_hi.
+  const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(WC_I(a_lo), WC_I(a_hi)),
+                                           _mm512_packs_epi32(WC_I(b_lo), WC_I(b_hi)));
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
+}
+
 // Widen bytes to int32.
 WC_INLINE VI vec_load_bytes(const uint8_t* p) {
   return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -6,6 +6,7 @@ Files are written and taken apart by hand (gguf_files); values are checked again
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
-from weightcast.converters import gguf_model, plan
+from weightcast.converters import describe, gguf_model, plan
 from weightcast.converters.convert import prepare
-from weightcast.converters.requests import RequestError
-from weightcast.quant.errors import CheckpointError, FormatError, LayoutError, OutputError
+from weightcast.formats import gguf as formats_gguf
+from weightcast.quant.errors import (
+    CheckpointError,
+    FormatError,
+    LayoutError,
+    OutputError,
+    RequestError,
+)
 
 # Every type of metadata, with what a decoding and encoding again would lose.
 METADATA = {
@@ -384,6 +391,23 @@ def test_a_bad_value_is_named(tmp_path: Path) -> None:
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
 
 
+@pytest.mark.parametrize(
+    ("shape", "index"), [((2, 3, 4, 64), [1, 2, 3, 5]), ((2, 1 << 16), [1, 40009]), ((64,), [7])]
+)
+def test_a_bad_value_in_other_rows_is_named(
+    shape: tuple[int, ...], index: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_model, "_MAX_ROW_ELEMENTS", 1 << 12)
+    x = normal(0, *shape)
+    x[tuple(index)] = np.nan
+    write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(x)})
+    problem = re.escape(f"a.weight: NaN or infinity at {index}")
+    with pytest.raises(LayoutError, match=problem):
+        weightcast.convert(
+            tmp_path / "m.gguf", tmp_path / "o-F16.gguf", tensor_types=["a.weight=F16"]
+        )
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 32), (3, 0), (2, 0, 32)])
 def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     tensors = {"a": floats(normal(0, 32)), "none.weight": Part(files.F32, shape, b"")}
@@ -394,8 +418,23 @@ def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> No
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", METADATA, {})
-    weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    assert any("0 tensors" in line for line in describe.summary_lines(summary))
     assert list(read(tmp_path / "o-Q8_0.gguf").metadata) == list(METADATA)
+
+
+@pytest.mark.parametrize("alignment", [u32(1 << 31), struct.pack("<IQ", 10, 1 << 63)])
+def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", {**METADATA, "general.alignment": alignment}, {})
+    with pytest.raises(CheckpointError, match="a GGUF header cannot be aligned to"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+
+
+def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats_gguf, "_MAX_PARTS", 6)
+    write_model(tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match="7 files; split into larger ones"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", split=1)
 
 
 def test_what_is_for_grok_alone(tmp_path: Path) -> None:

@@ -158,8 +158,8 @@ def test_notes_and_metadata_of_importance(
         },
     }
     notes = "\n".join(described[0]["notes"])
-    assert "no entry for 1 quantized tensors, made without: blk.1.attn_output.weight" in notes
-    assert "6 experts have no data in 6 entries" in notes
+    assert "no entry for 1 quantized tensor, made without: blk.1.attn_output.weight" in notes
+    assert "no data for 6 experts in 6 tensors" in notes
     values = {key: f.contents() for key, f in gguf.GGUFReader(path).fields.items()}
     assert values["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q4_K_M
     assert values["general.quantization_version"] == 2
@@ -201,6 +201,32 @@ def test_importance_of_a_gguf_source(tmp_path: Path, wide_imatrix: Path) -> None
     assert any(c.tensors[name] != b.tensors[name] for name in weighed)
 
 
+def test_importance_that_lacks_what_is_needed(tmp_path: Path, wide_imatrix: Path) -> None:
+    path = tmp_path / "m-IQ2_XS.gguf"
+    problem = f"{path}: needs an importance matrix with entries that {wide_imatrix} lacks: "
+    with pytest.raises(LayoutError, match=re.escape(problem)) as refusal:
+        convert(WIDE, path, imatrix=wide_imatrix, tensor_types=["attn_output=IQ2_XS"])
+    assert str(refusal.value).endswith("garbage: blk.1.attn_output.weight as IQ2_XS")
+
+
+@pytest.mark.parametrize("is_gguf", [False, True])
+def test_rules_for_plain_floats_are_weighed(
+    tmp_path: Path, float_files: dict[str, Path], wide_imatrix: Path, is_gguf: bool
+) -> None:
+    """A matrix weighs whatever is quantized, if only by a rule in an output of floats."""
+    source = float_files["wide"] if is_gguf else WIDE
+    options = {"imatrix": wide_imatrix, "tensor_types": ["attn_q=IQ2_XS"]}
+    if not is_gguf:
+        options["no_tokenizer"] = True
+    summary = weightcast.convert(source, tmp_path / "m-BF16.gguf", **options)
+    assert summary.describe()["outputs"][0]["importance"]["missing"] == []
+    weightcast.convert(source, tmp_path / "m-Q4_K_M.gguf", **options)
+    floats, blocks = (gguf_files.read(tmp_path / f"m-{name}.gguf") for name in ("BF16", "Q4_K_M"))
+    assert floats.metadata["quantize.imatrix.file"] == blocks.metadata["quantize.imatrix.file"]
+    for name in ("blk.0.attn_q.weight", "blk.1.attn_q.weight"):
+        assert floats.tensors[name] == blocks.tensors[name]
+
+
 def test_an_entry_of_another_size(tmp_path: Path) -> None:
     entries = {"blk.0.attn_q.weight": (1, np.ones(128, np.float32))}
     imatrix = imatrices.write_old(tmp_path / "i.dat", entries)
@@ -229,7 +255,7 @@ def test_without_importance_the_dry_run_says_what_is_needed(tmp_path: Path) -> N
     path = tmp_path / "m-IQ2_XS.gguf"
     plan = weightcast.converters.convert.prepare(WIDE, [path], no_tokenizer=True)
     (note,) = plan.outputs[0].notes
-    assert note.startswith("needs an importance matrix (--imatrix FILE), without one these")
+    assert note.startswith("needs an importance matrix; give one with --imatrix FILE: without, ")
     assert "blk.0.ffn_gate_exps.weight as IQ2_XS" in note
     with pytest.raises(LayoutError, match=re.escape(f"{path}: needs an importance matrix")):
         weightcast.converters.convert.run(plan)

@@ -9,7 +9,7 @@ import pytest
 
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.recipes import RECIPES
-from weightcast.quant.errors import CheckpointError, FormatError
+from weightcast.quant.errors import CheckpointError, FormatError, RequestError
 from weightcast.quant.types import Q5_0, Q6_K, Q8_0
 
 EXAMPLE = r"""
@@ -51,6 +51,11 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
         ("base = ", "not valid TOML"),
         ("", "base is missing"),
         ("base = 4", "base is 4; known: BF16"),
+        ("base.a" + 600 * ".a" + " = 1", "line 1 is longer than 1000 bytes"),
+        (
+            'base = "Q4_0"\n[[rule]]\npattern = "[[a]"\ntype = "Q6_K"',
+            "rule 1: pattern '[[a]' is not a regex: Poss",
+        ),
         ('base = "Q4_K_XL"', "base is 'Q4_K_XL'; known: BF16"),
         ('base = "Q4_0"\nrules = 1', "unknown key 'rules'; known: base, rule"),
         ('base = "Q4_0"\nrule = 1', "rules are written as [[rule]] tables"),
@@ -86,7 +91,18 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_nested_tables_without_end(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="not valid TOML"):
-        read_recipe_file(write(tmp_path, "base = " + "[" * 100_000))
+        read_recipe_file(write(tmp_path, "base = " + "[\n" * 100_000))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, EXAMPLE)
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"r\.toml: cannot be read: Permission denied"):
+        read_recipe_file(path)
 
 
 def test_files_too_large(tmp_path: Path) -> None:
@@ -113,5 +129,5 @@ def test_tensor_types() -> None:
     ],
 )
 def test_tensor_types_that_are_none(text: str, problem: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(f"--tensor-type {text}: {problem}")):
+    with pytest.raises(RequestError, match=re.escape(f"--tensor-type {text}: {problem}")):
         parse_tensor_type(text)

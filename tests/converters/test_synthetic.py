@@ -187,4 +187,4 @@ def test_dry_run_prints_llama_quantize_sizes(release: Path, tmp_path: Path) -> N
         mib, bits = table[name]["_size"]
         assert f" = {float(mib):,} MiB, {bits} bits per weight; " in lines[number + 1], name
     assert "182,904.02 MiB, 4.86 bits per weight" in printed
-    assert "needs an importance matrix (--imatrix FILE), without one" in printed
+    assert "needs an importance matrix; give one with --imatrix FILE: without, " in printed

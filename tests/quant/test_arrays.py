@@ -126,8 +126,10 @@ def test_rows_that_do_not_fill_blocks(n_in):
 def test_not_finite(name):
     x = values((2, 3, 256))
     x[1, 2, 40] = np.nan
-    with pytest.raises(SourceValueError, match=r"NaN or infinity at \[2, 40\]") as caught:
+    with pytest.raises(LayoutError, match=r"NaN or infinity at \[1, 2, 40\]"):
         quantize(x, name)
+    with pytest.raises(SourceValueError, match=r"NaN or infinity at \[2, 40\]") as caught:
+        quantize(x[1], name)
     assert isinstance(caught.value, CheckpointError)
 
 
@@ -212,6 +214,15 @@ def test_torch_tensor_of_another_dtype():
     torch = pytest.importorskip("torch")
     with pytest.raises(LayoutError, match="use float32, float16 or bfloat16"):
         quantize(torch.zeros(2, 32, dtype=torch.float64), "F32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_torch_tensors_without_dense_memory(dtype):
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(2, 32, dtype=getattr(torch, dtype))
+    for other in (tensor.to("meta"), tensor.to_sparse(), torch._neg_view(tensor)):
+        with pytest.raises(LayoutError, match="use a dense CPU tensor of float32"):
+            quantize(other, "F32")
 
 
 # Importance

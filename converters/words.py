@@ -1,0 +1,16 @@
+"""Numbers and lists in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count(n: int, noun: str) -> str:
+    """A number and what is counted: 1 tensor, 2,000 tensors."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
