@@ -10,6 +10,7 @@
 namespace weightcast {
 namespace {
 
+constexpr float kInfinity = __builtin_inff();
 constexpr float kGroupMaxEps = 1e-15f;  // a block that has no larger magnitude is taken for zero
 
 WC_INLINE I clamped(I x, int low, int high) { return greater(lesser(x, high), low); }
@@ -30,17 +31,27 @@ WC_INLINE I affine_level(F x, F iscale, F min, int nmax) {
   return clamped(nearest_int(iscale * (x - min)), 0, nmax);
 }
 
+// The level of a candidate where there is an importance: clamped, then rounded. Infinities and what
+// is beyond 2^22, where nearest_int gives anything, get the level at their end; NaN gets 0.
+WC_INLINE F affine_level_clamped(F x, F iscale, F min, F top) {
+  return nearest_small(lesser(greater(iscale * (x - min), 0.0f), top));
+}
+
 // x = scale * level + min with min <= 0 and levels 0 to nmax. `iscale` and `base` are what the
-// levels of the best candidate were made with: affine_level(x, iscale, base, nmax).
+// levels of the best candidate were made with.
 struct AffineFit {
   F scale, min;
   F iscale, base;
   F sum_w;
-  M flat;  // no span: scale is 0 and so are the levels
+  M flat;  // no span, or one so small that errors vanish: scale is 0 and so are the levels
 };
 
-WC_INLINE I searched_level(const AffineFit& fit, F x, int nmax) {
-  return select(fit.flat, 0, affine_level(x, fit.iscale, fit.base, nmax));
+// `weighed`: there was an importance.
+WC_INLINE I searched_level(const AffineFit& fit, F x, int nmax, bool weighed) {
+  const F top = static_cast<float>(nmax);
+  const I level = weighed ? truncated(affine_level_clamped(x, fit.iscale, fit.base, top))
+                          : affine_level(x, fit.iscale, fit.base, nmax);
+  return select(fit.flat, 0, level);
 }
 
 // The steps (start + step * i + nmax) / span, i from 0 to steps, are tried as inverse scales.
@@ -49,9 +60,10 @@ struct Candidates {
   int steps;
 };
 
-// One candidate: levels in `level`, their sums. `exact` is set if every level is below 2^22 before
-// it is clamped, where rounding in float gives what nearest_int does.
-template <int n>
+// One candidate: levels in `level`, their sums. `below` is set if no level needs the upper clamp,
+// `exact` if all are below 2^22 before they are clamped, where rounding in float gives what
+// nearest_int does.
+template <int n, bool weighed>
 WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, bool exact, bool below,
                              F* level, F& sum_l, F& sum_l2, F& sum_xl) {
   sum_l = sum_l2 = sum_xl = 0.0f;
@@ -62,7 +74,13 @@ WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, 
     sum_xl += wl * x[i];
   };
   const float top = static_cast<float>(nmax);
-  if (exact && below) {
+  if constexpr (weighed) {
+    for (int i = 0; i < n; ++i) {
+      level[i] = below ? nearest_small(greater(iscale * (x[i] - min), 0.0f))
+                       : affine_level_clamped(x[i], iscale, min, top);
+      add(i);
+    }
+  } else if (exact && below) {
     for (int i = 0; i < n; ++i) {
       level[i] = greater(nearest_small(iscale * (x[i] - min)), 0.0f);
       add(i);
@@ -90,9 +108,12 @@ WC_INLINE F affine_error(const F* x, const F* w, const F* level, F scale, F min)
   return error;
 }
 
-// make_qkx2_quants and make_qkx3_quants. `min` changes with each better candidate, and the next
-// candidates start from it: so does ggml.
-template <int n, bool absolute>
+// make_qkx2_quants, or make_qkx3_quants where weights come from an importance (`weighed`). `min`
+// changes with each better candidate, and the next candidates start from it: so does ggml.
+//
+// Releases of ggml differ in make_qkx3_quants: the later one clamps the levels of candidates before
+// it rounds them, which shows only beyond 2^22. This is what it does.
+template <int n, bool weighed, bool absolute = false>
 inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candidates) {
   F low = x[0], high = x[0];
   AffineFit fit;
@@ -106,8 +127,8 @@ inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candida
   }
   const F smallest = low;
   F min = lesser(0.0f, low);
-  fit.flat = high == min;
   fit.iscale = static_cast<float>(nmax) / (high - min);
+  fit.flat = !(fit.iscale < kInfinity);
   fit.scale = 1.0f / fit.iscale;
   fit.base = min;
   F level[n];
@@ -123,7 +144,7 @@ inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candida
     const M unclamped = greater(first, last) < static_cast<float>(nmax) + 0.5f;
     const bool below = !any(!(unclamped | fit.flat));
     F sum_l, sum_l2, sum_xl;
-    affine_levels<n>(x, w, iscale, min, nmax, !any(!(small | fit.flat)), below, level, sum_l, sum_l2,
+    affine_levels<n, weighed>(x, w, iscale, min, nmax, !any(!(small | fit.flat)), below, level, sum_l, sum_l2,
                      sum_xl);
     const F det = fit.sum_w * sum_l2 - sum_l * sum_l;
     const M solvable = (det > 0.0f) & !fit.flat;

@@ -68,7 +68,7 @@ struct AffineK {
       load_block(strip + 32 * j, x);
       if (importance != nullptr) {
         importance_weights(x, importance + 32 * j, sigma2, w);
-        fits[j] = fit_affine<32, false>(x, w, nmax, {-0.9f, 0.05f, 36});
+        fits[j] = fit_affine<32, true>(x, w, nmax, {-0.9f, 0.05f, 36});
       } else {
         magnitude_weights(x, w);
         fits[j] = fit_affine<32, false>(
@@ -129,7 +129,9 @@ struct AffineK {
     d = from_f16(half);
     dmin = from_f16(half_min);
     for (int j = 0; j < 8; ++j) {
-      const auto searched = [&](F value) { return searched_level(fits[j], value, nmax); };
+      const auto searched = [&](F value) {
+        return searched_level(fits[j], value, nmax, importance != nullptr);
+      };
       affine_levels_stored<32>(x + 32 * j, d * floats(ls[j]), dmin * floats(lm[j]), nmax, searched,
                                levels.rows(32 * j));
     }
@@ -180,10 +182,10 @@ struct Q2K {
       load_block(strip + 16 * j, x);
       if (importance != nullptr) {
         importance_weights(x, importance + 16 * j, sigma2, w);
-        fits[j] = fit_affine<16, false>(x, w, 3, {-0.9f, 0.05f, 36});
+        fits[j] = fit_affine<16, true>(x, w, 3, {-0.9f, 0.05f, 36});
       } else {
         for (int i = 0; i < 16; ++i) w[i] = magnitude(x[i]);
-        fits[j] = fit_affine<16, true>(x, w, 3, {-0.5f, 0.1f, 15});
+        fits[j] = fit_affine<16, false, true>(x, w, 3, {-0.5f, 0.1f, 15});
       }
     }
   }
@@ -220,7 +222,9 @@ struct Q2K {
     for (int j = 0; j < 16; ++j) {
       const I both = (ls[j] | (lm[j] & 15) << 4) & 0xff;
       store_bytes(out[j], both);
-      const auto searched = [&](F value) { return searched_level(fits[j], value, 3); };
+      const auto searched = [&](F value) {
+        return searched_level(fits[j], value, 3, importance != nullptr);
+      };
       affine_levels_stored<16>(x + 16 * j, d * floats(both & 15), dmin * floats(both >> 4), 3,
                                searched, levels.rows(16 * j));
     }

@@ -73,8 +73,8 @@ WC_INLINE F affine_block(Strip strip, const float* importance, F sigma2, I (&lev
     F x[32], w[32];
     load_block(strip, x);
     importance_weights(x, importance, sigma2, w);
-    const AffineFit fit = fit_affine<32, false>(x, w, nmax, {-0.9f, 0.05f, 36});
-    for (int i = 0; i < 32; ++i) level[i] = searched_level(fit, x[i], nmax);
+    const AffineFit fit = fit_affine<32, true>(x, w, nmax, {-0.9f, 0.05f, 36});
+    for (int i = 0; i < 32; ++i) level[i] = searched_level(fit, x[i], nmax, true);
     min = -fit.min;
     return fit.scale;
   }
