@@ -54,7 +54,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def quantize_table(speeds_by_type: dict[str, Speeds]) -> str:
     header = ["type", "ggml", "AVX-512", "ratio", "target", "from F32", "of int8"]
-    header += ["AVX2", "ratio", "target", "scalar", "ratio"]
+    header += ["AVX2", "ratio", "target", "SSE2", "ratio"]
     rows = []
     for name, speeds in speeds_by_type.items():
         target = TARGETS.get(name)
@@ -74,15 +74,17 @@ def quantize_table(speeds_by_type: dict[str, Speeds]) -> str:
                 speed(speeds, "avx2 int8"),
                 judged(avx2, lower, spread(speeds, "avx2 int8", "ggml")),
                 "-" if lower is None else f"{lower:.1f}",
-                speed(speeds, "scalar int8"),
-                spread(speeds, "scalar int8", "ggml"),
+                speed(speeds, "sse2 int8"),
+                spread(speeds, "sse2 int8", "ggml"),
             ]
         )
     return table(header, rows)
 
 
 def dequantize_table(speeds_by_type: dict[str, Speeds]) -> str:
-    header = ["type", "ggml", "AVX-512", "ratio", "AVX2", "ratio", "scalar", "ratio"]
+    header = ["type", "ggml"]
+    for name in ("AVX-512", "AVX2", "SSE2", "scalar"):
+        header += [name, "ratio"]
     rows = []
     for name, speeds in speeds_by_type.items():
         cells = [name, speed(speeds, "ggml")]

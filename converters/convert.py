@@ -95,7 +95,8 @@ def prepare(
     if not allow_requantize:
         check_requantized(planned)
     plan = make_plan(graph, planned)
-    check_targets(plan)
+    inputs = (imatrix, recipe, spec, tokenizer)
+    check_targets(plan, [path for path in inputs if path is not None])
     return plan
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from weightcast.converters.graph import Spec, TensorGraph, matrices
@@ -13,9 +14,12 @@ from weightcast.formats.shards import has_shards
 from weightcast.quant.errors import OutputError, RequestError
 
 
-def check_targets(plan: Plan) -> None:
-    """Refuse outputs that would do harm. Raises OutputError, RequestError."""
-    sources = _source_files(plan.graph)
+def check_targets(plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse outputs that would do harm. Raises OutputError, RequestError.
+
+    `inputs` are files that are read beside the graph's own, such as an importance matrix.
+    """
+    sources = _source_files(plan.graph, inputs)
     for output in plan.outputs:
         try:
             _check_overlap(output, plan.outputs)
@@ -28,10 +32,10 @@ def check_targets(plan: Plan) -> None:
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None
 
 
-def _source_files(graph: TensorGraph[Spec]) -> set[Path]:
+def _source_files(graph: TensorGraph[Spec], inputs: Iterable[str | Path]) -> set[Path]:
     """The files that are read, under the names they have and those that links lead to."""
     files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
-    files.update(graph.files)
+    files.update(graph.files, map(Path, inputs))
     named = {Path(os.path.abspath(path)) for path in files}
     return named | {Path(os.path.realpath(path)) for path in files}
 

@@ -929,3 +929,15 @@ def test_what_any_gguf_cannot_become(
     assert said in done.err
     assert done.err.count("\n") == 1
     assert names(any_gguf.parent) == ["any.gguf"]
+
+
+def test_the_importance_matrix_is_no_place_for_an_output(run, tmp_path: Path) -> None:
+    original = (GOLDEN.parent / "imatrix" / "tiny.gguf").read_bytes()
+    model, matrix = tmp_path / "model", tmp_path / "model-Q8_0.gguf"
+    model.mkdir()
+    write_checkpoint(model, tiny_spec(emb_size=64, key_size=8, num_q_heads=8, vocab_size=512))
+    matrix.write_bytes(original)
+    done = run("convert", "--no-tokenizer", "--imatrix", matrix, model, matrix)
+    assert done.code == 1
+    assert "is or holds the source" in done.err
+    assert matrix.read_bytes() == original

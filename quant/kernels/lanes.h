@@ -9,6 +9,7 @@
 
 #include "halves.h"
 #include "inline.h"
+#include "transpose.h"
 
 #if defined(WC_VECTORS_128)
 #include "vectors_128.h"
@@ -100,11 +101,21 @@ WC_INLINE void store_bytes(uint8_t* p, I a) { vec_store_bytes(p, a.lo, a.hi); }
 WC_INLINE void store_two(uint8_t* p, I a, I b) { vec_store_two(p, a.lo, a.hi, b.lo, b.hi); }
 WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
 
+// Columns that are transposed together, four rows at a time.
+constexpr int kTransposed = kVector;
+WC_INLINE void transpose_rows(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
+  vec_transpose(src, stride, dst, dst_stride);
+}
+
 WC_INLINE F load(const float* p) { return {vec_load(p), vec_load(p + kVector)}; }
 
 #else
 
 constexpr int kLanes = 1;
+constexpr int kTransposed = 4;
+WC_INLINE void transpose_rows(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
+  transpose_square(src, stride, dst, dst_stride);
+}
 using F = float;
 using I = int32_t;
 using M = bool;

@@ -111,11 +111,10 @@ void load_along_out(const typename Element<type>::stored* data, int64_t stride_i
   }
 }
 
-// Squares of [n, n] floats, `columns` long along `in`, to rows of the tile.
+// kTransposed columns, contiguous along `in`, to rows of the tile.
 inline void transpose_columns(const float* columns, int64_t stride, int depth, int c0, Tile& tile) {
-  constexpr int n = kSquare<float>;
-  for (int i = 0; i < depth; i += n) {
-    transpose_square(columns + i, stride, &tile.x[i][c0], kWidth);
+  for (int i = 0; i < depth; i += kSquare<float>) {
+    transpose_rows(columns + i, stride, &tile.x[i][c0], kWidth);
   }
 }
 
@@ -123,7 +122,7 @@ inline void transpose_columns(const float* columns, int64_t stride, int depth, i
 template <int type>
 void load_along_in(const typename Element<type>::stored* data, int64_t stride_out, int width,
                    int depth, Tile& tile) {
-  constexpr int n = kSquare<float>;
+  constexpr int n = kTransposed;
   alignas(64) float columns[n][kMaxDepth];
   for (int c0 = 0; c0 < width; c0 += n) {
     const int count = width - c0 < n ? width - c0 : n;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "inline.h"
+#include "transpose.h"
 
 namespace weightcast {
 namespace {
@@ -59,6 +60,9 @@ WC_INLINE VF vec_lookup(const VTable& table, VI i) {
 WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
   for (int i = 0; i < kVector; ++i) p[i] = static_cast<uint8_t>(a[i]);
   for (int i = 0; i < kVector; ++i) p[kVector + i] = static_cast<uint8_t>(b[i]);
+}
+WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
+  transpose_square(src, stride, dst, dst_stride);
 }
 // Two rows of values that fit int8, one after the other.
 WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {

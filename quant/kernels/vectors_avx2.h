@@ -56,6 +56,23 @@ WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
+// Four values of each of two runs.
+WC_INLINE VF vec_gathered(const float* p, int64_t stride) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+}
+
+// Four values of each of kVector runs as four rows: 128 bits are transposed by themselves.
+WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
+  VF a[4];
+  for (int j = 0; j < 4; ++j) a[j] = vec_gathered(src + j * stride, 4 * stride);
+  const VF low01 = _mm256_unpacklo_ps(a[0], a[1]), high01 = _mm256_unpackhi_ps(a[0], a[1]);
+  const VF low23 = _mm256_unpacklo_ps(a[2], a[3]), high23 = _mm256_unpackhi_ps(a[2], a[3]);
+  _mm256_storeu_ps(dst, _mm256_shuffle_ps(low01, low23, 0x44));
+  _mm256_storeu_ps(dst + dst_stride, _mm256_shuffle_ps(low01, low23, 0xee));
+  _mm256_storeu_ps(dst + 2 * dst_stride, _mm256_shuffle_ps(high01, high23, 0x44));
+  _mm256_storeu_ps(dst + 3 * dst_stride, _mm256_shuffle_ps(high01, high23, 0xee));
+}
+
 // Widen bytes to int32.
 WC_INLINE VI vec_load_bytes(const uint8_t* p) {
   return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -58,6 +58,26 @@ WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
 
+// Four values of each of four runs.
+WC_INLINE VF vec_gathered(const float* p, int64_t stride) {
+  VF v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(p + stride), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * stride), 2);
+  return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * stride), 3);
+}
+
+// Four values of each of kVector runs as four rows: 128 bits are transposed by themselves.
+WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
+  VF a[4];
+  for (int j = 0; j < 4; ++j) a[j] = vec_gathered(src + j * stride, 4 * stride);
+  const VF low01 = _mm512_unpacklo_ps(a[0], a[1]), high01 = _mm512_unpackhi_ps(a[0], a[1]);
+  const VF low23 = _mm512_unpacklo_ps(a[2], a[3]), high23 = _mm512_unpackhi_ps(a[2], a[3]);
+  _mm512_storeu_ps(dst, _mm512_shuffle_ps(low01, low23, 0x44));
+  _mm512_storeu_ps(dst + dst_stride, _mm512_shuffle_ps(low01, low23, 0xee));
+  _mm512_storeu_ps(dst + 2 * dst_stride, _mm512_shuffle_ps(high01, high23, 0x44));
+  _mm512_storeu_ps(dst + 3 * dst_stride, _mm512_shuffle_ps(high01, high23, 0xee));
+}
+
 // Widen bytes to int32.
 WC_INLINE VI vec_load_bytes(const uint8_t* p) {
   return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
