@@ -21,9 +21,9 @@ WC_INLINE void load_block(Strip strip, F (&x)[n]) {
   for (int i = 0; i < n; ++i) x[i] = strip[i];
 }
 
-// Weights of errors: importance times sqrt(sigma2 + x * x).
-template <int n>
-WC_INLINE void importance_weights(const F (&x)[n], const float* importance, F sigma2, F (&w)[n]) {
+// Weights of errors: importance times sqrt(sigma2 + x * x). X is a strip or an array of F.
+template <class X, int n>
+WC_INLINE void importance_weights(const X& x, const float* importance, F sigma2, F (&w)[n]) {
   for (int i = 0; i < n; ++i) w[i] = importance[i] * root(sigma2 + x[i] * x[i]);
 }
 

@@ -46,10 +46,6 @@ WC_INLINE float vec_least(__m256 a) {
 }
 
 #ifdef __AVX512BW__
-// With a mask of all ones, as g++ 12 warns of an uninitialized value in the plain forms.
-WC_INLINE VF vec_look_up(VF table, VI index) {
-  return _mm512_maskz_permutexvar_ps(0xffff, WC_I(index), table);
-}
 WC_INLINE VI vec_load_words(const uint16_t* p) {
   const __m256i words = _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
   return (VI)_mm512_maskz_cvtepu16_epi32(0xffff, words);
@@ -60,9 +56,6 @@ WC_INLINE float vec_least(VF a) {
 }
 WC_INLINE unsigned vec_mask(VM m) { return m; }
 #else
-WC_INLINE VF vec_look_up(VF table, VI index) {
-  return _mm256_permutevar8x32_ps(table, WC_I(index));
-}
 WC_INLINE VI vec_load_words(const uint16_t* p) {
   return (VI)_mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -85,8 +78,8 @@ WC_INLINE int best_neighbour(NeighbourList list, const float* x, const float* w,
   }
   const auto sums = [&](const uint16_t* members) {
     const VI codes = vec_load_words(members);
-    VF sum = vec_look_up(errors[0], codes);
-    for (int i = 1; i < n; ++i) sum += vec_look_up(errors[i], codes >> bits * i);
+    VF sum = vec_lookup(errors[0], codes);
+    for (int i = 1; i < n; ++i) sum += vec_lookup(errors[i], codes >> bits * i);
     return vec_lesser(sum, vec_splat(FLT_MAX));  // NaN becomes FLT_MAX
   };
   VF best = sums(list.first);

@@ -20,11 +20,6 @@ struct TypeIQ {
 };
 
 template <int size>
-WC_INLINE void weigh(Strip from, const float* importance, F sigma2, F (&w)[size]) {
-  for (int i = 0; i < size; ++i) w[i] = importance[i] * root(sigma2 + from[i] * from[i]);
-}
-
-template <int size>
 WC_INLINE void weigh_by_square(Strip from, F (&w)[size]) {
   for (int i = 0; i < size; ++i) w[i] = from[i] * from[i];
 }
@@ -52,7 +47,7 @@ struct IQ2XXS : TypeIQ<66> {
     I signs[8];
     for (int ib = 0; ib < 8; ++ib) {
       IQBlock<GridIQ2XXS, 32> block;
-      weigh(x + 32 * ib, importance + 32 * ib, sigma2, block.w);
+      importance_weights(x + 32 * ib, importance + 32 * ib, sigma2, block.w);
       block.take_magnitudes(x + 32 * ib);
       block.make_signs_even();
       block.prepare(kGroupMaxEps);
@@ -91,7 +86,7 @@ struct IQ2XS : TypeIQ<74> {
     F scales[16];
     for (int ib = 0; ib < 16; ++ib) {
       IQBlock<GridIQ2XS, 16> block;
-      weigh(x + 16 * ib, importance + 16 * ib, sigma2, block.w);
+      importance_weights(x + 16 * ib, importance + 16 * ib, sigma2, block.w);
       block.take_magnitudes(x + 16 * ib);
       block.make_signs_even();
       block.prepare(kGroupMaxEps);
@@ -120,7 +115,7 @@ struct IQ2S : TypeIQ<82> {
       IQBlock<GridIQ2S, 16> block;
       const Strip from = x + 16 * ib;
       if (importance != nullptr) {
-        weigh(from, importance + 16 * ib, sigma2, block.w);
+        importance_weights(from, importance + 16 * ib, sigma2, block.w);
       } else {
         for (int i = 0; i < 16; ++i) block.w[i] = 0.25f * sigma2 + from[i] * from[i];
       }
@@ -154,7 +149,7 @@ struct IQ3XXS : TypeIQ<98> {
       IQBlock<GridIQ3XXS, 32> block;
       const Strip from = x + 32 * ib;
       if (importance != nullptr) {
-        weigh(from, importance + 32 * ib, sigma2, block.w);
+        importance_weights(from, importance + 32 * ib, sigma2, block.w);
       } else {
         weigh_by_square(from, block.w);
       }
@@ -185,7 +180,7 @@ struct IQ3S : TypeIQ<110> {
       IQBlock<GridIQ3S, 32> block;
       const Strip from = x + 32 * ib;
       if (importance != nullptr) {
-        weigh(from, importance + 32 * ib, sigma2, block.w);
+        importance_weights(from, importance + 32 * ib, sigma2, block.w);
       } else {
         weigh_by_square(from, block.w);
       }

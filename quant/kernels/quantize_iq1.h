@@ -163,7 +163,7 @@ struct IQ1S : TypeIQ<50> {
     I high[8];
     for (int ib = 0; ib < 8; ++ib) {
       IQ1Block<32> block;
-      weigh(x + 32 * ib, importance + 32 * ib, sigma2, block.w);
+      importance_weights(x + 32 * ib, importance + 32 * ib, sigma2, block.w);
       block.prepare(x + 32 * ib, 1e-12f);
       search(block);
       block.settle(grid);
@@ -236,7 +236,7 @@ struct IQ1M : TypeIQ<56> {
 
   static void weigh_block(Strip from, const float* importance, F sigma2, F (&w)[16]) {
     if (importance != nullptr) {
-      weigh(from, importance, sigma2, w);
+      importance_weights(from, importance, sigma2, w);
     } else {
       weigh_by_square(from, w);
     }
