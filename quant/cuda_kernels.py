@@ -1,8 +1,9 @@
 """Compilation of the kernels for a device's architecture, kept in memory and on disk.
 
-One unit is kernels/device.cu compiled with one macro set: all kernels that quantize to one type,
-all that dequantize one, or those that every type shares. NVRTC makes the device's own code
-(cubin), so neither a CUDA toolkit nor a host compiler is needed; without a driver it works too.
+One unit is kernels/device.cu compiled with some macros set: what quantizes to one type, with or
+without an importance, what dequantizes one, or what checks the input of all. NVRTC makes the
+device's own code (cubin), so neither a CUDA toolkit nor a host compiler is needed; without a
+driver it works too.
 """
 
 from __future__ import annotations
@@ -25,10 +26,18 @@ if TYPE_CHECKING:
     from cuda.core import ProgramOptions
 
 SOURCE: Final = "kernels/device.cu"
-SOURCE_SUFFIXES: Final = (".cu", ".h", ".inc")
-COMMON: Final = "sources"
-OPERATIONS: Final = {"quantize": "WC_QUANTIZE", "dequantize": "WC_DEQUANTIZE"}
-UNITS: Final = (COMMON, *(f"{verb}_{name}" for name in TYPES for verb in OPERATIONS))
+STANDARD_HEADERS: Final = "nvrtc"  # beside the source, for a compiler that has none
+HOST_SUFFIX: Final = ".cpp"
+UNITS: Final = {
+    "checks": (("WC_CHECKS", "1"),),
+    **{f"quantize_{name}": (("WC_QUANTIZE", name),) for name in TYPES},
+    **{
+        f"quantize_weighed_{t.name}": (("WC_QUANTIZE", t.name), ("WC_WEIGHED", "1"))
+        for t in TYPES.values()
+        if t.importance != "ignored"
+    },
+    **{f"dequantize_{name}": (("WC_DEQUANTIZE", name),) for name in TYPES},
+}
 REMEDY: Final = "pip install 'weightcast[cuda]'"
 
 
@@ -42,7 +51,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One unit: code for the architecture alone, code for it and all later ones, remarks."""
+    """One unit: code for the architecture alone, for it and later ones, the assembler's log."""
 
     cubin: bytes
     ptx: bytes
@@ -50,7 +59,7 @@ class Compiled:
 
 
 def image(name: str, architecture: str) -> bytes:
-    """Give the code of one unit, say "quantize_Q4_K", for a device of an architecture ("sm_90").
+    """Give the code of a unit (a name in UNITS) for a device of an architecture ("sm_90").
 
     Compiled once in a process and, if the cache folder can be used, once on a machine. A device
     newer than the compiler gets PTX, which the driver finishes. Raises DeviceError if the compiler
@@ -121,9 +130,12 @@ def cache_key(source: Path, name: str, target: Target) -> str:
 
 @cache
 def _sources(folder: Path) -> tuple[tuple[str, str], ...]:
-    """List name and digest of every file that a unit may include."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in SOURCE_SUFFIXES)
-    return tuple((file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files)
+    """List name and digest of every file that a unit may include, whatever its suffix."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != HOST_SUFFIX)
+    return tuple(
+        (str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in files
+    )
 
 
 def compile_unit(source: Path, name: str, architecture: str) -> Compiled:
@@ -156,16 +168,16 @@ def _options(name: str, architecture: str, source: Path | None = None) -> Progra
     nvrtc_version()  # says in one line what is not installed
     from cuda.core import ProgramOptions
 
-    verb, _, type_name = name.partition("_")
+    folders = [str(source.parent), str(source.parent / STANDARD_HEADERS)] if source else None
     return ProgramOptions(
         # Named in full, with no folder of its own: NVRTC would look for headers in the current
         # folder first.
         name=str(source or SOURCE),
         no_source_include=True,
-        include_path=str(source.parent) if source else None,
+        include_path=folders,
         arch=architecture,
         std="c++17",
-        define_macro=("WC_COMMON", "1") if name == COMMON else (OPERATIONS[verb], type_name),
+        define_macro=list(UNITS[name]),
         device_as_default_execution_space=True,
         # Every operation rounds as IEEE 754 says, as on the CPU: anything else changes bytes.
         fma=False,

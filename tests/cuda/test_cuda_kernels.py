@@ -23,12 +23,14 @@ from weightcast.quant.errors import DeviceError
 UNIT = "quantize_Q4_K"
 SOURCE = """
 #include "arithmetic.h"
-#if defined(WC_QUANTIZE)
+#if defined(WC_WEIGHED)
+extern "C" __global__ void weighed(float* x) { x[0] = x[1] * x[2]; }
+#elif defined(WC_QUANTIZE)
 extern "C" __global__ void quantize(float* x) { x[0] = combine(x[1], x[2]); }
 #elif defined(WC_DEQUANTIZE)
 extern "C" __global__ void dequantize(float* x) { x[0] = x[1] / x[2]; }
-#elif WC_COMMON == 1
-extern "C" __global__ void common(float* x) { x[0] = 1.0f; }
+#elif WC_CHECKS == 1
+extern "C" __global__ void check(float* x) { x[0] = 1.0f; }
 #endif
 """
 HEADER = "inline float combine(float a, float b) { return a * a + b; }\n"
@@ -74,10 +76,11 @@ def entries() -> list[Path]:
 
 
 def test_every_unit_gets_its_own_kernels(source: Path) -> None:
-    for name, kernel in (("sources", b"common"), (UNIT, b"quantize"), ("dequantize_F16", b"de")):
+    kernels = {"checks": b"check", UNIT: b"quantize", "dequantize_F16": b"dequantize"}
+    for name, kernel in {**kernels, "quantize_weighed_Q4_K": b"weighed"}.items():
         image = image_of(source, name, "sm_90")
         assert image.startswith(b"\x7fELF")
-        assert b".text." + kernel in image
+        assert b".text." + kernel + b"\0" in image
 
 
 def test_a_second_process_compiles_nothing(source: Path) -> None:
@@ -96,7 +99,13 @@ def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
         return cuda_kernels.cache_key(source, name, target)
 
     first = key()
-    keys = [first, key(name="quantize_Q5_K"), key(name="dequantize_Q4_K"), key(name="sources")]
+    keys = [
+        first,
+        key(name="quantize_Q5_K"),
+        key(name="dequantize_Q4_K"),
+        key("quantize_weighed_Q4_K"),
+        key(name="checks"),
+    ]
     keys += [key(target=Target("sm_80", True)), key(target=Target("sm_90", False))]
     with mock.patch.object(cuda_kernels, "nvrtc_build", return_value=("13.6", "1", "2")):
         keys.append(key())
@@ -114,9 +123,15 @@ def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
     source.write_text(SOURCE + "\n")
     keys.append(key())
     source.write_text(SOURCE)
-    (source.parent / "table.inc").write_text("1,")
+    (source.parent / "nvrtc").mkdir()
+    (source.parent / "nvrtc" / "cstdint").write_text("using uint8_t = unsigned char;")
     keys.append(key())
-    (source.parent / "table.inc").unlink()
+    (source.parent / "nvrtc" / "cstdint").unlink()
+    other = source.with_name("other.cu")
+    other.write_text(SOURCE)
+    keys.append(key())
+    keys.append(cuda_kernels.cache_key(other, UNIT, Target("sm_90", True)))
+    other.unlink()
     assert len(set(keys)) == len(keys)
     assert key() == first
     (source.parent / "host.cpp").write_text("int main() {}")
@@ -188,8 +203,8 @@ def test_a_folder_that_cannot_be_written_is_still_read(source: Path) -> None:
     try:
         with counted() as names:
             image_of(source, UNIT, "sm_90")
-            assert image_of(source, "sources", "sm_90").startswith(b"\x7fELF")
-        assert names == ["sources"]
+            assert image_of(source, "checks", "sm_90").startswith(b"\x7fELF")
+        assert names == ["checks"]
     finally:
         for folder in folders:
             folder.chmod(0o700)
@@ -269,7 +284,7 @@ def test_nvrtc_compiles_the_same_in_parallel(source: Path) -> None:
 def test_processes_share_the_folder(source: Path) -> None:
     script = (
         "import hashlib, pathlib, sys; from weightcast.quant.cuda_kernels import image_of\n"
-        "for unit in ('quantize_Q4_K', 'sources'):\n"
+        "for unit in ('quantize_Q4_K', 'checks'):\n"
         "    image = image_of(pathlib.Path(sys.argv[1]), unit, 'sm_90')\n"
         "    print(hashlib.sha256(image).hexdigest())\n"
     )
@@ -302,6 +317,15 @@ def test_compiler_errors_name_the_place_in_one_line(source: Path) -> None:
         cuda_kernels.compile_unit(source, UNIT, "sm_90")
     header.write_text(HEADER)
     forget()
+    assert image_of(source, UNIT, "sm_90")
+
+
+def test_standard_headers_lie_beside_the_source(source: Path) -> None:
+    source.write_text("#include <cstdint>\nuint8_t used;\n" + SOURCE)
+    with pytest.raises(DeviceError, match='cannot open source file "cstdint"'):
+        image_of(source, UNIT, "sm_90")
+    (source.parent / "nvrtc").mkdir()
+    (source.parent / "nvrtc" / "cstdint").write_text("using uint8_t = unsigned char;")
     assert image_of(source, UNIT, "sm_90")
 
 
