@@ -36,3 +36,7 @@ class MissingTensorError(CheckpointError):
 
 class OutputError(CheckpointError):
     """The output cannot be written: no space, no permission, in use."""
+
+
+class DeviceError(CheckpointError):
+    """A CUDA device cannot do the work: no package, driver, device, memory; a failed launch."""
