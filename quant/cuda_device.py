@@ -22,7 +22,7 @@ from weightcast.quant.errors import DeviceError, RequestError
 Host: TypeAlias = "NDArray[Any] | int"  # an array, or an address whose memory the caller keeps
 Argument: TypeAlias = "np.generic | ctypes._SimpleCData[Any]"
 
-LEGACY_DEFAULT_STREAM = 1  # what the driver also calls stream 0
+LEGACY_DEFAULT_STREAM = 1  # stream 0 by a name that no compile-time switch redirects
 LARGEST_DIMENSION = 2**31 - 1
 
 

@@ -387,9 +387,38 @@ def test_a_borrowed_stream_is_the_callers(gpu: Gpu, module: Module) -> None:
 
 def test_the_default_stream_is_borrowed_as_0(gpu: Gpu, module: Module) -> None:
     stream, values = gpu.borrowed_stream(0), np.ones(10, np.float32)
+    assert stream.handle == 1  # CU_STREAM_LEGACY; 0 could also be redirected to the thread's own
     memory = upload(stream, values)
     scale(stream, module, memory, 10, 4)
     assert np.all(download(stream, memory, values) == 4)
+
+
+def test_own_streams_do_not_wait_for_the_default_stream(
+    only_stand_in: StandIn, gpu: Gpu, module: Module
+) -> None:
+    default, own = gpu.borrowed_stream(0), gpu.stream()
+    memory = upload(default, np.ones(10, np.float32))
+    scale(default, module, memory, 10, 2)
+    own.fill(memory.address, 4)
+    own.synchronize()
+    assert only_stand_in.counter("kernels_run") == 0
+    assert download(default, memory, np.empty(2, np.float32)).tolist() == [0, 2]
+
+
+def test_a_callers_blocking_stream_and_the_default_stream_wait_for_each_other(
+    only_stand_in: StandIn, gpu: Gpu, module: Module
+) -> None:
+    from cuda.bindings import driver as bindings
+
+    handle = gpu.call("a stream", "cuStreamCreate", 0)
+    default, blocking = gpu.borrowed_stream(0), gpu.borrowed_stream(int(handle))
+    memory = upload(default, np.ones(10, np.float32))
+    scale(default, module, memory, 10, 2)
+    scale(blocking, module, memory, 5, 3)
+    scale(default, module, memory, 2, 5)
+    values = download(default, memory, np.empty(10, np.float32))
+    assert values.tolist() == [30] * 2 + [6] * 3 + [2] * 5
+    assert bindings.cuStreamDestroy(handle)[0] == 0
 
 
 # Page-locked memory
@@ -506,10 +535,14 @@ def test_a_kernel_that_fails_is_named_when_it_is_waited_for(
 ) -> None:
     stream = gpu.stream()
     memory = upload(stream, np.ones(10, np.float32))
+    args = [np.uint64(memory.address), np.uint64(3)]
+    stream.launch(module.kernel("toy_write"), (1,), (1,), 0, args)
+    stream.synchronize()  # toy_write went well, and is not to be named
     only_stand_in.fail("kernel", stand_in.LAUNCH_FAILED)
     scale(stream, module, memory, 10, 2)
     event = stream.record()
-    with pytest.raises(DeviceError, match=r"^cuda:0: earlier work .*toy_scale.*_LAUNCH_FAILED"):
+    match = r"^cuda:0: earlier work on the stream failed, with toy_scale in it: \w+_LAUNCH_FAILED "
+    with pytest.raises(DeviceError, match=match):
         (event if by_event else stream).synchronize()
     with pytest.raises(DeviceError, match="LAUNCH_FAILED"):  # as on a device, for good
         gpu.allocate(10)
