@@ -75,7 +75,8 @@ def download(stream: Stream, memory: Memory, like: np.ndarray) -> np.ndarray:
 
 
 def test_devices_are_counted_described_and_opened_once(gpu: Gpu) -> None:
-    assert open_gpu(0) is gpu
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: open_gpu(0), range(50))) == {gpu}
     assert gpu.architecture.startswith("sm_")
     assert int(gpu.architecture[3:]) >= 50
     assert gpu.name
