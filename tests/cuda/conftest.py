@@ -60,3 +60,17 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
         library = tmp_path_factory.mktemp("toys") / "toys.so"
         loaded_driver.use_kernels(stand_in.build_kernels(stand_in.HERE / "toys.cpp", library))
     return stand_in.HERE / "toys.cu"
+
+
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the host form of the device kernels: a shared library."""
+    return stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
+
+
+@pytest.fixture
+def kernels(driver: stand_in.StandIn | None, host_kernels: Path) -> stand_in.StandIn | None:
+    """A driver on which the kernels of the package run."""
+    if driver is not None:
+        driver.use_kernels(host_kernels)
+    return driver
