@@ -68,9 +68,23 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
 
 
+@pytest.fixture(scope="session")
+def image_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compiled kernels that serves all tests, and later sessions too."""
+    if pytestconfig.cache is None:
+        return tmp_path_factory.mktemp("images")
+    return pytestconfig.cache.mkdir("cuda_images")
+
+
 @pytest.fixture
-def kernels(driver: stand_in.StandIn | None, host_kernels: Path) -> stand_in.StandIn | None:
+def kernels(
+    driver: stand_in.StandIn | None,
+    host_kernels: Path,
+    image_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> stand_in.StandIn | None:
     """A driver on which the kernels of the package run."""
+    monkeypatch.setenv("WEIGHTCAST_CACHE", str(image_cache))
     if driver is not None:
         driver.use_kernels(host_kernels)
     return driver

@@ -30,9 +30,16 @@ INEXACT = {"ftz", "approx", "full", "rz", "rm", "rp"}
 
 
 @pytest.fixture(scope="session")
-def compiled() -> dict[tuple[str, str], Compiled]:
-    """Every unit for every architecture; one compilation serves all tests."""
-    return compile_all()
+def compiled(image_cache: Path) -> dict[tuple[str, str], Compiled]:
+    """Every unit for every architecture; one compilation serves all tests, also of other files."""
+    made = compile_all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTCAST_CACHE", str(image_cache))
+        source = installed(cuda_kernels.SOURCE)
+        for (unit, architecture), unit_made in made.items():
+            key = cuda_kernels.cache_key(source, unit, Target(architecture, True))
+            cuda_cache.write(key, unit_made.cubin)
+    return made
 
 
 def wrong_arithmetic(ptx: str) -> Iterator[str]:
