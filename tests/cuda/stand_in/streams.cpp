@@ -103,6 +103,7 @@ Status run_kernel(Device& device, const Kernel& kernel, const Dimensions& grid,
                   const std::vector<size_t>& places) {
   const Status fault = take_fault("kernel");
   if (fault != kSuccess) return fault;
+  if (kernel.enter_module) kernel.enter_module(kernel.library);
   std::vector<void*> params;
   for (const size_t place : places) params.push_back(values.data() + place);
   if (!call_host(kernel.host, grid, block, shared_bytes, params.data())) return kIllegalAddress;
