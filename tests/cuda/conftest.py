@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -63,17 +65,30 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the host form of the device kernels: a shared library."""
-    return stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
+def kept(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that later sessions find again, for what takes long to compile."""
+    if pytestconfig.pluginmanager.has_plugin("cacheprovider"):
+        return pytestconfig.cache.mkdir("cuda")
+    return tmp_path_factory.mktemp("cuda")
 
 
 @pytest.fixture(scope="session")
-def image_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for compiled kernels that serves all tests, and later sessions too."""
-    if pytestconfig.cache is None:
-        return tmp_path_factory.mktemp("images")
-    return pytestconfig.cache.mkdir("cuda_images")
+def host_kernels(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the host form of the device kernels: a shared library, made once from its sources."""
+    library = kept / f"host_kernels_{stand_in.host_kernels_digest()}.so"
+    if not library.exists():
+        for old in kept.glob("host_kernels_*.so"):
+            old.unlink()
+        built = stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
+        shutil.copy(built, library.with_suffix(f".{os.getpid()}"))
+        library.with_suffix(f".{os.getpid()}").rename(library)
+    return library
+
+
+@pytest.fixture(scope="session")
+def image_cache(kept: Path) -> Path:
+    """A folder for the kernels that NVRTC compiles."""
+    return kept / "images"
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def wrong(
         stand_in.HERE / "wrong_kernels.cpp",
         tmp_path / "wrong.so",
         f'-DRIGHT_KERNELS="{host_kernels}"',
-        f"-I{stand_in.HERE.parents[1] / 'quant' / 'kernels'}",
+        f"-I{stand_in.KERNELS}",
         *("-Wno-unknown-pragmas", "-Wno-unused-function"),
     )
     only_stand_in.use_kernels(library)
