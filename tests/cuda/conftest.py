@@ -34,18 +34,14 @@ def loaded_driver(tmp_path_factory: pytest.TempPathFactory) -> stand_in.StandIn 
 
 @pytest.fixture
 def driver(loaded_driver: stand_in.StandIn | None) -> Iterator[stand_in.StandIn | None]:
-    """A CUDA driver: the stand-in, counting from 0 and without leaks or overruns, or a real one."""
+    """A CUDA driver: the stand-in, which counts from 0 and has seen no overruns, or a real one."""
     if loaded_driver is None:
         yield None
         return
     loaded_driver.reset()
-    before = {name: loaded_driver.counter(name) for name in stand_in.LIVE}
     yield loaded_driver
     overruns = loaded_driver.counter("overruns")
     loaded_driver.reset()
-    after = {name: loaded_driver.counter(name) for name in stand_in.LIVE}
-    leaked = {name: after[name] - before[name] for name in after if after[name] > before[name]}
-    assert not leaked or loaded_driver.keeps_what_is_made, leaked
     assert overruns == 0, "device memory was written outside of its allocations"
 
 

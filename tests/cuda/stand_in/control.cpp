@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "entry.h"
 
@@ -32,6 +33,12 @@ const std::map<int, const char*> kTexts{
     {kNotSupported, "operation not supported"},
 };
 
+// STAND_IN_WITHOUT: a function that this driver shall not have, as an older one.
+bool is_left_out(const std::string& symbol) {
+  const char* left_out = std::getenv("STAND_IN_WITHOUT");
+  return left_out && symbol == left_out;
+}
+
 }  // namespace
 
 DRIVER(cuGetErrorString, int status, const char** text) {
@@ -46,7 +53,8 @@ using namespace stand_in;
 
 EXPORT int cuGetProcAddress_v2(const char* symbol, void** function, int, uint64_t, int* result) {
   const auto found = functions().find(symbol);
-  *function = found == functions().end() ? nullptr : found->second;
+  const bool missing = found == functions().end() || is_left_out(symbol);
+  *function = missing ? nullptr : found->second;
   if (result) *result = *function ? 0 : 1;
   return *function ? kSuccess : kNotFound;
 }

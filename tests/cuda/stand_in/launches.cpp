@@ -60,12 +60,12 @@ Status launch(Device& current, void* function, const Dimensions& grid, const Dim
   if (!kernel || !stream || stream->device != &current) return kInvalidHandle;
   if (const Status status = check_launch(*kernel, current, grid, block, shared_bytes)) return status;
   if (!params && !kernel->info.param_bytes.empty()) return kInvalidValue;
-  std::vector<uint64_t> values;  // each parameter from a multiple of 8 bytes on
+  std::vector<uint64_t> values;  // each parameter from a multiple of 16 bytes on
   std::vector<size_t> places;
   for (size_t i = 0; i < kernel->info.param_bytes.size(); ++i) {
     const uint32_t nbytes = kernel->info.param_bytes[i];
     places.push_back(values.size());
-    values.resize(values.size() + (nbytes + 7) / 8);
+    values.resize(values.size() + (nbytes + 15) / 16 * 2);
     std::memcpy(values.data() + places.back(), params[i], nbytes);
   }
   const std::vector<uint32_t> g(grid, grid + 3), b(block, block + 3);

@@ -3,6 +3,10 @@
 // synchronization shows; device memory starts as 0xA5 and ends at a page that nobody may touch;
 // what a real driver refuses is refused. Kernels are taken from a library of host functions,
 // their parameters' sizes and limits from the cubin. One lock guards everything.
+//
+// Environment, read when the driver starts: STAND_IN_DEVICES, the devices' compute capabilities
+// ("9.0,9.0" unless given; empty for none); STAND_IN_BYTES, the memory of each (4 GiB);
+// STAND_IN_VERSION, as 13000; STAND_IN_WITHOUT, a function that is not there.
 #pragma once
 
 #include <cstddef>
