@@ -39,4 +39,4 @@ class OutputError(CheckpointError):
 
 
 class DeviceError(CheckpointError):
-    """A CUDA device cannot do the work: no package, driver, device or memory, or a launch failed."""
+    """A CUDA device cannot do the work: no package, driver, device, memory; a failed launch."""
