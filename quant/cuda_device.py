@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from weightcast.quant.errors import DeviceError, RequestError
 
 Host: TypeAlias = "NDArray[Any] | int"  # an array, or an address whose memory the caller keeps
-Argument: TypeAlias = "np.generic | ctypes._SimpleCData[Any]"
+Argument: TypeAlias = "np.generic | ctypes._SimpleCData[Any] | ctypes.Structure"
 
 LEGACY_DEFAULT_STREAM = 1  # what the driver also calls stream 0
 LARGEST_DIMENSION = 2**31 - 1
@@ -337,8 +337,8 @@ class Stream:
     ) -> None:
         """Launch a kernel over `grid` (1 to 3 dimensions) blocks of `block` threads.
 
-        `args` are ctypes or numpy scalars of exactly the types of the kernel's parameters; device
-        addresses are 64 bits wide. DeviceError names the kernel.
+        `args` are ctypes or numpy scalars, or ctypes structures, of exactly the types of the
+        kernel's parameters; device addresses are 64 bits wide. DeviceError names the kernel.
         """
         if kernel.gpu is not self.gpu:
             raise RequestError(

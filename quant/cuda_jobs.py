@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.quant import cuda_launch
-from weightcast.quant.cuda_device import Kernel, Memory, Stream
+from weightcast.quant.cuda_device import Argument, Kernel, Memory, Stream
 from weightcast.quant.cuda_launch import Launch
 from weightcast.quant.library import (
     BlockCounts,
@@ -131,7 +131,7 @@ def scratch_bytes(quant_type: QuantType, n_out: int, *, weighed: bool) -> int:
     return FOUND_BYTES + 8 * -(-means // 2)
 
 
-def _launch(stream: Stream, kernel: Kernel, launch: Launch, *args: ctypes.Structure) -> None:
+def _launch(stream: Stream, kernel: Kernel, launch: Launch, *args: Argument) -> None:
     stream.launch(kernel, (launch.thread_blocks,), (launch.threads,), launch.shared_bytes, args)
 
 

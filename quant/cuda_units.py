@@ -6,6 +6,7 @@ device that rounds otherwise is found before it writes anything.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from functools import cache
 
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from weightcast.quant import cuda_kernels, library
 from weightcast.quant.cuda_device import Gpu, Kernel, Module
 from weightcast.quant.cuda_jobs import (
-    FOUND_BYTES,
     DeviceMatrix,
     Job,
     Quantizer,
@@ -121,10 +121,8 @@ def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: boo
     shape = (matrix.n_out, quant_type.row_bytes(matrix.n_in))
     wanted, made = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
     importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
-    try:
+    with contextlib.suppress(ScaleOverflowError):  # the blocks are complete all the same
         quantize_matrix(matrix, quant_type, wanted, importance)
-    except ScaleOverflowError:
-        pass  # the blocks are complete
     parts = [matrix.data.view(np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8)]
     if matrix.scales is not None:
         parts[1] = matrix.scales.reshape(-1).view(np.uint8)

@@ -69,6 +69,21 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """A source matrix [n_out, n_in] in quantized blocks: flat uint8, row after row."""
+
+    data: NDArray[np.uint8]
+    type: QuantType
+    n_out: int
+    n_in: int
+
+    def dequantized(self) -> Matrix:
+        """The values as row-major float32."""
+        values = dequantize_bytes(self.type, self.data, self.n_out * self.n_in)
+        return Matrix(values, "F32", self.n_out, self.n_in, self.n_in, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class BlockCounts:
     """Q8_0 blocks made: carried unchanged or requantized; scales that float16 cannot represent."""
 
@@ -92,6 +107,10 @@ class SourceValueError(LayoutError):
         self.problem = problem
         self.out = out
         self.in_ = in_
+
+    def at(self, index: tuple[int, ...]) -> LayoutError:
+        """The same error in the matrix at `index` of an array of matrices."""
+        return LayoutError(f"{self.problem} at {[*index, self.out, self.in_]}")
 
 
 class RangeError(SourceValueError):
@@ -203,9 +222,7 @@ def used_importance(
             raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
         return None
     if importance.shape != (n_in,):
-        raise LayoutError(
-            f"importance of shape {list(importance.shape)} for rows of {n_in} values"
-        )
+        raise LayoutError(f"importance of shape {list(importance.shape)} for rows of {n_in} values")
     return np.ascontiguousarray(importance, np.float32)
 
 
@@ -309,5 +326,4 @@ def grid_tables(quant_type: QuantType) -> NDArray[np.uint8]:
     address = load().weightcast_grid_tables(quant_type.ggml_id, ctypes.byref(nbytes))
     if not address:
         return np.empty(0, np.uint8)
-    tables = (ctypes.c_uint8 * nbytes.value).from_address(address)
-    return np.frombuffer(tables, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes.value).from_address(address))

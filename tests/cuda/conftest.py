@@ -88,3 +88,17 @@ def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
         key = cuda_kernels.cache_key(installed(cuda_kernels.SOURCE), unit, target)
         assert cuda_cache.write(key, parts.cubin)
     return made
+
+
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the host form of the device kernels: a shared library."""
+    return stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
+
+
+@pytest.fixture
+def kernels(driver: stand_in.StandIn | None, host_kernels: Path) -> stand_in.StandIn | None:
+    """A driver on which the kernels of the package run."""
+    if driver is not None:
+        driver.use_kernels(host_kernels)
+    return driver

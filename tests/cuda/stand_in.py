@@ -60,6 +60,24 @@ def build_kernels(source: Path, library: Path, *flags: object) -> Path:
     return library
 
 
+def build_host_kernels(folder: Path) -> Path:
+    """Compile the host forms of the package's own kernels."""
+    source = HERE / "host_kernels.cpp"
+    kernels = HERE.parents[1] / "quant" / "kernels"
+    # As the package's library is: contraction would change bytes.
+    flags = ("-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{kernels}")
+    jobs = {folder / "held.o": ("-DWC_HELD=1",), folder / "read.o": ()}
+    with ThreadPoolExecutor(2) as pool:
+        list(
+            pool.map(
+                lambda job: compile_cpp(*flags, *job[1], "-c", source, "-o", job[0]), jobs.items()
+            )
+        )
+    library = folder / "host_kernels.so"
+    compile_cpp("-shared", *jobs, "-o", library)
+    return library
+
+
 class StandIn:
     """The loaded stand-in. Everything in this process that looks for a driver now finds it."""
 
