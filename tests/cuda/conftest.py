@@ -1,4 +1,4 @@
-"""Fixtures of the CUDA tests: the driver, which is the stand-in where there is no device."""
+"""Fixtures of the CUDA tests: a driver, the stand-in where there is no device; compiled kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cuda_resources import compile_all
 from tests.cuda import stand_in
+from weightcast.quant import cuda_cache, cuda_kernels
+from weightcast.quant.cuda_kernels import Compiled
+from weightcast.quant.library import installed
 
 
 @cache
@@ -60,6 +64,26 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
         library = tmp_path_factory.mktemp("toys") / "toys.so"
         loaded_driver.use_kernels(stand_in.build_kernels(stand_in.HERE / "toys.cpp", library))
     return stand_in.HERE / "toys.cu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep images away from the user's folder, shared by the tests of a session."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTCAST_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
+    """Compile every unit for every architecture, also for the tests that ask for images."""
+    made = compile_all()
+    for (unit, architecture), parts in made.items():
+        target = cuda_kernels.target_for(architecture)
+        key = cuda_kernels.cache_key(installed(cuda_kernels.SOURCE), unit, target)
+        assert cuda_cache.write(key, parts.cubin)
+    return made
 
 
 @pytest.fixture(scope="session")
