@@ -30,7 +30,11 @@ STANDARD_HEADERS: Final = "nvrtc"  # beside the source, for a compiler that has 
 HOST_SUFFIX: Final = ".cpp"
 UNITS: Final = {
     "checks": (("WC_CHECKS", "1"),),
-    **{f"quantize_{name}": (("WC_QUANTIZE", name),) for name in TYPES},
+    **{
+        f"quantize_{t.name}": (("WC_QUANTIZE", t.name),)
+        for t in TYPES.values()
+        if t.importance != "required"
+    },
     **{
         f"quantize_weighed_{t.name}": (("WC_QUANTIZE", t.name), ("WC_WEIGHED", "1"))
         for t in TYPES.values()

@@ -142,6 +142,17 @@ def test_2d_copies_move_columns_and_nothing_beside_them(gpu: Gpu) -> None:
     assert np.all(out[:, 28:] == 3)
 
 
+def test_copies_on_the_device(gpu: Gpu) -> None:
+    values, out = np.arange(100, dtype=np.uint8), np.zeros(100, np.uint8)
+    stream, memory = gpu.stream(), gpu.allocate(100)
+    stream.copy_in(memory.address, values)
+    stream.copy(memory.address + 60, memory.address + 10, 30)
+    stream.copy(memory.address, memory.address + 50, 0)
+    stream.copy_out(out, memory.address)
+    stream.synchronize()
+    assert out.tolist() == [*range(60), *range(10, 40), *range(90, 100)]
+
+
 def test_copies_of_nothing_do_nothing(gpu: Gpu) -> None:
     stream, memory = gpu.stream(), gpu.allocate(0)
     stream.copy_in(memory.address, np.empty(0))

@@ -339,6 +339,12 @@ DRIVER(cuMemcpyDtoHAsync, void* to, unsigned long long from, size_t nbytes, void
               nbytes, 1);
 }
 
+DRIVER(cuMemcpyDtoDAsync, unsigned long long to, unsigned long long from, size_t nbytes,
+       void* stream) {
+  ENTER();
+  return copy(*call.device, stream, {to, 0, true}, {from, 0, true}, nbytes, 1);
+}
+
 DRIVER(cuMemcpy2DAsync, const Copy2D* copied, void* stream) {
   ENTER();
   Side to, from;
