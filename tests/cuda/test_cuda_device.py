@@ -651,13 +651,20 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 sys.setswitchinterval(1e-6)
-cuda_device.device_count()
 together = Barrier(16)
+
+
+def open_at_once(index):
+    together.wait()
+    return cuda_device.open_gpu(index)
+
+
 with ThreadPoolExecutor(16) as pool:
-    opened = list(pool.map(lambda _: (together.wait(), cuda_device.open_gpu(0))[1], range(16)))
-print(len(set(opened)))
+    for index in range(cuda_device.device_count()):
+        print(len(set(pool.map(open_at_once, [index] * 16))), end="")
 """
 
 
 def test_threads_that_open_a_device_at_once_get_the_same(only_stand_in: StandIn) -> None:
-    assert output(OPEN_BY_THREADS, only_stand_in) == "1\n"
+    devices = ",".join(["9.0"] * 40)
+    assert output(OPEN_BY_THREADS, only_stand_in, STAND_IN_DEVICES=devices) == "1" * 40
