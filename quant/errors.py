@@ -36,3 +36,7 @@ class MissingTensorError(CheckpointError):
 
 class OutputError(CheckpointError):
     """The output cannot be written: no space, no permission, in use."""
+
+
+class DeviceError(CheckpointError):
+    """A device cannot be used: no package, no driver, no device, no memory, a failed launch."""

@@ -69,6 +69,21 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """A source matrix [n_out, n_in] in quantized blocks: flat uint8, row after row."""
+
+    data: NDArray[np.uint8]
+    type: QuantType
+    n_out: int
+    n_in: int
+
+    def dequantized(self) -> Matrix:
+        """The values as row-major float32."""
+        values = dequantize_bytes(self.type, self.data, self.n_out * self.n_in)
+        return Matrix(values, "F32", self.n_out, self.n_in, self.n_in, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class BlockCounts:
     """Q8_0 blocks made: carried unchanged or requantized; scales that float16 cannot represent."""
 
