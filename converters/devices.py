@@ -128,7 +128,7 @@ def choose_devices(wanted: str) -> Devices:
         return PROCESSOR
     if wanted == "auto":
         return _usable_devices()
-    indices = range(_device_count())
+    indices = range(count_devices())
     if choice[1] is not None:
         if int(choice[1]) not in indices:
             known = ", ".join(f"cuda:{index}" for index in indices)
@@ -144,7 +144,7 @@ def _usable_devices() -> Devices:
     found: list[Device] = []
     problems: list[str] = []
     try:
-        indices: Sequence[int] = range(_device_count())
+        indices: Sequence[int] = range(count_devices())
     except DeviceError as problem:
         return Devices(note=f"quantizing on the processor: {problem}")
     for index in indices:
@@ -156,17 +156,8 @@ def _usable_devices() -> Devices:
     return Devices(tuple(found), f"{place}{'; '.join(problems)}" if problems else "")
 
 
-def _device_count() -> int:
-    number = count_devices()
-    if number == 0:
-        raise DeviceError(
-            "the CUDA driver shows no device; see what nvidia-smi and CUDA_VISIBLE_DEVICES say"
-        )
-    return number
-
-
 def count_devices() -> int:
-    """Number of CUDA devices. Raises DeviceError if there is no package or no driver."""
+    """Count the CUDA devices, at least 1. Raises DeviceError that says what is missing."""
     from weightcast.quant.cuda_device import device_count
 
     return device_count()
@@ -174,6 +165,6 @@ def count_devices() -> int:
 
 def open_device(index: int) -> Device:
     """Open a CUDA device. Raises DeviceError."""
-    from weightcast.quant.cuda_device import Gpu
+    from weightcast.quant.cuda_device import open_gpu
 
-    return CudaDevice(Gpu(index))
+    return CudaDevice(open_gpu(index))

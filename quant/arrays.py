@@ -1,14 +1,15 @@
-"""Library use: quantize arrays that are already in memory."""
+"""Library use: quantize arrays that are already in memory, of this machine or of a CUDA device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.quant import cuda_arrays
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import Matrix, SourceValueError, dequantize_bytes, quantize_matrix
 from weightcast.quant.types import TYPES, QuantType
@@ -74,20 +75,38 @@ def _as_importance(
     return np.broadcast_to(factors, (*shape[:-2], shape[-1]))
 
 
+Importance = Sequence[Any] | NDArray[Any] | Any  # Any: an array of torch or on a device
+
+
+@overload
 def quantize(
-    x: NDArray[Any] | torch.Tensor,
-    type_name: str,
-    importance: NDArray[Any] | torch.Tensor | Sequence[Any] | None = None,
-) -> NDArray[np.uint8]:
+    x: NDArray[Any], type_name: str, importance: Importance | None = None
+) -> NDArray[np.uint8]: ...
+@overload
+def quantize(x: Any, type_name: str, importance: Importance | None = None) -> Any: ...
+def quantize(x: Any, type_name: str, importance: Importance | None = None) -> Any:
     """Pack [..., out, in] float32, float16 or bfloat16 into uint8 [..., out, bytes per row].
 
-    Takes numpy arrays and CPU torch tensors, at any strides, without a copy. A 1-D array is one
-    row. `importance` weighs the errors of the columns, as llama.cpp's importance matrices do: [in]
-    for all matrices, or [..., in] with one row for each, say [experts, in]; types that do not use
-    it ignore its values. Raises LayoutError for other dtypes, rows that do not fill blocks, NaN and
-    infinity, and importance that is missing, negative or of another shape.
+    Takes numpy arrays and torch tensors, at any strides, without a copy; those in this machine's
+    memory give numpy arrays. torch tensors on a CUDA device are quantized there, on the current
+    stream, and give tensors there; other arrays on a device that speak DLPack give views that do.
+    The bytes are the same everywhere.
+
+    A 1-D array is one row. `importance` weighs the errors of the columns, as llama.cpp's importance
+    matrices do: [in] for all matrices, or [..., in] with one row for each, say [experts, in]; types
+    that do not use it ignore its values.
+
+    Raises LayoutError for other dtypes, rows that do not fill blocks, NaN and infinity, and
+    importance that is missing, negative or of another shape; DeviceError if a device cannot be
+    used.
     """
     quant_type = type_named(type_name)
+    if cuda_arrays.is_on_device(importance):
+        importance = cuda_arrays.to_host(importance)
+    if cuda_arrays.is_on_device(x):
+        shape = cuda_arrays.shape_of(x)
+        weights = None if importance is None else _as_importance(importance, shape)
+        return cuda_arrays.quantize(x, quant_type, weights)
     array = _as_numpy(x)
     dtype = _DTYPES.get(array.dtype)
     if dtype is None:
@@ -115,25 +134,24 @@ def quantize(
         except SourceValueError as error:
             if not index:
                 raise
-            place = [*index, error.out, error.in_]
-            raise LayoutError(f"{error.problem} at {place}") from None
+            raise error.at(index) from None
     return result
 
 
-def dequantize(blocks: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
-    """Unpack uint8 [..., bytes per row] to float32 [..., in]."""
+@overload
+def dequantize(blocks: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]: ...
+@overload
+def dequantize(blocks: Any, type_name: str) -> Any: ...
+def dequantize(blocks: Any, type_name: str) -> Any:
+    """Unpack uint8 [..., bytes per row] to float32 [..., in], where they lie."""
     quant_type = type_named(type_name)
+    if cuda_arrays.is_on_device(blocks):
+        return cuda_arrays.dequantize(blocks, quant_type)
     if not isinstance(blocks, np.ndarray):
         raise LayoutError(f"expected a numpy array of uint8 rows, got {type(blocks).__name__}")
     if blocks.dtype != np.uint8 or blocks.ndim == 0:
         raise LayoutError(f"expected uint8 rows, got {blocks.dtype} of {blocks.ndim} axes")
-    n_blocks, rest = divmod(blocks.shape[-1], quant_type.block_bytes)
-    if rest:
-        raise LayoutError(
-            f"rows of {blocks.shape[-1]} bytes are not whole {quant_type.name} blocks of "
-            f"{quant_type.block_bytes}"
-        )
-    row_elements = n_blocks * quant_type.block_elements
+    row_elements = quant_type.row_elements(blocks.shape[-1])
     n_elements = row_elements * int(np.prod(blocks.shape[:-1], dtype=np.int64))
     flat = dequantize_bytes(quant_type, np.ascontiguousarray(blocks).reshape(-1), n_elements)
     return flat.reshape(*blocks.shape[:-1], row_elements)

@@ -39,4 +39,4 @@ class OutputError(CheckpointError):
 
 
 class DeviceError(CheckpointError):
-    """A device cannot be used: no package, no driver, no device, no memory, a failed launch."""
+    """A CUDA device cannot do the work: no package, driver, device, memory; a failed launch."""

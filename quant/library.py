@@ -108,6 +108,10 @@ class SourceValueError(LayoutError):
         self.out = out
         self.in_ = in_
 
+    def at(self, index: tuple[int, ...]) -> LayoutError:
+        """The same error in the matrix at `index` of an array of matrices."""
+        return LayoutError(f"{self.problem} at {[*index, self.out, self.in_]}")
+
 
 class RangeError(SourceValueError):
     """A finite value that is too large for the type asked for."""
@@ -155,6 +159,8 @@ def load() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.POINTER(_Result),
     ]
+    library.weightcast_grid_tables.restype = ctypes.c_void_p
+    library.weightcast_grid_tables.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
     library.weightcast_dequantize.argtypes = [
         ctypes.c_int32,
         ctypes.c_void_p,
@@ -205,6 +211,21 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8])
         assert matrix.scales.strides[1] == 4 or matrix.n_out == 1
 
 
+def used_importance(
+    quant_type: QuantType, importance: NDArray[np.float32] | None, n_in: int
+) -> NDArray[np.float32] | None:
+    """Importance [n_in] as a type uses it: none if it ignores it. Raises LayoutError."""
+    if quant_type.importance == "ignored":
+        return None
+    if importance is None:
+        if quant_type.importance == "required":
+            raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
+        return None
+    if importance.shape != (n_in,):
+        raise LayoutError(f"importance of shape {list(importance.shape)} for rows of {n_in} values")
+    return np.ascontiguousarray(importance, np.float32)
+
+
 def quantize_matrix(
     matrix: Matrix,
     quant_type: QuantType,
@@ -217,10 +238,7 @@ def quantize_matrix(
     ignore it. Raises SourceValueError for NaN, infinity or a value beyond the type's range,
     LayoutError if rows do not fill whole blocks or the importance is missing or not valid.
     """
-    if quant_type.importance == "ignored":
-        importance = None
-    elif importance is None and quant_type.importance == "required":
-        raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
+    importance = used_importance(quant_type, importance, matrix.n_in)
     if matrix.n_out == 0 or matrix.n_in == 0:
         return BlockCounts()
     _check_bounds(matrix, quant_type, dst)
@@ -237,12 +255,6 @@ def quantize_matrix(
         source.groups = matrix.scales.shape[0]
         source.scale_stride = matrix.scales.strides[0] // 4
     result = _Result()
-    if importance is not None:
-        if importance.shape != (matrix.n_in,):
-            raise LayoutError(
-                f"importance of shape {list(importance.shape)} for rows of {matrix.n_in} values"
-            )
-        importance = np.ascontiguousarray(importance, np.float32)
     library = load()
     check_build(library, quant_type)
     status = library.weightcast_quantize(
@@ -253,24 +265,43 @@ def quantize_matrix(
         quant_type.row_bytes(matrix.n_in),
         ctypes.byref(result),
     )
+    place = (result.bad_out, result.bad_in)
     if status == NOT_FINITE:
-        problem = "NaN or infinity"
-        if matrix.scales is not None:
-            problem = "a scale that is NaN, infinite or 2**121 and more"
-        raise SourceValueError(problem, result.bad_out, result.bad_in)
+        raise not_finite(matrix.scales is not None, *place)
     counts = BlockCounts(result.exact_blocks, result.requantized_blocks, result.inexact_scales)
-    if status == OVERFLOW and quant_type.block_elements > 1:
-        raise ScaleOverflowError(quant_type.name, result.bad_out, result.bad_in, counts)
     if status == OVERFLOW:
-        raise RangeError(
-            f"a value beyond the range of {quant_type.name}", result.bad_out, result.bad_in
-        )
+        raise overflowed(quant_type, *place, counts)
     if status == BAD_IMPORTANCE:
-        raise LayoutError(f"importance of column {result.bad_in} is negative, infinite or NaN")
+        raise bad_importance(result.bad_in)
     if status == BAD_SHAPE:
-        raise LayoutError(f"{matrix.n_in} values along `in` do not divide into the scale groups")
+        raise bad_groups(matrix.n_in)
     assert status == OK, status
     return counts
+
+
+def not_finite(has_scales: bool, out: int, in_: int) -> SourceValueError:
+    """The error for a source that is not finite; with scales, one of those is to blame."""
+    problem = "NaN or infinity"
+    if has_scales:
+        problem = "a scale that is NaN, infinite or 2**121 and more"
+    return SourceValueError(problem, out, in_)
+
+
+def overflowed(quant_type: QuantType, out: int, in_: int, counts: BlockCounts) -> RangeError:
+    """The error for a scale of a block, or a value, beyond a type's range."""
+    if quant_type.block_elements > 1:
+        return ScaleOverflowError(quant_type.name, out, in_, counts)
+    return RangeError(f"a value beyond the range of {quant_type.name}", out, in_)
+
+
+def bad_importance(column: int) -> LayoutError:
+    """The error for an importance that cannot weigh errors."""
+    return LayoutError(f"importance of column {column} is negative, infinite or NaN")
+
+
+def bad_groups(n_in: int) -> LayoutError:
+    """The error for scales that do not divide a row."""
+    return LayoutError(f"{n_in} values along `in` do not divide into the scale groups")
 
 
 def dequantize_bytes(
@@ -287,3 +318,12 @@ def dequantize_bytes(
     )
     assert status == OK, status
     return dst
+
+
+def grid_tables(quant_type: QuantType) -> NDArray[np.uint8]:
+    """The tables that the kernels of a type with a grid search, as bytes; none for other types."""
+    nbytes = ctypes.c_int64()
+    address = load().weightcast_grid_tables(quant_type.ggml_id, ctypes.byref(nbytes))
+    if not address:
+        return np.empty(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes.value).from_address(address))

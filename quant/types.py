@@ -43,6 +43,15 @@ class QuantType:
             )
         return row_elements // self.block_elements * self.block_bytes
 
+    def row_elements(self, row_bytes: int) -> int:
+        """Values of one row. Raises LayoutError if its bytes are not whole blocks."""
+        n_blocks, rest = divmod(row_bytes, self.block_bytes)
+        if rest:
+            raise LayoutError(
+                f"rows of {row_bytes} bytes are not whole {self.name} blocks of {self.block_bytes}"
+            )
+        return n_blocks * self.block_elements
+
 
 F32 = QuantType("F32", 0, 1, 4)
 F16 = QuantType("F16", 1, 1, 2)

@@ -42,9 +42,14 @@ class Machine:
     fail_to_close: bool = False
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Machine:
-        monkeypatch.setattr(devices, "count_devices", lambda: self.n_devices)
+        monkeypatch.setattr(devices, "count_devices", self.count)
         monkeypatch.setattr(devices, "open_device", lambda index: Device(self, index))
         return self
+
+    def count(self) -> int:
+        if self.n_devices == 0:
+            raise DeviceError("no CUDA driver on this machine: libcuda.so.1 is missing")
+        return self.n_devices
 
     @property
     def chosen(self) -> devices.Devices:

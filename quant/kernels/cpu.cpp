@@ -60,12 +60,31 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
   }
 }
 
+template <class Grid, int entries>
+const void* tables(const uint16_t (&grid)[entries], int64_t& nbytes) {
+  nbytes = sizeof(Grid);
+  return &tables_of<Grid>(grid);
+}
+
+const void* grid_tables(int32_t type, int64_t& nbytes) {
+  switch (type) {
+    case WEIGHTCAST_IQ2_XXS: return tables<GridIQ2XXS>(kGridIQ2XXS, nbytes);
+    case WEIGHTCAST_IQ2_XS: return tables<GridIQ2XS>(kGridIQ2XS, nbytes);
+    case WEIGHTCAST_IQ2_S: return tables<GridIQ2S>(kGridIQ2S, nbytes);
+    case WEIGHTCAST_IQ3_XXS: return tables<GridIQ3XXS>(kGridIQ3XXS, nbytes);
+    case WEIGHTCAST_IQ3_S: return tables<GridIQ3S>(kGridIQ3S, nbytes);
+    case WEIGHTCAST_IQ1_S:
+    case WEIGHTCAST_IQ1_M: return tables<GridIQ1>(kGridIQ1, nbytes);
+    default: nbytes = 0; return nullptr;
+  }
+}
+
 }  // namespace
 
 #define WC_TABLE_OF(isa) kernels_##isa
 #define WC_TABLE(isa) WC_TABLE_OF(isa)
 #define WC_NAME_OF(isa) #isa
 #define WC_NAME(isa) WC_NAME_OF(isa)
-extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize};
+extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize, grid_tables};
 
 }  // namespace weightcast

@@ -10,6 +10,7 @@ struct Kernels {
   int32_t (*quantize)(const weightcast_source&, const float* importance, int32_t type, void* dst,
                       int64_t dst_stride, weightcast_result&);
   int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
+  const void* (*grid_tables)(int32_t type, int64_t& nbytes);
 };
 
 extern const Kernels kernels_scalar;

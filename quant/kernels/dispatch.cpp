@@ -125,4 +125,8 @@ int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
   return weightcast::kernels().dequantize(type, src, n_elements, dst);
 }
 
+const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {
+  return weightcast::kernels().grid_tables(type, *nbytes);
+}
+
 }  // extern "C"

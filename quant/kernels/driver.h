@@ -14,7 +14,9 @@
 #pragma once
 
 #include "lanes.h"
+#include "overflow.h"
 #include "source.h"
+#include "strip.h"
 #include "transpose.h"
 
 namespace weightcast {
@@ -76,19 +78,6 @@ inline void store_columns(const uint8_t* bytes, int rows, int columns, uint8_t* 
       }
     }
   }
-}
-
-// Whether one of the float16 scales of a block is infinite or NaN.
-template <int... halves>
-bool column_overflows([[maybe_unused]] Bytes block, [[maybe_unused]] int c, Halves<halves...>) {
-  return (((block[halves + 1][c] & 0x7c) == 0x7c) || ...);
-}
-
-template <int... halves>
-bool has_overflow(Bytes block, Halves<halves...> list) {
-  bool found = false;
-  for (int c = 0; c < kLanes; ++c) found |= column_overflows(block, c, list);
-  return found;
 }
 
 // Note the first of these blocks, [blocks * Type::bytes][kLanes], that has an infinite or NaN scale.

@@ -5,12 +5,11 @@
 // make_q3_quants in ggml-quants.c.
 #pragma once
 
-#include "lanes.h"
+#include "strip.h"
 
 namespace weightcast {
 namespace {
 
-constexpr float kInfinity = __builtin_inff();
 constexpr float kGroupMaxEps = 1e-15f;  // a block that has no larger magnitude is taken for zero
 
 WC_INLINE I clamped(I x, int low, int high) { return greater(lesser(x, high), low); }
@@ -128,7 +127,7 @@ inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candida
   const F smallest = low;
   F min = lesser(0.0f, low);
   fit.iscale = static_cast<float>(nmax) / (high - min);
-  fit.flat = !(fit.iscale < kInfinity);
+  fit.flat = !(fit.iscale < of_bits(I(0x7f800000)));
   fit.scale = 1.0f / fit.iscale;
   fit.base = min;
   F level[n];

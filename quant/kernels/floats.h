@@ -8,22 +8,6 @@ namespace {
 
 constexpr int kDepth = 32;  // in-rows of a tile
 
-// How one float of a tile becomes an element of the output; 16-bit types can overflow.
-struct EmitF32 {
-  using stored = float;
-  static float convert(float x) { return x; }
-};
-struct EmitF16 {
-  using stored = uint16_t;
-  static constexpr uint16_t infinity = 0x7c00u;
-  static uint16_t convert(float x) { return f32_to_f16(x); }
-};
-struct EmitBF16 {
-  using stored = uint16_t;
-  static constexpr uint16_t infinity = 0x7f80u;
-  static uint16_t convert(float x) { return f32_to_bf16(x); }
-};
-
 // Convert a finite tile; false, with the first offender in `result`, if a value overflows.
 template <class Emit>
 bool convert_tile(const Tile& tile, int depth, typename Emit::stored (&out)[kDepth][kWidth],
@@ -42,7 +26,7 @@ bool convert_tile(const Tile& tile, int depth, typename Emit::stored (&out)[kDep
     if (worst < Emit::infinity) return true;
     for (int c = 0; c < kWidth; ++c) {
       for (int i = 0; i < depth; ++i) {
-        if ((out[i][c] & 0x7fffu) >= Emit::infinity) {
+        if (Emit::overflows(out[i][c])) {
           result.bad_out = out0 + c;
           result.bad_in = in0 + i;
           return false;

@@ -14,6 +14,7 @@
 
 #include <cstring>
 
+#include "inline.h"
 #include "iq_grids.h"
 
 namespace weightcast {
@@ -167,6 +168,22 @@ class Neighbours {
   int32_t full_[kPoints];    // the place of the full list
   alignas(2 * kRun) uint16_t lists_[runs + short_runs][kRun];
 };
+
+// The tables of a grid, made at their first use. A device reads those that the host made.
+#ifdef WC_DEVICE
+WC_DEVICE const void* device_tables;
+
+template <class Grid, int entries>
+const Grid& tables_of(const uint16_t (&)[entries]) {
+  return *static_cast<const Grid*>(device_tables);
+}
+#else
+template <class Grid, int entries>
+const Grid& tables_of(const uint16_t (&grid)[entries]) {
+  static const Grid tables(grid);
+  return tables;
+}
+#endif
 
 }  // namespace
 }  // namespace weightcast

@@ -9,7 +9,9 @@
 
 #include "halves.h"
 #include "inline.h"
+#ifndef WC_DEVICE
 #include "transpose.h"
+#endif
 
 #if defined(WC_VECTORS_128)
 #include "vectors_128.h"
@@ -112,10 +114,12 @@ WC_INLINE F load(const float* p) { return {vec_load(p), vec_load(p + kVector)}; 
 #else
 
 constexpr int kLanes = 1;
+#ifndef WC_DEVICE
 constexpr int kTransposed = 4;
 WC_INLINE void transpose_rows(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
   transpose_square(src, stride, dst, dst_stride);
 }
+#endif
 using F = float;
 using I = int32_t;
 using M = bool;
@@ -126,7 +130,11 @@ WC_INLINE F lesser(F a, F b) { return a < b ? a : b; }
 WC_INLINE F greater(F a, F b) { return a > b ? a : b; }
 WC_INLINE I lesser(I a, I b) { return a < b ? a : b; }
 WC_INLINE I greater(I a, I b) { return a > b ? a : b; }
+#ifdef __CUDACC__
+WC_INLINE F root(F a) { return __fsqrt_rn(a); }
+#else
 WC_INLINE F root(F a) { return __builtin_sqrtf(a); }
+#endif
 WC_INLINE F select(M m, F a, F b) { return m ? a : b; }
 WC_INLINE I select(M m, I a, I b) { return m ? a : b; }
 WC_INLINE I bits(F a) { return static_cast<int32_t>(float_bits(a)); }
@@ -198,17 +206,6 @@ WC_INLINE F from_f16(I h) {
   const I special = shifted | 0x7f800000;
   return of_bits(((h & 0x8000) << 16) | select(shifted > I(0x0f7fffff), special, finite));
 }
-
-// One strip of a tile: kLanes neighbouring columns, of which x[i] is in-row i.
-constexpr int kWidth = 64;  // out-columns of a tile: one cache line of int8
-static_assert(kWidth % kLanes == 0, "a tile is whole strips");
-
-struct Strip {
-  const float* first;
-
-  WC_INLINE F operator[](int i) const { return load(first + i * kWidth); }
-  WC_INLINE Strip operator+(int rows) const { return {first + rows * kWidth}; }
-};
 
 // Rows of bytes, kLanes columns side by side: a block that is made, or the levels of one.
 struct Bytes {

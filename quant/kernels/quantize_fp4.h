@@ -79,6 +79,7 @@ struct NVFP4 {
   using halves = Halves<>;
 
   static void quantize(Strip block, const float*, F, Bytes out) {
+    WC_UNROLL
     for (int s = 0; s < 4; ++s) {
       const Strip x = block + 16 * s;
       const I d = to_ue4m3(magnitude_maximum<16>(x) / 6.0f);

@@ -41,7 +41,7 @@ inline void clear(M empty, Bytes first, int count) {
 
 struct IQ2XXS : TypeIQ<66> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    static const GridIQ2XXS grid(kGridIQ2XXS);
+    const GridIQ2XXS& grid = tables_of<GridIQ2XXS>(kGridIQ2XXS);
     const F sigma2 = super_sigma2(x, 1.0f);
     F scales[8];
     I signs[8];
@@ -81,7 +81,7 @@ struct IQ2XXS : TypeIQ<66> {
 
 struct IQ2XS : TypeIQ<74> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    static const GridIQ2XS grid(kGridIQ2XS);
+    const GridIQ2XS& grid = tables_of<GridIQ2XS>(kGridIQ2XS);
     const F sigma2 = super_sigma2(x, 1.0f);
     F scales[16];
     for (int ib = 0; ib < 16; ++ib) {
@@ -107,7 +107,7 @@ struct IQ2XS : TypeIQ<74> {
 
 struct IQ2S : TypeIQ<82> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    static const GridIQ2S grid(kGridIQ2S);
+    const GridIQ2S& grid = tables_of<GridIQ2S>(kGridIQ2S);
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[16];
     I high[8];
@@ -141,7 +141,7 @@ struct IQ2S : TypeIQ<82> {
 
 struct IQ3XXS : TypeIQ<98> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    static const GridIQ3XXS grid(kGridIQ3XXS);
+    const GridIQ3XXS& grid = tables_of<GridIQ3XXS>(kGridIQ3XXS);
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[8];
     I signs[8];
@@ -172,7 +172,7 @@ struct IQ3XXS : TypeIQ<98> {
 
 struct IQ3S : TypeIQ<110> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    static const GridIQ3S grid(kGridIQ3S);
+    const GridIQ3S& grid = tables_of<GridIQ3S>(kGridIQ3S);
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[8];
     M zero[8];

@@ -14,11 +14,6 @@ namespace {
 
 using GridIQ1 = Neighbours<8, 2, 2, 3, 22647, 0>;
 
-inline const GridIQ1& grid_iq1() {
-  static const GridIQ1 grid(kGridIQ1);
-  return grid;
-}
-
 // The values of levels 0, 1, 2 moved up or down.
 constexpr float kValuesUp[4] = {-1 + kIQ1Delta, kIQ1Delta, 1 + kIQ1Delta, 0};
 constexpr float kValuesDown[4] = {-1 - kIQ1Delta, -kIQ1Delta, 1 - kIQ1Delta, 0};
@@ -157,7 +152,7 @@ struct IQ1Block {
 
 struct IQ1S : TypeIQ<50> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ1& grid = grid_iq1();
+    const GridIQ1& grid = tables_of<GridIQ1>(kGridIQ1);
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[8];
     I high[8];
@@ -243,7 +238,7 @@ struct IQ1M : TypeIQ<56> {
   }
 
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ1& grid = grid_iq1();
+    const GridIQ1& grid = tables_of<GridIQ1>(kGridIQ1);
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[16];
     I high[16], codes[16][2];

@@ -19,12 +19,11 @@ constexpr float kThirdMiddles[8] = {middle(1), middle(9), middle(5), middle(13),
                                     middle(1), middle(9), middle(5), middle(13)};
 constexpr float kFourthMiddles[8] = {middle(0), middle(8), middle(4), middle(12),
                                      middle(2), middle(10), middle(6), middle(14)};
-constexpr float kLowerValues[8] = {
-    kIq4Values[0], kIq4Values[8],  kIq4Values[4], kIq4Values[12],
-    kIq4Values[2], kIq4Values[10], kIq4Values[6], kIq4Values[14]};
-constexpr float kUpperValues[8] = {
-    kIq4Values[1], kIq4Values[9],  kIq4Values[5], kIq4Values[13],
-    kIq4Values[3], kIq4Values[11], kIq4Values[7], kIq4Values[15]};
+constexpr float codebook(int n) { return static_cast<float>(kIq4Values[n]); }
+constexpr float kLowerValues[8] = {codebook(0), codebook(8),  codebook(4), codebook(12),
+                                   codebook(2), codebook(10), codebook(6), codebook(14)};
+constexpr float kUpperValues[8] = {codebook(1), codebook(9),  codebook(5), codebook(13),
+                                   codebook(3), codebook(11), codebook(7), codebook(15)};
 
 // Finds the codebook value nearest to x, the upper of two; the last for NaN. ggml compares distances
 // (best_index_int8), which are exact near the middles, so comparing with the middles is the same.

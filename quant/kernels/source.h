@@ -5,7 +5,8 @@
 // pass; a row-major source is transposed on the way.
 #pragma once
 
-#include "lanes.h"
+#include "elements.h"
+#include "strip.h"
 #include "transpose.h"
 #include "weightcast.h"
 
@@ -26,29 +27,6 @@ struct Piece {
 
 inline int64_t group_rows(const weightcast_source& s) { return s.n_in / s.groups; }
 
-template <int type>
-struct Element;
-template <>
-struct Element<WEIGHTCAST_F32> {
-  using stored = float;
-  static float value(float x) { return x; }
-};
-template <>
-struct Element<WEIGHTCAST_F16> {
-  using stored = uint16_t;
-  static float value(uint16_t x) { return f16_to_f32(x); }
-};
-template <>
-struct Element<WEIGHTCAST_BF16> {
-  using stored = uint16_t;
-  static float value(uint16_t x) { return bf16_to_f32(x); }
-};
-template <>
-struct Element<WEIGHTCAST_I8> {
-  using stored = int8_t;
-  static float value(int8_t x) { return static_cast<float>(x); }
-};
-
 // Ask for a run that is soon needed: there are more runs than a processor follows by itself. It
 // may lie beyond the source; nothing is read then.
 inline void prefetch(const void* run, int64_t bytes_ahead, int64_t bytes) {
@@ -66,10 +44,6 @@ constexpr int kRunBytes = 256;
 struct alignas(64) Stage {
   uint8_t rows[kMaxDepth][kRunBytes];
 };
-
-inline int element_bytes(int32_t type) {
-  return type == WEIGHTCAST_F32 ? 4 : type == WEIGHTCAST_I8 ? 1 : 2;
-}
 
 // Columns that are worked on together.
 inline int run_columns(const weightcast_source& s) {

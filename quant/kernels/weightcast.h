@@ -115,6 +115,10 @@ WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, cons
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
                                              float* dst);
 
+/* The tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call; NULL
+ * and 0 bytes for other types. For kernels on a device, which need a copy there. */
+WEIGHTCAST_API const void* weightcast_grid_tables(int32_t type, int64_t* nbytes);
+
 /* Whether this build makes the right blocks of a type (not I8) on this processor: WEIGHTCAST_OK or
  * WEIGHTCAST_MISCOMPILED. Takes well below a millisecond, but for the types with grids (IQ1, IQ2 and
  * IQ3), whose tables are made at their first use. */

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""What the kernels take of a device, as NVRTC's assembler counts it; no device is needed.
+
+Registers a thread, stack (local memory) and spills in bytes a thread, shared memory that is fixed
+at compile time in bytes a block; quantizers ask for more when they are launched. Threads a block
+are what the kernel is compiled for (its launch bounds).
+
+    .venv/bin/python -m benchmarks.cuda_resources
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from weightcast.quant.cuda_kernels import SOURCE, UNITS, Compiled, compile_unit, nvrtc_version
+from weightcast.quant.library import installed
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+RESULTS = Path(__file__).with_name("results")
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<kernel>\w+)' for '(?P<architecture>\w+)'"
+    r"(?:(?!Compiling entry).)*?(?P<stack_bytes>\d+) bytes stack frame, "
+    r"(?P<spill_store_bytes>\d+) bytes spill stores, (?P<spill_load_bytes>\d+) bytes spill loads"
+    r"\s+ptxas info\s+: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+LAUNCH_BOUNDS = re.compile(r"\.entry (\w+)\((?:(?!\.entry).)*?\.maxntid (\d+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one kernel takes on one architecture; no threads where it has no launch bounds."""
+
+    kernel: str
+    architecture: str
+    threads: int | None
+    registers: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+
+
+def usages(compiled: Compiled) -> Iterator[Usage]:
+    """Read what each kernel of a unit takes from the assembler's log."""
+    bounds = dict(LAUNCH_BOUNDS.findall(compiled.ptx.decode()))
+    for match in ENTRY.finditer(compiled.log):
+        shared = re.search(r"(\d+) bytes smem", match["rest"])
+        yield Usage(
+            kernel=match["kernel"],
+            architecture=match["architecture"],
+            threads=int(bounds[match["kernel"]]) if match["kernel"] in bounds else None,
+            registers=int(match["registers"]),
+            stack_bytes=int(match["stack_bytes"]),
+            spill_store_bytes=int(match["spill_store_bytes"]),
+            spill_load_bytes=int(match["spill_load_bytes"]),
+            shared_bytes=int(shared[1]) if shared else 0,
+        )
+
+
+def compile_all(
+    units: Iterable[str] = UNITS, architectures: Iterable[str] = ARCHITECTURES
+) -> dict[tuple[str, str], Compiled]:
+    """Compile units for architectures, as many at a time as there are processors."""
+    source = installed(SOURCE)
+    wanted = [(unit, architecture) for unit in units for architecture in architectures]
+    # NVRTC releases the GIL.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(wanted, pool.map(lambda w: compile_unit(source, *w), wanted), strict=True))
+
+
+def shown(usage: Usage | None) -> list[str]:
+    if usage is None:
+        return ["-"] * 4
+    spills = f"{usage.spill_store_bytes}/{usage.spill_load_bytes}"
+    return [str(usage.registers), str(usage.stack_bytes), spills, str(usage.shared_bytes)]
+
+
+def markdown(all_usages: list[Usage], unit_count: int, seconds: float) -> str:
+    """Lay out one row a kernel, with the figures of each architecture beside each other."""
+    by_place = {(usage.kernel, usage.architecture): usage for usage in all_usages}
+    lines = [
+        "# What the CUDA kernels take",
+        "",
+        f"Compiled by NVRTC {nvrtc_version()}: {unit_count} units for {len(ARCHITECTURES)} "
+        f"architectures in {seconds:.0f} s on {os.cpu_count()} processors. Registers and bytes of "
+        "stack and of spills (stores/loads) a thread, bytes of static shared memory a block. "
+        "Counted by the assembler, not measured on a device.",
+        "",
+    ]
+    header, groups = ["kernel", "threads a block"], []
+    for architecture in ARCHITECTURES:
+        groups += [f"{architecture} registers", "stack", "spills", "shared"]
+    lines += [f"| {' | '.join([*header, *groups])} |"]
+    lines += [f"| --- | {' | '.join(['---:'] * (1 + len(groups)))} |"]
+    threads = {usage.kernel: usage.threads for usage in all_usages}
+    for kernel in sorted(threads):
+        cells = [kernel.removeprefix("weightcast_"), str(threads[kernel] or "any")]
+        for architecture in ARCHITECTURES:
+            cells += shown(by_place.get((kernel, architecture)))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=RESULTS / "cuda-resources.json",
+    show_default=True,
+    help="Figures as JSON; a table is written beside it, with .md.",
+)
+def main(output: Path) -> None:
+    start = time.monotonic()
+    compiled = compile_all()
+    seconds = time.monotonic() - start
+    # Kernels that several units contain are listed once.
+    found = {
+        (usage.kernel, usage.architecture): usage
+        for unit in compiled.values()
+        for usage in usages(unit)
+    }
+    table = [found[place] for place in sorted(found)]
+    record = {
+        "nvrtc": nvrtc_version(),
+        "units": len(UNITS),
+        "seconds": round(seconds, 1),
+        "processors": os.cpu_count(),
+        "kernels": [asdict(usage) for usage in table],
+    }
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    output.with_suffix(".md").write_text(markdown(table, len(UNITS), seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""From host memory over a device and back: what a worker of a conversion quantizes with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.quant import cuda_units
+from weightcast.quant.cuda_device import Gpu, Memory, open_gpu
+from weightcast.quant.cuda_jobs import (
+    FOUND_BYTES,
+    DeviceMatrix,
+    Job,
+    enqueue,
+    enqueue_dequantize,
+    report,
+    scratch_bytes,
+)
+from weightcast.quant.library import BlockCounts, Blocks, Matrix, used_importance
+from weightcast.quant.types import F32, SOURCE_TYPES, QuantType
+
+# Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
+_ROW_ALIGNMENT: Final = 64
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+
+
+class _Room:
+    """Device memory that grows with what is asked of it; what was in it is lost then."""
+
+    def __init__(self, gpu: Gpu, nbytes: int = 0) -> None:
+        self._gpu = gpu
+        self._memory: Memory | None = gpu.allocate(nbytes) if nbytes else None
+
+    def address(self, nbytes: int) -> int:
+        """Where there is room for nbytes. Raises DeviceError if the device has no more."""
+        if self._memory is None or self._memory.nbytes < nbytes:
+            self.free()  # first: both may not fit
+            self._memory = self._gpu.allocate(nbytes)
+        return self._memory.address
+
+    def free(self) -> None:
+        if self._memory is not None:
+            self._memory.free()
+            self._memory = None
+
+
+class Lane:
+    """One stream of one device with buffers of its own, for one thread at a time.
+
+    Several lanes of a device overlap: while one computes, others copy. Sizes are of the largest
+    source and the largest output expected, in bytes; larger ones only cost an allocation.
+    """
+
+    def __init__(self, device: int, source_bytes: int, blocks_bytes: int) -> None:
+        self._gpu = open_gpu(device)
+        self._stream = self._gpu.stream()
+        self._source = _Room(self._gpu, source_bytes)
+        self._rows = _Room(self._gpu, blocks_bytes)
+        rooms = (_Room(self._gpu) for _ in range(4))
+        self._floats, self._scales, self._importance, self._scratch = rooms
+
+    def quantize(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+    ) -> BlockCounts:
+        """Write the rows of a matrix in host memory into dst: `library.quantize_matrix` elsewhere.
+
+        Both are free for other use at the return. Copies of page-locked memory run beside those of
+        other lanes. Raises DeviceError, and what `quantize_matrix` raises.
+        """
+        importance = used_importance(quant_type, importance, source.n_in)
+        nbytes = source.n_out * quant_type.row_bytes(source.n_in)
+        assert dst.flags.c_contiguous
+        assert dst.nbytes >= nbytes
+        if nbytes == 0:
+            return BlockCounts()
+        weighed = importance is not None
+        kernels = cuda_units.quantizer(self._gpu, quant_type, weighed)
+        size = scratch_bytes(quant_type, source.n_out, weighed=weighed)
+        job = Job(
+            self._copy_blocks(source) if isinstance(source, Blocks) else self._copy_matrix(source),
+            quant_type,
+            self._rows.address(nbytes),
+            nbytes // source.n_out,
+            self._scratch.address(size),
+            self._copy(self._importance, importance),
+        )
+        enqueue(self._stream, kernels, job)
+        found = np.zeros(FOUND_BYTES // 8, np.uint64)
+        self._stream.copy_out(dst.reshape(-1).view(np.uint8)[:nbytes], job.dst)
+        self._stream.copy_out(found, job.found)
+        self._stream.synchronize()
+        return report(job, found)
+
+    def close(self) -> None:
+        """Give the device memory back."""
+        for room in (self._source, self._rows, self._floats, self._scales, self._importance):
+            room.free()
+        self._scratch.free()
+
+    def _copy(self, room: _Room, values: NDArray[np.generic] | None) -> int:
+        """Copy contiguous values to the device; 0 for none."""
+        if values is None:
+            return 0
+        address = room.address(values.nbytes)
+        self._stream.copy_in(address, values)
+        return address
+
+    def _copy_blocks(self, source: Blocks) -> DeviceMatrix:
+        """Copy blocks and unpack them there."""
+        n_out, n_in = source.n_out, source.n_in
+        nbytes = n_out * source.type.row_bytes(n_in)
+        address = self._copy(self._source, source.data[:nbytes])
+        floats = self._floats.address(4 * n_out * n_in)
+        n_blocks = nbytes // source.type.block_bytes
+        kernel = cuda_units.dequantizer(self._gpu, source.type)
+        enqueue_dequantize(self._stream, kernel, source.type, address, n_blocks, floats)
+        return DeviceMatrix(floats, F32.name, n_out, n_in, n_in, 1)
+
+    def _copy_matrix(self, matrix: Matrix) -> DeviceMatrix:
+        """Copy a matrix, of runs along `out` or `in` only what is in it, and its scales."""
+        item = SOURCE_TYPES[matrix.dtype].block_bytes
+        first = matrix.data.ctypes.data + matrix.start * item
+        along_in = matrix.stride_in == 1
+        run, runs, step = matrix.n_out, matrix.n_in, matrix.stride_in
+        if along_in:
+            run, runs, step = matrix.n_in, matrix.n_out, matrix.stride_out
+        if not (along_in or matrix.stride_out == 1) or step < run:
+            # Neither way contiguous, or rows that overlap: everything from the first to the last.
+            last = (matrix.n_out - 1) * matrix.stride_out + (matrix.n_in - 1) * matrix.stride_in
+            nbytes = (last + 1) * item
+            address = self._source.address(nbytes)
+            self._stream.copy_in(address, first, nbytes)
+            strides = (matrix.stride_out, matrix.stride_in)
+        else:
+            pitch = _aligned(run * item)
+            address = self._source.address(runs * pitch)
+            self._stream.copy_in_2d(address, pitch, first, step * item, run * item, runs)
+            strides = (pitch // item, 1) if along_in else (1, pitch // item)
+        scales = matrix.scales
+        if scales is not None:
+            scales = np.ascontiguousarray(scales)
+        return DeviceMatrix(
+            address,
+            matrix.dtype,
+            matrix.n_out,
+            matrix.n_in,
+            *strides,
+            scales=self._copy(self._scales, scales),
+            groups=1 if scales is None else len(scales),
+            scale_stride=matrix.n_out,
+        )

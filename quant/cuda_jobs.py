@@ -1,0 +1,236 @@
+"""Matrices in device memory and what the kernels find in them: launches, and errors in our words.
+
+A job is enqueued on a stream and reported on after the stream was synchronized.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.quant import cuda_launch
+from weightcast.quant.cuda_device import Argument, Kernel, Memory, Stream
+from weightcast.quant.cuda_launch import Launch
+from weightcast.quant.library import (
+    BlockCounts,
+    bad_groups,
+    bad_importance,
+    not_finite,
+    overflowed,
+)
+from weightcast.quant.types import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPES, QuantType
+
+# With an importance, these weigh errors by the mean of squares of a whole row.
+ROW_MEAN_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1)
+_FIELDS: Final = (
+    "not_finite",
+    "overflow",
+    "bad_scale",
+    "bad_importance",
+    "exact_blocks",
+    "inexact_scales",
+)
+FOUND_BYTES: Final = 8 * len(_FIELDS)
+_NO_PLACE: Final = 0
+_LARGEST: Final = 2**64 - 1
+
+
+class _QuantizeArguments(ctypes.Structure):
+    """kernels/device_tile.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("data", "scales", "importance", "means", "dst")),
+        ("found", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("n_out", "n_in", "stride_out", "stride_in")),
+        *((name, ctypes.c_int64) for name in ("group_rows", "scale_stride")),
+        *((name, ctypes.c_int64) for name in ("dst_stride", "row_bytes")),
+        *((name, ctypes.c_int32) for name in ("source_type", "column_bits", "out_tiles")),
+        ("word_bytes", ctypes.c_int32),
+    ]
+
+
+class _CheckArguments(ctypes.Structure):
+    """kernels/device_checks.h."""
+
+    _fields_ = [
+        ("values", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "n_in")),
+        ("found", ctypes.c_uint64),
+    ]
+
+
+class _DequantizeArguments(ctypes.Structure):
+    """kernels/device_blocks.h."""
+
+    _fields_ = [
+        ("src", ctypes.c_uint64),
+        ("dst", ctypes.c_uint64),
+        ("n_blocks", ctypes.c_int64),
+        ("word_bytes", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMatrix:
+    """A source matrix [n_out, n_in] in device memory: address of element (0, 0), its strides.
+
+    Strides count elements. int8 needs `scales`, the address of float32 [groups, n_out], groups
+    `scale_stride` elements apart.
+    """
+
+    address: int
+    dtype: str
+    n_out: int
+    n_in: int
+    stride_out: int
+    stride_in: int
+    scales: int = 0
+    groups: int = 1
+    scale_stride: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """The kernels that one type takes on one device; `tables` are kept while they are in use."""
+
+    quantize: Kernel
+    check_scales: Kernel
+    check_importance: Kernel
+    row_means: Kernel
+    tables: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is made of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
+
+    `importance` is float32 [n_in], or 0 for none. `scratch` has `scratch_bytes` for the job alone.
+    """
+
+    matrix: DeviceMatrix
+    type: QuantType
+    dst: int
+    dst_stride: int
+    scratch: int
+    importance: int = 0
+
+    @property
+    def found(self) -> int:
+        """Address of what the kernels find, `FOUND_BYTES`."""
+        return self.scratch
+
+
+def scratch_bytes(quant_type: QuantType, n_out: int, *, weighed: bool) -> int:
+    """Bytes of device memory that a job needs beside source and rows, a multiple of 8."""
+    means = n_out if weighed and quant_type in ROW_MEAN_TYPES else 0
+    return FOUND_BYTES + 8 * -(-means // 2)
+
+
+def _launch(stream: Stream, kernel: Kernel, launch: Launch, *args: Argument) -> None:
+    stream.launch(kernel, (launch.thread_blocks,), (launch.threads,), launch.shared_bytes, args)
+
+
+def _check(
+    stream: Stream, kernel: Kernel, job: Job, address: int, rows: int, columns: int, stride: int
+) -> None:
+    arguments = _CheckArguments(address, rows, columns, stride, job.matrix.n_in, job.found)
+    _launch(stream, kernel, cuda_launch.check_launch(rows * columns), arguments)
+
+
+def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
+    """Start a job. The matrix must have at least one block, n_in must be whole blocks and groups.
+
+    Raises LayoutError if scales do not divide rows, DeviceError for a launch that is refused.
+    """
+    matrix, quant_type = job.matrix, job.type
+    stream.fill(job.found, FOUND_BYTES)
+    if matrix.scales:
+        if matrix.n_in % matrix.groups:
+            raise bad_groups(matrix.n_in)
+        place = (matrix.scales, matrix.groups, matrix.n_out, matrix.scale_stride)
+        _check(stream, quantizer.check_scales, job, *place)
+    if job.importance:
+        place = (job.importance, 1, matrix.n_in, matrix.n_in)
+        _check(stream, quantizer.check_importance, job, *place)
+    launch = cuda_launch.quantize_launch(
+        quant_type,
+        matrix.n_out,
+        matrix.n_in,
+        along_in=matrix.stride_in == 1,
+        dst=job.dst,
+        dst_stride=job.dst_stride,
+    )
+    arguments = _arguments(job, launch)
+    if job.importance and quant_type in ROW_MEAN_TYPES:
+        means = job.found + FOUND_BYTES
+        arguments.means = means
+        each = cuda_launch.check_launch(matrix.n_out)
+        _launch(stream, quantizer.row_means, each, arguments, ctypes.c_uint64(means))
+    _launch(stream, quantizer.quantize, launch, arguments)
+
+
+def _arguments(job: Job, launch: Launch) -> _QuantizeArguments:
+    matrix = job.matrix
+    return _QuantizeArguments(
+        data=matrix.address,
+        scales=matrix.scales,
+        importance=job.importance,
+        dst=job.dst,
+        found=job.found,
+        n_out=matrix.n_out,
+        n_in=matrix.n_in,
+        stride_out=matrix.stride_out,
+        stride_in=matrix.stride_in,
+        group_rows=matrix.n_in // matrix.groups,
+        scale_stride=matrix.scale_stride,
+        dst_stride=job.dst_stride,
+        row_bytes=job.type.row_bytes(matrix.n_in),
+        source_type=SOURCE_TYPES[matrix.dtype].ggml_id,
+        column_bits=launch.columns.bit_length() - 1,
+        out_tiles=-(-matrix.n_out // launch.columns),
+        word_bytes=launch.word_bytes,
+    )
+
+
+def enqueue_dequantize(
+    stream: Stream, kernel: Kernel, quant_type: QuantType, src: int, n_blocks: int, dst: int
+) -> None:
+    """Start unpacking blocks at `src` to float32 at `dst`, both addresses."""
+    if n_blocks:
+        launch = cuda_launch.dequantize_launch(quant_type, n_blocks, src)
+        arguments = _DequantizeArguments(src, dst, n_blocks, launch.word_bytes)
+        _launch(stream, kernel, launch, arguments)
+
+
+def report(job: Job, found: NDArray[np.uint64]) -> BlockCounts:
+    """Say what a finished job found, uint64 [6], in the order in which the CPU would refuse it.
+
+    Raises what `library.quantize_matrix` raises. Of several elements that are not finite the first
+    row's is named, where the CPU names that of the first tile.
+    """
+    matrix = job.matrix
+    values = dict(zip(_FIELDS, map(int, found), strict=True))
+
+    def place(field: str, row: int) -> tuple[int, int]:
+        return divmod(_LARGEST - values[field], row)
+
+    if values["bad_scale"] != _NO_PLACE:
+        group, out = place("bad_scale", matrix.n_out)
+        raise not_finite(True, out, group * (matrix.n_in // matrix.groups))
+    if values["bad_importance"] != _NO_PLACE:
+        raise bad_importance(_LARGEST - values["bad_importance"])
+    if values["not_finite"] != _NO_PLACE:
+        raise not_finite(False, *place("not_finite", matrix.n_in))
+    counts = BlockCounts()
+    if job.type == Q8_0:
+        exact = values["exact_blocks"]
+        n_blocks = matrix.n_out * (matrix.n_in // Q8_0.block_elements)
+        counts = BlockCounts(exact, n_blocks - exact, values["inexact_scales"])
+    if values["overflow"] != _NO_PLACE:
+        raise overflowed(job.type, *place("overflow", matrix.n_in), counts)
+    return counts

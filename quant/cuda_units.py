@@ -1,0 +1,156 @@
+"""The kernels of each device: loaded at their first use, and not used before they proved right.
+
+A kernel is compared with the CPU's, byte by byte, on a small matrix. So a compiler, driver or
+device that rounds otherwise is found before it writes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.quant import cuda_kernels, library
+from weightcast.quant.cuda_device import Gpu, Kernel, Module
+from weightcast.quant.cuda_jobs import (
+    DeviceMatrix,
+    Job,
+    Quantizer,
+    enqueue,
+    enqueue_dequantize,
+    scratch_bytes,
+)
+from weightcast.quant.errors import DeviceError
+from weightcast.quant.library import Matrix, ScaleOverflowError, dequantize_bytes, quantize_matrix
+from weightcast.quant.types import QuantType
+
+
+@cache
+def _module(gpu: Gpu, unit: str) -> Module:
+    return gpu.module(cuda_kernels.image(unit, gpu.architecture))
+
+
+@cache
+def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
+    """Give the kernels that make a type on a device, with an importance or without.
+
+    Raises DeviceError if they cannot be compiled or loaded, or make other bytes than the CPU.
+    """
+    name = f"quantize_{'weighed_' if weighed else ''}{quant_type.name}"
+    module, checks = _module(gpu, name), _module(gpu, "checks")
+    kernel = module.kernel(f"weightcast_{name}")
+    stream = gpu.stream()
+    tables = None
+    if quant_type.has_grid:
+        values = library.grid_tables(quant_type)
+        tables = gpu.allocate(values.nbytes)
+        stream.copy_in(tables.address, values)
+        setter = module.kernel("weightcast_set_tables")
+        stream.launch(setter, (1,), (1,), 0, (ctypes.c_uint64(tables.address),))
+        stream.synchronize()
+    found = Quantizer(
+        kernel,
+        checks.kernel("weightcast_check_scales"),
+        checks.kernel("weightcast_check_importance"),
+        checks.kernel("weightcast_row_means"),
+        tables,
+    )
+    for codes in (False, True):
+        _prove(found, quant_type, weighed=weighed, codes=codes)
+    return found
+
+
+@cache
+def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
+    """Give the kernel that unpacks a type on a device. Raises DeviceError as `quantizer` does."""
+    name = f"dequantize_{quant_type.name}"
+    kernel = _module(gpu, name).kernel(f"weightcast_{name}")
+    n_blocks = 300
+    blocks = _noise(n_blocks * quant_type.block_bytes)
+    n_elements = n_blocks * quant_type.block_elements
+    source, target = gpu.allocate(blocks.nbytes), gpu.allocate(4 * n_elements)
+    made = np.empty(n_elements, np.float32)
+    stream = gpu.stream()
+    stream.copy_in(source.address, blocks)
+    enqueue_dequantize(stream, kernel, quant_type, source.address, n_blocks, target.address)
+    stream.copy_out(made, target.address)
+    stream.synchronize()
+    wanted = dequantize_bytes(quant_type, blocks, n_elements)
+    same = (made.view(np.uint32) == wanted.view(np.uint32)) | (np.isnan(made) & np.isnan(wanted))
+    _require(bool(same.all()), gpu, kernel)
+    return kernel
+
+
+def _require(right: bool, gpu: Gpu, kernel: Kernel) -> None:
+    if not right:
+        raise DeviceError(
+            f"{gpu.label} ({gpu.name}): {kernel.name} makes other bytes than the CPU; "
+            "use --device cpu and report this with the versions of driver and nvidia-cuda-nvrtc"
+        )
+
+
+def _noise(n: int) -> NDArray[np.uint8]:
+    """The same n bytes each time."""
+    return np.random.default_rng(n).integers(0, 256, n, np.uint8)
+
+
+def _trial(quant_type: QuantType, *, codes: bool) -> Matrix:
+    """Make a small matrix: sizes far apart, zeros, one sign, constants; tiles that are not full."""
+    n_out, n_in = 37, 3 * max(quant_type.block_elements, 32)
+    rng = np.random.default_rng(n_in)
+    if codes:
+        values = rng.integers(-128, 128, (n_in, n_out), np.int8)
+        # Two groups, which split a block; every third scale is exact in float16.
+        scales = (2.0 ** rng.uniform(-14, 3, (2, n_out))).astype(np.float32)
+        scales[:, ::3] = scales[:, ::3].astype(np.float16)
+        return Matrix(values.reshape(-1), "I8", n_out, n_in, 1, n_out, scales=scales)
+    x = rng.standard_normal((n_out, n_in)) * 10.0 ** rng.uniform(-6, 3, (n_out, 1))
+    x[:4] = np.array([0.0, 1.0, -3.0, 1e-40])[:, None]
+    x[4:8] = np.abs(x[4:8]) * np.array([1, -1, 1, -1])[:, None]
+    x[8:16] = np.round(x[8:16] / np.abs(x[8:16]).max(axis=1, keepdims=True) * 8)
+    return Matrix(x.astype(np.float32).reshape(-1), "F32", n_out, n_in, n_in, 1)
+
+
+def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: bool) -> None:
+    """Raise DeviceError unless a small matrix gets the CPU's bytes."""
+    gpu = found.quantize.gpu
+    matrix = _trial(quant_type, codes=codes)
+    shape = (matrix.n_out, quant_type.row_bytes(matrix.n_in))
+    wanted, made = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
+    importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
+    with contextlib.suppress(ScaleOverflowError):  # the blocks are complete all the same
+        quantize_matrix(matrix, quant_type, wanted, importance)
+    parts = [matrix.data.view(np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8)]
+    if matrix.scales is not None:
+        parts[1] = matrix.scales.reshape(-1).view(np.uint8)
+    if importance is not None:
+        parts[2] = importance.view(np.uint8)
+    source = gpu.allocate(sum(part.nbytes + 16 for part in parts))
+    target = gpu.allocate(made.nbytes)
+    scratch = gpu.allocate(scratch_bytes(quant_type, matrix.n_out, weighed=weighed))
+    stream = gpu.stream()
+    addresses = []
+    address = source.address
+    for part in parts:
+        addresses.append(address if part.size else 0)
+        stream.copy_in(address, part)
+        address += -(-part.nbytes // 16) * 16
+    on_device = DeviceMatrix(
+        addresses[0],
+        matrix.dtype,
+        matrix.n_out,
+        matrix.n_in,
+        matrix.stride_out,
+        matrix.stride_in,
+        scales=addresses[1],
+        groups=1 if matrix.scales is None else len(matrix.scales),
+        scale_stride=matrix.n_out,
+    )
+    job = Job(on_device, quant_type, target.address, shape[1], scratch.address, addresses[2])
+    enqueue(stream, found, job)
+    stream.copy_out(made, target.address)
+    stream.synchronize()
+    _require(np.array_equal(made, wanted), gpu, found.quantize)

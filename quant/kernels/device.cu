@@ -1,0 +1,89 @@
+// Entry points of the kernels for a device, compiled by NVRTC: one unit a type and operation, chosen by
+// WC_QUANTIZE (a type's name; WC_WEIGHED if there is an importance), WC_DEQUANTIZE or WC_CHECKS. All arithmetic is in the headers, which
+// the host's library shares; the options that keep its bits are in cuda_kernels.py.
+#define WC_DEVICE __device__
+
+#define WC_JOIN_2(a, b) a##b
+#define WC_JOIN(a, b) WC_JOIN_2(a, b)
+
+// Types whose blocks are held in registers.
+#define WC_HELD_F32 1
+#define WC_HELD_F16 1
+#define WC_HELD_BF16 1
+#define WC_HELD_Q4_0 1
+#define WC_HELD_Q4_1 1
+#define WC_HELD_Q5_0 1
+#define WC_HELD_Q5_1 1
+#define WC_HELD_Q8_0 1
+#define WC_HELD_Q2_0 1
+#define WC_HELD_MXFP4 1
+#define WC_HELD_NVFP4 1
+#define WC_HELD_IQ4_NL 1
+
+#if defined(WC_QUANTIZE)
+#if WC_JOIN(WC_HELD_, WC_QUANTIZE)
+#define WC_HELD 1
+#endif
+#include "device_types.h"
+
+#ifdef WC_WEIGHED
+#define WC_SYMBOL WC_JOIN(weightcast_quantize_weighed_, WC_QUANTIZE)
+constexpr bool kWeighed = true;
+#else
+#define WC_SYMBOL WC_JOIN(weightcast_quantize_, WC_QUANTIZE)
+constexpr bool kWeighed = false;
+#endif
+using Tile = weightcast::QuantizeTile<weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE), kWeighed>;
+
+extern "C" __global__ void __launch_bounds__(Tile::threads)
+    WC_SYMBOL(const __grid_constant__ weightcast::QuantizeArguments a) {
+  extern __shared__ __align__(16) uint8_t staged[];
+  const Tile tile(a, blockIdx.x);
+  tile.make(static_cast<int>(threadIdx.x), staged);
+  __syncthreads();
+  tile.store(static_cast<int>(threadIdx.x), staged);
+}
+
+// Where the tables of the grids lie, for the types that have one.
+extern "C" __global__ void weightcast_set_tables(const void* tables) {
+  weightcast::device_tables = tables;
+}
+
+#elif defined(WC_DEQUANTIZE)
+#include "device_blocks.h"
+
+using Tile = weightcast::DequantizeTile<weightcast::WC_JOIN(Block, WC_DEQUANTIZE)>;
+
+extern "C" __global__ void __launch_bounds__(Tile::threads)
+    WC_JOIN(weightcast_dequantize_, WC_DEQUANTIZE)(const __grid_constant__ weightcast::DequantizeArguments a) {
+  __shared__ Tile::Staged staged;
+  const Tile tile(a, blockIdx.x);
+  const int thread = static_cast<int>(threadIdx.x);
+  tile.load(thread, staged);
+  __syncthreads();
+  tile.make(thread, staged);
+  __syncthreads();
+  tile.store(thread, staged);
+}
+
+#elif defined(WC_CHECKS)
+#include "device_checks.h"
+
+namespace {
+__device__ int64_t place() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+}  // namespace
+
+extern "C" __global__ void weightcast_check_scales(const __grid_constant__ weightcast::CheckArguments a) {
+  weightcast::check_scale(a, place());
+}
+
+extern "C" __global__ void weightcast_check_importance(
+    const __grid_constant__ weightcast::CheckArguments a) {
+  weightcast::check_importance(a, place());
+}
+
+extern "C" __global__ void weightcast_row_means(const __grid_constant__ weightcast::QuantizeArguments a,
+                                                float* means) {
+  weightcast::row_mean(a, means, place());
+}
+#endif

@@ -1,0 +1,100 @@
+"""Fixtures of the CUDA tests: a driver, the stand-in where there is no device; compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cuda_resources import compile_all
+from tests.cuda import stand_in
+from weightcast.quant import cuda_cache, cuda_kernels
+from weightcast.quant.cuda_kernels import Compiled
+from weightcast.quant.library import installed
+
+
+@cache
+def has_real_device() -> bool:
+    return stand_in.has_real_device()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` on machines without a device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not has_real_device():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def loaded_driver(tmp_path_factory: pytest.TempPathFactory) -> stand_in.StandIn | None:
+    """Build and load the stand-in, for the rest of the process; None where there is a device."""
+    if has_real_device():
+        return None
+    return stand_in.StandIn(stand_in.build(tmp_path_factory.mktemp("stand_in")))
+
+
+@pytest.fixture
+def driver(loaded_driver: stand_in.StandIn | None) -> Iterator[stand_in.StandIn | None]:
+    """A CUDA driver: the stand-in, which counts from 0 and has seen no overruns, or a real one."""
+    if loaded_driver is None:
+        yield None
+        return
+    loaded_driver.reset()
+    yield loaded_driver
+    overruns = loaded_driver.counter("overruns")
+    loaded_driver.reset()
+    assert overruns == 0, "device memory was written outside of its allocations"
+
+
+@pytest.fixture
+def only_stand_in(driver: stand_in.StandIn | None) -> stand_in.StandIn:
+    """The stand-in, for tests of failures and of what it alone can tell."""
+    if driver is None:
+        pytest.skip("needs the stand-in, and this machine has a device")
+    return driver
+
+
+@pytest.fixture(scope="session")
+def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the stand-in the host forms of toys.cu, the source that this returns."""
+    if loaded_driver is not None:
+        library = tmp_path_factory.mktemp("toys") / "toys.so"
+        loaded_driver.use_kernels(stand_in.build_kernels(stand_in.HERE / "toys.cpp", library))
+    return stand_in.HERE / "toys.cu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep images away from the user's folder, shared by the tests of a session."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTCAST_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
+    """Compile every unit for every architecture, also for the tests that ask for images."""
+    made = compile_all()
+    for (unit, architecture), parts in made.items():
+        target = cuda_kernels.target_for(architecture)
+        key = cuda_kernels.cache_key(installed(cuda_kernels.SOURCE), unit, target)
+        assert cuda_cache.write(key, parts.cubin)
+    return made
+
+
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the host form of the device kernels: a shared library."""
+    return stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
+
+
+@pytest.fixture
+def kernels(driver: stand_in.StandIn | None, host_kernels: Path) -> stand_in.StandIn | None:
+    """A driver on which the kernels of the package run."""
+    if driver is not None:
+        driver.use_kernels(host_kernels)
+    return driver

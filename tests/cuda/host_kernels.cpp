@@ -1,0 +1,210 @@
+// The kernels for a device, built for the host: thread after thread, from barrier to barrier.
+//
+// Each is exported under its name, with the arguments of a launch; stand_in/ is the driver that calls
+// them. Compiled twice: with WC_HELD for the types whose blocks are held in registers, and without.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#define WC_DEVICE
+
+static unsigned long long atomicMax(unsigned long long* at, unsigned long long value) {
+  const unsigned long long before = *at;
+  *at = std::max(before, value);
+  return before;
+}
+static unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
+  const unsigned long long before = *at;
+  *at += value;
+  return before;
+}
+
+#include "device_blocks.h"
+#include "device_checks.h"
+#include "device_types.h"
+
+namespace weightcast {
+namespace {
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "wrong launch: %s\n", what);
+  std::abort();
+}
+
+// Shared memory of just the size that a launch asked for, not cleared.
+struct Shared {
+  uint8_t* bytes;
+
+  explicit Shared(size_t size) : bytes(static_cast<uint8_t*>(std::aligned_alloc(16, (size + 15) / 16 * 16))) {
+    std::memset(bytes, 0x5a, size);
+  }
+  ~Shared() { std::free(bytes); }
+  Shared(const Shared&) = delete;
+  Shared& operator=(const Shared&) = delete;
+};
+
+template <class Tile>
+void quantize(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
+  const auto& a = *static_cast<const QuantizeArguments*>(parameters[0]);
+  require(block[0] == Tile::threads && block[1] == 1 && block[2] == 1, "threads");
+  require(grid[1] == 1 && grid[2] == 1, "grid");
+  require(Tile::threads >> a.column_bits > 0, "columns");
+  require((a.n_out + (1 << a.column_bits) - 1) >> a.column_bits == a.out_tiles, "tiles");
+  for (uint32_t n = 0; n < grid[0]; ++n) {
+    const Tile tile(a, n);
+    require(static_cast<uint32_t>(tile.pitch) << a.column_bits == shared_bytes, "shared memory");
+    require(tile.out0 < a.n_out && tile.block0 * Tile::elements < a.n_in, "a tile beyond the source");
+    const Shared staged(shared_bytes);
+    for (int thread = 0; thread < Tile::threads; ++thread) tile.make(thread, staged.bytes);
+    for (int thread = 0; thread < Tile::threads; ++thread) tile.store(thread, staged.bytes);
+  }
+}
+
+template <class Tile>
+void dequantize(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
+  const auto& a = *static_cast<const DequantizeArguments*>(parameters[0]);
+  require(block[0] == Tile::threads && block[1] == 1 && block[2] == 1, "threads");
+  require(grid[1] == 1 && grid[2] == 1, "grid");
+  const auto staged = std::make_unique<typename Tile::Staged>();
+  for (uint32_t n = 0; n < grid[0]; ++n) {
+    const Tile tile(a, n);
+    require(tile.count > 0, "a tile beyond the blocks");
+    std::memset(static_cast<void*>(staged.get()), 0x5a, sizeof *staged);
+    for (int thread = 0; thread < Tile::threads; ++thread) tile.load(thread, *staged);
+    for (int thread = 0; thread < Tile::threads; ++thread) tile.make(thread, *staged);
+    for (int thread = 0; thread < Tile::threads; ++thread) tile.store(thread, *staged);
+  }
+}
+
+template <class Step>
+void each_thread(const uint32_t* grid, const uint32_t* block, Step step) {
+  for (uint32_t n = 0; n < grid[0]; ++n) {
+    for (uint32_t thread = 0; thread < block[0]; ++thread) step(int64_t{n} * block[0] + thread);
+  }
+}
+
+}  // namespace
+}  // namespace weightcast
+
+#define WC_KERNEL extern "C" __attribute__((visibility("default"))) void
+#define WC_LAUNCH const uint32_t *grid, const uint32_t *block, uint32_t shared_bytes, void **parameters
+
+#define WC_QUANTIZER(name)                                                                  \
+  WC_KERNEL weightcast_quantize_##name(WC_LAUNCH) {                                         \
+    using Tile = weightcast::QuantizeTile<weightcast::Quantizer_##name, false>;             \
+    weightcast::quantize<Tile>(grid, block, shared_bytes, parameters);                      \
+  }
+#define WC_WEIGHED_QUANTIZER(name)                                                          \
+  WC_KERNEL weightcast_quantize_weighed_##name(WC_LAUNCH) {                                 \
+    using Tile = weightcast::QuantizeTile<weightcast::Quantizer_##name, true>;              \
+    weightcast::quantize<Tile>(grid, block, shared_bytes, parameters);                      \
+  }
+#define WC_DEQUANTIZER(name)                                                                \
+  WC_KERNEL weightcast_dequantize_##name(WC_LAUNCH) {                                       \
+    using Tile = weightcast::DequantizeTile<weightcast::Block##name>;                       \
+    weightcast::dequantize<Tile>(grid, block, shared_bytes, parameters);                    \
+  }
+
+#ifdef WC_HELD
+
+WC_QUANTIZER(F32)
+WC_QUANTIZER(F16)
+WC_QUANTIZER(BF16)
+WC_QUANTIZER(Q4_0)
+WC_QUANTIZER(Q4_1)
+WC_QUANTIZER(Q5_0)
+WC_QUANTIZER(Q5_1)
+WC_QUANTIZER(Q8_0)
+WC_QUANTIZER(Q2_0)
+WC_QUANTIZER(MXFP4)
+WC_QUANTIZER(NVFP4)
+WC_QUANTIZER(IQ4_NL)
+WC_WEIGHED_QUANTIZER(Q4_0)
+WC_WEIGHED_QUANTIZER(Q4_1)
+WC_WEIGHED_QUANTIZER(Q5_0)
+WC_WEIGHED_QUANTIZER(Q5_1)
+WC_WEIGHED_QUANTIZER(IQ4_NL)
+
+#else
+
+WC_QUANTIZER(Q1_0)
+WC_QUANTIZER(TQ1_0)
+WC_QUANTIZER(TQ2_0)
+WC_QUANTIZER(Q2_K)
+WC_QUANTIZER(Q3_K)
+WC_QUANTIZER(Q4_K)
+WC_QUANTIZER(Q5_K)
+WC_QUANTIZER(Q6_K)
+WC_QUANTIZER(IQ4_XS)
+WC_QUANTIZER(IQ3_S)
+WC_QUANTIZER(IQ3_XXS)
+WC_QUANTIZER(IQ2_S)
+WC_QUANTIZER(IQ1_M)
+WC_WEIGHED_QUANTIZER(Q2_K)
+WC_WEIGHED_QUANTIZER(Q3_K)
+WC_WEIGHED_QUANTIZER(Q4_K)
+WC_WEIGHED_QUANTIZER(Q5_K)
+WC_WEIGHED_QUANTIZER(Q6_K)
+WC_WEIGHED_QUANTIZER(IQ4_XS)
+WC_WEIGHED_QUANTIZER(IQ3_S)
+WC_WEIGHED_QUANTIZER(IQ3_XXS)
+WC_WEIGHED_QUANTIZER(IQ2_S)
+WC_WEIGHED_QUANTIZER(IQ2_XS)
+WC_WEIGHED_QUANTIZER(IQ2_XXS)
+WC_WEIGHED_QUANTIZER(IQ1_M)
+WC_WEIGHED_QUANTIZER(IQ1_S)
+WC_DEQUANTIZER(F32)
+WC_DEQUANTIZER(F16)
+WC_DEQUANTIZER(BF16)
+WC_DEQUANTIZER(Q4_0)
+WC_DEQUANTIZER(Q4_1)
+WC_DEQUANTIZER(Q5_0)
+WC_DEQUANTIZER(Q5_1)
+WC_DEQUANTIZER(Q8_0)
+WC_DEQUANTIZER(Q1_0)
+WC_DEQUANTIZER(Q2_0)
+WC_DEQUANTIZER(TQ1_0)
+WC_DEQUANTIZER(TQ2_0)
+WC_DEQUANTIZER(MXFP4)
+WC_DEQUANTIZER(NVFP4)
+WC_DEQUANTIZER(Q2_K)
+WC_DEQUANTIZER(Q3_K)
+WC_DEQUANTIZER(Q4_K)
+WC_DEQUANTIZER(Q5_K)
+WC_DEQUANTIZER(Q6_K)
+WC_DEQUANTIZER(IQ4_NL)
+WC_DEQUANTIZER(IQ4_XS)
+WC_DEQUANTIZER(IQ3_S)
+WC_DEQUANTIZER(IQ3_XXS)
+WC_DEQUANTIZER(IQ2_S)
+WC_DEQUANTIZER(IQ2_XS)
+WC_DEQUANTIZER(IQ2_XXS)
+WC_DEQUANTIZER(IQ1_M)
+WC_DEQUANTIZER(IQ1_S)
+
+// Each unit has its own in a module; this one serves all types, so launches set it before they need it.
+WC_KERNEL weightcast_set_tables(const uint32_t*, const uint32_t*, uint32_t, void** parameters) {
+  weightcast::device_tables = *static_cast<const void**>(parameters[0]);
+}
+
+WC_KERNEL weightcast_check_scales(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
+  const auto& a = *static_cast<const weightcast::CheckArguments*>(parameters[0]);
+  weightcast::each_thread(grid, block, [&](int64_t n) { weightcast::check_scale(a, n); });
+}
+
+WC_KERNEL weightcast_check_importance(const uint32_t* grid, const uint32_t* block, uint32_t,
+                                      void** parameters) {
+  const auto& a = *static_cast<const weightcast::CheckArguments*>(parameters[0]);
+  weightcast::each_thread(grid, block, [&](int64_t n) { weightcast::check_importance(a, n); });
+}
+
+WC_KERNEL weightcast_row_means(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
+  const auto& a = *static_cast<const weightcast::QuantizeArguments*>(parameters[0]);
+  auto* means = *static_cast<float**>(parameters[1]);
+  weightcast::each_thread(grid, block, [&](int64_t n) { weightcast::row_mean(a, means, n); });
+}
+
+#endif
