@@ -1098,7 +1098,7 @@ def test_an_impatient_ctrl_c_in_python(
     def during(lane: Lane) -> None:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     machine = Machine(during=during).install(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
