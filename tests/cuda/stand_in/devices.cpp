@@ -7,6 +7,8 @@
 
 #include "entry.h"
 
+extern "C" int stand_in_use_kernels(const char* path);  // control.cpp
+
 namespace stand_in {
 
 State& state() {
@@ -84,6 +86,8 @@ Status start() {
     state().devices.push_back(std::move(device));
   }
   if (state().devices.empty()) return kNoDevice;
+  const std::string kernels = setting("STAND_IN_KERNELS", "");
+  if (!kernels.empty() && stand_in_use_kernels(kernels.c_str()) != 0) return kNoDevice;
   state().started = true;
   return kSuccess;
 }
