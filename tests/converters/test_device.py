@@ -26,6 +26,7 @@ from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import matrices
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.held import Held
+from weightcast.converters.pieces import Cut, largest_pieces
 from weightcast.quant.errors import CheckpointError, DeviceError, LayoutError, RequestError
 
 WIDE = Golden("wide").path
@@ -171,6 +172,10 @@ def test_columns_between_others(
     raw[raw.rindex(b"\x89", 0, stored.offset)] = 0x88  # numpy's is_fortran: NEWFALSE to NEWTRUE
     stored.path.write_bytes(raw)
     assert min(matrices(weightcast.open(source)[name])[0].strides) == 8
+    items = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], no_tokenizer=True).items
+    items = [item for item in items if item.view.array.path == stored.path]
+    wanted = max(item.view.shape[0] * item.view.shape[1] * 8 for item in items)
+    assert largest_pieces(items, Cut(1, 1 << 30)).source == wanted
     weightcast.convert(source, tmp_path / "a-Q4_K.gguf", no_tokenizer=True)
     machine = Machine().install(monkeypatch)
     weightcast.convert(source, tmp_path / "b-Q4_K.gguf", no_tokenizer=True, device="cuda")
@@ -186,6 +191,19 @@ def test_copied_tensors_stay_on_the_host(
     assert read(tmp_path / "a-Q8_0.gguf") == read(q8_0_gguf)
     assert not machine.pieces.total()
     machine.assert_given_back()
+
+
+def test_blocks_of_the_same_type_stay_on_the_host(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the metadata is written anew."""
+    a, b = tmp_path / "a-Q8_0.gguf", tmp_path / "b-Q8_0.gguf"
+    weightcast.convert(tiny, a, no_tokenizer=True)
+    machine = Machine().install(monkeypatch)
+    weightcast.convert(a, b, no_tokenizer=True, device="cuda")
+    assert a.read_bytes() == b.read_bytes()
+    assert machine.lanes
+    assert not any("Q8_0" in lane.types for lane in machine.lanes)
 
 
 def test_plain_floats_are_made_on_the_device(
