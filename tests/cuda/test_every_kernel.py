@@ -1,4 +1,4 @@
-"""Every kernel in one program, and under compute-sanitizer where there are a device and the tool."""
+"""Every kernel in one program; with a device, compute-sanitizer looks on."""
 
 from __future__ import annotations
 
