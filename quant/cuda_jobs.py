@@ -22,7 +22,7 @@ from weightcast.quant.library import (
     not_finite,
     overflowed,
 )
-from weightcast.quant.types import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPES, QuantType
+from weightcast.quant.types import I8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPES, QuantType
 
 # With an importance, these weigh errors by the mean of squares of a whole row.
 ROW_MEAN_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1)
@@ -143,14 +143,15 @@ def _check(
 
 
 def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
-    """Start a job. The matrix must have at least one block, n_in must be whole blocks and groups.
+    """Start a job. The matrix must have at least one block, n_in must be whole blocks.
 
-    Raises LayoutError if scales do not divide rows, DeviceError for a launch that is refused.
+    Raises LayoutError if int8 has no scales, or as many as do not divide a row, DeviceError for a
+    launch that is refused.
     """
     matrix, quant_type = job.matrix, job.type
     stream.fill(job.found, FOUND_BYTES)
-    if matrix.scales:
-        if matrix.n_in % matrix.groups:
+    if matrix.dtype == I8.name:
+        if not matrix.scales or matrix.n_in % matrix.groups:
             raise bad_groups(matrix.n_in)
         place = (matrix.scales, matrix.groups, matrix.n_out, matrix.scale_stride)
         _check(stream, quantizer.check_scales, job, *place)

@@ -74,9 +74,12 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep images away from the user's folder, shared by the tests of a session."""
-    folder = tmp_path_factory.mktemp("cache")
+def kernel_cache(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Keep images away from the user's folder: shared by all tests, also those of later runs."""
+    cache = pytestconfig.cache
+    folder = tmp_path_factory.mktemp("images") if cache is None else cache.mkdir("cuda_images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEIGHTCAST_CACHE", str(folder))
         yield folder

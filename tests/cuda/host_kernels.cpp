@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 
 #define WC_DEVICE
@@ -185,9 +186,18 @@ WC_DEQUANTIZER(IQ2_XXS)
 WC_DEQUANTIZER(IQ1_M)
 WC_DEQUANTIZER(IQ1_S)
 
-// Each unit has its own in a module; this one serves all types, so launches set it before they need it.
+// A device has the variable once for each module; here one serves them all.
+static std::map<const void*, const void*> tables_of_modules;
+static const void* entered;
+
+extern "C" __attribute__((visibility("default"))) void enter_module(const void* module) {
+  entered = module;
+  const auto found = tables_of_modules.find(module);
+  weightcast::device_tables = found == tables_of_modules.end() ? nullptr : found->second;
+}
+
 WC_KERNEL weightcast_set_tables(const uint32_t*, const uint32_t*, uint32_t, void** parameters) {
-  weightcast::device_tables = *static_cast<const void**>(parameters[0]);
+  tables_of_modules[entered] = *static_cast<const void**>(parameters[0]);
 }
 
 WC_KERNEL weightcast_check_scales(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
