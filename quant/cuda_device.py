@@ -276,6 +276,12 @@ class Stream:
             what = f"copy of {rows:,} rows of {row_bytes:,} bytes {direction}"
             self.gpu.call(what, "cuMemcpy2DAsync", copy, self.handle)
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Copy `nbytes` from one device address to another."""
+        if nbytes:
+            args = (to, source, nbytes, self.handle)
+            self.gpu.call(f"copy of {nbytes:,} bytes", "cuMemcpyDtoDAsync", *args)
+
     def fill(self, address: int, nbytes: int, value: int = 0) -> None:
         """Set `nbytes` of device memory to one byte's value."""
         if nbytes:

@@ -48,8 +48,8 @@ class _QuantizeArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n_out", "n_in", "stride_out", "stride_in")),
         *((name, ctypes.c_int64) for name in ("group_rows", "scale_stride")),
         *((name, ctypes.c_int64) for name in ("dst_stride", "row_bytes")),
-        *((name, ctypes.c_int32) for name in ("source_type", "columns", "word_bytes")),
-        ("reserved", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("source_type", "column_bits", "out_tiles")),
+        ("word_bytes", ctypes.c_int32),
     ]
 
 
@@ -192,7 +192,8 @@ def _arguments(job: Job, launch: Launch) -> _QuantizeArguments:
         dst_stride=job.dst_stride,
         row_bytes=job.type.row_bytes(matrix.n_in),
         source_type=SOURCE_TYPES[matrix.dtype].ggml_id,
-        columns=launch.columns,
+        column_bits=launch.columns.bit_length() - 1,
+        out_tiles=-(-matrix.n_out // launch.columns),
         word_bytes=launch.word_bytes,
     )
 

@@ -1,4 +1,4 @@
-"""Fixtures of the CUDA tests: the driver, which is the stand-in where there is no device."""
+"""Fixtures of the CUDA tests: a driver, the stand-in where there is no device; compiled kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cuda_resources import compile_all
 from tests.cuda import stand_in
+from weightcast.quant import cuda_cache, cuda_kernels
+from weightcast.quant.cuda_kernels import Compiled
+from weightcast.quant.library import installed
 
 
 @cache
@@ -19,10 +23,17 @@ def has_real_device() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` on machines without a device."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and not has_real_device():
-        for item in marked:
+    """Mark what runs on a device as `gpu`; skip what needs one where there is none.
+
+    With a device nearly all tests here run on it: `pytest -m gpu` selects them.
+    """
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    if not ours:
+        return
+    for item in ours:
+        if has_real_device() and "loaded_driver" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+        elif not has_real_device() and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
@@ -64,42 +75,46 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
     return stand_in.HERE / "toys.cu"
 
 
-@pytest.fixture(scope="session")
-def kept(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that later sessions find again, for what takes long to compile."""
-    if pytestconfig.pluginmanager.has_plugin("cacheprovider"):
-        return pytestconfig.cache.mkdir("cuda")
-    return tmp_path_factory.mktemp("cuda")
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Keep images away from the user's folder: shared by all tests, also those of later runs."""
+    cache = pytestconfig.cache
+    folder = tmp_path_factory.mktemp("images") if cache is None else cache.mkdir("cuda_images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTCAST_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
-def host_kernels(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
+    """Compile every unit for every architecture, also for the tests that ask for images."""
+    made = compile_all()
+    for (unit, architecture), parts in made.items():
+        target = cuda_kernels.target_for(architecture)
+        key = cuda_kernels.cache_key(installed(cuda_kernels.SOURCE), unit, target)
+        assert cuda_cache.write(key, parts.cubin)
+    return made
+
+
+@pytest.fixture(scope="session")
+def host_kernels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the host form of the device kernels: a shared library, made once from its sources."""
-    library = kept / f"host_kernels_{stand_in.host_kernels_digest()}.so"
+    folder, cache = tmp_path_factory.mktemp("host_kernels"), pytestconfig.cache
+    kept = folder if cache is None else cache.mkdir("cuda_host_kernels")
+    library = kept / f"{stand_in.host_kernels_digest()}.so"
     if not library.exists():
-        for old in kept.glob("host_kernels_*.so"):
+        for old in kept.glob("*.so"):
             old.unlink()
-        built = stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
-        shutil.copy(built, library.with_suffix(f".{os.getpid()}"))
-        library.with_suffix(f".{os.getpid()}").rename(library)
+        built = shutil.copy(stand_in.build_host_kernels(folder), kept / f"built.{os.getpid()}")
+        built.rename(library)
     return library
 
 
-@pytest.fixture(scope="session")
-def image_cache(kept: Path) -> Path:
-    """A folder for the kernels that NVRTC compiles."""
-    return kept / "images"
-
-
 @pytest.fixture
-def kernels(
-    driver: stand_in.StandIn | None,
-    host_kernels: Path,
-    image_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> stand_in.StandIn | None:
+def kernels(driver: stand_in.StandIn | None, host_kernels: Path) -> stand_in.StandIn | None:
     """A driver on which the kernels of the package run."""
-    monkeypatch.setenv("WEIGHTCAST_CACHE", str(image_cache))
     if driver is not None:
         driver.use_kernels(host_kernels)
     return driver

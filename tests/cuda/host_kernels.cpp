@@ -52,10 +52,11 @@ void quantize(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes
   const auto& a = *static_cast<const QuantizeArguments*>(parameters[0]);
   require(block[0] == Tile::threads && block[1] == 1 && block[2] == 1, "threads");
   require(grid[1] == 1 && grid[2] == 1, "grid");
-  require(a.columns > 0 && Tile::threads % a.columns == 0, "columns");
+  require(Tile::threads >> a.column_bits > 0, "columns");
+  require((a.n_out + (1 << a.column_bits) - 1) >> a.column_bits == a.out_tiles, "tiles");
   for (uint32_t n = 0; n < grid[0]; ++n) {
     const Tile tile(a, n);
-    require(static_cast<uint32_t>(a.columns * tile.pitch) == shared_bytes, "shared memory");
+    require(static_cast<uint32_t>(tile.pitch) << a.column_bits == shared_bytes, "shared memory");
     require(tile.out0 < a.n_out && tile.block0 * Tile::elements < a.n_in, "a tile beyond the source");
     const Shared staged(shared_bytes);
     for (int thread = 0; thread < Tile::threads; ++thread) tile.make(thread, staged.bytes);

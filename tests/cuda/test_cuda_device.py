@@ -75,8 +75,7 @@ def download(stream: Stream, memory: Memory, like: np.ndarray) -> np.ndarray:
 
 
 def test_devices_are_counted_described_and_opened_once(gpu: Gpu) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: open_gpu(0), range(50))) == {gpu}
+    assert open_gpu(0) is gpu
     assert gpu.architecture.startswith("sm_")
     assert int(gpu.architecture[3:]) >= 50
     assert gpu.name
@@ -140,6 +139,17 @@ def test_2d_copies_move_columns_and_nothing_beside_them(gpu: Gpu) -> None:
     assert np.array_equal(out[:, 11:28], matrix[:, 9:26])
     assert np.all(out[:, :11] == 3)
     assert np.all(out[:, 28:] == 3)
+
+
+def test_copies_on_the_device(gpu: Gpu) -> None:
+    values, out = np.arange(100, dtype=np.uint8), np.zeros(100, np.uint8)
+    stream, memory = gpu.stream(), gpu.allocate(100)
+    stream.copy_in(memory.address, values)
+    stream.copy(memory.address + 60, memory.address + 10, 30)
+    stream.copy(memory.address, memory.address + 50, 0)
+    stream.copy_out(out, memory.address)
+    stream.synchronize()
+    assert out.tolist() == [*range(60), *range(10, 40), *range(90, 100)]
 
 
 def test_copies_of_nothing_do_nothing(gpu: Gpu) -> None:
@@ -635,9 +645,37 @@ def test_with_a_driver_that_is_too_old(only_stand_in: StandIn) -> None:
     assert "the CUDA driver is too old, it has no cuLibraryLoadData" in line
 
 
+def output(script: str, driver: StandIn, **environment: str) -> str:
+    """Run a script with the stand-in in another process; return what it printed."""
+    command = [sys.executable, "-c", TRY.format(f"{LOAD.format(str(driver.path))}\n{script}")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout
+
+
 def test_with_another_device(only_stand_in: StandIn) -> None:
-    load = f"{LOAD.format(str(only_stand_in.path))}; print(cuda_device.open_gpu(0).architecture)"
-    command = [sys.executable, "-c", TRY.format(load)]
-    environment = {"STAND_IN_DEVICES": "8.6"}
-    printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert printed.stdout == "sm_86\n"
+    script = "print(cuda_device.open_gpu(0).architecture)"
+    assert output(script, only_stand_in, STAND_IN_DEVICES="8.6") == "sm_86\n"
+
+
+OPEN_BY_THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+sys.setswitchinterval(1e-6)
+together = Barrier(16)
+
+
+def open_at_once(index):
+    together.wait()
+    return cuda_device.open_gpu(index)
+
+
+with ThreadPoolExecutor(16) as pool:
+    for index in range(cuda_device.device_count()):
+        print(len(set(pool.map(open_at_once, [index] * 16))), end="")
+"""
+
+
+def test_threads_that_open_a_device_at_once_get_the_same(only_stand_in: StandIn) -> None:
+    devices = ",".join(["9.0"] * 40)
+    assert output(OPEN_BY_THREADS, only_stand_in, STAND_IN_DEVICES=devices) == "1" * 40

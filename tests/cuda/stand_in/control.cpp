@@ -2,6 +2,7 @@
 // and the switches of the tests.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -71,7 +72,9 @@ EXPORT int stand_in_use_kernels(const char* path) {
     std::fprintf(stderr, "%s\n", dlerror());
     return 1;
   }
-  state().host_libraries.push_back(library);
+  auto& libraries = state().host_libraries;
+  libraries.erase(std::remove(libraries.begin(), libraries.end(), library), libraries.end());
+  libraries.push_back(library);
   return 0;
 }
 

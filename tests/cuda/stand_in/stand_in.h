@@ -6,7 +6,8 @@
 //
 // Environment, read when the driver starts: STAND_IN_DEVICES, the devices' compute capabilities
 // ("9.0,9.0" unless given; empty for none); STAND_IN_BYTES, the memory of each (4 GiB);
-// STAND_IN_VERSION, as 13000; STAND_IN_WITHOUT, a function that is not there.
+// STAND_IN_VERSION, as 13000; STAND_IN_WITHOUT, a function that is not there; STAND_IN_KERNELS, a
+// library of host forms, for programs that cannot call stand_in_use_kernels.
 #pragma once
 
 #include <cstddef>
