@@ -1,0 +1,239 @@
+"""What layouts of packed integers have in common: parts, segments, bit order, checks.
+
+A layout stores one matrix [out, in] as several tensors, its parts: codes packed into bytes or
+words, scales, maybe zero points. Rows are packed as they come, in any order and number; each
+layout says where in its parts their bytes go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.formats.stored import ITEM_BYTES
+from weightcast.quant.errors import LayoutError, MissingTensorError
+from weightcast.quant.groups import Groups, GroupType
+from weightcast.quant.types import QuantType
+
+NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+SCALE_DTYPES: Final = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor in the file: its name is that of the matrix and then `suffix`."""
+
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return ITEM_BYTES[self.dtype] * prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes of a part: `data` is uint8 [n, run_bytes], n runs of bytes.
+
+    Run i starts at byte `offset + i * stride` of the part.
+    """
+
+    suffix: str
+    data: NDArray[np.uint8]
+    offset: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Type:
+    """Floats of 8 bits (e4m3) with a scale a row, or for each square of `block` x `block`."""
+
+    block: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Modules that share a type: groups, MXFP4, NVFP4 or FP8.
+
+    `targets` are class names ("Linear"), module names, or "re:" and a regular expression that
+    matches from a module name's start.
+    """
+
+    targets: tuple[str, ...]
+    type: GroupType | Fp8Type | QuantType
+
+
+class PackedLayout(Protocol):
+    """One way to store groups as tensors."""
+
+    @property
+    def name(self) -> str: ...
+
+    def parts(self, group_type: GroupType, n_out: int, n_in: int) -> tuple[Part, ...]:
+        """Name the tensors of a matrix. Raises LayoutError if it cannot be stored so."""
+        ...
+
+    def row_multiple(self, group_type: GroupType) -> int:
+        """Rows that share words: pieces start at multiples, and only the last ends elsewhere."""
+        ...
+
+    def pack(
+        self, groups: Groups, group_type: GroupType, n_out: int, n_in: int, row0: int
+    ) -> Iterator[Segment]:
+        """Give the bytes of rows [row0, row0 + len(groups.codes))."""
+        ...
+
+    def constants(self, group_type: GroupType, n_out: int, n_in: int) -> dict[str, bytes]:
+        """Give the parts that do not depend on the weights, whole; `pack` leaves them out."""
+        ...
+
+    def unpack(
+        self, parts: Mapping[str, NDArray[Any]], group_type: GroupType, n_out: int, n_in: int
+    ) -> Groups:
+        """Read a whole matrix. Raises LayoutError or MissingTensorError if a part is not right."""
+        ...
+
+    def quantization_config(
+        self,
+        schemes: Sequence[Scheme],
+        ignore: Sequence[str] = (),
+        block_modules: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Describe the weights in config.json. Raises LayoutError if the layout cannot.
+
+        `ignore` names modules that stay floats, as `targets` do. `block_modules` are the last
+        parts of the names of a block's quantized modules, which only GPTQ writes.
+        """
+        ...
+
+
+def group_count(group_type: GroupType, n_out: int, n_in: int) -> int:
+    """Count the groups of a row. Raises LayoutError for a type or shape that no layout stores."""
+    bits, size = group_type.bits, group_type.group_size
+    if bits not in (4, 8) or size < 0 or group_type.scale_dtype not in SCALE_DTYPES:
+        raise LayoutError(
+            f"{bits} bits in groups of {size} with {group_type.scale_dtype} scales: use 4 or 8 "
+            f"bits and {', '.join(SCALE_DTYPES)}"
+        )
+    if n_out < 1 or n_in < 1:
+        raise LayoutError(f"a matrix [{n_out}, {n_in}] has no weights to pack")
+    if size == 0:
+        return 1
+    if n_in % size:
+        raise LayoutError(f"rows of {n_in} values are not whole groups of {size}")
+    return n_in // size
+
+
+def check_divides(layout: str, axis: str, count: int, divisor: int) -> None:
+    """Raise LayoutError unless `count` values along an axis fill whole words."""
+    if count % divisor:
+        raise LayoutError(f"{layout} packs {divisor} values along `{axis}` a word, not {count}")
+
+
+def check_rows(
+    layout: PackedLayout, groups: Groups, group_type: GroupType, n_out: int, n_in: int, row0: int
+) -> None:
+    """Raise LayoutError if rows [row0, ...) do not belong to the matrix or cannot be packed."""
+    n_groups = group_count(group_type, n_out, n_in)
+    codes, scales, zero_points = groups.codes, groups.scales, groups.zero_points
+    rows = len(codes)
+    end, multiple = row0 + rows, layout.row_multiple(group_type)
+    if row0 < 0 or end > n_out or row0 % multiple or (end % multiple and end != n_out):
+        raise LayoutError(
+            f"rows {row0} to {end} of {n_out} cannot be packed: {layout.name} packs {multiple} at "
+            "a time"
+        )
+    _check_array("codes", codes, np.dtype(np.uint8), (rows, n_in))
+    _check_array("scales", scales, NUMPY_DTYPES[group_type.scale_dtype], (rows, n_groups))
+    if (zero_points is None) != group_type.symmetric:
+        raise LayoutError("zero points belong to asymmetric groups, and only to these")
+    if zero_points is not None:
+        _check_array("zero points", zero_points, np.dtype(np.uint8), (rows, n_groups))
+    largest = (1 << group_type.bits) - 1
+    for what, array in (("code", codes), ("zero point", zero_points)):
+        if array is not None and array.size and array.max() > largest:
+            raise LayoutError(f"{what} {array.max()} does not fit {group_type.bits} bits")
+
+
+def check_parts(
+    layout: str, wanted: Iterable[Part], found: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[Any], ...]:
+    """Give the parts in the order asked for; refuse missing ones, wrong dtypes and shapes."""
+    arrays = []
+    for part in wanted:
+        if part.suffix not in found:
+            raise MissingTensorError(f"{layout} needs {part.suffix}, which is not there")
+        array = found[part.suffix]
+        _check_array(part.suffix, array, NUMPY_DTYPES[part.dtype], part.shape)
+        arrays.append(array)
+    return tuple(arrays)
+
+
+def _check_array(
+    what: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise LayoutError(
+            f"{what} is {array.dtype} {list(array.shape)}, where {dtype} {list(shape)} belongs"
+        )
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Pack [rows, n] codes along rows into bytes, low nibble first; an odd one alone in a byte.
+
+    Four bytes make a little-endian word, so this is also the order of words, lowest bits first.
+    """
+    if bits == 8:
+        return np.ascontiguousarray(codes)
+    low, high = codes[:, 0::2], codes[:, 1::2]
+    packed = low.copy()
+    packed[:, : high.shape[1]] |= high << 4
+    return packed
+
+
+def unpack_codes(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:
+    """Undo `pack_codes`: the first n codes of each row; what follows them is padding."""
+    if bits == 8:
+        return np.ascontiguousarray(packed[:, :n])
+    codes = np.empty((len(packed), 2 * packed.shape[1]), np.uint8)
+    codes[:, 0::2] = packed & 15
+    codes[:, 1::2] = packed >> 4
+    return np.ascontiguousarray(codes[:, :n])
+
+
+def padded(array: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Add columns of zeros on the right, up to `columns`."""
+    missing = columns - array.shape[1]
+    return np.pad(array, ((0, 0), (0, missing))) if missing else array
+
+
+def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """View a matrix as bytes, uint8 [rows, row bytes]; copies it only if it is not contiguous."""
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def rows_of(suffix: str, array: NDArray[Any], row0: int) -> Segment:
+    """Place rows of a part from its row `row0` on: one run."""
+    data = as_bytes(array)
+    return Segment(suffix, data.reshape(1, -1), row0 * data.shape[1], data.size)
+
+
+def columns_of(suffix: str, array: NDArray[Any], offset: int, stride: int) -> Segment:
+    """Place columns of a part: a run of each of its rows, which are `stride` bytes long."""
+    return Segment(suffix, as_bytes(array), offset, stride)
