@@ -11,11 +11,12 @@ from typing import Any
 
 from weightcast.converters import execute
 from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
+from weightcast.converters.directory_outputs import lay_out_directory
 from weightcast.converters.disk_space import check_free_space
 from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.outputs import Output, Request, lay_out
+from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.requests import parse_output, parse_size
@@ -87,7 +88,9 @@ def prepare(
     if tokenizer is not None and no_tokenizer:
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
     requests = _requests(outputs, types, recipe, tensor_types, pure=pure)
-    gguf_only = {"recipe": recipe, "tensor_types": tensor_types, "pure": pure, "imatrix": imatrix}
+    gguf_only = {"recipe": recipe, "tensor_types": tensor_types, "pure": pure}
+    if not any(request.directory and request.directory.is_packed for request in requests):
+        gguf_only["imatrix"] = imatrix
     if all(request.kind != "gguf" for request in requests) and any(gguf_only.values()):
         given = ", ".join(name for name, value in gguf_only.items() if value)
         raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
@@ -163,7 +166,9 @@ def _lay_out_anew(
         if pieces < size:
             notes = (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
     for request in requests:
+        lay_out = lay_out_gguf if request.kind == "gguf" else lay_out_directory
         output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
+        output = with_split_note(output, split_bytes)
         yield replace(output, notes=(*notes, *output.notes))
 
 

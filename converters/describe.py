@@ -131,7 +131,7 @@ def _tensor_line(name: str, tensor: Tensor, last: str) -> str:
 
 def output_lines(output: Output) -> Iterator[str]:
     """An output's size and what is in it."""
-    types = Counter(planned.type.name for planned in output.tensors)
+    types = Counter(planned.type_name for planned in output.tensors)
     listed = ", ".join(f"{name} {n:,}" for name, n in sorted(types.items()))
     yield f"{output.request.path}: {bytes_text(output.size)}"
     yield (

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from weightcast.converters.devices import PROCESSOR, Devices, Lane
 from weightcast.converters.held import Held, signals_held
 from weightcast.converters.output_files import OutputFiles
+from weightcast.converters.outputs import Packed
 from weightcast.converters.pieces import Cut, PieceBytes, keeps_bytes, largest_pieces
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.slabs import Slab, named, read_slab
@@ -308,6 +309,9 @@ class _Run:
 
     def _convert(self, worker: _Worker, piece: _Piece, destination: Destination) -> BlockCounts:
         item, slab, row0, row1 = piece.item, piece.slab, piece.row0, piece.row1
+        if destination.packed is not None:
+            self._pack(piece, destination, destination.packed)
+            return BlockCounts()
         quant_type = destination.type
         row_bytes = quant_type.row_bytes(item.view.shape[1])
         offset = destination.offset + (item.out0 + row0) * row_bytes
@@ -323,13 +327,31 @@ class _Run:
                 slab.piece(row0, row1), quant_type, rows, destination.importance
             )
         except SourceValueError as error:
-            name = destination.tensor
-            if destination.expert is not None:
-                name += f", expert {destination.expert}"
-            remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
-            raise named(error, name, item.view, item.out0 + row0, remedy) from None
-        self._files.write(destination, rows.data, offset)
-        return counts
+            raise self._explained(error, piece, destination) from None
+
+    def _pack(self, piece: _Piece, destination: Destination, packed: Packed) -> None:
+        """Make rows of a packed matrix, and write each part's bytes where they belong."""
+        rows = piece.slab.piece(piece.row0, piece.row1)
+        n_out, row0 = piece.item.view.shape[0], piece.item.out0 + piece.row0
+        try:
+            for segment in packed.packing.pack(rows, n_out, row0, destination.importance):
+                file, start = packed.places[segment.suffix]
+                offset = start + segment.offset
+                self._files.write_runs(
+                    destination.output, file, segment.data, offset, segment.stride
+                )
+        except SourceValueError as error:
+            raise self._explained(error, piece, destination) from None
+
+    def _explained(
+        self, error: SourceValueError, piece: _Piece, destination: Destination
+    ) -> CheckpointError:
+        """The error with the tensor's name, its place there, and what to do about it."""
+        name = destination.tensor
+        if destination.expert is not None:
+            name += f", expert {destination.expert}"
+        remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
+        return named(error, name, piece.item.view, piece.item.out0 + piece.row0, remedy)
 
     def _remedy(self, destination: Destination) -> str:
         """What to do about values that are too large for a type."""

@@ -51,8 +51,13 @@ def has_standard_attention_scale(spec: Grok1Spec) -> bool:
     return math.isclose(spec.attn_output_multiplier, spec.key_size**-0.5, rel_tol=1e-6)
 
 
-def config(spec: Grok1Spec, type_name: str, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """Make config.json for weights of a plain float type."""
+def config(
+    spec: Grok1Spec,
+    type_name: str,
+    vocabulary: Vocabulary | None,
+    quantization: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make config.json; `type_name` is that of the plain floats beside quantized weights."""
     special = {"bos": 1, "eos": 2, "pad": 0} if vocabulary is None else vocabulary.special_ids
     values: dict[str, Any] = {
         "architectures": ["Grok1ForCausalLM"],
@@ -86,14 +91,19 @@ def config(spec: Grok1Spec, type_name: str, vocabulary: Vocabulary | None) -> di
     for name in ("bos", "eos", "pad", "unk"):
         if name in special:
             values[f"{name}_token_id"] = special[name]
+    if quantization is not None:
+        values["quantization_config"] = dict(quantization)
     return values
 
 
 def companion_files(
-    spec: Grok1Spec, type_name: str, vocabulary: Vocabulary | None
+    spec: Grok1Spec,
+    type_name: str,
+    vocabulary: Vocabulary | None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     """Make the small files of a directory: config, generation config and the tokenizer's."""
-    values = config(spec, type_name, vocabulary)
+    values = config(spec, type_name, vocabulary, quantization)
     special = {key: values[key] for key in values if key.endswith("_token_id")}
     special.pop("unk_token_id", None)
     files = {

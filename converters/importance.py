@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
@@ -92,10 +92,7 @@ def weigh(
     if all(decision.type in (None, *FLOAT_TYPES) for decision in decisions):
         return Weighing()
     if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
-        raise LayoutError(
-            f"{matrix.path}: belongs to another model: none of its {len(matrix.entries)} entries "
-            f"is named like a tensor of this one (its first is {min(matrix.entries)})"
-        )
+        raise _foreign(matrix)
     rows, missing, unused, refused = {}, [], {}, []
     for (name, shape), decision in zip(tensors, decisions, strict=True):
         if decision.type is None or decision.type.importance == "ignored":
@@ -112,6 +109,29 @@ def weigh(
         else:
             missing.append(name)
     return Weighing(matrix, rows, tuple(missing), unused, tuple(refused))
+
+
+def weigh_packed(
+    matrix: ImportanceMatrix,
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    wanted: Collection[str],
+) -> Weighing:
+    """Find the importance of the tensors that are packed with a search; raises LayoutError."""
+    shapes = dict(tensors)
+    if not any(name in matrix.entries for name in shapes):
+        raise _foreign(matrix)
+    found = {name: _rows(matrix, name, shapes[name]) for name in shapes if name in wanted}
+    rows = {name: values for name, values in found.items() if values is not None}
+    missing = tuple(name for name, values in found.items() if values is None)
+    unused = {name: matrix.unused[name] for name in rows if name in matrix.unused}
+    return Weighing(matrix, rows, missing, unused)
+
+
+def _foreign(matrix: ImportanceMatrix) -> LayoutError:
+    return LayoutError(
+        f"{matrix.path}: belongs to another model: none of its {len(matrix.entries)} entries "
+        f"is named like a tensor of this one (its first is {min(matrix.entries)})"
+    )
 
 
 def _rows(

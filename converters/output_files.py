@@ -20,6 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from weightcast.converters.held import signals_held
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Destination
@@ -114,6 +117,8 @@ class OutputFiles:
             os.ftruncate(fd, 0)
             os.ftruncate(fd, file.size)
             _write_all(fd, memoryview(file.header), 0)
+        for index, offset, content in output.constants:
+            _write_all(self._fds[number, index], memoryview(content), offset)
 
     def _create_folder(self, final: Path) -> Path:
         folder = partial_path(final)
@@ -135,14 +140,21 @@ class OutputFiles:
 
     def write(self, destination: Destination, data: memoryview, offset: int) -> None:
         """Write bytes at an offset of a file. Raises OutputError."""
-        key = destination.output, destination.file
+        runs = np.frombuffer(data, np.uint8).reshape(1, -1)
+        self.write_runs(destination.output, destination.file, runs, offset, 0)
+
+    def write_runs(
+        self, output: int, file: int, runs: NDArray[np.uint8], offset: int, stride: int
+    ) -> None:
+        """Write runs of bytes [n, run_bytes], `stride` apart from an offset on."""
+        key = output, file
         try:
             # The kernel lets one writer at a time into a file, and the others spin until then.
             with self._turns[key]:
-                _write_all(self._fds[key], data, offset)
+                for number, run in enumerate(runs):
+                    _write_all(self._fds[key], run.data, offset + number * stride)
         except OSError as problem:
-            path = self._outputs[destination.output].files[destination.file].path
-            raise _explained(problem, path) from None
+            raise _explained(problem, self._outputs[output].files[file].path) from None
 
     def commit(self) -> None:
         """Flush everything to the disk, then give each output its name. Raises OutputError."""

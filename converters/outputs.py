@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,32 +11,41 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters import grok1_gguf, grok1_hf
-from weightcast.converters.graph import Tensor, TensorGraph, quantized, take
-from weightcast.converters.grok1 import EMBEDDING, Place
+from weightcast.converters import grok1_gguf
+from weightcast.converters.directory_types import DirectoryType
+from weightcast.converters.graph import Tensor, TensorGraph, quantized
+from weightcast.converters.grok1 import Place
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.importance import Weighing, provenance, weigh
+from weightcast.converters.packing import Packing
 from weightcast.converters.recipe import choose, gguf_tensors
 from weightcast.converters.recipes import Decision, Override, Recipe
 from weightcast.converters.words import count
-from weightcast.formats import gguf, safetensors
+from weightcast.formats import gguf
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.layout import Layout
 from weightcast.formats.tokenizer import Vocabulary
-from weightcast.quant.types import TYPES, QuantType
-
-DEFAULT_SHARD_BYTES: Final = 5_000_000_000
-
+from weightcast.quant.types import QuantType
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One output asked for: where, "gguf" or "safetensors", by which recipe."""
+    """One output asked for: where, "gguf" or "safetensors", by which recipe.
+
+    For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
+    """
 
     path: Path
     kind: str
     recipe: Recipe
     overrides: tuple[Override, ...] = ()
     pure: bool = False
+    directory: DirectoryType | None = None
+
+    @property
+    def type_name(self) -> str:
+        """What was asked for, as the name of the output says it."""
+        packed = self.directory is not None and self.directory.is_packed
+        return self.directory.name if self.directory and packed else self.recipe.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +58,19 @@ class PlannedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """How a matrix is packed, and where each of its parts goes: (file, byte offset) by suffix."""
+
+    packing: Packing
+    places: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """A tensor of an output and its place: index of the file, byte offset in it.
 
-    `importance`, float32 [matrices, in], weighs the errors of its columns.
+    `importance`, float32 [matrices, in], weighs the errors of its columns. What is `packed` has
+    several places, and `type` is that of the values that are packed.
     """
 
     tensor: Tensor
@@ -60,16 +78,27 @@ class PlannedTensor:
     file: int
     offset: int
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    packed: Packed | None = None
+
+    @property
+    def type_name(self) -> str:
+        return self.type.name if self.packed is None else self.packed.packing.label
 
     @property
     def nbytes(self) -> int:
+        if self.packed is not None:
+            n_out, n_in = self.tensor.shape
+            return sum(part.nbytes for part in self.packed.packing.parts(n_out, n_in))
         rows = self.tensor.size // self.tensor.shape[-1]
         return rows * self.type.row_bytes(self.tensor.shape[-1])
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output: its large files, the small files of a directory, its tensors."""
+    """One output: its large files, the small files of a directory, its tensors.
+
+    `constants` are bytes that do not depend on the weights: file, offset, content.
+    """
 
     request: Request
     files: tuple[PlannedFile, ...]
@@ -77,6 +106,7 @@ class Output:
     companions: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     weighing: Weighing = field(default_factory=Weighing)
+    constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
 
     @property
     def size(self) -> int:
@@ -98,31 +128,16 @@ class Output:
         return {
             "path": str(self.request.path),
             "kind": self.request.kind,
-            "type": self.request.recipe.name,
+            "type": self.request.type_name,
             "bytes": self.size,
             "tensor_bytes": self.data_bytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
             "tensors": len(self.tensors),
-            "types": dict(sorted(Counter(t.type.name for t in self.tensors).items())),
+            "types": dict(sorted(Counter(t.type_name for t in self.tensors).items())),
             "files": [{"name": file.path.name, "bytes": file.size} for file in self.files],
             "importance": self.weighing.describe(),
             "notes": list(self.notes),
         }
-
-
-def lay_out(
-    graph: TensorGraph[Grok1Spec],
-    request: Request,
-    vocabulary: Vocabulary | None,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None = None,
-) -> Output:
-    """Lay out one output; `split_bytes` limits the tensor data of a file (0: GGUF in one file)."""
-    if request.kind == "gguf":
-        output = _gguf_output(graph, request, vocabulary, split_bytes, imatrix)
-    else:
-        output = _safetensors_output(graph, request, vocabulary, split_bytes)
-    return with_split_note(output, split_bytes)
 
 
 def with_split_note(output: Output, split_bytes: int) -> Output:
@@ -153,18 +168,19 @@ def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
     )
 
 
-def _type(decision: Decision) -> QuantType:
+def type_of(decision: Decision) -> QuantType:
     assert decision.type is not None
     return decision.type
 
 
-def _gguf_output(
+def lay_out_gguf(
     graph: TensorGraph[Grok1Spec],
     request: Request,
     vocabulary: Vocabulary | None,
     split_bytes: int,
     imatrix: ImportanceMatrix | None,
 ) -> Output:
+    """Lay out a GGUF output; `split_bytes` limits the tensor data of a file (0: one file)."""
     recipe = request.recipe
     chosen = choose(
         graph,
@@ -174,7 +190,7 @@ def _gguf_output(
         has_importance=imatrix is not None,
     )
     weighing = weigh(imatrix, gguf_tensors(graph), [decision for _, decision in chosen])
-    entries = [gguf.Entry(p.gguf, _type(d), graph[p.name].shape) for p, d in chosen]
+    entries = [gguf.Entry(p.gguf, type_of(d), graph[p.name].shape) for p, d in chosen]
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do
     writer = grok1_gguf.metadata_writer(graph, vocabulary, recipe.file_type, split_bytes)
@@ -188,8 +204,8 @@ def _gguf_output(
     files, found = place_files(request.path, layouts)
     tensors = tuple(
         PlannedTensor(
-            quantized(place.gguf, graph[place.name], _type(decision).name),
-            _type(decision),
+            quantized(place.gguf, graph[place.name], type_of(decision).name),
+            type_of(decision),
             *found[place.gguf],
             weighing.rows.get(place.gguf),
         )
@@ -223,68 +239,3 @@ def place_files(
         for name, offset in layout.offsets.items()
     }
     return files, found
-
-
-def _safetensors_output(
-    graph: TensorGraph[Grok1Spec],
-    request: Request,
-    vocabulary: Vocabulary | None,
-    split_bytes: int,
-) -> Output:
-    chosen = choose(graph, request.recipe)
-    notes = choice_notes((p.name, d) for p, d in chosen)
-    shards = _shards(_hugging_face_tensors(graph, chosen), split_bytes or DEFAULT_SHARD_BYTES)
-    files, tensors, weight_map = [], [], {}
-    for n, shard in enumerate(shards):
-        entries = [safetensors.Entry(t.name, t.dtype, t.shape) for t in shard]
-        layout = safetensors.lay_out(entries, {"format": "pt"})
-        name = safetensors.shard_name(n, len(shards))
-        files.append(PlannedFile(request.path / name, layout.header, layout.size))
-        for tensor in shard:
-            weight_map[tensor.name] = name
-            offset = layout.offsets[tensor.name]
-            tensors.append(PlannedTensor(tensor, TYPES[tensor.dtype], n, offset))
-    companions = grok1_hf.companion_files(graph.spec, request.recipe.name, vocabulary)
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors)
-        companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
-    if not grok1_hf.has_standard_attention_scale(graph.spec):
-        notes += (
-            "vLLM and SGLang will be wrong: they scale attention by key_size ** -0.5, this model "
-            f"by {graph.spec.attn_output_multiplier}",
-        )
-    if "tokenizer.model" not in companions:
-        notes += ("no tokenizer.model: give one with --tokenizer FILE",)
-    return Output(request, tuple(files), tuple(tensors), companions, notes)
-
-
-def _hugging_face_tensors(graph: TensorGraph[Grok1Spec], chosen: Chosen) -> Iterator[Tensor]:
-    """The tensors of a directory, layers in order: one for each expert, the tied head twice.
-
-    model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
-    which no other tensor follows.
-    """
-    for place, decision in chosen:
-        tensor, type_name = graph[place.name], _type(decision).name
-        if place.role.is_experts:
-            for n in range(tensor.shape[0]):
-                yield quantized(place.hugging_face(n), take(tensor, n), type_name)
-        else:
-            yield quantized(place.hugging_face(), tensor, type_name)
-        if place.name == EMBEDDING:
-            # SGLang requires the tied head under its own name.
-            yield quantized("lm_head.weight", tensor, type_name)
-
-
-def _shards(tensors: Iterable[Tensor], limit_bytes: int) -> list[list[Tensor]]:
-    """Fill files up to a limit, in order; a larger tensor gets a file of its own."""
-    shards: list[list[Tensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        nbytes = safetensors.Entry(tensor.name, tensor.dtype, tensor.shape).nbytes
-        if shards[-1] and filled + nbytes > limit_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += nbytes
-    return shards

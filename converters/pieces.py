@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.plan import Destination, WorkItem
+from weightcast.converters.plan import Destination, WorkItem, whole
 
 # The kernels work on 64 columns of a source at a time: one cache line of int8.
 _ROW_STEP: Final = 64
@@ -21,13 +21,14 @@ class Cut:
 
     def rows_per_piece(self, item: WorkItem) -> int:
         n_in = item.view.shape[1]
-        row_bytes = max(d.type.row_bytes(n_in) for d in item.destinations)
+        row_bytes = max(d.row_bytes(n_in) for d in item.destinations)
         if item.view.array.is_blocked:
             row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
         # A small slab is shared out too: only two are in memory.
         share = -(-(item.out1 - item.out0) // self.workers)
         rows = min(max(1, self.limit_bytes // row_bytes), max(share, _ROW_STEP))
-        return rows if rows < _ROW_STEP else rows // _ROW_STEP * _ROW_STEP
+        multiple = max(d.row_multiple for d in item.destinations)
+        return whole(rows, multiple if rows < _ROW_STEP else _ROW_STEP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class PieceBytes:
 def keeps_bytes(item: WorkItem, destination: Destination) -> bool:
     """Whether the stored bytes go to a destination as they are."""
     array = item.view.array
+    if destination.packed is not None:
+        return False
     return destination.is_copied or (array.is_blocked and array.dtype == destination.type.name)
 
 
@@ -50,7 +53,7 @@ def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:
     source = floats = output = 0
     for item in items:
         view, n_in = item.view, item.view.shape[1]
-        made = [d.type.row_bytes(n_in) for d in item.destinations if not keeps_bytes(item, d)]
+        made = [d.row_bytes(n_in) for d in item.destinations if not keeps_bytes(item, d)]
         if not made:
             continue
         rows = min(cut.rows_per_piece(item), item.out1 - item.out0)

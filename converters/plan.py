@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
-from weightcast.converters.outputs import Output
+from weightcast.converters.outputs import Output, Packed
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
 from weightcast.quant.types import QuantType
 
@@ -28,7 +28,7 @@ class Destination:
     """Where the rows of one matrix go: output, file, byte offset of its first row.
 
     `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
-    go there as they are.
+    go there as they are; what is `packed` goes to several places.
     """
 
     output: int
@@ -39,6 +39,16 @@ class Destination:
     expert: int | None
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     is_copied: bool = False
+    packed: Packed | None = None
+
+    def row_bytes(self, n_in: int) -> int:
+        """Bytes that a row takes while it is made; of what is packed, a code a byte and again."""
+        return 2 * n_in if self.packed is not None else self.type.row_bytes(n_in)
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows that must be made together."""
+        return 1 if self.packed is None else self.packed.packing.row_multiple()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,11 @@ class Plan:
         return max((item.nbytes for item in self.items), default=0)
 
 
+def whole(rows: int, multiple: int) -> int:
+    """Round rows down to a multiple, but to no less than one."""
+    return max(rows // multiple, 1) * multiple
+
+
 def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
     """Cut the work for laid out outputs into items in the order of the source files."""
     by_view: dict[View, list[Destination]] = defaultdict(list)
@@ -96,12 +111,15 @@ def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
                         n if len(views) > 1 else None,
                         None if planned.importance is None else planned.importance[n],
                         is_copied=not isinstance(planned.tensor.origin, Quantize),
+                        packed=planned.packed,
                     )
                 )
-                offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
+                if planned.packed is None:
+                    offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []
     for view in sorted(by_view, key=lambda v: (v.array.path, v.array.offset, v.start)):
-        rows = rows_per_slab(view, SLAB_BYTES)
+        multiple = max(destination.row_multiple for destination in by_view[view])
+        rows = whole(rows_per_slab(view, SLAB_BYTES), multiple)
         for out0 in range(0, view.shape[0], rows):
             out1 = min(out0 + rows, view.shape[0])
             items.append(WorkItem(view, out0, out1, tuple(by_view[view])))

@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Final
 
+from weightcast.converters.directory_types import KNOWN, directory_type, name_in
 from weightcast.converters.outputs import Request
 from weightcast.converters.recipe_files import RecipeFile
 from weightcast.converters.recipes import ALIASES, RECIPES, recipe_named
 from weightcast.formats.small_files import shown
 from weightcast.quant.errors import OutputError, RequestError
 
-DIRECTORY_TYPES: Final = ("BF16", "F16", "F32")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _LOOKS_LIKE_A_TYPE = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
 
@@ -48,30 +48,47 @@ def parse_output(
         raise RequestError(
             f"{text}: safetensors are written as a directory; name it like grok-1-bf16"
         )
-    names = DIRECTORY_TYPES if kind == "safetensors" else sorted((*RECIPES, *ALIASES))
-    known = ", ".join(names)
+    if kind == "safetensors":
+        return _parse_directory(text, type_name)
+    known = ", ".join(sorted((*RECIPES, *ALIASES)))
     last = re.split(r"[-.]", Path(text).name.removesuffix(".gguf"))[-1]
     found = recipe_named(type_name or last)
     if found is None and type_name is None and not _LOOKS_LIKE_A_TYPE.fullmatch(last):
-        if kind == "gguf" and recipe_file is not None:
+        if recipe_file is not None:
             return Request(_plain_path(text), kind, recipe_file.base)
-        example = "grok-1-Q8_0.gguf" if kind == "gguf" else "grok-1-bf16/"
         raise RequestError(
-            f"{text}: the name does not end in a type ({known}), as in {example}; "
+            f"{text}: the name does not end in a type ({known}), as in grok-1-Q8_0.gguf; "
             "rename it or pass --type"
         )
-    if found is None or (kind == "safetensors" and found.name not in DIRECTORY_TYPES):
-        what = "a GGUF file" if kind == "gguf" else "a safetensors directory"
-        hint = "" if found is None else "; the name of a GGUF file ends in .gguf"
+    if found is None:
         raise RequestError(
-            f"{text}: {type_name or last} is not a type of {what}; known: {known}{hint}"
+            f"{text}: {type_name or last} is not a type of a GGUF file; known: {known}"
         )
-    if kind == "gguf" and recipe_file is not None and found != recipe_file.base:
+    if recipe_file is not None and found != recipe_file.base:
         raise RequestError(
             f"{text}: asks for {found.name}, but the base in {recipe_file.path} is "
             f"{recipe_file.base.name}; rename the output or convert twice"
         )
     return Request(_plain_path(text), kind, found)
+
+
+def _parse_directory(text: str, type_name: str | None) -> Request:
+    """Tell what a directory is to hold."""
+    name = type_name or name_in(Path(text).name)
+    found = None if name is None else directory_type(name)
+    if found is not None:
+        recipe = RECIPES[found.base.name]
+        return Request(_plain_path(text), "safetensors", recipe, directory=found)
+    last = name or re.split(r"[-.]", Path(text).name)[-1]
+    if type_name is None and not _LOOKS_LIKE_A_TYPE.fullmatch(last):
+        raise RequestError(
+            f"{text}: the name does not end in a type ({KNOWN}), as in grok-1-bf16/; "
+            "rename it or pass --type"
+        )
+    hint = "" if recipe_named(last) is None else "; the name of a GGUF file ends in .gguf"
+    raise RequestError(
+        f"{text}: {last} is not a type of a safetensors directory; known: {KNOWN}{hint}"
+    )
 
 
 def _plain_path(text: str) -> Path:
