@@ -63,11 +63,9 @@ def _arguments(
         return "float-quantized", *_fp8_arguments(weight_type.block)
     weights = {"num_bits": 4, "type": "float"}
     if weight_type == MXFP4:
-        scale = {"strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
-        return "mxfp4-pack-quantized", weights | scale, None
+        return "mxfp4-pack-quantized", weights | {"strategy": "group", "group_size": 32}, None
     if weight_type == NVFP4:
         scale = {"strategy": "tensor_group", "group_size": 16}
-        scale |= {"scale_dtype": "torch.float8_e4m3fn"}
         return "nvfp4-pack-quantized", weights | scale, None
     raise LayoutError(f"{weight_type.name} has no form in compressed-tensors")
 
