@@ -60,10 +60,16 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// The types a source may have.
-bool is_source_type(int32_t type) {
-  return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16 ||
-         type == WEIGHTCAST_I8;
+// Whether a source can be read, as a status.
+int32_t check_shape(const weightcast_source& s) {
+  if (s.type != WEIGHTCAST_F32 && s.type != WEIGHTCAST_F16 && s.type != WEIGHTCAST_BF16 &&
+      s.type != WEIGHTCAST_I8) {
+    return WEIGHTCAST_BAD_TYPE;
+  }
+  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (s.type != WEIGHTCAST_I8 || s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
+  const bool has_scales = s.scales != nullptr && s.groups >= 1 && s.n_in % s.groups == 0;
+  return has_scales ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
 // code * scale is finite for every code if |scale| < 2^121, the largest code being 2^7.
@@ -106,12 +112,10 @@ int32_t weightcast_quantize(const weightcast_source* source, const float* import
   const weightcast::DefaultFloatEnvironment environment;
   const weightcast_source& s = *source;
   *result = weightcast_result{};
-  if (!weightcast::is_source_type(s.type)) return WEIGHTCAST_BAD_TYPE;
-  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
-  if (s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
-  if (s.type == WEIGHTCAST_I8) {
-    if (s.scales == nullptr || s.groups < 1 || s.n_in % s.groups != 0) return WEIGHTCAST_BAD_SHAPE;
-    if (!weightcast::scales_are_safe(s, *result)) return WEIGHTCAST_NOT_FINITE;
+  const int32_t status = weightcast::check_shape(s);
+  if (status != WEIGHTCAST_OK || s.n_out == 0 || s.n_in == 0) return status;
+  if (s.type == WEIGHTCAST_I8 && !weightcast::scales_are_safe(s, *result)) {
+    return WEIGHTCAST_NOT_FINITE;
   }
   if (importance != nullptr && !weightcast::importance_is_valid(importance, s.n_in, *result)) {
     return WEIGHTCAST_BAD_IMPORTANCE;
@@ -123,6 +127,15 @@ int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
   const weightcast::DefaultFloatEnvironment environment;
   if (n_elements < 0) return WEIGHTCAST_BAD_SHAPE;
   return weightcast::kernels().dequantize(type, src, n_elements, dst);
+}
+
+int32_t weightcast_measure(const weightcast_source* source, int32_t type, const void* blocks,
+                           int64_t stride, weightcast_moments* moments) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  const int32_t status = weightcast::check_shape(s);
+  if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
+  return weightcast::kernels().measure(s, type, blocks, stride, moments);
 }
 
 const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {
