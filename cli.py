@@ -14,6 +14,7 @@ import click
 
 from weightcast.converters import convert as conversion
 from weightcast.converters import describe
+from weightcast.converters.devices import choose_devices
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.progress import progress
 from weightcast.converters.sources import open_to_inspect
@@ -65,7 +66,18 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option(
     "--allow-requantize", is_flag=True, help="Quantize again what is quantized already (GGUF)."
 )
-@click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, MAX_WORKERS),
+    help="Workers (default: cores + 1, or 4 for a GPU).",
+)
+@click.option(
+    "--device",
+    metavar="cpu|auto|cuda|cuda:N",
+    default="cpu",
+    help="What quantizes; cuda is all CUDA devices, auto the processor if there is none.",
+    show_default=True,
+)
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -83,6 +95,7 @@ def convert(
     split: str | None,
     allow_requantize: bool,
     jobs: int | None,
+    device: str,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -93,6 +106,9 @@ def convert(
     what it is: grok-1-Q8_0.gguf, grok-1-Q4_K_M.gguf, or a directory such as grok-1-bf16/. From a
     GGUF file of any model come GGUF files with all of its metadata.
     """
+    devices = choose_devices(device)
+    if devices.note and not quiet:
+        click.echo(_visible(f"note: {devices.note}"), err=True)
     plan = conversion.prepare(
         source,
         outputs,
@@ -108,11 +124,11 @@ def convert(
         allow_requantize=allow_requantize,
     )
     if dry_run:
-        workers = jobs or default_workers()
-        values, lines = describe.plan_values(plan, workers), describe.plan_lines(plan, workers)
+        chosen = jobs or default_workers(devices), devices
+        values, lines = describe.plan_values(plan, *chosen), describe.plan_lines(plan, *chosen)
     else:
         with progress(plan.read_bytes, quiet=quiet or as_json) as on_progress:
-            summary = conversion.run(plan, jobs, on_progress)
+            summary = conversion.run(plan, jobs, on_progress, devices)
         values, lines = summary.describe(), describe.summary_lines(summary)
     if as_json:
         _print(json.dumps(values, indent=1).split("\n"))

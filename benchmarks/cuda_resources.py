@@ -137,7 +137,8 @@ def main(output: Path) -> None:
         "processors": os.cpu_count(),
         "kernels": [asdict(usage) for usage in table],
     }
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    # One line a kernel.
+    output.write_text(json.dumps(record).replace('{"kernel"', '\n {"kernel"') + "\n")
     output.with_suffix(".md").write_text(markdown(table, len(UNITS), seconds))
 
 

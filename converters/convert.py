@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightcast.converters import execute
+from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
 from weightcast.converters.disk_space import check_free_space
 from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
 from weightcast.converters.graph import Spec, TensorGraph
@@ -32,6 +33,7 @@ class Summary:
     plan: Plan = field(repr=False)
     counts: execute.Counts = field(repr=False)
     seconds: float
+    devices: Devices = PROCESSOR
 
     def describe(self) -> dict[str, Any]:
         outputs = []
@@ -43,6 +45,7 @@ class Summary:
             "source": self.plan.graph.source,
             "parameters": self.plan.graph.parameters,
             "seconds": round(self.seconds, 3),
+            **self.devices.describe(),
             "outputs": outputs,
         }
 
@@ -207,13 +210,16 @@ def convert(
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
     jobs: int | None = None,
+    device: str = "cpu",
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
     The name of an output says what it is: NAME-Q8_0.gguf, NAME-Q4_K_M.gguf, or a directory
     NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"), `jobs` is the number of workers.
+    file (bytes, or text such as "48G"), `jobs` is the number of workers. `device` is what
+    quantizes: "cpu", "cuda" (all CUDA devices), "cuda:0", or "auto" for CUDA where there is some;
+    the bytes are the same.
 
     For GGUF outputs: `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that
     come before them, `pure` gives all other quantized tensors the recipe's base type, `imatrix` is
@@ -222,6 +228,7 @@ def convert(
 
     Raises CheckpointError; what is left behind then, `execute.run` says.
     """
+    devices = choose_devices(device)
     plan = prepare(
         source,
         outputs,
@@ -236,13 +243,14 @@ def convert(
         imatrix=imatrix,
         allow_requantize=allow_requantize,
     )
-    return run(plan, jobs, on_progress)
+    return run(plan, jobs, on_progress, devices)
 
 
 def run(
     plan: Plan,
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
+    devices: Devices = PROCESSOR,
 ) -> Summary:
     """Carry out a plan."""
     if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
@@ -251,5 +259,5 @@ def run(
         output.weighing.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
-    counts = execute.run(plan, jobs or execute.default_workers(), on_progress)
-    return Summary(plan, counts, time.monotonic() - start)
+    counts = execute.run(plan, jobs or execute.default_workers(devices), on_progress, devices)
+    return Summary(plan, counts, time.monotonic() - start, devices)

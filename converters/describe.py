@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from weightcast.converters.convert import Summary
+from weightcast.converters.devices import PROCESSOR, Devices
 from weightcast.converters.disk_space import disk_space
 from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import Spec, Tensor, TensorGraph, first_array, matrices
@@ -143,14 +144,18 @@ def output_lines(output: Output) -> Iterator[str]:
     yield from (f"  note: {note}" for note in output.notes)
 
 
-def plan_values(plan: Plan, workers: int) -> dict[str, Any]:
+def plan_values(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> dict[str, Any]:
     """What a conversion would do, as JSON values."""
+    memory = memory_estimate(plan, workers, devices)
     return {
         "source": plan.graph.source,
         "parameters": plan.graph.parameters,
         "read_bytes": plan.read_bytes,
         "outputs": [output.describe() for output in plan.outputs],
-        "buffer_bytes": memory_estimate(plan, workers),
+        "buffer_bytes": memory.host,
+        "pinned_bytes": memory.host if devices.cuda else 0,
+        "bytes_on_each_device": memory.device,
+        **devices.describe(),
         "disk": [
             {"folder": str(space.folder), "needed_bytes": space.needed, "free_bytes": space.free}
             for space in disk_space(plan.outputs)
@@ -159,7 +164,7 @@ def plan_values(plan: Plan, workers: int) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan, workers: int) -> Iterator[str]:
+def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterator[str]:
     """What a conversion would do."""
     graph = plan.graph
     yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
@@ -167,8 +172,11 @@ def plan_lines(plan: Plan, workers: int) -> Iterator[str]:
     yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
     for output in plan.outputs:
         yield from output_lines(output)
-    memory = memory_estimate(plan, workers)
-    yield f"memory: {memory / 2**20:,.0f} MiB of buffers for {count(workers, 'worker')}"
+    memory = memory_estimate(plan, workers, devices)
+    kind = "page-locked buffers" if devices.cuda else "buffers"
+    yield f"memory: {memory.host / 2**20:,.0f} MiB of {kind} for {count(workers, 'worker')}"
+    if devices.cuda:
+        yield f"  and {memory.device / 2**20:,.0f} MiB on each device: {devices.text}"
     for space in disk_space(plan.outputs):
         yield f"disk: {bytes_text(space.needed)} needed, {space.free:,} free at {space.folder}"
         if space.needed > space.free:
@@ -194,4 +202,5 @@ def summary_lines(summary: Summary) -> Iterator[str]:
                 f"requantized, {numbers['inexact_scales']:,} scales are not exact in float16"
             )
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
-    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read)"
+    place = f" on {summary.devices.text}" if summary.devices.cuda else ""
+    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}"

@@ -1,8 +1,10 @@
 """Execution of a plan: one reader, several workers, positioned writes, nothing visible until done.
 
 The main thread reads slabs front to back into two buffers; workers turn pieces of a slab into
-output bytes and write them where the plan says. The bytes do not depend on the number of workers.
-Memory is two slabs and a few pieces, whatever the size of the model.
+output bytes, each through a lane of its own, and write them where the plan says. The bytes depend
+neither on the number of workers nor on the device. Memory is two slabs and a few pieces, whatever
+the size of the model; on devices it is page-locked, so that several workers read, copy, compute and
+write at once.
 """
 
 from __future__ import annotations
@@ -12,33 +14,41 @@ import mmap
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from weightcast.converters.devices import PROCESSOR, Devices, Lane
+from weightcast.converters.held import Held, signals_held
 from weightcast.converters.output_files import OutputFiles
+from weightcast.converters.pieces import Cut, PieceBytes, keeps_bytes, largest_pieces
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.library import (
     BlockCounts,
+    Blocks,
+    Matrix,
     RangeError,
     SourceValueError,
     quantize_matrix,
 )
-from weightcast.quant.types import BF16, F32
+from weightcast.quant.types import BF16, F32, QuantType
 
 PIECE_BYTES: Final = 8 << 20
 # Pieces of all workers together, so that memory does not grow with the number of cores.
 MAX_PIECES_BYTES: Final = 64 << 20
+# A device has thousands of threads to fill, and starts a piece in some microseconds.
+DEVICE_PIECE_BYTES: Final = 32 << 20
+MAX_DEVICE_PIECES_BYTES: Final = 1 << 30
+# One copies in, one computes, one copies out, one writes.
+WORKERS_PER_DEVICE: Final = 4
 # More would only wait for each other.
 MAX_WORKERS: Final = 512
-# The kernels work on 64 columns of a source at a time: one cache line of int8.
-_ROW_STEP: Final = 64
 
 Counts = dict[tuple[int, str], BlockCounts]
 
@@ -69,22 +79,93 @@ def _buffer(nbytes: int) -> mmap.mmap:
     return buffer
 
 
-def default_workers() -> int:
-    """One more than there are cores: one is usually waiting for its turn to write."""
+class _ProcessorLane:
+    """The processor's kernels, which need no preparation."""
+
+    def quantize(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+    ) -> BlockCounts:
+        matrix = source.dequantized() if isinstance(source, Blocks) else source
+        return quantize_matrix(matrix, quant_type, dst, importance)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """What a thread keeps to itself: a lane, and a buffer for the rows that it makes."""
+
+    lane: Lane
+    buffer: mmap.mmap
+    # Held while there is a piece in the making.
+    busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def close(self) -> None:
+        """Close the lane, after the piece in the making: not every thread can be waited for."""
+        with self.busy:
+            self.lane.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows [row0, row1) of a slab, for one worker; `nbytes` of what was read count for it."""
+
+    number: int
+    item: WorkItem
+    slab: Slab
+    row0: int
+    row1: int
+    nbytes: int
+    loan: _Loan
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of buffers: here, beside the interpreter's own 100 MB or so, and on each device."""
+
+    host: int
+    device: int
+
+
+def default_workers(devices: Devices = PROCESSOR) -> int:
+    """One more than there are cores (one usually waits for its turn to write); 4 for a device."""
+    if devices.cuda:
+        return min(len(devices.cuda) * WORKERS_PER_DEVICE, MAX_WORKERS)
     return min(len(os.sched_getaffinity(0)) + 1, MAX_WORKERS)
 
 
-def memory_estimate(plan: Plan, workers: int) -> int:
-    """Bytes that buffers will take, beside the interpreter's own 100 MB or so."""
-    return 2 * plan.slab_bytes + workers * _piece_bytes(workers)
+def memory_estimate(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Memory:
+    """What buffers will take; on devices all of those here are page-locked."""
+    cut = _cut(workers, devices)
+    host = 2 * plan.slab_bytes + workers * _buffer_bytes(plan, cut, devices)
+    if not devices.cuda:
+        return Memory(host, 0)
+    sizes = largest_pieces(plan.items, cut)
+    lanes = -(-workers // len(devices.cuda))
+    return Memory(host, lanes * (sizes.source + sizes.floats + sizes.output))
 
 
-def _piece_bytes(workers: int) -> int:
-    return min(PIECE_BYTES, MAX_PIECES_BYTES // workers)
+def _cut(workers: int, devices: Devices) -> Cut:
+    if devices.cuda:
+        return Cut(workers, min(DEVICE_PIECE_BYTES, MAX_DEVICE_PIECES_BYTES // workers))
+    return Cut(workers, min(PIECE_BYTES, MAX_PIECES_BYTES // workers))
+
+
+def _buffer_bytes(plan: Plan, cut: Cut, devices: Devices) -> int:
+    """Size of a worker's buffer: what is page-locked is no larger than the largest piece."""
+    return largest_pieces(plan.items, cut).output if devices.cuda else cut.limit_bytes
 
 
 def run(
-    plan: Plan, workers: int, on_progress: Callable[[int], None] = lambda nbytes: None
+    plan: Plan,
+    workers: int,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    devices: Devices = PROCESSOR,
 ) -> Counts:
     """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
 
@@ -93,58 +174,98 @@ def run(
     several outputs failed at the last step: the error names those that were complete before.
     """
     with OutputFiles(plan.outputs) as files:
-        counts = _Run(plan, workers, files, on_progress).run()
+        with Held() as held:
+            counts = _Run(plan, workers, devices, files, held, on_progress).run()
         files.commit()
     return counts
 
 
 class _Run:
     def __init__(
-        self, plan: Plan, workers: int, files: OutputFiles, on_progress: Callable[[int], None]
+        self,
+        plan: Plan,
+        workers: int,
+        devices: Devices,
+        files: OutputFiles,
+        held: Held,
+        on_progress: Callable[[int], None],
     ) -> None:
         self._plan = plan
-        self._workers = workers
+        self._devices = devices
         self._files = files
+        self._held = held
         self._on_progress = on_progress
+        self._cut = _cut(workers, devices)
+        self._counts: Counts = defaultdict(BlockCounts)
+        self._counts_lock = threading.Lock()
+        self._errors: list[tuple[int, BaseException]] = []
         self._stop = threading.Event()
         self._slabs: SimpleQueue[mmap.mmap] = SimpleQueue()
-        self._pieces: SimpleQueue[mmap.mmap] = SimpleQueue()
-        self._piece_bytes = _piece_bytes(workers)
+        self._pieces: SimpleQueue[_Piece | None] = SimpleQueue()
+        self._finished: SimpleQueue[int] = SimpleQueue()
 
     def run(self) -> Counts:
-        for _ in range(2):
-            self._slabs.put(_buffer(self._plan.slab_bytes))
-        for _ in range(self._workers):
-            self._pieces.put(_buffer(self._piece_bytes))
-        counts: Counts = defaultdict(BlockCounts)
-        futures: list[Future[Counts]] = []
-        pool = ThreadPoolExecutor(self._workers)
+        # Between the main thread and the others there are only simple queues: an interrupt in the
+        # middle of a pool's own locks could leave them locked.
+        threads = [threading.Thread(target=self._work, args=(w,)) for w in self._prepare()]
         try:
+            self._start(threads)
+            n_pieces = 0
             for item in self._plan.items:
-                futures += self._start(item, pool)
+                n_pieces += self._hand_out(item, n_pieces)
                 if self._stop.is_set():
                     break
-                futures = self._collect(futures, counts, wait=False)
-            self._collect(futures, counts, wait=True)
+            for _ in range(n_pieces):
+                self._finished.get()
         finally:
             self._stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-        return dict(counts)
+            with signals_held():  # files, lanes and buffers are in use until then
+                for _ in threads:
+                    self._pieces.put(None)
+                for thread in threads:
+                    if thread.is_alive():
+                        thread.join()
+        if self._errors:
+            raise min(self._errors, key=lambda numbered: numbered[0])[1]
+        return dict(self._counts)
 
-    def _collect(
-        self, futures: list[Future[Counts]], counts: Counts, *, wait: bool
-    ) -> list[Future[Counts]]:
-        pending = []
-        for future in futures:
-            if not wait and not future.done():
-                pending.append(future)
-                continue
-            for key, value in future.result().items():
-                counts[key] += value
-        return pending
+    def _start(self, threads: Sequence[threading.Thread]) -> None:
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as problem:  # a limit of the system on threads
+            raise CheckpointError(
+                f"cannot start {len(threads)} workers ({problem}); use fewer --jobs"
+            ) from None
 
-    def _start(self, item: WorkItem, pool: ThreadPoolExecutor) -> list[Future[Counts]]:
-        """Read a slab and hand its pieces to the workers."""
+    def _prepare(self) -> list[_Worker]:
+        """Make the buffers and open the lanes, of the devices in turn."""
+        for _ in range(2):
+            self._slabs.put(self._pinned(self._plan.slab_bytes))
+        buffer_bytes = _buffer_bytes(self._plan, self._cut, self._devices)
+        buffers = [self._pinned(buffer_bytes) for _ in range(self._cut.workers)]
+        sizes = largest_pieces(self._plan.items, self._cut)
+        workers = []
+        for number, buffer in enumerate(buffers):
+            workers.append(_Worker(self._open_lane(number, sizes), buffer))
+            self._held.add(workers[-1].close)
+        return workers
+
+    def _pinned(self, nbytes: int) -> mmap.mmap:
+        """Make a buffer, page-locked if a device is to read or write it."""
+        buffer = _buffer(nbytes)
+        if self._devices.cuda:
+            self._held.add(self._devices.cuda[0].pin(buffer).unpin)
+        return buffer
+
+    def _open_lane(self, number: int, sizes: PieceBytes) -> Lane:
+        if not self._devices.cuda:
+            return _ProcessorLane()
+        device = self._devices.cuda[number % len(self._devices.cuda)]
+        return device.lane(sizes.source, sizes.output)
+
+    def _hand_out(self, item: WorkItem, number: int) -> int:
+        """Read a slab and give it to the workers, in pieces from `number` on; returns how many."""
         buffer = self._slabs.get()
         try:
             slab = read_slab(item.view, item.out0, item.out1, memoryview(buffer))
@@ -152,81 +273,63 @@ class _Run:
             raise CheckpointError(
                 f"{item.view.array.path}: cannot be read: {problem.strerror}"
             ) from None
-        step = self._rows_per_piece(item)
+        step = self._cut.rows_per_piece(item)
         starts = range(0, slab.rows, step)
         loan = _Loan(buffer, self._slabs, len(starts), threading.Lock())
         share = item.nbytes // len(starts)
         rest = item.nbytes - share * (len(starts) - 1)
-        futures = []
-        for row0 in starts:
+        for index, row0 in enumerate(starts):
             row1 = min(row0 + step, slab.rows)
             nbytes = share if row0 else rest
+            self._pieces.put(_Piece(number + index, item, slab, row0, row1, nbytes, loan))
+        return len(starts)
+
+    def _work(self, worker: _Worker) -> None:
+        """Make pieces until there are no more."""
+        while (piece := self._pieces.get()) is not None:
             try:
-                futures.append(pool.submit(self._piece, item, slab, row0, row1, loan, nbytes))
-            except RuntimeError as problem:  # a limit of the system on threads
-                raise CheckpointError(
-                    f"cannot start {self._workers} workers ({problem}); use fewer --jobs"
-                ) from None
-        return futures
+                with worker.busy:
+                    self._make(worker, piece)
+            except BaseException as error:
+                self._errors.append((piece.number, error))
+                self._stop.set()
+            finally:
+                piece.loan.finish()
+                self._finished.put(piece.number)
 
-    def _rows_per_piece(self, item: WorkItem) -> int:
-        n_in = item.view.shape[1]
-        row_bytes = max(d.type.row_bytes(n_in) for d in item.destinations)
-        if item.view.array.is_blocked:
-            row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
-        # A small slab is shared out too: only two are in memory.
-        share = -(-(item.out1 - item.out0) // self._workers)
-        rows = min(max(1, self._piece_bytes // row_bytes), max(share, _ROW_STEP))
-        return rows if rows < _ROW_STEP else rows // _ROW_STEP * _ROW_STEP
+    def _make(self, worker: _Worker, piece: _Piece) -> None:
+        for destination in piece.item.destinations:
+            if self._stop.is_set():
+                return
+            counts = self._convert(worker, piece, destination)
+            with self._counts_lock:
+                self._counts[destination.output, destination.tensor] += counts
+        self._on_progress(piece.nbytes)
 
-    def _piece(
-        self, item: WorkItem, slab: Slab, row0: int, row1: int, loan: _Loan, nbytes: int
-    ) -> Counts:
-        try:
-            counts: Counts = {}
-            for destination in item.destinations:
-                if self._stop.is_set():
-                    return {}
-                counts[destination.output, destination.tensor] = self._convert(
-                    item, slab, row0, row1, destination
-                )
-            self._on_progress(nbytes)
-            return counts
-        except BaseException:
-            self._stop.set()
-            raise
-        finally:
-            loan.finish()
-
-    def _convert(
-        self, item: WorkItem, slab: Slab, row0: int, row1: int, destination: Destination
-    ) -> BlockCounts:
+    def _convert(self, worker: _Worker, piece: _Piece, destination: Destination) -> BlockCounts:
+        item, slab, row0, row1 = piece.item, piece.slab, piece.row0, piece.row1
         quant_type = destination.type
         row_bytes = quant_type.row_bytes(item.view.shape[1])
         offset = destination.offset + (item.out0 + row0) * row_bytes
-        same_blocks = item.view.array.is_blocked and item.view.array.dtype == quant_type.name
-        if destination.is_copied or same_blocks:
+        if keeps_bytes(item, destination):
             self._files.write(destination, slab.stored_rows(row0, row1).data, offset)
             return BlockCounts()
         nbytes = (row1 - row0) * row_bytes
-        buffer = self._pieces.get()
+        # One row can be longer than a piece; buffers for devices are made for the longest.
+        target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
+        rows = np.frombuffer(target, np.uint8, nbytes)
         try:
-            # One row can be longer than a piece.
-            target = buffer if nbytes <= len(buffer) else bytearray(nbytes)
-            rows = np.frombuffer(target, np.uint8, nbytes)
-            counts = quantize_matrix(
-                slab.matrix(row0, row1), quant_type, rows, destination.importance
+            counts = worker.lane.quantize(
+                slab.piece(row0, row1), quant_type, rows, destination.importance
             )
-            self._files.write(destination, rows.data, offset)
-            return counts
         except SourceValueError as error:
             name = destination.tensor
             if destination.expert is not None:
                 name += f", expert {destination.expert}"
             remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
             raise named(error, name, item.view, item.out0 + row0, remedy) from None
-        finally:
-            self._pieces.put(buffer)
+        self._files.write(destination, rows.data, offset)
+        return counts
 
     def _remedy(self, destination: Destination) -> str:
         """What to do about values that are too large for a type."""

@@ -14,14 +14,13 @@ import os
 import re
 import resource
 import shutil
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from weightcast.converters.held import signals_held
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Destination
 from weightcast.quant.errors import OutputError
@@ -155,7 +154,7 @@ class OutputFiles:
                 os.fsync(fd)
             for fd in self._folder_fds:
                 os.fsync(fd)
-            with _signals_held():
+            with signals_held():
                 for partial, path in list(self._pending.items()):
                     _replace(partial, path)
                     done.append(self._pending.pop(partial))
@@ -206,23 +205,6 @@ def _open_locked(path: Path, flags: int) -> int:
             os.close(fd)
             raise
         os.close(fd)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ignore signals while the outputs are renamed: all of the work is done, and takes a moment."""
-    held = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before = signal.getsignal(number)
-            if before is not None and before is not signal.SIG_IGN:
-                # Blocking them would not do: another thread would take them.
-                held[number] = signal.signal(number, lambda signum, frame: None)
-    try:
-        yield
-    finally:
-        for number, before in held.items():
-            signal.signal(number, before)
 
 
 def _replace(partial: Path, final: Path) -> None:

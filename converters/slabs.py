@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from weightcast.converters.graph import Tensor, View, matrices
 from weightcast.formats.stored import read_stored
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import (
-    Matrix,
-    SourceValueError,
-    dequantize_bytes,
-    quantize_matrix,
-)
+from weightcast.quant.library import Blocks, Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.types import F32, SOURCE_TYPES, STORED_TYPES, TYPES
 
 _NUMPY_DTYPES: dict[str, Any] = {
@@ -83,14 +78,12 @@ class Slab:
     stride_in: int
     scales: NDArray[np.float32] | None
 
-    def matrix(self, row0: int, row1: int) -> Matrix:
-        """Rows [row0, row1) for the kernels; blocked types are dequantized."""
+    def piece(self, row0: int, row1: int) -> Matrix | Blocks:
+        """Rows [row0, row1) for the kernels, where they lie."""
         n_in = self.view.shape[1]
         if self.view.array.is_blocked:
             quant_type = TYPES[self.view.array.dtype]
-            n_elements = (row1 - row0) * n_in
-            values = dequantize_bytes(quant_type, self.stored_rows(row0, row1), n_elements)
-            return Matrix(values, "F32", row1 - row0, n_in, n_in, 1)
+            return Blocks(self.stored_rows(row0, row1), quant_type, row1 - row0, n_in)
         stride_out = self.view.strides[0]
         return Matrix(
             self.data,
@@ -170,7 +163,8 @@ def load_float32(tensor: Tensor) -> NDArray[np.float32]:
     result = np.empty((len(views), *views[0].shape), np.float32)
     for view, plane in zip(views, result, strict=True):
         buffer = memoryview(bytearray(slab_bytes(view, view.shape[0])))
-        matrix = read_slab(view, 0, view.shape[0], buffer).matrix(0, view.shape[0])
+        piece = read_slab(view, 0, view.shape[0], buffer).piece(0, view.shape[0])
+        matrix = piece.dequantized() if isinstance(piece, Blocks) else piece
         try:
             quantize_matrix(matrix, F32, plane.reshape(-1).view(np.uint8))
         except SourceValueError as error:

@@ -117,7 +117,8 @@ def _open_other(x: Any) -> _Array:
 
     index = x.__dlpack_device__()[1] if hasattr(x, "__dlpack_device__") else None
     if index is None:  # the array interface does not tell: what the pointer belongs to does
-        index = StridedMemoryView.from_cuda_array_interface(x, stream_ptr=-1).device_id
+        with open_gpu(0):  # the driver is asked, which wants some device to be current
+            index = StridedMemoryView.from_cuda_array_interface(x, stream_ptr=-1).device_id
     gpu = open_gpu(index)
     stream = gpu.stream()
     with gpu:

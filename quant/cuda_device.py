@@ -1,14 +1,14 @@
 """The only layer that talks to a CUDA driver: devices, memory, streams, events, copies, launches.
 
-It calls cuda.bindings, imported on first use: the package works without it. The current context
-belongs to a thread and is also what torch goes by, so every call pushes the device's primary
-context and pops it again: all of this works from any thread and changes nothing for the caller.
+The current context belongs to a thread and is also what torch goes by, so every call pushes the
+device's primary context and pops it again: all works from any thread and changes nothing there.
 Work on a stream is asynchronous: what fails in it is reported by a later `synchronize`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
 from functools import cache
@@ -17,66 +17,34 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.quant.cuda_driver import call, check, driver
 from weightcast.quant.errors import DeviceError, RequestError
 
 Host: TypeAlias = "NDArray[Any] | int"  # an array, or an address whose memory the caller keeps
 Argument: TypeAlias = "np.generic | ctypes._SimpleCData[Any] | ctypes.Structure"
 
-LEGACY_DEFAULT_STREAM = 1  # what the driver also calls stream 0
+LEGACY_DEFAULT_STREAM = 1  # stream 0 by a name that no compile-time switch redirects
 LARGEST_DIMENSION = 2**31 - 1
 
-
-@cache
-def _driver() -> Any:
-    """Import cuda.bindings and start the driver; DeviceError if there is none."""
-    try:
-        from cuda.bindings import driver
-    except ImportError:
-        raise DeviceError(
-            "cuda-bindings is not installed: pip install 'weightcast[cuda]'"
-        ) from None
-    try:
-        (status,) = driver.cuInit(0)
-    except RuntimeError:
-        raise DeviceError("no CUDA driver on this machine: no libcuda.so.1 was found") from None
-    results = driver.CUresult
-    if status == results.CUDA_ERROR_NO_DEVICE:
-        raise DeviceError("no CUDA device on this machine: the driver is there, but finds none")
-    if status != results.CUDA_SUCCESS:
-        raise DeviceError(f"the CUDA driver does not start: {_describe(driver, status)}")
-    return driver
-
-
-def _describe(driver: Any, status: Any) -> str:
-    """Name and text of a driver's status, as "CUDA_ERROR_NO_DEVICE (no CUDA-capable ...)"."""
-    got, text = driver.cuGetErrorString(status)
-    name = str(getattr(status, "name", status))
-    return name if got != driver.CUresult.CUDA_SUCCESS or not text else f"{name} ({text.decode()})"
-
-
-def _call(where: str, function: str, *args: Any) -> Any:
-    """Call one function of the driver and return its result; DeviceError starting with `where`."""
-    driver = _driver()
-    try:
-        status, *values = getattr(driver, function)(*args)
-    except RuntimeError:  # the bindings found no such entry point
-        raise DeviceError(f"{where}: the CUDA driver is too old, it has no {function}") from None
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"{where}: {_describe(driver, status)}")
-    return values[0] if len(values) == 1 else tuple(values)
+_opening = threading.Lock()
 
 
 def device_count() -> int:
     """Count the CUDA devices, at least 1; DeviceError says what is missing otherwise."""
-    count = int(_call("counting CUDA devices", "cuDeviceGetCount"))
+    count = int(call("counting CUDA devices", "cuDeviceGetCount"))
     if count == 0:
         raise DeviceError("no CUDA device on this machine: the driver is there, but finds none")
     return count
 
 
-@cache
 def open_gpu(index: int) -> Gpu:
-    """Open a device by its index, once; DeviceError if there is no such device."""
+    """Open a device by its index, once for all threads; DeviceError if there is no such device."""
+    with _opening:
+        return _open_gpu(index)
+
+
+@cache
+def _open_gpu(index: int) -> Gpu:
     count = device_count()
     if not 0 <= index < count:
         have = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
@@ -90,34 +58,34 @@ class Gpu:
     def __init__(self, index: int) -> None:
         self.index = index
         self.label = f"cuda:{index}"
-        self._device = _call(self.label, "cuDeviceGet", index)
-        name = _call(self.label, "cuDeviceGetName", 256, self._device)
+        self._device = call(self.label, "cuDeviceGet", index)
+        name = call(self.label, "cuDeviceGetName", 256, self._device)
         self.name: str = name.split(b"\0")[0].decode()
         major = self._attribute("COMPUTE_CAPABILITY_MAJOR")
         self.architecture = f"sm_{major}{self._attribute('COMPUTE_CAPABILITY_MINOR')}"
         self.multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
-        self.total_bytes = int(_call(self.label, "cuDeviceTotalMem", self._device))
-        self._context = _call(self.label, "cuDevicePrimaryCtxRetain", self._device)
+        self.total_bytes = int(call(self.label, "cuDeviceTotalMem", self._device))
+        self._context = call(self.label, "cuDevicePrimaryCtxRetain", self._device)
 
     def _attribute(self, name: str) -> int:
-        kind = getattr(_driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        return int(_call(self.label, "cuDeviceGetAttribute", kind, self._device))
+        kind = getattr(driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(call(self.label, "cuDeviceGetAttribute", kind, self._device))
 
     def __repr__(self) -> str:
         return f"<{self.label} {self.name} {self.architecture}>"
 
     def __enter__(self) -> Gpu:
         """Make the device current for this thread, on top of what was."""
-        _call(self.label, "cuCtxPushCurrent", self._context)
+        call(self.label, "cuCtxPushCurrent", self._context)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _call(self.label, "cuCtxPopCurrent")
+        call(self.label, "cuCtxPopCurrent")
 
     def call(self, what: str, function: str, *args: Any) -> Any:
         """Call a function of the driver with this device current; `what` is for the error."""
         with self:
-            return _call(f"{self.label}: {what}", function, *args)
+            return call(f"{self.label}: {what}", function, *args)
 
     def free_bytes(self) -> int:
         """Bytes of device memory that nobody has allocated."""
@@ -125,23 +93,19 @@ class Gpu:
 
     def allocate(self, nbytes: int) -> Memory:
         """Allocate device memory, aligned to 256 bytes; DeviceError when it does not fit."""
-        driver = _driver()
         with self:
-            status, address = driver.cuMemAlloc(max(nbytes, 1))
-        if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            status, address = driver().cuMemAlloc(max(nbytes, 1))
+        if status == driver().CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise DeviceError(
                 f"{self.label}: out of device memory: {nbytes:,} bytes asked for, "
                 f"{self.free_bytes():,} free of {self.total_bytes:,}"
             )
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise DeviceError(
-                f"{self.label}: allocating {nbytes:,} bytes: {_describe(driver, status)}"
-            )
+        check(f"{self.label}: allocating {nbytes:,} bytes", status)
         return Memory(self, int(address), nbytes)
 
     def stream(self) -> Stream:
         """Make a stream that does not wait for the default stream."""
-        flags = _driver().CUstream_flags.CU_STREAM_NON_BLOCKING
+        flags = driver().CUstream_flags.CU_STREAM_NON_BLOCKING
         handle = self.call("making a stream", "cuStreamCreate", flags)
         stream = Stream(self, int(handle))
         weakref.finalize(stream, _release, self, "cuStreamDestroy", handle).atexit = False
@@ -167,7 +131,7 @@ class Gpu:
         if values.nbytes == 0 or not values.flags.writeable:
             raise RequestError("only writable buffers of at least one byte can be page-locked")
         address = _host_address(values)
-        flags = _driver().CU_MEMHOSTREGISTER_PORTABLE
+        flags = driver().CU_MEMHOSTREGISTER_PORTABLE
         what = f"page-locking {values.nbytes:,} bytes"
         self.call(what, "cuMemHostRegister", address, values.nbytes, flags)
         return Pinned(self, values)
@@ -175,10 +139,9 @@ class Gpu:
 
 def _release(gpu: Gpu, function: str, *args: Any) -> None:
     """Give something back. A failure is that of earlier work, which `synchronize` reports."""
-    driver = _driver()
-    driver.cuCtxPushCurrent(gpu._context)
-    getattr(driver, function)(*args)
-    driver.cuCtxPopCurrent()
+    driver().cuCtxPushCurrent(gpu._context)
+    getattr(driver(), function)(*args)
+    driver().cuCtxPopCurrent()
 
 
 class Memory:
@@ -237,26 +200,18 @@ class Kernel:
         self.name = name
         self._module = module  # keeps it loaded
         self._handle = handle
-        self.function = _driver().CUfunction(int(handle))
-        self._shared_attribute = (
-            _driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        )
-        self._shared_bytes = int(
-            self.gpu.call(
-                f"the kernel {name}",
-                "cuKernelGetAttribute",
-                self._shared_attribute,
-                handle,
-                self.gpu._device,
-            )
-        )
+        self.function = driver().CUfunction(int(handle))
+        kinds = driver().CUfunction_attribute
+        self._limit = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        what, device = f"the kernel {name}", self.gpu._device
+        value = self.gpu.call(what, "cuKernelGetAttribute", self._limit, handle, device)
+        self._shared_bytes = int(value)
 
     def allow_shared(self, nbytes: int) -> None:
         """Raise the limit of dynamic shared memory, at first 48 KiB, to `nbytes` if it is lower."""
         if nbytes > self._shared_bytes:
             what = f"{nbytes:,} bytes of shared memory for the kernel {self.name}"
-            device = self.gpu._device
-            args = (self._shared_attribute, nbytes, self._handle, device)
+            args = (self._limit, nbytes, self._handle, self.gpu._device)
             self.gpu.call(what, "cuKernelSetAttribute", *args)
             self._shared_bytes = nbytes
 
@@ -287,11 +242,11 @@ class Stream:
         self, address: int, pitch: int, source: Host, source_pitch: int, row_bytes: int, rows: int
     ) -> None:
         """Copy `rows` of `row_bytes`, `source_pitch` bytes apart, to rows `pitch` bytes apart."""
-        copy = _driver().CUDA_MEMCPY2D()
-        copy.srcMemoryType = _driver().CUmemorytype.CU_MEMORYTYPE_HOST
+        copy = driver().CUDA_MEMCPY2D()
+        copy.srcMemoryType = driver().CUmemorytype.CU_MEMORYTYPE_HOST
         copy.srcHost = _host_address(source)
         copy.srcPitch = source_pitch
-        copy.dstMemoryType = _driver().CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.dstMemoryType = driver().CUmemorytype.CU_MEMORYTYPE_DEVICE
         copy.dstDevice = address
         copy.dstPitch = pitch
         self._copy_2d(copy, "in", row_bytes, rows)
@@ -306,11 +261,11 @@ class Stream:
         rows: int,
     ) -> None:
         """Copy `rows` of `row_bytes`, `device_pitch` bytes apart, to rows `pitch` bytes apart."""
-        copy = _driver().CUDA_MEMCPY2D()
-        copy.srcMemoryType = _driver().CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy = driver().CUDA_MEMCPY2D()
+        copy.srcMemoryType = driver().CUmemorytype.CU_MEMORYTYPE_DEVICE
         copy.srcDevice = address
         copy.srcPitch = device_pitch
-        copy.dstMemoryType = _driver().CUmemorytype.CU_MEMORYTYPE_HOST
+        copy.dstMemoryType = driver().CUmemorytype.CU_MEMORYTYPE_HOST
         copy.dstHost = _host_address(destination, writable=True)
         copy.dstPitch = pitch
         self._copy_2d(copy, "out", row_bytes, rows)
@@ -320,6 +275,12 @@ class Stream:
         if row_bytes and rows:
             what = f"copy of {rows:,} rows of {row_bytes:,} bytes {direction}"
             self.gpu.call(what, "cuMemcpy2DAsync", copy, self.handle)
+
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Copy `nbytes` from one device address to another."""
+        if nbytes:
+            args = (to, source, nbytes, self.handle)
+            self.gpu.call(f"copy of {nbytes:,} bytes", "cuMemcpyDtoDAsync", *args)
 
     def fill(self, address: int, nbytes: int, value: int = 0) -> None:
         """Set `nbytes` of device memory to one byte's value."""
@@ -349,15 +310,8 @@ class Stream:
         pointers = (ctypes.c_void_p * max(len(values), 1))(*map(ctypes.addressof, values))
         sizes = (*_three(grid), *_three(block), shared_bytes)
         what = f"launch of {kernel.name}, grid {tuple(grid)}, block {tuple(block)}"
-        self.gpu.call(
-            what,
-            "cuLaunchKernel",
-            kernel.function,
-            *sizes,
-            self.handle,
-            ctypes.addressof(pointers),
-            0,
-        )
+        packed = (*sizes, self.handle, ctypes.addressof(pointers), 0)
+        self.gpu.call(what, "cuLaunchKernel", kernel.function, *packed)
         self._launched[kernel.name] = None
 
     def synchronize(self) -> None:
@@ -367,7 +321,7 @@ class Stream:
 
     def record(self, timing: bool = False) -> Event:
         """Mark this point of the stream; `timing` for `Event.elapsed_ms`."""
-        kinds = _driver().CUevent_flags
+        kinds = driver().CUevent_flags
         flags = int(kinds.CU_EVENT_BLOCKING_SYNC)  # waiting leaves the processor to others
         if not timing:
             flags |= int(kinds.CU_EVENT_DISABLE_TIMING)

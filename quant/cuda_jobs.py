@@ -23,7 +23,7 @@ from weightcast.quant.library import (
     not_finite,
     overflowed,
 )
-from weightcast.quant.types import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPES, QuantType
+from weightcast.quant.types import I8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPES, QuantType
 
 # With an importance, these weigh errors by the mean of squares of a whole row.
 ROW_MEAN_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1)
@@ -49,8 +49,8 @@ class _QuantizeArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n_out", "n_in", "stride_out", "stride_in")),
         *((name, ctypes.c_int64) for name in ("group_rows", "scale_stride")),
         *((name, ctypes.c_int64) for name in ("dst_stride", "row_bytes")),
-        *((name, ctypes.c_int32) for name in ("source_type", "columns", "word_bytes")),
-        ("reserved", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("source_type", "column_bits", "out_tiles")),
+        ("word_bytes", ctypes.c_int32),
     ]
 
 
@@ -152,14 +152,15 @@ def _check(
 
 
 def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
-    """Start a job. The matrix must have at least one block, n_in must be whole blocks and groups.
+    """Start a job. The matrix must have at least one block, n_in must be whole blocks.
 
-    Raises LayoutError if scales do not divide rows, DeviceError for a launch that is refused.
+    Raises LayoutError if int8 has no scales, or as many as do not divide a row, DeviceError for a
+    launch that is refused.
     """
     matrix, quant_type = job.matrix, job.type
     stream.fill(job.found, FOUND_BYTES)
-    if matrix.scales:
-        if matrix.n_in % matrix.groups:
+    if matrix.dtype == I8.name:
+        if not matrix.scales or matrix.n_in % matrix.groups:
             raise bad_groups(matrix.n_in)
         place = (matrix.scales, matrix.groups, matrix.n_out, matrix.scale_stride)
         _check(stream, quantizer.check_scales, job, *place)
@@ -200,7 +201,8 @@ def _arguments(job: Job, launch: Launch) -> _QuantizeArguments:
         dst_stride=job.dst_stride,
         row_bytes=job.type.row_bytes(matrix.n_in),
         source_type=SOURCE_TYPES[matrix.dtype].ggml_id,
-        columns=launch.columns,
+        column_bits=launch.columns.bit_length() - 1,
+        out_tiles=-(-matrix.n_out // launch.columns),
         word_bytes=launch.word_bytes,
     )
 

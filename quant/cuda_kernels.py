@@ -30,7 +30,11 @@ STANDARD_HEADERS: Final = "nvrtc"  # beside the source, for a compiler that has 
 HOST_SUFFIX: Final = ".cpp"
 UNITS: Final = {
     "checks": (("WC_CHECKS", "1"),),
-    **{f"quantize_{name}": (("WC_QUANTIZE", name),) for name in TYPES},
+    **{
+        f"quantize_{t.name}": (("WC_QUANTIZE", t.name),)
+        for t in TYPES.values()
+        if t.importance != "required"
+    },
     **{
         f"quantize_weighed_{t.name}": (("WC_QUANTIZE", t.name), ("WC_WEIGHED", "1"))
         for t in TYPES.values()
@@ -66,7 +70,7 @@ def image(name: str, architecture: str) -> bytes:
     newer than the compiler gets PTX, which the driver finishes. Raises DeviceError if the compiler
     is not installed, does not know the architecture any more or refuses the source.
     """
-    return image_of(Path(installed(SOURCE)), name, architecture)
+    return image_of(installed(SOURCE), name, architecture)
 
 
 def image_of(source: Path, name: str, architecture: str) -> bytes:
@@ -104,7 +108,7 @@ def target_for(architecture: str) -> Target:
     if not older:
         raise DeviceError(
             f"NVRTC {nvrtc_version()} makes no code for {architecture} devices: it starts with "
-            f"sm_{known[0]}; install an older nvidia-cuda-nvrtc or use the CPU"
+            f"sm_{known[0]}; use the CPU"
         )
     nearest = f"sm_{older[-1]}"
     return Target(nearest, nearest == architecture)
@@ -150,16 +154,16 @@ def compile_unit(source: Path, name: str, architecture: str) -> Compiled:
 
     log = io.StringIO()
     try:
-        program = Program(source.read_text(), "c++", options)
+        program = Program(source.read_text("utf-8"), "c++", options)
         cubin = bytes(program.compile("cubin", logs=log).code)
     # The package does not export the exception that it raises for NVRTC's errors.
     except Exception as error:
         problem = _first_error(str(error))
         raise DeviceError(f"cannot compile {name} for {architecture}: {problem}") from error
     # The same compilation made both. Program.compile("ptx") would look for a driver.
-    _, size = nvrtc.nvrtcGetPTXSize(program.handle)
+    (size,) = _checked(*nvrtc.nvrtcGetPTXSize(program.handle))
     ptx = b"\0" * size
-    nvrtc.nvrtcGetPTX(program.handle, ptx)
+    _checked(*nvrtc.nvrtcGetPTX(program.handle, ptx))
     program.close()
     return Compiled(cubin, ptx, log.getvalue())
 
@@ -231,10 +235,15 @@ def _call(function: str) -> tuple[Any, ...]:
     except ImportError as error:
         raise DeviceError(f"cuda-core is not installed ({error}): {REMEDY}") from error
     try:
-        status, *values = getattr(nvrtc, function)()
+        answer = getattr(nvrtc, function)()
     # The library is looked for at the first call.
     except RuntimeError as error:
         raise DeviceError(f"NVRTC is not installed, the CUDA compiler: {REMEDY}") from error
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise DeviceError(f"NVRTC does not work: {function} says {status.name}")
-    return tuple(values)
+    return _checked(*answer)
+
+
+def _checked(status: Any, *values: Any) -> tuple[Any, ...]:
+    """Give the values of NVRTC's answer. Raises DeviceError if it is a failure."""
+    if status != 0:
+        raise DeviceError(f"NVRTC does not work: it says {status.name}")
+    return values

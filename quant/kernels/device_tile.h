@@ -26,9 +26,10 @@ struct QuantizeArguments {
   int64_t group_rows, scale_stride;
   int64_t dst_stride, row_bytes;
   int32_t source_type;
-  int32_t columns;     // of a tile: a power of two, at most the threads
+  // Divisions are slow here: columns of a tile are a power of two, tiles along `out` are counted.
+  int32_t column_bits;
+  int32_t out_tiles;
   int32_t word_bytes;  // 1, 2 or 4; divides dst, dst_stride, row_bytes and the bytes of a tile's row
-  int32_t reserved;
 };
 
 // The part of a column that begins at (out, in0).
@@ -133,17 +134,17 @@ struct QuantizeTile {
   int pitch;  // bytes of a column in shared memory
   int64_t out0, block0;
 
-  QuantizeTile(const QuantizeArguments& arguments, int64_t tile) : a(arguments) {
-    deep = threads / a.columns;
+  QuantizeTile(const QuantizeArguments& arguments, uint32_t tile) : a(arguments) {
+    deep = threads >> a.column_bits;
     pitch = staged_pitch(deep * Type::bytes);
-    const int64_t out_tiles = (a.n_out + a.columns - 1) / a.columns;
-    out0 = tile % out_tiles * a.columns;
-    block0 = tile / out_tiles * deep;
+    const uint32_t along_in = tile / static_cast<uint32_t>(a.out_tiles);
+    out0 = static_cast<int64_t>(tile - along_in * static_cast<uint32_t>(a.out_tiles)) << a.column_bits;
+    block0 = static_cast<int64_t>(along_in) * deep;
   }
 
   // Make the block of one thread.
   void make(int thread, uint8_t* staged) const {
-    const int c = thread % a.columns, b = thread / a.columns;
+    const int c = thread & ((1 << a.column_bits) - 1), b = thread >> a.column_bits;
     const int64_t out = out0 + c, in0 = (block0 + b) * Type::elements;
     if (out >= a.n_out || in0 >= a.n_in) return;
     const int rows = a.n_in - in0 < Type::elements ? static_cast<int>(a.n_in - in0) : Type::elements;
@@ -187,7 +188,10 @@ struct QuantizeTile {
     const int64_t offset = block0 * Type::bytes;
     const int64_t left = a.row_bytes - offset, whole = deep * Type::bytes;
     const int words = static_cast<int>((left < whole ? left : whole) / int64_t{sizeof(Word)});
-    for (int c = thread / side; c < a.columns && out0 + c < a.n_out; c += threads / side) {
+    const int64_t left_columns = a.n_out - out0;
+    const int columns = left_columns < 1 << a.column_bits ? static_cast<int>(left_columns)
+                                                          : 1 << a.column_bits;
+    for (int c = thread / side; c < columns; c += threads / side) {
       const auto* from = reinterpret_cast<const Word*>(staged + c * pitch);
       auto* to = reinterpret_cast<Word*>(a.dst + (out0 + c) * a.dst_stride + offset);
       for (int w = thread % side; w < words; w += side) to[w] = from[w];

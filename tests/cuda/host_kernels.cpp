@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 
 #define WC_DEVICE
@@ -52,10 +53,11 @@ void quantize(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes
   const auto& a = *static_cast<const QuantizeArguments*>(parameters[0]);
   require(block[0] == Tile::threads && block[1] == 1 && block[2] == 1, "threads");
   require(grid[1] == 1 && grid[2] == 1, "grid");
-  require(a.columns > 0 && Tile::threads % a.columns == 0, "columns");
+  require(Tile::threads >> a.column_bits > 0, "columns");
+  require((a.n_out + (1 << a.column_bits) - 1) >> a.column_bits == a.out_tiles, "tiles");
   for (uint32_t n = 0; n < grid[0]; ++n) {
     const Tile tile(a, n);
-    require(static_cast<uint32_t>(a.columns * tile.pitch) == shared_bytes, "shared memory");
+    require(static_cast<uint32_t>(tile.pitch) << a.column_bits == shared_bytes, "shared memory");
     require(tile.out0 < a.n_out && tile.block0 * Tile::elements < a.n_in, "a tile beyond the source");
     const Shared staged(shared_bytes);
     for (int thread = 0; thread < Tile::threads; ++thread) tile.make(thread, staged.bytes);
@@ -226,9 +228,18 @@ WC_MEASURER(IQ2_XXS)
 WC_MEASURER(IQ1_M)
 WC_MEASURER(IQ1_S)
 
-// Each unit has its own in a module; this one serves all types, so launches set it before they need it.
+// A device has the variable once for each module; here one serves them all.
+static std::map<const void*, const void*> tables_of_modules;
+static const void* entered;
+
+extern "C" __attribute__((visibility("default"))) void enter_module(const void* module) {
+  entered = module;
+  const auto found = tables_of_modules.find(module);
+  weightcast::device_tables = found == tables_of_modules.end() ? nullptr : found->second;
+}
+
 WC_KERNEL weightcast_set_tables(const uint32_t*, const uint32_t*, uint32_t, void** parameters) {
-  weightcast::device_tables = *static_cast<const void**>(parameters[0]);
+  tables_of_modules[entered] = *static_cast<const void**>(parameters[0]);
 }
 
 WC_KERNEL weightcast_check_scales(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {

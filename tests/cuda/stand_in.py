@@ -108,6 +108,13 @@ class StandIn:
         """
         return int(self._library.stand_in_counter(name.encode()))
 
+    def live(self) -> dict[str, int]:
+        """Read what is there now, to compare before and after."""
+        kinds = ("bytes", "allocations", "streams", "events", "libraries")
+        return {kind: self.counter(f"live_{kind}") for kind in kinds} | {
+            "pinned": self.counter("pinned_bytes")
+        }
+
     def reset(self) -> None:
         """Forget failures and queued work, count from 0; what is allocated stays."""
         self._library.stand_in_reset()

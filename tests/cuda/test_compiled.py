@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from benchmarks.cuda_resources import ARCHITECTURES, Usage, compile_all, usages
-from weightcast.quant import cuda_cache, cuda_kernels
-from weightcast.quant.cuda_kernels import UNITS, Compiled, Target, compile_unit
-from weightcast.quant.library import installed
+from benchmarks.cuda_resources import ARCHITECTURES, Usage, usages
+from weightcast.quant import cuda_kernels
+from weightcast.quant.cuda_kernels import UNITS, Compiled, compile_unit
+from weightcast.quant.cuda_launch import (
+    CHECK_THREADS,
+    MAX_SHARED_BYTES,
+    dequantize_launch,
+    quantize_launch,
+)
+from weightcast.quant.types import TYPES, QuantType
 
-# Of the hardware, the same for all three architectures.
+# Of the hardware, for all three architectures.
 REGISTERS_PER_MULTIPROCESSOR = 65536
-STATIC_SHARED_LIMIT_BYTES = 48 << 10
 # Of ours, about a third above what the worst kernel takes: more means that something went wrong.
 SPILL_STORE_LIMIT_BYTES = 160
 SPILL_LOAD_LIMIT_BYTES = 320
@@ -27,12 +33,6 @@ FLOATS = {"f16", "f16x2", "bf16", "bf16x2", "f32", "f32x2", "f64"}
 ROUNDED = {"add", "sub", "mul", "div", "sqrt", "rcp"}
 FUSED = {"fma", "mad"}
 INEXACT = {"ftz", "approx", "full", "rz", "rm", "rp"}
-
-
-@pytest.fixture(scope="session")
-def compiled() -> dict[tuple[str, str], Compiled]:
-    """Every unit for every architecture; one compilation serves all tests."""
-    return compile_all()
 
 
 def wrong_arithmetic(ptx: str) -> Iterator[str]:
@@ -106,7 +106,7 @@ def test_kernels_fit_a_multiprocessor(compiled: dict[tuple[str, str], Compiled],
         for kernel, usage in found.items():
             assert f".text.{kernel}\0".encode() in made.cubin
             assert resident_threads(usage) >= RESIDENT_THREADS, usage
-            assert usage.shared_bytes <= STATIC_SHARED_LIMIT_BYTES, usage
+            assert usage.shared_bytes <= MAX_SHARED_BYTES, usage
             assert usage.spill_store_bytes <= SPILL_STORE_LIMIT_BYTES, usage
             assert usage.spill_load_bytes <= SPILL_LOAD_LIMIT_BYTES, usage
             assert usage.stack_bytes <= STACK_LIMIT_BYTES, usage
@@ -114,9 +114,9 @@ def test_kernels_fit_a_multiprocessor(compiled: dict[tuple[str, str], Compiled],
 
 def resident_threads(usage: Usage) -> int:
     """Count the threads that a multiprocessor has registers for, in whole blocks."""
-    threads = usage.threads or 1024
+    block = usage.threads or CHECK_THREADS
     allocated = -(-usage.registers // 8) * 8
-    return REGISTERS_PER_MULTIPROCESSOR // (allocated * threads) * threads
+    return REGISTERS_PER_MULTIPROCESSOR // (allocated * block) * block
 
 
 def test_usage_is_read_from_the_log(tmp_path: Path) -> None:
@@ -130,12 +130,13 @@ def test_usage_is_read_from_the_log(tmp_path: Path) -> None:
           x[threadIdx.x] = staged[31 - threadIdx.x];
         }
         extern "C" __global__ void __launch_bounds__(1024) spills(const float* x, float* y) {
-          float held[100];
+          float held[100] = {};
+          for (int times = 0; times < 9; ++times) {
         #pragma unroll
-          for (int n = 0; n < 100; ++n) held[n] = x[n * 7];
-          __syncthreads();
+            for (int n = 0; n < 100; ++n) held[n] = held[n] * x[times] + x[n];
+          }
         #pragma unroll
-          for (int n = 0; n < 100; ++n) y[n] = held[99 - n] * held[n];
+          for (int n = 0; n < 100; ++n) y[n] = held[99 - n];
         }
         extern "C" __global__ void stacks(const int* x, float* y) {
           float held[50];
@@ -155,13 +156,27 @@ def test_usage_is_read_from_the_log(tmp_path: Path) -> None:
     assert found["shares"].stack_bytes == found["shares"].spill_store_bytes == 0
 
 
-def test_images_are_the_installed_kernels(
-    compiled: dict[tuple[str, str], Compiled], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("quant_type", TYPES.values(), ids=TYPES)
+def test_kernels_are_compiled_for_the_threads_they_are_launched_with(
+    compiled: dict[tuple[str, str], Compiled], quant_type: QuantType
 ) -> None:
-    monkeypatch.setenv("WEIGHTCAST_CACHE", str(tmp_path))
-    made = compiled["dequantize_Q8_0", "sm_80"].cubin
-    assert cuda_kernels.image("dequantize_Q8_0", "sm_80") == made
-    key = cuda_kernels.cache_key(
-        installed("kernels/device.cu"), "dequantize_Q8_0", Target("sm_80", True)
-    )
-    assert cuda_cache.read(key) == made
+    name, length = quant_type.name, quant_type.block_elements
+    for along_in in (False, True):
+        launch = quantize_launch(quant_type, 64, length, along_in=along_in, dst=0, dst_stride=0)
+        assert threads(compiled, f"quantize_{name}") == launch.threads
+        if quant_type.importance != "ignored":
+            assert threads(compiled, f"quantize_weighed_{name}") == launch.threads
+    assert threads(compiled, f"dequantize_{name}") == dequantize_launch(quant_type, 1, 0).threads
+
+
+def threads(compiled: dict[tuple[str, str], Compiled], unit: str) -> int | None:
+    found = {usage.kernel: usage for usage in usages(compiled[unit, "sm_90"])}
+    return found[f"weightcast_{unit}"].threads
+
+
+@pytest.mark.usefixtures("compiled")
+def test_images_come_from_the_folder() -> None:
+    unused = mock.patch.object(cuda_kernels, "compile_unit", side_effect=AssertionError)
+    with unused:
+        image = cuda_kernels.image("dequantize_Q8_0", "sm_80")
+    assert b".text.weightcast_dequantize_Q8_0\0" in image

@@ -402,3 +402,16 @@ def test_a_missing_compiler_says_what_to_install(source: Path) -> None:
         pytest.raises(DeviceError, match=r"NVRTC is not installed.*pip install 'weightcast\[cuda"),
     ):
         image_of(source, UNIT, "sm_90")
+
+
+@pytest.mark.usefixtures("not_asked_yet")
+def test_a_failing_compiler_is_reported(source: Path) -> None:
+    from cuda.bindings import nvrtc
+
+    failure = (nvrtc.nvrtcResult.NVRTC_ERROR_INTERNAL_ERROR, 0)
+    for function in ("nvrtcGetSupportedArchs", "nvrtcGetPTXSize"):
+        with (
+            mock.patch.object(nvrtc, function, return_value=failure),
+            pytest.raises(DeviceError, match="does not work: it says NVRTC_ERROR_INTERNAL_ERROR"),
+        ):
+            image_of(source, UNIT, "sm_90")

@@ -2,7 +2,9 @@
 // and the switches of the tests.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 
 #include "entry.h"
 
@@ -32,6 +34,12 @@ const std::map<int, const char*> kTexts{
     {kNotSupported, "operation not supported"},
 };
 
+// STAND_IN_WITHOUT: a function that this driver shall not have, as an older one.
+bool is_left_out(const std::string& symbol) {
+  const char* left_out = std::getenv("STAND_IN_WITHOUT");
+  return left_out && symbol == left_out;
+}
+
 }  // namespace
 
 DRIVER(cuGetErrorString, int status, const char** text) {
@@ -46,7 +54,8 @@ using namespace stand_in;
 
 EXPORT int cuGetProcAddress_v2(const char* symbol, void** function, int, uint64_t, int* result) {
   const auto found = functions().find(symbol);
-  *function = found == functions().end() ? nullptr : found->second;
+  const bool missing = found == functions().end() || is_left_out(symbol);
+  *function = missing ? nullptr : found->second;
   if (result) *result = *function ? 0 : 1;
   return *function ? kSuccess : kNotFound;
 }
@@ -63,7 +72,9 @@ EXPORT int stand_in_use_kernels(const char* path) {
     std::fprintf(stderr, "%s\n", dlerror());
     return 1;
   }
-  state().host_libraries.push_back(library);
+  auto& libraries = state().host_libraries;
+  libraries.erase(std::remove(libraries.begin(), libraries.end(), library), libraries.end());
+  libraries.push_back(library);
   return 0;
 }
 

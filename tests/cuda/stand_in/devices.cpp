@@ -7,6 +7,8 @@
 
 #include "entry.h"
 
+extern "C" int stand_in_use_kernels(const char* path);  // control.cpp
+
 namespace stand_in {
 
 State& state() {
@@ -84,6 +86,8 @@ Status start() {
     state().devices.push_back(std::move(device));
   }
   if (state().devices.empty()) return kNoDevice;
+  const std::string kernels = setting("STAND_IN_KERNELS", "");
+  if (!kernels.empty() && stand_in_use_kernels(kernels.c_str()) != 0) return kNoDevice;
   state().started = true;
   return kSuccess;
 }
@@ -337,6 +341,12 @@ DRIVER(cuMemcpyDtoHAsync, void* to, unsigned long long from, size_t nbytes, void
   ENTER();
   return copy(*call.device, stream, {reinterpret_cast<uintptr_t>(to), 0, false}, {from, 0, true},
               nbytes, 1);
+}
+
+DRIVER(cuMemcpyDtoDAsync, unsigned long long to, unsigned long long from, size_t nbytes,
+       void* stream) {
+  ENTER();
+  return copy(*call.device, stream, {to, 0, true}, {from, 0, true}, nbytes, 1);
 }
 
 DRIVER(cuMemcpy2DAsync, const Copy2D* copied, void* stream) {

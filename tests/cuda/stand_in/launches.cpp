@@ -60,12 +60,12 @@ Status launch(Device& current, void* function, const Dimensions& grid, const Dim
   if (!kernel || !stream || stream->device != &current) return kInvalidHandle;
   if (const Status status = check_launch(*kernel, current, grid, block, shared_bytes)) return status;
   if (!params && !kernel->info.param_bytes.empty()) return kInvalidValue;
-  std::vector<uint64_t> values;  // each parameter from a multiple of 8 bytes on
+  std::vector<uint64_t> values;  // each parameter from a multiple of 16 bytes on
   std::vector<size_t> places;
   for (size_t i = 0; i < kernel->info.param_bytes.size(); ++i) {
     const uint32_t nbytes = kernel->info.param_bytes[i];
     places.push_back(values.size());
-    values.resize(values.size() + (nbytes + 7) / 8);
+    values.resize(values.size() + (nbytes + 15) / 16 * 2);
     std::memcpy(values.data() + places.back(), params[i], nbytes);
   }
   const std::vector<uint32_t> g(grid, grid + 3), b(block, block + 3);
@@ -216,9 +216,11 @@ DRIVER(cuLibraryGetKernel, void** handle, void* library_handle, const char* name
   if (info == library.cubin.kernels.end()) return kNotFound;
   auto& kernel = library.kernels[name];
   if (!kernel) {
-    void* host = nullptr;
-    for (auto it = state().host_libraries.rbegin(); it != state().host_libraries.rend(); ++it)
-      if ((host = dlsym(*it, name)) != nullptr) break;
+    void *host = nullptr, *enter = nullptr;
+    for (auto it = state().host_libraries.rbegin(); !host && it != state().host_libraries.rend(); ++it) {
+      host = dlsym(*it, name);
+      enter = dlsym(*it, "enter_module");
+    }
     if (!host) {
       library.kernels.erase(name);
       return kNotFound;
@@ -227,6 +229,8 @@ DRIVER(cuLibraryGetKernel, void** handle, void* library_handle, const char* name
     kernel->name = name;
     kernel->info = info->second;
     kernel->host = reinterpret_cast<HostKernel>(host);
+    kernel->enter_module = reinterpret_cast<EnterModule>(enter);
+    kernel->library = &library;
     state().kernels.insert(kernel.get());
   }
   *handle = kernel.get();

@@ -22,8 +22,17 @@ bool all_canary(uintptr_t begin, uintptr_t end) {
   return std::all_of(bytes, bytes + (end - begin), [](uint8_t byte) { return byte == kCanary; });
 }
 
+void set_canaries(const Allocation& a) {
+  std::memset(reinterpret_cast<void*>(a.first_byte), kCanary, a.begin - a.first_byte);
+  std::memset(reinterpret_cast<void*>(a.end), kCanary, a.guard_page - a.end);
+}
+
+// Counts an overrun, and restores the canaries so that it counts once.
 bool intact(const Allocation& a) {
-  return all_canary(a.first_byte, a.begin) && all_canary(a.end, a.guard_page);
+  if (all_canary(a.first_byte, a.begin) && all_canary(a.end, a.guard_page)) return true;
+  state().counters["overruns"] += 1;
+  set_canaries(a);
+  return false;
 }
 
 }  // namespace
@@ -45,10 +54,10 @@ Status allocate(Device& device, size_t nbytes, uintptr_t& address) {
   if (mprotect(reinterpret_cast<void*>(first), pages, PROT_READ | PROT_WRITE) != 0)
     return kOutOfMemory;
   address = guard - aligned;
-  std::memset(reinterpret_cast<void*>(first), kCanary, address - first);
+  const Allocation made{address, address + nbytes, first, guard};
   std::memset(reinterpret_cast<void*>(address), kPoison, nbytes);
-  std::memset(reinterpret_cast<void*>(address + nbytes), kCanary, aligned - nbytes);
-  device.live[address] = {address, address + nbytes, first, guard};
+  set_canaries(made);
+  device.live[address] = made;
   device.next = guard + kPage;
   device.used_bytes += int64_t(nbytes);
   auto& counters = state().counters;
@@ -65,7 +74,6 @@ Status release(Device& device, uintptr_t address) {
   const Allocation a = found->second;
   const Status status = intact(a) ? kSuccess : kIllegalAddress;
   auto& counters = state().counters;
-  if (status != kSuccess) counters["overruns"] += 1;
   void* first = reinterpret_cast<void*>(a.first_byte);
   madvise(first, a.guard_page - a.first_byte, MADV_DONTNEED);
   mprotect(first, a.guard_page - a.first_byte, PROT_NONE);

@@ -3,6 +3,11 @@
 // synchronization shows; device memory starts as 0xA5 and ends at a page that nobody may touch;
 // what a real driver refuses is refused. Kernels are taken from a library of host functions,
 // their parameters' sizes and limits from the cubin. One lock guards everything.
+//
+// Environment, read when the driver starts: STAND_IN_DEVICES, the devices' compute capabilities
+// ("9.0,9.0" unless given; empty for none); STAND_IN_BYTES, the memory of each (4 GiB);
+// STAND_IN_VERSION, as 13000; STAND_IN_WITHOUT, a function that is not there; STAND_IN_KERNELS, a
+// library of host forms, for programs that cannot call stand_in_use_kernels.
 #pragma once
 
 #include <cstddef>
@@ -95,10 +100,15 @@ struct Library {
   std::map<std::string, std::unique_ptr<struct Kernel>> kernels;
 };
 
+// A library of host forms may export this: it is told whose variables the next kernel goes by.
+using EnterModule = void (*)(const void* library);
+
 struct Kernel {
   std::string name;
   KernelInfo info;
   HostKernel host;
+  EnterModule enter_module;  // or null
+  const Library* library;
   std::map<int, uint32_t> dynamic_shared_bytes;  // limit by device
 };
 

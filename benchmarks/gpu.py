@@ -1,0 +1,376 @@
+#!/usr/bin/env python3
+"""The kernels on a CUDA device: Gweights/s, and their share of what the device can copy.
+
+Kernels are timed by the device's own events, as medians, on a matrix as large as one expert of
+Grok-1: from int8 [in, out] with a scale per column, and from float32 and bfloat16 [out, in]. The
+share is bytes read and written a second over those of a copy in device memory, measured in the
+same run. Beside them: our library on this machine's processors, and quantization written in torch
+operations as scripts do it. Rows are compared with the CPU's before anything is timed.
+
+The pipeline is `weightcast convert` from the page cache to memory (/dev/shm), with `--device cuda`
+and `--device cpu`, beside the measured speed of the link.
+
+    .venv/bin/python -m benchmarks.gpu --output benchmarks/results/gpu.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu_peers import torch_version, torch_works
+from weightcast.converters.grok1_spec import GROK_1
+from weightcast.converters.grok1_synthetic import tiny_spec, total_bytes, write_checkpoint
+from weightcast.quant import cuda_units
+from weightcast.quant.cuda_device import Gpu, Memory, Stream, open_gpu
+from weightcast.quant.cuda_driver import call
+from weightcast.quant.cuda_jobs import DeviceMatrix, Job, enqueue, scratch_bytes
+from weightcast.quant.cuda_kernels import nvrtc_version
+from weightcast.quant.library import Matrix, isa, quantize_matrix
+from weightcast.quant.types import I_TYPES, K_TYPES, SIMPLE_TYPES, TYPES, QuantType
+
+N_IN, N_OUT = 6144, 32768  # an expert matrix of Grok-1
+LOSSLESS = "Q8_0 lossless"
+ROWS = [t.name for t in (*SIMPLE_TYPES, *K_TYPES, *I_TYPES)]
+ROWS.insert(ROWS.index("Q8_0"), LOSSLESS)
+# Shares of the copy bandwidth from float32, bfloat16 or int8 for simple types, and Gweights/s.
+TARGET_SHARE, TARGET_GWEIGHTS = 0.7, {"Q4_K": 20.0}
+SOURCES = ("I8", "F32", "BF16")
+COMPARED = 64  # rows at each end
+CPU_COLUMNS = 1024  # of the matrix, for the processors
+DTYPES = {"I8": np.int8, "F32": np.float32, "BF16": ml_dtypes.bfloat16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One matrix [n_out, n_in] in host and device memory."""
+
+    host: Matrix
+    device: DeviceMatrix
+    nbytes: int
+    held: tuple[Memory, ...]
+
+
+def driver_version() -> str:
+    """The driver's release as nvidia-smi knows it, and the CUDA version it serves."""
+    number = int(call("asking for the driver's version", "cuDriverGetVersion"))
+    cuda = f"CUDA {number // 1000}.{number % 1000 // 10}"
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return cuda
+    asked = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False)
+    lines = said.stdout.split()
+    return f"{lines[0]} ({cuda})" if said.returncode == 0 and lines else cuda
+
+
+def quantized_floats(n_out: int, exact: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes [in, out] and scales [1, out]; scales that float16 cannot hold make Q8_0 requantize."""
+    rng = np.random.default_rng(1)
+    some = np.clip(rng.standard_normal((N_IN, 1024), np.float32) * 40, -128, 127).astype(np.int8)
+    codes = np.tile(some, (1, -(-n_out // 1024)))[:, :n_out].copy()
+    scales = (10 ** rng.uniform(-4, -2, (1, n_out))).astype(np.float32)
+    return codes, scales.astype(ml_dtypes.bfloat16).astype(np.float32) if exact else scales
+
+
+def upload(stream: Stream, values: NDArray[Any]) -> Memory:
+    memory = stream.gpu.allocate(values.nbytes)
+    stream.copy_in(memory.address, values.reshape(-1).view(np.uint8))
+    stream.synchronize()
+    return memory
+
+
+def make_source(stream: Stream, dtype: str, n_out: int, exact: bool) -> Source:
+    """Put a matrix on the device: int8 [in, out] with scales, or floats [out, in]."""
+    codes, scales = quantized_floats(n_out, exact)
+    if dtype == "I8":
+        held = (upload(stream, codes), upload(stream, scales))
+        host = Matrix(codes.reshape(-1), "I8", n_out, N_IN, 1, n_out, scales=scales)
+        addresses = (held[0].address, held[1].address)
+        device = DeviceMatrix(addresses[0], "I8", n_out, N_IN, 1, n_out, addresses[1], 1, n_out)
+        return Source(host, device, codes.nbytes + scales.nbytes, held)
+    values = np.ascontiguousarray((codes * scales).T).astype(DTYPES[dtype])
+    memory = upload(stream, values)
+    flat = values.reshape(-1)
+    host = Matrix(flat.view(np.uint16) if dtype == "BF16" else flat, dtype, n_out, N_IN, N_IN, 1)
+    device = DeviceMatrix(memory.address, dtype, n_out, N_IN, N_IN, 1)
+    return Source(host, device, values.nbytes, (memory,))
+
+
+def part(matrix: Matrix, row0: int, row1: int) -> Matrix:
+    """Rows of a matrix in host memory."""
+    return Matrix(
+        matrix.data,
+        matrix.dtype,
+        row1 - row0,
+        matrix.n_in,
+        matrix.stride_out,
+        matrix.stride_in,
+        start=row0 * matrix.stride_out,
+        scales=None if matrix.scales is None else matrix.scales[:, row0:row1],
+    )
+
+
+def event_ms(stream: Stream, work: Callable[[], object], repeat: int, ahead: Memory) -> list[float]:
+    """Milliseconds of some work on the device; the host runs ahead of it, so gaps do not count."""
+    work()
+    found = []
+    half = ahead.nbytes // 2
+    for _ in range(repeat):
+        for _ in range(4):
+            stream.copy(ahead.address, ahead.address + half, half)
+        start = stream.record(timing=True)
+        work()
+        end = stream.record(timing=True)
+        end.synchronize()
+        found.append(end.elapsed_ms(start))
+    return found
+
+
+def importance_for(quant_type: QuantType, weighed: bool) -> NDArray[np.float32] | None:
+    if quant_type.importance == "required" or (weighed and quant_type.importance == "optional"):
+        return np.square(np.random.default_rng(2).standard_normal(N_IN, np.float32))
+    return None
+
+
+def compare(stream: Stream, source: Source, job: Job, factors: NDArray[np.float32] | None) -> None:
+    """Refuse to time what makes other rows than the CPU."""
+    n_out = source.host.n_out
+    for row0 in (0, n_out - COMPARED):
+        made = np.zeros((COMPARED, job.dst_stride), np.uint8)
+        wanted = np.zeros_like(made)
+        stream.copy_out(made, job.dst + row0 * job.dst_stride)
+        stream.synchronize()
+        quantize_matrix(part(source.host, row0, row0 + COMPARED), job.type, wanted, factors)
+        if not np.array_equal(made, wanted):
+            raise click.ClickException(f"{job.type.name} from {source.host.dtype} differs")
+
+
+def cpu_gweights(source: Source, quant_type: QuantType, factors: Any, repeat: int) -> float:
+    """Speed of the library on all processors, on some of the columns."""
+    threads = os.cpu_count() or 1
+    columns = min(CPU_COLUMNS, source.host.n_out) // threads
+    rows = np.zeros((threads, columns, quant_type.row_bytes(N_IN)), np.uint8)
+
+    def share(n: int) -> None:
+        matrix = part(source.host, n * columns, (n + 1) * columns)
+        quantize_matrix(matrix, quant_type, rows[n], factors)
+
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeat):
+            start = time.monotonic()
+            list(pool.map(share, range(threads)))
+            seconds.append(time.monotonic() - start)
+    return threads * columns * N_IN / statistics.median(seconds) / 1e9
+
+
+def measure_row(
+    gpu: Gpu, row: str, n_out: int, repeat: int, ahead: Memory, weighed: bool, copy_gb: float
+) -> dict[str, Any]:
+    """Speeds of one row of the table, by source."""
+    quant_type = TYPES[row.split()[0]]
+    stream = gpu.stream()
+    factors = importance_for(quant_type, weighed)
+    kernels = cuda_units.quantizer(gpu, quant_type, factors is not None)
+    row_bytes = quant_type.row_bytes(N_IN)
+    target = gpu.allocate(n_out * row_bytes)
+    scratch = gpu.allocate(scratch_bytes(quant_type, n_out, weighed=factors is not None))
+    uploaded = None if factors is None else upload(stream, factors)
+    result: dict[str, Any] = {}
+    for dtype in SOURCES:
+        if row == LOSSLESS and dtype != "I8":
+            continue
+        source = make_source(stream, dtype, n_out, exact=row == LOSSLESS)
+        importance = 0 if uploaded is None else uploaded.address
+        addresses = (target.address, row_bytes, scratch.address, importance)
+        job = Job(source.device, quant_type, *addresses)
+        enqueue(stream, kernels, job)
+        stream.synchronize()
+        compare(stream, source, job, factors)
+        times = event_ms(stream, lambda job=job: enqueue(stream, kernels, job), repeat, ahead)
+        ms = statistics.median(times)
+        moved = source.nbytes + n_out * row_bytes
+        result[dtype] = {
+            "ms": times,
+            "gweights_s": n_out * N_IN / ms / 1e6,
+            "gb_s": moved / ms / 1e6,
+            "share": moved / ms / 1e6 / copy_gb,
+        }
+        if dtype == "I8":
+            result["cpu_gweights_s"] = cpu_gweights(source, quant_type, factors, 3)
+    return result
+
+
+def copy_speed(gpu: Gpu, ahead: Memory, repeat: int) -> float:
+    """GB/s of a copy in device memory, bytes read and bytes written."""
+    stream, half = gpu.stream(), ahead.nbytes // 2
+
+    def copy() -> None:
+        stream.copy(ahead.address, ahead.address + half, half)
+
+    return 2 * half / statistics.median(event_ms(stream, copy, repeat, ahead)) / 1e6
+
+
+def link_speed(gpu: Gpu, nbytes: int, repeat: int) -> dict[str, float]:
+    """GB/s between page-locked host memory and the device, one way at a time."""
+    stream, memory, host = gpu.stream(), gpu.allocate(nbytes), np.zeros(nbytes, np.uint8)
+    pinned = gpu.pin(host)
+    ways = {
+        "to_device": lambda: stream.copy_in(memory.address, host),
+        "to_host": lambda: stream.copy_out(host, memory.address),
+    }
+    found = {
+        name: nbytes / statistics.median(event_ms(stream, way, repeat, memory)) / 1e6
+        for name, way in ways.items()
+    }
+    pinned.unpin()
+    return found
+
+
+def timed(command: list[str]) -> float:
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    return time.monotonic() - start
+
+
+def pipeline(types: list[str], devices: list[str], repeat: int, tiny: bool) -> dict[str, Any]:
+    """Seconds of whole conversions from memory to memory, devices in turn."""
+    spec = tiny_spec() if tiny else {**GROK_1, "num_layers": 1}
+    program = str(Path(sys.executable).with_name("weightcast"))
+    result: dict[str, Any] = {"source_bytes": total_bytes(spec), "seconds": {}}
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        write_checkpoint(Path(folder), spec)
+        source = Path(folder) / "ckpt-0"
+        seconds: dict[str, list[float]] = {}
+        for _ in range(repeat + 1):  # the first compiles the kernels, and is left out
+            for name in types:
+                for device in devices:
+                    target = Path(folder) / f"model-{name}.gguf"
+                    command = [program, "convert", "--quiet", "--no-tokenizer", "--device", device]
+                    took = timed([*command, str(source), str(target)])
+                    seconds.setdefault(f"{name} {device}", []).append(took)
+                    target.unlink()
+            copy = Path(folder) / "copy"
+            seconds.setdefault("cp", []).append(timed(["cp", "-r", str(source), str(copy)]))
+            shutil.rmtree(copy)
+    result["seconds"] = {name: took[1:] for name, took in seconds.items()}
+    return result
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """One table of kernels, one of whole conversions."""
+    lines = [
+        f"{report['device']}, driver {report['driver']}, NVRTC {report['nvrtc']}, "
+        f"{report['date']}; copy in device memory {report['copy_gb_s']:.0f} GB/s; CPU "
+        f"{report['processors']} processors ({report['isa']}); torch {report['torch']}.",
+        "",
+        "| type | from int8, Gw/s | share | from F32, Gw/s | share | from BF16, Gw/s | share "
+        "| CPU, Gw/s | torch operations, Gw/s |",
+        "| --- " + "| ---: " * 8 + "|",
+    ]
+    for row, found in report["kernels"].items():
+        cells = [row]
+        for dtype in SOURCES:
+            one = found.get(dtype)
+            cells += ["-", "-"]
+            if one is not None:
+                cells[-2:] = [f"{one['gweights_s']:.1f}", f"{one['share']:.0%}"]
+        cells.append(f"{found['cpu_gweights_s']:.2f}")
+        peer = report["torch_gweights_s"].get(row.split()[0])
+        cells.append("-" if peer is None else f"{peer:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    whole = report.get("pipeline")
+    if whole:
+        size = whole["source_bytes"]
+        link = report["link_gb_s"]
+        lines += [
+            "",
+            f"Whole conversions of {size / 1e9:.2f} GB in memory; the link moves "
+            f"{link['to_device']:.1f} GB/s to the device, {link['to_host']:.1f} GB/s back.",
+            "",
+            "| what | seconds | GB/s of source |",
+            "| --- | ---: | ---: |",
+        ]
+        for name, took in whole["seconds"].items():
+            middle = statistics.median(took)
+            lines.append(f"| {name} | {middle:.2f} | {size / middle / 1e9:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.option("--device", default=0, show_default=True, help="Index of the device.")
+@click.option("--types", help="Rows of the table, separated by commas; all if not given.")
+@click.option("--columns", default=N_OUT, show_default=True, help="Columns of the matrix.")
+@click.option("--repeat", default=9, show_default=True)
+@click.option("--importance", is_flag=True, help="Give an importance to all that take one.")
+@click.option("--tiny", is_flag=True, help="A tiny checkpoint for the pipeline, for a look.")
+@click.option("--no-pipeline", is_flag=True, help="Time kernels only.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write JSON, and a table beside.")
+def main(
+    device: int,
+    types: str | None,
+    columns: int,
+    repeat: int,
+    importance: bool,
+    tiny: bool,
+    no_pipeline: bool,
+    output: Path | None,
+) -> None:
+    gpu = open_gpu(device)
+    rows = types.split(",") if types else ROWS
+    ahead = gpu.allocate(max(columns * N_IN, 1 << 20) // 256 * 512)
+    copy_gb = copy_speed(gpu, ahead, repeat)
+    codes, scales = quantized_floats(columns, exact=False)
+    report: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "device": f"{gpu.name} ({gpu.architecture}, {gpu.multiprocessors} multiprocessors)",
+        "driver": driver_version(),
+        "nvrtc": nvrtc_version(),
+        "torch": torch_version(),
+        "processors": os.cpu_count(),
+        "machine": platform.machine(),
+        "isa": isa(),
+        "matrix": [columns, N_IN],
+        "repeat": repeat,
+        "importance": importance,
+        "targets": {"share": TARGET_SHARE, "gweights_s": TARGET_GWEIGHTS},
+        "copy_gb_s": copy_gb,
+        "link_gb_s": link_speed(gpu, columns * N_IN, repeat),
+        "torch_gweights_s": torch_works(device, codes, scales, repeat),
+        "kernels": {},
+    }
+    for row in rows:
+        found = measure_row(gpu, row, columns, repeat, ahead, importance, copy_gb)
+        report["kernels"][row] = found
+        click.echo(f"{row}: {found['I8']['gweights_s']:.1f} Gweights/s", err=True)
+    if not no_pipeline:
+        devices = [f"cuda:{device}", "cpu"]
+        report["pipeline"] = pipeline(["Q8_0", "Q4_K_M"], devices, min(repeat, 3), tiny)
+    click.echo(markdown(report))
+    if output:
+        output.write_text(json.dumps(report, indent=1) + "\n")
+        output.with_suffix(".md").write_text(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

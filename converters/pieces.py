@@ -1,0 +1,64 @@
+"""How slabs are cut into pieces, each for one worker, and what a piece takes in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from weightcast.converters.plan import Destination, WorkItem
+
+# The kernels work on 64 columns of a source at a time: one cache line of int8.
+_ROW_STEP: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Pieces of at most `limit_bytes` each, enough of them for all workers."""
+
+    workers: int
+    limit_bytes: int
+
+    def rows_per_piece(self, item: WorkItem) -> int:
+        n_in = item.view.shape[1]
+        row_bytes = max(d.type.row_bytes(n_in) for d in item.destinations)
+        if item.view.array.is_blocked:
+            row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
+        # A small slab is shared out too: only two are in memory.
+        share = -(-(item.out1 - item.out0) // self.workers)
+        rows = min(max(1, self.limit_bytes // row_bytes), max(share, _ROW_STEP))
+        return rows if rows < _ROW_STEP else rows // _ROW_STEP * _ROW_STEP
+
+
+@dataclass(frozen=True, slots=True)
+class PieceBytes:
+    """Bytes of the largest pieces: as stored, as float32 on the way, as output."""
+
+    source: int = 0
+    floats: int = 0
+    output: int = 0
+
+
+def keeps_bytes(item: WorkItem, destination: Destination) -> bool:
+    """Whether the stored bytes go to a destination as they are."""
+    array = item.view.array
+    return destination.is_copied or (array.is_blocked and array.dtype == destination.type.name)
+
+
+def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:
+    """The buffers that fit every piece that is converted."""
+    source = floats = output = 0
+    for item in items:
+        view, n_in = item.view, item.view.shape[1]
+        made = [d.type.row_bytes(n_in) for d in item.destinations if not keeps_bytes(item, d)]
+        if not made:
+            continue
+        rows = min(cut.rows_per_piece(item), item.out1 - item.out0)
+        output = max(output, rows * max(made))
+        if view.array.is_blocked:
+            floats = max(floats, rows * n_in * 4)
+            source = max(source, item.nbytes // (item.out1 - item.out0) * rows)
+        else:
+            # Where neither axis is contiguous, what lies between the values comes along.
+            source = max(source, rows * n_in * view.item_bytes * max(1, min(view.strides)))
+    return PieceBytes(source, floats, output)

@@ -1,0 +1,47 @@
+"""A program that runs every kernel once, for tools that watch a device: compute-sanitizer."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from weightcast.quant.cuda import Lane
+from weightcast.quant.cuda_device import open_gpu
+from weightcast.quant.cuda_units import dequantizer
+from weightcast.quant.library import Matrix, RangeError, quantize_matrix
+from weightcast.quant.types import TYPES
+
+
+def main() -> None:
+    """Quantize to every type with and without importance, from codes and floats, and compare."""
+    rng = np.random.default_rng(0)
+    n_out, n_in = 33, 768
+    codes = rng.integers(-128, 128, (n_in, n_out), np.int8).reshape(-1)
+    scales = rng.random((3, n_out), np.float32)
+    values = rng.standard_normal(n_out * n_in, np.float32)
+    sources = (
+        Matrix(codes, "I8", n_out, n_in, 1, n_out, scales=scales),
+        Matrix(values, "F32", n_out, n_in, n_in, 1),
+        Matrix(values.astype(np.float16), "F16", n_out, n_in, 1, n_out),
+    )
+    importance = rng.random(n_in, np.float32)
+    lane = Lane(0, 0, 0)
+    for quant_type in TYPES.values():
+        for given in (None, importance):
+            if given is None and quant_type.importance == "required":
+                continue
+            for source in sources:
+                wanted = np.zeros((n_out, quant_type.row_bytes(n_in)), np.uint8)
+                made = np.ones_like(wanted)
+                for quantize, rows in ((quantize_matrix, wanted), (lane.quantize, made)):
+                    with contextlib.suppress(RangeError):
+                        quantize(source, quant_type, rows, given)
+                assert np.array_equal(made, wanted), (quant_type.name, source.dtype)
+        dequantizer(open_gpu(0), quant_type)  # compares with the CPU's by itself
+    lane.close()
+    print("every kernel makes the CPU's bytes")
+
+
+if __name__ == "__main__":
+    main()

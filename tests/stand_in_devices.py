@@ -1,0 +1,174 @@
+"""CUDA devices that are none: the processor's kernels behind the rules of a device.
+
+What goes in and out must lie in page-locked buffers, a lane belongs to one thread and to the sizes
+it was opened for, and everything is given back once, after the work. A broken rule is an
+AssertionError where it happens.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from weightcast.converters import devices
+from weightcast.quant.errors import DeviceError
+from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
+from weightcast.quant.types import QuantType
+
+
+def address_range(array: NDArray[np.generic]) -> range:
+    start = array.__array_interface__["data"][0]
+    return range(start, start + array.nbytes)
+
+
+@dataclass
+class Machine:
+    """A computer with some devices; remembers what is done to them."""
+
+    n_devices: int = 1
+    pins: list[Pin] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)
+    # Called with the lane in the middle of its work.
+    during: Callable[[Lane], None] = lambda lane: None
+    refuse_pin: int = -1
+    refuse_lane: int = -1
+    fail_to_close: bool = False
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Machine:
+        monkeypatch.setattr(devices, "count_devices", self.count)
+        monkeypatch.setattr(devices, "open_device", lambda index: Device(self, index))
+        return self
+
+    def count(self) -> int:
+        if self.n_devices == 0:
+            raise DeviceError("no CUDA driver on this machine: libcuda.so.1 is missing")
+        return self.n_devices
+
+    @property
+    def chosen(self) -> devices.Devices:
+        return devices.Devices(tuple(Device(self, n) for n in range(self.n_devices)))
+
+    @property
+    def pieces(self) -> Counter[str]:
+        """How many pieces each device made."""
+        made: Counter[str] = Counter()
+        for lane in self.lanes:
+            made[lane.device.id] += lane.pieces
+        return made
+
+    @property
+    def is_pinned(self) -> bool:
+        return any(pin.is_held for pin in self.pins)
+
+    def assert_given_back(self) -> None:
+        assert not self.is_pinned
+        assert all(lane.is_closed for lane in self.lanes)
+
+    def assert_pinned(self, array: NDArray[np.generic]) -> None:
+        wanted = address_range(array)
+        held = [address_range(pin.bytes) for pin in self.pins if pin.is_held]
+        assert any(wanted.start in area and wanted[-1] in area for area in held)
+
+
+class Pin:
+    def __init__(self, machine: Machine, buffer: mmap.mmap) -> None:
+        self.machine = machine
+        self.bytes = np.frombuffer(buffer, np.uint8)
+        self.is_held = True
+
+    def unpin(self) -> None:
+        assert self.is_held
+        assert not any(lane.is_busy for lane in self.machine.lanes)
+        self.is_held = False
+
+
+@dataclass(frozen=True)
+class Device:
+    machine: Machine
+    index: int
+
+    @property
+    def id(self) -> str:
+        return f"cuda:{self.index}"
+
+    @property
+    def name(self) -> str:
+        return "Stand-in"
+
+    def lane(self, source_bytes: int, blocks_bytes: int) -> Lane:
+        if len(self.machine.lanes) == self.machine.refuse_lane:
+            raise DeviceError(f"{self.id}: out of device memory")
+        lane = Lane(self, source_bytes, blocks_bytes)
+        self.machine.lanes.append(lane)
+        return lane
+
+    def pin(self, buffer: mmap.mmap) -> Pin:
+        if len(self.machine.pins) == self.machine.refuse_pin:
+            raise DeviceError(f"{self.id}: {len(buffer):,} bytes cannot be page-locked")
+        pin = Pin(self.machine, buffer)
+        self.machine.pins.append(pin)
+        return pin
+
+
+class Lane:
+    def __init__(self, device: Device, source_bytes: int, blocks_bytes: int) -> None:
+        self.device = device
+        self.machine = device.machine
+        self.source_bytes, self.blocks_bytes = source_bytes, blocks_bytes
+        self.threads: set[int] = set()
+        self.types: Counter[str] = Counter()
+        self.pieces = 0
+        self.is_busy = self.is_closed = False
+
+    def quantize(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+    ) -> BlockCounts:
+        assert not self.is_closed
+        assert not self.is_busy
+        self.is_busy = True
+        self.threads.add(threading.get_ident())
+        assert len(self.threads) == 1
+        try:
+            self._check_sizes(source, dst)
+            dst[:] = 0xA5
+            self.machine.during(self)
+            self.pieces += 1
+            self.types[quant_type.name] += 1
+            matrix = source.dequantized() if isinstance(source, Blocks) else source
+            on_device = np.full(dst.size, 0x5A, np.uint8)
+            counts = quantize_matrix(matrix, quant_type, on_device, importance)
+            self.machine.assert_pinned(dst)  # still
+            dst[:] = on_device
+            return counts
+        finally:
+            self.is_busy = False
+
+    def _check_sizes(self, source: Matrix | Blocks, dst: NDArray[np.uint8]) -> None:
+        self.machine.assert_pinned(dst)
+        self.machine.assert_pinned(source.data)
+        assert dst.nbytes <= self.blocks_bytes
+        if isinstance(source, Blocks):
+            assert source.data.nbytes == source.n_out * source.type.row_bytes(source.n_in)
+            assert source.data.nbytes <= self.source_bytes
+        else:
+            step = max(1, min(source.stride_out, source.stride_in))
+            nbytes = source.n_out * source.n_in * source.data.itemsize
+            assert nbytes * step <= self.source_bytes
+
+    def close(self) -> None:
+        assert not self.is_busy
+        assert not self.is_closed
+        self.is_closed = True
+        if self.machine.fail_to_close:
+            raise DeviceError(f"{self.device.id}: a launch failed")
