@@ -219,7 +219,7 @@ def enqueue_measure(stream: Stream, measurer: Measurer, job: Job, moments: int) 
     Raises LayoutError if scales do not divide rows.
     """
     matrix = job.matrix
-    if matrix.scales and matrix.n_in % matrix.groups:
+    if matrix.dtype == I8.name and (not matrix.scales or matrix.n_in % matrix.groups):
         raise bad_groups(matrix.n_in)
     chunks = cuda_launch.chunks_of(matrix.n_in)
     launch = cuda_launch.error_launch(matrix.n_out * chunks)

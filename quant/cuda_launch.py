@@ -107,7 +107,7 @@ def chunks_of(n_in: int) -> int:
 
 def error_launch(n_sums: int) -> Launch:
     """Launch a kernel that adds to one row's sums a thread."""
-    return _checked(Launch(_ceil_div(n_sums, ERROR_THREADS), ERROR_THREADS))
+    return _checked(Launch(_ceil_div(n_sums, ERROR_THREADS), ERROR_THREADS, columns=1))
 
 
 def check_launch(n_numbers: int) -> Launch:

@@ -53,6 +53,13 @@ WC_INLINE V lane(V v, int) {
 
 #endif
 
+WC_INLINE double infinity() {
+  const uint64_t bits = 0x7ff0000000000000u;
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
+
 // Some weights of a row, x, against what was made of them, y. An error that is NaN or infinite
 // counts as infinite.
 struct Sums {
@@ -64,7 +71,7 @@ struct Sums {
   template <bool blocks_of_one>
   WC_INLINE void add(D x, D y, D in) {
     const D error = y - x;
-    const D size = lesser(magnitude(error), D{} + __builtin_inf());  // NaN becomes infinite
+    const D size = lesser(magnitude(error), D{} + infinity());  // NaN becomes infinite
     error_squares += size * size;
     source_squares += x * x;
     output_squares += y * y;

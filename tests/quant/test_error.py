@@ -7,9 +7,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import weightcast
 from numpy.typing import NDArray
 
+import weightcast
 from tests.quant import instruction_sets, sources
 from tests.quant.kernel_types import least_importance, overflowed_blocks
 from weightcast.quant import library
@@ -24,7 +24,7 @@ CLOSE = 1e-12
 
 
 def weights(n_out: int, n_in: int, seed: int = 1) -> NDArray[np.float32]:
-    """Draw [n_out, n_in] at scales far apart, with rows of zeros and constants, and zeroed parts."""
+    """Draw [n_out, n_in] at scales far apart, rows of zeros and constants, parts that vanish."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n_out, n_in)) * 10 ** rng.uniform(-3, 1, (n_out, 1))
     x[:3] = np.array([0.0, 0.5, -1e-9])[:n_out, None][:3]
@@ -254,9 +254,7 @@ def test_arrays_of_numpy_and_torch():
     blocks = weightcast.quantize(x, "Q4_K")
     found = weightcast.measure(x, blocks, "q4_k")
     assert found.relative_rms.shape == (3, 4)
-    check(
-        found[1], expected(x[1], blocks[1], Q4_K)
-    )
+    check(found[1], expected(x[1], blocks[1], Q4_K))
     same = weightcast.measure(x.transpose(0, 2, 1).copy().transpose(0, 2, 1), blocks, "Q4_K")
     assert same.products.tobytes() == found.products.tobytes()
     tensor = weightcast.measure(torch.from_numpy(x), torch.from_numpy(blocks), "Q4_K")
