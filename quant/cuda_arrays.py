@@ -48,6 +48,7 @@ _TORCH_DTYPES: Final = {
     "torch.bfloat16": "BF16",
     "torch.uint8": "U8",
 }
+_ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 # Device types of DLPack: CUDA memory, and CUDA managed memory.
 _DLPACK_CUDA: Final = (2, 13)
 
@@ -68,7 +69,7 @@ class _Array:
     """An array on a device: address, type, shape, strides in elements.
 
     `empty` makes an array of a shape and "U8" or "F32" beside it and gives it with its address;
-    work is enqueued on `stream`.
+    work is enqueued on `stream`. The memory stays while `owner` does.
     """
 
     address: int
@@ -77,6 +78,7 @@ class _Array:
     strides: tuple[int, ...]
     stream: Stream
     empty: Callable[[tuple[int, ...], str], tuple[Any, int]]
+    owner: Any
 
     @property
     def gpu(self) -> Gpu:
@@ -108,11 +110,11 @@ def _open_torch(x: torch.Tensor) -> _Array:
         return made, made.data_ptr()
 
     dtype = _TORCH_DTYPES.get(str(x.dtype), str(x.dtype))
-    return _Array(x.data_ptr(), dtype, tuple(x.shape), x.stride(), stream, empty)
+    return _Array(x.data_ptr(), dtype, tuple(x.shape), x.stride(), stream, empty, x)
 
 
 def _open_other(x: Any) -> _Array:
-    from cuda.core import Buffer, Device
+    from cuda.core import Buffer
     from cuda.core.utils import StridedMemoryView
 
     index = x.__dlpack_device__()[1] if hasattr(x, "__dlpack_device__") else None
@@ -127,16 +129,16 @@ def _open_other(x: Any) -> _Array:
     def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
         kind = np.dtype(np.uint8 if dtype == "U8" else np.float32)
         memory = gpu.allocate(prod(shape) * kind.itemsize)
-        Device(gpu.index).set_current()
-        buffer = Buffer.from_handle(memory.address, memory.nbytes, owner=memory)
-        return StridedMemoryView.from_buffer(buffer, shape, dtype=kind), memory.address
+        with gpu:  # the package finds out whose memory it is
+            buffer = Buffer.from_handle(memory.address, memory.nbytes, owner=memory)
+            return StridedMemoryView.from_buffer(buffer, shape, dtype=kind), memory.address
 
     shape = tuple(view.shape)
     strides = view.strides
     if strides is None:
         strides = _contiguous_strides(shape)
     dtype = _DTYPES.get(view.dtype, str(view.dtype))
-    return _Array(view.ptr, dtype, shape, tuple(strides), stream, empty)
+    return _Array(view.ptr, dtype, shape, tuple(strides), stream, empty, view)
 
 
 def _open(x: Any) -> _Array:
@@ -174,6 +176,8 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     array = _open(x)
     if array.dtype not in ("F32", "F16", "BF16"):
         raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
+    if array.address % _ITEM_BYTES[array.dtype]:
+        raise LayoutError(f"cannot read {array.dtype} at an odd address: copy the array first")
     if importance is None and quant_type.importance == "required":
         raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
     if quant_type.importance == "ignored":
@@ -253,9 +257,8 @@ def _enqueue_measures(
 def _plane(array: _Array, index: tuple[int, ...], n_out: int) -> DeviceMatrix:
     """One matrix of an array [..., out, in]; a 1-D array is one row."""
     strides = array.strides if len(array.shape) > 1 else (0, *array.strides)
-    itemsize = 4 if array.dtype == "F32" else 2
     start = sum(i * stride for i, stride in zip(index, strides, strict=False))
-    address = array.address + start * itemsize
+    address = array.address + start * _ITEM_BYTES[array.dtype]
     if strides[-1] == 0 and array.shape[-1] == 1:
         strides = (*strides[:-1], 1)
     return DeviceMatrix(address, array.dtype, n_out, array.shape[-1], strides[-2], strides[-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from functools import cache
 
 import numpy as np
@@ -43,12 +44,32 @@ def _module(gpu: Gpu, unit: str) -> Module:
     return gpu.module(cuda_kernels.image(unit, gpu.architecture))
 
 
-@cache
+_locks: dict[tuple[Gpu, QuantType, bool | None], threading.Lock] = {}
+
+
+def _lock(gpu: Gpu, quant_type: QuantType, weighed: bool | None) -> threading.Lock:
+    """A lock for each thing that is made once, whoever comes first; setdefault is atomic."""
+    return _locks.setdefault((gpu, quant_type, weighed), threading.Lock())
+
+
 def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
     """Give the kernels that make a type on a device, with an importance or without.
 
     Raises DeviceError if they cannot be compiled or loaded, or make other bytes than the CPU.
     """
+    # A second one would point the same module to tables of its own, and free them.
+    with _lock(gpu, quant_type, weighed):
+        return _quantizer(gpu, quant_type, weighed)
+
+
+def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
+    """Give the kernel that unpacks a type on a device. Raises DeviceError as `quantizer` does."""
+    with _lock(gpu, quant_type, None):
+        return _dequantizer(gpu, quant_type)
+
+
+@cache
+def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
     name = f"quantize_{'weighed_' if weighed else ''}{quant_type.name}"
     module, checks = _module(gpu, name), _module(gpu, "checks")
     kernel = module.kernel(f"weightcast_{name}")
@@ -74,8 +95,7 @@ def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
 
 
 @cache
-def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
-    """Give the kernel that unpacks a type on a device. Raises DeviceError as `quantizer` does."""
+def _dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
     name = f"dequantize_{quant_type.name}"
     kernel = _module(gpu, name).kernel(f"weightcast_{name}")
     n_blocks = 300

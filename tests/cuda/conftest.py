@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -97,9 +99,17 @@ def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the host form of the device kernels: a shared library."""
-    return stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
+def host_kernels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the host form of the device kernels: a shared library, made once from its sources."""
+    folder, cache = tmp_path_factory.mktemp("host_kernels"), pytestconfig.cache
+    kept = folder if cache is None else cache.mkdir("cuda_host_kernels")
+    library = kept / f"{stand_in.host_kernels_digest()}.so"
+    if not library.exists():
+        for old in kept.glob("*.so"):
+            old.unlink()
+        built = shutil.copy(stand_in.build_host_kernels(folder), kept / f"built.{os.getpid()}")
+        built.rename(library)
+    return library
 
 
 @pytest.fixture
