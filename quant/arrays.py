@@ -175,8 +175,8 @@ def measure(x: Any, blocks: Any, type_name: str) -> Errors:
     """Compare weights [..., out, in] with the uint8 blocks [..., out, bytes per row] made of them.
 
     Takes what `quantize` takes and gives, both in the same memory; errors are measured there. Gives
-    an entry for each row, [..., out], in numpy arrays: `measure(...).total().relative_rms` is of all
-    the weights. NaN and infinity are no failure here. Raises LayoutError for other dtypes and
+    an entry for each row, [..., out], in numpy arrays: `measure(...).total().relative_rms` is of
+    all the weights. NaN and infinity are no failure here. Raises LayoutError for other dtypes and
     shapes that do not go together, DeviceError if a device cannot be used.
     """
     quant_type = type_named(type_name)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.cuda.exporters import DeviceArray, DlpackArray, InterfaceArray
 from tests.cuda.stand_in import StandIn
 from tests.quant import sources
 from weightcast.quant import cuda_units
+from weightcast.quant.arrays import measure, quantize
 from weightcast.quant.cuda import Lane
 from weightcast.quant.cuda_device import open_gpu
 from weightcast.quant.cuda_jobs import moments_bytes
@@ -142,6 +144,26 @@ def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cuda_units, "enqueue_measure", and_forget_a_row)
     with pytest.raises(DeviceError, match="weightcast_measure_Q4_K makes other bytes"):
         cuda_units.measurer(open_gpu(0), Q4_K)
+
+
+@pytest.mark.parametrize("speaker", [DlpackArray, InterfaceArray])
+@pytest.mark.parametrize("shape", [(3, 20, 2304), (2304,)])
+def test_arrays_on_a_device(speaker: type[DeviceArray], shape: tuple[int, ...]) -> None:
+    gpu = open_gpu(0)
+    x = values(60, 2304).reshape(3, 20, 2304)[(0, 5) if len(shape) == 1 else ...]
+    blocks = quantize(x, "Q4_K")
+    wanted = measure(x, blocks, "Q4_K")
+    for view in (x, np.asfortranarray(x)):
+        on_device = speaker.of(gpu, view), speaker.of(gpu, blocks)
+        found = measure(*on_device, "Q4_K")
+        assert found.weights.shape == shape[:-1]
+        require_same(found, wanted)
+    with pytest.raises(LayoutError, match="the same device"):
+        measure(on_device[0], blocks, "Q4_K")
+    with pytest.raises(LayoutError, match="Q8_0 has"):
+        measure(*on_device, "Q8_0")
+    with pytest.raises(LayoutError, match="expected uint8"):
+        measure(on_device[0], on_device[0], "Q4_K")
 
 
 def test_launches() -> None:

@@ -1,4 +1,4 @@
-"""Errors against plain float64 numpy: every type, source and layout, and the same bits everywhere."""
+"""Errors against plain float64 numpy: every type, source, layout; the same bits everywhere."""
 
 from __future__ import annotations
 
