@@ -7,6 +7,7 @@ import gc
 import numpy as np
 import pytest
 
+from tests.cuda.comparison import assert_nothing_is_left
 from tests.cuda.exporters import BFLOAT16, DlpackArray, InterfaceArray, read
 from tests.cuda.stand_in import StandIn
 from tests.quant.families import gaussian
@@ -193,12 +194,7 @@ def test_nothing_is_left_on_the_device(speaker, gpu, only_stand_in):
         with pytest.raises(LayoutError):
             quantize(bad, "Q4_K")
 
-    work()  # loads the kernels
-    gc.collect()
-    before = only_stand_in.live()
-    work()
-    gc.collect()
-    assert only_stand_in.live() == before
+    assert_nothing_is_left(only_stand_in, work)
     if isinstance(x, DlpackArray):
         assert x.released == x.exports
 
