@@ -22,7 +22,7 @@ from weightcast.quant.cuda_jobs import (
     scratch_bytes,
 )
 from weightcast.quant.error import MOMENTS, Errors, of_moments
-from weightcast.quant.library import BlockCounts, Blocks, Matrix, used_importance
+from weightcast.quant.library import BlockCounts, Blocks, Matrix, check_matrix, used_importance
 from weightcast.quant.types import F32, SOURCE_TYPES, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
@@ -202,6 +202,7 @@ class Lane:
 
     def _copy_matrix(self, matrix: Matrix) -> DeviceMatrix:
         """Copy a matrix, of runs along `out` or `in` only what is in it, and its scales."""
+        check_matrix(matrix)
         item = SOURCE_TYPES[matrix.dtype].block_bytes
         first = matrix.data.ctypes.data + matrix.start * item
         along_in = matrix.stride_in == 1

@@ -200,8 +200,8 @@ def isa() -> str:
     return str(load().weightcast_isa().decode())
 
 
-def _check_bounds(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> None:
-    # The library trusts its arguments, so a wrong stride would read past the buffer.
+def check_matrix(matrix: Matrix) -> None:
+    """Assert that a matrix lies within its buffer: a wrong stride would be read past its end."""
     last = (
         matrix.start + (matrix.n_out - 1) * matrix.stride_out + (matrix.n_in - 1) * matrix.stride_in
     )
@@ -210,12 +210,16 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]
     assert matrix.data.itemsize == SOURCE_TYPES[matrix.dtype].block_bytes
     assert matrix.data.flags.c_contiguous
     assert matrix.data.flags.aligned
-    assert rows.flags.c_contiguous
-    assert rows.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
     if matrix.scales is not None:
         assert matrix.scales.dtype == np.float32
         assert matrix.scales.shape[1] == matrix.n_out
         assert matrix.scales.strides[1] == 4 or matrix.n_out == 1
+
+
+def _check_bounds(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> None:
+    check_matrix(matrix)
+    assert rows.flags.c_contiguous
+    assert rows.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
 
 
 def _source(matrix: Matrix) -> _Source:
