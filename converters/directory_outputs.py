@@ -91,7 +91,8 @@ def lay_out_directory(
         weighing = weigh_packed(imatrix, gguf_tensors(graph), searched)
         notes += tuple(weighing.notes())
     shards = _shards(items, split_bytes or DEFAULT_SHARD_BYTES)
-    files, tensors, constants, weight_map = [], [], [], {}
+    files, tensors, weight_map = [], [], {}
+    constants: list[tuple[int, int, bytes]] = []
     for n, shard in enumerate(shards):
         entries = [entry for item in shard for entry in item.entries]
         layout = safetensors.lay_out(entries, {"format": "pt"})
@@ -123,9 +124,7 @@ def _notes(spec: Grok1Spec, companions: dict[str, bytes]) -> Iterator[str]:
         yield "no tokenizer.model: give one with --tokenizer FILE"
 
 
-def _planned(
-    item: _Item, file: int, offsets: dict[str, int], weighing: Weighing
-) -> PlannedTensor:
+def _planned(item: _Item, file: int, offsets: dict[str, int], weighing: Weighing) -> PlannedTensor:
     """A tensor with its place, or the places of its parts."""
     packed = None
     if item.packing is not None:

@@ -25,7 +25,7 @@ _INTEGERS: Final = re.compile(
     r"(?P<before>weightcast-)?int(?P<bits>[48])(?:-(?P<size>g32|g64|g128|g256|channel))?"
     r"(?:-(?P<asymmetric>asym))?(?:-(?P<layout>gptq_v2|gptq|awq|weightcast))?"
 )
-_OTHERS: Final = {
+_OTHERS: Final[dict[str, WeightType]] = {
     "mxfp4": MXFP4,
     "nvfp4": NVFP4,
     "fp8": Fp8Type(),

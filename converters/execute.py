@@ -328,6 +328,8 @@ class _Run:
             )
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
+        self._files.write(destination, rows.data, offset)
+        return counts
 
     def _pack(self, piece: _Piece, destination: Destination, packed: Packed) -> None:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""

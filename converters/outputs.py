@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.layout import Layout
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import QuantType
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
 
 from weightcast.converters.directory_types import KNOWN, directory_type, name_in
 from weightcast.converters.outputs import Request

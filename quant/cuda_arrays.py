@@ -23,9 +23,12 @@ from weightcast.quant.cuda_jobs import (
     Job,
     enqueue,
     enqueue_dequantize,
+    enqueue_measure,
+    moments_bytes,
     report,
     scratch_bytes,
 )
+from weightcast.quant.error import MOMENTS, Errors, check_rows, of_moments
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import SourceValueError
 from weightcast.quant.types import QuantType
@@ -207,6 +210,48 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
         jobs.append((index, job))
     _report(array, jobs)
     return made
+
+
+def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
+    """Compare [..., out, in] with blocks [..., out, bytes per row] on the same device."""
+    if not (is_on_device(x) and is_on_device(blocks)):
+        raise LayoutError("weights and blocks must be in the memory of the same device")
+    if hasattr(blocks, "is_cuda"):
+        blocks = blocks.contiguous()
+    array, rows = _open(x), _open(blocks)
+    if array.dtype not in ("F32", "F16", "BF16"):
+        raise LayoutError(f"cannot measure {array.dtype}: use float32, float16 or bfloat16")
+    if rows.dtype != "U8":
+        raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
+    if array.gpu is not rows.gpu:
+        raise LayoutError("weights and blocks must be in the memory of the same device")
+    check_rows(array.shape, rows.shape, quant_type)
+    if not rows.is_contiguous:
+        raise LayoutError("expected rows that follow each other in memory")
+    moments = np.zeros(array.shape[:-1], MOMENTS)
+    n_in = array.shape[-1]
+    if moments.size and n_in:
+        _enqueue_measures(array, rows, quant_type, moments)
+    return of_moments(moments, quant_type, n_in)
+
+
+def _enqueue_measures(
+    array: _Array, rows: _Array, quant_type: QuantType, moments: NDArray[np.void]
+) -> None:
+    """Fill moments [..., out], one matrix after another, and wait."""
+    n_in, row_bytes = array.shape[-1], rows.shape[-1]
+    planes, n_out = array.shape[:-2], array.shape[-2] if len(array.shape) > 1 else 1
+    each = moments_bytes(n_out, n_in)
+    _parts, parts = array.empty((prod(planes) * each,), "U8")
+    kernels = cuda_units.measurer(array.gpu, quant_type)
+    array.stream.wait(rows.stream.record())
+    by_plane = moments.reshape(-1, n_out)
+    for number, index in enumerate(np.ndindex(planes)):
+        blocks = rows.address + number * n_out * row_bytes
+        job = Job(_plane(array, index, n_out), quant_type, blocks, row_bytes, scratch=0)
+        enqueue_measure(array.stream, kernels, job, parts + number * each)
+        array.stream.copy_out(by_plane[number].view(np.uint8), parts + number * each)
+    array.stream.synchronize()
 
 
 def _plane(array: _Array, index: tuple[int, ...], n_out: int) -> DeviceMatrix:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from weightcast.quant import cuda_launch
 from weightcast.quant.cuda_device import Argument, Kernel, Memory, Stream
 from weightcast.quant.cuda_launch import Launch
+from weightcast.quant.error import MOMENTS
 from weightcast.quant.library import (
     BlockCounts,
     bad_groups,
@@ -103,6 +104,14 @@ class Quantizer:
     check_importance: Kernel
     row_means: Kernel
     tables: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurer:
+    """The kernels that measure the errors of one type on one device."""
+
+    measure: Kernel
+    add_chunks: Kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,30 @@ def _arguments(job: Job, launch: Launch) -> _QuantizeArguments:
         out_tiles=-(-matrix.n_out // launch.columns),
         word_bytes=launch.word_bytes,
     )
+
+
+def moments_bytes(n_out: int, n_in: int) -> int:
+    """Bytes of device memory that measuring needs, whose first MOMENTS [n_out] are the result."""
+    return MOMENTS.itemsize * n_out * cuda_launch.chunks_of(n_in)
+
+
+def enqueue_measure(stream: Stream, measurer: Measurer, job: Job, moments: int) -> None:
+    """Start comparing a matrix with the blocks at `dst`, which a job may still have to make.
+
+    `moments` is the address of `moments_bytes`. Of the job neither scratch nor importance is used.
+    Raises LayoutError if scales do not divide rows.
+    """
+    matrix = job.matrix
+    if matrix.dtype == I8.name and (not matrix.scales or matrix.n_in % matrix.groups):
+        raise bad_groups(matrix.n_in)
+    chunks = cuda_launch.chunks_of(matrix.n_in)
+    launch = cuda_launch.error_launch(matrix.n_out * chunks)
+    parts = ctypes.c_uint64(moments)
+    _launch(stream, measurer.measure, launch, _arguments(job, launch), parts)
+    if chunks > 1:
+        sizes = ctypes.c_int64(matrix.n_out), ctypes.c_int64(chunks)
+        launch = cuda_launch.error_launch(matrix.n_out)
+        _launch(stream, measurer.add_chunks, launch, parts, *sizes)
 
 
 def enqueue_dequantize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.cuda.stand_in import StandIn
 from tests.quant.kernel_types import overflowed_blocks
 from tests.quant.sources import DTYPES, matrix, products
 from weightcast.quant.cuda import Lane
@@ -116,3 +118,13 @@ def assert_same_of(
         out, in_ = np.argwhere(np.isinf(narrow))[0]
         assert (made.error.out, made.error.in_) == (out, in_)
     return made
+
+
+def assert_nothing_is_left(driver: StandIn, work: Callable[[], None]) -> None:
+    """Let something work twice, first to load its kernels, and look at what is on the devices."""
+    work()
+    gc.collect()
+    before = driver.live()
+    work()
+    gc.collect()
+    assert driver.live() == before

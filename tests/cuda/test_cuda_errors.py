@@ -70,6 +70,10 @@ def test_of_many_the_first_row_is_named(quant_type):
         error = on_device(matrix(place(x, layout)), quant_type, importance).error
         assert isinstance(error, SourceValueError)
         assert (error.out, error.in_) == (5, min(40, n_in - 2))
+    x[5, :4] = np.inf  # and of a block the first value
+    error = on_device(matrix(x), quant_type, least_importance(quant_type, n_in)).error
+    assert isinstance(error, SourceValueError)
+    assert (error.out, error.in_) == (5, 0)
 
 
 def test_values_outside_the_matrix_do_not_matter():

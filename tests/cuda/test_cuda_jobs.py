@@ -27,7 +27,7 @@ from weightcast.quant.cuda_jobs import (
     scratch_bytes,
 )
 from weightcast.quant.cuda_launch import dequantize_launch
-from weightcast.quant.library import Blocks, dequantize_bytes
+from weightcast.quant.library import Blocks, Matrix, dequantize_bytes
 from weightcast.quant.types import F32, Q4_0, Q4_K, Q8_0, TYPES
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -144,6 +144,11 @@ def test_a_part_of_a_matrix():
         x = place(wide, layout)
         assert_same_of(x[3:40, 256:768], Q4_K)
         assert_same_of(x[69:, :256], Q4_K)
+    # The same by where element (0, 0) is in a buffer.
+    flat = wide.reshape(-1)
+    for strides in ((1024, 1), (1, 70), (1000, 2)):
+        part = Matrix(flat, "F32", 37, 256, *strides, start=1234)
+        assert_same(part, Q4_K)
 
 
 def test_only_the_matrix_is_copied(only_stand_in: StandIn):

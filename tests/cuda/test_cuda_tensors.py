@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
+from tests.cuda.comparison import assert_nothing_is_left
 from tests.cuda.device_tensors import RealTorch, StandInTorch
 from tests.cuda.stand_in import StandIn
 from tests.quant.families import gaussian
@@ -231,9 +231,4 @@ def test_nothing_is_left_on_the_device(on, only_stand_in):
         with pytest.raises(LayoutError):
             quantize(bad, "Q4_K")
 
-    work()  # loads the kernels
-    gc.collect()
-    before = only_stand_in.live()
-    work()
-    gc.collect()
-    assert only_stand_in.live() == before
+    assert_nothing_is_left(only_stand_in, work)

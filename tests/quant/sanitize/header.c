@@ -25,8 +25,18 @@ int main(void) {
   FIELD(weightcast_result, exact_blocks);
   FIELD(weightcast_result, requantized_blocks);
   FIELD(weightcast_result, inexact_scales);
+  FIELD(weightcast_moments, error_squares);
+  FIELD(weightcast_moments, source_squares);
+  FIELD(weightcast_moments, output_squares);
+  FIELD(weightcast_moments, products);
+  FIELD(weightcast_moments, errors);
+  FIELD(weightcast_moments, largest);
+  FIELD(weightcast_moments, largest_in);
+  FIELD(weightcast_moments, exact);
+  FIELD(weightcast_moments, zeroed_blocks);
   printf("weightcast_source size 0 %d\n", (int)sizeof(weightcast_source));
   printf("weightcast_result size 0 %d\n", (int)sizeof(weightcast_result));
+  printf("weightcast_moments size 0 %d\n", (int)sizeof(weightcast_moments));
   NUMBER(type, F32);
   NUMBER(type, F16);
   NUMBER(type, Q4_0);
