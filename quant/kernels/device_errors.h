@@ -17,9 +17,9 @@ constexpr int kUnpacked = Block::elements > 1 ? Block::elements : 32;
 template <class Block>
 void measure_chunk(const QuantizeArguments& a, weightcast_moments* parts, int64_t index) {
   constexpr int unpacked = kUnpacked<Block>;
-  const int64_t out = index % a.n_out, begin = index / a.n_out * kChunk;
+  const int64_t out = index % a.n_out, begin = index / a.n_out * kErrorChunk;
   if (begin >= a.n_in) return;
-  const int64_t end = begin + kChunk < a.n_in ? begin + kChunk : a.n_in;
+  const int64_t end = begin + kErrorChunk < a.n_in ? begin + kErrorChunk : a.n_in;
   Sums sums;
   int64_t zeroed = 0;
   for (int64_t in = begin; in < end; in += unpacked) {

@@ -1,6 +1,6 @@
 // Errors of a row: sums over its weights and what was made of them, in doubles and a fixed order.
 //
-// A row is cut into chunks of kChunk weights. Each is summed in order, and chunks are added in
+// A row is cut into chunks of kErrorChunk weights. Each is summed in order, and chunks are added in
 // order; so the sums are the same bits for every instruction set, however rows are shared out, and
 // on a device, where a thread sums one chunk. Lanes are rows, as everywhere: D holds kDoubles of them.
 #pragma once
@@ -11,7 +11,7 @@
 namespace weightcast {
 namespace {
 
-constexpr int kChunk = 2048;
+constexpr int kErrorChunk = 2048;
 
 #ifdef WC_VECTOR
 

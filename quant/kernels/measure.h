@@ -8,7 +8,7 @@
 namespace weightcast {
 namespace {
 
-static_assert(kChunk % kMaxDepth == 0, "chunks are whole tiles");
+static_assert(kErrorChunk % kMaxDepth == 0, "chunks are whole tiles");
 
 // Rows of blocks, stride bytes apart.
 struct Rows {
@@ -96,7 +96,7 @@ inline void measure_rows(const weightcast_source& s, const Rows& rows,
     const int columns = at_most(s.n_out - out0, run);
     for (int c = 0; c < columns; ++c) moments[out0 + c] = weightcast_moments{};
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
-      if (in0 % kChunk == 0) {
+      if (in0 % kErrorChunk == 0) {
         for (Sums& sums : work.sums) sums = Sums{};
       }
       const int depth = at_most(s.n_in - in0, kMaxDepth);
@@ -107,7 +107,7 @@ inline void measure_rows(const weightcast_source& s, const Rows& rows,
         measure_tile(rows, out0 + skip, width, in0, depth, work, work.sums + skip / kDoubles,
                      moments);
       }
-      if ((in0 + depth) % kChunk != 0 && in0 + depth < s.n_in) continue;
+      if ((in0 + depth) % kErrorChunk != 0 && in0 + depth < s.n_in) continue;
       for (int c = 0; c < columns; ++c) {
         add_chunk(moments[out0 + c], work.sums[c / kDoubles].of(c % kDoubles));
       }
