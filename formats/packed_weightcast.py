@@ -70,6 +70,8 @@ class Weightcast:
     ) -> Groups:
         wanted = self.parts(group_type, n_out, n_in)
         packed, scales, *zero_points = check_parts(self.name, wanted, parts)
+        if group_type.symmetric and ZERO_POINTS in parts:
+            raise LayoutError(f"symmetric groups have no {ZERO_POINTS}, but one is there")
         codes = unpack_codes(as_bytes(packed), group_type.bits, n_in)
         for stored in zero_points:
             if stored.max() >> group_type.bits:
