@@ -1,33 +1,165 @@
-"""Integers with a scale, and maybe a zero point, for each group: x ≈ (q - zero_point) * scale."""
+"""Groups: integers with a scale, and maybe a zero point, along rows; x = (q - zero_point) * scale.
+
+The algebra of int4 and int8 checkpoints for GPUs (compressed-tensors, GPTQ, AWQ), before anything is
+packed. The arithmetic is in kernels/group_search.h.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from weightcast.quant import group_library
+from weightcast.quant.errors import LayoutError
+from weightcast.quant.library import Matrix
+
+SCALE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+SIZE_MULTIPLE = 32  # of the values of a group
 
 
 @dataclass(frozen=True, slots=True)
 class GroupType:
-    """Integers with a scale, and maybe a zero point, for each group of a row.
+    """Integers of 4 or 8 bits with a scale, and maybe a zero point, for each group of a row.
 
-    `group_size` counts values along `in`; 0 is the whole row ("channel"). A symmetric type has
-    the zero point 2**(bits - 1) everywhere and does not store it. Scales are rounded to
-    `scale_dtype` (BF16, F16 or F32) before codes are chosen.
+    Raises LayoutError for bits, a size or a dtype that there is not.
     """
 
     bits: int
-    group_size: int
-    symmetric: bool = True
-    scale_dtype: str = "BF16"
+    group_size: int  # along `in`, a multiple of 32; 0: the whole row ("channel")
+    symmetric: bool = True  # the zero point is 2**(bits - 1) everywhere and is not stored
+    scale_dtype: str = "BF16"  # BF16, F16 or F32: scales are rounded before codes are chosen
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise LayoutError(f"groups of {self.bits} bits: use 4 or 8")
+        if self.group_size < 0 or self.group_size % SIZE_MULTIPLE != 0:
+            raise LayoutError(
+                f"group size {self.group_size}: use a multiple of {SIZE_MULTIPLE}, or 0 for rows"
+            )
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise LayoutError(f"scales of {self.scale_dtype}: use {', '.join(SCALE_DTYPES)}")
+
+    def size_in(self, n_in: int) -> int:
+        """Values of one group in rows of `n_in`. Raises LayoutError if groups do not fill rows."""
+        size = self.group_size or n_in
+        if size % SIZE_MULTIPLE != 0 or (size and n_in % size != 0):
+            needed = self.group_size or SIZE_MULTIPLE
+            raise LayoutError(f"a row of {n_in} values does not fill groups of {needed}")
+        return max(size, SIZE_MULTIPLE)
+
+    def groups_in(self, n_in: int) -> int:
+        """Groups of a row of `n_in` values. Raises LayoutError if they do not fill it."""
+        return n_in // self.size_in(n_in)
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Rows of one matrix: codes [rows, in], one a byte; scales and zero points [rows, groups]."""
+    """Rows of one matrix as groups."""
 
-    codes: NDArray[np.uint8]
-    scales: NDArray[Any]
-    zero_points: NDArray[np.uint8] | None
+    codes: NDArray[np.uint8]  # [rows, in], 0 .. 2**bits - 1, one a byte
+    scales: NDArray[Any]  # [rows, groups], float32, float16 or bfloat16
+    zero_points: NDArray[np.uint8] | None  # [rows, groups] if asymmetric
+
+
+def _empty(matrix: Matrix, group_type: GroupType) -> Groups:
+    shape = (matrix.n_out, group_type.groups_in(matrix.n_in))
+    return Groups(
+        np.empty((matrix.n_out, matrix.n_in), np.uint8),
+        np.empty(shape, SCALE_DTYPES[group_type.scale_dtype]),
+        None if group_type.symmetric else np.empty(shape, np.uint8),
+    )
+
+
+def _described(group_type: GroupType, n_in: int, search: bool) -> group_library._GroupType:
+    return group_library.group_type(
+        group_type.bits,
+        group_type.size_in(n_in),
+        group_type.symmetric,
+        group_type.scale_dtype,
+        search,
+    )
+
+
+def quantize_groups(
+    matrix: Matrix,
+    group_type: GroupType,
+    importance: NDArray[np.float32] | None = None,
+    *,
+    search: bool = True,
+) -> Groups:
+    """Quantize a matrix [n_out, n_in]; scales (and zero points) are those of least squared error.
+
+    `importance`, float32 [n_in], weighs the errors. Without `search`, scales are from the extremes
+    alone: the largest magnitude over 2**(bits - 1) - 1/2, or the span of the values and 0 over
+    2**bits - 1. No group is ever worse with a search. Scales of symmetric groups can be negative.
+    Groups of zeros have scale 1 and codes 2**(bits - 1). Raises SourceValueError for NaN, infinity
+    or values beyond a float16 scale, LayoutError if groups do not fill rows.
+    """
+    groups = _empty(matrix, group_type)
+    if importance is not None:
+        if importance.shape != (matrix.n_in,):
+            raise LayoutError(
+                f"importance of shape {list(importance.shape)} for rows of {matrix.n_in} values"
+            )
+        importance = np.ascontiguousarray(importance, np.float32)
+    described = _described(group_type, matrix.n_in, search)
+    group_library.make(
+        matrix, described, importance, groups.codes, groups.scales, groups.zero_points
+    )
+    return groups
+
+
+def carry_groups(matrix: Matrix, group_type: GroupType) -> Groups:
+    """Carry an int8 matrix as it is: codes plus 128, scales repeated for each group.
+
+    Raises LayoutError if a group straddles two scales of the source, InexactScaleError, which is
+    one, at the first value whose scale the scale dtype cannot hold exactly.
+    """
+    if matrix.scales is None:
+        raise LayoutError(f"{matrix.dtype} values have no codes to carry: quantize them")
+    if group_type.bits != 8 or not group_type.symmetric:
+        raise LayoutError("int8 codes can be carried into symmetric groups of 8 bits only")
+    groups = _empty(matrix, group_type)
+    size = group_type.size_in(matrix.n_in)
+    scale_rows, rest = divmod(matrix.n_in, matrix.scales.shape[0])
+    if rest or scale_rows % size:
+        raise LayoutError(
+            f"groups of {size} values straddle scales of {scale_rows} values: use a divisor of them"
+        )
+    described = _described(group_type, matrix.n_in, search=False)
+    group_library.make(
+        matrix, described, None, groups.codes, groups.scales, groups.zero_points, carry=True
+    )
+    return groups
+
+
+def dequantize_groups(groups: Groups, group_type: GroupType) -> NDArray[np.float32]:
+    """Compute (q - zero_point) * scale, float32 [rows, in], each product rounded once.
+
+    Raises LayoutError for shapes or dtypes that are not of this type.
+    """
+    rows, n_in = groups.codes.shape
+    shape = (rows, group_type.groups_in(n_in))
+    dtype = SCALE_DTYPES[group_type.scale_dtype]
+    if groups.scales.shape != shape or groups.scales.dtype != dtype:
+        found = f"{groups.scales.dtype} {list(groups.scales.shape)}"
+        raise LayoutError(f"scales are {found}, expected {dtype} {list(shape)}")
+    zero_points = groups.zero_points
+    if (zero_points is None) != group_type.symmetric:
+        raise LayoutError("zero points belong to asymmetric groups, and to those alone")
+    if zero_points is not None and zero_points.shape != shape:
+        raise LayoutError(f"zero points are {list(zero_points.shape)}, expected {list(shape)}")
+    return group_library.dequantize(
+        _described(group_type, n_in, search=False),
+        np.ascontiguousarray(groups.codes),
+        np.ascontiguousarray(groups.scales),
+        None if zero_points is None else np.ascontiguousarray(zero_points),
+    )

@@ -18,9 +18,8 @@ from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
 LIBRARY_NAME = "libweightcast.so"
 ABI_VERSION = 2
-OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE, BAD_IMPORTANCE, MISCOMPILED = (
-    range(8)
-)
+OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
+BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE = range(6, 9)
 
 INSTRUCTION_SETS: Final = ("scalar", "sse2", "neon", "avx2", "avx512")
 
@@ -192,7 +191,8 @@ def isa() -> str:
     return str(load().weightcast_isa().decode())
 
 
-def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> None:
+def check_matrix(matrix: Matrix) -> None:
+    """Assert that a matrix of at least one value lies in its buffer."""
     # The library trusts its arguments, so a wrong stride would read past the buffer.
     last = (
         matrix.start + (matrix.n_out - 1) * matrix.stride_out + (matrix.n_in - 1) * matrix.stride_in
@@ -202,13 +202,34 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8])
     assert matrix.data.itemsize == SOURCE_TYPES[matrix.dtype].block_bytes
     assert matrix.data.flags.c_contiguous
     assert matrix.data.flags.aligned
-    assert dst.flags.c_contiguous
-    assert dst.flags.writeable
-    assert dst.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
     if matrix.scales is not None:
         assert matrix.scales.dtype == np.float32
         assert matrix.scales.shape[1] == matrix.n_out
         assert matrix.scales.strides[1] == 4 or matrix.n_out == 1
+
+
+def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> None:
+    check_matrix(matrix)
+    assert dst.flags.c_contiguous
+    assert dst.flags.writeable
+    assert dst.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
+
+
+def as_source(matrix: Matrix) -> _Source:
+    """Describe a matrix to the library."""
+    source = _Source(
+        data=matrix.data.ctypes.data + matrix.start * matrix.data.itemsize,
+        type=SOURCE_TYPES[matrix.dtype].ggml_id,
+        n_out=matrix.n_out,
+        n_in=matrix.n_in,
+        stride_out=matrix.stride_out,
+        stride_in=matrix.stride_in,
+    )
+    if matrix.scales is not None:
+        source.scales = matrix.scales.ctypes.data
+        source.groups = matrix.scales.shape[0]
+        source.scale_stride = matrix.scales.strides[0] // 4
+    return source
 
 
 def used_importance(
@@ -242,18 +263,7 @@ def quantize_matrix(
     if matrix.n_out == 0 or matrix.n_in == 0:
         return BlockCounts()
     _check_bounds(matrix, quant_type, dst)
-    source = _Source(
-        data=matrix.data.ctypes.data + matrix.start * matrix.data.itemsize,
-        type=SOURCE_TYPES[matrix.dtype].ggml_id,
-        n_out=matrix.n_out,
-        n_in=matrix.n_in,
-        stride_out=matrix.stride_out,
-        stride_in=matrix.stride_in,
-    )
-    if matrix.scales is not None:
-        source.scales = matrix.scales.ctypes.data
-        source.groups = matrix.scales.shape[0]
-        source.scale_stride = matrix.scales.strides[0] // 4
+    source = as_source(matrix)
     result = _Result()
     library = load()
     check_build(library, quant_type)

@@ -10,6 +10,13 @@ struct Kernels {
   int32_t (*quantize)(const weightcast_source&, const float* importance, int32_t type, void* dst,
                       int64_t dst_stride, weightcast_result&);
   int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
+  int32_t (*quantize_groups)(const weightcast_source&, const float* importance,
+                             const weightcast_group_type&, const weightcast_groups&,
+                             weightcast_result&);
+  int32_t (*carry_groups)(const weightcast_source&, const weightcast_group_type&,
+                          const weightcast_groups&, weightcast_result&);
+  void (*dequantize_groups)(const weightcast_group_type&, const weightcast_groups&, int64_t n_out,
+                            float* dst);
   const void* (*grid_tables)(int32_t type, int64_t& nbytes);
 };
 

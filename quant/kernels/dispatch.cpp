@@ -92,6 +92,34 @@ bool importance_is_valid(const float* importance, int64_t n_in, weightcast_resul
   return true;
 }
 
+// What every source must be; `empty` if there is nothing to do.
+int32_t check_source(const weightcast_source& s, const float* importance, weightcast_result& result,
+                     bool& empty) {
+  result = weightcast_result{};
+  empty = false;
+  if (!is_source_type(s.type)) return WEIGHTCAST_BAD_TYPE;
+  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  empty = s.n_out == 0 || s.n_in == 0;
+  if (empty) return WEIGHTCAST_OK;
+  if (s.type == WEIGHTCAST_I8) {
+    if (s.scales == nullptr || s.groups < 1 || s.n_in % s.groups != 0) return WEIGHTCAST_BAD_SHAPE;
+    if (!scales_are_safe(s, result)) return WEIGHTCAST_NOT_FINITE;
+  }
+  if (importance != nullptr && !importance_is_valid(importance, s.n_in, result)) {
+    return WEIGHTCAST_BAD_IMPORTANCE;
+  }
+  return WEIGHTCAST_OK;
+}
+
+constexpr int64_t kGroupMultiple = 32;
+
+int32_t check_groups(const weightcast_group_type& type, const weightcast_groups& groups, int64_t n_in) {
+  if (type.bits != 4 && type.bits != 8) return WEIGHTCAST_BAD_TYPE;
+  if (type.scale_type == WEIGHTCAST_I8 || !is_source_type(type.scale_type)) return WEIGHTCAST_BAD_TYPE;
+  if (type.group_size < kGroupMultiple || type.group_size % kGroupMultiple != 0) return WEIGHTCAST_BAD_SHAPE;
+  return n_in == groups.groups * type.group_size ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+}
+
 }  // namespace
 }  // namespace weightcast
 
@@ -105,17 +133,9 @@ int32_t weightcast_quantize(const weightcast_source* source, const float* import
                             void* dst, int64_t dst_stride, weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
   const weightcast_source& s = *source;
-  *result = weightcast_result{};
-  if (!weightcast::is_source_type(s.type)) return WEIGHTCAST_BAD_TYPE;
-  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
-  if (s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
-  if (s.type == WEIGHTCAST_I8) {
-    if (s.scales == nullptr || s.groups < 1 || s.n_in % s.groups != 0) return WEIGHTCAST_BAD_SHAPE;
-    if (!weightcast::scales_are_safe(s, *result)) return WEIGHTCAST_NOT_FINITE;
-  }
-  if (importance != nullptr && !weightcast::importance_is_valid(importance, s.n_in, *result)) {
-    return WEIGHTCAST_BAD_IMPORTANCE;
-  }
+  bool empty;
+  const int32_t status = weightcast::check_source(s, importance, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
   return weightcast::kernels().quantize(s, importance, type, dst, dst_stride, *result);
 }
 
@@ -123,6 +143,40 @@ int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
   const weightcast::DefaultFloatEnvironment environment;
   if (n_elements < 0) return WEIGHTCAST_BAD_SHAPE;
   return weightcast::kernels().dequantize(type, src, n_elements, dst);
+}
+
+int32_t weightcast_quantize_groups(const weightcast_source* source, const float* importance,
+                                   const weightcast_group_type* type, const weightcast_groups* dst,
+                                   weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  bool empty;
+  int32_t status = weightcast::check_source(*source, importance, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  status = weightcast::check_groups(*type, *dst, source->n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  return weightcast::kernels().quantize_groups(*source, importance, *type, *dst, *result);
+}
+
+int32_t weightcast_carry_groups(const weightcast_source* source, const weightcast_group_type* type,
+                                const weightcast_groups* dst, weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  bool empty;
+  int32_t status = weightcast::check_source(*source, nullptr, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  status = weightcast::check_groups(*type, *dst, source->n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  if (source->type != WEIGHTCAST_I8 || type->bits != 8 || !type->symmetric) return WEIGHTCAST_BAD_TYPE;
+  return weightcast::kernels().carry_groups(*source, *type, *dst, *result);
+}
+
+int32_t weightcast_dequantize_groups(const weightcast_group_type* type, const weightcast_groups* src,
+                                     int64_t n_out, int64_t n_in, float* dst) {
+  const weightcast::DefaultFloatEnvironment environment;
+  if (n_out < 0 || n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (n_out == 0 || n_in == 0) return WEIGHTCAST_OK;
+  const int32_t status = weightcast::check_groups(*type, *src, n_in);
+  if (status == WEIGHTCAST_OK) weightcast::kernels().dequantize_groups(*type, *src, n_out, dst);
+  return status;
 }
 
 const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {

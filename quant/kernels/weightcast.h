@@ -69,7 +69,8 @@ enum {
                                  them, with an infinite scale */
   WEIGHTCAST_NEEDS_IMPORTANCE = 5, /* the type cannot be made without an importance matrix */
   WEIGHTCAST_BAD_IMPORTANCE = 6,   /* an importance that is negative, infinite or NaN, at bad_in */
-  WEIGHTCAST_MISCOMPILED = 7       /* weightcast_self_test: not the bytes that it must make */
+  WEIGHTCAST_MISCOMPILED = 7,      /* weightcast_self_test: not the bytes that it must make */
+  WEIGHTCAST_INEXACT_SCALE = 8     /* a scale that the type asked for does not hold exactly */
 };
 
 typedef struct {
@@ -90,6 +91,25 @@ typedef struct {
   int64_t requantized_blocks;  /* Q8_0 blocks made by ggml's rule instead */
   int64_t inexact_scales;      /* I8 scales that float16 cannot represent exactly */
 } weightcast_result;
+
+/* Groups: integers of 4 or 8 bits with a scale, and maybe a zero point, for each group of a row:
+ * x = (q - zero_point) * scale. Scales are not zero; they are negative where that serves symmetric groups
+ * better. A group of zeros, or of values so small that its scale would be stored as zero, has scale 1
+ * and the codes 2^(bits - 1), its zero point. */
+typedef struct {
+  int32_t bits;        /* 4 or 8 */
+  int32_t symmetric;   /* not 0: the zero point is 2^(bits - 1) everywhere */
+  int32_t scale_type;  /* WEIGHTCAST_F32, F16 or BF16: scales are rounded before codes are chosen */
+  int32_t search;      /* 0: scales from the extremes alone; else for the least weighted squared error */
+  int64_t group_size;  /* along `in`: a multiple of 32 that divides n_in */
+} weightcast_group_type;
+
+typedef struct {
+  uint8_t* codes;        /* [n_out, n_in], one a byte, 0 to 2^bits - 1 */
+  void* scales;          /* [n_out, groups] of scale_type */
+  uint8_t* zero_points;  /* [n_out, groups], 0 to 2^bits - 1; NULL if symmetric */
+  int64_t groups;        /* of a row: n_in / group_size */
+} weightcast_groups;
 
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
@@ -114,6 +134,25 @@ WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, cons
 /* Dequantize n_elements (whole blocks, at any alignment) to float32, as ggml's dequantize_row_* do. */
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
                                              float* dst);
+
+/* Make groups of a source. `importance` [n_in] weighs the squared errors, or is NULL. Neither kind of
+ * error ever exceeds that of the plain choice: the largest magnitude over 2^(bits - 1) - 1/2, or the
+ * span from the least value (or 0) to the largest (or 0) over 2^bits - 1. OVERFLOW: a scale is beyond
+ * scale_type, at the first value of its group. */
+WEIGHTCAST_API int32_t weightcast_quantize_groups(const weightcast_source* source, const float* importance,
+                                                  const weightcast_group_type* type,
+                                                  const weightcast_groups* dst, weightcast_result* result);
+
+/* Carry an I8 source into symmetric groups of 8 bits, the codes plus 128 and the scales repeated. BAD_SHAPE
+ * if a group straddles two scales; INEXACT_SCALE at the first value of a group whose scale would change. */
+WEIGHTCAST_API int32_t weightcast_carry_groups(const weightcast_source* source,
+                                               const weightcast_group_type* type,
+                                               const weightcast_groups* dst, weightcast_result* result);
+
+/* Dequantize groups to float32 [n_out, n_in], each product rounded once. */
+WEIGHTCAST_API int32_t weightcast_dequantize_groups(const weightcast_group_type* type,
+                                                    const weightcast_groups* src, int64_t n_out,
+                                                    int64_t n_in, float* dst);
 
 /* The tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call; NULL
  * and 0 bytes for other types. For kernels on a device, which need a copy there. */
