@@ -17,6 +17,7 @@ from weightcast.quant.groups import GroupType
 from weightcast.quant.types import MXFP4, NVFP4, QuantType
 
 _REGEX: Final = "re:"
+NO_ZERO_POINT_0: Final = "gptq has no zero point 0: asymmetric groups need gptq_v2"
 
 
 def compressed_tensors_config(
@@ -94,7 +95,7 @@ def gptq_config(
     _check_some(schemes)
     types = [_groups(scheme, checkpoint_format) for scheme in schemes]
     if checkpoint_format == "gptq" and not all(group_type.symmetric for group_type in types):
-        raise LayoutError("gptq has no zero point 0: asymmetric groups need gptq_v2")
+        raise LayoutError(NO_ZERO_POINT_0)
     dynamic: dict[str, dict[str, Any]] = {f"-:{_regex(name)}": {} for name in ignore}
     for scheme, group_type in zip(schemes[1:], types[1:], strict=True):
         said = _gptq_arguments(group_type)

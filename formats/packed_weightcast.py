@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from weightcast.formats.packed_config import weightcast_config
 from weightcast.formats.packed_parts import (
-    SCALE_DTYPES,
     Part,
     Scheme,
     Segment,
@@ -137,7 +136,6 @@ def _described(name: str, said: Any) -> Described:
             and type(size) is int
             and isinstance(symmetric, bool)
             and isinstance(dtype, str)
-            and dtype in SCALE_DTYPES
             and isinstance(shape, list)
             and len(shape) == 2
             and all(type(n) is int for n in shape)
