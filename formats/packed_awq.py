@@ -52,9 +52,9 @@ class Awq:
             raise LayoutError(f"awq stores 4 bits, not {group_type.bits}")
         check_divides(self.name, "out", n_out, 8)
         return (
-            Part(QWEIGHT, "I32", (n_in, n_out // 8)),
-            Part(QZEROS, "I32", (n_groups, n_out // 8)),
-            Part(SCALES, group_type.scale_dtype, (n_groups, n_out)),
+            Part(QWEIGHT, "I32", (n_in, n_out // 8), 1, 8),
+            Part(QZEROS, "I32", (n_groups, n_out // 8), 1, 8),
+            Part(SCALES, group_type.scale_dtype, (n_groups, n_out), 1),
         )
 
     def row_multiple(self, group_type: GroupType) -> int:

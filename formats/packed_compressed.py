@@ -48,11 +48,12 @@ class CompressedTensors:
 
     def parts(self, group_type: GroupType, n_out: int, n_in: int) -> tuple[Part, ...]:
         n_groups = group_count(group_type, n_out, n_in)
-        zero_points = Part(ZERO_POINT, "I32", (_words(n_out, group_type.bits), n_groups))
+        words = (_words(n_out, group_type.bits), n_groups)
+        zero_points = Part(ZERO_POINT, "I32", words, rows_each=32 // group_type.bits)
         return (
             Part(PACKED, "I32", (n_out, _words(n_in, group_type.bits))),
             Part(SCALE, group_type.scale_dtype, (n_out, n_groups)),
-            Part(SHAPE, "I64", (2,)),
+            Part(SHAPE, "I64", (2,), out_axis=None),
             *(() if group_type.symmetric else (zero_points,)),
         )
 

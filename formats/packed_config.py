@@ -17,6 +17,7 @@ from weightcast.quant.groups import GroupType
 from weightcast.quant.types import MXFP4, NVFP4, QuantType
 
 _REGEX: Final = "re:"
+NO_ZERO_POINT_0: Final = "gptq has no zero point 0: asymmetric groups need gptq_v2"
 
 
 def compressed_tensors_config(
@@ -92,13 +93,16 @@ def gptq_config(
     and leaves those that are called differently unquantized and uninitialized.
     """
     _check_some(schemes)
+    types = [_groups(scheme, checkpoint_format) for scheme in schemes]
+    if checkpoint_format == "gptq" and not all(group_type.symmetric for group_type in types):
+        raise LayoutError(NO_ZERO_POINT_0)
     dynamic: dict[str, dict[str, Any]] = {f"-:{_regex(name)}": {} for name in ignore}
-    for scheme in schemes[1:]:
-        said = _gptq_arguments(_groups(scheme, checkpoint_format))
+    for scheme, group_type in zip(schemes[1:], types[1:], strict=True):
+        said = _gptq_arguments(group_type)
         dynamic |= {f"+:{_regex(name)}": said for name in scheme.targets}
     config = {
         "quant_method": "gptq",
-        **_gptq_arguments(_groups(schemes[0], checkpoint_format)),
+        **_gptq_arguments(types[0]),
         "desc_act": False,
         "lm_head": False,
         "checkpoint_format": checkpoint_format,
@@ -124,10 +128,13 @@ def awq_config(schemes: Sequence[Scheme], ignore: Sequence[str]) -> dict[str, An
     types = {_groups(scheme, "awq") for scheme in schemes}
     if len(types) > 1:
         raise LayoutError("awq has one type for all modules: use compressed-tensors or gptq")
+    group_type = types.pop()
+    if group_type.bits != 4:
+        raise LayoutError(f"awq stores 4 bits, not {group_type.bits}")
     return {
         "quant_method": "awq",
         "bits": 4,
-        "group_size": types.pop().group_size or -1,
+        "group_size": group_type.group_size or -1,
         # Symmetric weights have zero points too: 8 everywhere.
         "zero_point": True,
         "version": "gemm",

@@ -54,7 +54,7 @@ class PackedFp4:
             raise LayoutError(f"a matrix [{n_out}, {n_in}] has no weights to pack")
         packed = Part(PACKED, "U8", (n_out, n_in // 2))
         scale = Part(SCALE, self.scale_dtype, (n_out, n_in // self.scaled_elements))
-        return (packed, scale, *(Part(n, "F32", (1,)) for n in self.constants()))
+        return (packed, scale, *(Part(n, "F32", (1,), None) for n in self.constants()))
 
     def constants(self) -> dict[str, bytes]:
         """Give the parts that do not depend on the weights, whole."""

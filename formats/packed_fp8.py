@@ -30,7 +30,8 @@ def parts(fp8_type: Fp8Type, n_out: int, n_in: int) -> tuple[Part, ...]:
     """Name the tensors of a matrix. Raises LayoutError if it is empty."""
     if n_out < 1 or n_in < 1 or fp8_type.block < 0:
         raise LayoutError(f"a matrix [{n_out}, {n_in}] in blocks of {fp8_type.block}: not possible")
-    scales = Part(SCALE, "F32", _scales_shape(fp8_type, n_out, n_in))
+    shape = _scales_shape(fp8_type, n_out, n_in)
+    scales = Part(SCALE, "F32", shape, rows_each=row_multiple(fp8_type))
     return (Part(WEIGHT, "F8_E4M3", (n_out, n_in)), scales)
 
 

@@ -6,7 +6,8 @@
     .scales   scales [groups, out]
     .g_idx    int32 [in]                       the group of each input column
 
-Version 1 stores zero points less one, x = (q - (z + 1)) * scale, version 2 as they are.
+Version 1 stores zero points less one, x = (q - (z + 1)) * scale, version 2 as they are. So version
+1 has no zero point 0, which asymmetric groups need: these are read, but not written.
 Sources: QuantLinear.pack of https://github.com/AutoGPTQ/AutoGPTQ (auto_gptq/nn_modules/qlinear/
 qlinear_cuda.py), and of https://github.com/ModelCloud/GPTQModel for version 2.
 """
@@ -20,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.formats.packed_config import gptq_config
+from weightcast.formats.packed_config import NO_ZERO_POINT_0, gptq_config
 from weightcast.formats.packed_parts import (
     Part,
     Scheme,
@@ -51,21 +52,15 @@ class Gptq:
     less: int
 
     def parts(self, group_type: GroupType, n_out: int, n_in: int) -> tuple[Part, ...]:
-        """Name the tensors. Version 1 cannot hold the zero point 0, so no asymmetric groups."""
-        if self.less and not group_type.symmetric:
-            raise LayoutError(f"{self.name} has no zero point 0: asymmetric groups need gptq_v2")
-        return self._parts(group_type, n_out, n_in)
-
-    def _parts(self, group_type: GroupType, n_out: int, n_in: int) -> tuple[Part, ...]:
         n_groups = group_count(group_type, n_out, n_in)
         bits = group_type.bits
         check_divides(self.name, "in", n_in, 32 // bits)
         check_divides(self.name, "out", n_out, 32 // bits)
         return (
-            Part(QWEIGHT, "I32", (n_in * bits // 32, n_out)),
-            Part(QZEROS, "I32", (n_groups, n_out * bits // 32)),
-            Part(SCALES, group_type.scale_dtype, (n_groups, n_out)),
-            Part(G_IDX, "I32", (n_in,)),
+            Part(QWEIGHT, "I32", (n_in * bits // 32, n_out), 1),
+            Part(QZEROS, "I32", (n_groups, n_out * bits // 32), 1, 32 // bits),
+            Part(SCALES, group_type.scale_dtype, (n_groups, n_out), 1),
+            Part(G_IDX, "I32", (n_in,), None),
         )
 
     def row_multiple(self, group_type: GroupType) -> int:
@@ -75,6 +70,8 @@ class Gptq:
         self, groups: Groups, group_type: GroupType, n_out: int, n_in: int, row0: int
     ) -> Iterator[Segment]:
         self.parts(group_type, n_out, n_in)
+        if self.less and not group_type.symmetric:
+            raise LayoutError(NO_ZERO_POINT_0)
         check_rows(self, groups, group_type, n_out, n_in, row0)
         words = pack_codes(groups.codes, group_type.bits).view("<i4")
         yield columns_of(QWEIGHT, words.T, 4 * row0, 4 * n_out)
@@ -100,7 +97,7 @@ class Gptq:
     def unpack(
         self, parts: Mapping[str, NDArray[Any]], group_type: GroupType, n_out: int, n_in: int
     ) -> Groups:
-        wanted = self._parts(group_type, n_out, n_in)
+        wanted = self.parts(group_type, n_out, n_in)
         qweight, qzeros, scales, g_idx = check_parts(self.name, wanted, parts)
         if not np.array_equal(g_idx, _group_of_columns(group_type, n_in)):
             raise LayoutError(f"{G_IDX} orders columns by activation (desc_act), which is not read")

@@ -7,7 +7,7 @@ layout says where in its parts their bytes go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, Protocol
@@ -31,16 +31,21 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-SCALE_DTYPES: Final = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor in the file: its name is that of the matrix and then `suffix`."""
+    """A tensor in the file: its name is that of the matrix and then `suffix`.
+
+    `rows_each` rows of the matrix lie side by side in an element along `out_axis`; a part without
+    that axis belongs to all rows.
+    """
 
     suffix: str
     dtype: str
     shape: tuple[int, ...]
+    out_axis: int | None = 0
+    rows_each: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +56,8 @@ class Part:
 class Segment:
     """Bytes of a part: `data` is uint8 [n, run_bytes], n runs of bytes.
 
-    Run i starts at byte `offset + i * stride` of the part.
+    Run i starts at byte `offset + i * stride` of the part. The data may be those of the groups
+    that were packed, not a copy.
     """
 
     suffix: str
@@ -124,13 +130,8 @@ class PackedLayout(Protocol):
 
 
 def group_count(group_type: GroupType, n_out: int, n_in: int) -> int:
-    """Count the groups of a row. Raises LayoutError for a type or shape that no layout stores."""
-    bits, size = group_type.bits, group_type.group_size
-    if bits not in (4, 8) or size < 0 or group_type.scale_dtype not in SCALE_DTYPES:
-        raise LayoutError(
-            f"{bits} bits in groups of {size} with {group_type.scale_dtype} scales: use 4 or 8 "
-            f"bits and {', '.join(SCALE_DTYPES)}"
-        )
+    """Count the groups of a row. Raises LayoutError for a shape that no layout stores."""
+    size = group_type.group_size
     if n_out < 1 or n_in < 1:
         raise LayoutError(f"a matrix [{n_out}, {n_in}] has no weights to pack")
     if size == 0:
@@ -192,6 +193,42 @@ def _check_array(
         raise LayoutError(
             f"{what} is {array.dtype} {list(array.shape)}, where {dtype} {list(shape)} belongs"
         )
+
+
+def unpack_rows(
+    layout: PackedLayout,
+    read: Callable[[Part, tuple[slice, ...]], NDArray[Any]],
+    group_type: GroupType,
+    shape: tuple[int, int],
+    row0: int,
+    row1: int,
+) -> Groups:
+    """Read rows [row0, row1) of a matrix [n_out, n_in] = `shape`.
+
+    `read` gives a region of a part. Pieces start and end at multiples of `rows_each` of all parts,
+    or at the end. Raises LayoutError or MissingTensorError if what it gives is not right.
+    """
+    n_in = shape[1]
+    wanted = layout.parts(group_type, *shape)
+    multiple = max(part.rows_each for part in wanted)
+    if row0 % multiple or (row1 % multiple and row1 != shape[0]):
+        raise LayoutError(f"rows {row0} to {row1}: {multiple} of {layout.name} are read at a time")
+    constants = layout.constants(group_type, *shape)
+    own_constants = layout.constants(group_type, row1 - row0, n_in)
+    arrays = {}
+    for part in wanted:
+        each = part.rows_each
+        rows = slice(row0 // each, -(-row1 // each))
+        region = tuple(
+            rows if axis == part.out_axis else slice(0, size)
+            for axis, size in enumerate(part.shape)
+        )
+        array = read(part, region)
+        if part.out_axis is None and array.tobytes() == constants.get(part.suffix):
+            # Of the rows alone it would say something else: the shape of the matrix.
+            array = np.frombuffer(own_constants[part.suffix], NUMPY_DTYPES[part.dtype])
+        arrays[part.suffix] = array
+    return layout.unpack(arrays, group_type, row1 - row0, n_in)
 
 
 def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

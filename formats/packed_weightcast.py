@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from weightcast.formats.packed_config import weightcast_config
 from weightcast.formats.packed_parts import (
-    SCALE_DTYPES,
     Part,
     Scheme,
     Segment,
@@ -70,6 +69,8 @@ class Weightcast:
     ) -> Groups:
         wanted = self.parts(group_type, n_out, n_in)
         packed, scales, *zero_points = check_parts(self.name, wanted, parts)
+        if group_type.symmetric and ZERO_POINTS in parts:
+            raise LayoutError(f"symmetric groups have no {ZERO_POINTS}, but one is there")
         codes = unpack_codes(as_bytes(packed), group_type.bits, n_in)
         for stored in zero_points:
             if stored.max() >> group_type.bits:
@@ -135,7 +136,6 @@ def _described(name: str, said: Any) -> Described:
             and type(size) is int
             and isinstance(symmetric, bool)
             and isinstance(dtype, str)
-            and dtype in SCALE_DTYPES
             and isinstance(shape, list)
             and len(shape) == 2
             and all(type(n) is int for n in shape)

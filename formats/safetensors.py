@@ -79,6 +79,23 @@ def index_file(weight_map: dict[str, str], total_bytes: int) -> bytes:
 
 def read_index(path: Path) -> dict[str, StoredArray]:
     """Index one file: name -> place. Raises FormatError naming the file and offset."""
+    header, data_start, size = _read_header(path)
+    header.pop("__metadata__", None)
+    arrays = {name: _entry(path, data_start, name, value) for name, value in header.items()}
+    _check_coverage(path, data_start, size, list(arrays.values()))
+    return arrays
+
+
+def read_header_metadata(path: Path) -> dict[str, str]:
+    """Read `__metadata__` of one file's header; empty if there is none. Raises FormatError."""
+    metadata = _read_header(path)[0].get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(path, 8, "__metadata__ is not a map of texts")
+    return metadata
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Read the header's JSON object; also where the data start, and the file's size."""
     if not path.is_file():
         raise FormatError(path, None, "not a regular file")
     fd = os.open(path, os.O_RDONLY)
@@ -101,10 +118,7 @@ def read_index(path: Path) -> dict[str, StoredArray]:
         raise FormatError(path, 8, "the header is not valid JSON") from None
     if not isinstance(header, dict):
         raise FormatError(path, 8, "the header is not a JSON object")
-    header.pop("__metadata__", None)
-    arrays = {name: _entry(path, 8 + length, name, value) for name, value in header.items()}
-    _check_coverage(path, 8 + length, size, list(arrays.values()))
-    return arrays
+    return header, 8 + length, size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

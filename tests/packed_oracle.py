@@ -11,6 +11,8 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from numpy.typing import NDArray
 
+from weightcast.quant.groups import Groups
+
 
 def as_torch(array: NDArray[Any]) -> torch.Tensor:
     """Make a tensor of the same bits; torch has no way in for the dtypes of ml_dtypes."""
@@ -31,3 +33,18 @@ def decompress(
     compressor = BaseCompressor.get_value_from_registry(scheme.format)
     assert set(state) >= set(compressor.compression_param_names(scheme))
     return compressor.decompress(state, scheme)["weight"].to(torch.float32).numpy()
+
+
+def compress(
+    weights: NDArray[np.float32], groups: Groups, config: Mapping[str, Any]
+) -> dict[str, NDArray[Any]]:
+    """Quantize [out, in] weights with the given scales and zero points, and pack them."""
+    said = QuantizationConfig.model_validate(config)
+    scheme = said.config_groups["group_0"]
+    state = {"weight": torch.from_numpy(weights), "weight_scale": torch.from_numpy(groups.scales)}
+    if groups.zero_points is not None:
+        # The package counts codes and zero points from -2**(bits - 1).
+        signed = groups.zero_points.astype(np.int16) - (1 << scheme.weights.num_bits - 1)
+        state["weight_zero_point"] = torch.from_numpy(signed.astype(np.int8))
+    compressor = BaseCompressor.get_value_from_registry(scheme.format)
+    return {f".{k}": v.numpy() for k, v in compressor.compress(state, scheme).items()}

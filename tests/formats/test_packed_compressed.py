@@ -17,7 +17,7 @@ from weightcast.quant.groups import GroupType
 if sys.version_info < (3, 11):
     pytest.skip("compressed-tensors needs Python 3.11", allow_module_level=True)
 
-from packed_oracle import decompress
+from packed_oracle import compress, decompress
 
 CT = LAYOUTS["compressed-tensors"]
 
@@ -82,3 +82,19 @@ def test_contradictions_are_refused():
     more = parts | {".weight_zero_point": np.zeros((1, 2), np.int32)}
     with pytest.raises(LayoutError, match=r"^symmetric groups have no \.weight_zero_point"):
         CT.unpack(more, group_type, 8, 64)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [0, 32])
+def test_reads_what_compressed_tensors_writes(bits, symmetric, group_size):
+    group_type = GroupType(bits, group_size, symmetric, "F32")
+    groups = random_groups(group_type, 20, 96)
+    groups = type(groups)(groups.codes, np.abs(groups.scales) + 1e-3, groups.zero_points)
+    config = CT.quantization_config([Scheme(("Linear",), group_type)])
+    written = compress(values(groups, group_type), groups, config)
+    read = CT.unpack(written, group_type, 20, 96)
+    np.testing.assert_array_equal(read.codes, groups.codes)
+    np.testing.assert_array_equal(read.scales, groups.scales)
+    if not symmetric:
+        np.testing.assert_array_equal(read.zero_points, groups.zero_points)

@@ -58,23 +58,23 @@ def awq_values(parts) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group_size", [0, 16])
+@pytest.mark.parametrize("group_size", [0, 32])
 @pytest.mark.parametrize(
     ("name", "version", "symmetric"),
     [("gptq", 1, True), ("gptq_v2", 2, True), ("gptq_v2", 2, False)],
 )
 def test_gptq(bits, group_size, name, version, symmetric):
     group_type = GroupType(bits, group_size, symmetric, "F16")
-    groups = random_groups(group_type, 24, 48)
+    groups = random_groups(group_type, 24, 64)
     found = gptq_values(pack_whole(LAYOUTS[name], groups, group_type), bits, version)
     np.testing.assert_array_equal(found, values(groups, group_type))
 
 
-@pytest.mark.parametrize("group_size", [0, 16])
+@pytest.mark.parametrize("group_size", [0, 32])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_awq(group_size, symmetric):
     group_type = GroupType(4, group_size, symmetric, "F16")
-    groups = random_groups(group_type, 24, 48)
+    groups = random_groups(group_type, 24, 64)
     found = awq_values(pack_whole(LAYOUTS["awq"], groups, group_type))
     np.testing.assert_array_equal(found, values(groups, group_type))
 
