@@ -44,19 +44,24 @@ struct GroupRule {
 
 constexpr int kRefinements = 3;
 
-// By what the extremes are divided: the finer the levels, the less is worth clipping.
+// The first candidates: the finer the levels, the less is worth clipping.
 struct GroupGrid {
-  float factors[4 * kWays];
+  float factors[4 * kWays];   // by which the extremes are divided
+  float opposite[kWays];      // the same, where the largest magnitude gets the highest level: symmetric
+  float one_sided[kWays];     // of one extreme, the other being kept: with a zero point
   float steps[kRefinements];  // relative, of the neighbours of the best scale
 };
 constexpr GroupGrid kGrid4 = {{0.80f, 0.85f, 0.90f, 0.95f, 1.00f, 1.05f, 1.10f, 1.15f, 1.20f, 1.25f, 1.30f,
                                1.40f, 1.55f, 1.75f, 2.05f, 2.60f},
+                              {0.95f, 1.10f, 1.30f, 1.60f},
+                              {0.85f, 0.70f, 0.55f, 0.40f},
                               {0.03f, 0.015f, 0.007f}};
 constexpr GroupGrid kGrid8 = {{0.952f, 0.960f, 0.968f, 0.976f, 0.984f, 0.992f, 1.000f, 1.008f, 1.016f, 1.024f,
                                1.032f, 1.040f, 1.050f, 1.065f, 1.085f, 1.12f},
+                              {0.992f, 1.012f, 1.036f, 1.08f},
+                              {0.985f, 0.97f, 0.94f, 0.90f},
                               {0.006f, 0.004f, 0.002f}};
-// With a zero point, one extreme can be clipped alone.
-constexpr float kOneSided[2] = {0.85f, 0.7f};
+constexpr int kMainPasses = 4;
 
 inline GroupRule group_rule(int32_t bits, bool symmetric, int32_t scale_type, bool search) {
   GroupRule rule{};
@@ -65,7 +70,7 @@ inline GroupRule group_rule(int32_t bits, bool symmetric, int32_t scale_type, bo
   rule.symmetric = symmetric;
   rule.levels = static_cast<float>((1 << bits) - 1);
   rule.middle = static_cast<float>(1 << (bits - 1));
-  rule.grid_passes = search ? (symmetric ? 4 : 5) : 0;
+  rule.grid_passes = search ? kMainPasses + (symmetric ? 1 : 2) : 0;
   // Extremes, candidates, the comparison with the plain choice.
   rule.passes = search ? 1 + rule.grid_passes + kRefinements + 1 : 1;
   return rule;
@@ -203,20 +208,19 @@ struct GroupFit {
   }
 
   WC_INLINE void propose_clipped(const GroupRule& rule, int pass) {
+    const GroupGrid& grid = grid_of(rule);
     for (int way = 0; way < kWays; ++way) {
-      if (pass == 4) {
-        const float keep = kOneSided[way / 2];
-        try_code(way, way % 2 == 0 ? spanning(rule, lowest, highest * keep)
-                                   : spanning(rule, lowest * keep, highest));
-        continue;
-      }
-      const float factor = grid_of(rule).factors[kWays * pass + way];
       if (rule.symmetric) {
         // The largest magnitude gets the level that has no opposite, whatever its sign.
-        const F scale = stored_scale(rule, max / (0.0f - rule.middle * factor));
-        try_code(way, {scale, 0.0f - F(rule.middle)});
-      } else {
+        const float factor = pass < kMainPasses ? 0.0f - grid.factors[kWays * pass + way] : grid.opposite[way];
+        try_code(way, {stored_scale(rule, max / (rule.middle * factor)), 0.0f - F(rule.middle)});
+      } else if (pass < kMainPasses) {
+        const float factor = grid.factors[kWays * pass + way];
         try_code(way, spanning(rule, lowest / factor, highest / factor));
+      } else if (pass == kMainPasses) {
+        try_code(way, spanning(rule, lowest, highest * grid.one_sided[way]));
+      } else {
+        try_code(way, spanning(rule, lowest * grid.one_sided[way], highest));
       }
     }
   }
