@@ -182,7 +182,7 @@ def test_importance_of_one_is_none():
 
 
 def test_values_that_do_not_count_can_be_anything():
-    """An outlier whose importance is zero is clipped; without any importance the choice is plain."""
+    """An outlier that does not count is clipped; where nothing counts, the choice is plain."""
     values, group_type = drawn((8, 128)), GroupType(4, 128)
     importance = np.ones(128, np.float32)
     importance[40] = 0
@@ -321,7 +321,7 @@ def test_what_cannot_be_carried_is_named():
     codes = np.ones((4, 192), np.int8)
     scales = np.full((3, 4), 0.5, np.float32)
     for size in (128, 0, 96):
-        with pytest.raises(LayoutError, match="straddle scales of 64 values|does not fill"):
+        with pytest.raises(LayoutError, match=r"straddle scales of 64 values|does not fill"):
             carry_groups(matrix(codes, scales), GroupType(8, size))
     scales[1, 2] = 0.1
     with pytest.raises(InexactScaleError, match=r"scale 0\.1 is not exact in BF16 at \[2, 64\]"):
