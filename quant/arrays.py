@@ -10,8 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.quant import cuda_arrays
+from weightcast.quant.error import MOMENTS, Errors, check_rows, of_moments
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import Matrix, SourceValueError, dequantize_bytes, quantize_matrix
+from weightcast.quant.library import (
+    Matrix,
+    SourceValueError,
+    dequantize_bytes,
+    measure_moments,
+    quantize_matrix,
+)
 from weightcast.quant.types import TYPES, QuantType
 
 if TYPE_CHECKING:
@@ -54,6 +61,27 @@ def _as_numpy(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
             "tensor of float32, float16 or bfloat16"
         ) from None
     return array
+
+
+def _as_source(x: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
+    """Bring weights [..., in] of this machine's memory to numpy, without a copy if it can be."""
+    array = _as_numpy(x)
+    if array.dtype not in _DTYPES:
+        raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
+    if array.ndim == 0:
+        raise LayoutError("cannot quantize a scalar: the last axis must be `in`")
+    return array if array.flags.aligned else array.copy()
+
+
+def _matrix(plane: NDArray[Any]) -> Matrix:
+    """Describe weights [out, in] at any strides; those that go backwards are copied."""
+    if any(stride < 0 or stride % plane.itemsize for stride in plane.strides):
+        plane = np.ascontiguousarray(plane)
+    n_out, n_in = plane.shape
+    stride_out, stride_in = (s // plane.itemsize for s in plane.strides)
+    span = 1 + (n_out - 1) * stride_out + (n_in - 1) * stride_in if plane.size else 0
+    flat = np.lib.stride_tricks.as_strided(plane, (span,), (plane.itemsize,))
+    return Matrix(flat, _DTYPES[plane.dtype], n_out, n_in, stride_out, stride_in)
 
 
 def _as_importance(
@@ -107,30 +135,16 @@ def quantize(x: Any, type_name: str, importance: Importance | None = None) -> An
         shape = cuda_arrays.shape_of(x)
         weights = None if importance is None else _as_importance(importance, shape)
         return cuda_arrays.quantize(x, quant_type, weights)
-    array = _as_numpy(x)
-    dtype = _DTYPES.get(array.dtype)
-    if dtype is None:
-        raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
-    if array.ndim == 0:
-        raise LayoutError("cannot quantize a scalar: the last axis must be `in`")
-    if not array.flags.aligned:
-        array = array.copy()
+    array = _as_source(x)
     if array.ndim == 1:
         return quantize(array[None, :], type_name, importance).reshape(-1)
-    n_out, n_in = array.shape[-2:]
+    n_in = array.shape[-1]
     factors = None if importance is None else _as_importance(importance, array.shape)
     result = np.empty((*array.shape[:-1], quant_type.row_bytes(n_in)), np.uint8)
     for index in np.ndindex(array.shape[:-2]):
-        plane = array[index]
-        if any(stride < 0 or stride % plane.itemsize for stride in plane.strides):
-            plane = np.ascontiguousarray(plane)
-        stride_out, stride_in = (s // plane.itemsize for s in plane.strides)
-        span = 1 + (n_out - 1) * stride_out + (n_in - 1) * stride_in if plane.size else 0
-        flat = np.lib.stride_tricks.as_strided(plane, (span,), (plane.itemsize,))
-        matrix = Matrix(flat, dtype, n_out, n_in, stride_out, stride_in)
         weights = None if factors is None else factors[index]
         try:
-            quantize_matrix(matrix, quant_type, result[index], weights)
+            quantize_matrix(_matrix(array[index]), quant_type, result[index], weights)
         except SourceValueError as error:
             if not index:
                 raise
@@ -155,3 +169,26 @@ def dequantize(blocks: Any, type_name: str) -> Any:
     n_elements = row_elements * int(np.prod(blocks.shape[:-1], dtype=np.int64))
     flat = dequantize_bytes(quant_type, np.ascontiguousarray(blocks).reshape(-1), n_elements)
     return flat.reshape(*blocks.shape[:-1], row_elements)
+
+
+def measure(x: Any, blocks: Any, type_name: str) -> Errors:
+    """Compare weights [..., out, in] with the uint8 blocks [..., out, bytes per row] made of them.
+
+    Takes what `quantize` takes and gives, both in the same memory; errors are measured there. Gives
+    an entry for each row, [..., out], in numpy arrays: `measure(...).total().relative_rms` is of
+    all the weights. NaN and infinity are no failure here. Raises LayoutError for other dtypes and
+    shapes that do not go together, DeviceError if a device cannot be used.
+    """
+    quant_type = type_named(type_name)
+    if cuda_arrays.is_on_device(x) or cuda_arrays.is_on_device(blocks):
+        return cuda_arrays.measure(x, blocks, quant_type)
+    array, rows = _as_source(x), _as_numpy(blocks)
+    if rows.dtype != np.uint8:
+        raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
+    check_rows(array.shape, rows.shape, quant_type)
+    moments = np.zeros(array.shape[:-1], MOMENTS)
+    for index in np.ndindex(array.shape[:-2]):
+        matrix = _matrix(np.atleast_2d(array[index]))
+        found = measure_moments(matrix, quant_type, np.ascontiguousarray(rows[index]))
+        moments[index] = found.reshape(array.shape[len(index) : -1])
+    return of_moments(moments, quant_type, array.shape[-1])

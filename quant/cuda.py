@@ -13,12 +13,16 @@ from weightcast.quant.cuda_jobs import (
     FOUND_BYTES,
     DeviceMatrix,
     Job,
+    Measurer,
     enqueue,
     enqueue_dequantize,
+    enqueue_measure,
+    moments_bytes,
     report,
     scratch_bytes,
 )
-from weightcast.quant.library import BlockCounts, Blocks, Matrix, used_importance
+from weightcast.quant.error import MOMENTS, Errors, of_moments
+from weightcast.quant.library import BlockCounts, Blocks, Matrix, check_matrix, used_importance
 from weightcast.quant.types import F32, SOURCE_TYPES, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
@@ -49,6 +53,11 @@ class _Room:
             self._memory = None
 
 
+def _no_errors(source: Matrix | Blocks, quant_type: QuantType) -> Errors:
+    """The errors of rows without weights, or of no rows."""
+    return of_moments(np.zeros(source.n_out, MOMENTS), quant_type, source.n_in)
+
+
 class Lane:
     """One stream of one device with buffers of its own, for one thread at a time.
 
@@ -61,8 +70,8 @@ class Lane:
         self._stream = self._gpu.stream()
         self._source = _Room(self._gpu, source_bytes)
         self._rows = _Room(self._gpu, blocks_bytes)
-        rooms = (_Room(self._gpu) for _ in range(4))
-        self._floats, self._scales, self._importance, self._scratch = rooms
+        rooms = (_Room(self._gpu) for _ in range(5))
+        self._floats, self._scales, self._importance, self._scratch, self._moments = rooms
 
     def quantize(
         self,
@@ -76,17 +85,64 @@ class Lane:
         Both are free for other use at the return. Copies of page-locked memory run beside those of
         other lanes. Raises DeviceError, and what `quantize_matrix` raises.
         """
+        job = self._quantize(source, quant_type, dst, importance)
+        return BlockCounts() if job is None else self._report(job)
+
+    def quantize_and_measure(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+    ) -> tuple[BlockCounts, Errors]:
+        """Do as `quantize` does, and compare the rows with the matrix while both are there."""
+        kernels = cuda_units.measurer(self._gpu, quant_type)
+        job = self._quantize(source, quant_type, dst, importance)
+        if job is None:
+            return BlockCounts(), _no_errors(source, quant_type)
+        moments = self._measure(kernels, job)
+        counts = self._report(job)
+        return counts, of_moments(moments, quant_type, source.n_in)
+
+    def measure(
+        self, source: Matrix | Blocks, quant_type: QuantType, rows: NDArray[np.uint8]
+    ) -> Errors:
+        """Compare a matrix in host memory with its rows there: `library.measure_matrix` elsewhere.
+
+        Raises DeviceError, and what `measure_matrix` raises.
+        """
+        row_bytes = quant_type.row_bytes(source.n_in)
+        nbytes = source.n_out * row_bytes
+        if nbytes == 0:
+            return _no_errors(source, quant_type)
+        assert rows.flags.c_contiguous
+        assert rows.nbytes >= nbytes
+        kernels = cuda_units.measurer(self._gpu, quant_type)
+        matrix = self._copied_in(source)
+        blocks = self._copy(self._rows, rows.reshape(-1).view(np.uint8)[:nbytes])
+        moments = self._measure(kernels, Job(matrix, quant_type, blocks, row_bytes, scratch=0))
+        self._stream.synchronize()
+        return of_moments(moments, quant_type, source.n_in)
+
+    def _quantize(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None,
+    ) -> Job | None:
+        """Start making rows and copying them to dst; None if there are none."""
         importance = used_importance(quant_type, importance, source.n_in)
         nbytes = source.n_out * quant_type.row_bytes(source.n_in)
         assert dst.flags.c_contiguous
         assert dst.nbytes >= nbytes
         if nbytes == 0:
-            return BlockCounts()
+            return None
         weighed = importance is not None
         kernels = cuda_units.quantizer(self._gpu, quant_type, weighed)
         size = scratch_bytes(quant_type, source.n_out, weighed=weighed)
         job = Job(
-            self._copy_blocks(source) if isinstance(source, Blocks) else self._copy_matrix(source),
+            self._copied_in(source),
             quant_type,
             self._rows.address(nbytes),
             nbytes // source.n_out,
@@ -94,8 +150,21 @@ class Lane:
             self._copy(self._importance, importance),
         )
         enqueue(self._stream, kernels, job)
-        found = np.zeros(FOUND_BYTES // 8, np.uint64)
         self._stream.copy_out(dst.reshape(-1).view(np.uint8)[:nbytes], job.dst)
+        return job
+
+    def _measure(self, kernels: Measurer, job: Job) -> NDArray[np.void]:
+        """Start measuring; the MOMENTS [n_out] are there once the stream was synchronized."""
+        n_out, n_in = job.matrix.n_out, job.matrix.n_in
+        address = self._moments.address(moments_bytes(n_out, n_in))
+        enqueue_measure(self._stream, kernels, job, address)
+        moments = np.empty(n_out, MOMENTS)
+        self._stream.copy_out(moments.view(np.uint8), address)
+        return moments
+
+    def _report(self, job: Job) -> BlockCounts:
+        """Wait for a job that makes rows, and say what it found."""
+        found = np.zeros(FOUND_BYTES // 8, np.uint64)
         self._stream.copy_out(found, job.found)
         self._stream.synchronize()
         return report(job, found)
@@ -105,6 +174,7 @@ class Lane:
         for room in (self._source, self._rows, self._floats, self._scales, self._importance):
             room.free()
         self._scratch.free()
+        self._moments.free()
 
     def _copy(self, room: _Room, values: NDArray[np.generic] | None) -> int:
         """Copy contiguous values to the device; 0 for none."""
@@ -113,6 +183,11 @@ class Lane:
         address = room.address(values.nbytes)
         self._stream.copy_in(address, values)
         return address
+
+    def _copied_in(self, source: Matrix | Blocks) -> DeviceMatrix:
+        if isinstance(source, Blocks):
+            return self._copy_blocks(source)
+        return self._copy_matrix(source)
 
     def _copy_blocks(self, source: Blocks) -> DeviceMatrix:
         """Copy blocks and unpack them there."""
@@ -127,6 +202,7 @@ class Lane:
 
     def _copy_matrix(self, matrix: Matrix) -> DeviceMatrix:
         """Copy a matrix, of runs along `out` or `in` only what is in it, and its scales."""
+        check_matrix(matrix)
         item = SOURCE_TYPES[matrix.dtype].block_bytes
         first = matrix.data.ctypes.data + matrix.start * item
         along_in = matrix.stride_in == 1

@@ -23,9 +23,12 @@ from weightcast.quant.cuda_jobs import (
     Job,
     enqueue,
     enqueue_dequantize,
+    enqueue_measure,
+    moments_bytes,
     report,
     scratch_bytes,
 )
+from weightcast.quant.error import MOMENTS, Errors, check_rows, of_moments
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import SourceValueError
 from weightcast.quant.types import QuantType
@@ -45,6 +48,7 @@ _TORCH_DTYPES: Final = {
     "torch.bfloat16": "BF16",
     "torch.uint8": "U8",
 }
+_ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 # Device types of DLPack: CUDA memory, and CUDA managed memory.
 _DLPACK_CUDA: Final = (2, 13)
 
@@ -65,7 +69,7 @@ class _Array:
     """An array on a device: address, type, shape, strides in elements.
 
     `empty` makes an array of a shape and "U8" or "F32" beside it and gives it with its address;
-    work is enqueued on `stream`.
+    work is enqueued on `stream`. The memory stays while `owner` does.
     """
 
     address: int
@@ -74,6 +78,7 @@ class _Array:
     strides: tuple[int, ...]
     stream: Stream
     empty: Callable[[tuple[int, ...], str], tuple[Any, int]]
+    owner: Any
 
     @property
     def gpu(self) -> Gpu:
@@ -105,16 +110,17 @@ def _open_torch(x: torch.Tensor) -> _Array:
         return made, made.data_ptr()
 
     dtype = _TORCH_DTYPES.get(str(x.dtype), str(x.dtype))
-    return _Array(x.data_ptr(), dtype, tuple(x.shape), x.stride(), stream, empty)
+    return _Array(x.data_ptr(), dtype, tuple(x.shape), x.stride(), stream, empty, x)
 
 
 def _open_other(x: Any) -> _Array:
-    from cuda.core import Buffer, Device
+    from cuda.core import Buffer
     from cuda.core.utils import StridedMemoryView
 
     index = x.__dlpack_device__()[1] if hasattr(x, "__dlpack_device__") else None
     if index is None:  # the array interface does not tell: what the pointer belongs to does
-        index = StridedMemoryView.from_cuda_array_interface(x, stream_ptr=-1).device_id
+        with open_gpu(0):  # the driver is asked, which wants some device to be current
+            index = StridedMemoryView.from_cuda_array_interface(x, stream_ptr=-1).device_id
     gpu = open_gpu(index)
     stream = gpu.stream()
     with gpu:
@@ -123,16 +129,16 @@ def _open_other(x: Any) -> _Array:
     def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
         kind = np.dtype(np.uint8 if dtype == "U8" else np.float32)
         memory = gpu.allocate(prod(shape) * kind.itemsize)
-        Device(gpu.index).set_current()
-        buffer = Buffer.from_handle(memory.address, memory.nbytes, owner=memory)
-        return StridedMemoryView.from_buffer(buffer, shape, dtype=kind), memory.address
+        with gpu:  # the package finds out whose memory it is
+            buffer = Buffer.from_handle(memory.address, memory.nbytes, owner=memory)
+            return StridedMemoryView.from_buffer(buffer, shape, dtype=kind), memory.address
 
     shape = tuple(view.shape)
     strides = view.strides
     if strides is None:
         strides = _contiguous_strides(shape)
     dtype = _DTYPES.get(view.dtype, str(view.dtype))
-    return _Array(view.ptr, dtype, shape, tuple(strides), stream, empty)
+    return _Array(view.ptr, dtype, shape, tuple(strides), stream, empty, view)
 
 
 def _open(x: Any) -> _Array:
@@ -170,6 +176,8 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     array = _open(x)
     if array.dtype not in ("F32", "F16", "BF16"):
         raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
+    if array.address % _ITEM_BYTES[array.dtype]:
+        raise LayoutError(f"cannot read {array.dtype} at an odd address: copy the array first")
     if importance is None and quant_type.importance == "required":
         raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
     if quant_type.importance == "ignored":
@@ -204,12 +212,53 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     return made
 
 
+def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
+    """Compare [..., out, in] with blocks [..., out, bytes per row] on the same device."""
+    if not (is_on_device(x) and is_on_device(blocks)):
+        raise LayoutError("weights and blocks must be in the memory of the same device")
+    if hasattr(blocks, "is_cuda"):
+        blocks = blocks.contiguous()
+    array, rows = _open(x), _open(blocks)
+    if array.dtype not in ("F32", "F16", "BF16"):
+        raise LayoutError(f"cannot measure {array.dtype}: use float32, float16 or bfloat16")
+    if rows.dtype != "U8":
+        raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
+    if array.gpu is not rows.gpu:
+        raise LayoutError("weights and blocks must be in the memory of the same device")
+    check_rows(array.shape, rows.shape, quant_type)
+    if not rows.is_contiguous:
+        raise LayoutError("expected rows that follow each other in memory")
+    moments = np.zeros(array.shape[:-1], MOMENTS)
+    n_in = array.shape[-1]
+    if moments.size and n_in:
+        _enqueue_measures(array, rows, quant_type, moments)
+    return of_moments(moments, quant_type, n_in)
+
+
+def _enqueue_measures(
+    array: _Array, rows: _Array, quant_type: QuantType, moments: NDArray[np.void]
+) -> None:
+    """Fill moments [..., out], one matrix after another, and wait."""
+    n_in, row_bytes = array.shape[-1], rows.shape[-1]
+    planes, n_out = array.shape[:-2], array.shape[-2] if len(array.shape) > 1 else 1
+    each = moments_bytes(n_out, n_in)
+    _parts, parts = array.empty((prod(planes) * each,), "U8")
+    kernels = cuda_units.measurer(array.gpu, quant_type)
+    array.stream.wait(rows.stream.record())
+    by_plane = moments.reshape(-1, n_out)
+    for number, index in enumerate(np.ndindex(planes)):
+        blocks = rows.address + number * n_out * row_bytes
+        job = Job(_plane(array, index, n_out), quant_type, blocks, row_bytes, scratch=0)
+        enqueue_measure(array.stream, kernels, job, parts + number * each)
+        array.stream.copy_out(by_plane[number].view(np.uint8), parts + number * each)
+    array.stream.synchronize()
+
+
 def _plane(array: _Array, index: tuple[int, ...], n_out: int) -> DeviceMatrix:
     """One matrix of an array [..., out, in]; a 1-D array is one row."""
     strides = array.strides if len(array.shape) > 1 else (0, *array.strides)
-    itemsize = 4 if array.dtype == "F32" else 2
     start = sum(i * stride for i, stride in zip(index, strides, strict=False))
-    address = array.address + start * itemsize
+    address = array.address + start * _ITEM_BYTES[array.dtype]
     if strides[-1] == 0 and array.shape[-1] == 1:
         strides = (*strides[:-1], 1)
     return DeviceMatrix(address, array.dtype, n_out, array.shape[-1], strides[-2], strides[-1])

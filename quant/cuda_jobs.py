@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from weightcast.quant import cuda_launch
 from weightcast.quant.cuda_device import Argument, Kernel, Memory, Stream
 from weightcast.quant.cuda_launch import Launch
+from weightcast.quant.error import MOMENTS
 from weightcast.quant.library import (
     BlockCounts,
     bad_groups,
@@ -22,7 +23,7 @@ from weightcast.quant.library import (
     not_finite,
     overflowed,
 )
-from weightcast.quant.types import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPES, QuantType
+from weightcast.quant.types import I8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPES, QuantType
 
 # With an importance, these weigh errors by the mean of squares of a whole row.
 ROW_MEAN_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1)
@@ -106,6 +107,14 @@ class Quantizer:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurer:
+    """The kernels that measure the errors of one type on one device."""
+
+    measure: Kernel
+    add_chunks: Kernel
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What is made of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
 
@@ -143,14 +152,15 @@ def _check(
 
 
 def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
-    """Start a job. The matrix must have at least one block, n_in must be whole blocks and groups.
+    """Start a job. The matrix must have at least one block, n_in must be whole blocks.
 
-    Raises LayoutError if scales do not divide rows, DeviceError for a launch that is refused.
+    Raises LayoutError if int8 has no scales, or as many as do not divide a row, DeviceError for a
+    launch that is refused.
     """
     matrix, quant_type = job.matrix, job.type
     stream.fill(job.found, FOUND_BYTES)
-    if matrix.scales:
-        if matrix.n_in % matrix.groups:
+    if matrix.dtype == I8.name:
+        if not matrix.scales or matrix.n_in % matrix.groups:
             raise bad_groups(matrix.n_in)
         place = (matrix.scales, matrix.groups, matrix.n_out, matrix.scale_stride)
         _check(stream, quantizer.check_scales, job, *place)
@@ -195,6 +205,30 @@ def _arguments(job: Job, launch: Launch) -> _QuantizeArguments:
         out_tiles=-(-matrix.n_out // launch.columns),
         word_bytes=launch.word_bytes,
     )
+
+
+def moments_bytes(n_out: int, n_in: int) -> int:
+    """Bytes of device memory that measuring needs, whose first MOMENTS [n_out] are the result."""
+    return MOMENTS.itemsize * n_out * cuda_launch.chunks_of(n_in)
+
+
+def enqueue_measure(stream: Stream, measurer: Measurer, job: Job, moments: int) -> None:
+    """Start comparing a matrix with the blocks at `dst`, which a job may still have to make.
+
+    `moments` is the address of `moments_bytes`. Of the job neither scratch nor importance is used.
+    Raises LayoutError if scales do not divide rows.
+    """
+    matrix = job.matrix
+    if matrix.dtype == I8.name and (not matrix.scales or matrix.n_in % matrix.groups):
+        raise bad_groups(matrix.n_in)
+    chunks = cuda_launch.chunks_of(matrix.n_in)
+    launch = cuda_launch.error_launch(matrix.n_out * chunks)
+    parts = ctypes.c_uint64(moments)
+    _launch(stream, measurer.measure, launch, _arguments(job, launch), parts)
+    if chunks > 1:
+        sizes = ctypes.c_int64(matrix.n_out), ctypes.c_int64(chunks)
+        launch = cuda_launch.error_launch(matrix.n_out)
+        _launch(stream, measurer.add_chunks, launch, parts, *sizes)
 
 
 def enqueue_dequantize(

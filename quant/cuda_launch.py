@@ -22,6 +22,9 @@ FLOAT_ROWS: Final = 32
 # What CUDA allows in one launch, and what a thread block gets without asking for more.
 MAX_THREAD_BLOCKS: Final = 2**31 - 1
 MAX_SHARED_BYTES: Final = 48 << 10
+# What one thread sums, and threads of a thread block (errors.h, device_errors.h).
+CHUNK: Final = 2048
+ERROR_THREADS: Final = 128
 # Threads of the kernels that look at one number each.
 CHECK_THREADS: Final = 256
 
@@ -95,6 +98,16 @@ def dequantize_launch(quant_type: QuantType, n_blocks: int, src: int) -> Launch:
     threads = min(256, max(32, 8192 // quant_type.block_elements))
     word = word_of(src, threads * quant_type.block_bytes)
     return _checked(Launch(_ceil_div(n_blocks, threads), threads, word_bytes=word))
+
+
+def chunks_of(n_in: int) -> int:
+    """Chunks of a row that are summed by themselves."""
+    return _ceil_div(n_in, CHUNK)
+
+
+def error_launch(n_sums: int) -> Launch:
+    """Launch a kernel that adds to one row's sums a thread."""
+    return _checked(Launch(_ceil_div(n_sums, ERROR_THREADS), ERROR_THREADS, columns=1))
 
 
 def check_launch(n_numbers: int) -> Launch:

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant import cuda_kernels, library
-from weightcast.quant.cuda_device import Gpu, Kernel, Module
+from weightcast.quant import cuda_kernels, cuda_launch, library
+from weightcast.quant.cuda_device import Gpu, Kernel, Memory, Module, Stream
 from weightcast.quant.cuda_jobs import (
     DeviceMatrix,
     Job,
+    Measurer,
     Quantizer,
     enqueue,
     enqueue_dequantize,
+    enqueue_measure,
+    moments_bytes,
     scratch_bytes,
 )
+from weightcast.quant.error import MOMENTS
 from weightcast.quant.errors import DeviceError
-from weightcast.quant.library import Matrix, ScaleOverflowError, dequantize_bytes, quantize_matrix
+from weightcast.quant.library import (
+    Matrix,
+    ScaleOverflowError,
+    dequantize_bytes,
+    measure_moments,
+    quantize_matrix,
+)
 from weightcast.quant.types import QuantType
 
 
@@ -33,12 +44,32 @@ def _module(gpu: Gpu, unit: str) -> Module:
     return gpu.module(cuda_kernels.image(unit, gpu.architecture))
 
 
-@cache
+_locks: dict[tuple[Gpu, QuantType, bool | None], threading.Lock] = {}
+
+
+def _lock(gpu: Gpu, quant_type: QuantType, weighed: bool | None) -> threading.Lock:
+    """A lock for each thing that is made once, whoever comes first; setdefault is atomic."""
+    return _locks.setdefault((gpu, quant_type, weighed), threading.Lock())
+
+
 def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
     """Give the kernels that make a type on a device, with an importance or without.
 
     Raises DeviceError if they cannot be compiled or loaded, or make other bytes than the CPU.
     """
+    # A second one would point the same module to tables of its own, and free them.
+    with _lock(gpu, quant_type, weighed):
+        return _quantizer(gpu, quant_type, weighed)
+
+
+def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
+    """Give the kernel that unpacks a type on a device. Raises DeviceError as `quantizer` does."""
+    with _lock(gpu, quant_type, None):
+        return _dequantizer(gpu, quant_type)
+
+
+@cache
+def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
     name = f"quantize_{'weighed_' if weighed else ''}{quant_type.name}"
     module, checks = _module(gpu, name), _module(gpu, "checks")
     kernel = module.kernel(f"weightcast_{name}")
@@ -64,8 +95,7 @@ def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
 
 
 @cache
-def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
-    """Give the kernel that unpacks a type on a device. Raises DeviceError as `quantizer` does."""
+def _dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
     name = f"dequantize_{quant_type.name}"
     kernel = _module(gpu, name).kernel(f"weightcast_{name}")
     n_blocks = 300
@@ -84,6 +114,19 @@ def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
     return kernel
 
 
+@cache
+def measurer(gpu: Gpu, quant_type: QuantType) -> Measurer:
+    """Give the kernels that measure a type's errors. Raises DeviceError as `quantizer` does."""
+    module = _module(gpu, f"measure_{quant_type.name}")
+    found = Measurer(
+        module.kernel(f"weightcast_measure_{quant_type.name}"),
+        module.kernel("weightcast_add_chunks"),
+    )
+    for codes in (False, True):
+        _prove_measures(found, quant_type, codes=codes)
+    return found
+
+
 def _require(right: bool, gpu: Gpu, kernel: Kernel) -> None:
     if not right:
         raise DeviceError(
@@ -97,9 +140,9 @@ def _noise(n: int) -> NDArray[np.uint8]:
     return np.random.default_rng(n).integers(0, 256, n, np.uint8)
 
 
-def _trial(quant_type: QuantType, *, codes: bool) -> Matrix:
+def _trial(quant_type: QuantType, *, codes: bool, n_in: int = 0) -> Matrix:
     """Make a small matrix: sizes far apart, zeros, one sign, constants; tiles that are not full."""
-    n_out, n_in = 37, 3 * max(quant_type.block_elements, 32)
+    n_out, n_in = 37, n_in or 3 * max(quant_type.block_elements, 32)
     rng = np.random.default_rng(n_in)
     if codes:
         values = rng.integers(-128, 128, (n_in, n_out), np.int8)
@@ -114,30 +157,20 @@ def _trial(quant_type: QuantType, *, codes: bool) -> Matrix:
     return Matrix(x.astype(np.float32).reshape(-1), "F32", n_out, n_in, n_in, 1)
 
 
-def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: bool) -> None:
-    """Raise DeviceError unless a small matrix gets the CPU's bytes."""
-    gpu = found.quantize.gpu
-    matrix = _trial(quant_type, codes=codes)
-    shape = (matrix.n_out, quant_type.row_bytes(matrix.n_in))
-    wanted, made = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
-    importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
-    with contextlib.suppress(ScaleOverflowError):  # the blocks are complete all the same
-        quantize_matrix(matrix, quant_type, wanted, importance)
-    parts = [matrix.data.view(np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8)]
-    if matrix.scales is not None:
-        parts[1] = matrix.scales.reshape(-1).view(np.uint8)
-    if importance is not None:
-        parts[2] = importance.view(np.uint8)
-    source = gpu.allocate(sum(part.nbytes + 16 for part in parts))
-    target = gpu.allocate(made.nbytes)
-    scratch = gpu.allocate(scratch_bytes(quant_type, matrix.n_out, weighed=weighed))
-    stream = gpu.stream()
-    addresses = []
-    address = source.address
+def _copied(
+    stream: Stream, matrix: Matrix, more: NDArray[np.generic] | None
+) -> tuple[DeviceMatrix, int, Memory]:
+    """Copy a matrix and more numbers to a device; both are where the memory is."""
+    parts: list[NDArray[np.generic] | None] = [matrix.data, matrix.scales, more]
+    addresses, nbytes = [], 0
     for part in parts:
-        addresses.append(address if part.size else 0)
-        stream.copy_in(address, part)
-        address += -(-part.nbytes // 16) * 16
+        addresses.append(nbytes)
+        nbytes += 0 if part is None else -(-part.nbytes // 16) * 16
+    memory = stream.gpu.allocate(nbytes)
+    for place, part in enumerate(parts):
+        addresses[place] = 0 if part is None else memory.address + addresses[place]
+        if part is not None:
+            stream.copy_in(addresses[place], part)
     on_device = DeviceMatrix(
         addresses[0],
         matrix.dtype,
@@ -149,7 +182,46 @@ def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: boo
         groups=1 if matrix.scales is None else len(matrix.scales),
         scale_stride=matrix.n_out,
     )
-    job = Job(on_device, quant_type, target.address, shape[1], scratch.address, addresses[2])
+    return on_device, addresses[2], memory
+
+
+def _prove_measures(found: Measurer, quant_type: QuantType, *, codes: bool) -> None:
+    """Raise DeviceError unless the errors of any blocks are the CPU's, bit by bit."""
+    gpu = found.measure.gpu
+    # More than one chunk, the last not full; also infinite scales.
+    matrix = _trial(quant_type, codes=codes, n_in=cuda_launch.CHUNK + 768)
+    row_bytes = quant_type.row_bytes(matrix.n_in)
+    rows = _noise(matrix.n_out * row_bytes)
+    rows[: row_bytes * 2] = 0  # blocks of zeros, of zeros and others
+    wanted = measure_moments(matrix, quant_type, rows)
+    made = np.ones(matrix.n_out, MOMENTS)
+    moments = gpu.allocate(moments_bytes(matrix.n_out, matrix.n_in))
+    stream = gpu.stream()
+    on_device, blocks, _source = _copied(stream, matrix, rows)
+    job = Job(on_device, quant_type, blocks, row_bytes, scratch=0)
+    enqueue_measure(stream, found, job, moments.address)
+    stream.copy_out(made.view(np.uint8), moments.address)
+    stream.synchronize()
+    same = all(
+        np.array_equal(made[name], wanted[name], equal_nan=True) for name in MOMENTS.names or ()
+    )
+    _require(same, gpu, found.measure)
+
+
+def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: bool) -> None:
+    """Raise DeviceError unless a small matrix gets the CPU's bytes."""
+    gpu = found.quantize.gpu
+    matrix = _trial(quant_type, codes=codes)
+    shape = (matrix.n_out, quant_type.row_bytes(matrix.n_in))
+    wanted, made = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
+    importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
+    with contextlib.suppress(ScaleOverflowError):  # the blocks are complete all the same
+        quantize_matrix(matrix, quant_type, wanted, importance)
+    target = gpu.allocate(made.nbytes)
+    scratch = gpu.allocate(scratch_bytes(quant_type, matrix.n_out, weighed=weighed))
+    stream = gpu.stream()
+    on_device, factors, _source = _copied(stream, matrix, importance)
+    job = Job(on_device, quant_type, target.address, shape[1], scratch.address, factors)
     enqueue(stream, found, job)
     stream.copy_out(made, target.address)
     stream.synchronize()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import weightcast.quant
+from weightcast.quant.error import MOMENTS, Errors, of_moments
 from weightcast.quant.errors import CheckpointError, LayoutError
 from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
@@ -166,6 +167,13 @@ def load() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
+    library.weightcast_measure.argtypes = [
+        ctypes.POINTER(_Source),
+        ctypes.c_int32,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
     for quant_type in TYPES.values():
         if not quant_type.has_grid:
             check_build(library, quant_type)
@@ -192,8 +200,7 @@ def isa() -> str:
 
 
 def check_matrix(matrix: Matrix) -> None:
-    """Assert that a matrix of at least one value lies in its buffer."""
-    # The library trusts its arguments, so a wrong stride would read past the buffer.
+    """Assert that a matrix lies within its buffer: a wrong stride would be read past its end."""
     last = (
         matrix.start + (matrix.n_out - 1) * matrix.stride_out + (matrix.n_in - 1) * matrix.stride_in
     )
@@ -208,15 +215,14 @@ def check_matrix(matrix: Matrix) -> None:
         assert matrix.scales.strides[1] == 4 or matrix.n_out == 1
 
 
-def _check_bounds(matrix: Matrix, quant_type: QuantType, dst: NDArray[np.uint8]) -> None:
+def _check_bounds(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> None:
     check_matrix(matrix)
-    assert dst.flags.c_contiguous
-    assert dst.flags.writeable
-    assert dst.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
+    assert rows.flags.c_contiguous
+    assert rows.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
 
 
-def as_source(matrix: Matrix) -> _Source:
-    """Describe a matrix to the library."""
+def _source(matrix: Matrix) -> _Source:
+    """Describe a matrix to the library; it must outlive the description."""
     source = _Source(
         data=matrix.data.ctypes.data + matrix.start * matrix.data.itemsize,
         type=SOURCE_TYPES[matrix.dtype].ggml_id,
@@ -263,12 +269,12 @@ def quantize_matrix(
     if matrix.n_out == 0 or matrix.n_in == 0:
         return BlockCounts()
     _check_bounds(matrix, quant_type, dst)
-    source = as_source(matrix)
+    assert dst.flags.writeable
     result = _Result()
     library = load()
     check_build(library, quant_type)
     status = library.weightcast_quantize(
-        ctypes.byref(source),
+        ctypes.byref(_source(matrix)),
         None if importance is None else importance.ctypes.data,
         quant_type.ggml_id,
         dst.ctypes.data,
@@ -287,6 +293,38 @@ def quantize_matrix(
         raise bad_groups(matrix.n_in)
     assert status == OK, status
     return counts
+
+
+def measure_matrix(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> Errors:
+    """Compare a matrix [n_out, n_in] with rows of blocks that were made of it, `row_bytes` each.
+
+    Gives an entry for each row. NaN and infinity are no failure here. Raises LayoutError if rows
+    do not fill whole blocks or scales do not divide them.
+    """
+    return of_moments(measure_moments(matrix, quant_type, rows), quant_type, matrix.n_in)
+
+
+def measure_moments(
+    matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]
+) -> NDArray[np.void]:
+    """Do as `measure_matrix` does, to plain MOMENTS [n_out]."""
+    row_bytes = quant_type.row_bytes(matrix.n_in)
+    moments = np.zeros(matrix.n_out, MOMENTS)
+    if moments.size and matrix.n_in:
+        _check_bounds(matrix, quant_type, rows)
+        library = load()
+        check_build(library, quant_type)
+        status = library.weightcast_measure(
+            ctypes.byref(_source(matrix)),
+            quant_type.ggml_id,
+            rows.ctypes.data,
+            row_bytes,
+            moments.ctypes.data,
+        )
+        if status == BAD_SHAPE:
+            raise bad_groups(matrix.n_in)
+        assert status == OK, status
+    return moments
 
 
 def not_finite(has_scales: bool, out: int, in_: int) -> SourceValueError:

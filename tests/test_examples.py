@@ -62,6 +62,14 @@ def test_arrays():
         assert float(given) <= float(plain), name
 
 
+def test_gpu():
+    said = run(sys.executable, EXAMPLES / "quantize_on_gpu.py").stdout
+    assert re.match(r"quantizing on .+\n\(4096, 6144\) torch.bfloat16 becomes \(4096, 3456\)", said)
+    assert "refused: NaN or infinity at [3, 5] (out, in)" in said
+    errors = dict(re.findall(r"(?m)^(\w+) +rms error ([\d.]+)", said))
+    assert float(errors["Q8_0"]) < float(errors["Q6_K"]) < float(errors["Q4_K"])
+
+
 def test_examples_can_be_run_as_they_are():
     for path in EXAMPLES.glob("*.py"):
         assert os.access(path, os.X_OK)

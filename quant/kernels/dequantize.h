@@ -3,40 +3,21 @@
 
 #include <cstring>
 
-#include "dequantize_codebook.h"
-#include "dequantize_iq.h"
-#include "dequantize_k.h"
-#include "dequantize_simple.h"
+#include "dequantize_blocks.h"
 #include "weightcast.h"
 
 namespace weightcast {
 namespace {
 
-// Blocks at any alignment to floats, by the overload of dequantize_block for this layout. Unaligned
-// ones are copied first, which costs half the speed.
-template <class Block>
-void dequantize_blocks(const uint8_t* src, int64_t n_blocks, float* dst) {
-  if (reinterpret_cast<uintptr_t>(src) % alignof(Block) == 0) {
-    const auto* blocks = reinterpret_cast<const Block*>(src);
-    for (int64_t i = 0; i < n_blocks; ++i) dequantize_block(blocks[i], dst + i * Block::elements);
-    return;
-  }
-  for (int64_t i = 0; i < n_blocks; ++i) {
-    Block block;
-    std::memcpy(&block, src + i * static_cast<int64_t>(sizeof block), sizeof block);
-    dequantize_block(block, dst + i * Block::elements);
-  }
-}
-
 struct Dequantizer {
   int32_t type;
-  int elements;
+  int elements, bytes;  // of a block
   void (*blocks)(const uint8_t* src, int64_t n_blocks, float* dst);
 };
 
 template <class Block>
 constexpr Dequantizer dequantizer(int32_t type) {
-  return {type, Block::elements, dequantize_blocks<Block>};
+  return {type, Block::elements, sizeof(Block), dequantize_blocks<Block>};
 }
 
 // A type joins with one line here: a layout with `elements` and an overload of dequantize_block.

@@ -1,7 +1,11 @@
 // Entry points of the kernels for a device, compiled by NVRTC: one unit a type and operation, chosen by
-// WC_QUANTIZE (a type's name; WC_WEIGHED if there is an importance), WC_DEQUANTIZE or WC_CHECKS. All arithmetic is in the headers, which
-// the host's library shares; the options that keep its bits are in cuda_kernels.py.
+// WC_QUANTIZE (a type's name; WC_WEIGHED if there is an importance), WC_DEQUANTIZE, WC_MEASURE or
+// WC_CHECKS. All arithmetic is in the headers, which the host's library shares; the options that keep
+// its bits are in cuda_kernels.py.
 #define WC_DEVICE __device__
+
+// The number of a thread in its launch.
+#define WC_PLACE (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x)
 
 #define WC_JOIN_2(a, b) a##b
 #define WC_JOIN(a, b) WC_JOIN_2(a, b)
@@ -66,24 +70,34 @@ extern "C" __global__ void __launch_bounds__(Tile::threads)
   tile.store(thread, staged);
 }
 
+#elif defined(WC_MEASURE)
+#include "device_errors.h"
+
+extern "C" __global__ void __launch_bounds__(128)
+    WC_JOIN(weightcast_measure_, WC_MEASURE)(const __grid_constant__ weightcast::QuantizeArguments a,
+                                             weightcast_moments* parts) {
+  weightcast::measure_chunk<weightcast::WC_JOIN(Block, WC_MEASURE)>(a, parts, WC_PLACE);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    weightcast_add_chunks(weightcast_moments* parts, int64_t n_out, int64_t chunks) {
+  weightcast::add_chunks(parts, n_out, chunks, WC_PLACE);
+}
+
 #elif defined(WC_CHECKS)
 #include "device_checks.h"
 
-namespace {
-__device__ int64_t place() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
-}  // namespace
-
 extern "C" __global__ void weightcast_check_scales(const __grid_constant__ weightcast::CheckArguments a) {
-  weightcast::check_scale(a, place());
+  weightcast::check_scale(a, WC_PLACE);
 }
 
 extern "C" __global__ void weightcast_check_importance(
     const __grid_constant__ weightcast::CheckArguments a) {
-  weightcast::check_importance(a, place());
+  weightcast::check_importance(a, WC_PLACE);
 }
 
 extern "C" __global__ void weightcast_row_means(const __grid_constant__ weightcast::QuantizeArguments a,
                                                 float* means) {
-  weightcast::row_mean(a, means, place());
+  weightcast::row_mean(a, means, WC_PLACE);
 }
 #endif

@@ -4,10 +4,7 @@
 // neighbouring threads read and write neighbouring words.
 #pragma once
 
-#include "dequantize_codebook.h"
-#include "dequantize_iq.h"
-#include "dequantize_k.h"
-#include "dequantize_simple.h"
+#include "dequantize_blocks.h"
 
 namespace weightcast {
 namespace {

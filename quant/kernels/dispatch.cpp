@@ -60,10 +60,16 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// The types a source may have.
-bool is_source_type(int32_t type) {
-  return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16 ||
-         type == WEIGHTCAST_I8;
+// Whether a source can be read, as a status.
+int32_t check_shape(const weightcast_source& s) {
+  if (s.type != WEIGHTCAST_F32 && s.type != WEIGHTCAST_F16 && s.type != WEIGHTCAST_BF16 &&
+      s.type != WEIGHTCAST_I8) {
+    return WEIGHTCAST_BAD_TYPE;
+  }
+  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (s.type != WEIGHTCAST_I8 || s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
+  const bool has_scales = s.scales != nullptr && s.groups >= 1 && s.n_in % s.groups == 0;
+  return has_scales ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
 // code * scale is finite for every code if |scale| < 2^121, the largest code being 2^7.
@@ -97,25 +103,27 @@ int32_t check_source(const weightcast_source& s, const float* importance, weight
                      bool& empty) {
   result = weightcast_result{};
   empty = false;
-  if (!is_source_type(s.type)) return WEIGHTCAST_BAD_TYPE;
-  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  const int32_t status = check_shape(s);
+  if (status != WEIGHTCAST_OK) return status;
   empty = s.n_out == 0 || s.n_in == 0;
   if (empty) return WEIGHTCAST_OK;
-  if (s.type == WEIGHTCAST_I8) {
-    if (s.scales == nullptr || s.groups < 1 || s.n_in % s.groups != 0) return WEIGHTCAST_BAD_SHAPE;
-    if (!scales_are_safe(s, result)) return WEIGHTCAST_NOT_FINITE;
-  }
+  if (s.type == WEIGHTCAST_I8 && !scales_are_safe(s, result)) return WEIGHTCAST_NOT_FINITE;
   if (importance != nullptr && !importance_is_valid(importance, s.n_in, result)) {
     return WEIGHTCAST_BAD_IMPORTANCE;
   }
   return WEIGHTCAST_OK;
 }
 
-constexpr int64_t kGroupMultiple = 32;
+bool is_float_type(int32_t type) {
+  return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
+}
 
+constexpr int64_t kGroupMultiple = 32;  // of values of a group
+
+// Whether rows of n_in values fill groups that there are.
 int32_t check_groups(const weightcast_group_type& type, const weightcast_groups& groups, int64_t n_in) {
   if (type.bits != 4 && type.bits != 8) return WEIGHTCAST_BAD_TYPE;
-  if (type.scale_type == WEIGHTCAST_I8 || !is_source_type(type.scale_type)) return WEIGHTCAST_BAD_TYPE;
+  if (!is_float_type(type.scale_type)) return WEIGHTCAST_BAD_TYPE;
   if (type.group_size < kGroupMultiple || type.group_size % kGroupMultiple != 0) return WEIGHTCAST_BAD_SHAPE;
   return n_in == groups.groups * type.group_size ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
@@ -177,6 +185,15 @@ int32_t weightcast_dequantize_groups(const weightcast_group_type* type, const we
   const int32_t status = weightcast::check_groups(*type, *src, n_in);
   if (status == WEIGHTCAST_OK) weightcast::kernels().dequantize_groups(*type, *src, n_out, dst);
   return status;
+}
+
+int32_t weightcast_measure(const weightcast_source* source, int32_t type, const void* blocks,
+                           int64_t stride, weightcast_moments* moments) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  const int32_t status = weightcast::check_shape(s);
+  if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
+  return weightcast::kernels().measure(s, type, blocks, stride, moments);
 }
 
 const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {

@@ -191,8 +191,13 @@ WC_INLINE I round_away(F x) {
 
 // float16 and back, as f32_to_f16 and f16_to_f32 do, in the low 16 bits.
 WC_INLINE I to_f16(F x) {
-  const I sign = (bits(x) >> 16) & 0x8000;
   const I size = bits(x) & 0x7fffffff;
+#ifdef __CUDACC__
+  // The NaN that x86 makes has a sign, that of a CUDA device has none.
+  const I sign = select(size > 0x7f800000, 0x8000, (bits(x) >> 16) & 0x8000);
+#else
+  const I sign = (bits(x) >> 16) & 0x8000;
+#endif
   const I normal = (size - 0x38000000 + 0x0fff + ((size >> 13) & 1)) >> 13;
   const I subnormal = bits(of_bits(size) + 0.5f) - 0x3f000000;
   const I finite = select(size < I(0x38800000), subnormal, normal);

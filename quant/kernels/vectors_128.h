@@ -57,6 +57,13 @@ WC_INLINE VTable vec_table(const float* p) { return vec_loaded<VTable>(p); }
 WC_INLINE VF vec_lookup(const VTable& table, VI i) {
   return VF{table.of[i[0] & 7], table.of[i[1] & 7], table.of[i[2] & 7], table.of[i[3] & 7]};
 }
+// Half a vector of floats as doubles.
+typedef double VD __attribute__((vector_size(16), may_alias));
+WC_INLINE VD vec_doubles(const float* p) {
+  return VD{static_cast<double>(p[0]), static_cast<double>(p[1])};
+}
+WC_INLINE VD vec_lesser(VD a, VD b) { return a < b ? a : b; }
+WC_INLINE VD vec_greater(VD a, VD b) { return a > b ? a : b; }
 WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
   for (int i = 0; i < kVector; ++i) p[i] = static_cast<uint8_t>(a[i]);
   for (int i = 0; i < kVector; ++i) p[kVector + i] = static_cast<uint8_t>(b[i]);

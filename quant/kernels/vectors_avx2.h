@@ -61,6 +61,12 @@ WC_INLINE VF vec_gathered(const float* p, int64_t stride) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
 }
 
+// Half a vector of floats as doubles.
+typedef double VD __attribute__((vector_size(32), may_alias));
+WC_INLINE VD vec_doubles(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+WC_INLINE VD vec_lesser(VD a, VD b) { return _mm256_min_pd(a, b); }
+WC_INLINE VD vec_greater(VD a, VD b) { return _mm256_max_pd(a, b); }
+
 // Four values of each of kVector runs as four rows: 128 bits are transposed by themselves.
 WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
   VF a[4];

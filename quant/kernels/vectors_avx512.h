@@ -58,6 +58,12 @@ WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
 
+// Half a vector of floats as doubles.
+typedef double VD __attribute__((vector_size(64), may_alias));
+WC_INLINE VD vec_doubles(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+WC_INLINE VD vec_lesser(VD a, VD b) { return _mm512_min_pd(a, b); }
+WC_INLINE VD vec_greater(VD a, VD b) { return _mm512_max_pd(a, b); }
+
 // Four values of each of four runs.
 WC_INLINE VF vec_gathered(const float* p, int64_t stride) {
   VF v = _mm512_castps128_ps512(_mm_loadu_ps(p));

@@ -111,6 +111,22 @@ typedef struct {
   int64_t groups;        /* of a row: n_in / group_size */
 } weightcast_groups;
 
+/* What the weights x of a row and the values y that its blocks stand for have in common. Sums are
+ * made in double, in a fixed order: the same bits on every processor, however rows are shared out.
+ * An error y - x that is NaN or infinite (a block with an infinite scale, say) makes error_squares
+ * and largest infinite; the other sums then follow IEEE 754, NaN included. */
+typedef struct {
+  double error_squares;  /* sum of (y - x)^2 */
+  double source_squares; /* sum of x^2 */
+  double output_squares; /* sum of y^2 */
+  double products;       /* sum of x * y */
+  double errors;         /* sum of y - x */
+  double largest;        /* largest |y - x|, */
+  int64_t largest_in;    /* the first place in the row that has it, 0 if there is no error */
+  int64_t exact;         /* weights with y == x */
+  int64_t zeroed_blocks; /* blocks with all y 0 and some x not 0; plain floats are blocks of one */
+} weightcast_moments;
+
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
 /* The instruction set in use: "avx512", "avx2", "sse2", "neon" or "scalar". The environment variable WEIGHTCAST_ISA,
@@ -153,6 +169,13 @@ WEIGHTCAST_API int32_t weightcast_carry_groups(const weightcast_source* source,
 WEIGHTCAST_API int32_t weightcast_dequantize_groups(const weightcast_group_type* type,
                                                     const weightcast_groups* src, int64_t n_out,
                                                     int64_t n_in, float* dst);
+
+/* Compare a source with n_out rows of blocks, `stride` bytes apart, at any alignment: moments[n_out]
+ * are written. x is the source's value as the quantizers see it, float32; NaN and infinity in it
+ * are no failure here. */
+WEIGHTCAST_API int32_t weightcast_measure(const weightcast_source* source, int32_t type,
+                                          const void* blocks, int64_t stride,
+                                          weightcast_moments* moments);
 
 /* The tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call; NULL
  * and 0 bytes for other types. For kernels on a device, which need a copy there. */

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -74,9 +76,12 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep images away from the user's folder, shared by the tests of a session."""
-    folder = tmp_path_factory.mktemp("cache")
+def kernel_cache(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Keep images away from the user's folder: shared by all tests, also those of later runs."""
+    cache = pytestconfig.cache
+    folder = tmp_path_factory.mktemp("images") if cache is None else cache.mkdir("cuda_images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEIGHTCAST_CACHE", str(folder))
         yield folder
@@ -94,9 +99,17 @@ def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the host form of the device kernels: a shared library."""
-    return stand_in.build_host_kernels(tmp_path_factory.mktemp("host_kernels"))
+def host_kernels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the host form of the device kernels: a shared library, made once from its sources."""
+    folder, cache = tmp_path_factory.mktemp("host_kernels"), pytestconfig.cache
+    kept = folder if cache is None else cache.mkdir("cuda_host_kernels")
+    library = kept / f"{stand_in.host_kernels_digest()}.so"
+    if not library.exists():
+        for old in kept.glob("*.so"):
+            old.unlink()
+        built = shutil.copy(stand_in.build_host_kernels(folder), kept / f"built.{os.getpid()}")
+        built.rename(library)
+    return library
 
 
 @pytest.fixture

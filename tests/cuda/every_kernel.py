@@ -8,13 +8,13 @@ import numpy as np
 
 from weightcast.quant.cuda import Lane
 from weightcast.quant.cuda_device import open_gpu
-from weightcast.quant.cuda_units import dequantizer
+from weightcast.quant.cuda_units import dequantizer, measurer
 from weightcast.quant.library import Matrix, RangeError, quantize_matrix
 from weightcast.quant.types import TYPES
 
 
 def main() -> None:
-    """Quantize to every type with and without importance, from codes and floats, and compare."""
+    """Quantize to every type, with and without importance, unpack and measure, and compare."""
     rng = np.random.default_rng(0)
     n_out, n_in = 33, 768
     codes = rng.integers(-128, 128, (n_in, n_out), np.int8).reshape(-1)
@@ -38,7 +38,10 @@ def main() -> None:
                     with contextlib.suppress(RangeError):
                         quantize(source, quant_type, rows, given)
                 assert np.array_equal(made, wanted), (quant_type.name, source.dtype)
-        dequantizer(open_gpu(0), quant_type)  # compares with the CPU's by itself
+                lane.measure(source, quant_type, made)
+        # These compare with the CPU's by themselves.
+        dequantizer(open_gpu(0), quant_type)
+        measurer(open_gpu(0), quant_type)
     lane.close()
     print("every kernel makes the CPU's bytes")
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 
 #define WC_DEVICE
@@ -23,6 +24,7 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long v
 
 #include "device_blocks.h"
 #include "device_checks.h"
+#include "device_errors.h"
 #include "device_types.h"
 
 namespace weightcast {
@@ -86,6 +88,14 @@ void each_thread(const uint32_t* grid, const uint32_t* block, Step step) {
   }
 }
 
+template <class Block>
+void measure(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
+  const auto& a = *static_cast<const QuantizeArguments*>(parameters[0]);
+  auto* parts = *static_cast<weightcast_moments**>(parameters[1]);
+  require(block[0] == 128 && shared_bytes == 0, "threads");
+  each_thread(grid, block, [&](int64_t n) { measure_chunk<Block>(a, parts, n); });
+}
+
 }  // namespace
 }  // namespace weightcast
 
@@ -106,6 +116,11 @@ void each_thread(const uint32_t* grid, const uint32_t* block, Step step) {
   WC_KERNEL weightcast_dequantize_##name(WC_LAUNCH) {                                       \
     using Tile = weightcast::DequantizeTile<weightcast::Block##name>;                       \
     weightcast::dequantize<Tile>(grid, block, shared_bytes, parameters);                    \
+  }
+
+#define WC_MEASURER(name)                                                                   \
+  WC_KERNEL weightcast_measure_##name(WC_LAUNCH) {                                          \
+    weightcast::measure<weightcast::Block##name>(grid, block, shared_bytes, parameters);    \
   }
 
 #ifdef WC_HELD
@@ -184,10 +199,47 @@ WC_DEQUANTIZER(IQ2_XS)
 WC_DEQUANTIZER(IQ2_XXS)
 WC_DEQUANTIZER(IQ1_M)
 WC_DEQUANTIZER(IQ1_S)
+WC_MEASURER(F32)
+WC_MEASURER(F16)
+WC_MEASURER(BF16)
+WC_MEASURER(Q4_0)
+WC_MEASURER(Q4_1)
+WC_MEASURER(Q5_0)
+WC_MEASURER(Q5_1)
+WC_MEASURER(Q8_0)
+WC_MEASURER(Q1_0)
+WC_MEASURER(Q2_0)
+WC_MEASURER(TQ1_0)
+WC_MEASURER(TQ2_0)
+WC_MEASURER(MXFP4)
+WC_MEASURER(NVFP4)
+WC_MEASURER(Q2_K)
+WC_MEASURER(Q3_K)
+WC_MEASURER(Q4_K)
+WC_MEASURER(Q5_K)
+WC_MEASURER(Q6_K)
+WC_MEASURER(IQ4_NL)
+WC_MEASURER(IQ4_XS)
+WC_MEASURER(IQ3_S)
+WC_MEASURER(IQ3_XXS)
+WC_MEASURER(IQ2_S)
+WC_MEASURER(IQ2_XS)
+WC_MEASURER(IQ2_XXS)
+WC_MEASURER(IQ1_M)
+WC_MEASURER(IQ1_S)
 
-// Each unit has its own in a module; this one serves all types, so launches set it before they need it.
+// A device has the variable once for each module; here one serves them all.
+static std::map<const void*, const void*> tables_of_modules;
+static const void* entered;
+
+extern "C" __attribute__((visibility("default"))) void enter_module(const void* module) {
+  entered = module;
+  const auto found = tables_of_modules.find(module);
+  weightcast::device_tables = found == tables_of_modules.end() ? nullptr : found->second;
+}
+
 WC_KERNEL weightcast_set_tables(const uint32_t*, const uint32_t*, uint32_t, void** parameters) {
-  weightcast::device_tables = *static_cast<const void**>(parameters[0]);
+  tables_of_modules[entered] = *static_cast<const void**>(parameters[0]);
 }
 
 WC_KERNEL weightcast_check_scales(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
@@ -205,6 +257,13 @@ WC_KERNEL weightcast_row_means(const uint32_t* grid, const uint32_t* block, uint
   const auto& a = *static_cast<const weightcast::QuantizeArguments*>(parameters[0]);
   auto* means = *static_cast<float**>(parameters[1]);
   weightcast::each_thread(grid, block, [&](int64_t n) { weightcast::row_mean(a, means, n); });
+}
+
+WC_KERNEL weightcast_add_chunks(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
+  auto* parts = *static_cast<weightcast_moments**>(parameters[0]);
+  const int64_t n_out = *static_cast<int64_t*>(parameters[1]);
+  const int64_t chunks = *static_cast<int64_t*>(parameters[2]);
+  weightcast::each_thread(grid, block, [&](int64_t n) { weightcast::add_chunks(parts, n_out, chunks, n); });
 }
 
 #endif

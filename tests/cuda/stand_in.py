@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "quant" / "kernels"
+HOST_KERNELS = HERE / "host_kernels.cpp"
 STRICT = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC")
 
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -60,17 +63,24 @@ def build_kernels(source: Path, library: Path, *flags: object) -> Path:
     return library
 
 
+def host_kernels_digest() -> str:
+    """Name what `build_host_kernels` compiles, and how."""
+    digest = hashlib.sha256()
+    for file in (Path(__file__), HOST_KERNELS, *sorted(KERNELS.glob("*.h"))):
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def build_host_kernels(folder: Path) -> Path:
     """Compile the host forms of the package's own kernels."""
-    source = HERE / "host_kernels.cpp"
-    kernels = HERE.parents[1] / "quant" / "kernels"
     # As the package's library is: contraction would change bytes.
-    flags = ("-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{kernels}")
+    flags = ("-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{KERNELS}")
     jobs = {folder / "held.o": ("-DWC_HELD=1",), folder / "read.o": ()}
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(
-                lambda job: compile_cpp(*flags, *job[1], "-c", source, "-o", job[0]), jobs.items()
+                lambda job: compile_cpp(*flags, *job[1], "-c", HOST_KERNELS, "-o", job[0]),
+                jobs.items(),
             )
         )
     library = folder / "host_kernels.so"

@@ -198,3 +198,10 @@ FAMILIES = {
     "inverse_overflows": lambda rng, shape: scaled(rng, shape, -40, -35),
     "random_finite": random_finite,
 }
+
+
+def stack(n_rows: int, n_in: int) -> tuple[NDArray[np.float32], list[str]]:
+    """Make rows [families * n_rows, n_in] of every family, and name the family of each."""
+    rng = np.random.default_rng(22)
+    rows = np.concatenate([make(rng, (n_rows, n_in)) for make in FAMILIES.values()])
+    return rows.astype(np.float32), [family for family in FAMILIES for _ in range(n_rows)]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from tests.quant import oracle
 from weightcast.quant.types import TYPES, QuantType
 
 BLOCK_TYPES = {name: t for name, t in TYPES.items() if t.block_elements > 1}
@@ -83,3 +87,18 @@ def kinds_for(quant_type: QuantType, *kinds: str) -> tuple[str, ...]:
     if quant_type.importance == "ignored":
         return ("none",)
     return kinds if quant_type.importance == "required" else ("none", *kinds)
+
+
+def with_kinds(
+    *kinds: str, types: Iterable[QuantType] = tuple(BLOCK_TYPES.values())
+) -> pytest.MarkDecorator:
+    """Run a test once for each type and each kind of importance that fits it."""
+    pairs = [(t, kind) for t in types for kind in kinds_for(t, *kinds)]
+    return pytest.mark.parametrize(
+        ("quant_type", "kind"), pairs, ids=[f"{t.name}-{kind}" for t, kind in pairs]
+    )
+
+
+def is_slow(quant_type: QuantType) -> bool:
+    """Whether ggml, and so each test, needs minutes for what others do in seconds."""
+    return quant_type.ggml_id in oracle.GRID_TYPES

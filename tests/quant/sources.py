@@ -69,3 +69,16 @@ def products(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np
     """Multiply codes [n_out, n_in] by scales [groups, n_out], each product rounded once."""
     group_rows = codes.shape[1] // scales.shape[0]
     return codes.astype(np.float32) * np.repeat(scales, group_rows, axis=0).T
+
+
+def random_rows(seed: int, quant_type: QuantType, n_rows: int, n_blocks: int) -> NDArray[np.uint8]:
+    """Draw any bytes for rows of blocks."""
+    shape = (n_rows, n_blocks * quant_type.block_bytes)
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def assert_same_floats(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
+    """Equal bits, or both of them some NaN."""
+    assert ours.shape == theirs.shape
+    differ = ours.view(np.uint32) != theirs.view(np.uint32)
+    assert np.count_nonzero(differ & ~(np.isnan(ours) & np.isnan(theirs))) == 0

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.quant import oracle
+from tests.quant.sources import assert_same_floats, random_rows
 from weightcast.quant.arrays import dequantize
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import BAD_SHAPE, BAD_TYPE, OK, dequantize_bytes, load
-from weightcast.quant.types import I8, TYPES, QuantType
+from weightcast.quant.types import I8, TYPES
 
 many = settings(max_examples=60, deadline=None)
 BLOCK_TYPES = pytest.mark.parametrize("name", oracle.DEQUANTIZE_ROW)
@@ -27,18 +28,6 @@ HALVES = {
     **dict.fromkeys(["Q4_1", "Q5_1", "Q4_K", "Q5_K"], (0, 2)),
     **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)},
 }
-
-
-def random_rows(seed: int, quant_type: QuantType, n_rows: int, n_blocks: int) -> np.ndarray:
-    shape = (n_rows, n_blocks * quant_type.block_bytes)
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Equal bits, or both of them some NaN."""
-    assert ours.shape == theirs.shape
-    differ = ours.view(np.uint32) != theirs.view(np.uint32)
-    assert np.count_nonzero(differ & ~(np.isnan(ours) & np.isnan(theirs))) == 0
 
 
 def gguf_values(rows: np.ndarray, name: str) -> np.ndarray:
@@ -53,7 +42,7 @@ def test_any_bytes_as_ggml(name, finite, isa):
     if finite:  # no byte is an exponent of all ones
         rows &= 0x7B
     ours = dequantize(rows, name)
-    assert_same(ours, oracle.dequantize(rows, TYPES[name]))
+    assert_same_floats(ours, oracle.dequantize(rows, TYPES[name]))
     if finite:
         assert np.isfinite(ours).all()
         assert ours.any()
@@ -62,7 +51,7 @@ def test_any_bytes_as_ggml(name, finite, isa):
 @pytest.mark.parametrize("name", [n for n in TYPES if n not in NOT_IN_GGUF])
 def test_any_bytes_as_gguf_py(name, isa):
     rows = random_rows(2, TYPES[name], 200, 5)
-    assert_same(dequantize(rows, name), gguf_values(rows, name))
+    assert_same_floats(dequantize(rows, name), gguf_values(rows, name))
 
 
 @BLOCK_TYPES
@@ -70,7 +59,7 @@ def test_any_bytes_as_gguf_py(name, isa):
 @given(n_rows=st.integers(0, 20), n_blocks=st.integers(0, 9), seed=st.integers(0, 2**32 - 1))
 def test_any_shape(n_rows, n_blocks, seed, name, isa):
     rows = random_rows(seed, TYPES[name], n_rows, n_blocks)
-    assert_same(dequantize(rows, name), oracle.dequantize(rows, TYPES[name]))
+    assert_same_floats(dequantize(rows, name), oracle.dequantize(rows, TYPES[name]))
 
 
 @pytest.mark.parametrize("name", HALVES)
@@ -82,7 +71,7 @@ def test_every_float16_scale(name, isa):
             rows[:, other : other + 2] = (0x00, 0x3C)
         rows[:, offset : offset + 2] = np.arange(1 << 16, dtype="<u2")[:, None].view(np.uint8)
         ours = dequantize(rows, name)
-        assert_same(ours, oracle.dequantize(rows, TYPES[name]))
+        assert_same_floats(ours, oracle.dequantize(rows, TYPES[name]))
         assert 0 < np.isnan(ours).any(axis=1).mean() < 0.1
 
 
@@ -106,7 +95,7 @@ def test_every_byte_in_every_place(name, isa):
     rows = np.repeat(base, 256 * quant_type.block_bytes, axis=0)
     for place in range(quant_type.block_bytes):
         rows[256 * place : 256 * (place + 1), place] = np.arange(256)
-    assert_same(dequantize(rows, name), oracle.dequantize(rows, quant_type))
+    assert_same_floats(dequantize(rows, name), oracle.dequantize(rows, quant_type))
 
 
 @pytest.mark.parametrize("name", TYPES)

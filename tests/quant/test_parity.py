@@ -22,13 +22,15 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tests.quant import oracle
-from tests.quant.families import BFLOAT16, FAMILIES, close_to_minus_one, gaussian, grok_like
+from tests.quant.families import BFLOAT16, FAMILIES, close_to_minus_one, gaussian, grok_like, stack
 from tests.quant.kernel_types import (
     BLOCK_TYPES,
     IMPORTANCE,
     importance_of,
+    is_slow,
     kinds_for,
     overflowed_blocks,
+    with_kinds,
 )
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quantized, source_of
 from weightcast.quant import library
@@ -48,14 +50,6 @@ def using(loaded: ctypes.CDLL) -> Iterator[None]:
         yield
 
 
-def with_kinds(*kinds: str) -> pytest.MarkDecorator:
-    """Run a test once for each type and each kind of importance that fits it."""
-    pairs = [(t, kind) for t in BLOCK_TYPES.values() for kind in kinds_for(t, *kinds)]
-    return pytest.mark.parametrize(
-        ("quant_type", "kind"), pairs, ids=[f"{t.name}-{kind}" for t, kind in pairs]
-    )
-
-
 def assert_equal(
     libraries: Libraries,
     x: NDArray[Any],
@@ -70,11 +64,6 @@ def assert_equal(
             rows, _ = quantized(x, quant_type, scales, importance)
         differing = np.flatnonzero((rows != expected).any(axis=1))
         assert differing.size == 0, (isa, quant_type.name, x.shape, x.strides, differing[:9])
-
-
-def is_slow(quant_type: QuantType) -> bool:
-    """Whether ggml, and so each test, needs minutes for what others do in seconds."""
-    return quant_type.ggml_id in oracle.GRID_TYPES
 
 
 def places(quant_type: QuantType) -> list[tuple[int, str]]:
@@ -99,17 +88,9 @@ def for_ggml(
 # Values
 
 
-def stack(quant_type: QuantType, n_in: int) -> tuple[NDArray[np.float32], list[str]]:
-    """Rows of every family, and the family of each row."""
-    n_rows = 8 if is_slow(quant_type) else 36
-    rng = np.random.default_rng(22)
-    rows = np.concatenate([make(rng, (n_rows, n_in)) for make in FAMILIES.values()])
-    return rows.astype(np.float32), [family for family in FAMILIES for _ in range(n_rows)]
-
-
 @with_kinds("plain", "wild")
 def test_values(quant_type, kind, libraries):
-    x, families = stack(quant_type, 768)
+    x, families = stack(8 if is_slow(quant_type) else 36, 768)
     importance = importance_of(kind, 768)
     x = for_ggml(x, quant_type, importance)
     expected = oracle.quantize(x, quant_type.ggml_id, importance)

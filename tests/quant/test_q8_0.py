@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.quant import oracle
-from tests.quant.families import BFLOAT16, FAMILIES
+from tests.quant.codes import SCALES, mixed, random_codes
+from tests.quant.families import FAMILIES
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quantized, source_of
 from weightcast.quant.library import BlockCounts, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import Q8_0
@@ -132,50 +133,6 @@ def assert_codes(codes: np.ndarray, scales: np.ndarray) -> None:
     source = products(codes, scales).reshape(*kept.shape, 32)[kept]
     values = gguf.quants.dequantize(carried, gguf.GGMLQuantizationType.Q8_0)
     assert np.array_equal(values.view(np.uint32), source.view(np.uint32))
-
-
-def random_codes(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    codes = rng.integers(-128, 128, shape).astype(np.int8)
-    codes[rng.random(shape) < 0.05] = -128
-    return codes
-
-
-def grok_scales(rng, shape):
-    """bfloat16 from 1e-5 to 1e-2: all of them exact in float16."""
-    return (10 ** rng.uniform(-5, -2, shape)).astype(BFLOAT16).astype(np.float32)
-
-
-def any_float16(rng, shape):
-    """Any finite float16: negative ones, both zeros, subnormals, the largest."""
-    bits = rng.integers(0, 0x7C00, shape) | rng.integers(0, 2, shape) << 15
-    return bits.astype(np.uint16).view(np.float16).astype(np.float32)
-
-
-def mixed(rng, shape):
-    """Half of them exact; the others lie between float16 values, below or above all of them."""
-    others = (10 ** rng.uniform(-12, 30, shape)).astype(np.float32) * rng.choice([-1, 1], shape)
-    return np.where(rng.random(shape) < 0.5, any_float16(rng, shape), others).astype(np.float32)
-
-
-SCALES = {
-    "grok": grok_scales,
-    "any_float16": any_float16,
-    "mixed": mixed,
-    "negative": lambda rng, shape: -grok_scales(rng, shape),
-    "zero": lambda rng, shape: np.zeros(shape, np.float32),
-    "minus_zero": lambda rng, shape: np.full(shape, -0.0, np.float32),
-    "subnormal_float16": lambda rng, shape: (
-        np.float32(2**-24) * rng.integers(1, 1024, shape).astype(np.float32)
-    ),
-    "below_float16": lambda rng, shape: (
-        np.float32(2**-25) * rng.uniform(0.01, 1, shape).astype(np.float32)
-    ),
-    "above_float16": lambda rng, shape: rng.uniform(65520, 1e7, shape).astype(np.float32),
-    "subnormal_float32": lambda rng, shape: rng.integers(1, 1 << 23, shape, np.uint32).view(
-        np.float32
-    ),
-    "largest": lambda rng, shape: np.full(shape, np.nextafter(np.float32(2**121), 0), np.float32),
-}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

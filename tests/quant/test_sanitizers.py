@@ -15,6 +15,7 @@ import pytest
 from tests.quant import compilers, instruction_sets
 from tests.quant.kernel_types import BLOCK_TYPES
 from weightcast.quant import group_library, library
+from weightcast.quant.error import MOMENTS
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 SANITIZE = (
@@ -99,6 +100,7 @@ def test_every_instruction_set_is_clean_and_gives_the_same_bytes(program):
         "dequantize",
         "groups",
         "carried groups",
+        "measure",
     ]
     for lines in said:
         assert lines[1:] == said[0][1:]
@@ -119,8 +121,11 @@ def test_header_is_plain_c_and_agrees_with_the_binding(tmp_path):
         for name, _ in structure._fields_:
             field = getattr(structure, name)
             expected.append(f"{c_name} {name} {field.offset} {field.size}")
+    for name, (dtype, offset) in (MOMENTS.fields or {}).items():
+        expected.append(f"weightcast_moments {name} {offset} {dtype.itemsize}")
     for c_name, structure in structures.items():
         expected.append(f"{c_name} size 0 {ctypes.sizeof(structure)}")
+    expected.append(f"weightcast_moments size 0 {MOMENTS.itemsize}")
     types = sorted({**SOURCE_TYPES, **TYPES}.values(), key=lambda t: t.ggml_id)
     expected += [f"type {t.name} {t.ggml_id}" for t in types]
     expected += [f"status {name} {getattr(library, name)}" for name in STATUSES]

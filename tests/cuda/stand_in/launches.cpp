@@ -216,9 +216,11 @@ DRIVER(cuLibraryGetKernel, void** handle, void* library_handle, const char* name
   if (info == library.cubin.kernels.end()) return kNotFound;
   auto& kernel = library.kernels[name];
   if (!kernel) {
-    void* host = nullptr;
-    for (auto it = state().host_libraries.rbegin(); it != state().host_libraries.rend(); ++it)
-      if ((host = dlsym(*it, name)) != nullptr) break;
+    void *host = nullptr, *enter = nullptr;
+    for (auto it = state().host_libraries.rbegin(); !host && it != state().host_libraries.rend(); ++it) {
+      host = dlsym(*it, name);
+      enter = dlsym(*it, "enter_module");
+    }
     if (!host) {
       library.kernels.erase(name);
       return kNotFound;
@@ -227,6 +229,8 @@ DRIVER(cuLibraryGetKernel, void** handle, void* library_handle, const char* name
     kernel->name = name;
     kernel->info = info->second;
     kernel->host = reinterpret_cast<HostKernel>(host);
+    kernel->enter_module = reinterpret_cast<EnterModule>(enter);
+    kernel->library = &library;
     state().kernels.insert(kernel.get());
   }
   *handle = kernel.get();

@@ -100,10 +100,15 @@ struct Library {
   std::map<std::string, std::unique_ptr<struct Kernel>> kernels;
 };
 
+// A library of host forms may export this: it is told whose variables the next kernel goes by.
+using EnterModule = void (*)(const void* library);
+
 struct Kernel {
   std::string name;
   KernelInfo info;
   HostKernel host;
+  EnterModule enter_module;  // or null
+  const Library* library;
   std::map<int, uint32_t> dynamic_shared_bytes;  // limit by device
 };
 

@@ -13,9 +13,11 @@ thread_local sigjmp_buf kernel_start;
 thread_local volatile bool in_kernel = false;
 struct sigaction previous_action;
 
-// A kernel that touches a closed page of device memory is a failed launch, no crash.
+// A kernel that touches a closed page of device memory, or goes by a null pointer, is a failed
+// launch, no crash.
 void on_fault(int number, siginfo_t* info, void* context) {
-  if (in_kernel && is_device_address(reinterpret_cast<uintptr_t>(info->si_addr)))
+  const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
+  if (in_kernel && (is_device_address(address) || address < (1 << 20)))
     siglongjmp(kernel_start, 1);
   if (previous_action.sa_flags & SA_SIGINFO) {
     previous_action.sa_sigaction(number, info, context);
@@ -103,6 +105,7 @@ Status run_kernel(Device& device, const Kernel& kernel, const Dimensions& grid,
                   const std::vector<size_t>& places) {
   const Status fault = take_fault("kernel");
   if (fault != kSuccess) return fault;
+  if (kernel.enter_module) kernel.enter_module(kernel.library);
   std::vector<void*> params;
   for (const size_t place : places) params.push_back(values.data() + place);
   if (!call_host(kernel.host, grid, block, shared_bytes, params.data())) return kIllegalAddress;

@@ -1,0 +1,288 @@
+"""Errors against plain float64 numpy: every type, source, layout; the same bits everywhere."""
+
+from __future__ import annotations
+
+import math
+from unittest import mock
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import weightcast
+from tests.quant import instruction_sets, sources
+from tests.quant.kernel_types import least_importance, overflowed_blocks
+from weightcast.quant import library
+from weightcast.quant.error import MOMENTS, Errors, merged, of_moments
+from weightcast.quant.errors import LayoutError
+from weightcast.quant.library import Matrix, dequantize_bytes, measure_matrix
+from weightcast.quant.types import F16, F32, Q4_0, Q4_K, Q8_0, TYPES, QuantType
+
+SUMS = ("error_squares", "source_squares", "output_squares", "products", "errors")
+# float64 sums of 5000 terms: two orders of adding them differ by less.
+CLOSE = 1e-12
+
+
+def weights(n_out: int, n_in: int, seed: int = 1) -> NDArray[np.float32]:
+    """Draw [n_out, n_in] at scales far apart, rows of zeros and constants, parts that vanish."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n_out, n_in)) * 10 ** rng.uniform(-3, 1, (n_out, 1))
+    x[:3] = np.array([0.0, 0.5, -1e-9])[:n_out, None][:3]
+    x[3::7, : n_in // 2] *= 1e-12  # blocks that a float16 scale cannot hold
+    return x.astype(np.float32)
+
+
+def expected(
+    x: NDArray[np.float32], rows: NDArray[np.uint8], quant_type: QuantType
+) -> dict[str, NDArray[np.float64]]:
+    """Compute the moments of each row in whatever order numpy likes."""
+    y = dequantize_bytes(quant_type, rows.reshape(-1), x.size).reshape(x.shape).astype(np.float64)
+    x = x.astype(np.float64)
+    error = y - x
+    shape = (len(x), -1, quant_type.block_elements)
+    zeroed = (y.reshape(shape) == 0).all(axis=-1) & (x.reshape(shape) != 0).any(axis=-1)
+    return {
+        "error_squares": (error**2).sum(axis=1),
+        "source_squares": (x**2).sum(axis=1),
+        "output_squares": (y**2).sum(axis=1),
+        "products": (x * y).sum(axis=1),
+        "errors": error.sum(axis=1),
+        "largest": np.abs(error).max(axis=1),
+        "largest_in": np.abs(error).argmax(axis=1),
+        "exact": (x == y).sum(axis=1),
+        "zeroed_blocks": zeroed.sum(axis=1),
+        "size_of_errors": np.abs(error).sum(axis=1),  # what a sum that cancels is exact to
+        "size_of_products": np.abs(x * y).sum(axis=1),
+    }
+
+
+def check(found: Errors, wanted: dict[str, NDArray[np.float64]]) -> None:
+    for name in ("error_squares", "source_squares", "output_squares"):
+        np.testing.assert_allclose(getattr(found, name), wanted[name], rtol=CLOSE, err_msg=name)
+    for name in ("errors", "products"):
+        limit = CLOSE * wanted[f"size_of_{name}"]
+        assert (np.abs(getattr(found, name) - wanted[name]) <= limit).all(), name
+    for name in ("largest", "largest_in", "exact", "zeroed_blocks"):
+        np.testing.assert_array_equal(getattr(found, name), wanted[name], err_msg=name)
+
+
+def packed(x: NDArray[np.float32], quant_type: QuantType) -> NDArray[np.uint8]:
+    importance = least_importance(quant_type, x.shape[1])
+    return sources.quantized(x, quant_type, importance=importance)[0]
+
+
+@pytest.mark.parametrize("quant_type", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize("shape", [(1, 256), (67, 2304), (130, 4608)])
+def test_moments_are_those_of_numpy(isa, quant_type, shape):
+    x = weights(*shape)
+    rows = packed(x, quant_type)
+    found = measure_matrix(sources.matrix(x), quant_type, rows)
+    wanted = expected(x, rows, quant_type)
+    check(found, wanted)
+    if quant_type.block_elements > 1 and len(x) > 3:
+        assert wanted["zeroed_blocks"].any() == (quant_type.name not in ("MXFP4",))
+    assert found.exact[0] == (shape[1] if quant_type.name != "Q1_0" else found.exact[0])
+
+
+@pytest.mark.parametrize("layout", sources.LAYOUTS)
+@pytest.mark.parametrize("dtype", sources.DTYPES)
+@pytest.mark.parametrize("quant_type", [Q4_K, F16], ids=str)
+def test_sources_of_every_dtype_and_layout(isa, dtype, layout, quant_type):
+    n_in = 2304 if quant_type is Q4_K else 2311
+    x = sources.source_of(weights(70, n_in), dtype)
+    rows = sources.quantized(x, quant_type)[0]
+    found = measure_matrix(sources.matrix(sources.place(x, layout)), quant_type, rows)
+    check(found, expected(x.astype(np.float32), rows, quant_type))
+
+
+@pytest.mark.parametrize("groups", [1, 3, 72])
+@pytest.mark.parametrize("layout", sources.LAYOUTS)
+def test_codes_with_groups_of_scales(isa, layout, groups):
+    rng = np.random.default_rng(groups)
+    codes = rng.integers(-128, 128, (300, 2304), np.int8)
+    scales = (2.0 ** rng.uniform(-14, 3, (groups, 300))).astype(np.float32)
+    placed = sources.place(codes, layout)
+    x = sources.products(codes, scales)
+    for quant_type in (Q8_0, Q4_K, F32):
+        rows = sources.quantized(placed, quant_type, scales)[0]
+        found = measure_matrix(sources.matrix(placed, scales), quant_type, rows)
+        check(found, expected(x, rows, quant_type))
+    assert (found.exact == 2304).all()  # float32 holds the products as they are
+    assert (found.largest == 0).all()
+
+
+def test_bits_do_not_depend_on_instruction_set_or_cut(libraries):
+    x = weights(150, 6400)
+    rows = packed(x, Q4_K)
+    made = {}
+    for isa in instruction_sets.available():
+        with mock.patch.object(library, "load", return_value=libraries[isa]):
+            for cut in (150, 64, 7):
+                for layout in ("out_in", "in_out"):
+                    parts = [
+                        measure_matrix(
+                            sources.matrix(sources.place(x[at : at + cut], layout)),
+                            Q4_K,
+                            rows[at : at + cut].copy(),
+                        )
+                        for at in range(0, 150, cut)
+                    ]
+                    total = merged(parts).total()
+                    made[isa, cut, layout] = [
+                        merged(parts).error_squares.tobytes(),
+                        *(getattr(total, name) for name in MOMENTS.names),
+                        total.largest_row,
+                    ]
+    first, *others = made.values()
+    assert all(other == first for other in others)
+
+
+def test_chunks_are_added_in_order():
+    # 1e-17 vanishes beside 1 if added one by one, and not if a chunk of its own is added.
+    x = np.full((1, 4096), 2**-28, np.float32)
+    x[0, 0] = 1
+    rows = np.zeros((1, 4096), np.float32).view(np.uint8)
+    found = measure_matrix(sources.matrix(x), F32, rows)
+    assert found.error_squares[0] == 1 + 2048 * 2.0**-56
+    assert found.errors[0] == -(1 + 4095 * 2.0**-28)
+
+
+def test_unaligned_rows():
+    x = weights(9, 512)
+    rows = packed(x, Q4_K)
+    shifted = np.zeros(rows.size + 1, np.uint8)
+    shifted[1:] = rows.reshape(-1)
+    found = measure_matrix(sources.matrix(x), Q4_K, shifted[1:])
+    check(found, expected(x, rows, Q4_K))
+
+
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+def test_infinite_scales_make_infinite_errors(isa, layout):
+    x = np.ones((40, 2304), np.float32)
+    x[5, 300] = 1e7  # beyond any float16 scale; the codes that are zero make NaN
+    rows = packed(x, Q4_0)
+    bad = overflowed_blocks(rows, Q4_0)
+    assert bad.sum() == 1
+    found = measure_matrix(sources.matrix(sources.place(x, layout)), Q4_0, rows)
+    y = dequantize_bytes(Q4_0, rows.reshape(-1), x.size).reshape(x.shape)
+    assert np.isnan(y[5]).any()
+    assert found.error_squares[5] == found.largest[5] == found.relative_rms[5] == math.inf
+    assert found.sqnr_db[5] == -math.inf
+    assert not np.isfinite(found.cosine[5])
+    assert not np.isfinite(found.mean_error[5])
+    assert found.largest_in[5] == np.flatnonzero(~np.isfinite(y[5]))[0]
+    total = found.total()
+    assert total.largest == math.inf
+    assert (total.largest_row, total.largest_in) == (5, found.largest_in[5])
+    good = np.arange(40) != 5
+    check(found[good], expected(x[good], rows[good], Q4_0))
+
+
+def test_metrics_follow_their_definitions():
+    x = np.float32([[3, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 2, 3, 4]])
+    y = np.float32([[3, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 2, 3, 4]])
+    found = measure_matrix(sources.matrix(x), F32, y.view(np.uint8))
+    np.testing.assert_array_equal(found.relative_rms, [0.8, 0, math.inf, 1, 0])
+    np.testing.assert_allclose(
+        found.sqnr_db, [-20 * math.log10(0.8), math.inf, -math.inf, 0, math.inf], atol=1e-14
+    )
+    np.testing.assert_array_equal(found.cosine, [9 / 15, 1, 0, 0, 1])
+    np.testing.assert_array_equal(found.mean_error, [-1, 0, 0.25, -1, 0])
+    np.testing.assert_array_equal(found.share_exact, [0.75, 1, 0.75, 0, 1])
+    np.testing.assert_array_equal(found.share_zeroed, [0.25, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found.largest_in, [1, 0, 0, 0, 0])
+    total = found.total()
+    assert (total.rows, total.weights, total.blocks) == (5, 20, 20)
+    assert (total.largest, total.largest_row, total.largest_in) == (4, 0, 1)
+    assert total.relative_rms == math.sqrt(21 / 59)
+    assert total.share_exact == 0.7
+    row = found[3]
+    assert row.error_squares == 4
+    assert row.total().share_zeroed == 1
+
+
+def test_matrices_are_merged_in_order():
+    x = weights(30, 512)
+    parts = []
+    for at, quant_type in enumerate((Q4_K, Q8_0, F16)):
+        part = x[10 * at : 10 * at + 10]
+        parts.append(measure_matrix(sources.matrix(part), quant_type, packed(part, quant_type)))
+    whole = merged(parts)
+    assert whole.rows.shape == (30,)
+    total = whole.total()
+    assert total.weights == 30 * 512
+    assert total.blocks == 10 * (2 + 16 + 512)
+    worst = whole.largest.argmax()
+    assert (total.largest_row, total.largest_in) == (worst, whole.largest_in[worst])
+    totals = merged(part.total() for part in parts).total()  # rows are counted through
+    assert (totals.largest_row, totals.largest_in) == (worst, whole.largest_in[worst])
+    np.testing.assert_allclose(totals.error_squares, total.error_squares, rtol=CLOSE)
+    nothing = merged([]).total()
+    assert nothing.weights == nothing.error_squares == nothing.relative_rms == 0
+    assert nothing.cosine == 1
+    assert nothing.mean_error == nothing.share_exact == nothing.share_zeroed == 0
+
+
+def test_nan_in_the_source_is_no_failure():
+    x = np.ones((3, 32), np.float32)
+    x[1, 7] = np.nan
+    found = measure_matrix(sources.matrix(x), F32, np.ones((3, 32), np.float32).view(np.uint8))
+    np.testing.assert_array_equal(found.error_squares, [0, math.inf, 0])
+    assert found.largest_in[1] == 7
+    assert np.isnan(found.source_squares[1])
+
+
+def test_refusals_and_nothing():
+    x = np.zeros((2, 300), np.float32)
+    with pytest.raises(LayoutError, match="does not fill Q4_K blocks"):
+        measure_matrix(sources.matrix(x), Q4_K, np.zeros(1000, np.uint8))
+    codes = np.zeros((2, 64), np.int8)
+    scales = np.ones((5, 2), np.float32)
+    with pytest.raises(LayoutError, match="do not divide into the scale groups"):
+        measure_matrix(sources.matrix(codes, scales), Q8_0, np.zeros(136, np.uint8))
+    empty = np.zeros(0, np.uint8)
+    assert measure_matrix(Matrix(empty, "F32", 0, 32, 32, 1), Q8_0, empty).rows.shape == (0,)
+    found = measure_matrix(Matrix(empty, "F32", 3, 0, 0, 1), Q8_0, empty)
+    assert found.weights.tolist() == [0, 0, 0]
+    assert of_moments(np.zeros((2, 3), MOMENTS), Q8_0, 32).total().rows == 6
+
+
+def test_arrays_of_numpy_and_torch():
+    import torch
+
+    x = weights(12, 512).reshape(3, 4, 512)
+    blocks = weightcast.quantize(x, "Q4_K")
+    found = weightcast.measure(x, blocks, "q4_k")
+    assert found.relative_rms.shape == (3, 4)
+    check(found[1], expected(x[1], blocks[1], Q4_K))
+    same = weightcast.measure(x.transpose(0, 2, 1).copy().transpose(0, 2, 1), blocks, "Q4_K")
+    assert same.products.tobytes() == found.products.tobytes()
+    tensor = weightcast.measure(torch.from_numpy(x), torch.from_numpy(blocks), "Q4_K")
+    assert tensor.products.tobytes() == found.products.tobytes()
+    half = torch.from_numpy(x).to(torch.bfloat16)
+    kept = weightcast.measure(half, weightcast.quantize(half, "BF16"), "BF16")
+    assert kept.total().share_exact == 1
+    row = weightcast.measure(x[0, 0], blocks[0, 0], "Q4_K")
+    assert row.products.shape == ()
+    assert row.products == found.products[0, 0]
+    strided = np.repeat(blocks, 2, axis=-1)[..., ::2]
+    assert weightcast.measure(x, strided, "Q4_K").errors.tobytes() == found.errors.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("x", "blocks", "problem"),
+    [
+        (np.zeros((2, 256), np.float64), np.zeros((2, 144), np.uint8), "float64"),
+        (np.zeros((2, 256), np.float32), np.zeros((2, 145), np.uint8), r"\[2, 145\]"),
+        (np.zeros((2, 256), np.float32), np.zeros((3, 144), np.uint8), r"\[3, 144\]"),
+        (np.zeros((2, 256), np.float32), np.zeros((2, 144), np.int8), "int8"),
+        (np.zeros((2, 200), np.float32), np.zeros((2, 144), np.uint8), "does not fill"),
+        (np.float32(1), np.zeros(144, np.uint8), "scalar|float32"),
+        ([1.0], np.zeros(144, np.uint8), "list"),
+        (np.zeros((2, 256), np.float32), [1], "list"),
+    ],
+    ids=["dtype", "row bytes", "rows", "signed", "blocks", "scalar", "list", "list of blocks"],
+)
+def test_arrays_that_do_not_fit_are_refused(x, blocks, problem):
+    with pytest.raises(LayoutError, match=problem):
+        weightcast.measure(x, blocks, "Q4_K")
