@@ -424,6 +424,8 @@ void check_group_refusals() {
   CHECK(weightcast_dequantize_groups(&type, &groups, -1, 64, nullptr) == WEIGHTCAST_BAD_SHAPE);
   CHECK(weightcast_dequantize_groups(&type, &groups, 5, 65, nullptr) == WEIGHTCAST_BAD_SHAPE);
   CHECK(weightcast_dequantize_groups(&type, &groups, 0, 64, nullptr) == WEIGHTCAST_OK);
+}
+
 // A number as part of the checksum; processors differ in the bits of NaN.
 void add_number(double x) {
   if (x != x) x = 0.5;
