@@ -88,7 +88,7 @@ def make(
     assert scales.shape == (matrix.n_out, matrix.n_in // made.group_size)
     assert scales.itemsize == (4 if made.scale_type == SOURCE_TYPES["F32"].ggml_id else 2)
     assert bool(made.symmetric) == (zero_points is None)
-    source, groups = library.as_source(matrix), _as_groups(codes, scales, zero_points)
+    source, groups = library._source(matrix), _as_groups(codes, scales, zero_points)
     result = library._Result()
     last = (ctypes.byref(made), ctypes.byref(groups), ctypes.byref(result))
     if carry:

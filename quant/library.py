@@ -221,7 +221,7 @@ def _check_bounds(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]
     assert rows.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
 
 
-def as_source(matrix: Matrix) -> _Source:
+def _source(matrix: Matrix) -> _Source:
     """Describe a matrix to the library; it must outlive the description."""
     source = _Source(
         data=matrix.data.ctypes.data + matrix.start * matrix.data.itemsize,
@@ -274,7 +274,7 @@ def quantize_matrix(
     library = load()
     check_build(library, quant_type)
     status = library.weightcast_quantize(
-        ctypes.byref(as_source(matrix)),
+        ctypes.byref(_source(matrix)),
         None if importance is None else importance.ctypes.data,
         quant_type.ggml_id,
         dst.ctypes.data,
@@ -315,7 +315,7 @@ def measure_moments(
         library = load()
         check_build(library, quant_type)
         status = library.weightcast_measure(
-            ctypes.byref(as_source(matrix)),
+            ctypes.byref(_source(matrix)),
             quant_type.ggml_id,
             rows.ctypes.data,
             row_bytes,

@@ -60,13 +60,12 @@ const Kernels& kernels() {
   return chosen;
 }
 
-bool is_float_type(int32_t type) {
-  return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
-}
-
 // Whether a source can be read, as a status.
 int32_t check_shape(const weightcast_source& s) {
-  if (!is_float_type(s.type) && s.type != WEIGHTCAST_I8) return WEIGHTCAST_BAD_TYPE;
+  if (s.type != WEIGHTCAST_F32 && s.type != WEIGHTCAST_F16 && s.type != WEIGHTCAST_BF16 &&
+      s.type != WEIGHTCAST_I8) {
+    return WEIGHTCAST_BAD_TYPE;
+  }
   if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
   if (s.type != WEIGHTCAST_I8 || s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
   const bool has_scales = s.scales != nullptr && s.groups >= 1 && s.n_in % s.groups == 0;
@@ -103,9 +102,11 @@ bool importance_is_valid(const float* importance, int64_t n_in, weightcast_resul
 int32_t check_source(const weightcast_source& s, const float* importance, weightcast_result& result,
                      bool& empty) {
   result = weightcast_result{};
-  empty = s.n_out == 0 || s.n_in == 0;
+  empty = false;
   const int32_t status = check_shape(s);
-  if (status != WEIGHTCAST_OK || empty) return status;
+  if (status != WEIGHTCAST_OK) return status;
+  empty = s.n_out == 0 || s.n_in == 0;
+  if (empty) return WEIGHTCAST_OK;
   if (s.type == WEIGHTCAST_I8 && !scales_are_safe(s, result)) return WEIGHTCAST_NOT_FINITE;
   if (importance != nullptr && !importance_is_valid(importance, s.n_in, result)) {
     return WEIGHTCAST_BAD_IMPORTANCE;
@@ -113,8 +114,13 @@ int32_t check_source(const weightcast_source& s, const float* importance, weight
   return WEIGHTCAST_OK;
 }
 
-constexpr int64_t kGroupMultiple = 32;
+bool is_float_type(int32_t type) {
+  return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
+}
 
+constexpr int64_t kGroupMultiple = 32;  // of values of a group
+
+// Whether rows of n_in values fill groups that there are.
 int32_t check_groups(const weightcast_group_type& type, const weightcast_groups& groups, int64_t n_in) {
   if (type.bits != 4 && type.bits != 8) return WEIGHTCAST_BAD_TYPE;
   if (!is_float_type(type.scale_type)) return WEIGHTCAST_BAD_TYPE;

@@ -6,7 +6,7 @@
 // the best so far. The plain choice, from the extremes alone, is compared last, so that none is ever
 // worse than it.
 //
-// A group may be a whole row, longer than a tile, so it is visited in passes, kChunk rows at a time:
+// A group may be a whole row, longer than a tile, so it is visited in passes, kGroupChunk rows at a time:
 //   GroupFit fit;  fit.begin(rule);
 //   for (int pass = 0; pass < rule.passes; ++pass) {
 //     for (each chunk) fit.visit<weighed>(rule, pass, x, importance);
@@ -29,8 +29,8 @@
 namespace weightcast {
 namespace {
 
-constexpr int kChunk = 32;  // in-rows that are visited at once; groups are whole chunks
-constexpr int kWays = 4;    // candidates of a pass
+constexpr int kGroupChunk = 32;  // in-rows that are visited at once; groups are whole chunks
+constexpr int kGroupWays = 4;    // candidates of a pass
 
 // What is the same for all groups of a matrix.
 struct GroupRule {
@@ -42,14 +42,14 @@ struct GroupRule {
   float middle;     // 2^(bits - 1)
 };
 
-constexpr int kRefinements = 3;
+constexpr int kGroupRefinements = 3;
 
 // The first candidates: the finer the levels, the less is worth clipping.
 struct GroupGrid {
-  float factors[4 * kWays];   // by which the extremes are divided
-  float opposite[kWays];      // the same, where the largest magnitude gets the highest level: symmetric
-  float one_sided[kWays];     // of one extreme, the other being kept: with a zero point
-  float steps[kRefinements];  // relative, of the neighbours of the best scale
+  float factors[4 * kGroupWays];   // by which the extremes are divided
+  float opposite[kGroupWays];      // the same, where the largest magnitude gets the highest level: symmetric
+  float one_sided[kGroupWays];     // of one extreme, the other being kept: with a zero point
+  float steps[kGroupRefinements];  // relative, of the neighbours of the best scale
 };
 constexpr GroupGrid kGrid4 = {{0.80f, 0.85f, 0.90f, 0.95f, 1.00f, 1.05f, 1.10f, 1.15f, 1.20f, 1.25f, 1.30f,
                                1.40f, 1.55f, 1.75f, 2.05f, 2.60f},
@@ -61,7 +61,7 @@ constexpr GroupGrid kGrid8 = {{0.952f, 0.960f, 0.968f, 0.976f, 0.984f, 0.992f, 1
                               {0.992f, 1.012f, 1.036f, 1.08f},
                               {0.985f, 0.97f, 0.94f, 0.90f},
                               {0.006f, 0.004f, 0.002f}};
-constexpr int kMainPasses = 4;
+constexpr int kGroupMainPasses = 4;
 
 inline GroupRule group_rule(int32_t bits, bool symmetric, int32_t scale_type, bool search) {
   GroupRule rule{};
@@ -70,9 +70,9 @@ inline GroupRule group_rule(int32_t bits, bool symmetric, int32_t scale_type, bo
   rule.symmetric = symmetric;
   rule.levels = static_cast<float>((1 << bits) - 1);
   rule.middle = static_cast<float>(1 << (bits - 1));
-  rule.grid_passes = search ? kMainPasses + (symmetric ? 1 : 2) : 0;
+  rule.grid_passes = search ? kGroupMainPasses + (symmetric ? 1 : 2) : 0;
   // Extremes, candidates, the comparison with the plain choice.
-  rule.passes = search ? 1 + rule.grid_passes + kRefinements + 1 : 1;
+  rule.passes = search ? 1 + rule.grid_passes + kGroupRefinements + 1 : 1;
   return rule;
 }
 
@@ -103,16 +103,16 @@ struct GroupFit {
   F all_lowest, all_highest;   // of all values, and 0
   GroupCode plain, best;
   F plain_error, best_error;
-  GroupCode tried[kWays];
-  F inverse[kWays];
-  F errors[kWays], products[kWays], squares[kWays];  // sums of w r r, w r l and w l l
+  GroupCode tried[kGroupWays];
+  F inverse[kGroupWays];
+  F errors[kGroupWays], products[kGroupWays], squares[kGroupWays];  // sums of w r r, w r l and w l l
 
   WC_INLINE void begin() {
     max = amax = lowest = highest = all_lowest = all_highest = 0.0f;
     plain_error = best_error = 0.0f;
   }
 
-  // `importance` [kChunk] if weighed.
+  // `importance` [kGroupChunk] if weighed.
   template <bool weighed>
   WC_INLINE void visit(const GroupRule& rule, int pass, Strip x, const float* importance) {
     if (pass == 0) return add_extremes<weighed>(x, importance);
@@ -147,7 +147,7 @@ struct GroupFit {
   // Codes of one chunk, as bytes.
   WC_INLINE void store_codes(const GroupRule& rule, Strip x, Bytes out) const {
     const F high = best.low + rule.levels;
-    for (int i = 0; i < kChunk; ++i) {
+    for (int i = 0; i < kGroupChunk; ++i) {
       store_bytes(out[i], truncated(level_of(x[i] / best.scale, best.low, high) - best.low));
     }
   }
@@ -156,7 +156,7 @@ struct GroupFit {
   template <bool weighed>
   WC_INLINE void add_extremes(Strip strip, const float* importance) {
     F size = magnitude(max);
-    for (int i = 0; i < kChunk; ++i) {
+    for (int i = 0; i < kGroupChunk; ++i) {
       const F x = strip[i];
       amax = greater(amax, magnitude(x));
       all_lowest = lesser(x, all_lowest);
@@ -209,15 +209,15 @@ struct GroupFit {
 
   WC_INLINE void propose_clipped(const GroupRule& rule, int pass) {
     const GroupGrid& grid = grid_of(rule);
-    for (int way = 0; way < kWays; ++way) {
+    for (int way = 0; way < kGroupWays; ++way) {
       if (rule.symmetric) {
         // The largest magnitude gets the level that has no opposite, whatever its sign.
-        const float factor = pass < kMainPasses ? 0.0f - grid.factors[kWays * pass + way] : grid.opposite[way];
+        const float factor = pass < kGroupMainPasses ? 0.0f - grid.factors[kGroupWays * pass + way] : grid.opposite[way];
         try_code(way, {stored_scale(rule, max / (rule.middle * factor)), 0.0f - F(rule.middle)});
-      } else if (pass < kMainPasses) {
-        const float factor = grid.factors[kWays * pass + way];
+      } else if (pass < kGroupMainPasses) {
+        const float factor = grid.factors[kGroupWays * pass + way];
         try_code(way, spanning(rule, lowest / factor, highest / factor));
-      } else if (pass == kMainPasses) {
+      } else if (pass == kGroupMainPasses) {
         try_code(way, spanning(rule, lowest, highest * grid.one_sided[way]));
       } else {
         try_code(way, spanning(rule, lowest * grid.one_sided[way], highest));
@@ -240,14 +240,14 @@ struct GroupFit {
 
   template <bool weighed>
   WC_INLINE void add_candidates(const GroupRule& rule, Strip strip, const float* importance) {
-    F error[kWays], product[kWays], square[kWays], high[kWays];
-    for (int way = 0; way < kWays; ++way) {
+    F error[kGroupWays], product[kGroupWays], square[kGroupWays], high[kGroupWays];
+    for (int way = 0; way < kGroupWays; ++way) {
       error[way] = product[way] = square[way] = 0.0f;
       high[way] = tried[way].low + rule.levels;
     }
-    for (int i = 0; i < kChunk; ++i) {
+    for (int i = 0; i < kGroupChunk; ++i) {
       const F x = strip[i];
-      for (int way = 0; way < kWays; ++way) {
+      for (int way = 0; way < kGroupWays; ++way) {
         const F level = level_of(x * inverse[way], tried[way].low, high[way]);
         const F residual = x - tried[way].scale * level;
         if constexpr (weighed) {
@@ -262,7 +262,7 @@ struct GroupFit {
         }
       }
     }
-    for (int way = 0; way < kWays; ++way) {
+    for (int way = 0; way < kGroupWays; ++way) {
       errors[way] += error[way];
       products[way] += product[way];
       squares[way] += square[way];
@@ -271,7 +271,7 @@ struct GroupFit {
 
   // Comparisons with NaN are false, so sums that overflow win nothing.
   WC_INLINE void take_better(const GroupRule& rule) {
-    for (int way = 0; way < kWays; ++way) {
+    for (int way = 0; way < kGroupWays; ++way) {
       const F scale = tried[way].scale;
       const F fitted = stored_scale(rule, scale + products[way] / squares[way]);
       const F step = fitted - scale;
@@ -290,7 +290,7 @@ struct GroupFit {
                        const float* importance) const {
     const F high = code.low + rule.levels;
     F error = 0.0f;
-    for (int i = 0; i < kChunk; ++i) {
+    for (int i = 0; i < kGroupChunk; ++i) {
       const F x = strip[i];
       const F residual = x - code.scale * level_of(x / code.scale, code.low, high);
       if constexpr (weighed) {

@@ -58,13 +58,13 @@ void make_groups(GroupJob& job, Strip strip, int64_t out0, int columns, int64_t 
     GroupFit fit;
     fit.begin();
     for (int pass = 0; pass < job.rule.passes; ++pass) {
-      for (int i = first; i < first + size; i += kChunk) {
+      for (int i = first; i < first + size; i += kGroupChunk) {
         fit.visit<weighed>(job.rule, pass, strip + i, weighed ? job.importance + in0 + i : nullptr);
       }
       fit.finish(job.rule, pass);
     }
     const Bytes codes{made.rows};
-    for (int i = first; i < first + size; i += kChunk) fit.store_codes(job.rule, strip + i, codes + i);
+    for (int i = first; i < first + size; i += kGroupChunk) fit.store_codes(job.rule, strip + i, codes + i);
     store_group(fit, job.type, out0, columns, (in0 + first) / size, job.dst, job.result, job.overflow);
   }
 }
@@ -129,7 +129,7 @@ bool make_long_group(GroupJob& job, int64_t out0, int count, int64_t group) {
   for (GroupFit& fit : fits) fit.begin();
   for (int pass = 0; pass < rule.passes; ++pass) {
     const auto visit = [&](Strip x, int c, int, int64_t in, int depth) {
-      for (int i = 0; i < depth; i += kChunk) {
+      for (int i = 0; i < depth; i += kGroupChunk) {
         fits[c / kLanes].visit<weighed>(rule, pass, x + i, weighed ? job.importance + in + i : nullptr);
       }
     };
@@ -139,7 +139,7 @@ bool make_long_group(GroupJob& job, int64_t out0, int count, int64_t group) {
   MadeCodes made;
   each_strip(job, out0, count, in0, length, false, [&](Strip x, int c, int columns, int64_t in, int depth) {
     const Bytes codes{made.rows};
-    for (int i = 0; i < depth; i += kChunk) fits[c / kLanes].store_codes(rule, x + i, codes + i);
+    for (int i = 0; i < depth; i += kGroupChunk) fits[c / kLanes].store_codes(rule, x + i, codes + i);
     store_columns(made.rows, depth, columns, job.dst.codes + (out0 + c) * job.s.n_in + in, job.s.n_in);
   });
   for (int c = 0; c < count; c += kLanes) {

@@ -110,6 +110,7 @@ typedef struct {
   uint8_t* zero_points;  /* [n_out, groups], 0 to 2^bits - 1; NULL if symmetric */
   int64_t groups;        /* of a row: n_in / group_size */
 } weightcast_groups;
+
 /* What the weights x of a row and the values y that its blocks stand for have in common. Sums are
  * made in double, in a fixed order: the same bits on every processor, however rows are shared out.
  * An error y - x that is NaN or infinite (a block with an infinite scale, say) makes error_squares
@@ -168,6 +169,7 @@ WEIGHTCAST_API int32_t weightcast_carry_groups(const weightcast_source* source,
 WEIGHTCAST_API int32_t weightcast_dequantize_groups(const weightcast_group_type* type,
                                                     const weightcast_groups* src, int64_t n_out,
                                                     int64_t n_in, float* dst);
+
 /* Compare a source with n_out rows of blocks, `stride` bytes apart, at any alignment: moments[n_out]
  * are written. x is the source's value as the quantizers see it, float32; NaN and infinity in it
  * are no failure here. */

@@ -290,75 +290,6 @@ void check_dequantize() {
   CHECK(weightcast_dequantize(99, &unused, 1, &unused) == WEIGHTCAST_BAD_TYPE);
 }
 
-// A number as part of the checksum; processors differ in the bits of NaN.
-void add_number(double x) {
-  if (x != x) x = 0.5;
-  uint8_t bytes[8];
-  std::memcpy(bytes, &x, 8);
-  add_to_checksum(bytes, 8);
-}
-
-// Blocks of exactly the size that is needed, of any bits, so also with infinite scales.
-void check_measure() {
-  const int64_t widths[] = {1, 7, 16, 33, 64, 70, 257, 300};
-  const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F16, WEIGHTCAST_BF16};
-  for (int32_t type = 0; type < 100; ++type) {
-    const int64_t elements = weightcast_block_elements(type);
-    if (elements == 0 || type == WEIGHTCAST_I8) continue;
-    for (int round = 0; round < 16; ++round) {
-      const int64_t n_out = widths[round % 8];
-      const int64_t n_in = elements > 1 ? elements * (1 + round % 3) : 1 + round * 171;
-      const int64_t groups = round % 5 == 0 && n_in % 2 == 0 ? 2 : 1;
-      const int layout = static_cast<int>(random_bits() % kLayouts);
-      Source source = make_source(sources[round % 4], n_out, n_in, layout, groups, round % kValues);
-      const int64_t row = weightcast_row_bytes(type, n_in), stride = row + round % 3;
-      const int64_t shift = round % 2, size = (n_out - 1) * stride + row;
-      Bytes blocks = allocate(shift + size, 0);
-      for (int64_t i = 0; i < size; ++i) {
-        blocks.get()[shift + i] = static_cast<uint8_t>(random_bits());
-      }
-      const int64_t bytes = n_out * static_cast<int64_t>(sizeof(weightcast_moments));
-      Bytes moments = allocate(bytes, 0xff);
-      auto* rows = reinterpret_cast<weightcast_moments*>(moments.get());
-      CHECK(weightcast_measure(&source.view, type, blocks.get() + shift, stride, rows) ==
-            WEIGHTCAST_OK);
-      for (int64_t out = 0; out < n_out; ++out) {
-        CHECK(rows[out].largest >= 0 && rows[out].error_squares >= 0);
-        CHECK(rows[out].largest_in >= 0 && rows[out].largest_in < n_in);
-        CHECK(rows[out].exact >= 0 && rows[out].exact <= n_in);
-        CHECK(rows[out].zeroed_blocks >= 0 && rows[out].zeroed_blocks <= n_in / elements);
-        for (double x : {rows[out].error_squares, rows[out].source_squares,
-                         rows[out].output_squares, rows[out].products, rows[out].errors,
-                         rows[out].largest}) {
-          add_number(x);
-        }
-        for (int64_t n : {rows[out].largest_in, rows[out].exact, rows[out].zeroed_blocks}) {
-          add_number(static_cast<double>(n));
-        }
-      }
-      ++calls;
-    }
-  }
-  weightcast_source s{};
-  weightcast_moments row;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_OK);  // [0, 0]
-  s.n_out = 1;
-  std::memset(&row, 0xff, sizeof row);
-  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, &row) == WEIGHTCAST_OK);  // [1, 0]
-  CHECK(row.source_squares == 0 && row.exact == 0 && row.largest_in == 0);
-  s.n_in = 33;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
-  CHECK(weightcast_measure(&s, WEIGHTCAST_I8, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
-  CHECK(weightcast_measure(&s, 99, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
-  s.n_in = -1;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
-  s.n_in = 32;
-  s.type = WEIGHTCAST_I8;  // no scales
-  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
-  s.type = WEIGHTCAST_Q8_0;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
-}
-
 // Print the checksum of a part, and begin the next.
 void report(const char* part) {
   std::printf("%s: %lld calls %016llx\n", part, static_cast<long long>(calls),
@@ -495,6 +426,75 @@ void check_group_refusals() {
   CHECK(weightcast_dequantize_groups(&type, &groups, 0, 64, nullptr) == WEIGHTCAST_OK);
 }
 
+// A number as part of the checksum; processors differ in the bits of NaN.
+void add_number(double x) {
+  if (x != x) x = 0.5;
+  uint8_t bytes[8];
+  std::memcpy(bytes, &x, 8);
+  add_to_checksum(bytes, 8);
+}
+
+// Blocks of exactly the size that is needed, of any bits, so also with infinite scales.
+void check_measure() {
+  const int64_t widths[] = {1, 7, 16, 33, 64, 70, 257, 300};
+  const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F16, WEIGHTCAST_BF16};
+  for (int32_t type = 0; type < 100; ++type) {
+    const int64_t elements = weightcast_block_elements(type);
+    if (elements == 0 || type == WEIGHTCAST_I8) continue;
+    for (int round = 0; round < 16; ++round) {
+      const int64_t n_out = widths[round % 8];
+      const int64_t n_in = elements > 1 ? elements * (1 + round % 3) : 1 + round * 171;
+      const int64_t groups = round % 5 == 0 && n_in % 2 == 0 ? 2 : 1;
+      const int layout = static_cast<int>(random_bits() % kLayouts);
+      Source source = make_source(sources[round % 4], n_out, n_in, layout, groups, round % kValues);
+      const int64_t row = weightcast_row_bytes(type, n_in), stride = row + round % 3;
+      const int64_t shift = round % 2, size = (n_out - 1) * stride + row;
+      Bytes blocks = allocate(shift + size, 0);
+      for (int64_t i = 0; i < size; ++i) {
+        blocks.get()[shift + i] = static_cast<uint8_t>(random_bits());
+      }
+      const int64_t bytes = n_out * static_cast<int64_t>(sizeof(weightcast_moments));
+      Bytes moments = allocate(bytes, 0xff);
+      auto* rows = reinterpret_cast<weightcast_moments*>(moments.get());
+      CHECK(weightcast_measure(&source.view, type, blocks.get() + shift, stride, rows) ==
+            WEIGHTCAST_OK);
+      for (int64_t out = 0; out < n_out; ++out) {
+        CHECK(rows[out].largest >= 0 && rows[out].error_squares >= 0);
+        CHECK(rows[out].largest_in >= 0 && rows[out].largest_in < n_in);
+        CHECK(rows[out].exact >= 0 && rows[out].exact <= n_in);
+        CHECK(rows[out].zeroed_blocks >= 0 && rows[out].zeroed_blocks <= n_in / elements);
+        for (double x : {rows[out].error_squares, rows[out].source_squares,
+                         rows[out].output_squares, rows[out].products, rows[out].errors,
+                         rows[out].largest}) {
+          add_number(x);
+        }
+        for (int64_t n : {rows[out].largest_in, rows[out].exact, rows[out].zeroed_blocks}) {
+          add_number(static_cast<double>(n));
+        }
+      }
+      ++calls;
+    }
+  }
+  weightcast_source s{};
+  weightcast_moments row;
+  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_OK);  // [0, 0]
+  s.n_out = 1;
+  std::memset(&row, 0xff, sizeof row);
+  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, &row) == WEIGHTCAST_OK);  // [1, 0]
+  CHECK(row.source_squares == 0 && row.exact == 0 && row.largest_in == 0);
+  s.n_in = 33;
+  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_measure(&s, WEIGHTCAST_I8, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
+  CHECK(weightcast_measure(&s, 99, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
+  s.n_in = -1;
+  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  s.n_in = 32;
+  s.type = WEIGHTCAST_I8;  // no scales
+  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  s.type = WEIGHTCAST_Q8_0;
+  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
+}
+
 // Refusals read and write nothing: the pointers are null.
 void check_refusals() {
   weightcast_result result;
@@ -555,11 +555,11 @@ int main(int argc, char** argv) {
   }
   check_dequantize();
   report("dequantize");
-  check_measure();
-  report("measure");
   check_groups();
   check_carried_groups();
   check_group_refusals();
+  check_measure();
+  report("measure");
   check_refusals();
   return 0;
 }
