@@ -1,0 +1,272 @@
+"""Directories for serving: every part is what the layouts say, made of the released weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import imatrices
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors import safe_open
+from support import Golden
+
+import weightcast
+from weightcast.converters import execute, plan
+from weightcast.converters.directory_types import DirectoryType, directory_type, name_in
+from weightcast.converters.grok1 import Place, places
+from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.recipe import gguf_tensors
+from weightcast.formats import packed_fp8
+from weightcast.formats.packed import LAYOUTS
+from weightcast.formats.packed_fp4 import FP4_LAYOUTS
+from weightcast.formats.packed_parts import Fp8Type
+from weightcast.quant.groups import GroupType, dequantize_groups, quantize_groups
+from weightcast.quant.library import Matrix
+from weightcast.quant.types import BF16
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+Tensors = dict[str, NDArray[Any]]
+
+
+def read_directory(path: Path) -> Tensors:
+    """All tensors, by the safetensors package; 16-bit and 8-bit floats in their own dtypes."""
+    import torch
+
+    bits = {torch.bfloat16: (torch.int16, BFLOAT16)}
+    bits[torch.float8_e4m3fn] = (torch.uint8, np.dtype(ml_dtypes.float8_e4m3fn))
+    tensors: Tensors = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                tensor = opened.get_tensor(name)
+                if tensor.dtype in bits:
+                    view, dtype = bits[tensor.dtype]
+                    tensors[name] = tensor.view(view).numpy().view(dtype)
+                else:
+                    tensors[name] = tensor.numpy()
+    return tensors
+
+
+def matrices(golden: Golden) -> dict[str, tuple[Place, int | None, NDArray[np.float32]]]:
+    """Every matrix of attention and experts as float32 [out, in], by its module's name."""
+    exact = golden.exact()
+    found = {}
+    for place in places(weightcast.open(golden.path).spec.num_layers):
+        if place.role.stays_float32 or place.layer is None:
+            continue
+        stored = np.swapaxes(exact[place.name], -1, -2)
+        for expert in range(len(stored)) if place.role.is_experts else (None,):
+            name = place.hugging_face(expert).removesuffix(".weight")
+            found[name] = (
+                place,
+                expert,
+                np.ascontiguousarray(stored[() if expert is None else expert]),
+            )
+    return found
+
+
+def parts_of(tensors: Tensors, module: str) -> Tensors:
+    return {n.removeprefix(module): t for n, t in tensors.items() if n.startswith(f"{module}.")}
+
+
+def unpacked(
+    tensors: Tensors, module: str, kind: DirectoryType, weight_type: Any, shape: Any
+) -> Any:
+    """What a reader of the layout gets, float32."""
+    parts = parts_of(tensors, module)
+    if isinstance(weight_type, GroupType):
+        groups = LAYOUTS[kind.layout].unpack(parts, weight_type, *shape)
+        return dequantize_groups(groups, weight_type)
+    if isinstance(weight_type, Fp8Type):
+        return packed_fp8.unpack(parts, weight_type, *shape)
+    if weight_type.block_elements == 1:
+        return parts[".weight"].astype(np.float32)
+    blocks = FP4_LAYOUTS[weight_type.name].unpack(parts, *shape)
+    return weightcast.dequantize(blocks, weight_type.name)
+
+
+def wanted(values: NDArray[np.float32], weight_type: Any, importance: Any = None) -> Any:
+    """The values of a matrix after quantization, by the library."""
+    if isinstance(weight_type, GroupType):
+        n_out, n_in = values.shape
+        matrix = Matrix(values.reshape(-1), "F32", n_out, n_in, n_in, 1)
+        return dequantize_groups(quantize_groups(matrix, weight_type, importance), weight_type)
+    if isinstance(weight_type, Fp8Type):
+        rows, scales = packed_fp8.quantize_fp8(values, weight_type)
+        square = weight_type.block
+        if square:
+            scales = np.repeat(np.repeat(scales, square, 0), square, 1)
+            scales = scales[: values.shape[0], : values.shape[1]]
+        return rows.astype(np.float32) * scales
+    if weight_type == BF16:
+        return values.astype(BFLOAT16).astype(np.float32)
+    return weightcast.dequantize(weightcast.quantize(values, weight_type.name), weight_type.name)
+
+
+NAMES = [
+    "int8-g32",
+    "int8-g32-gptq",
+    "int8-g32-gptq_v2",
+    "int8-channel-asym",
+    "int4-g32",
+    "int4-g64-asym",
+    "int4-channel",
+    "int4-g32-gptq",
+    "int4-g32-asym-gptq_v2",
+    "int4-g64-awq",
+    "int4-g32-asym-awq",
+    "weightcast-int4-g32",
+    "int8-g32-weightcast",
+    "mxfp4",
+    "nvfp4",
+    "fp8",
+    "fp8-block",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_readers_get_the_quantized_weights(name: str, tmp_path: Path) -> None:
+    golden = Golden("wide")
+    path = tmp_path / f"grok-{name}"
+    summary = weightcast.convert(golden.path, path, no_tokenizer=True)
+    kind = directory_type(name)
+    assert kind is not None
+    tensors = read_directory(path)
+    left = set(tensors)
+    for module, (place, _, values) in matrices(golden).items():
+        weight_type = kind.experts if place.role.is_experts else kind.attention
+        made = unpacked(tensors, module, kind, weight_type, values.shape)
+        # The released codes are carried where there are eight bits, so nothing is lost.
+        expected = values if kind.is_carried else wanted(values, weight_type)
+        np.testing.assert_array_equal(made, expected, err_msg=module)
+        left -= {module + suffix for suffix in parts_of(tensors, module)}
+    assert all(
+        "norm" in n or n.endswith(("gate.weight", "embed_tokens.weight"))
+        for n in left - {"lm_head.weight"}
+    )
+    assert all(tensors[n].dtype == np.float32 for n in left if "norm" in n or "gate" in n)
+    method = json.loads((path / "config.json").read_text())["quantization_config"]["quant_method"]
+    assert method == ("gptq" if "gptq" in kind.layout else kind.layout)
+    described = summary.describe()["outputs"][0]
+    assert described["bytes"] == sum(file.stat().st_size for file in path.iterdir())
+    assert described["type"] == name
+
+
+def test_int8_as_released(tmp_path: Path) -> None:
+    """Groups of 256 for experts, attention as the reference multiplies with it."""
+    spec = tiny_spec(emb_size=2048, key_size=128, num_q_heads=16, widening_factor=3)
+    write_checkpoint(tmp_path / "source", {**spec, "num_layers": 1}, seed=5)
+    source = weightcast.open(tmp_path / "source")
+    path = tmp_path / "grok-int8"
+    weightcast.convert(tmp_path / "source", path, no_tokenizer=True)
+    weightcast.convert(tmp_path / "source", tmp_path / "grok-f32", no_tokenizer=True)
+    tensors, exact = read_directory(path), read_directory(tmp_path / "grok-f32")
+    assert source.spec.num_experts == 8
+    for name, values in exact.items():
+        module = name.removesuffix(".weight")
+        if ".experts." in name:
+            assert tensors[f"{module}.weight_scale"].dtype == BFLOAT16
+            groups = LAYOUTS["compressed-tensors"].unpack(
+                parts_of(tensors, module), GroupType(8, 256), *values.shape
+            )
+            np.testing.assert_array_equal(dequantize_groups(groups, GroupType(8, 256)), values)
+        elif "self_attn" in name:
+            np.testing.assert_array_equal(tensors[name], values.astype(BFLOAT16))
+    ignored = json.loads((path / "config.json").read_text())["quantization_config"]["ignore"]
+    assert ignored == ["lm_head", "re:.*gate$", "re:.*attn.*"]
+
+
+def test_bytes_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["int4-g32-asym", "int4-g32-awq", "int8-g32-gptq", "fp8-block", "nvfp4"]
+    golden = Golden("wide")
+
+    def made(folder: Path, **options: Any) -> dict[str, bytes]:
+        folder.mkdir()
+        outputs = [folder / f"m-{name}" for name in names]
+        weightcast.convert(golden.path, *outputs, no_tokenizer=True, **options)
+        files = (file for output in outputs for file in sorted(output.iterdir()))
+        return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
+
+    whole = made(tmp_path / "whole", jobs=1)
+    monkeypatch.setattr(plan, "SLAB_BYTES", 50_000)
+    monkeypatch.setattr(execute, "PIECE_BYTES", 5_000)
+    assert made(tmp_path / "cut", jobs=3) == whole
+
+
+def test_parts_of_a_matrix_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "m-int4-g32"
+    weightcast.convert(Golden("wide").path, path, no_tokenizer=True, split="500K")
+    index = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(index.values())) > 3
+    for name, file in index.items():
+        if name.endswith(".weight_packed"):
+            stem = name.removesuffix("_packed")
+            assert index[f"{stem}_scale"] == index[f"{stem}_shape"] == file
+    assert set(index) == set(read_directory(path))
+
+
+def test_importance_weighs_the_search(tmp_path: Path) -> None:
+    golden = Golden("wide")
+    graph = weightcast.open(golden.path)
+    shapes = dict(gguf_tensors(graph))
+    file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
+    from weightcast.formats.imatrix import read_imatrix
+
+    entries = read_imatrix(file).entries
+    path = tmp_path / "m-int4-g32"
+    weightcast.convert(golden.path, path, no_tokenizer=True, imatrix=file)
+    kind = directory_type("int4-g32")
+    assert kind is not None
+    tensors = read_directory(path)
+    for module, (place, expert, values) in matrices(golden).items():
+        importance = None
+        if place.gguf in entries:  # one is left out, and made without
+            importance = entries[place.gguf].reshape(-1, values.shape[1])[expert or 0]
+        made = unpacked(tensors, module, kind, kind.experts, values.shape)
+        np.testing.assert_array_equal(made, wanted(values, kind.experts, importance))
+
+
+def test_int8_that_would_not_be_exact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(weightcast.LayoutError, match=r"w2\.weight: its scales cover 64 values"):
+        weightcast.convert(Golden("wide").path, tmp_path / "m-int8", no_tokenizer=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_float_sources_are_searched(tmp_path: Path) -> None:
+    golden = Golden("wide")
+    weightcast.convert(golden.path, tmp_path / "m-f32", no_tokenizer=True)
+    weightcast.convert(tmp_path / "m-f32", tmp_path / "m-int8-g32", no_tokenizer=True)
+    kind = directory_type("int8-g32")
+    assert kind is not None
+    tensors = read_directory(tmp_path / "m-int8-g32")
+    for module, (_, _, values) in matrices(golden).items():
+        made = unpacked(tensors, module, kind, kind.experts, values.shape)
+        np.testing.assert_array_equal(made, wanted(values, kind.experts), err_msg=module)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("grok-1-int4-g128", "int4-g128"),
+        ("out/Grok_INT8-GPTQ", "int8-gptq"),
+        ("x.int4-channel-asym-gptq_v2", "int4-channel-asym-gptq_v2"),
+        ("weightcast-int4", "weightcast-int4"),
+        ("a-fp8-block", "fp8-block"),
+        ("a-bf16", "bf16"),
+        ("grok-1-int5", None),
+        ("print8", None),
+        ("grok-awq", None),
+    ],
+)
+def test_names(path: str, name: str | None) -> None:
+    assert name_in(Path(path).name) == name
+
+
+@pytest.mark.parametrize("name", ["int8-awq", "weightcast-int4-awq", "int3", "Q4_K", "int4-g48"])
+def test_unknown_types(name: str, tmp_path: Path) -> None:
+    with pytest.raises(weightcast.RequestError, match="is not a type of a safetensors directory"):
+        weightcast.convert(Golden("wide").path, tmp_path / "m", types=[name], no_tokenizer=True)
