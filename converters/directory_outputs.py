@@ -9,6 +9,7 @@ from typing import Any, Final
 from weightcast.converters import grok1_hf
 from weightcast.converters.directory_types import (
     PLAIN,
+    WEIGHTCAST,
     DirectoryType,
     WeightType,
     directory_type,
@@ -27,15 +28,17 @@ from weightcast.converters.outputs import (
     choice_notes,
     type_of,
 )
-from weightcast.converters.packing import GroupPacking, Packing
+from weightcast.converters.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
 from weightcast.converters.recipe import choose, gguf_tensors
 from weightcast.converters.recipes import Decision
 from weightcast.formats import safetensors
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed_parts import Scheme
+from weightcast.formats.packed_fp4 import FP4_LAYOUTS
+from weightcast.formats.packed_parts import Fp8Type, Scheme
+from weightcast.formats.packed_weightcast import Described, header_metadata
 from weightcast.formats.tokenizer import Vocabulary
-from weightcast.quant.errors import LayoutError, RequestError
+from weightcast.quant.errors import LayoutError
 from weightcast.quant.groups import GroupType
 from weightcast.quant.types import QuantType
 
@@ -95,7 +98,7 @@ def lay_out_directory(
     constants: list[tuple[int, int, bytes]] = []
     for n, shard in enumerate(shards):
         entries = [entry for item in shard for entry in item.entries]
-        layout = safetensors.lay_out(entries, {"format": "pt"})
+        layout = safetensors.lay_out(entries, {"format": "pt", **_metadata(shard, kind)})
         name = safetensors.shard_name(n, len(shards))
         files.append(PlannedFile(request.path / name, layout.header, layout.size))
         weight_map.update({entry.name: name for entry in entries})
@@ -122,6 +125,18 @@ def _notes(spec: Grok1Spec, companions: dict[str, bytes]) -> Iterator[str]:
         )
     if "tokenizer.model" not in companions:
         yield "no tokenizer.model: give one with --tokenizer FILE"
+
+
+def _metadata(shard: list[_Item], kind: DirectoryType) -> dict[str, str]:
+    """What the header of one file says about packed matrices: our own layout describes itself."""
+    if kind.layout != WEIGHTCAST:
+        return {}
+    described = {
+        item.stem: Described(item.packing.type, *item.tensor.shape)
+        for item in shard
+        if isinstance(item.packing, GroupPacking)
+    }
+    return header_metadata(described)
 
 
 def _planned(item: _Item, file: int, offsets: dict[str, int], weighing: Weighing) -> PlannedTensor:
@@ -191,18 +206,25 @@ def _item(
 
 
 def _packing(name: str, source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
-    label = type_label(weight_type)
-    if not isinstance(weight_type, GroupType):
-        raise RequestError(f"{label} is not written yet")
-    packing = GroupPacking(label, LAYOUTS[kind.layout], weight_type)
-    if kind.is_carried and matrices(source)[0].scales is not None:
-        _check_carried(name, source, weight_type)
-        packing = GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried=True)
+    """How a matrix is packed. Raises LayoutError if it cannot be stored so."""
+    packing = _packing_of(name, source, weight_type, kind)
     try:
         packing.parts(*source.shape)
     except LayoutError as problem:
         raise LayoutError(f"{name}: {problem}") from None
     return packing
+
+
+def _packing_of(name: str, source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
+    label = type_label(weight_type)
+    if isinstance(weight_type, QuantType):
+        return Fp4Packing(FP4_LAYOUTS[weight_type.name])
+    if isinstance(weight_type, Fp8Type):
+        return Fp8Packing(label, weight_type)
+    is_carried = kind.is_carried and matrices(source)[0].scales is not None
+    if is_carried:
+        _check_carried(name, source, weight_type)
+    return GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried)
 
 
 def _check_carried(name: str, source: Tensor, group_type: GroupType) -> None:

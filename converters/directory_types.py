@@ -17,10 +17,12 @@ from weightcast.quant.types import BF16, FLOAT_TYPES, MXFP4, NVFP4, TYPES, Quant
 WeightType = QuantType | GroupType | Fp8Type
 
 COMPRESSED_TENSORS: Final = "compressed-tensors"
+WEIGHTCAST: Final = "weightcast"
 PLAIN: Final = "plain"
 _FLOATS: Final = tuple(quant_type.name.lower() for quant_type in reversed(FLOAT_TYPES))
+# Powers of two, as what layouts pack together: pieces fit both.
 _GROUP_SIZES: Final = {"g32": 32, "g64": 64, "g128": 128, "g256": 256, "channel": 0}
-_LAYOUTS: Final = {"gptq": "gptq", "gptq_v2": "gptq_v2", "awq": "awq", "weightcast": "weightcast"}
+_LAYOUTS: Final = {"gptq": "gptq", "gptq_v2": "gptq_v2", "awq": "awq", "weightcast": WEIGHTCAST}
 _INTEGERS: Final = re.compile(
     r"(?P<before>weightcast-)?int(?P<bits>[48])(?:-(?P<size>g32|g64|g128|g256|channel))?"
     r"(?:-(?P<asymmetric>asym))?(?:-(?P<layout>gptq_v2|gptq|awq|weightcast))?"
@@ -81,7 +83,7 @@ def directory_type(name: str) -> DirectoryType | None:
         return None
     layout = _LAYOUTS.get(match["layout"] or "", COMPRESSED_TENSORS)
     if match["before"]:
-        layout = "weightcast"
+        layout = WEIGHTCAST
     bits, symmetric = int(match["bits"]), match["asymmetric"] is None
     size = _GROUP_SIZES[match["size"] or "g128"]
     groups: WeightType = GroupType(bits, size, symmetric)

@@ -9,6 +9,9 @@ The config loads unmodified in vLLM (0.14 to 0.24), SGLang and llama.cpp's conve
 - No `attn_output_multiplier` where it is key_size ** -0.5, as in the release: all of them compute
   that themselves, and vLLM would scale the attention output by it too.
 - `load_presharded_moe` false: SGLang's default under tensor parallelism expects split files.
+- `auto_map` leads transformers, where it may run a directory's code, to the two files in
+  `grok1_transformers/`, which are copied beside the weights. Without that permission, and in the
+  runtimes above, it changes nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +29,15 @@ from weightcast.formats.tokenizer_json import tokenizer_json
 from weightcast.quant.errors import FormatError
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+# What transformers runs with trust_remote_code=True: not imported here, written into directories.
+_CODE: Final = Path(__file__).with_name("grok1_transformers")
+_CODE_FILES: Final = ("configuration_grok1.py", "modeling_grok1.py")
+_AUTO_MAP: Final = {
+    "AutoConfig": "configuration_grok1.Grok1Config",
+    "AutoModel": "modeling_grok1.Grok1Model",
+    "AutoModelForCausalLM": "modeling_grok1.Grok1ForCausalLM",
+}
 
 # hyperparameter -> config key, and the default where it may be absent.
 _KEYS: Final[dict[str, tuple[str, Number | None]]] = {
@@ -61,6 +73,7 @@ def config(
     special = {"bos": 1, "eos": 2, "pad": 0} if vocabulary is None else vocabulary.special_ids
     values: dict[str, Any] = {
         "architectures": ["Grok1ForCausalLM"],
+        "auto_map": _AUTO_MAP,
         "model_type": "mixtral",
         "hidden_size": spec.emb_size,
         "intermediate_size": spec.ffn_size,
@@ -102,13 +115,14 @@ def companion_files(
     vocabulary: Vocabulary | None,
     quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
-    """Make the small files of a directory: config, generation config and the tokenizer's."""
+    """Make the small files of a directory: configs, code for transformers and the tokenizer's."""
     values = config(spec, type_name, vocabulary, quantization)
     special = {key: values[key] for key in values if key.endswith("_token_id")}
     special.pop("unk_token_id", None)
     files = {
         "config.json": _json(values),
         "generation_config.json": _json({"_from_model_config": True, **special}),
+        **{name: (_CODE / name).read_bytes() for name in _CODE_FILES},
     }
     if vocabulary is not None and vocabulary.model_file is not None:
         files["tokenizer.model"] = vocabulary.model_file.read_bytes()

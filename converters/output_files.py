@@ -31,7 +31,7 @@ from weightcast.quant.errors import OutputError
 # The files of a directory that a conversion writes, and so may replace.
 _OWN_NAMES: Final = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
-    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|(configuration|modeling)_grok1\.py|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 
 

@@ -9,9 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.formats.packed_parts import PackedLayout, Part, Segment
+from weightcast.formats import packed_fp8
+from weightcast.formats.packed_fp4 import PackedFp4
+from weightcast.formats.packed_parts import Fp8Type, PackedLayout, Part, Segment
 from weightcast.quant.groups import GroupType, carry_groups, quantize_groups
-from weightcast.quant.library import Blocks, Matrix
+from weightcast.quant.library import Blocks, Matrix, quantize_matrix
+from weightcast.quant.types import F32
 
 
 class Packing(Protocol):
@@ -26,6 +29,9 @@ class Packing(Protocol):
 
     def row_multiple(self) -> int:
         """Rows that must be packed together."""
+
+    def row_bytes(self, n_in: int) -> int:
+        """Bytes that a row takes while it is made."""
 
     def constants(self, n_out: int, n_in: int) -> dict[str, bytes]:
         """Parts that do not depend on the weights."""
@@ -58,6 +64,9 @@ class GroupPacking:
     def row_multiple(self) -> int:
         return self.layout.row_multiple(self.type)
 
+    def row_bytes(self, n_in: int) -> int:
+        return 2 * n_in  # a code a byte, and once more as it is packed
+
     def constants(self, n_out: int, n_in: int) -> dict[str, bytes]:
         return self.layout.constants(self.type, n_out, n_in)
 
@@ -68,9 +77,80 @@ class GroupPacking:
         row0: int,
         importance: NDArray[np.float32] | None,
     ) -> Iterator[Segment]:
-        matrix = rows.dequantized() if isinstance(rows, Blocks) else rows
+        matrix = _as_matrix(rows)
         if self.is_carried:
             groups = carry_groups(matrix, self.type)
         else:
             groups = quantize_groups(matrix, self.type, importance)
         return self.layout.pack(groups, self.type, n_out, matrix.n_in, row0)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp4Packing:
+    """MXFP4 or NVFP4: the blocks of GGUF in another order."""
+
+    layout: PackedFp4
+
+    @property
+    def label(self) -> str:
+        return self.layout.type.name
+
+    def parts(self, n_out: int, n_in: int) -> tuple[Part, ...]:
+        return self.layout.parts(n_out, n_in)
+
+    def row_multiple(self) -> int:
+        return 1
+
+    def row_bytes(self, n_in: int) -> int:
+        return 2 * n_in
+
+    def constants(self, n_out: int, n_in: int) -> dict[str, bytes]:
+        return self.layout.constants()
+
+    def pack(
+        self,
+        rows: Matrix | Blocks,
+        n_out: int,
+        row0: int,
+        importance: NDArray[np.float32] | None,
+    ) -> Iterator[Segment]:
+        matrix, quant_type = _as_matrix(rows), self.layout.type
+        blocks = np.empty((matrix.n_out, quant_type.row_bytes(matrix.n_in)), np.uint8)
+        quantize_matrix(matrix, quant_type, blocks)
+        return self.layout.pack(blocks, n_out, matrix.n_in, row0)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Packing:
+    """Floats of 8 bits with a scale for each row or square."""
+
+    label: str
+    type: Fp8Type
+
+    def parts(self, n_out: int, n_in: int) -> tuple[Part, ...]:
+        return packed_fp8.parts(self.type, n_out, n_in)
+
+    def row_multiple(self) -> int:
+        return packed_fp8.row_multiple(self.type)
+
+    def row_bytes(self, n_in: int) -> int:
+        return 16 * n_in  # float32, its magnitude, quotient and scale
+
+    def constants(self, n_out: int, n_in: int) -> dict[str, bytes]:
+        return {}
+
+    def pack(
+        self,
+        rows: Matrix | Blocks,
+        n_out: int,
+        row0: int,
+        importance: NDArray[np.float32] | None,
+    ) -> Iterator[Segment]:
+        matrix = _as_matrix(rows)
+        values = np.empty((matrix.n_out, matrix.n_in), np.float32)
+        quantize_matrix(matrix, F32, values.view(np.uint8))
+        return packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0)
+
+
+def _as_matrix(rows: Matrix | Blocks) -> Matrix:
+    return rows.dequantized() if isinstance(rows, Blocks) else rows

@@ -28,7 +28,7 @@ class Cut:
         share = -(-(item.out1 - item.out0) // self.workers)
         rows = min(max(1, self.limit_bytes // row_bytes), max(share, _ROW_STEP))
         multiple = max(d.row_multiple for d in item.destinations)
-        return whole(rows, multiple if rows < _ROW_STEP else _ROW_STEP)
+        return whole(rows, multiple if rows < _ROW_STEP else max(multiple, _ROW_STEP))
 
 
 @dataclass(frozen=True, slots=True)

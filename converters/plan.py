@@ -43,8 +43,9 @@ class Destination:
     packed: Packed | None = None
 
     def row_bytes(self, n_in: int) -> int:
-        """Bytes that a row takes while it is made; of what is packed, a code a byte and again."""
-        return 2 * n_in if self.packed is not None else self.type.row_bytes(n_in)
+        """Bytes that a row takes while it is made."""
+        made = self.type if self.packed is None else self.packed.packing
+        return made.row_bytes(n_in)
 
     @property
     def row_multiple(self) -> int:

@@ -57,7 +57,8 @@ def _as_groups(
     for array in (codes, scales, zero_points):
         assert array is None or (array.flags.c_contiguous and array.flags.aligned)
     assert codes.dtype == np.uint8
-    assert zero_points is None or (zero_points.dtype, zero_points.shape) == (np.uint8, scales.shape)
+    assert zero_points is None or zero_points.dtype == np.uint8
+    assert zero_points is None or zero_points.shape == scales.shape
     return _Groups(
         codes=codes.ctypes.data,
         scales=scales.ctypes.data,
@@ -136,7 +137,8 @@ def dequantize(
 def load() -> ctypes.CDLL:
     """Load the library, with the types of what is called here."""
     loaded = library.load()
-    if loaded.weightcast_dequantize_groups.argtypes is None:
+    argtypes: object = loaded.weightcast_dequantize_groups.argtypes
+    if argtypes is None:
         pointer, structure = ctypes.c_void_p, ctypes.POINTER
         groups = (structure(_GroupType), structure(_Groups))
         source, result = structure(library._Source), structure(library._Result)

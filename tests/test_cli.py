@@ -217,8 +217,10 @@ def test_an_output_is_replaced_whole(run, tiny: Path, tmp_path: Path) -> None:
         assert run("convert", "--no-tokenizer", tiny, tmp_path / name).code == 0
     assert names(tmp_path / "a-f16") == [
         "config.json",
+        "configuration_grok1.py",
         "generation_config.json",
         "model.safetensors",
+        "modeling_grok1.py",
     ]
 
 

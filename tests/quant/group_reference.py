@@ -1,7 +1,7 @@
 """Groups made as kernels/group_search.h describes it, in numpy: an array operation a step.
 
-Independent of the kernels in everything but the rule: sums are float32, of 32 rows in order and then
-of chunks in order, as the rule says.
+Independent of the kernels in everything but the rule: sums are float32, of 32 rows in order and
+then of chunks in order, as the rule says.
 """
 
 from __future__ import annotations
@@ -17,10 +17,25 @@ from weightcast.quant.groups import SCALE_DTYPES, Groups, GroupType
 F32 = NDArray[np.float32]
 CHUNK = 32
 FACTORS = {
-    4: [0.80, 0.85, 0.90, 0.95, 1.00, 1.05, 1.10, 1.15]
-    + [1.20, 1.25, 1.30, 1.40, 1.55, 1.75, 2.05, 2.60],
-    8: [0.952, 0.960, 0.968, 0.976, 0.984, 0.992, 1.000, 1.008]
-    + [1.016, 1.024, 1.032, 1.040, 1.050, 1.065, 1.085, 1.12],
+    4: [0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.55, 1.75, 2.05, 2.6],
+    8: [
+        0.952,
+        0.96,
+        0.968,
+        0.976,
+        0.984,
+        0.992,
+        1.0,
+        1.008,
+        1.016,
+        1.024,
+        1.032,
+        1.04,
+        1.05,
+        1.065,
+        1.085,
+        1.12,
+    ],
 }
 STEPS = {4: [0.03, 0.015, 0.007], 8: [0.006, 0.004, 0.002]}
 OPPOSITE = {4: [0.95, 1.1, 1.3, 1.6], 8: [0.992, 1.012, 1.036, 1.08]}

@@ -14,7 +14,7 @@ import pytest
 
 from tests.quant import compilers, instruction_sets
 from tests.quant.kernel_types import BLOCK_TYPES
-from weightcast.quant import library
+from weightcast.quant import group_library, library
 from weightcast.quant.error import MOMENTS
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
@@ -57,6 +57,7 @@ STATUSES = (
     "NEEDS_IMPORTANCE",
     "BAD_IMPORTANCE",
     "MISCOMPILED",
+    "INEXACT_SCALE",
 )
 
 
@@ -93,7 +94,14 @@ def test_every_instruction_set_is_clean_and_gives_the_same_bytes(program):
     assert [lines[0] for lines in said] == list(isas)
     parts = [line.split(":")[0] for line in said[0][1:]]
     by_number = sorted(BLOCK_TYPES.values(), key=lambda t: t.ggml_id)
-    assert parts == ["shapes", *(t.name for t in by_number), "dequantize", "measure"]
+    assert parts == [
+        "shapes",
+        *(t.name for t in by_number),
+        "dequantize",
+        "measure",
+        "groups",
+        "carried groups",
+    ]
     for lines in said:
         assert lines[1:] == said[0][1:]
 
@@ -103,7 +111,12 @@ def test_header_is_plain_c_and_agrees_with_the_binding(tmp_path):
     compilers.run(*c99, compilers.SOURCES / "header.c", "-o", tmp_path / "header")
     said = compilers.run(tmp_path / "header").splitlines()
     expected = []
-    structures = {"weightcast_source": library._Source, "weightcast_result": library._Result}
+    structures = {
+        "weightcast_source": library._Source,
+        "weightcast_result": library._Result,
+        "weightcast_group_type": group_library._GroupType,
+        "weightcast_groups": group_library._Groups,
+    }
     for c_name, structure in structures.items():
         for name, _ in structure._fields_:
             field = getattr(structure, name)

@@ -37,6 +37,17 @@ int main(void) {
   printf("weightcast_source size 0 %d\n", (int)sizeof(weightcast_source));
   printf("weightcast_result size 0 %d\n", (int)sizeof(weightcast_result));
   printf("weightcast_moments size 0 %d\n", (int)sizeof(weightcast_moments));
+  FIELD(weightcast_group_type, bits);
+  FIELD(weightcast_group_type, symmetric);
+  FIELD(weightcast_group_type, scale_type);
+  FIELD(weightcast_group_type, search);
+  FIELD(weightcast_group_type, group_size);
+  FIELD(weightcast_groups, codes);
+  FIELD(weightcast_groups, scales);
+  FIELD(weightcast_groups, zero_points);
+  FIELD(weightcast_groups, groups);
+  printf("weightcast_group_type size 0 %d\n", (int)sizeof(weightcast_group_type));
+  printf("weightcast_groups size 0 %d\n", (int)sizeof(weightcast_groups));
   NUMBER(type, F32);
   NUMBER(type, F16);
   NUMBER(type, Q4_0);
@@ -74,6 +85,7 @@ int main(void) {
   NUMBER(status, NEEDS_IMPORTANCE);
   NUMBER(status, BAD_IMPORTANCE);
   NUMBER(status, MISCOMPILED);
+  NUMBER(status, INEXACT_SCALE);
   printf("abi %d\n", WEIGHTCAST_ABI_VERSION);
   return 0;
 }

@@ -359,6 +359,142 @@ void check_measure() {
   CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
 }
 
+// Print the checksum of a part, and begin the next.
+void report(const char* part) {
+  std::printf("%s: %lld calls %016llx\n", part, static_cast<long long>(calls),
+              static_cast<unsigned long long>(checksum));
+  checksum = kNoBytes;
+  calls = 0;
+}
+
+// Groups in exact buffers.
+struct Groups {
+  weightcast_group_type type{};
+  weightcast_groups view{};
+  int64_t n_out, n_in;
+  Bytes codes, scales, zero_points;
+
+  Groups(int64_t rows, int64_t columns, const weightcast_group_type& made)
+      : type(made), n_out(rows), n_in(columns) {
+    view.groups = n_in / type.group_size;
+    codes = allocate(n_out * n_in, 0xa5);
+    scales = allocate(scale_bytes(), 0xa5);
+    if (!type.symmetric) zero_points = allocate(n_out * view.groups, 0xa5);
+    view.codes = codes.get();
+    view.scales = scales.get();
+    view.zero_points = zero_points.get();
+  }
+
+  int64_t scale_bytes() const { return n_out * view.groups * element_bytes(type.scale_type); }
+
+  // Count what was made, and the floats it stands for.
+  void add() {
+    Bytes floats = allocate(n_out * n_in * 4, 0xa5);
+    CHECK(weightcast_dequantize_groups(&type, &view, n_out, n_in,
+                                       reinterpret_cast<float*>(floats.get())) == WEIGHTCAST_OK);
+    add_to_checksum(codes.get(), n_out * n_in);
+    add_to_checksum(scales.get(), scale_bytes());
+    if (!type.symmetric) add_to_checksum(zero_points.get(), n_out * view.groups);
+    add_to_checksum(floats.get(), n_out * n_in * 4);
+  }
+};
+
+// Groups of every kind, within tiles and longer, from any source, in every kind of tail.
+void check_groups() {
+  const int64_t widths[] = {1, 7, 17, 33, 64, 70, 130, 261};
+  const int64_t sizes[] = {32, 96, 128, 256, 288, 544};
+  const int32_t scale_types[] = {WEIGHTCAST_BF16, WEIGHTCAST_F32, WEIGHTCAST_F16};
+  const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F32, WEIGHTCAST_F16,
+                             WEIGHTCAST_F32, WEIGHTCAST_BF16, WEIGHTCAST_I8};
+  for (int round = 0; round < 96; ++round) {
+    const int64_t size = sizes[round % 6], n_in = size * (1 + round % 3), n_out = widths[round % 8];
+    const weightcast_group_type type{round % 2 == 0 ? 4 : 8, round / 2 % 2, scale_types[round % 3],
+                                     round % 5 != 0, size};
+    Source source = make_source(sources[round % 7], n_out, n_in,
+                                static_cast<int>(random_bits() % kLayouts),
+                                1 + round % 2 * (n_in / 16 - 1), round % kValues);
+    const Bytes importance = make_importance(n_in);
+    const auto* factors = round % 3 == 0 ? nullptr : reinterpret_cast<const float*>(importance.get());
+    Groups groups(n_out, n_in, type);
+    weightcast_result result;
+    const int32_t status =
+        weightcast_quantize_groups(&source.view, factors, &type, &groups.view, &result);
+    CHECK(status == WEIGHTCAST_OK || (status == WEIGHTCAST_OVERFLOW && type.scale_type == WEIGHTCAST_F16));
+    if (status == WEIGHTCAST_OK) groups.add();
+    ++calls;
+    if (source.view.type == WEIGHTCAST_I8) continue;
+    std::memset(source.element(n_out - 1, n_in - 1), 0xff,
+                static_cast<size_t>(element_bytes(source.view.type)));
+    CHECK(weightcast_quantize_groups(&source.view, factors, &type, &groups.view, &result) ==
+          WEIGHTCAST_NOT_FINITE);
+    CHECK(result.bad_out == n_out - 1 && result.bad_in == n_in - 1);
+  }
+  report("groups");
+}
+
+void check_carried_groups() {
+  for (int64_t n_out : {1, 15, 16, 33, 64, 70, 257}) {
+    for (int layout = 0; layout < kLayouts; ++layout) {
+      for (int64_t size : {32, 96, 192, 576}) {
+        const int64_t n_in = 1152;
+        const weightcast_group_type type{8, 1, size == 32 ? WEIGHTCAST_BF16 : WEIGHTCAST_F32, 0, size};
+        Source source = make_source(WEIGHTCAST_I8, n_out, n_in, layout, 2);
+        Groups groups(n_out, n_in, type);
+        weightcast_result result;
+        const int32_t status =
+            weightcast_carry_groups(&source.view, &type, &groups.view, &result);
+        if (status == WEIGHTCAST_OK) groups.add();
+        CHECK(status == WEIGHTCAST_OK ||
+              (status == WEIGHTCAST_INEXACT_SCALE && type.scale_type == WEIGHTCAST_BF16));
+        source.view.groups = 8;  // of 144 rows each
+        source.view.scale_stride = 0;
+        CHECK(weightcast_carry_groups(&source.view, &type, &groups.view, &result) ==
+              WEIGHTCAST_BAD_SHAPE);
+        ++calls;
+      }
+    }
+  }
+  report("carried groups");
+}
+
+// Nothing is read or written: the pointers are null.
+void check_group_refusals() {
+  weightcast_source s{};
+  weightcast_groups groups{};
+  weightcast_result result;
+  weightcast_group_type type{4, 1, WEIGHTCAST_BF16, 1, 32};
+  const auto status = [&] {
+    return weightcast_quantize_groups(&s, nullptr, &type, &groups, &result);
+  };
+  CHECK(status() == WEIGHTCAST_OK);  // [0, 0]
+  s.n_out = 5;
+  s.n_in = 64;
+  CHECK(status() == WEIGHTCAST_BAD_SHAPE);  // 64 values in no group
+  groups.groups = 1;
+  CHECK(status() == WEIGHTCAST_BAD_SHAPE);
+  groups.groups = 2;
+  for (int64_t size : {-32, 0, 16, 33, 64}) {
+    type.group_size = size;
+    CHECK(status() == WEIGHTCAST_BAD_SHAPE);
+  }
+  type.group_size = 32;
+  for (int32_t bits : {-1, 0, 3, 16}) {
+    type.bits = bits;
+    CHECK(status() == WEIGHTCAST_BAD_TYPE);
+  }
+  type.bits = 8;
+  for (int32_t scale_type : {WEIGHTCAST_I8 + 0, WEIGHTCAST_Q8_0 + 0, 99}) {
+    type.scale_type = scale_type;
+    CHECK(status() == WEIGHTCAST_BAD_TYPE);
+  }
+  type.scale_type = WEIGHTCAST_F32;
+  // Floats have no codes to carry.
+  CHECK(weightcast_carry_groups(&s, &type, &groups, &result) == WEIGHTCAST_BAD_TYPE);
+  CHECK(weightcast_dequantize_groups(&type, &groups, -1, 64, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_dequantize_groups(&type, &groups, 5, 65, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_dequantize_groups(&type, &groups, 0, 64, nullptr) == WEIGHTCAST_OK);
+}
+
 // Refusals read and write nothing: the pointers are null.
 void check_refusals() {
   weightcast_result result;
@@ -391,14 +527,6 @@ void check_refusals() {
   CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_BAD_TYPE);
 }
 
-// Print the checksum of a part, and begin the next.
-void report(const char* part) {
-  std::printf("%s: %lld calls %016llx\n", part, static_cast<long long>(calls),
-              static_cast<unsigned long long>(checksum));
-  checksum = kNoBytes;
-  calls = 0;
-}
-
 void check_shapes() {
   const int64_t edges[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 127, 128, 130};
   for (int64_t n_out : edges) {
@@ -429,6 +557,9 @@ int main(int argc, char** argv) {
   report("dequantize");
   check_measure();
   report("measure");
+  check_groups();
+  check_carried_groups();
+  check_group_refusals();
   check_refusals();
   return 0;
 }
