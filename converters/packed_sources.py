@@ -37,12 +37,13 @@ def join_packed(
     for name, matrix in found.items():
         for suffix in matrix.parts:
             del joined[name + suffix]
+    claims = list(_claims(config or {}))
     for name, matrix in found.items():
         file = main_part(matrix).path
         if name + _WEIGHT in joined:
             raise LayoutError(f"{file}: {shown(name)} is there packed and as plain numbers")
-        if config is not None and isinstance(matrix.type, GroupType):
-            _check_claims(config_file, list(_claims(config)), f"{file}: {shown(name)}", matrix)
+        if isinstance(matrix.type, GroupType):
+            _check_claims(config_file, claims, f"{file}: {shown(name)}", matrix)
         try:
             joined[name + _WEIGHT] = stored_matrix(name, matrix, type_label(matrix.type))
         except LayoutError as problem:

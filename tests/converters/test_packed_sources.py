@@ -108,25 +108,29 @@ def write_config(plain: Path, out: Path, quantization: dict[str, Any] | None) ->
 
 
 def pack_directory(
-    plain: Path, out: Path, layout: str, group_type: GroupType
+    plain: Path, out: Path, layout: str, group_type: GroupType, attention: GroupType | None = None
 ) -> dict[str, NDArray[np.float32]]:
     """Write random groups in place of every matrix; gives the values [out, in] by name."""
     out.mkdir()
+    types = {"experts": group_type, "self_attn": attention or group_type}
     tensors, expected, described = {}, {}, {}
     for seed, (name, array) in enumerate(read_plain(plain).items()):
         if not is_packed(name):
             tensors[name] = array
             continue
         stem = name.removesuffix(".weight")
-        groups = packed.random_groups(group_type, *array.shape, seed)
-        parts = packed.pack_whole(LAYOUTS[layout], groups, group_type)
+        kind = types["self_attn" if "self_attn" in name else "experts"]
+        groups = packed.random_groups(kind, *array.shape, seed)
+        parts = packed.pack_whole(LAYOUTS[layout], groups, kind)
         tensors |= {stem + suffix: part for suffix, part in parts.items()}
-        expected[name] = packed.values(groups, group_type)
-        described[stem] = Described(group_type, *array.shape)
+        expected[name] = packed.values(groups, kind)
+        described[stem] = Described(kind, *array.shape)
     metadata = header_metadata(described) if layout == "weightcast" else {}
     write(out / "model.safetensors", tensors, metadata)
-    scheme = Scheme(("Linear",), group_type)
-    write_config(plain, out, LAYOUTS[layout].quantization_config([scheme], [], ["q_proj"]))
+    schemes = [Scheme(("Linear",), group_type)]
+    if attention is not None:
+        schemes = [Scheme((f"re:.*{part}.*",), t) for part, t in types.items()]
+    write_config(plain, out, LAYOUTS[layout].quantization_config(schemes, [], ["q_proj"]))
     return expected
 
 
@@ -220,6 +224,13 @@ def test_groups_become_what_they_mean(
     assert len(weightcast.converters.convert.prepare(source, [tmp_path / "n-F32.gguf"],
         no_tokenizer=True).items) > 150  # fmt: skip
     check_values(source, tmp_path, expected)
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "gptq_v2", "weightcast"])
+def test_two_types_in_one_directory(layout: str, plain: Path, tmp_path: Path) -> None:
+    types = GroupType(4, 128, symmetric=layout == "weightcast"), INT8
+    expected = pack_directory(plain, tmp_path / "src", layout, *types)
+    check_values(tmp_path / "src", tmp_path, expected)
 
 
 @pytest.mark.parametrize("kind", FLOATS, ids=str)
@@ -459,7 +470,7 @@ def test_a_truncated_file(own: Any) -> None:
         ({"quant_method": "hqq"}, "quant_method 'hqq' is not read, only weightcast"),
         ({"quant_method": 3}, "quant_method 3 is not read"),
         ("gptq", "quantization_config is 'gptq', not an object"),
-        (None, "packed in a way that no quantization_config does not explain"),
+        (None, "packed in a way that no quantization_config explains"),
         ({"quant_method": "awq"}, "packed in a way that quant_method awq does not explain"),
     ],
 )
