@@ -32,7 +32,7 @@ def bytes_text(nbytes: int) -> str:
 def stored_as(tensor: Tensor) -> str:
     """The stored form of a tensor: I8 x BF16[groups], F32, Q8_0."""
     view = matrices(tensor)[0]
-    if view.scales is None:
+    if view.scales is None or view.array.packed is not None:
         return view.array.dtype
     return f"{view.array.dtype} x {view.scales.array.dtype}[{view.scales.shape[1]}]"
 
@@ -42,7 +42,7 @@ def stored_bytes(tensor: Tensor) -> int:
     arrays = set()
     for view in matrices(tensor):
         arrays.add(view.array)
-        if view.scales is not None:
+        if view.scales is not None and view.array.packed is None:
             arrays.add(view.scales.array)
     return sum(array.nbytes for array in arrays)
 

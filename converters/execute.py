@@ -277,8 +277,8 @@ class _Run:
         step = self._cut.rows_per_piece(item)
         starts = range(0, slab.rows, step)
         loan = _Loan(buffer, self._slabs, len(starts), threading.Lock())
-        share = item.nbytes // len(starts)
-        rest = item.nbytes - share * (len(starts) - 1)
+        share = item.read_bytes // len(starts)
+        rest = item.read_bytes - share * (len(starts) - 1)
         for index, row0 in enumerate(starts):
             row1 = min(row0 + step, slab.rows)
             nbytes = share if row0 else rest

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from weightcast.formats.packed_stored import PackedSource
 from weightcast.formats.stored import ITEM_BYTES, StoredArray
 from weightcast.quant.errors import LayoutError
 
@@ -91,7 +92,7 @@ class Tensor:
 
 def _describe_origin(origin: StoredArray | Operation) -> dict[str, Any]:
     if isinstance(origin, StoredArray):
-        return {"file": origin.path.name, "offset": origin.offset, "nbytes": origin.nbytes}
+        return _describe_stored(origin)
     described: dict[str, Any] = {"operation": type(origin).__name__.lower()}
     if isinstance(origin, Dequantize):
         described["sources"] = [origin.weight.describe(), origin.scales.describe()]
@@ -103,6 +104,19 @@ def _describe_origin(origin: StoredArray | Operation) -> dict[str, Any]:
             described["index"] = origin.index
         if isinstance(origin, Rows):
             described["length"] = origin.length
+    return described
+
+
+def _describe_stored(array: StoredArray) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "file": array.path.name,
+        "offset": array.offset,
+        "nbytes": array.nbytes,
+    }
+    if array.packed is not None:
+        matrix = array.packed.matrix
+        described["layout"] = matrix.layout
+        described["parts"] = {s: _describe_stored(part) for s, part in matrix.parts.items()}
     return described
 
 
@@ -185,14 +199,32 @@ class View:
         return View(self.array, start, self.shape[1:], self.strides[1:])
 
     @property
+    def dtype(self) -> str:
+        """What the rows are in memory."""
+        packed = self.array.packed
+        return self.array.dtype if packed is None else packed.held_dtype
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the rows are quantized blocks in memory."""
+        return self.dtype not in ITEM_BYTES
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the rows become float32 on the way to what is made of them."""
+        return self.is_blocked or (self.array.packed is not None and self.dtype != "I8")
+
+    @property
     def item_bytes(self) -> int:
-        return ITEM_BYTES[self.array.dtype]
+        return ITEM_BYTES[self.dtype]
 
 
 def matrices(tensor: Tensor) -> list[View]:
     """Resolve a tensor [..., out, in] to its matrices in order; [in] is one row."""
     origin = tensor.origin
     if isinstance(origin, StoredArray):
+        if origin.packed is not None:
+            return [_packed_view(origin, origin.packed)]
         return _planes(View(origin, 0, origin.shape, origin.strides))
     if isinstance(origin, Dequantize):
         pairs = zip(matrices(origin.weight), matrices(origin.scales), strict=True)
@@ -212,6 +244,16 @@ def matrices(tensor: Tensor) -> list[View]:
         rows = origin.source.size // origin.length
         return [View(array, 0, (rows, origin.length), (origin.length, 1))]
     return matrices(origin.source)
+
+
+def _packed_view(array: StoredArray, packed: PackedSource) -> View:
+    """A packed matrix, which is read in whole rows; int8 codes have their scales beside them."""
+    scales = None
+    if packed.scales is not None:
+        of_array, strides = packed.scales
+        groups = of_array.nbytes // ITEM_BYTES[of_array.dtype] // array.shape[0]
+        scales = View(of_array, 0, (array.shape[0], groups), strides)
+    return View(array, 0, array.shape, array.strides, scales)
 
 
 def _planes(view: View) -> list[View]:

@@ -114,10 +114,14 @@ class Fp4Packing:
         row0: int,
         importance: NDArray[np.float32] | None,
     ) -> Iterator[Segment]:
-        matrix, quant_type = _as_matrix(rows), self.layout.type
-        blocks = np.empty((matrix.n_out, quant_type.row_bytes(matrix.n_in)), np.uint8)
-        quantize_matrix(matrix, quant_type, blocks)
-        return self.layout.pack(blocks, n_out, matrix.n_in, row0)
+        quant_type = self.layout.type
+        row_bytes = quant_type.row_bytes(rows.n_in)
+        if isinstance(rows, Blocks) and rows.type == quant_type:
+            blocks = rows.data.reshape(rows.n_out, row_bytes)
+        else:
+            blocks = np.empty((rows.n_out, row_bytes), np.uint8)
+            quantize_matrix(_as_matrix(rows), quant_type, blocks)
+        return self.layout.pack(blocks, n_out, rows.n_in, row0)
 
 
 @dataclass(frozen=True, slots=True)

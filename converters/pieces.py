@@ -22,7 +22,7 @@ class Cut:
     def rows_per_piece(self, item: WorkItem) -> int:
         n_in = item.view.shape[1]
         row_bytes = max(d.row_bytes(n_in) for d in item.destinations)
-        if item.view.array.is_blocked:
+        if item.view.is_encoded:
             row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
         # A small slab is shared out too: only two are in memory.
         share = -(-(item.out1 - item.out0) // self.workers)
@@ -42,10 +42,10 @@ class PieceBytes:
 
 def keeps_bytes(item: WorkItem, destination: Destination) -> bool:
     """Whether the stored bytes go to a destination as they are."""
-    array = item.view.array
+    view = item.view
     if destination.packed is not None:
         return False
-    return destination.is_copied or (array.is_blocked and array.dtype == destination.type.name)
+    return destination.is_copied or (view.is_blocked and view.dtype == destination.type.name)
 
 
 def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:
@@ -58,9 +58,11 @@ def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:
             continue
         rows = min(cut.rows_per_piece(item), item.out1 - item.out0)
         output = max(output, rows * max(made))
-        if view.array.is_blocked:
+        if view.is_blocked:
             floats = max(floats, rows * n_in * 4)
             source = max(source, item.nbytes // (item.out1 - item.out0) * rows)
+        elif view.is_encoded:
+            source = max(source, rows * n_in * 4)
         else:
             # Where neither axis is contiguous, what lies between the values comes along.
             source = max(source, rows * n_in * view.item_bytes * max(1, min(view.strides)))

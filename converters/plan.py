@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Final
 
 import numpy as np
@@ -63,8 +64,16 @@ class WorkItem:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to read."""
+        """Bytes of the rows in memory."""
         return slab_bytes(self.view, self.out1 - self.out0)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes to read: those in memory, unless the matrix is packed."""
+        array, n_out = self.view.array, self.view.shape[0]
+        if array.packed is None:
+            return self.nbytes
+        return array.nbytes * self.out1 // n_out - array.nbytes * self.out0 // n_out
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Plan:
 
     @property
     def read_bytes(self) -> int:
-        return sum(item.nbytes for item in self.items)
+        return sum(item.read_bytes for item in self.items)
 
     @property
     def write_bytes(self) -> int:
@@ -119,7 +128,9 @@ def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
                     offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []
     for view in sorted(by_view, key=lambda v: (v.array.path, v.array.offset, v.start)):
-        multiple = max(destination.row_multiple for destination in by_view[view])
+        packed = view.array.packed
+        of_source = 1 if packed is None else packed.row_multiple
+        multiple = lcm(of_source, *(d.row_multiple for d in by_view[view]))
         rows = whole(rows_per_slab(view, SLAB_BYTES), multiple)
         for out0 in range(0, view.shape[0], rows):
             out1 = min(out0 + rows, view.shape[0])

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import Tensor, View, matrices
+from weightcast.formats.packed_stored import Decode
 from weightcast.formats.stored import read_stored
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import Blocks, Matrix, SourceValueError, quantize_matrix
@@ -28,7 +29,9 @@ _NUMPY_DTYPES: dict[str, Any] = {
 def check_readable(tensor: Tensor) -> None:
     """Raise LayoutError if the kernels cannot read a tensor's stored dtype."""
     for view in matrices(tensor):
-        dtype = view.array.dtype
+        dtype = view.dtype
+        if view.array.packed is not None:
+            continue  # only what can be read is recognized
         if dtype not in TYPES and (dtype not in SOURCE_TYPES or not view.scales):
             raise LayoutError(
                 f"{view.array.path}: {tensor.name} is stored as {dtype}, which cannot be converted"
@@ -38,8 +41,11 @@ def check_readable(tensor: Tensor) -> None:
 def rows_per_slab(view: View, limit_bytes: int) -> int:
     """How many output rows of a matrix fit a slab; all of them if the whole matrix does."""
     n_out, n_in = view.shape
-    if view.array.is_blocked:
-        return max(1, min(n_out, limit_bytes // TYPES[view.array.dtype].row_bytes(n_in)))
+    packed = view.array.packed
+    if packed is not None:
+        return max(1, min(n_out, limit_bytes // (packed.row_bytes + packed.working_bytes)))
+    if view.is_blocked:
+        return max(1, min(n_out, limit_bytes // TYPES[view.dtype].row_bytes(n_in)))
     stride_out, stride_in = view.strides
     if _span(view, n_out) * view.item_bytes <= limit_bytes:
         return n_out
@@ -52,8 +58,8 @@ def rows_per_slab(view: View, limit_bytes: int) -> int:
 
 def slab_bytes(view: View, rows: int) -> int:
     """Buffer that `rows` output rows take."""
-    if view.array.is_blocked:
-        return rows * TYPES[view.array.dtype].row_bytes(view.shape[1])
+    if view.is_blocked:
+        return rows * TYPES[view.dtype].row_bytes(view.shape[1])
     if _is_gathered(view, rows):
         return view.shape[1] * ((rows - 1) * view.strides[0] + 1) * view.item_bytes
     return _span(view, rows) * view.item_bytes
@@ -70,24 +76,28 @@ def _is_gathered(view: View, rows: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Output rows of one matrix in memory, as they are stored."""
+    """Output rows of one matrix in memory, as they are stored; `decode` makes them float32."""
 
     view: View
     rows: int
     data: NDArray[np.generic]
     stride_in: int
     scales: NDArray[np.float32] | None
+    decode: Decode | None = None
 
     def piece(self, row0: int, row1: int) -> Matrix | Blocks:
         """Rows [row0, row1) for the kernels, where they lie."""
         n_in = self.view.shape[1]
-        if self.view.array.is_blocked:
-            quant_type = TYPES[self.view.array.dtype]
+        if self.decode is not None:
+            values = self.decode(row0, row1).reshape(-1)
+            return Matrix(values, F32.name, row1 - row0, n_in, n_in, 1)
+        if self.view.is_blocked:
+            quant_type = TYPES[self.view.dtype]
             return Blocks(self.stored_rows(row0, row1), quant_type, row1 - row0, n_in)
         stride_out = self.view.strides[0]
         return Matrix(
             self.data,
-            self.view.array.dtype,
+            self.view.dtype,
             row1 - row0,
             n_in,
             stride_out,
@@ -98,7 +108,7 @@ class Slab:
 
     def stored_rows(self, row0: int, row1: int) -> NDArray[np.uint8]:
         """The stored bytes of row-major rows."""
-        row_bytes = STORED_TYPES[self.view.array.dtype].row_bytes(self.view.shape[1])
+        row_bytes = STORED_TYPES[self.view.dtype].row_bytes(self.view.shape[1])
         return self.data.view(np.uint8)[row0 * row_bytes : row1 * row_bytes]
 
 
@@ -106,10 +116,14 @@ def read_slab(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
     """Read output rows [out0, out1) of a matrix into `buffer`, front to back in the file."""
     rows, n_in = out1 - out0, view.shape[1]
     used = buffer[: slab_bytes(view, rows)]
+    if view.array.packed is not None:
+        held = view.array.packed.read(out0, out1, used)
+        data = np.frombuffer(used, np.uint8)
+        return Slab(view, rows, data, 1, held.scales, held.decode)
     fd = os.open(view.array.path, os.O_RDONLY)
     try:
-        if view.array.is_blocked:
-            row_bytes = TYPES[view.array.dtype].row_bytes(n_in)
+        if view.is_blocked:
+            row_bytes = TYPES[view.dtype].row_bytes(n_in)
             read_stored(fd, view.array, (view.start // n_in + out0) * row_bytes, used)
             return Slab(view, rows, np.frombuffer(used, np.uint8), 1, None)
         first = (view.start + out0 * view.strides[0]) * view.item_bytes

@@ -15,6 +15,7 @@ from weightcast.converters.gguf_model import GGUFModel, graph_from_index
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.grok1 import graph_from_names, graph_from_shards
 from weightcast.converters.grok1_spec import GROK_1, Grok1Spec, Number, read_spec
+from weightcast.converters.packed_sources import files_of, join_packed
 from weightcast.formats import gguf, safetensors, shards
 from weightcast.formats.small_files import shown
 from weightcast.formats.tokenizer import Vocabulary, from_gguf, read_sentencepiece
@@ -160,17 +161,19 @@ def _open_gguf(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
 
 def _open_safetensors(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
     directory = source if source.is_dir() else source.parent
+    config = directory / "config.json"
     given: Mapping[str, Number]
     if spec is not None:
         given, origin = read_spec(Path(spec)), str(spec)
     else:
-        config = directory / "config.json"
         given, origin = grok1_hf.read_hyperparameters(config), str(config)
-    arrays = safetensors.read_directory(source)
+    stored = safetensors.read_directory(source)
+    arrays = join_packed(source, config, stored)
     layers = {int(match[1]) for name in arrays if (match := _LAYER_NAME.match(name))}
     if not layers or max(layers) >= len(layers):
         raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
-    return graph_from_names(str(source), arrays, "hugging_face", len(layers), given, origin)
+    named = graph_from_names(str(source), arrays, "hugging_face", len(layers), given, origin)
+    return replace(named, files=files_of(stored))
 
 
 def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vocabulary | None:

@@ -70,8 +70,10 @@ def recognize(
     taken = {name + suffix for name, matrix in found.items() for suffix in matrix.parts}
     for name in arrays:
         if name.endswith(_MARKS) and name not in taken:
-            said = "no quantization_config" if method is None else f"quant_method {method}"
-            raise LayoutError(f"{name}: packed in a way that {said} does not explain")
+            said = f"quant_method {method} does not explain"
+            if method is None:
+                said = "no quantization_config explains"
+            raise LayoutError(f"{name}: packed in a way that {said}")
     return found
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from weightcast.formats.latin1 import Latin1Text
 from weightcast.quant.errors import FormatError
+
+if TYPE_CHECKING:
+    from weightcast.formats.packed_stored import PackedSource
 
 # Bytes of one element, for dtypes stored element by element. Names as in safetensors.
 ITEM_BYTES: Final = {
@@ -36,7 +39,8 @@ class StoredArray:
     """An array in a file: dtype, shape, first byte and length of its dense storage.
 
     `axis_strides` (elements) is set where neighbours do not lie in row-major order. `text` is set
-    for protocol 2 pickles, whose bytes are stored as Latin-1 characters in UTF-8.
+    for protocol 2 pickles, whose bytes are stored as Latin-1 characters in UTF-8. `packed` is set
+    for a matrix in several parts: the place is that of its codes, and `nbytes` counts all parts.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class StoredArray:
     shape: tuple[int, ...]
     axis_strides: tuple[int, ...] | None = None
     text: Latin1Text | None = None
+    packed: PackedSource | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_blocked(self) -> bool:

@@ -86,6 +86,22 @@ def q8_0_gguf(any_gguf: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint `wide` in packed groups."""
+    path = tmp_path_factory.mktemp("packed") / "m-int4-g64-asym-awq"
+    weightcast.convert(WIDE, path, no_tokenizer=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its own codes."""
+    path = tmp_path_factory.mktemp("packed") / "m-int8-g32"
+    weightcast.convert(WIDE, path, no_tokenizer=True)
+    return path
+
+
 # Source fixture, outputs, options.
 CASES = {
     "shards to several outputs": (
@@ -114,6 +130,12 @@ CASES = {
         ["a-Q4_K_M.gguf", "a-Q8_0.gguf", "a-F32.gguf", "a-BF16.gguf"],
         {"allow_requantize": True},
     ),
+    "packed int4": (
+        "int4",
+        ["a-Q4_K_M.gguf", "a-F32.gguf", "a-bf16", "a-int4-g32-gptq"],
+        {"no_tokenizer": True},
+    ),
+    "packed int8": ("int8", ["a-Q8_0.gguf", "a-BF16.gguf"], {"no_tokenizer": True}),
 }
 TEAMS = [(1, 1), (2, 1), (5, 1), (2, 2), (5, 2)]
 
@@ -149,6 +171,8 @@ def test_bytes_are_those_of_the_processor(
 ) -> None:
     case, files, summary = expected
     machine = Machine(n_devices).install(monkeypatch)
+    # Drivers copy what was decoded here, to ordinary memory, through buffers of their own.
+    machine.takes_pageable = case == "packed int4"
     small_pieces(monkeypatch)
     monkeypatch.setattr(execute, "quantize_matrix", lambda *given: pytest.fail("on the processor"))
     made = run_case(case, tmp_path, request, device="cuda", jobs=workers)
