@@ -163,7 +163,8 @@ def test_kernels_are_compiled_for_the_threads_they_are_launched_with(
     name, length = quant_type.name, quant_type.block_elements
     for along_in in (False, True):
         launch = quantize_launch(quant_type, 64, length, along_in=along_in, dst=0, dst_stride=0)
-        assert threads(compiled, f"quantize_{name}") == launch.threads
+        if quant_type.importance != "required":
+            assert threads(compiled, f"quantize_{name}") == launch.threads
         if quant_type.importance != "ignored":
             assert threads(compiled, f"quantize_weighed_{name}") == launch.threads
     assert threads(compiled, f"dequantize_{name}") == dequantize_launch(quant_type, 1, 0).threads
