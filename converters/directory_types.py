@@ -91,8 +91,8 @@ def directory_type(name: str) -> DirectoryType | None:
         return None
     is_carried = bits == 8 and symmetric
     if is_carried and layout == COMPRESSED_TENSORS and match["size"] is None:
-        # What vLLM's kernels for experts take from 0.14 on, and its converter: groups of 256, and
-        # attention as floats, which hold the products as the reference multiplies with them.
+        # What vLLM's kernels for experts take in every version from 0.14 on: groups of 256. Those
+        # for attention take no such groups; floats hold the products that the reference uses.
         return DirectoryType(name, layout, BF16, GroupType(8, 256), is_carried=True)
     return DirectoryType(name, layout, groups, groups, is_carried=is_carried)
 

@@ -2,11 +2,15 @@
 """Load a directory with vLLM's own loader and compare every parameter with the safetensors.
 
 vLLM's Grok loader skips tensors whose names it does not know, and then leaves a parameter as it was
-allocated: "it loaded" says nothing. So every parameter is NaN before loading; afterwards each must
-hold the bits of the tensors it is made of, in the model's dtype. The virtual environment that this
-runs in is described in the README beside it.
+allocated: "it loaded" says nothing. So every parameter holds a pattern before loading (NaN, or
+0x5A5A5A5A); afterwards each must hold the bits of the tensors it is made of, in the dtype that vLLM
+gave it. Loading ends before vLLM repacks weights for its kernels.
 
-    python benchmarks/runtimes/vllm_load.py DIRECTORY
+Kernels for packed weights are chosen as on a GPU: vLLM is told that there is one of compute
+capability 9.0, so its own checks of bits, group sizes and shapes decide, not those of its CPU
+kernels. Nothing runs on it. The virtual environment is described in the README beside this file.
+
+    python benchmarks/runtimes/vllm_load.py DIRECTORY...
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ import json
 import os
 import sys
 import tempfile
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -27,14 +34,26 @@ import vllm
 from safetensors import safe_open
 from torch import nn
 from vllm.config import set_current_vllm_config
-from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.platforms.cpu import CpuPlatform
+from vllm.platforms.interface import DeviceCapability, PlatformEnum
 from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm_parameters import Expected, Tensors, expected_parameters, is_stored
 
-Tensors = dict[str, torch.Tensor]
-NORMS = ("pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm")
+PATTERN = 0x5A5A5A5A
+
+
+class NominalCuda(CpuPlatform):
+    """A CPU that vLLM takes for a GPU of compute capability 9.0 when it chooses kernels."""
+
+    _enum = PlatformEnum.CUDA
+
+    @classmethod
+    def get_device_capability(cls, device_id: int = 0) -> DeviceCapability:
+        return DeviceCapability(9, 0)
 
 
 def read_tensors(directory: Path) -> Tensors:
@@ -46,42 +65,21 @@ def read_tensors(directory: Path) -> Tensors:
     return tensors
 
 
-def expected_parameters(tensors: Tensors, config: dict[str, int], dtype: torch.dtype) -> Tensors:
-    """Make the parameters that vLLM should have: its names, its fused matrices, its dtype.
-
-    Removes the tensors that it uses from `tensors`. Raises KeyError if one is missing.
-    """
-
-    def take(name: str) -> torch.Tensor:
-        return tensors.pop(name).to(dtype)
-
-    expected = {name: take(name) for name in ("model.embed_tokens.weight", "model.norm.weight")}
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}"
-        attn, moe = f"{at}.self_attn", f"{at}.block_sparse_moe"
-        fused = f"{at}.moe_block.experts.routed_experts"
-        for norm in NORMS:
-            expected[f"{at}.{norm}.weight"] = take(f"{at}.{norm}.weight")
-        expected[f"{at}.attn.qkv_proj.weight"] = torch.cat(
-            [take(f"{attn}.{name}_proj.weight") for name in "qkv"]
-        )
-        expected[f"{at}.attn.o_proj.weight"] = take(f"{attn}.o_proj.weight")
-        expected[f"{at}.moe_block.gate.weight"] = take(f"{moe}.gate.weight")
-        experts = [f"{moe}.experts.{e}" for e in range(config["num_local_experts"])]
-        expected[f"{fused}.w13_weight"] = torch.stack(
-            [torch.cat([take(f"{e}.w1.weight"), take(f"{e}.w3.weight")]) for e in experts]
-        )
-        expected[f"{fused}.w2_weight"] = torch.stack([take(f"{e}.w2.weight") for e in experts])
-    return expected
-
-
-def load(directory: Path, dtype: str, prepare: Callable[[nn.Module], None]) -> nn.Module:
+def load(
+    directory: Path, config: dict[str, Any], prepare: Callable[[nn.Module], None]
+) -> nn.Module:
     """Build vLLM's model, let `prepare` change it, then run vLLM's loader over the directory.
 
     The dtype is said because vLLM's "auto" makes bfloat16 of float32 on a CPU.
     """
+    platform = vllm.platforms.current_platform
+    # Not earlier: on a GPU, vLLM imports extensions that its CPU build does not have.
+    platform.__class__ = NominalCuda if "quantization_config" in config else CpuPlatform
     engine = EngineArgs(
-        model=str(directory), dtype=dtype, skip_tokenizer_init=True, enforce_eager=True
+        model=str(directory),
+        dtype=config["torch_dtype"],
+        skip_tokenizer_init=True,
+        enforce_eager=True,
     ).create_engine_config()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -89,18 +87,31 @@ def load(directory: Path, dtype: str, prepare: Callable[[nn.Module], None]) -> n
         set_default_torch_dtype(engine.model_config.dtype),
     ):
         init_distributed_environment(1, 0, f"file://{folder}/store", 0, "gloo")
-        initialize_model_parallel(1, 1)
+        ensure_model_parallel_initialized(1, 1)
         model = initialize_model(engine)
         prepare(model)
         DefaultModelLoader(engine.load_config).load_weights(model, engine.model_config)
     return model
 
 
-def fill_with_nan(model: nn.Module) -> None:
-    """Make every parameter NaN, so that what the loader leaves out shows."""
+def fill(model: nn.Module) -> None:
+    """Give every parameter a value that no weight has, so that what is left out shows."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.fill_(torch.nan)
+            parameter.fill_(_unloaded(parameter))
+
+
+def _unloaded(parameter: torch.Tensor) -> float | int:
+    if parameter.is_floating_point():
+        return torch.nan
+    return PATTERN & ((1 << 8 * min(parameter.itemsize, 4)) - 1)
+
+
+def is_unloaded(parameter: torch.Tensor) -> torch.Tensor:
+    """Where a parameter is still as `fill` left it."""
+    if parameter.is_floating_point():
+        return parameter.isnan()
+    return parameter == _unloaded(parameter)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -110,36 +121,75 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def main() -> None:
-    """Compare, print the counts as JSON, and fail unless every parameter is equal."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: vllm_load.py DIRECTORY")
-    directory = Path(sys.argv[1]).resolve()
-    config = json.loads((directory / "config.json").read_bytes())
-    model = load(directory, config["torch_dtype"], fill_with_nan)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}  # tied ones once
-    tensors = read_tensors(directory)
-    expected = expected_parameters(tensors, config, getattr(torch, config["torch_dtype"]))
-    equal = {
-        name
-        for name in parameters.keys() & expected.keys()
-        if same_bits(parameters[name], expected[name])
-    }
-    differing = sorted((parameters.keys() | expected.keys()) - equal)
-    never_loaded = sorted(name for name, p in parameters.items() if p.isnan().any())
-    result = {
-        "vllm": vllm.__version__,
-        "model": type(model).__name__,
-        "dtype": config["torch_dtype"],
-        "parameters_compared": len(parameters),
+def is_equal(parameter: torch.Tensor, alternatives: tuple[torch.Tensor, ...]) -> bool:
+    """Whether a parameter holds one of these, converted to its dtype."""
+    return any(same_bits(parameter, wanted.to(parameter.dtype)) for wanted in alternatives)
+
+
+def methods(model: nn.Module) -> dict[str, int]:
+    """Count what vLLM chose to compute modules with: the method, the scheme, the kernel."""
+    chosen: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if method is None or not any(word in name for word in ("_proj", ".routed_experts", "gate")):
+            continue
+        words = [name.rpartition(".")[2], type(method).__name__]
+        scheme = getattr(module, "scheme", None)
+        for holder in (scheme, method):
+            kernel = getattr(holder, "kernel", None) or getattr(holder, "experts_cls", None)
+            if kernel is not None:
+                words.append(getattr(kernel, "__name__", type(kernel).__name__))
+        chosen[" ".join(words)] += 1
+    return dict(chosen)
+
+
+def compare(model: nn.Module, expected: Expected) -> dict[str, Any]:
+    """Compare the parameters with what they should hold; tied ones once."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    names = {name for name in parameters if is_stored(name) or name in expected}
+    equal = {n for n in names & expected.keys() if is_equal(parameters[n], expected[n])}
+    never_loaded = {n for n in names - equal if is_unloaded(parameters[n]).any()}
+    return {
+        "parameters_compared": len(names),
         "parameters_equal": len(equal),
         "parameters_never_loaded": len(never_loaded),
-        "differing": differing,
-        "never_loaded": never_loaded,
-        "tensors_not_used": sorted(tensors),
+        "differing": sorted((names | expected.keys()) - equal),
+        "never_loaded": sorted(never_loaded),
+        "not_stored": sorted({n.rpartition(".")[2] for n in parameters.keys() - names}),
     }
-    print(json.dumps(result, indent=2))
-    sys.exit(bool(differing or never_loaded))
+
+
+def check(directory: Path) -> dict[str, Any]:
+    """Load a directory and compare; if vLLM refuses it, say where and why."""
+    config = json.loads((directory / "config.json").read_bytes())
+    about = {"directory": directory.name, "vllm": vllm.__version__, "dtype": config["torch_dtype"]}
+    try:
+        model = load(directory, config, fill)
+    except Exception as problem:
+        last = traceback.extract_tb(problem.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno} {last.line}"
+        return about | {"refused": f"{type(problem).__name__}: {problem}", "at": where}
+    tensors = read_tensors(directory)
+    expected: Expected = {}
+    try:
+        expected = expected_parameters(tensors, config)
+    except KeyError as missing:
+        about["missing"] = str(missing)
+    result = compare(model, expected)
+    about |= {"model": type(model).__name__, "methods": methods(model)}
+    return about | result | {"tensors_not_used": sorted(tensors)}
+
+
+def main() -> None:
+    """Print the result of each directory as JSON; fail unless every parameter is equal."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: vllm_load.py DIRECTORY...")
+    failed = False
+    for directory in sys.argv[1:]:
+        result = check(Path(directory).resolve())
+        print(json.dumps(result, indent=2), flush=True)
+        failed = failed or "refused" in result or bool(result["differing"])
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
