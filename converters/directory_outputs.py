@@ -236,7 +236,7 @@ def _check_carried(name: str, source: Tensor, group_type: GroupType) -> None:
     if of_source % size:
         raise LayoutError(
             f"{name}: its scales cover {of_source} values each, which are not whole groups of "
-            f"{size}: int8 with smaller groups (int8-g32, -g64, -g128) keeps it exact"
+            f"{size}: smaller groups keep it exact (int8-gptq has 128, int8-g32-gptq 32)"
         )
 
 
