@@ -64,7 +64,9 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--imatrix", type=PATH, help="llama.cpp's importance matrix (GGUF or .dat).")
 @click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
 @click.option(
-    "--allow-requantize", is_flag=True, help="Quantize again what is quantized already (GGUF)."
+    "--allow-requantize",
+    is_flag=True,
+    help="Quantize again what is quantized already and cannot be carried over.",
 )
 @click.option(
     "--jobs",

@@ -94,6 +94,8 @@ def prepare(
     if all(request.kind != "gguf" for request in requests) and any(gguf_only.values()):
         given = ", ".join(name for name, value in gguf_only.items() if value)
         raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
+    if allow_requantize:
+        requests = [request.that_may_change() for request in requests]
     importance = None if imatrix is None else read_imatrix(imatrix)
     split_bytes = 0 if split is None else parse_size(str(split))
     told = Told(spec, tokenizer, no_tokenizer)
@@ -229,7 +231,8 @@ def convert(
     For GGUF outputs: `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that
     come before them, `pure` gives all other quantized tensors the recipe's base type, `imatrix` is
     an importance matrix in llama.cpp's format. A GGUF source, of whatever model, gives GGUF outputs
-    with the same metadata; `allow_requantize` lets its quantized tensors be quantized once more.
+    with the same metadata; `allow_requantize` lets its quantized tensors be quantized once more,
+    and int8 codes that a directory cannot carry unchanged.
 
     Raises CheckpointError; what is left behind then, `execute.run` says.
     """

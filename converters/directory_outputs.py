@@ -221,23 +221,28 @@ def _packing_of(name: str, source: Tensor, weight_type: WeightType, kind: Direct
         return Fp4Packing(FP4_LAYOUTS[weight_type.name])
     if isinstance(weight_type, Fp8Type):
         return Fp8Packing(label, weight_type)
+    problem = _why_not_carried(source, weight_type)
     is_carried = kind.is_carried and matrices(source)[0].scales is not None
-    if is_carried:
-        _check_carried(name, source, weight_type)
-    return GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried)
+    if is_carried and problem and not kind.may_change:
+        raise LayoutError(f"{name}: {problem}")
+    is_carried = is_carried and problem is None
+    return GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried, kind.may_change)
 
 
-def _check_carried(name: str, source: Tensor, group_type: GroupType) -> None:
-    """Raise LayoutError if groups do not lie within the groups of the source's scales."""
+def _why_not_carried(source: Tensor, group_type: GroupType) -> str | None:
+    """Say what is wrong if groups do not lie within the groups of the source's scales."""
     scales = matrices(source)[0].scales
-    assert scales is not None
+    if scales is None:
+        return None
     of_source = source.shape[-1] // scales.shape[1]
     size = group_type.group_size or source.shape[-1]
-    if of_source % size:
-        raise LayoutError(
-            f"{name}: its scales cover {of_source} values each, which are not whole groups of "
-            f"{size}: smaller groups keep it exact (int8-gptq has 128, int8-g32-gptq 32)"
-        )
+    if of_source % size == 0:
+        return None
+    return (
+        f"its scales cover {of_source} values each, which are not whole groups of {size}: smaller "
+        "groups keep it exact (int8-gptq has 128, int8-g32-gptq 32); --allow-requantize "
+        "quantizes it anew"
+    )
 
 
 def quantization_config(kind: DirectoryType) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ class DirectoryType:
     """What the matrices of a directory become, and the layout that they are stored in.
 
     `base` is the float type of what is not packed. `is_carried`: int8 codes of a source go there
-    as they are.
+    as they are; `may_change`: where they cannot, they are quantized anew.
     """
 
     name: str
@@ -58,6 +58,7 @@ class DirectoryType:
     experts: WeightType
     base: QuantType = BF16
     is_carried: bool = False
+    may_change: bool = False
 
     @property
     def is_packed(self) -> bool:

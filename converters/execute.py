@@ -30,6 +30,7 @@ from weightcast.converters.pieces import Cut, PieceBytes, keeps_bytes, largest_p
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.errors import CheckpointError
+from weightcast.quant.group_library import InexactScaleError
 from weightcast.quant.library import (
     BlockCounts,
     Blocks,
@@ -353,6 +354,8 @@ class _Run:
         if destination.expert is not None:
             name += f", expert {destination.expert}"
         remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
+        if isinstance(error, InexactScaleError):
+            remedy = "; --allow-requantize quantizes what cannot be carried"
         return named(error, name, piece.item.view, piece.item.out0 + piece.row0, remedy)
 
     def _remedy(self, destination: Destination) -> str:

@@ -48,6 +48,12 @@ class Request:
         packed = self.directory is not None and self.directory.is_packed
         return self.directory.name if self.directory and packed else self.recipe.name
 
+    def that_may_change(self) -> Request:
+        """The same, but int8 codes that cannot be carried unchanged are quantized anew."""
+        if self.directory is None:
+            return self
+        return replace(self, directory=replace(self.directory, may_change=True))
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:

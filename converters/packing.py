@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from weightcast.formats import packed_fp8
 from weightcast.formats.packed_fp4 import PackedFp4
 from weightcast.formats.packed_parts import Fp8Type, PackedLayout, Part, Segment
-from weightcast.quant.groups import GroupType, carry_groups, quantize_groups
+from weightcast.quant.group_library import InexactScaleError
+from weightcast.quant.groups import Groups, GroupType, carry_groups, quantize_groups
 from weightcast.quant.library import Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import F32
 
@@ -51,12 +52,17 @@ class Packing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupPacking:
-    """Integers in groups; `is_carried`: the source's own codes and scales, unchanged."""
+    """Integers in groups; `is_carried`: the source's own codes and scales, unchanged.
+
+    Rows whose scales the type cannot hold are refused, unless they `may_change`: then they are
+    quantized anew.
+    """
 
     label: str
     layout: PackedLayout
     type: GroupType
     is_carried: bool = False
+    may_change: bool = False
 
     def parts(self, n_out: int, n_in: int) -> tuple[Part, ...]:
         return self.layout.parts(self.type, n_out, n_in)
@@ -78,11 +84,17 @@ class GroupPacking:
         importance: NDArray[np.float32] | None,
     ) -> Iterator[Segment]:
         matrix = _as_matrix(rows)
-        if self.is_carried:
-            groups = carry_groups(matrix, self.type)
-        else:
-            groups = quantize_groups(matrix, self.type, importance)
+        groups = self._make(matrix, importance)
         return self.layout.pack(groups, self.type, n_out, matrix.n_in, row0)
+
+    def _make(self, matrix: Matrix, importance: NDArray[np.float32] | None) -> Groups:
+        if self.is_carried:
+            try:
+                return carry_groups(matrix, self.type)
+            except InexactScaleError:
+                if not self.may_change:
+                    raise
+        return quantize_groups(matrix, self.type, importance)
 
 
 @dataclass(frozen=True, slots=True)

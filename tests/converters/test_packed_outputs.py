@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from weightcast.converters import execute, plan
 from weightcast.converters.directory_types import DirectoryType, directory_type, name_in
 from weightcast.converters.grok1 import Place, places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.packing import GroupPacking
 from weightcast.converters.recipe import gguf_tensors
 from weightcast.formats import packed_fp8
 from weightcast.formats.packed import LAYOUTS
@@ -234,6 +236,35 @@ def test_int8_that_would_not_be_exact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(weightcast.LayoutError, match=r"w2\.weight: its scales cover 64 values"):
         weightcast.convert(Golden("wide").path, tmp_path / "m-int8", no_tokenizer=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_that_may_change_is_searched(tmp_path: Path) -> None:
+    golden = Golden("wide")
+    path = tmp_path / "m-int8"
+    weightcast.convert(golden.path, path, no_tokenizer=True, allow_requantize=True)
+    tensors, kind = read_directory(path), directory_type("int8")
+    assert kind is not None
+    changed = set()
+    for module, (place, _, values) in matrices(golden).items():
+        if place.role.is_experts:
+            made = unpacked(tensors, module, kind, kind.experts, values.shape)
+            if not np.array_equal(made, values):
+                changed.add(module.rsplit(".", 1)[1])
+                np.testing.assert_array_equal(made, wanted(values, kind.experts))
+    assert changed == {"w2"}  # its scales cover 64 values each, the others' whole rows
+
+
+def test_scales_that_do_not_fit() -> None:
+    """int8 with float32 scales that bfloat16 cannot hold."""
+    codes = np.arange(-128, 128, dtype=np.int8).reshape(2, 128)
+    scales = np.float32([[0.1, 0.5]])
+    matrix = Matrix(codes.reshape(-1), "I8", 2, 128, 128, 1, scales=scales)
+    packing = GroupPacking("INT8", LAYOUTS["weightcast"], GroupType(8, 128), is_carried=True)
+    with pytest.raises(weightcast.LayoutError, match=r"\[0, 0\]"):
+        list(packing.pack(matrix, 2, 0, None))
+    changed = replace(packing, may_change=True)
+    parts = {segment.suffix for segment in changed.pack(matrix, 2, 0, None)}
+    assert parts == {part.suffix for part in packing.parts(2, 128)}
 
 
 def test_float_sources_are_searched(tmp_path: Path) -> None:
