@@ -98,7 +98,6 @@ def test_every_instruction_set_is_clean_and_gives_the_same_bytes(program):
         "shapes",
         *(t.name for t in by_number),
         "dequantize",
-        "measure",
         "groups",
         "carried groups",
         "measure",
