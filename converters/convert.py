@@ -29,7 +29,7 @@ from weightcast.quant.library import BlockCounts
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did: its plan, how Q8_0 blocks came about, seconds."""
+    """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds."""
 
     plan: Plan = field(repr=False)
     counts: execute.Counts = field(repr=False)
@@ -40,7 +40,8 @@ class Summary:
         outputs = []
         for number, output in enumerate(self.plan.outputs):
             described = output.describe()
-            described["q8_0"] = self.block_origins(number)
+            of_what = "q8_0" if output.request.kind == "gguf" else "int8_groups"
+            described[of_what] = self.block_origins(number)
             outputs.append(described)
         return {
             "source": self.plan.graph.source,
@@ -51,7 +52,10 @@ class Summary:
         }
 
     def block_origins(self, number: int) -> dict[str, Any]:
-        """Q8_0 tensors of an output: carried losslessly, quantized, or in part requantized."""
+        """Q8_0 and int8 tensors of an output: carried unchanged, quantized, or in part requantized.
+
+        What is not made of int8 codes is left out where an output has groups.
+        """
         lossless, quantized, partly = [], [], {}
         for (output, tensor), count in sorted(self.counts.items()):
             if output != number or count == BlockCounts():

@@ -189,18 +189,21 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     for number, output in enumerate(summary.plan.outputs):
         yield from output_lines(output)
         origins = summary.block_origins(number)
+        is_gguf = output.request.kind == "gguf"
         if origins["lossless"]:
+            proof = "" if is_gguf else ", each proved on the bytes written"
             yield (
                 f"  {count(len(origins['lossless']), 'tensor')} carry the source's int8 codes and "
-                "scales unchanged: lossless"
+                f"scales unchanged: lossless{proof}"
             )
         if origins["quantized"]:
             yield f"  quantized: {some(origins['quantized'])}"
+        what = "blocks" if is_gguf else "groups"
         for name, numbers in origins["requantized"].items():
-            yield (
-                f"  {name}: {numbers['requantized_blocks']:,} of {numbers['blocks']:,} blocks "
-                f"requantized, {numbers['inexact_scales']:,} scales are not exact in float16"
-            )
+            inexact = numbers["inexact_scales"]
+            reason = f", {inexact:,} scales are not exact in float16" if is_gguf else ""
+            requantized = numbers["requantized_blocks"]
+            yield f"  {name}: {requantized:,} of {numbers['blocks']:,} {what} requantized{reason}"
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
     yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}"

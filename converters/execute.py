@@ -30,7 +30,7 @@ from weightcast.converters.pieces import Cut, PieceBytes, keeps_bytes, largest_p
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.errors import CheckpointError
-from weightcast.quant.group_library import InexactScaleError
+from weightcast.quant.group_library import InexactScaleError, NotCarriedError
 from weightcast.quant.library import (
     BlockCounts,
     Blocks,
@@ -171,9 +171,10 @@ def run(
 ) -> Counts:
     """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
 
-    Returns how Q8_0 blocks came about, per output and tensor. Raises CheckpointError; no output
-    appears then and an earlier one under the same name stays as it was, unless the renaming of
-    several outputs failed at the last step: the error names those that were complete before.
+    Returns how Q8_0 blocks and int8 groups came about, per output and tensor. Raises
+    CheckpointError; no output appears then and an earlier one under the same name stays as it was,
+    unless the renaming of several outputs failed at the last step: the error names those that were
+    complete before.
     """
     with OutputFiles(plan.outputs) as files:
         with Held() as held:
@@ -311,8 +312,7 @@ class _Run:
     def _convert(self, worker: _Worker, piece: _Piece, destination: Destination) -> BlockCounts:
         item, slab, row0, row1 = piece.item, piece.slab, piece.row0, piece.row1
         if destination.packed is not None:
-            self._pack(piece, destination, destination.packed)
-            return BlockCounts()
+            return self._pack(piece, destination, destination.packed)
         quant_type = destination.type
         row_bytes = quant_type.row_bytes(item.view.shape[1])
         offset = destination.offset + (item.out0 + row0) * row_bytes
@@ -332,12 +332,13 @@ class _Run:
         self._files.write(destination, rows.data, offset)
         return counts
 
-    def _pack(self, piece: _Piece, destination: Destination, packed: Packed) -> None:
+    def _pack(self, piece: _Piece, destination: Destination, packed: Packed) -> BlockCounts:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""
         rows = piece.slab.piece(piece.row0, piece.row1)
         n_out, row0 = piece.item.view.shape[0], piece.item.out0 + piece.row0
         try:
-            for segment in packed.packing.pack(rows, n_out, row0, destination.importance):
+            made = packed.packing.pack(rows, n_out, row0, destination.importance)
+            for segment in made.segments:
                 file, start = packed.places[segment.suffix]
                 offset = start + segment.offset
                 self._files.write_runs(
@@ -345,6 +346,7 @@ class _Run:
                 )
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
+        return made.counts
 
     def _explained(
         self, error: SourceValueError, piece: _Piece, destination: Destination
@@ -356,6 +358,8 @@ class _Run:
         remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
         if isinstance(error, InexactScaleError):
             remedy = "; --allow-requantize quantizes what cannot be carried"
+        if isinstance(error, NotCarriedError):
+            remedy = "; the memory of this machine may be faulty: convert again"
         return named(error, name, piece.item.view, piece.item.out0 + piece.row0, remedy)
 
     def _remedy(self, destination: Destination) -> str:

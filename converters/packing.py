@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +11,25 @@ from numpy.typing import NDArray
 
 from weightcast.formats import packed_fp8
 from weightcast.formats.packed_fp4 import PackedFp4
-from weightcast.formats.packed_parts import Fp8Type, PackedLayout, Part, Segment
+from weightcast.formats.packed_parts import Fp8Type, PackedLayout, Part, Segment, packed_rows
 from weightcast.quant.group_library import InexactScaleError
-from weightcast.quant.groups import Groups, GroupType, carry_groups, quantize_groups
-from weightcast.quant.library import Blocks, Matrix, quantize_matrix
+from weightcast.quant.groups import (
+    Groups,
+    GroupType,
+    carry_groups,
+    check_carried,
+    quantize_groups,
+)
+from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import F32
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Bytes of some rows, and how many of their groups carry the source's int8 codes unchanged."""
+
+    segments: Iterable[Segment]
+    counts: BlockCounts = field(default_factory=BlockCounts)
 
 
 class Packing(Protocol):
@@ -43,7 +57,7 @@ class Packing(Protocol):
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-    ) -> Iterator[Segment]:
+    ) -> Made:
         """Quantize rows [row0, row0 + rows.n_out) of a matrix and say where their bytes go.
 
         Raises SourceValueError, LayoutError.
@@ -54,8 +68,8 @@ class Packing(Protocol):
 class GroupPacking:
     """Integers in groups; `is_carried`: the source's own codes and scales, unchanged.
 
-    Rows whose scales the type cannot hold are refused, unless they `may_change`: then they are
-    quantized anew.
+    That they are is proved for all rows, on the bytes that go to the file. Rows whose scales the
+    type cannot hold are refused, unless they `may_change`: then they are quantized anew.
     """
 
     label: str
@@ -71,7 +85,8 @@ class GroupPacking:
         return self.layout.row_multiple(self.type)
 
     def row_bytes(self, n_in: int) -> int:
-        return 2 * n_in  # a code a byte, and once more as it is packed
+        # A code a byte, once more as it is packed, and once more as a reader sees what is carried.
+        return (3 if self.is_carried else 2) * n_in
 
     def constants(self, n_out: int, n_in: int) -> dict[str, bytes]:
         return self.layout.constants(self.type, n_out, n_in)
@@ -82,19 +97,28 @@ class GroupPacking:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-    ) -> Iterator[Segment]:
+    ) -> Made:
         matrix = _as_matrix(rows)
-        groups = self._make(matrix, importance)
-        return self.layout.pack(groups, self.type, n_out, matrix.n_in, row0)
-
-    def _make(self, matrix: Matrix, importance: NDArray[np.float32] | None) -> Groups:
         if self.is_carried:
             try:
-                return carry_groups(matrix, self.type)
+                return self._carry(matrix, n_out, row0)
             except InexactScaleError:
                 if not self.may_change:
                     raise
-        return quantize_groups(matrix, self.type, importance)
+        groups = quantize_groups(matrix, self.type, importance)
+        n_groups = groups.scales.size if matrix.scales is not None and self.type.bits == 8 else 0
+        return Made(self._pack(groups, n_out, row0), BlockCounts(requantized=n_groups))
+
+    def _carry(self, matrix: Matrix, n_out: int, row0: int) -> Made:
+        groups = carry_groups(matrix, self.type)
+        segments = tuple(self._pack(groups, n_out, row0))
+        shape, row1 = (n_out, matrix.n_in), row0 + matrix.n_out
+        seen = packed_rows(self.layout, segments, self.type, shape, row0, row1)
+        check_carried(matrix, seen, self.type)
+        return Made(segments, BlockCounts(exact=groups.scales.size))
+
+    def _pack(self, groups: Groups, n_out: int, row0: int) -> Iterator[Segment]:
+        return self.layout.pack(groups, self.type, n_out, groups.codes.shape[1], row0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +149,7 @@ class Fp4Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-    ) -> Iterator[Segment]:
+    ) -> Made:
         quant_type = self.layout.type
         row_bytes = quant_type.row_bytes(rows.n_in)
         if isinstance(rows, Blocks) and rows.type == quant_type:
@@ -133,7 +157,7 @@ class Fp4Packing:
         else:
             blocks = np.empty((rows.n_out, row_bytes), np.uint8)
             quantize_matrix(_as_matrix(rows), quant_type, blocks)
-        return self.layout.pack(blocks, n_out, rows.n_in, row0)
+        return Made(self.layout.pack(blocks, n_out, rows.n_in, row0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +185,11 @@ class Fp8Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-    ) -> Iterator[Segment]:
+    ) -> Made:
         matrix = _as_matrix(rows)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)
         quantize_matrix(matrix, F32, values.view(np.uint8))
-        return packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0)
+        return Made(packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0))
 
 
 def _as_matrix(rows: Matrix | Blocks) -> Matrix:

@@ -231,6 +231,40 @@ def unpack_rows(
     return layout.unpack(arrays, group_type, row1 - row0, n_in)
 
 
+def packed_rows(
+    layout: PackedLayout,
+    segments: Iterable[Segment],
+    group_type: GroupType,
+    shape: tuple[int, int],
+    row0: int,
+    row1: int,
+) -> Groups:
+    """Read rows [row0, row1) of a matrix from their segments, as a reader does from a file.
+
+    Raises LayoutError if a segment is not where a reader looks for these rows.
+    """
+    made = {segment.suffix: segment for segment in segments}
+    constants = layout.constants(group_type, *shape)
+
+    def read(part: Part, region: tuple[slice, ...]) -> NDArray[Any]:
+        dtype = NUMPY_DTYPES[part.dtype]
+        if part.suffix not in made:
+            whole = np.frombuffer(constants[part.suffix], dtype)
+            return whole.reshape(part.shape)[region]
+        segment = made[part.suffix]
+        lengths = [run.stop - run.start for run in region]
+        row_bytes = dtype.itemsize * prod(part.shape[1:])
+        first = region[0].start * row_bytes
+        if len(region) > 1:
+            first += region[1].start * dtype.itemsize
+        one_run = len(segment.data) == 1
+        if segment.offset != first or not (one_run or segment.stride == row_bytes):
+            raise LayoutError(f"{part.suffix} of rows {row0} to {row1} is not where it belongs")
+        return np.ascontiguousarray(segment.data).reshape(-1).view(dtype).reshape(lengths)
+
+    return unpack_rows(layout, read, group_type, shape, row0, row1)
+
+
 def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Pack [rows, n] codes along rows into bytes, low nibble first; an odd one alone in a byte.
 

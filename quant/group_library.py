@@ -37,6 +37,10 @@ class InexactScaleError(library.SourceValueError):
     """A scale that the type asked for cannot hold, at the first value of its group."""
 
 
+class NotCarriedError(library.SourceValueError):
+    """A group that should hold the source's code and scale, and does not, at its first value."""
+
+
 def group_type(
     bits: int, group_size: int, symmetric: bool, scale_dtype: str, search: bool
 ) -> _GroupType:
@@ -100,6 +104,25 @@ def make(
         raise _error(status, matrix, made, result)
 
 
+def check_carried(
+    matrix: Matrix, made: _GroupType, codes: NDArray[np.uint8], scales: NDArray[Any]
+) -> None:
+    """Raise NotCarriedError unless codes and scales are those of an int8 matrix."""
+    if matrix.n_out == 0 or matrix.n_in == 0:
+        return
+    library.check_matrix(matrix)
+    source, groups, result = (
+        library._source(matrix),
+        _as_groups(codes, scales, None),
+        library._Result(),
+    )
+    status = load().weightcast_check_carried(
+        ctypes.byref(source), ctypes.byref(made), ctypes.byref(groups), ctypes.byref(result)
+    )
+    if status != library.OK:
+        raise _error(status, matrix, made, result)
+
+
 def _error(status: int, matrix: Matrix, made: _GroupType, result: library._Result) -> LayoutError:
     place = (result.bad_out, result.bad_in)
     scale_dtype = next(t.name for t in SOURCE_TYPES.values() if t.ggml_id == made.scale_type)
@@ -112,6 +135,8 @@ def _error(status: int, matrix: Matrix, made: _GroupType, result: library._Resul
         scale_group = result.bad_in // (matrix.n_in // matrix.scales.shape[0])
         scale = matrix.scales[scale_group, result.bad_out]
         return InexactScaleError(f"scale {scale!s} is not exact in {scale_dtype}", *place)
+    if status == library.NOT_CARRIED:
+        return NotCarriedError("made of int8, but another code or scale", *place)
     if status == library.BAD_IMPORTANCE:
         return library.bad_importance(result.bad_in)
     assert status == library.BAD_SHAPE, status
@@ -144,6 +169,7 @@ def load() -> ctypes.CDLL:
         source, result = structure(library._Source), structure(library._Result)
         loaded.weightcast_quantize_groups.argtypes = [source, pointer, *groups, result]
         loaded.weightcast_carry_groups.argtypes = [source, *groups, result]
+        loaded.weightcast_check_carried.argtypes = [source, *groups, result]
         loaded.weightcast_dequantize_groups.argtypes = [
             *groups,
             ctypes.c_int64,

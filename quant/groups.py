@@ -141,6 +141,19 @@ def carry_groups(matrix: Matrix, group_type: GroupType) -> Groups:
     return groups
 
 
+def check_carried(matrix: Matrix, groups: Groups, group_type: GroupType) -> None:
+    """Prove that groups stand for exactly the codes and scales of an int8 matrix.
+
+    Raises group_library.NotCarriedError at the first value for which they do not, LayoutError if
+    groups of this type cannot be those of the matrix.
+    """
+    if groups.codes.shape != (matrix.n_out, matrix.n_in) or groups.zero_points is not None:
+        raise LayoutError(f"codes {list(groups.codes.shape)} are not those of the int8 matrix")
+    described = _described(group_type, matrix.n_in, search=False)
+    codes, scales = np.ascontiguousarray(groups.codes), np.ascontiguousarray(groups.scales)
+    group_library.check_carried(matrix, described, codes, scales)
+
+
 def dequantize_groups(groups: Groups, group_type: GroupType) -> NDArray[np.float32]:
     """Compute (q - zero_point) * scale, float32 [rows, in], each product rounded once.
 

@@ -20,7 +20,7 @@ from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 LIBRARY_NAME = "libweightcast.so"
 ABI_VERSION = 2
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
-BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE = range(6, 9)
+BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED = range(6, 10)
 
 INSTRUCTION_SETS: Final = ("scalar", "sse2", "neon", "avx2", "avx512")
 
@@ -85,7 +85,10 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class BlockCounts:
-    """Q8_0 blocks made: carried unchanged or requantized; scales that float16 cannot represent."""
+    """Blocks of int8: carried unchanged or requantized; scales that float16 cannot represent.
+
+    They are those of Q8_0, or the groups of a packed matrix.
+    """
 
     exact: int = 0
     requantized: int = 0

@@ -89,7 +89,7 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
 #define WC_NAME_OF(isa) #isa
 #define WC_NAME(isa) WC_NAME_OF(isa)
 extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize, measure,
-                                         quantize_groups, carry_groups, dequantize_groups,
-                                         grid_tables};
+                                         quantize_groups, carry_groups, check_carried,
+                                         dequantize_groups, grid_tables};
 
 }  // namespace weightcast

@@ -17,6 +17,8 @@ struct Kernels {
                              weightcast_result&);
   int32_t (*carry_groups)(const weightcast_source&, const weightcast_group_type&,
                           const weightcast_groups&, weightcast_result&);
+  int32_t (*check_carried)(const weightcast_source&, const weightcast_group_type&,
+                           const weightcast_groups&, weightcast_result&);
   void (*dequantize_groups)(const weightcast_group_type&, const weightcast_groups&, int64_t n_out,
                             float* dst);
   const void* (*grid_tables)(int32_t type, int64_t& nbytes);

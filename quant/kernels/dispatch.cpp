@@ -128,6 +128,17 @@ int32_t check_groups(const weightcast_group_type& type, const weightcast_groups&
   return n_in == groups.groups * type.group_size ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
+// Whether a source's codes can be those of groups; `empty` if there is nothing to do.
+int32_t check_carriage(const weightcast_source& s, const weightcast_group_type& type,
+                       const weightcast_groups& groups, weightcast_result& result, bool& empty) {
+  int32_t status = check_source(s, nullptr, result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  status = check_groups(type, groups, s.n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  const bool fits = s.type == WEIGHTCAST_I8 && type.bits == 8 && type.symmetric;
+  return fits ? WEIGHTCAST_OK : WEIGHTCAST_BAD_TYPE;
+}
+
 }  // namespace
 }  // namespace weightcast
 
@@ -169,12 +180,17 @@ int32_t weightcast_carry_groups(const weightcast_source* source, const weightcas
                                 const weightcast_groups* dst, weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
   bool empty;
-  int32_t status = weightcast::check_source(*source, nullptr, *result, empty);
+  const int32_t status = weightcast::check_carriage(*source, *type, *dst, *result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
-  status = weightcast::check_groups(*type, *dst, source->n_in);
-  if (status != WEIGHTCAST_OK) return status;
-  if (source->type != WEIGHTCAST_I8 || type->bits != 8 || !type->symmetric) return WEIGHTCAST_BAD_TYPE;
   return weightcast::kernels().carry_groups(*source, *type, *dst, *result);
+}
+
+int32_t weightcast_check_carried(const weightcast_source* source, const weightcast_group_type* type,
+                                 const weightcast_groups* groups, weightcast_result* result) {
+  bool empty;
+  const int32_t status = weightcast::check_carriage(*source, *type, *groups, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  return weightcast::kernels().check_carried(*source, *type, *groups, *result);
 }
 
 int32_t weightcast_dequantize_groups(const weightcast_group_type* type, const weightcast_groups* src,

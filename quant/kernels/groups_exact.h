@@ -1,4 +1,4 @@
-// Groups without any choice: int8 codes carried unchanged, and groups back to floats.
+// Groups without any choice: int8 codes carried unchanged, the proof of it, and groups back to floats.
 #pragma once
 
 #include "driver.h"
@@ -113,6 +113,78 @@ inline int32_t carry_groups(const weightcast_source& s, const weightcast_group_t
     }
   }
   return WEIGHTCAST_OK;
+}
+
+// Squares of codes that are turned around at once: whole cache lines both ways.
+constexpr int kCheckSide = 64;
+
+struct alignas(64) TurnedCodes {
+  uint8_t rows[kCheckSide][kCheckSide];  // [in][out]
+};
+
+inline bool code_differs(const weightcast_source& s, const uint8_t* codes, int64_t out, int64_t in) {
+  const auto* stored = static_cast<const uint8_t*>(s.data);
+  return (stored[out * s.stride_out + in * s.stride_in] ^ codes[out * s.n_in + in]) != 0x80u;
+}
+
+// Whether a whole square of codes differs from a source that is contiguous along `out`.
+inline bool square_differs(const weightcast_source& s, const uint8_t* codes, int64_t out0, int64_t in0,
+                           TurnedCodes& turned) {
+  constexpr int n = kSquare<uint8_t>;
+  for (int c = 0; c < kCheckSide; c += n) {
+    for (int i = 0; i < kCheckSide; i += n) {
+      transpose_square(codes + (out0 + c) * s.n_in + in0 + i, s.n_in, &turned.rows[i][c], kCheckSide);
+    }
+  }
+  uint8_t different = 0;
+  for (int i = 0; i < kCheckSide; ++i) {
+    const auto* stored = static_cast<const uint8_t*>(s.data) + out0 + (in0 + i) * s.stride_in;
+    for (int c = 0; c < kCheckSide; ++c) {
+      different |= static_cast<uint8_t>(stored[c] ^ turned.rows[i][c] ^ 0x80u);
+    }
+  }
+  return different != 0;
+}
+
+// The first code that differs, square by square.
+inline bool find_different_code(const weightcast_source& s, const uint8_t* codes,
+                                weightcast_result& result) {
+  TurnedCodes turned;
+  for (int64_t out0 = 0; out0 < s.n_out; out0 += kCheckSide) {
+    const int width = at_most(s.n_out - out0, kCheckSide);
+    for (int64_t in0 = 0; in0 < s.n_in; in0 += kCheckSide) {
+      const int depth = at_most(s.n_in - in0, kCheckSide);
+      const bool whole = width == kCheckSide && depth == kCheckSide && s.stride_out == 1;
+      if (whole && !square_differs(s, codes, out0, in0, turned)) continue;
+      for (int64_t out = out0; out < out0 + width; ++out) {
+        for (int64_t in = in0; in < in0 + depth; ++in) {
+          if (!code_differs(s, codes, out, in)) continue;
+          result.bad_out = out;
+          result.bad_in = in;
+          return true;
+        }
+      }
+    }
+  }
+  return false;
+}
+
+// Whether groups stand for exactly the codes and scales of a source.
+inline int32_t check_carried(const weightcast_source& s, const weightcast_group_type& type,
+                             const weightcast_groups& made, weightcast_result& result) {
+  if (group_rows(s) % type.group_size != 0) return WEIGHTCAST_BAD_SHAPE;
+  for (int64_t out = 0; out < s.n_out; ++out) {
+    for (int64_t group = 0; group < made.groups; ++group) {
+      const int64_t in0 = group * type.group_size;
+      const float scale = stored_scale_at(type.scale_type, made.scales, out * made.groups + group);
+      const float wanted = s.scales[in0 / group_rows(s) * s.scale_stride + out];
+      if (float_bits(scale) == float_bits(wanted)) continue;
+      result.bad_out = out;
+      result.bad_in = in0;
+      return WEIGHTCAST_NOT_CARRIED;
+    }
+  }
+  return find_different_code(s, made.codes, result) ? WEIGHTCAST_NOT_CARRIED : WEIGHTCAST_OK;
 }
 
 // (q - zero_point) * scale, which is rounded once.

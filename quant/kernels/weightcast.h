@@ -70,7 +70,8 @@ enum {
   WEIGHTCAST_NEEDS_IMPORTANCE = 5, /* the type cannot be made without an importance matrix */
   WEIGHTCAST_BAD_IMPORTANCE = 6,   /* an importance that is negative, infinite or NaN, at bad_in */
   WEIGHTCAST_MISCOMPILED = 7,      /* weightcast_self_test: not the bytes that it must make */
-  WEIGHTCAST_INEXACT_SCALE = 8     /* a scale that the type asked for does not hold exactly */
+  WEIGHTCAST_INEXACT_SCALE = 8,    /* a scale that the type asked for does not hold exactly */
+  WEIGHTCAST_NOT_CARRIED = 9       /* weightcast_check_carried: a code or scale is not the source's */
 };
 
 typedef struct {
@@ -164,6 +165,13 @@ WEIGHTCAST_API int32_t weightcast_quantize_groups(const weightcast_source* sourc
 WEIGHTCAST_API int32_t weightcast_carry_groups(const weightcast_source* source,
                                                const weightcast_group_type* type,
                                                const weightcast_groups* dst, weightcast_result* result);
+
+/* Whether groups hold the very codes and scales of an I8 source: WEIGHTCAST_NOT_CARRIED, with the first
+ * value that does not, if they stand for anything else. */
+WEIGHTCAST_API int32_t weightcast_check_carried(const weightcast_source* source,
+                                                const weightcast_group_type* type,
+                                                const weightcast_groups* groups,
+                                                weightcast_result* result);
 
 /* Dequantize groups to float32 [n_out, n_in], each product rounded once. */
 WEIGHTCAST_API int32_t weightcast_dequantize_groups(const weightcast_group_type* type,

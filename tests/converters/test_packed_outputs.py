@@ -17,6 +17,7 @@ from support import Golden
 
 import weightcast
 from weightcast.converters import execute, plan
+from weightcast.converters.describe import summary_lines
 from weightcast.converters.directory_types import DirectoryType, directory_type, name_in
 from weightcast.converters.grok1 import Place, places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
@@ -26,8 +27,8 @@ from weightcast.formats import packed_fp8
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed_fp4 import FP4_LAYOUTS
 from weightcast.formats.packed_parts import Fp8Type
-from weightcast.quant.groups import GroupType, dequantize_groups, quantize_groups
-from weightcast.quant.library import Matrix
+from weightcast.quant.groups import Groups, GroupType, dequantize_groups, quantize_groups
+from weightcast.quant.library import BlockCounts, Matrix
 from weightcast.quant.types import BF16
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -261,10 +262,53 @@ def test_scales_that_do_not_fit() -> None:
     matrix = Matrix(codes.reshape(-1), "I8", 2, 128, 128, 1, scales=scales)
     packing = GroupPacking("INT8", LAYOUTS["weightcast"], GroupType(8, 128), is_carried=True)
     with pytest.raises(weightcast.LayoutError, match=r"\[0, 0\]"):
-        list(packing.pack(matrix, 2, 0, None))
-    changed = replace(packing, may_change=True)
-    parts = {segment.suffix for segment in changed.pack(matrix, 2, 0, None)}
+        packing.pack(matrix, 2, 0, None)
+    changed = replace(packing, may_change=True).pack(matrix, 2, 0, None)
+    assert changed.counts == BlockCounts(requantized=2)
+    parts = {segment.suffix for segment in changed.segments}
     assert parts == {part.suffix for part in packing.parts(2, 128)}
+
+
+def test_what_was_carried_is_told(tmp_path: Path) -> None:
+    """A scale that bfloat16 does not hold: its rows are quantized anew, all others carried."""
+    golden = Golden("wide")
+    outputs = [tmp_path / "m-int8-g32", tmp_path / "m-int4-g32"]
+    summary = weightcast.convert(golden.path, *outputs, no_tokenizer=True)
+    described = [output["int8_groups"] for output in summary.describe()["outputs"]]
+    assert set(described[0]["lossless"]) == {f"{module}.weight" for module in matrices(golden)}
+    assert not described[0]["quantized"] and not described[0]["requantized"]
+    assert not any(described[1].values())
+    lines = "\n".join(summary_lines(summary))
+    assert "56 tensors carry the source's int8 codes and scales unchanged: lossless, each" in lines
+
+
+@pytest.mark.parametrize("name", ["int8-g32", "int8-g32-gptq", "int8-g32-weightcast"])
+@pytest.mark.parametrize("fault", ["code", "scale", "place"])
+def test_carrying_is_proved_on_the_bytes_written(
+    name: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit that flips as codes are packed, or bytes for another place, stop the conversion."""
+    kind = directory_type(name)
+    assert kind is not None
+    layout = type(LAYOUTS[kind.layout])
+    pack = layout.pack
+
+    def faulty(self: Any, groups: Groups, kind: Any, n_out: int, n_in: int, row0: int) -> Any:
+        segments = list(pack(self, groups, kind, n_out, n_in, row0))
+        number = 1 if fault == "scale" else 0
+        if fault == "place":
+            segments[0] = replace(segments[0], offset=segments[0].offset + 4)
+        else:
+            data = segments[number].data.copy()
+            data[-1, -1] ^= 1
+            segments[number] = replace(segments[number], data=data)
+        return iter(segments)
+
+    monkeypatch.setattr(layout, "pack", faulty)
+    said = "not where it belongs" if fault == "place" else r"w1\.weight.*memory of this machine"
+    with pytest.raises(weightcast.LayoutError, match=said):
+        weightcast.convert(Golden("wide").path, tmp_path / f"m-{name}", no_tokenizer=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_float_sources_are_searched(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from tests.quant import group_reference
 from tests.quant.families import FAMILIES
 from tests.quant.sources import LAYOUTS, matrix, place, products, source_of
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.group_library import InexactScaleError
+from weightcast.quant.group_library import InexactScaleError, NotCarriedError
 from weightcast.quant.groups import (
     SCALE_DTYPES,
     Groups,
     GroupType,
     carry_groups,
+    check_carried,
     dequantize_groups,
     quantize_groups,
 )
@@ -327,6 +328,36 @@ def test_carried_exactly(isa, n_out, size, layout):
         repeated = np.repeat(scales, carried.scales.shape[1] // scales.shape[0], axis=0).T
         assert (carried.scales.astype(np.float32) == repeated).all()
         assert (dequantize_groups(carried, group_type) == products(codes, scales)).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n_out", [1, 64, 150])
+def test_what_was_not_carried_is_found(isa, n_out, layout):
+    """Any code or scale that is another one, wherever it lies."""
+    rng = np.random.default_rng(7)
+    n_in, group_type = 192, GroupType(8, 32)
+    codes = rng.integers(-128, 128, (n_out, n_in)).astype(np.int8)
+    scales = rng.uniform(-1e-3, 1e-2, (3, n_out)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    source = matrix(place(codes, layout), scales)
+    carried = carry_groups(source, group_type)
+    check_carried(source, carried, group_type)
+    for _ in range(200):
+        out, in_, bit = rng.integers(n_out), rng.integers(n_in), rng.integers(8)
+        carried.codes[out, in_] ^= 1 << bit
+        with pytest.raises(NotCarriedError, match=rf"\[{out}, {in_}\]"):
+            check_carried(source, carried, group_type)
+        carried.codes[out, in_] ^= 1 << bit
+        group = in_ // 32
+        carried.scales.view(np.uint16)[out, group] ^= 1 << bit
+        with pytest.raises(NotCarriedError, match=rf"\[{out}, {32 * group}\]"):
+            check_carried(source, carried, group_type)
+        carried.scales.view(np.uint16)[out, group] ^= 1 << bit
+    check_carried(source, carried, group_type)
+    other = GroupType(8, 64)
+    with pytest.raises(LayoutError):
+        check_carried(source, carried, other)
+    with pytest.raises(LayoutError, match="are not those of the int8 matrix"):
+        check_carried(source, Groups(carried.codes[:, :96], carried.scales, None), group_type)
 
 
 def test_what_cannot_be_carried_is_named():

@@ -374,7 +374,15 @@ void check_carried_groups() {
         weightcast_result result;
         const int32_t status =
             weightcast_carry_groups(&source.view, &type, &groups.view, &result);
-        if (status == WEIGHTCAST_OK) groups.add();
+        if (status == WEIGHTCAST_OK) {
+          groups.add();
+          CHECK(weightcast_check_carried(&source.view, &type, &groups.view, &result) ==
+                WEIGHTCAST_OK);
+          groups.view.codes[n_out * n_in - 1] ^= 1;
+          CHECK(weightcast_check_carried(&source.view, &type, &groups.view, &result) ==
+                WEIGHTCAST_NOT_CARRIED);
+          CHECK(result.bad_out == n_out - 1 && result.bad_in == n_in - 1);
+        }
         CHECK(status == WEIGHTCAST_OK ||
               (status == WEIGHTCAST_INEXACT_SCALE && type.scale_type == WEIGHTCAST_BF16));
         source.view.groups = 8;  // of 144 rows each
@@ -421,6 +429,7 @@ void check_group_refusals() {
   type.scale_type = WEIGHTCAST_F32;
   // Floats have no codes to carry.
   CHECK(weightcast_carry_groups(&s, &type, &groups, &result) == WEIGHTCAST_BAD_TYPE);
+  CHECK(weightcast_check_carried(&s, &type, &groups, &result) == WEIGHTCAST_BAD_TYPE);
   CHECK(weightcast_dequantize_groups(&type, &groups, -1, 64, nullptr) == WEIGHTCAST_BAD_SHAPE);
   CHECK(weightcast_dequantize_groups(&type, &groups, 5, 65, nullptr) == WEIGHTCAST_BAD_SHAPE);
   CHECK(weightcast_dequantize_groups(&type, &groups, 0, 64, nullptr) == WEIGHTCAST_OK);
