@@ -31,6 +31,8 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
+# Of a transposed matrix: so few are still in the cache when their next elements are copied.
+_COLUMNS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +298,13 @@ def padded(array: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
 
 def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     """View a matrix as bytes, uint8 [rows, row bytes]; copies it only if it is not contiguous."""
-    return np.ascontiguousarray(array).view(np.uint8)
+    if array.flags.c_contiguous or array.strides[0] >= array.strides[1]:
+        return np.ascontiguousarray(array).view(np.uint8)
+    turned = np.empty(array.shape, array.dtype)
+    for column in range(0, array.shape[1], _COLUMNS_AT_ONCE):
+        columns = slice(column, column + _COLUMNS_AT_ONCE)
+        turned[:, columns] = array[:, columns]
+    return turned.view(np.uint8)
 
 
 def rows_of(suffix: str, array: NDArray[Any], row0: int) -> Segment:

@@ -127,41 +127,56 @@ inline bool code_differs(const weightcast_source& s, const uint8_t* codes, int64
   return (stored[out * s.stride_out + in * s.stride_in] ^ codes[out * s.n_in + in]) != 0x80u;
 }
 
-// Whether a whole square of codes differs from a source that is contiguous along `out`.
-inline bool square_differs(const weightcast_source& s, const uint8_t* codes, int64_t out0, int64_t in0,
+// Whether a square of codes differs from the stored ones, rows of which are `stride` apart.
+inline bool square_differs(const uint8_t* codes, int64_t n_in, const uint8_t* stored, int64_t stride,
                            TurnedCodes& turned) {
   constexpr int n = kSquare<uint8_t>;
   for (int c = 0; c < kCheckSide; c += n) {
     for (int i = 0; i < kCheckSide; i += n) {
-      transpose_square(codes + (out0 + c) * s.n_in + in0 + i, s.n_in, &turned.rows[i][c], kCheckSide);
+      transpose_square(codes + c * n_in + i, n_in, &turned.rows[i][c], kCheckSide);
     }
   }
   uint8_t different = 0;
   for (int i = 0; i < kCheckSide; ++i) {
-    const auto* stored = static_cast<const uint8_t*>(s.data) + out0 + (in0 + i) * s.stride_in;
     for (int c = 0; c < kCheckSide; ++c) {
-      different |= static_cast<uint8_t>(stored[c] ^ turned.rows[i][c] ^ 0x80u);
+      different |= static_cast<uint8_t>(stored[i * stride + c] ^ turned.rows[i][c] ^ 0x80u);
     }
   }
   return different != 0;
 }
 
-// The first code that differs, square by square.
-inline bool find_different_code(const weightcast_source& s, const uint8_t* codes,
-                                weightcast_result& result) {
+// The first code that differs in a part of a source, row by row.
+inline bool find_different_code(const weightcast_source& s, const uint8_t* codes, int64_t out0, int width,
+                                int64_t in0, int depth, weightcast_result& result) {
+  for (int64_t out = out0; out < out0 + width; ++out) {
+    for (int64_t in = in0; in < in0 + depth; ++in) {
+      if (!code_differs(s, codes, out, in)) continue;
+      result.bad_out = out;
+      result.bad_in = in;
+      return true;
+    }
+  }
+  return false;
+}
+
+// Codes are turned back, not the source once more: a mistake in that would not show.
+inline bool codes_differ(const weightcast_source& s, const uint8_t* codes, weightcast_result& result) {
+  Stage stage;
   TurnedCodes turned;
-  for (int64_t out0 = 0; out0 < s.n_out; out0 += kCheckSide) {
-    const int width = at_most(s.n_out - out0, kCheckSide);
-    for (int64_t in0 = 0; in0 < s.n_in; in0 += kCheckSide) {
-      const int depth = at_most(s.n_in - in0, kCheckSide);
-      const bool whole = width == kCheckSide && depth == kCheckSide && s.stride_out == 1;
-      if (whole && !square_differs(s, codes, out0, in0, turned)) continue;
-      for (int64_t out = out0; out < out0 + width; ++out) {
-        for (int64_t in = in0; in < in0 + depth; ++in) {
-          if (!code_differs(s, codes, out, in)) continue;
-          result.bad_out = out;
-          result.bad_in = in;
-          return true;
+  const int run = run_columns(s);
+  for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
+    const int count = at_most(s.n_out - out0, run);
+    for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
+      const Piece piece = piece_at(s, out0, count, in0, at_most(s.n_in - in0, kMaxDepth), stage);
+      for (int skip = 0; skip < count; skip += kCheckSide) {
+        const int width = at_most(count - skip, kCheckSide);
+        for (int i = 0; i < kMaxDepth && in0 + i < s.n_in; i += kCheckSide) {
+          const int depth = at_most(s.n_in - in0 - i, kCheckSide);
+          const uint8_t* square = codes + (out0 + skip) * s.n_in + in0 + i;
+          const auto* stored = static_cast<const uint8_t*>(piece.first) + skip + i * piece.stride_in;
+          const bool is_square = width == kCheckSide && depth == kCheckSide && s.stride_out == 1;
+          if (is_square && !square_differs(square, s.n_in, stored, piece.stride_in, turned)) continue;
+          if (find_different_code(s, codes, out0 + skip, width, in0 + i, depth, result)) return true;
         }
       }
     }
@@ -184,7 +199,7 @@ inline int32_t check_carried(const weightcast_source& s, const weightcast_group_
       return WEIGHTCAST_NOT_CARRIED;
     }
   }
-  return find_different_code(s, made.codes, result) ? WEIGHTCAST_NOT_CARRIED : WEIGHTCAST_OK;
+  return codes_differ(s, made.codes, result) ? WEIGHTCAST_NOT_CARRIED : WEIGHTCAST_OK;
 }
 
 // (q - zero_point) * scale, which is rounded once.
