@@ -276,7 +276,8 @@ def test_what_was_carried_is_told(tmp_path: Path) -> None:
     summary = weightcast.convert(golden.path, *outputs, no_tokenizer=True)
     described = [output["int8_groups"] for output in summary.describe()["outputs"]]
     assert set(described[0]["lossless"]) == {f"{module}.weight" for module in matrices(golden)}
-    assert not described[0]["quantized"] and not described[0]["requantized"]
+    assert not described[0]["quantized"]
+    assert not described[0]["requantized"]
     assert not any(described[1].values())
     lines = "\n".join(summary_lines(summary))
     assert "56 tensors carry the source's int8 codes and scales unchanged: lossless, each" in lines
