@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from weightcast.quant import cuda_arrays
 from weightcast.quant.error import MOMENTS, Errors, check_rows, of_moments
+from weightcast.quant.error_library import measure_moments
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import (
     Matrix,
     SourceValueError,
     dequantize_bytes,
-    measure_moments,
     quantize_matrix,
 )
 from weightcast.quant.types import TYPES, QuantType
@@ -191,4 +191,4 @@ def measure(x: Any, blocks: Any, type_name: str) -> Errors:
         matrix = _matrix(np.atleast_2d(array[index]))
         found = measure_moments(matrix, quant_type, np.ascontiguousarray(rows[index]))
         moments[index] = found.reshape(array.shape[len(index) : -1])
-    return of_moments(moments, quant_type, array.shape[-1])
+    return of_moments(moments, array.shape[-1])

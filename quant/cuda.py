@@ -55,7 +55,7 @@ class _Room:
 
 def _no_errors(source: Matrix | Blocks, quant_type: QuantType) -> Errors:
     """The errors of rows without weights, or of no rows."""
-    return of_moments(np.zeros(source.n_out, MOMENTS), quant_type, source.n_in)
+    return of_moments(np.zeros(source.n_out, MOMENTS), source.n_in)
 
 
 class Lane:
@@ -102,7 +102,7 @@ class Lane:
             return BlockCounts(), _no_errors(source, quant_type)
         moments = self._measure(kernels, job)
         counts = self._report(job)
-        return counts, of_moments(moments, quant_type, source.n_in)
+        return counts, of_moments(moments, source.n_in)
 
     def measure(
         self, source: Matrix | Blocks, quant_type: QuantType, rows: NDArray[np.uint8]
@@ -122,7 +122,7 @@ class Lane:
         blocks = self._copy(self._rows, rows.reshape(-1).view(np.uint8)[:nbytes])
         moments = self._measure(kernels, Job(matrix, quant_type, blocks, row_bytes, scratch=0))
         self._stream.synchronize()
-        return of_moments(moments, quant_type, source.n_in)
+        return of_moments(moments, source.n_in)
 
     def _quantize(
         self,

@@ -232,7 +232,7 @@ def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
     n_in = array.shape[-1]
     if moments.size and n_in:
         _enqueue_measures(array, rows, quant_type, moments)
-    return of_moments(moments, quant_type, n_in)
+    return of_moments(moments, n_in)
 
 
 def _enqueue_measures(

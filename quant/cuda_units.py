@@ -28,12 +28,12 @@ from weightcast.quant.cuda_jobs import (
     scratch_bytes,
 )
 from weightcast.quant.error import MOMENTS
+from weightcast.quant.error_library import measure_moments
 from weightcast.quant.errors import DeviceError
 from weightcast.quant.library import (
     Matrix,
     ScaleOverflowError,
     dequantize_bytes,
-    measure_moments,
     quantize_matrix,
 )
 from weightcast.quant.types import QuantType

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.quant import library
+from weightcast.quant.error import MOMENTS, Baseline
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.library import Matrix
 from weightcast.quant.types import SOURCE_TYPES
@@ -123,6 +124,33 @@ def check_carried(
         raise _error(status, matrix, made, result)
 
 
+def measure(
+    matrix: Matrix,
+    made: _GroupType,
+    groups: tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.uint8] | None],
+    importance: NDArray[np.float32] | None,
+    baseline: Baseline,
+) -> NDArray[np.void]:
+    """Compare a matrix with codes, scales and zero points: MOMENTS [n_out]. Raises LayoutError."""
+    moments = np.zeros(matrix.n_out, MOMENTS)
+    if matrix.n_out == 0 or matrix.n_in == 0:
+        return moments
+    library.check_matrix(matrix)
+    assert groups[0].shape == (matrix.n_out, matrix.n_in)
+    status = load().weightcast_measure_groups(
+        ctypes.byref(library._source(matrix)),
+        None if importance is None else importance.ctypes.data,
+        baseline.value,
+        ctypes.byref(made),
+        ctypes.byref(_as_groups(*groups)),
+        moments.ctypes.data,
+    )
+    if status == library.BAD_SHAPE:
+        raise library.bad_groups(matrix.n_in)
+    assert status == library.OK, status
+    return moments
+
+
 def _error(status: int, matrix: Matrix, made: _GroupType, result: library._Result) -> LayoutError:
     place = (result.bad_out, result.bad_in)
     scale_dtype = next(t.name for t in SOURCE_TYPES.values() if t.ggml_id == made.scale_type)
@@ -170,6 +198,13 @@ def load() -> ctypes.CDLL:
         loaded.weightcast_quantize_groups.argtypes = [source, pointer, *groups, result]
         loaded.weightcast_carry_groups.argtypes = [source, *groups, result]
         loaded.weightcast_check_carried.argtypes = [source, *groups, result]
+        loaded.weightcast_measure_groups.argtypes = [
+            source,
+            pointer,
+            ctypes.c_int32,
+            *groups,
+            pointer,
+        ]
         loaded.weightcast_dequantize_groups.argtypes = [
             *groups,
             ctypes.c_int64,

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.quant import group_library
+from weightcast.quant.error import Baseline, Errors, of_moments
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import Matrix
+from weightcast.quant.library import Matrix, checked_importance
 
 SCALE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -105,11 +106,7 @@ def quantize_groups(
     """
     groups = _empty(matrix, group_type)
     if importance is not None:
-        if importance.shape != (matrix.n_in,):
-            raise LayoutError(
-                f"importance of shape {list(importance.shape)} for rows of {matrix.n_in} values"
-            )
-        importance = np.ascontiguousarray(importance, np.float32)
+        importance = checked_importance(importance, matrix.n_in)
     described = _described(group_type, matrix.n_in, search)
     group_library.make(
         matrix, described, importance, groups.codes, groups.scales, groups.zero_points
@@ -147,10 +144,10 @@ def check_carried(matrix: Matrix, groups: Groups, group_type: GroupType) -> None
     Raises group_library.NotCarriedError at the first value for which they do not, LayoutError if
     groups of this type cannot be those of the matrix.
     """
-    if groups.codes.shape != (matrix.n_out, matrix.n_in) or groups.zero_points is not None:
+    if groups.codes.shape != (matrix.n_out, matrix.n_in) or not group_type.symmetric:
         raise LayoutError(f"codes {list(groups.codes.shape)} are not those of the int8 matrix")
+    codes, scales, _ = _checked(groups, group_type)
     described = _described(group_type, matrix.n_in, search=False)
-    codes, scales = np.ascontiguousarray(groups.codes), np.ascontiguousarray(groups.scales)
     group_library.check_carried(matrix, described, codes, scales)
 
 
@@ -159,6 +156,37 @@ def dequantize_groups(groups: Groups, group_type: GroupType) -> NDArray[np.float
 
     Raises LayoutError for shapes or dtypes that are not of this type.
     """
+    contiguous = _checked(groups, group_type)
+    described = _described(group_type, groups.codes.shape[1], search=False)
+    return group_library.dequantize(described, *contiguous)
+
+
+def measure_groups(
+    matrix: Matrix,
+    groups: Groups,
+    group_type: GroupType,
+    importance: NDArray[np.float32] | None = None,
+    baseline: Baseline = Baseline.STORED,
+) -> Errors:
+    """Compare a matrix with groups, as `error_library.measure_matrix` does with blocks.
+
+    Raises LayoutError for shapes or dtypes that do not go together.
+    """
+    contiguous = _checked(groups, group_type)
+    shape = (matrix.n_out, matrix.n_in)
+    if groups.codes.shape != shape:
+        raise LayoutError(f"codes {list(groups.codes.shape)} for a matrix {list(shape)}")
+    if importance is not None:
+        importance = checked_importance(importance, matrix.n_in)
+    described = _described(group_type, matrix.n_in, search=False)
+    moments = group_library.measure(matrix, described, contiguous, importance, baseline)
+    return of_moments(moments, matrix.n_in)
+
+
+def _checked(
+    groups: Groups, group_type: GroupType
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.uint8] | None]:
+    """Give codes, scales, zero points, contiguous. Raises LayoutError if they are of no such type."""
     rows, n_in = groups.codes.shape
     shape = (rows, group_type.groups_in(n_in))
     dtype = SCALE_DTYPES[group_type.scale_dtype]
@@ -170,8 +198,7 @@ def dequantize_groups(groups: Groups, group_type: GroupType) -> NDArray[np.float
         raise LayoutError("zero points belong to asymmetric groups, and to those alone")
     if zero_points is not None and zero_points.shape != shape:
         raise LayoutError(f"zero points are {list(zero_points.shape)}, expected {list(shape)}")
-    return group_library.dequantize(
-        _described(group_type, n_in, search=False),
+    return (
         np.ascontiguousarray(groups.codes),
         np.ascontiguousarray(groups.scales),
         None if zero_points is None else np.ascontiguousarray(zero_points),

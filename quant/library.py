@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import weightcast.quant
-from weightcast.quant.error import MOMENTS, Errors, of_moments
 from weightcast.quant.errors import CheckpointError, LayoutError
 from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
 LIBRARY_NAME = "libweightcast.so"
-ABI_VERSION = 2
+ABI_VERSION = 3
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
 BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED = range(6, 10)
 
@@ -170,13 +169,6 @@ def load() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
-    library.weightcast_measure.argtypes = [
-        ctypes.POINTER(_Source),
-        ctypes.c_int32,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-    ]
     for quant_type in TYPES.values():
         if not quant_type.has_grid:
             check_build(library, quant_type)
@@ -218,7 +210,7 @@ def check_matrix(matrix: Matrix) -> None:
         assert matrix.scales.strides[1] == 4 or matrix.n_out == 1
 
 
-def _check_bounds(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> None:
+def check_bounds(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> None:
     check_matrix(matrix)
     assert rows.flags.c_contiguous
     assert rows.nbytes >= matrix.n_out * quant_type.row_bytes(matrix.n_in)
@@ -251,6 +243,11 @@ def used_importance(
         if quant_type.importance == "required":
             raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
         return None
+    return checked_importance(importance, n_in)
+
+
+def checked_importance(importance: NDArray[np.float32], n_in: int) -> NDArray[np.float32]:
+    """Give an importance [n_in] as the library reads it. Raises LayoutError for another shape."""
     if importance.shape != (n_in,):
         raise LayoutError(f"importance of shape {list(importance.shape)} for rows of {n_in} values")
     return np.ascontiguousarray(importance, np.float32)
@@ -271,7 +268,7 @@ def quantize_matrix(
     importance = used_importance(quant_type, importance, matrix.n_in)
     if matrix.n_out == 0 or matrix.n_in == 0:
         return BlockCounts()
-    _check_bounds(matrix, quant_type, dst)
+    check_bounds(matrix, quant_type, dst)
     assert dst.flags.writeable
     result = _Result()
     library = load()
@@ -296,38 +293,6 @@ def quantize_matrix(
         raise bad_groups(matrix.n_in)
     assert status == OK, status
     return counts
-
-
-def measure_matrix(matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> Errors:
-    """Compare a matrix [n_out, n_in] with rows of blocks that were made of it, `row_bytes` each.
-
-    Gives an entry for each row. NaN and infinity are no failure here. Raises LayoutError if rows
-    do not fill whole blocks or scales do not divide them.
-    """
-    return of_moments(measure_moments(matrix, quant_type, rows), quant_type, matrix.n_in)
-
-
-def measure_moments(
-    matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]
-) -> NDArray[np.void]:
-    """Do as `measure_matrix` does, to plain MOMENTS [n_out]."""
-    row_bytes = quant_type.row_bytes(matrix.n_in)
-    moments = np.zeros(matrix.n_out, MOMENTS)
-    if moments.size and matrix.n_in:
-        _check_bounds(matrix, quant_type, rows)
-        library = load()
-        check_build(library, quant_type)
-        status = library.weightcast_measure(
-            ctypes.byref(_source(matrix)),
-            quant_type.ggml_id,
-            rows.ctypes.data,
-            row_bytes,
-            moments.ctypes.data,
-        )
-        if status == BAD_SHAPE:
-            raise bad_groups(matrix.n_in)
-        assert status == OK, status
-    return moments
 
 
 def not_finite(has_scales: bool, out: int, in_: int) -> SourceValueError:

@@ -63,6 +63,19 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
   }
 }
 
+int32_t measure(const weightcast_source& s, const float* importance, int32_t baseline, int32_t type,
+                const void* blocks, int64_t stride, weightcast_moments* moments) {
+  const MeasureJob job{s, importance, baseline == WEIGHTCAST_ROUNDED_BF16, moments};
+  return measure(job, type, blocks, stride);
+}
+
+void measure_groups(const weightcast_source& s, const float* importance, int32_t baseline,
+                    const weightcast_group_type& type, const weightcast_groups& groups,
+                    weightcast_moments* moments) {
+  const MeasureJob job{s, importance, baseline == WEIGHTCAST_ROUNDED_BF16, moments};
+  measure_groups(job, type, groups);
+}
+
 template <class Grid, int entries>
 const void* tables(const uint16_t (&grid)[entries], int64_t& nbytes) {
   nbytes = sizeof(Grid);
@@ -89,7 +102,7 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
 #define WC_NAME_OF(isa) #isa
 #define WC_NAME(isa) WC_NAME_OF(isa)
 extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize, measure,
-                                         quantize_groups, carry_groups, check_carried,
+                                         measure_groups, quantize_groups, carry_groups, check_carried,
                                          dequantize_groups, grid_tables};
 
 }  // namespace weightcast

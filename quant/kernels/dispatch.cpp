@@ -203,13 +203,27 @@ int32_t weightcast_dequantize_groups(const weightcast_group_type* type, const we
   return status;
 }
 
-int32_t weightcast_measure(const weightcast_source* source, int32_t type, const void* blocks,
-                           int64_t stride, weightcast_moments* moments) {
+int32_t weightcast_measure(const weightcast_source* source, const float* importance, int32_t baseline,
+                           int32_t type, const void* blocks, int64_t stride,
+                           weightcast_moments* moments) {
   const weightcast::DefaultFloatEnvironment environment;
   const weightcast_source& s = *source;
   const int32_t status = weightcast::check_shape(s);
   if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
-  return weightcast::kernels().measure(s, type, blocks, stride, moments);
+  return weightcast::kernels().measure(s, importance, baseline, type, blocks, stride, moments);
+}
+
+int32_t weightcast_measure_groups(const weightcast_source* source, const float* importance,
+                                  int32_t baseline, const weightcast_group_type* type,
+                                  const weightcast_groups* groups, weightcast_moments* moments) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  int32_t status = weightcast::check_shape(s);
+  if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
+  status = weightcast::check_groups(*type, *groups, s.n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  weightcast::kernels().measure_groups(s, importance, baseline, *type, *groups, moments);
+  return WEIGHTCAST_OK;
 }
 
 const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {

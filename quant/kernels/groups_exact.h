@@ -202,16 +202,19 @@ inline int32_t check_carried(const weightcast_source& s, const weightcast_group_
   return codes_differ(s, made.codes, result) ? WEIGHTCAST_NOT_CARRIED : WEIGHTCAST_OK;
 }
 
-// (q - zero_point) * scale, which is rounded once.
+// (q - zero_point) * scale of n values in a group, which is rounded once.
+inline void dequantize_run(const weightcast_group_type& type, const weightcast_groups& src, int64_t group,
+                           const uint8_t* codes, int64_t n, float* x) {
+  const int zero = type.symmetric ? 1 << (type.bits - 1) : src.zero_points[group];
+  const float scale = stored_scale_at(type.scale_type, src.scales, group);
+  for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(codes[i] - zero) * scale;
+}
+
 inline void dequantize_groups(const weightcast_group_type& type, const weightcast_groups& src, int64_t n_out,
                               float* dst) {
-  const int64_t n = n_out * src.groups;
-  for (int64_t group = 0; group < n; ++group) {
-    const int zero = type.symmetric ? 1 << (type.bits - 1) : src.zero_points[group];
-    const float scale = stored_scale_at(type.scale_type, src.scales, group);
-    const uint8_t* codes = src.codes + group * type.group_size;
-    float* x = dst + group * type.group_size;
-    for (int64_t i = 0; i < type.group_size; ++i) x[i] = static_cast<float>(codes[i] - zero) * scale;
+  const int64_t size = type.group_size;
+  for (int64_t group = 0; group < n_out * src.groups; ++group) {
+    dequantize_run(type, src, group, src.codes + group * size, size, dst + group * size);
   }
 }
 

@@ -1,24 +1,52 @@
-// Measures the errors of blocks against their source on the CPU, tile by tile as the quantizers go.
+// Measures the errors of rows against their source on the CPU, tile by tile as the quantizers go.
 #pragma once
 
 #include "dequantize.h"
 #include "driver.h"
 #include "errors.h"
+#include "groups_exact.h"
 
 namespace weightcast {
 namespace {
 
 static_assert(kErrorChunk % kMaxDepth == 0, "chunks are whole tiles");
+static_assert(kMaxDepth % kErrorRun == 0, "tiles are whole runs");
 
 // Rows of blocks, stride bytes apart.
-struct Rows {
+struct BlockRows {
   const Dequantizer& layout;
   const uint8_t* first;
   int64_t stride;
 
-  const uint8_t* at(int64_t out, int64_t in) const {
-    return first + out * stride + in / layout.elements * layout.bytes;
+  void unpack(int64_t out, int64_t in, int depth, float* y) const {
+    const uint8_t* blocks = first + out * stride + in / layout.elements * layout.bytes;
+    const int n_blocks = depth / layout.elements;
+    prefetch(blocks, kTransposed * stride, n_blocks * layout.bytes);
+    layout.blocks(blocks, n_blocks, y);
   }
+};
+
+// Rows of groups; depths may end inside one.
+struct GroupRows {
+  const weightcast_group_type& type;
+  const weightcast_groups& groups;
+
+  void unpack(int64_t out, int64_t in, int depth, float* y) const {
+    const uint8_t* codes = groups.codes + out * groups.groups * type.group_size + in;
+    for (int i = 0; i < depth;) {
+      const int64_t group = (in + i) / type.group_size;
+      const int n = at_most((group + 1) * type.group_size - in - i, depth - i);
+      dequantize_run(type, groups, out * groups.groups + group, codes + i, n, y + i);
+      i += n;
+    }
+  }
+};
+
+struct MeasureJob {
+  const weightcast_source& s;
+  const float* importance;  // or null
+  bool rounded;             // x is the source rounded to bfloat16
+  weightcast_moments* moments;
 };
 
 // What measuring keeps at hand: a tile of the source, and a few columns of what was made of it.
@@ -27,103 +55,152 @@ struct MeasureWorkspace {
   Tile tile;
   alignas(64) float rows[kTransposed][kMaxDepth];
   alignas(64) float columns[kMaxDepth][kTransposed];
-  Sums sums[kMaxRun / kDoubles];  // of the chunk that is at hand
+  Sums sums[kMaxRun / kErrorRows];  // of the chunk that is at hand
 };
 
-inline bool all_zero(const float* x, int n, int64_t stride) {
-  uint32_t bits = 0;
-  for (int i = 0; i < n; ++i) bits |= float_bits(x[i * stride]);
-  return bits << 1 == 0;
-}
+// A part of some rows: x and y [n], the importance of its columns, and where it begins.
+struct Part {
+  const float* x;
+  const float* y;
+  const float* w;
+  int n;
+  int64_t in;
 
-// Blocks of a column that are all zeros, though their weights in the tile are not.
-inline int64_t zeroed_blocks(const float* row, const float* column, int depth, int elements) {
-  int64_t zeroed = 0;
-  for (int i = 0; i < depth; i += elements) {
-    if (!all_zero(row + i, elements, 1)) continue;
-    if (!all_zero(column + i * kWidth, elements, kWidth)) ++zeroed;
+  Part run(int first) const {
+    return {x + first * kWidth, y + first * kTransposed, w == nullptr ? nullptr : w + first,
+            at_most(n - first, kErrorRun), in + first};
   }
-  return zeroed;
-}
 
-template <bool blocks_of_one>
-void add_columns(const MeasureWorkspace& work, int c0, int64_t in0, int depth, Sums* sums) {
-  for (int c = 0; c < kTransposed; c += kDoubles) {
-    Sums sum = sums[c / kDoubles];
-    D in = D{} + static_cast<double>(in0);
-    for (int i = 0; i < depth; ++i) {
-      sum.add<blocks_of_one>(load_doubles(&work.tile.x[i][c0 + c]),
-                             load_doubles(&work.columns[i][c]), in);
-      in += 1.0;
+  template <bool weighed, bool bounded>
+  WC_INLINE RunSums add_to(Sums& sums) const {
+    RunSums made;
+    for (int i = 0; i < n; ++i) {
+      const D weight = weighed ? D{} + static_cast<double>(w[i]) : D{};
+      sums.add<weighed, bounded>(x + i * kWidth, y + i * kTransposed, weight, made);
     }
-    sums[c / kDoubles] = sum;
+    return made;
   }
+
+  // The first place in row c, from `run` on, where the square of the error is the one given.
+  int64_t place_of(double square, int64_t run, int c) const {
+    int i = static_cast<int>(run - in);
+    for (; i < n - 1; ++i) {
+      const double error = static_cast<double>(y[i * kTransposed + c]) - static_cast<double>(x[i * kWidth + c]);
+      const double found = error * error;
+      if (!(found < square)) break;  // NaN counts as infinite
+    }
+    return in + i;
+  }
+};
+
+// Add a run: to the sums of a chunk, and for `columns` of its rows to the histograms of whole rows.
+template <bool weighed>
+WC_INLINE void add_run(const Part& run, int columns, Sums& sums, weightcast_moments* moments) {
+  const Sums before = sums;
+  RunSums made = run.add_to<weighed, false>(sums);
+  for (const D& squares : made.error_squares) {
+    if (all_lanes(squares < D{} + infinity())) continue;
+    sums = before;
+    made = run.add_to<weighed, true>(sums);
+    break;
+  }
+  sums.finish(made, run.in);
+  for (int c = 0; c < columns; ++c) {
+    const int h = c / kDoubles, n = c % kDoubles;
+    ++moments[c].histogram[error_bin(lane(made.error_squares[h], n), lane(made.source_squares[h], n))];
+  }
+}
+
+// Add a part of some rows, of which `columns` count.
+template <bool weighed>
+void add_part(const Part& part, int columns, Sums& sums, weightcast_moments* moments) {
+  Sums sum = sums;
+  for (int i = 0; i < part.n; i += kErrorRun) add_run<weighed>(part.run(i), columns, sum, moments);
+  for (int c = 0; c < columns; ++c) {
+    const int h = c / kDoubles, n = c % kDoubles;
+    const double largest = lane(sum.largest[h], n);
+    if (!(largest > lane(sums.largest[h], n))) continue;
+    sum.largest_in[c] = part.place_of(largest, static_cast<int64_t>(lane(sum.largest_run[h], n)), c);
+  }
+  sums = sum;
 }
 
 // Add the tile at hand, columns [out0, out0 + width), to `sums`.
-inline void measure_tile(const Rows& rows, int64_t out0, int width, int64_t in0, int depth,
-                         MeasureWorkspace& work, Sums* sums, weightcast_moments* moments) {
-  const int elements = rows.layout.elements;
+template <class Rows>
+void measure_tile(const MeasureJob& job, const Rows& rows, int64_t out0, int width, int64_t in0, int depth,
+                  MeasureWorkspace& work, Sums* sums) {
   for (int c0 = 0; c0 < width; c0 += kTransposed) {
-    const int count = at_most(width - c0, kTransposed);
-    for (int c = 0; c < count; ++c) {
-      const int64_t out = out0 + c0 + c;
-      const uint8_t* blocks = rows.at(out, in0);
-      prefetch(blocks, kTransposed * rows.stride, depth / elements * rows.layout.bytes);
-      rows.layout.blocks(blocks, depth / elements, work.rows[c]);
-      if (elements > 1) {
-        moments[out].zeroed_blocks +=
-            zeroed_blocks(work.rows[c], &work.tile.x[0][c0 + c], depth, elements);
-      }
-    }
+    const int columns = at_most(width - c0, kTransposed);
+    for (int c = 0; c < columns; ++c) rows.unpack(out0 + c0 + c, in0, depth, work.rows[c]);
     for (int i = 0; i < depth; i += kSquare<float>) {
       transpose_rows(work.rows[0] + i, kMaxDepth, work.columns[i], kTransposed);
     }
-    if (elements > 1) {
-      add_columns<false>(work, c0, in0, depth, sums + c0 / kDoubles);
-    } else {
-      add_columns<true>(work, c0, in0, depth, sums + c0 / kDoubles);
+    for (int c = 0; c < columns; c += kErrorRows) {
+      const int count = at_most(columns - c, kErrorRows);
+      Sums& sum = sums[(c0 + c) / kErrorRows];
+      weightcast_moments* moments = job.moments + out0 + c0 + c;
+      const float* x = &work.tile.x[0][c0 + c];
+      if (job.importance != nullptr) {
+        add_part<true>({x, &work.columns[0][c], job.importance + in0, depth, in0}, count, sum, moments);
+      } else {
+        add_part<false>({x, &work.columns[0][c], nullptr, depth, in0}, count, sum, moments);
+      }
     }
   }
 }
 
-inline void measure_rows(const weightcast_source& s, const Rows& rows,
-                         weightcast_moments* moments) {
+inline void round_tile(Tile& tile, int depth) {
+  for (int i = 0; i < depth; ++i) {
+    for (int c = 0; c < kWidth; ++c) tile.x[i][c] = bf16_to_f32(f32_to_bf16(tile.x[i][c]));
+  }
+}
+
+template <class Rows>
+void measure_rows(const MeasureJob& job, const Rows& rows) {
+  const weightcast_source& s = job.s;
   MeasureWorkspace work;
-  std::memset(work.rows, 0, sizeof work.rows);  // columns beyond the last are summed too
+  std::memset(work.rows, 0, sizeof work.rows);  // lanes beyond the last column are summed too
+  std::memset(&work.tile, 0, sizeof work.tile);
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int columns = at_most(s.n_out - out0, run);
-    for (int c = 0; c < columns; ++c) moments[out0 + c] = weightcast_moments{};
+    for (int c = 0; c < columns; ++c) job.moments[out0 + c] = weightcast_moments{};
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
       if (in0 % kErrorChunk == 0) {
-        for (Sums& sums : work.sums) sums = Sums{};
+        for (Sums& sums : work.sums) {
+          if (in0 == 0) sums = Sums{};
+          else sums.restart();
+        }
       }
       const int depth = at_most(s.n_in - in0, kMaxDepth);
       const Piece piece = piece_at(s, out0, columns, in0, depth, work.stage);
       for (int skip = 0; skip < columns; skip += kWidth) {
         const int width = at_most(columns - skip, kWidth);
         load_tile(s, piece, skip, out0 + skip, width, in0, depth, work.tile);
-        measure_tile(rows, out0 + skip, width, in0, depth, work, work.sums + skip / kDoubles,
-                     moments);
+        if (job.rounded) round_tile(work.tile, depth);
+        measure_tile(job, rows, out0 + skip, width, in0, depth, work, work.sums + skip / kErrorRows);
       }
       if ((in0 + depth) % kErrorChunk != 0 && in0 + depth < s.n_in) continue;
       for (int c = 0; c < columns; ++c) {
-        add_chunk(moments[out0 + c], work.sums[c / kDoubles].of(c % kDoubles));
+        add_chunk(job.moments[out0 + c], work.sums[c / kErrorRows].of(c % kErrorRows));
       }
     }
   }
 }
 
-inline int32_t measure(const weightcast_source& s, int32_t type, const void* blocks, int64_t stride,
-                       weightcast_moments* moments) {
+inline int32_t measure(const MeasureJob& job, int32_t type, const void* blocks, int64_t stride) {
   for (const Dequantizer& layout : kDequantizers) {
     if (layout.type != type) continue;
-    if (s.n_in % layout.elements != 0) return WEIGHTCAST_BAD_SHAPE;
-    measure_rows(s, {layout, static_cast<const uint8_t*>(blocks), stride}, moments);
+    if (job.s.n_in % layout.elements != 0) return WEIGHTCAST_BAD_SHAPE;
+    measure_rows(job, BlockRows{layout, static_cast<const uint8_t*>(blocks), stride});
     return WEIGHTCAST_OK;
   }
   return WEIGHTCAST_BAD_TYPE;
+}
+
+inline void measure_groups(const MeasureJob& job, const weightcast_group_type& type,
+                           const weightcast_groups& groups) {
+  measure_rows(job, GroupRows{type, groups});
 }
 
 }  // namespace

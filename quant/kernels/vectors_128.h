@@ -64,6 +64,8 @@ WC_INLINE VD vec_doubles(const float* p) {
 }
 WC_INLINE VD vec_lesser(VD a, VD b) { return a < b ? a : b; }
 WC_INLINE VD vec_greater(VD a, VD b) { return a > b ? a : b; }
+// Whether a truth value, all ones or all zeros, holds in any lane.
+WC_INLINE bool vec_any(VD a) { return vec_any((VM)a); }
 WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
   for (int i = 0; i < kVector; ++i) p[i] = static_cast<uint8_t>(a[i]);
   for (int i = 0; i < kVector; ++i) p[kVector + i] = static_cast<uint8_t>(b[i]);

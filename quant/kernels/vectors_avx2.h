@@ -66,6 +66,8 @@ typedef double VD __attribute__((vector_size(32), may_alias));
 WC_INLINE VD vec_doubles(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 WC_INLINE VD vec_lesser(VD a, VD b) { return _mm256_min_pd(a, b); }
 WC_INLINE VD vec_greater(VD a, VD b) { return _mm256_max_pd(a, b); }
+// Whether a truth value, all ones or all zeros, holds in any lane.
+WC_INLINE bool vec_any(VD a) { return _mm256_movemask_pd(a) != 0; }
 
 // Four values of each of kVector runs as four rows: 128 bits are transposed by themselves.
 WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {

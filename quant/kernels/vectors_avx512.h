@@ -63,6 +63,10 @@ typedef double VD __attribute__((vector_size(64), may_alias));
 WC_INLINE VD vec_doubles(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 WC_INLINE VD vec_lesser(VD a, VD b) { return _mm512_min_pd(a, b); }
 WC_INLINE VD vec_greater(VD a, VD b) { return _mm512_max_pd(a, b); }
+// Whether a truth value, all ones or all zeros, holds in any lane.
+WC_INLINE bool vec_any(VD a) {
+  return _mm512_test_epi64_mask(WC_I(a), WC_I(a)) != 0;
+}
 
 // Four values of each of four runs.
 WC_INLINE VF vec_gathered(const float* p, int64_t stride) {

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define WEIGHTCAST_ABI_VERSION 2
+#define WEIGHTCAST_ABI_VERSION 3
 
 /* Types, numbered as ggml numbers them. WEIGHTCAST_I8 is a source type only and needs scales. */
 enum {
@@ -112,21 +112,36 @@ typedef struct {
   int64_t groups;        /* of a row: n_in / group_size */
 } weightcast_groups;
 
-/* What the weights x of a row and the values y that its blocks stand for have in common. Sums are
- * made in double, in a fixed order: the same bits on every processor, however rows are shared out.
- * An error y - x that is NaN or infinite (a block with an infinite scale, say) makes error_squares
- * and largest infinite; the other sums then follow IEEE 754, NaN included. */
+/* What the weights x of a row and the values y that stand for them have in common. Sums are made in
+ * double, in a fixed order: the same bits on every processor, however rows are shared out. An error
+ * y - x that is NaN or infinite (a block with an infinite scale, say) makes error_squares and
+ * largest_square infinite; the other sums then follow IEEE 754, NaN included. A run is 32 weights from
+ * a multiple of 32 on, or what is left of the row. */
+#define WEIGHTCAST_ERROR_BINS 32
+
 typedef struct {
   double error_squares;  /* sum of (y - x)^2 */
   double source_squares; /* sum of x^2 */
-  double output_squares; /* sum of y^2 */
-  double products;       /* sum of x * y */
+  double cross;          /* sum of x * (y - x) */
   double errors;         /* sum of y - x */
-  double largest;        /* largest |y - x|, */
+  double weighted_error_squares;  /* the first two with an importance for each weight of the row: */
+  double weighted_source_squares; /* 0 without one */
+  double largest_square; /* largest (y - x)^2, whose root is the largest |y - x| exactly */
   int64_t largest_in;    /* the first place in the row that has it, 0 if there is no error */
   int64_t exact;         /* weights with y == x */
-  int64_t zeroed_blocks; /* blocks with all y 0 and some x not 0; plain floats are blocks of one */
+  int64_t zeroed_runs;   /* runs with all y 0 and some x not 0 */
+  int64_t clipped_runs;  /* runs with some y not 0, whose largest |y| is below 7/8 of the largest |x| */
+  /* Runs by the ratio r of their error_squares to their source_squares: bin 0 counts those with r >= 1,
+   * or not finite, bin k those with 2^-k <= r < 2^(1 - k), bin 30 all smaller ones and bin 31 those
+   * without any error. */
+  int32_t histogram[WEIGHTCAST_ERROR_BINS];
 } weightcast_moments;
+
+/* What y is compared with. */
+enum {
+  WEIGHTCAST_STORED = 0,       /* the source's value as the quantizers see it, float32 */
+  WEIGHTCAST_ROUNDED_BF16 = 1  /* that rounded to bfloat16, which a model may multiply with */
+};
 
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
@@ -178,12 +193,18 @@ WEIGHTCAST_API int32_t weightcast_dequantize_groups(const weightcast_group_type*
                                                     const weightcast_groups* src, int64_t n_out,
                                                     int64_t n_in, float* dst);
 
-/* Compare a source with n_out rows of blocks, `stride` bytes apart, at any alignment: moments[n_out]
- * are written. x is the source's value as the quantizers see it, float32; NaN and infinity in it
- * are no failure here. */
-WEIGHTCAST_API int32_t weightcast_measure(const weightcast_source* source, int32_t type,
-                                          const void* blocks, int64_t stride,
-                                          weightcast_moments* moments);
+/* Compare a source with n_out rows of blocks, `stride` bytes apart, at any alignment: moments [n_out]
+ * are written. `importance` [n_in] weighs the weighted sums, or is NULL. NaN and infinity in the
+ * source are no failure here. */
+WEIGHTCAST_API int32_t weightcast_measure(const weightcast_source* source, const float* importance,
+                                          int32_t baseline, int32_t type, const void* blocks,
+                                          int64_t stride, weightcast_moments* moments);
+
+/* The same of groups. */
+WEIGHTCAST_API int32_t weightcast_measure_groups(const weightcast_source* source, const float* importance,
+                                                 int32_t baseline, const weightcast_group_type* type,
+                                                 const weightcast_groups* groups,
+                                                 weightcast_moments* moments);
 
 /* The tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call; NULL
  * and 0 bytes for other types. For kernels on a device, which need a copy there. */
