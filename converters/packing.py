@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.converters.devices import Lane, as_matrix
 from weightcast.formats import packed_fp8
 from weightcast.formats.packed_fp4 import PackedFp4
 from weightcast.formats.packed_parts import Fp8Type, PackedLayout, Part, Segment
 from weightcast.quant.group_library import InexactScaleError
-from weightcast.quant.groups import Groups, GroupType, carry_groups, quantize_groups
+from weightcast.quant.groups import Groups, GroupType, carry_groups
 from weightcast.quant.library import Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import F32
 
@@ -43,10 +44,12 @@ class Packing(Protocol):
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Iterator[Segment]:
         """Quantize rows [row0, row0 + rows.n_out) of a matrix and say where their bytes go.
 
-        Raises SourceValueError, LayoutError.
+        What is searched for goes through `lane`; what is only copied, or made of 8-bit floats, is
+        done here. Raises SourceValueError, LayoutError and, on a device, DeviceError.
         """
 
 
@@ -82,19 +85,21 @@ class GroupPacking:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Iterator[Segment]:
-        matrix = _as_matrix(rows)
-        groups = self._make(matrix, importance)
-        return self.layout.pack(groups, self.type, n_out, matrix.n_in, row0)
+        groups = self._make(rows, importance, lane)
+        return self.layout.pack(groups, self.type, n_out, rows.n_in, row0)
 
-    def _make(self, matrix: Matrix, importance: NDArray[np.float32] | None) -> Groups:
+    def _make(
+        self, rows: Matrix | Blocks, importance: NDArray[np.float32] | None, lane: Lane
+    ) -> Groups:
         if self.is_carried:
             try:
-                return carry_groups(matrix, self.type)
+                return carry_groups(as_matrix(rows), self.type)
             except InexactScaleError:
                 if not self.may_change:
                     raise
-        return quantize_groups(matrix, self.type, importance)
+        return lane.quantize_groups(rows, self.type, importance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ class Fp4Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Iterator[Segment]:
         quant_type = self.layout.type
         row_bytes = quant_type.row_bytes(rows.n_in)
@@ -132,7 +138,7 @@ class Fp4Packing:
             blocks = rows.data.reshape(rows.n_out, row_bytes)
         else:
             blocks = np.empty((rows.n_out, row_bytes), np.uint8)
-            quantize_matrix(_as_matrix(rows), quant_type, blocks)
+            lane.quantize(rows, quant_type, blocks)
         return self.layout.pack(blocks, n_out, rows.n_in, row0)
 
 
@@ -161,12 +167,9 @@ class Fp8Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Iterator[Segment]:
-        matrix = _as_matrix(rows)
+        matrix = as_matrix(rows)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)
         quantize_matrix(matrix, F32, values.view(np.uint8))
         return packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0)
-
-
-def _as_matrix(rows: Matrix | Blocks) -> Matrix:
-    return rows.dequantized() if isinstance(rows, Blocks) else rows

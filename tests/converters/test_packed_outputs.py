@@ -17,6 +17,7 @@ from support import Golden
 
 import weightcast
 from weightcast.converters import execute, plan
+from weightcast.converters.devices import ProcessorLane
 from weightcast.converters.directory_types import DirectoryType, directory_type, name_in
 from weightcast.converters.grok1 import Place, places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
@@ -261,9 +262,9 @@ def test_scales_that_do_not_fit() -> None:
     matrix = Matrix(codes.reshape(-1), "I8", 2, 128, 128, 1, scales=scales)
     packing = GroupPacking("INT8", LAYOUTS["weightcast"], GroupType(8, 128), is_carried=True)
     with pytest.raises(weightcast.LayoutError, match=r"\[0, 0\]"):
-        list(packing.pack(matrix, 2, 0, None))
+        list(packing.pack(matrix, 2, 0, None, ProcessorLane()))
     changed = replace(packing, may_change=True)
-    parts = {segment.suffix for segment in changed.pack(matrix, 2, 0, None)}
+    parts = {segment.suffix for segment in changed.pack(matrix, 2, 0, None, ProcessorLane())}
     assert parts == {part.suffix for part in packing.parts(2, 128)}
 
 
