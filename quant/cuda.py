@@ -9,6 +9,13 @@ from numpy.typing import NDArray
 
 from weightcast.quant import cuda_units
 from weightcast.quant.cuda_device import Gpu, Memory, open_gpu
+from weightcast.quant.cuda_groups import (
+    GroupJob,
+    copy_groups_out,
+    enqueue_groups,
+    made_bytes,
+    report_groups,
+)
 from weightcast.quant.cuda_jobs import (
     FOUND_BYTES,
     DeviceMatrix,
@@ -22,7 +29,15 @@ from weightcast.quant.cuda_jobs import (
     scratch_bytes,
 )
 from weightcast.quant.error import MOMENTS, Errors, of_moments
-from weightcast.quant.library import BlockCounts, Blocks, Matrix, check_matrix, used_importance
+from weightcast.quant.groups import Groups, GroupType, empty_groups
+from weightcast.quant.library import (
+    BlockCounts,
+    Blocks,
+    Matrix,
+    check_matrix,
+    shaped_importance,
+    used_importance,
+)
 from weightcast.quant.types import F32, SOURCE_TYPES, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
@@ -104,6 +119,37 @@ class Lane:
         counts = self._report(job)
         return counts, of_moments(moments, quant_type, source.n_in)
 
+    def quantize_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+        *,
+        search: bool = True,
+    ) -> Groups:
+        """Make groups of a matrix in host memory, there too: `groups.quantize_groups` elsewhere.
+
+        Raises DeviceError, and what `quantize_groups` raises.
+        """
+        groups = empty_groups(group_type, source.n_out, source.n_in)
+        if importance is not None:
+            importance = shaped_importance(importance, source.n_in)
+        if groups.codes.size == 0:
+            return groups
+        kernels = cuda_units.group_quantizer(self._gpu, importance is not None)
+        job = GroupJob(
+            self._copied_in(source),
+            group_type,
+            self._rows.address(made_bytes(groups)),
+            self._scratch.address(FOUND_BYTES),
+            self._copy(self._importance, importance),
+            search,
+        )
+        enqueue_groups(self._stream, kernels, job, groups)
+        copy_groups_out(self._stream, job, groups)
+        report_groups(job, self._found(job.found))
+        return groups
+
     def measure(
         self, source: Matrix | Blocks, quant_type: QuantType, rows: NDArray[np.uint8]
     ) -> Errors:
@@ -164,10 +210,14 @@ class Lane:
 
     def _report(self, job: Job) -> BlockCounts:
         """Wait for a job that makes rows, and say what it found."""
+        return report(job, self._found(job.found))
+
+    def _found(self, address: int) -> NDArray[np.uint64]:
+        """Wait for a job, and copy what its kernels found."""
         found = np.zeros(FOUND_BYTES // 8, np.uint64)
-        self._stream.copy_out(found, job.found)
+        self._stream.copy_out(found, address)
         self._stream.synchronize()
-        return report(job, found)
+        return found
 
     def close(self) -> None:
         """Give the device memory back."""

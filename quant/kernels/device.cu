@@ -1,7 +1,7 @@
 // Entry points of the kernels for a device, compiled by NVRTC: one unit a type and operation, chosen by
-// WC_QUANTIZE (a type's name; WC_WEIGHED if there is an importance), WC_DEQUANTIZE, WC_MEASURE or
-// WC_CHECKS. All arithmetic is in the headers, which the host's library shares; the options that keep
-// its bits are in cuda_kernels.py.
+// WC_QUANTIZE (a type's name) or WC_GROUPS, with WC_WEIGHED if there is an importance, WC_DEQUANTIZE,
+// WC_MEASURE or WC_CHECKS. All arithmetic is in the headers, which the host's library shares; the
+// options that keep its bits are in cuda_kernels.py.
 #define WC_DEVICE __device__
 
 // The number of a thread in its launch.
@@ -51,6 +51,24 @@ extern "C" __global__ void __launch_bounds__(Tile::threads)
 // Where the tables of the grids lie, for the types that have one.
 extern "C" __global__ void weightcast_set_tables(const void* tables) {
   weightcast::device_tables = tables;
+}
+
+#elif defined(WC_GROUPS)
+#define WC_HELD 1
+#include "device_groups.h"
+
+#ifdef WC_WEIGHED
+#define WC_SYMBOL weightcast_make_weighed_groups
+constexpr bool kWeighed = true;
+#else
+#define WC_SYMBOL weightcast_make_groups
+constexpr bool kWeighed = false;
+#endif
+
+// Four blocks fit a multiprocessor: without the limit more registers are taken, for no fewer spills.
+extern "C" __global__ void __launch_bounds__(weightcast::kGroupThreads, 4)
+    WC_SYMBOL(const __grid_constant__ weightcast::GroupArguments a) {
+  weightcast::DeviceGroup<kWeighed>(a, WC_PLACE).make();
 }
 
 #elif defined(WC_DEQUANTIZE)

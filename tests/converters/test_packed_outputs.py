@@ -18,6 +18,7 @@ from support import Golden
 import weightcast
 from weightcast.converters import execute, plan
 from weightcast.converters.describe import summary_lines
+from weightcast.converters.devices import ProcessorLane
 from weightcast.converters.directory_types import DirectoryType, directory_type, name_in
 from weightcast.converters.grok1 import Place, places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
@@ -262,8 +263,8 @@ def test_scales_that_do_not_fit() -> None:
     matrix = Matrix(codes.reshape(-1), "I8", 2, 128, 128, 1, scales=scales)
     packing = GroupPacking("INT8", LAYOUTS["weightcast"], GroupType(8, 128), is_carried=True)
     with pytest.raises(weightcast.LayoutError, match=r"\[0, 0\]"):
-        packing.pack(matrix, 2, 0, None)
-    changed = replace(packing, may_change=True).pack(matrix, 2, 0, None)
+        packing.pack(matrix, 2, 0, None, ProcessorLane())
+    changed = replace(packing, may_change=True).pack(matrix, 2, 0, None, ProcessorLane())
     assert changed.counts == BlockCounts(requantized=2)
     parts = {segment.suffix for segment in changed.segments}
     assert parts == {part.suffix for part in packing.parts(2, 128)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from support import DATA, GOLDEN, NAMES
 
 import weightcast
-from weightcast.converters import execute
+from weightcast.converters import devices
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes import RECIPES
 from weightcast.quant.errors import CheckpointError, LayoutError
@@ -110,7 +110,7 @@ class Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[QuantType, int, NDArray[np.float32] | None]] = []
-        monkeypatch.setattr(execute, "quantize_matrix", self)
+        monkeypatch.setattr(devices, "quantize_matrix", self)
 
     def __call__(
         self,
