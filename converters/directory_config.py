@@ -26,10 +26,14 @@ def quantization_config(layout: str, types: Types) -> dict[str, Any] | None:
     if not by_type:
         return None
     main = max(by_type, key=lambda kind: len(by_type[kind]))
-    schemes = [Scheme(("Linear",), main)]
-    for kind, modules in by_type.items():
-        if kind != main:
-            schemes.append(Scheme(tuple(patterns(modules, types)), kind))
+    schemes = [
+        Scheme(tuple(patterns(modules, types)), kind)
+        for kind, modules in by_type.items()
+        if kind != main
+    ]
+    # Names count before classes, but compressed-tensors warns of those that come after: "could not
+    # match". The first scheme of GPTQ is that of all modules.
+    schemes.insert(0 if layout.startswith("gptq") else len(schemes), Scheme(("Linear",), main))
     floats = [module for module, kind in types.items() if is_plain(kind)]
     ignore = [*_ALWAYS_FLOATS, *(words if layout == "awq" else patterns)(floats, types)]
     has_attention = any(m.expert is None for modules in by_type.values() for m in modules)

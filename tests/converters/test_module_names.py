@@ -230,11 +230,11 @@ def given(**by_unit: WeightType) -> dict[Module, WeightType]:
 def test_patterns_are_short_where_layers_agree() -> None:
     types = given(qkv_proj=INT8, o_proj=INT8)
     groups = configured("compressed-tensors", types)["config_groups"]
-    assert [group["targets"] for group in groups.values()] == [["Linear"], ["re:.*attn.*"]]
+    assert [group["targets"] for group in groups.values()] == [["re:.*attn.*"], ["Linear"]]
     types |= {m: INT4 for m in MODULES if m.expert is None and m.layer not in (0, 1, 11)}
     groups = configured("compressed-tensors", types)["config_groups"]
     layers = [r"re:.*layers\.(0|1|11)\.(self_)?attn\..*"]
-    assert [group["targets"] for group in groups.values()] == [["Linear"], layers]
+    assert [group["targets"] for group in groups.values()] == [layers, ["Linear"]]
     floats = configured("compressed-tensors", given(qkv_proj=BF16, o_proj=F32))
     assert floats["ignore"] == ["lm_head", "re:.*gate$", "re:.*attn.*"]
     assert configured("gptq", given(experts=INT8))["bits"] == 8  # what most matrices have
