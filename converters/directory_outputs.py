@@ -189,7 +189,7 @@ def _item(choice: Chosen, source: Tensor, kind: DirectoryType) -> _Item:
     name, plain, place = choice.name, choice.plain, choice.place
     if is_plain(choice.type):
         return _Item(quantized(name, source, plain.name), plain, place, choice.expert)
-    packing = _packing(name, source, choice.type, kind)
+    packing = _packing(choice, source, kind)
     made = quantized(name, source, packing.label)
     return _Item(made, plain, place, choice.expert, packing)
 
@@ -203,17 +203,18 @@ def _module_types(chosen: Iterable[Chosen]) -> dict[Module, WeightType]:
     }
 
 
-def _packing(name: str, source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
+def _packing(choice: Chosen, source: Tensor, kind: DirectoryType) -> Packing:
     """How a matrix is packed. Raises LayoutError if it cannot be stored so."""
-    packing = _packing_of(name, source, weight_type, kind)
     try:
+        packing = _packing_of(source, choice.type, kind)
         packing.parts(*source.shape)
     except LayoutError as problem:
-        raise LayoutError(f"{name}: {problem}") from None
+        asked = "" if choice.override is None else f"{choice.override}: "
+        raise LayoutError(f"{asked}{choice.name}: {problem}") from None
     return packing
 
 
-def _packing_of(name: str, source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
+def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
     label = type_label(weight_type)
     if isinstance(weight_type, QuantType):
         return Fp4Packing(FP4_LAYOUTS[weight_type.name])
@@ -222,7 +223,7 @@ def _packing_of(name: str, source: Tensor, weight_type: WeightType, kind: Direct
     problem = _why_not_carried(source, weight_type)
     is_carried = carries_codes(weight_type) and matrices(source)[0].scales is not None
     if is_carried and problem and not kind.may_change:
-        raise LayoutError(f"{name}: {problem}")
+        raise LayoutError(problem)
     is_carried = is_carried and problem is None
     return GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried, kind.may_change)
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from weightcast.converters import grok1_gguf
 from weightcast.converters.directory_types import DirectoryType, WeightType, type_label
 from weightcast.converters.graph import Tensor, TensorGraph, quantized
-from weightcast.converters.grok1 import Place
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.importance import Weighing, provenance, weigh
 from weightcast.converters.packing import Packing
@@ -155,9 +154,6 @@ def with_split_note(output: Output, split_bytes: int) -> Output:
         note = f"tensors larger than --split have a file of their own: {len(larger)}"
         output = replace(output, notes=(*output.notes, note))
     return output
-
-
-Chosen = list[tuple[Place, Decision]]
 
 
 def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:

@@ -107,6 +107,23 @@ def test_int8_goes_through_a_mixed_directory_to_q8_0(tmp_path: Path) -> None:
     assert len(summary.describe()["outputs"][0]["q8_0"]["lossless"]) == 8
 
 
+def test_squares_of_fp8_in_narrow_matrices(tmp_path: Path) -> None:
+    """Rows of 128 values have one scale for a square, as they have one for a row."""
+    source = Golden("deep").path
+    convert(tmp_path / "m-fp8-block", source=source, rules=("attn_=fp8",))
+    convert(tmp_path / "back-f32", source=tmp_path / "m-fp8-block")
+    tensors = read_directory(tmp_path / "back-f32")
+    for module, (place, _, values) in matrices(Golden("deep")).items():
+        expected = wanted(values, SQUARE if place.role.is_experts else FP8)
+        np.testing.assert_array_equal(tensors[f"{module}.weight"], expected, err_msg=module)
+
+
+def test_rows_that_do_not_fill_a_rule_s_groups(tmp_path: Path) -> None:
+    problem = r"attn=int4-g256: model\.layers\.0\.self_attn\.k_proj\.weight: rows of 128 values are"
+    with pytest.raises(weightcast.LayoutError, match=problem):
+        convert(tmp_path / "m-int4-g32", source=Golden("deep").path, rules=("attn=int4-g256",))
+
+
 RECIPE = """
 base = "{}"
 [[rule]]

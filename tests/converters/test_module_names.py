@@ -12,6 +12,7 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import is_match, match_targets
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from weightcast.converters.directory_config import quantization_config, reader_notes
 from weightcast.converters.directory_types import WeightType, is_plain
@@ -210,7 +211,11 @@ def test_gptq_and_awq(layout: str, by: str, seed: int) -> None:
     config = configured(layout, types)
     read = in_gptq if layout == "gptq" else in_awq
     for module, kind in types.items():
-        assert read(config, transformers_name(module)) == arguments(kind), module
+        name = transformers_name(module)
+        assert read(config, name) == arguments(kind), module
+        if layout == "awq":  # transformers itself looks at the ends of names
+            words = config["modules_to_not_convert"]
+            assert should_convert_module(name, words) != is_plain(kind), module
         if by == "module":
             continue
         # Of experts, vLLM's GPTQ and AWQ only ask for all at once.
