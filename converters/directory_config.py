@@ -6,7 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from weightcast.converters.directory_types import COMPRESSED_TENSORS, WeightType, is_plain
+from weightcast.converters.directory_types import (
+    COMPRESSED_TENSORS,
+    WEIGHTCAST,
+    WeightType,
+    is_plain,
+)
 from weightcast.converters.module_names import ATTENTION, Module, patterns, unlike_in_vllm, words
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed_parts import Scheme
@@ -44,7 +49,7 @@ def quantization_config(layout: str, types: Types) -> dict[str, Any] | None:
 def reader_notes(layout: str, types: Types) -> Iterator[str]:
     """Which readers cannot make use of a mix of types."""
     by_type = _packed(types)
-    if not by_type:
+    if not by_type or layout == WEIGHTCAST:  # which is for readers of one's own
         return
     has_experts = any(m.expert is not None for modules in by_type.values() for m in modules)
     unlike = unlike_in_vllm((m, None if is_plain(t) else t) for m, t in types.items())

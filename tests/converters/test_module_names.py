@@ -271,7 +271,7 @@ def test_values_are_not_taken_for_qkv() -> None:
         ),
         ("gptq", given() | {Module(3, None, "k_proj"): GroupType(4, 32)}, ["vLLM .* layer 3 has"]),
         ("awq", given() | {Module(3, None, "o_proj"): BF16}, ["SGLang cannot load this: layers"]),
-        ("weightcast", given(experts=BF16, qkv_proj=BF16, o_proj=F32), []),
+        ("weightcast", given() | {Module(3, 1, "w1"): INT8, Module(4, None, "q_proj"): BF16}, []),
     ],
 )
 def test_readers_that_cannot_follow_are_named(layout: str, types: Types, words: list[str]) -> None:
