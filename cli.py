@@ -52,15 +52,15 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json).")
 @click.option("--tokenizer", type=PATH, help="SentencePiece file (default: beside SRC).")
 @click.option("--no-tokenizer", is_flag=True, help="Write outputs without a tokenizer.")
-@click.option("--recipe", type=PATH, help="TOML file: base recipe, and rules for tensors.")
+@click.option("--recipe", type=PATH, help="TOML file: base type, and rules for tensors.")
 @click.option(
     "--tensor-type",
     "tensor_types",
     metavar="REGEX=TYPE",
     multiple=True,
-    help="Type of the tensors whose GGUF name matches; the first match counts.",
+    help="Type of the tensors whose name matches, in GGUF or in a directory; the first counts.",
 )
-@click.option("--pure", is_flag=True, help="All quantized tensors in the recipe's base type.")
+@click.option("--pure", is_flag=True, help="GGUF: all quantized tensors in the recipe's base type.")
 @click.option("--imatrix", type=PATH, help="llama.cpp's importance matrix (GGUF or .dat).")
 @click.option("--split", metavar="SIZE", help="Most tensor data of one file, such as 48G or 4GiB.")
 @click.option(

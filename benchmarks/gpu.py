@@ -5,7 +5,7 @@ Kernels are timed by the device's own events, as medians, on a matrix as large a
 Grok-1: from int8 [in, out] with a scale per column, and from float32 and bfloat16 [out, in]. The
 share is bytes read and written a second over those of a copy in device memory, measured in the
 same run. Beside them: our library on this machine's processors, and quantization written in torch
-operations as scripts do it. Rows are compared with the CPU's before anything is timed.
+operations as scripts do it. Rows and groups are compared with the CPU's before anything is timed.
 
 The pipeline is `weightcast convert` from the page cache to memory (/dev/shm), with `--device cuda`
 and `--device cpu`, beside the measured speed of the link.
@@ -26,47 +26,43 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import click
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.gpu_peers import torch_version, torch_works
+from benchmarks.gpu_work import (
+    GROUP_ROWS,
+    LOSSLESS,
+    N_IN,
+    Source,
+    Work,
+    block_work,
+    group_work,
+    make_source,
+    part,
+    quantized_floats,
+)
 from weightcast.converters.grok1_spec import GROK_1
 from weightcast.converters.grok1_synthetic import tiny_spec, total_bytes, write_checkpoint
-from weightcast.quant import cuda_units
 from weightcast.quant.cuda_device import Gpu, Memory, Stream, open_gpu
 from weightcast.quant.cuda_driver import call
-from weightcast.quant.cuda_jobs import DeviceMatrix, Job, enqueue, scratch_bytes
 from weightcast.quant.cuda_kernels import nvrtc_version
-from weightcast.quant.library import Matrix, isa, quantize_matrix
-from weightcast.quant.types import I_TYPES, K_TYPES, SIMPLE_TYPES, TYPES, QuantType
+from weightcast.quant.library import isa
+from weightcast.quant.types import I_TYPES, K_TYPES, SIMPLE_TYPES
 
-N_IN, N_OUT = 6144, 32768  # an expert matrix of Grok-1
-LOSSLESS = "Q8_0 lossless"
+N_OUT = 32768  # an expert matrix of Grok-1, with N_IN
 ROWS = [t.name for t in (*SIMPLE_TYPES, *K_TYPES, *I_TYPES)]
 ROWS.insert(ROWS.index("Q8_0"), LOSSLESS)
+ROWS += GROUP_ROWS
 # Shares of the copy bandwidth from float32, bfloat16 or int8 for simple types, and Gweights/s.
 TARGET_SHARE, TARGET_GWEIGHTS = 0.7, {"Q4_K": 20.0}
 SOURCES = ("I8", "F32", "BF16")
 COMPARED = 64  # rows at each end
 CPU_COLUMNS = 1024  # of the matrix, for the processors
-DTYPES = {"I8": np.int8, "F32": np.float32, "BF16": ml_dtypes.bfloat16}
-
-
-@dataclass(frozen=True)
-class Source:
-    """One matrix [n_out, n_in] in host and device memory."""
-
-    host: Matrix
-    device: DeviceMatrix
-    nbytes: int
-    held: tuple[Memory, ...]
 
 
 def driver_version() -> str:
@@ -80,53 +76,6 @@ def driver_version() -> str:
     said = subprocess.run(asked, capture_output=True, text=True, check=False)
     lines = said.stdout.split()
     return f"{lines[0]} ({cuda})" if said.returncode == 0 and lines else cuda
-
-
-def quantized_floats(n_out: int, exact: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes [in, out] and scales [1, out]; scales that float16 cannot hold make Q8_0 requantize."""
-    rng = np.random.default_rng(1)
-    some = np.clip(rng.standard_normal((N_IN, 1024), np.float32) * 40, -128, 127).astype(np.int8)
-    codes = np.tile(some, (1, -(-n_out // 1024)))[:, :n_out].copy()
-    scales = (10 ** rng.uniform(-4, -2, (1, n_out))).astype(np.float32)
-    return codes, scales.astype(ml_dtypes.bfloat16).astype(np.float32) if exact else scales
-
-
-def upload(stream: Stream, values: NDArray[Any]) -> Memory:
-    memory = stream.gpu.allocate(values.nbytes)
-    stream.copy_in(memory.address, values.reshape(-1).view(np.uint8))
-    stream.synchronize()
-    return memory
-
-
-def make_source(stream: Stream, dtype: str, n_out: int, exact: bool) -> Source:
-    """Put a matrix on the device: int8 [in, out] with scales, or floats [out, in]."""
-    codes, scales = quantized_floats(n_out, exact)
-    if dtype == "I8":
-        held = (upload(stream, codes), upload(stream, scales))
-        host = Matrix(codes.reshape(-1), "I8", n_out, N_IN, 1, n_out, scales=scales)
-        addresses = (held[0].address, held[1].address)
-        device = DeviceMatrix(addresses[0], "I8", n_out, N_IN, 1, n_out, addresses[1], 1, n_out)
-        return Source(host, device, codes.nbytes + scales.nbytes, held)
-    values = np.ascontiguousarray((codes * scales).T).astype(DTYPES[dtype])
-    memory = upload(stream, values)
-    flat = values.reshape(-1)
-    host = Matrix(flat.view(np.uint16) if dtype == "BF16" else flat, dtype, n_out, N_IN, N_IN, 1)
-    device = DeviceMatrix(memory.address, dtype, n_out, N_IN, N_IN, 1)
-    return Source(host, device, values.nbytes, (memory,))
-
-
-def part(matrix: Matrix, row0: int, row1: int) -> Matrix:
-    """Rows of a matrix in host memory."""
-    return Matrix(
-        matrix.data,
-        matrix.dtype,
-        row1 - row0,
-        matrix.n_in,
-        matrix.stride_out,
-        matrix.stride_in,
-        start=row0 * matrix.stride_out,
-        scales=None if matrix.scales is None else matrix.scales[:, row0:row1],
-    )
 
 
 def event_ms(stream: Stream, work: Callable[[], object], repeat: int, ahead: Memory) -> list[float]:
@@ -145,34 +94,48 @@ def event_ms(stream: Stream, work: Callable[[], object], repeat: int, ahead: Mem
     return found
 
 
-def importance_for(quant_type: QuantType, weighed: bool) -> NDArray[np.float32] | None:
-    if quant_type.importance == "required" or (weighed and quant_type.importance == "optional"):
-        return np.square(np.random.default_rng(2).standard_normal(N_IN, np.float32))
-    return None
-
-
-def compare(stream: Stream, source: Source, job: Job, factors: NDArray[np.float32] | None) -> None:
-    """Refuse to time what makes other rows than the CPU."""
-    n_out = source.host.n_out
-    for row0 in (0, n_out - COMPARED):
-        made = np.zeros((COMPARED, job.dst_stride), np.uint8)
-        wanted = np.zeros_like(made)
-        stream.copy_out(made, job.dst + row0 * job.dst_stride)
+def measure_row(
+    gpu: Gpu, row: str, n_out: int, repeat: int, ahead: Memory, weighed: bool, copy_gb: float
+) -> dict[str, Any]:
+    """Speeds of one row of the table, by source."""
+    stream = gpu.stream()
+    work = (group_work if row in GROUP_ROWS else block_work)(stream, row, n_out, weighed)
+    result: dict[str, Any] = {}
+    for dtype in SOURCES:
+        if row == LOSSLESS and dtype != "I8":
+            continue
+        source = make_source(stream, dtype, n_out, exact=row == LOSSLESS)
+        work.enqueue(source)
         stream.synchronize()
-        quantize_matrix(part(source.host, row0, row0 + COMPARED), job.type, wanted, factors)
-        if not np.array_equal(made, wanted):
-            raise click.ClickException(f"{job.type.name} from {source.host.dtype} differs")
+        compare(work, row, source)
+        times = event_ms(stream, lambda source=source: work.enqueue(source), repeat, ahead)
+        ms = statistics.median(times)
+        moved = source.nbytes + work.nbytes
+        result[dtype] = {
+            "ms": times,
+            "gweights_s": n_out * N_IN / ms / 1e6,
+            "gb_s": moved / ms / 1e6,
+            "share": moved / ms / 1e6 / copy_gb,
+        }
+        if dtype == "I8":
+            result["cpu_gweights_s"] = cpu_gweights(source, work, 3)
+    return result
 
 
-def cpu_gweights(source: Source, quant_type: QuantType, factors: Any, repeat: int) -> float:
+def compare(work: Work, row: str, source: Source) -> None:
+    """Refuse to time what makes other rows than the CPU."""
+    for row0 in (0, source.host.n_out - COMPARED):
+        if not work.same(source, row0, row0 + COMPARED):
+            raise click.ClickException(f"{row} from {source.host.dtype} differs")
+
+
+def cpu_gweights(source: Source, work: Work, repeat: int) -> float:
     """Speed of the library on all processors, on some of the columns."""
     threads = os.cpu_count() or 1
     columns = min(CPU_COLUMNS, source.host.n_out) // threads
-    rows = np.zeros((threads, columns, quant_type.row_bytes(N_IN)), np.uint8)
 
     def share(n: int) -> None:
-        matrix = part(source.host, n * columns, (n + 1) * columns)
-        quantize_matrix(matrix, quant_type, rows[n], factors)
+        work.on_cpu(part(source.host, n * columns, (n + 1) * columns))
 
     seconds = []
     with ThreadPoolExecutor(threads) as pool:
@@ -181,43 +144,6 @@ def cpu_gweights(source: Source, quant_type: QuantType, factors: Any, repeat: in
             list(pool.map(share, range(threads)))
             seconds.append(time.monotonic() - start)
     return threads * columns * N_IN / statistics.median(seconds) / 1e9
-
-
-def measure_row(
-    gpu: Gpu, row: str, n_out: int, repeat: int, ahead: Memory, weighed: bool, copy_gb: float
-) -> dict[str, Any]:
-    """Speeds of one row of the table, by source."""
-    quant_type = TYPES[row.split()[0]]
-    stream = gpu.stream()
-    factors = importance_for(quant_type, weighed)
-    kernels = cuda_units.quantizer(gpu, quant_type, factors is not None)
-    row_bytes = quant_type.row_bytes(N_IN)
-    target = gpu.allocate(n_out * row_bytes)
-    scratch = gpu.allocate(scratch_bytes(quant_type, n_out, weighed=factors is not None))
-    uploaded = None if factors is None else upload(stream, factors)
-    result: dict[str, Any] = {}
-    for dtype in SOURCES:
-        if row == LOSSLESS and dtype != "I8":
-            continue
-        source = make_source(stream, dtype, n_out, exact=row == LOSSLESS)
-        importance = 0 if uploaded is None else uploaded.address
-        addresses = (target.address, row_bytes, scratch.address, importance)
-        job = Job(source.device, quant_type, *addresses)
-        enqueue(stream, kernels, job)
-        stream.synchronize()
-        compare(stream, source, job, factors)
-        times = event_ms(stream, lambda job=job: enqueue(stream, kernels, job), repeat, ahead)
-        ms = statistics.median(times)
-        moved = source.nbytes + n_out * row_bytes
-        result[dtype] = {
-            "ms": times,
-            "gweights_s": n_out * N_IN / ms / 1e6,
-            "gb_s": moved / ms / 1e6,
-            "share": moved / ms / 1e6 / copy_gb,
-        }
-        if dtype == "I8":
-            result["cpu_gweights_s"] = cpu_gweights(source, quant_type, factors, 3)
-    return result
 
 
 def copy_speed(gpu: Gpu, ahead: Memory, repeat: int) -> float:

@@ -19,7 +19,7 @@ from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
-from weightcast.converters.requests import parse_output, parse_size
+from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_targets
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
@@ -92,9 +92,9 @@ def prepare(
     if tokenizer is not None and no_tokenizer:
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
     requests = _requests(outputs, types, recipe, tensor_types, pure=pure)
-    gguf_only = {"recipe": recipe, "tensor_types": tensor_types, "pure": pure}
-    if not any(request.directory and request.directory.is_packed for request in requests):
-        gguf_only["imatrix"] = imatrix
+    gguf_only = {"pure": pure, "imatrix": imatrix}
+    if any(request.directory and request.directory.is_packed for request in requests):
+        del gguf_only["imatrix"]
     if all(request.kind != "gguf" for request in requests) and any(gguf_only.values()):
         given = ", ".join(name for name, value in gguf_only.items() if value)
         raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
@@ -201,10 +201,7 @@ def _requests(
         overrides += file.overrides
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name, file) for path, name in named]
-    return [
-        replace(request, overrides=overrides, pure=pure) if request.kind == "gguf" else request
-        for request in requests
-    ]
+    return [with_rules(request, overrides, pure=pure) for request in requests]
 
 
 def convert(
@@ -232,11 +229,12 @@ def convert(
     quantizes: "cpu", "cuda" (all CUDA devices), "cuda:0", or "auto" for CUDA where there is some;
     the bytes are the same.
 
-    For GGUF outputs: `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that
-    come before them, `pure` gives all other quantized tensors the recipe's base type, `imatrix` is
-    an importance matrix in llama.cpp's format. A GGUF source, of whatever model, gives GGUF outputs
-    with the same metadata; `allow_requantize` lets its quantized tensors be quantized once more,
-    and int8 codes that a directory cannot carry unchanged.
+    `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that come before them;
+    every output must be able to hold their types. `imatrix` is an importance matrix in llama.cpp's
+    format. In GGUF outputs `pure` gives all quantized tensors without a rule the recipe's base
+    type. A GGUF source, of whatever model, gives GGUF outputs with the same metadata;
+    `allow_requantize` lets its quantized tensors be quantized once more, and int8 codes that a
+    directory cannot carry unchanged.
 
     Raises CheckpointError; what is left behind then, `execute.run` says.
     """

@@ -12,7 +12,7 @@ from weightcast.converters.convert import Summary
 from weightcast.converters.devices import PROCESSOR, Devices
 from weightcast.converters.disk_space import disk_space
 from weightcast.converters.execute import memory_estimate
-from weightcast.converters.graph import Spec, Tensor, TensorGraph, first_array, matrices
+from weightcast.converters.graph import Spec, Tensor, TensorGraph, View, first_array, matrices
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
 from weightcast.converters.words import count, some
@@ -30,8 +30,11 @@ def bytes_text(nbytes: int) -> str:
 
 
 def stored_as(tensor: Tensor) -> str:
-    """The stored form of a tensor: I8 x BF16[groups], F32, Q8_0."""
-    view = matrices(tensor)[0]
+    """The stored form of a tensor: I8 x BF16[groups], F32, Q8_0; of experts it may be several."""
+    return " + ".join(dict.fromkeys(map(_stored_as, matrices(tensor))))
+
+
+def _stored_as(view: View) -> str:
     if view.scales is None or view.array.packed is not None:
         return view.array.dtype
     return f"{view.array.dtype} x {view.scales.array.dtype}[{view.scales.shape[1]}]"

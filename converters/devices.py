@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from weightcast.converters.words import count, some
 from weightcast.quant.errors import DeviceError, RequestError
-from weightcast.quant.library import BlockCounts, Blocks, Matrix
+from weightcast.quant.groups import Groups, GroupType, quantize_groups
+from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import QuantType
 
 if TYPE_CHECKING:
@@ -41,8 +42,45 @@ class Lane(Protocol):
         device, DeviceError.
         """
 
+    def quantize_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+    ) -> Groups:
+        """Make groups of a matrix: what `groups.quantize_groups` does; raises as `quantize`."""
+
     def close(self) -> None:
         """Give back what the lane holds."""
+
+
+class ProcessorLane:
+    """The processor's kernels, which need no preparation."""
+
+    def quantize(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+    ) -> BlockCounts:
+        return quantize_matrix(as_matrix(source), quant_type, dst, importance)
+
+    def quantize_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+    ) -> Groups:
+        return quantize_groups(as_matrix(source), group_type, importance)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def as_matrix(source: Matrix | Blocks) -> Matrix:
+    """Values as they are stored, those of blocks as float32."""
+    return source.dequantized() if isinstance(source, Blocks) else source
 
 
 class Pinned(Protocol):

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from weightcast.converters import grok1_hf
+from weightcast.converters.directory_config import quantization_config, reader_notes
+from weightcast.converters.directory_rules import HEAD, Chosen, choose_types, rule_notes
 from weightcast.converters.directory_types import (
-    PLAIN,
     WEIGHTCAST,
     DirectoryType,
     WeightType,
+    carries_codes,
     directory_type,
+    is_plain,
     type_label,
 )
 from weightcast.converters.graph import Tensor, TensorGraph, matrices, quantized, take
 from weightcast.converters.grok1 import EMBEDDING, Place
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.importance import Weighing, weigh_packed
+from weightcast.converters.module_names import Module
 from weightcast.converters.outputs import (
     Output,
     Packed,
     PlannedFile,
     PlannedTensor,
     Request,
-    choice_notes,
     type_of,
 )
 from weightcast.converters.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
 from weightcast.converters.recipe import choose, gguf_tensors
-from weightcast.converters.recipes import Decision
 from weightcast.formats import safetensors
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed_fp4 import FP4_LAYOUTS
-from weightcast.formats.packed_parts import Fp8Type, Scheme
+from weightcast.formats.packed_parts import Fp8Type
 from weightcast.formats.packed_weightcast import Described, header_metadata
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.errors import LayoutError
@@ -43,7 +45,6 @@ from weightcast.quant.groups import GroupType
 from weightcast.quant.types import QuantType
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
-_ATTENTION: Final = "self_attn."
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,10 @@ def lay_out_directory(
     """Lay out a directory; `split_bytes` limits the tensor data of a file (0: 5 GB)."""
     kind = request.directory or directory_type(request.recipe.name)
     assert kind is not None
-    chosen = choose(graph, request.recipe)
-    notes = choice_notes((p.name, d) for p, d in chosen)
+    plain = [(place, type_of(d)) for place, d in choose(graph, request.recipe)]
+    chosen = choose_types(plain, graph.spec.num_experts, kind, request.overrides)
+    notes = rule_notes(chosen)
+    types = _module_types(chosen)
     items = list(_items(graph, kind, chosen))
     weighing = Weighing()
     if kind.is_packed and imatrix is not None:
@@ -107,12 +110,12 @@ def lay_out_directory(
             tensors.append(planned)
             constants += _constants(item, planned)
     companions = grok1_hf.companion_files(
-        graph.spec, request.recipe.name, vocabulary, quantization_config(kind)
+        graph.spec, request.recipe.name, vocabulary, quantization_config(kind.layout, types)
     )
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
-    notes += tuple(_notes(graph.spec, companions))
+    notes += (*reader_notes(kind.layout, types), *_notes(graph.spec, companions))
     outputs = (request, tuple(files), tuple(tensors), companions, notes, weighing)
     return Output(*outputs, tuple(constants))
 
@@ -166,65 +169,61 @@ def _is_searched(item: _Item) -> bool:
 
 
 def _items(
-    graph: TensorGraph[Grok1Spec], kind: DirectoryType, chosen: list[tuple[Place, Decision]]
+    graph: TensorGraph[Grok1Spec], kind: DirectoryType, chosen: list[Chosen]
 ) -> Iterator[_Item]:
     """The tensors of a directory, layers in order: one for each expert, the tied head twice.
 
     model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
     which no other tensor follows.
     """
-    for place, decision in chosen:
-        tensor, plain = graph[place.name], type_of(decision)
-        if place.role.is_experts:
-            for n in range(tensor.shape[0]):
-                yield _item(place, place.hugging_face(n), take(tensor, n), plain, kind, n)
-        else:
-            yield _item(place, place.hugging_face(), tensor, plain, kind)
-        if place.name == EMBEDDING:
-            # SGLang requires the tied head under its own name.
-            head = quantized("lm_head.weight", tensor, plain.name)
-            yield _Item(head, plain, place, None)
+    for choice in chosen:
+        tensor = graph[choice.place.name]
+        source = tensor if choice.expert is None else take(tensor, choice.expert)
+        yield _item(choice, source, kind)
+        if choice.place.name == EMBEDDING:
+            head = quantized(HEAD, tensor, choice.plain.name)
+            yield _Item(head, choice.plain, choice.place, None)
 
 
-def _item(
-    place: Place,
-    name: str,
-    source: Tensor,
-    plain: QuantType,
-    kind: DirectoryType,
-    expert: int | None = None,
-) -> _Item:
-    weight_type: WeightType = plain
-    if place.role.is_experts:
-        weight_type = kind.experts if kind.is_packed else plain
-    elif _ATTENTION in name and kind.is_packed:
-        weight_type = kind.attention
-    if isinstance(weight_type, QuantType) and weight_type.block_elements == 1:
-        return _Item(quantized(name, source, weight_type.name), weight_type, place, expert)
-    packing = _packing(name, source, weight_type, kind)
-    return _Item(quantized(name, source, packing.label), plain, place, expert, packing)
+def _item(choice: Chosen, source: Tensor, kind: DirectoryType) -> _Item:
+    name, plain, place = choice.name, choice.plain, choice.place
+    if is_plain(choice.type):
+        return _Item(quantized(name, source, plain.name), plain, place, choice.expert)
+    packing = _packing(choice, source, kind)
+    made = quantized(name, source, packing.label)
+    return _Item(made, plain, place, choice.expert, packing)
 
 
-def _packing(name: str, source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
+def _module_types(chosen: Iterable[Chosen]) -> dict[Module, WeightType]:
+    """The types of the layers' matrices, by modules."""
+    return {
+        Module(c.place.layer, c.expert, c.name.split(".")[-2]): c.type
+        for c in chosen
+        if c.place.layer is not None and not c.place.role.stays_float32
+    }
+
+
+def _packing(choice: Chosen, source: Tensor, kind: DirectoryType) -> Packing:
     """How a matrix is packed. Raises LayoutError if it cannot be stored so."""
-    packing = _packing_of(name, source, weight_type, kind)
     try:
+        packing = _packing_of(source, choice.type, kind)
         packing.parts(*source.shape)
     except LayoutError as problem:
-        raise LayoutError(f"{name}: {problem}") from None
+        asked = "" if choice.override is None else f"{choice.override}: "
+        raise LayoutError(f"{asked}{choice.name}: {problem}") from None
     return packing
 
 
-def _packing_of(name: str, source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
+def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
     label = type_label(weight_type)
     if isinstance(weight_type, QuantType):
         return Fp4Packing(FP4_LAYOUTS[weight_type.name])
     if isinstance(weight_type, Fp8Type):
         return Fp8Packing(label, weight_type)
     problem = _why_not_carried(source, weight_type)
-    is_carried = kind.is_carried and matrices(source)[0].scales is not None
+    is_carried = carries_codes(weight_type) and matrices(source)[0].scales is not None
     if is_carried and problem and not kind.may_change:
-        raise LayoutError(f"{name}: {problem}")
+        raise LayoutError(problem)
     is_carried = is_carried and problem is None
     return GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried, kind.may_change)
 
@@ -243,26 +242,6 @@ def _why_not_carried(source: Tensor, group_type: GroupType) -> str | None:
         "groups keep it exact (int8-gptq has 128, int8-g32-gptq 32); --allow-requantize "
         "quantizes it anew"
     )
-
-
-def quantization_config(kind: DirectoryType) -> dict[str, Any] | None:
-    """What config.json says about packed weights; nothing for plain floats.
-
-    Patterns match modules by their names in transformers and in vLLM, which differ before `attn`.
-    """
-    if kind.layout == PLAIN:
-        return None
-    ignore = ["lm_head", "re:.*gate$"]
-    block_modules: tuple[str, ...] = ()
-    schemes = [Scheme(("Linear",), kind.experts)]
-    if kind.attention == kind.experts:
-        block_modules = ("q_proj", "k_proj", "v_proj", "o_proj")
-    elif kind.attention == kind.base:
-        ignore.append("re:.*attn.*")
-    else:
-        by_name = {"re:.*attn.*": kind.attention, "re:.*experts.*": kind.experts}
-        schemes = [Scheme((pattern,), type) for pattern, type in by_name.items()]
-    return LAYOUTS[kind.layout].quantization_config(schemes, ignore, block_modules)
 
 
 def _shards(items: Iterable[_Item], limit_bytes: int) -> list[list[_Item]]:

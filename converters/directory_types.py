@@ -1,16 +1,21 @@
 """What safetensors directories can hold: plain floats, or weights packed for serving.
 
 The name of a directory says it: grok-1-bf16, grok-1-int8, grok-1-int4-g128-awq. A type gives the
-experts and the attention one weight type each; embedding, norms and router stay floats.
+experts and the attention one weight type each; embedding, norms and router stay floats. Rules give
+single matrices other types, as far as the layout holds them.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
+from weightcast.formats.packed_config import NO_ZERO_POINT_0
 from weightcast.formats.packed_parts import Fp8Type
+from weightcast.formats.small_files import shown
+from weightcast.quant.errors import RequestError
 from weightcast.quant.groups import GroupType
 from weightcast.quant.types import BF16, FLOAT_TYPES, MXFP4, NVFP4, TYPES, QuantType
 
@@ -42,14 +47,18 @@ KNOWN: Final = (
     "bf16, f16, f32, int8, int8-gptq, int4-g128 (g32, g64, channel; then -asym, then -gptq, "
     "-gptq_v2, -awq or -weightcast), mxfp4, nvfp4, fp8, fp8-block"
 )
+KNOWN_IN_RULES: Final = (
+    "bf16, f16, f32, int8-g128, int4-g128 (g32, g64, g256, channel; then -asym), mxfp4, nvfp4, "
+    "fp8, fp8-block"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryType:
     """What the matrices of a directory become, and the layout that they are stored in.
 
-    `base` is the float type of what is not packed. `is_carried`: int8 codes of a source go there
-    as they are; `may_change`: where they cannot, they are quantized anew.
+    `base` is the float type of what is not packed. `may_change`: int8 codes that cannot be carried
+    as they are, are quantized anew.
     """
 
     name: str
@@ -57,18 +66,79 @@ class DirectoryType:
     attention: WeightType
     experts: WeightType
     base: QuantType = BF16
-    is_carried: bool = False
     may_change: bool = False
 
     @property
     def is_packed(self) -> bool:
         return self.layout != PLAIN
 
+    @property
+    def is_carried(self) -> bool:
+        """Whether int8 codes of a source go to the experts as they are."""
+        return carries_codes(self.experts)
+
+    def is_same(self, other: DirectoryType) -> bool:
+        """Whether another name means the same: int4 and int4-g128."""
+        return replace(self, name=other.name) == other
+
+    def with_rules(self, types: Iterable[WeightType]) -> DirectoryType:
+        """The type with rules that ask for `types`: plain floats get a layout for packed ones."""
+        if self.is_packed or all(is_plain(weight_type) for weight_type in types):
+            return self
+        return replace(self, layout=COMPRESSED_TENSORS)
+
+    def why_not(self, weight_type: WeightType) -> str | None:
+        """Say why a rule cannot ask for a type here, and for what it can."""
+        if is_plain(weight_type):
+            return None
+        if isinstance(weight_type, QuantType) and weight_type not in _OTHERS.values():
+            return f"a directory holds {KNOWN_IN_RULES}"
+        if self.layout == COMPRESSED_TENSORS:
+            return None
+        if self.layout == "awq" and weight_type != self.experts:
+            return f"awq holds one packed type, here {type_label(self.experts)}, and bf16, f16, f32"
+        if not isinstance(weight_type, GroupType):
+            return f"{self.layout} holds int4 and int8 in groups, and bf16, f16, f32"
+        if self.layout == "gptq" and not weight_type.symmetric:
+            return f"{NO_ZERO_POINT_0}, as the name of the output can say"
+        return None
+
 
 def name_in(directory: str) -> str | None:
     """The type that a directory's name ends in, lower case."""
     match = _ENDING.search(directory)
     return match["type"].lower() if match else None
+
+
+def is_plain(weight_type: WeightType) -> bool:
+    """Whether values are stored one by one, as floats."""
+    return isinstance(weight_type, QuantType) and weight_type.block_elements == 1
+
+
+def carries_codes(weight_type: WeightType) -> bool:
+    """Whether int8 codes of a source can go there as they are."""
+    return isinstance(weight_type, GroupType) and weight_type.bits == 8 and weight_type.symmetric
+
+
+def rule_type(name: object) -> WeightType:
+    """Look up the type that a rule asks for. Raises RequestError if it is none."""
+    text = name.lower() if isinstance(name, str) else ""
+    if text.upper() in TYPES:
+        return TYPES[text.upper()]
+    if text in _OTHERS:
+        return _OTHERS[text]
+    match = _INTEGERS.fullmatch(text)
+    if match is None:
+        known = f"{', '.join(sorted(TYPES))}; in directories {KNOWN_IN_RULES}"
+        raise RequestError(f"unknown type {shown(name)}; known: {known}")
+    if match["before"] or match["layout"]:
+        raise RequestError(
+            f"type {shown(name)} names a layout, which is the whole output's; leave it out"
+        )
+    if match["size"] is None:
+        written = f"{text[:4]}-g128{text[4:]}"
+        raise RequestError(f"type {shown(name)} does not say its groups; write it like {written}")
+    return GroupType(int(match["bits"]), _GROUP_SIZES[match["size"]], match["asymmetric"] is None)
 
 
 def directory_type(name: str) -> DirectoryType | None:
@@ -90,12 +160,11 @@ def directory_type(name: str) -> DirectoryType | None:
     groups: WeightType = GroupType(bits, size, symmetric)
     if layout == "awq" and bits != 4:
         return None
-    is_carried = bits == 8 and symmetric
-    if is_carried and layout == COMPRESSED_TENSORS and match["size"] is None:
+    if carries_codes(groups) and layout == COMPRESSED_TENSORS and match["size"] is None:
         # What vLLM's kernels for experts take in every version from 0.14 on: groups of 256. Those
         # for attention take no such groups; floats hold the products that the reference uses.
-        return DirectoryType(name, layout, BF16, GroupType(8, 256), is_carried=True)
-    return DirectoryType(name, layout, groups, groups, is_carried=is_carried)
+        return DirectoryType(name, layout, BF16, GroupType(8, 256))
+    return DirectoryType(name, layout, groups, groups)
 
 
 def type_label(weight_type: WeightType) -> str:

@@ -20,9 +20,8 @@ from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from weightcast.converters.devices import PROCESSOR, Devices, Lane
+from weightcast.converters.devices import PROCESSOR, Devices, Lane, ProcessorLane
 from weightcast.converters.held import Held, signals_held
 from weightcast.converters.output_files import OutputFiles
 from weightcast.converters.outputs import Packed
@@ -31,15 +30,8 @@ from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.group_library import InexactScaleError, NotCarriedError
-from weightcast.quant.library import (
-    BlockCounts,
-    Blocks,
-    Matrix,
-    RangeError,
-    SourceValueError,
-    quantize_matrix,
-)
-from weightcast.quant.types import BF16, F32, QuantType
+from weightcast.quant.library import BlockCounts, RangeError, SourceValueError
+from weightcast.quant.types import BF16, F32
 
 PIECE_BYTES: Final = 8 << 20
 # Pieces of all workers together, so that memory does not grow with the number of cores.
@@ -79,23 +71,6 @@ def _buffer(nbytes: int) -> mmap.mmap:
         with contextlib.suppress(OSError):  # a kernel without them is only slower
             buffer.madvise(mmap.MADV_HUGEPAGE)
     return buffer
-
-
-class _ProcessorLane:
-    """The processor's kernels, which need no preparation."""
-
-    def quantize(
-        self,
-        source: Matrix | Blocks,
-        quant_type: QuantType,
-        dst: NDArray[np.uint8],
-        importance: NDArray[np.float32] | None = None,
-    ) -> BlockCounts:
-        matrix = source.dequantized() if isinstance(source, Blocks) else source
-        return quantize_matrix(matrix, quant_type, dst, importance)
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +238,7 @@ class _Run:
 
     def _open_lane(self, number: int, sizes: PieceBytes) -> Lane:
         if not self._devices.cuda:
-            return _ProcessorLane()
+            return ProcessorLane()
         device = self._devices.cuda[number % len(self._devices.cuda)]
         return device.lane(sizes.source, sizes.output)
 
@@ -312,7 +287,7 @@ class _Run:
     def _convert(self, worker: _Worker, piece: _Piece, destination: Destination) -> BlockCounts:
         item, slab, row0, row1 = piece.item, piece.slab, piece.row0, piece.row1
         if destination.packed is not None:
-            return self._pack(piece, destination, destination.packed)
+            return self._pack(worker, piece, destination, destination.packed)
         quant_type = destination.type
         row_bytes = quant_type.row_bytes(item.view.shape[1])
         offset = destination.offset + (item.out0 + row0) * row_bytes
@@ -332,12 +307,14 @@ class _Run:
         self._files.write(destination, rows.data, offset)
         return counts
 
-    def _pack(self, piece: _Piece, destination: Destination, packed: Packed) -> BlockCounts:
+    def _pack(
+        self, worker: _Worker, piece: _Piece, destination: Destination, packed: Packed
+    ) -> BlockCounts:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""
         rows = piece.slab.piece(piece.row0, piece.row1)
         n_out, row0 = piece.item.view.shape[0], piece.item.out0 + piece.row0
         try:
-            made = packed.packing.pack(rows, n_out, row0, destination.importance)
+            made = packed.packing.pack(rows, n_out, row0, destination.importance, worker.lane)
             for segment in made.segments:
                 file, start = packed.places[segment.suffix]
                 offset = start + segment.offset

@@ -14,7 +14,7 @@ from weightcast.converters.graph import (
     Rows,
     Tensor,
     TensorGraph,
-    first_array,
+    matrices,
     quantized,
 )
 from weightcast.converters.importance import Weighing, provenance, weigh
@@ -31,6 +31,7 @@ from weightcast.formats import gguf
 from weightcast.formats.gguf_header import raw_number, raw_string
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.small_files import shown
+from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import LayoutError
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
 
@@ -122,11 +123,15 @@ def check_requantized(outputs: Sequence[Output]) -> None:
     """Raise LayoutError for a tensor that would be quantized a second time."""
     for output in outputs:
         for planned in output.tensors:
-            stored = first_array(planned.tensor)
-            if stored.dtype not in _LOSSY or planned.type.name in (stored.dtype, *_EXACT):
-                continue
-            raise LayoutError(
-                f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
-                f"{planned.type.name} made of that loses more than made of the original weights; "
-                "convert those, or pass --allow-requantize"
-            )
+            for stored in {view.array: None for view in matrices(planned.tensor)}:
+                _check_requantized(planned, stored)
+
+
+def _check_requantized(planned: PlannedTensor, stored: StoredArray) -> None:
+    if stored.dtype not in _LOSSY or planned.type.name in (stored.dtype, *_EXACT):
+        return
+    raise LayoutError(
+        f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
+        f"{planned.type.name} made of that loses more than made of the original weights; "
+        "convert those, or pass --allow-requantize"
+    )

@@ -154,18 +154,22 @@ def transposed(source: Tensor) -> Tensor:
 
 def take(source: Tensor, index: int) -> Tensor:
     name = f"{source.name}[{index}]"
-    return Tensor(name, source.shape[1:], source.dtype, Take(source, index))
+    dtype = source.dtype
+    if isinstance(source.origin, Stack):
+        dtype = source.origin.sources[index].dtype
+    return Tensor(name, source.shape[1:], dtype, Take(source, index))
 
 
 def stacked(name: str, sources: tuple[Tensor, ...]) -> Tensor:
+    """Tensors of one shape as one with another axis; they can be stored in different ways."""
     first = sources[0]
     for source in sources:
-        if (source.shape, source.dtype) != (first.shape, first.dtype):
+        if source.shape != first.shape:
             raise LayoutError(
-                f"{source.name} is {source.dtype} {list(source.shape)}, but {first.name} is "
-                f"{first.dtype} {list(first.shape)}"
+                f"{source.name} is {list(source.shape)}, but {first.name} is {list(first.shape)}"
             )
-    return Tensor(name, (len(sources), *first.shape), first.dtype, Stack(sources))
+    dtype = " + ".join(dict.fromkeys(source.dtype for source in sources))
+    return Tensor(name, (len(sources), *first.shape), dtype, Stack(sources))
 
 
 def quantized(name: str, source: Tensor, type_name: str) -> Tensor:

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters import grok1_gguf
-from weightcast.converters.directory_types import DirectoryType
+from weightcast.converters.directory_types import DirectoryType, WeightType, type_label
 from weightcast.converters.graph import Tensor, TensorGraph, quantized
-from weightcast.converters.grok1 import Place
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.importance import Weighing, provenance, weigh
 from weightcast.converters.packing import Packing
@@ -33,6 +32,7 @@ class Request:
     """One output asked for: where, "gguf" or "safetensors", by which recipe.
 
     For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
+    `overrides` ask for types that the output can hold.
     """
 
     path: Path
@@ -156,19 +156,29 @@ def with_split_note(output: Output, split_bytes: int) -> Output:
     return output
 
 
-Chosen = list[tuple[Place, Decision]]
-
-
 def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
     """What became another type than the recipe's, and why."""
+    return grouped_notes((name, _why(decision)) for name, decision in chosen)
+
+
+def _why(decision: Decision) -> str | None:
+    if decision.type is not None and decision.override:
+        return asked_note(decision.type, decision.override)
+    if decision.type is not None and decision.fallback:
+        return f"stored as {decision.type.name}, because {decision.fallback}"
+    return None
+
+
+def asked_note(weight_type: WeightType, origin: str) -> str:
+    return f"stored as {type_label(weight_type)}, as {origin} asks"
+
+
+def grouped_notes(said: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
+    """Say the same of many tensors once."""
     found: dict[str, list[str]] = defaultdict(list)
-    for name, decision in chosen:
-        if decision.type is None:
-            continue
-        if decision.override:
-            found[f"stored as {decision.type.name}, as {decision.override} asks"].append(name)
-        elif decision.fallback:
-            found[f"stored as {decision.type.name}, because {decision.fallback}"].append(name)
+    for name, what in said:
+        if what is not None:
+            found[what].append(name)
     return tuple(
         f"{what}: {count(len(names), 'tensor')}, for example {names[0]}"
         for what, names in found.items()

@@ -9,17 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.converters.devices import Lane, as_matrix
 from weightcast.formats import packed_fp8
 from weightcast.formats.packed_fp4 import PackedFp4
 from weightcast.formats.packed_parts import Fp8Type, PackedLayout, Part, Segment, packed_rows
 from weightcast.quant.group_library import InexactScaleError
-from weightcast.quant.groups import (
-    Groups,
-    GroupType,
-    carry_groups,
-    check_carried,
-    quantize_groups,
-)
+from weightcast.quant.groups import Groups, GroupType, carry_groups, check_carried
 from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import F32
 
@@ -57,10 +52,12 @@ class Packing(Protocol):
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Made:
         """Quantize rows [row0, row0 + rows.n_out) of a matrix and say where their bytes go.
 
-        Raises SourceValueError, LayoutError.
+        What is searched for goes through `lane`; what is only copied, or made of 8-bit floats, is
+        done here. Raises SourceValueError, LayoutError and, on a device, DeviceError.
         """
 
 
@@ -97,16 +94,17 @@ class GroupPacking:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Made:
-        matrix = _as_matrix(rows)
         if self.is_carried:
             try:
-                return self._carry(matrix, n_out, row0)
+                return self._carry(as_matrix(rows), n_out, row0)
             except InexactScaleError:
                 if not self.may_change:
                     raise
-        groups = quantize_groups(matrix, self.type, importance)
-        n_groups = groups.scales.size if matrix.scales is not None and self.type.bits == 8 else 0
+        groups = lane.quantize_groups(rows, self.type, importance)
+        was_int8 = isinstance(rows, Matrix) and rows.scales is not None and self.type.bits == 8
+        n_groups = groups.scales.size if was_int8 else 0
         return Made(self._pack(groups, n_out, row0), BlockCounts(requantized=n_groups))
 
     def _carry(self, matrix: Matrix, n_out: int, row0: int) -> Made:
@@ -149,6 +147,7 @@ class Fp4Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Made:
         quant_type = self.layout.type
         row_bytes = quant_type.row_bytes(rows.n_in)
@@ -156,7 +155,7 @@ class Fp4Packing:
             blocks = rows.data.reshape(rows.n_out, row_bytes)
         else:
             blocks = np.empty((rows.n_out, row_bytes), np.uint8)
-            quantize_matrix(_as_matrix(rows), quant_type, blocks)
+            lane.quantize(rows, quant_type, blocks)
         return Made(self.layout.pack(blocks, n_out, rows.n_in, row0))
 
 
@@ -185,12 +184,9 @@ class Fp8Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
+        lane: Lane,
     ) -> Made:
-        matrix = _as_matrix(rows)
+        matrix = as_matrix(rows)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)
         quantize_matrix(matrix, F32, values.view(np.uint8))
         return Made(packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0))
-
-
-def _as_matrix(rows: Matrix | Blocks) -> Matrix:
-    return rows.dequantized() if isinstance(rows, Blocks) else rows

@@ -1,4 +1,7 @@
-"""Recipes of one's own: a TOML file of ordered rules, and REGEX=TYPE on the command line."""
+"""Recipes of one's own: a TOML file of ordered rules, and REGEX=TYPE on the command line.
+
+The same file is for GGUF files and directories, as far as both can hold its types.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from weightcast.converters.directory_types import KNOWN, DirectoryType, directory_type, rule_type
 from weightcast.converters.recipes import RECIPES, Override, Recipe, recipe_named
 from weightcast.formats.small_files import read_small, shown
 from weightcast.quant.errors import FormatError, RequestError
-from weightcast.quant.types import TYPES, QuantType
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,17 +30,23 @@ _MAX_LINE_BYTES: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """What a recipe file says: the recipe it starts from and its rules in order."""
+    """What a recipe file says: what it starts from and its rules in order.
+
+    The base is a recipe of GGUF files, a type of directories, or (bf16, mxfp4) both.
+    """
 
     path: Path
-    base: Recipe
+    base_name: str
+    base: Recipe | None
+    directory: DirectoryType | None
     overrides: tuple[Override, ...]
 
 
 def read_recipe_file(path: Path) -> RecipeFile:
     """Read `base` and [[rule]] tables of `pattern` and `type`. Raises FormatError.
 
-    The first rule whose pattern is found in a tensor's GGUF name gives its type.
+    The first rule whose pattern is found in a tensor's GGUF name, or in that of a directory, gives
+    its type.
     """
     raw = read_small(path, MAX_RECIPE_BYTES)
     for number, line in enumerate(raw.split(b"\n"), 1):
@@ -48,15 +57,17 @@ def read_recipe_file(path: Path) -> RecipeFile:
     except (ValueError, RecursionError) as problem:  # bad UTF-8 is a ValueError too
         raise FormatError(path, None, f"not valid TOML: {shown(str(problem))}") from None
     _check_keys(path, "", values, required=("base",), optional=("rule",))
-    base = recipe_named(values["base"]) if isinstance(values["base"], str) else None
-    if base is None:
-        known = ", ".join(sorted(RECIPES))
-        raise FormatError(path, None, f"base is {shown(values['base'])}; known: {known}")
+    name = values["base"]
+    base = recipe_named(name) if isinstance(name, str) else None
+    directory = directory_type(name) if isinstance(name, str) else None
+    if base is None and directory is None:
+        known = f"{', '.join(sorted(RECIPES))}; of directories {KNOWN}"
+        raise FormatError(path, None, f"base is {shown(name)}; known: {known}")
     rules = values.get("rule", [])
     if not isinstance(rules, list):
         raise FormatError(path, None, "rules are written as [[rule]] tables")
     overrides = tuple(_rule(path, number, rule) for number, rule in enumerate(rules, 1))
-    return RecipeFile(path, base, overrides)
+    return RecipeFile(path, name, base, directory, overrides)
 
 
 def _rule(path: Path, number: int, rule: Any) -> Override:
@@ -95,17 +106,12 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
     except (re.error, RecursionError, OverflowError, Warning) as problem:
         problem_text = f"{place}pattern {shown(pattern)} is not a regex: {problem}"
         raise FormatError(source, None, problem_text) from None
-    quant_type = _type_named(type_name)
-    if quant_type is None:
-        known = ", ".join(sorted(TYPES))
-        problem_text = f"{place}unknown type {shown(type_name)}; known: {known}"
-        raise FormatError(source, None, problem_text)
+    try:
+        weight_type = rule_type(type_name)
+    except RequestError as problem:
+        raise FormatError(source, None, f"{place}{problem}") from None
     origin = f"{source}: {place}{shown(pattern)}" if place else str(source)
-    return Override(compiled, quant_type, origin)
-
-
-def _type_named(name: object) -> QuantType | None:
-    return TYPES.get(name.upper()) if isinstance(name, str) else None
+    return Override(compiled, weight_type, origin)
 
 
 def parse_tensor_type(text: str) -> Override:

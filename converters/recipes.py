@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from weightcast.converters.directory_types import WeightType
 from weightcast.converters.recipe_table import (
     CATEGORIES,
     FALLBACKS,
@@ -129,12 +130,46 @@ class Override:
     """A type asked for by hand: for tensors in whose GGUF name the pattern is found.
 
     Tensors that are not quantized otherwise (norms, routers) only follow a pattern that matches
-    their whole name. `origin` says in messages where it was asked for.
+    their whole name. `origin` says in messages where it was asked for. Not every output holds every
+    type: requests are checked before they are laid out.
     """
 
     pattern: re.Pattern[str]
-    type: QuantType
+    type: WeightType
     origin: str
+
+
+class Rules:
+    """Overrides in order; remembers which of them were of use."""
+
+    def __init__(self, overrides: Sequence[Override]) -> None:
+        self._overrides = overrides
+        self._used: set[int] = set()
+
+    def find(self, *names: str, whole_name: bool) -> Override | None:
+        """The first override that matches one of a tensor's names."""
+        found = None
+        for number, override in enumerate(self._overrides):
+            match = override.pattern.fullmatch if whole_name else override.pattern.search
+            if any(map(match, names)):
+                self._used.add(number)
+                found = found or override
+        return found
+
+    def check_used(self, names: Iterable[str], where: str) -> None:
+        """Raise LayoutError for an override that no tensor follows; `where` its names are from."""
+        names = list(names)
+        for number, override in enumerate(self._overrides):
+            if number in self._used:
+                continue
+            kept = next(filter(override.pattern.search, names), None)
+            problem = f"no tensor has a name with this pattern {where}"
+            if kept is not None:
+                problem = (
+                    f"only found in tensors that are not quantized, such as {kept}; match the "
+                    "whole name to give them another type"
+                )
+            raise LayoutError(f"{override.origin}: {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,37 +214,25 @@ class _Decider:
         self._recipe = recipe
         self._tensors = tensors
         self._facts = facts
-        self._overrides = overrides
+        self._rules = Rules(overrides)
         self._follows_rules = not (pure or recipe.pure or recipe.base in FLOAT_TYPES)
         self._is_tied = all(name != "output.weight" for name, _ in tensors)
         self._ranks: Counter[str] = Counter()
         self._n_attn_v = sum(category(name) == "attn_v" for name, _ in tensors)
-        self._used: set[int] = set()
 
     def decide(self) -> list[Decision]:
         # llama.cpp counts layers in this order, wherever tensors lie in the file.
         order = sorted(range(len(self._tensors)), key=lambda n: _sort_key(self._tensors[n][0]))
         decisions = {n: self._decide(*self._tensors[n]) for n in order}
-        for number, override in enumerate(self._overrides):
-            if number not in self._used:
-                raise LayoutError(f"{override.origin}: {self._why_unused(override)}")
+        self._rules.check_used((name for name, _ in self._tensors), "in GGUF")
         return [decisions[n] for n in range(len(self._tensors))]
-
-    def _why_unused(self, override: Override) -> str:
-        kept = [name for name, _ in self._tensors if override.pattern.search(name)]
-        if not kept:
-            return "no tensor has a name with this pattern"
-        return (
-            f"only found in tensors that are not quantized, such as {kept[0]}; match the whole "
-            "name to give them another type"
-        )
 
     def _decide(self, name: str, shape: tuple[int, ...]) -> Decision:
         allowed = is_quantized(name, shape, self._facts.architecture)
-        override = self._override(name, whole_name=not allowed)
+        override = self._rules.find(name, whole_name=not allowed)
         if override is not None:
-            _check_fits(override, name, shape)
-            return self._decision(name, override.type, override=override.origin)
+            asked = _fitting(override, name, shape)
+            return self._decision(name, asked, override=override.origin)
         if not allowed:
             return Decision(None)
         wanted = self._by_rules(name, shape) if self._follows_rules else self._recipe.base
@@ -231,15 +254,6 @@ class _Decider:
         forgiving = category(name) in ("output", "token_embd")
         needed = chosen.importance == "required" or (is_low and not forgiving)
         return Decision(chosen, fallback, override, needed)
-
-    def _override(self, name: str, *, whole_name: bool) -> Override | None:
-        found = None
-        for number, override in enumerate(self._overrides):
-            match = override.pattern.fullmatch if whole_name else override.pattern.search
-            if match(name):
-                self._used.add(number)
-                found = found or override
-        return found
 
     def _by_rules(self, name: str, shape: tuple[int, ...]) -> QuantType:
         facts, base, kind = self._facts, self._recipe.base, category(name)
@@ -289,16 +303,20 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
     return smaller if smaller.fits(n_in) else F16
 
 
-def _check_fits(override: Override, name: str, shape: tuple[int, ...]) -> None:
-    if not override.type.fits(shape[-1]):
+def _fitting(override: Override, name: str, shape: tuple[int, ...]) -> QuantType:
+    """The type that is asked for. Raises LayoutError if the tensor cannot have it."""
+    asked = override.type
+    assert isinstance(asked, QuantType)
+    if not asked.fits(shape[-1]):
         raise LayoutError(
             f"{override.origin}: rows of {name} have {shape[-1]} values, which do not fill "
-            f"{override.type.name} blocks of {override.type.block_elements}"
+            f"{asked.name} blocks of {asked.block_elements}"
         )
-    if len(shape) < 2 and override.type not in FLOAT_TYPES:
+    if len(shape) < 2 and asked not in FLOAT_TYPES:
         raise LayoutError(
             f"{override.origin}: {name} has one axis; such tensors can be F32, F16 or BF16"
         )
+    return asked
 
 
 def _sort_key(name: str) -> tuple[int, str]:

@@ -123,15 +123,15 @@ def _fp8(name: str, arrays: Mapping[str, StoredArray], config: Mapping[str, Any]
     weight = _matrix(name, packed_fp8.WEIGHT, arrays)
     if weight.dtype != "F8_E4M3":
         raise LayoutError(f"weights of {weight.dtype} with scales are not read")
-    fp8_type = _fp8_type(_matrix(name, packed_fp8.SCALE, arrays), config)
     n_out, n_in = weight.shape
+    fp8_type = _fp8_type(_matrix(name, packed_fp8.SCALE, arrays), n_out, config)
     parts = _checked(name, packed_fp8.parts(fp8_type, n_out, n_in), arrays)
     return PackedMatrix(_FP8_FORMAT, fp8_type, n_out, n_in, parts)
 
 
-def _fp8_type(scale: StoredArray, config: Mapping[str, Any]) -> Fp8Type:
+def _fp8_type(scale: StoredArray, n_out: int, config: Mapping[str, Any]) -> Fp8Type:
     """Tell the block from the config, which is the only place that has it."""
-    if scale.shape[1] == 1 and scale.shape[0] > 1:
+    if scale.shape == (n_out, 1):
         return Fp8Type()
     groups = config.get("config_groups")
     blocks = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -9,6 +10,13 @@ from numpy.typing import NDArray
 
 from weightcast.quant import cuda_units
 from weightcast.quant.cuda_device import Gpu, Memory, open_gpu
+from weightcast.quant.cuda_groups import (
+    GroupJob,
+    copy_groups_out,
+    enqueue_groups,
+    made_bytes,
+    report_groups,
+)
 from weightcast.quant.cuda_jobs import (
     FOUND_BYTES,
     DeviceMatrix,
@@ -21,8 +29,16 @@ from weightcast.quant.cuda_jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.error import MOMENTS, Errors, of_moments
-from weightcast.quant.library import BlockCounts, Blocks, Matrix, check_matrix, used_importance
+from weightcast.quant.error import MOMENTS, Baseline, Errors, of_moments
+from weightcast.quant.groups import Groups, GroupType, empty_groups
+from weightcast.quant.library import (
+    BlockCounts,
+    Blocks,
+    Matrix,
+    check_matrix,
+    shaped_importance,
+    used_importance,
+)
 from weightcast.quant.types import F32, SOURCE_TYPES, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
@@ -53,7 +69,7 @@ class _Room:
             self._memory = None
 
 
-def _no_errors(source: Matrix | Blocks, quant_type: QuantType) -> Errors:
+def _no_errors(source: Matrix | Blocks) -> Errors:
     """The errors of rows without weights, or of no rows."""
     return of_moments(np.zeros(source.n_out, MOMENTS), source.n_in)
 
@@ -94,33 +110,80 @@ class Lane:
         quant_type: QuantType,
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
     ) -> tuple[BlockCounts, Errors]:
-        """Do as `quantize` does, and compare the rows with the matrix while both are there."""
+        """Do as `quantize` does, and compare the rows with the matrix while both are there.
+
+        The importance weighs the weighted sums, whether the type uses it or not.
+        """
         kernels = cuda_units.measurer(self._gpu, quant_type)
         job = self._quantize(source, quant_type, dst, importance)
         if job is None:
-            return BlockCounts(), _no_errors(source, quant_type)
-        moments = self._measure(kernels, job)
+            return BlockCounts(), _no_errors(source)
+        if importance is not None and not job.importance:
+            importance = shaped_importance(importance, source.n_in)
+            job = replace(job, importance=self._copy(self._importance, importance))
+        moments = self._measure(kernels, job, baseline)
         counts = self._report(job)
         return counts, of_moments(moments, source.n_in)
 
+    def quantize_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+        *,
+        search: bool = True,
+    ) -> Groups:
+        """Make groups of a matrix in host memory, there too: `groups.quantize_groups` elsewhere.
+
+        Raises DeviceError, and what `quantize_groups` raises.
+        """
+        groups = empty_groups(group_type, source.n_out, source.n_in)
+        if importance is not None:
+            importance = shaped_importance(importance, source.n_in)
+        if groups.codes.size == 0:
+            return groups
+        kernels = cuda_units.group_quantizer(self._gpu, importance is not None)
+        job = GroupJob(
+            self._copied_in(source),
+            group_type,
+            self._rows.address(made_bytes(groups)),
+            self._scratch.address(FOUND_BYTES),
+            self._copy(self._importance, importance),
+            search,
+        )
+        enqueue_groups(self._stream, kernels, job, groups)
+        copy_groups_out(self._stream, job, groups)
+        report_groups(job, self._found(job.found))
+        return groups
+
     def measure(
-        self, source: Matrix | Blocks, quant_type: QuantType, rows: NDArray[np.uint8]
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        rows: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
     ) -> Errors:
-        """Compare a matrix in host memory with its rows there: `library.measure_matrix` elsewhere.
+        """Compare a matrix in host memory with its rows: `error_library.measure_matrix` elsewhere.
 
         Raises DeviceError, and what `measure_matrix` raises.
         """
         row_bytes = quant_type.row_bytes(source.n_in)
         nbytes = source.n_out * row_bytes
         if nbytes == 0:
-            return _no_errors(source, quant_type)
+            return _no_errors(source)
         assert rows.flags.c_contiguous
         assert rows.nbytes >= nbytes
         kernels = cuda_units.measurer(self._gpu, quant_type)
         matrix = self._copied_in(source)
         blocks = self._copy(self._rows, rows.reshape(-1).view(np.uint8)[:nbytes])
-        moments = self._measure(kernels, Job(matrix, quant_type, blocks, row_bytes, scratch=0))
+        if importance is not None:
+            importance = shaped_importance(importance, source.n_in)
+        factors = self._copy(self._importance, importance)
+        job = Job(matrix, quant_type, blocks, row_bytes, scratch=0, importance=factors)
+        moments = self._measure(kernels, job, baseline)
         self._stream.synchronize()
         return of_moments(moments, source.n_in)
 
@@ -153,21 +216,25 @@ class Lane:
         self._stream.copy_out(dst.reshape(-1).view(np.uint8)[:nbytes], job.dst)
         return job
 
-    def _measure(self, kernels: Measurer, job: Job) -> NDArray[np.void]:
+    def _measure(self, kernels: Measurer, job: Job, baseline: Baseline) -> NDArray[np.void]:
         """Start measuring; the MOMENTS [n_out] are there once the stream was synchronized."""
         n_out, n_in = job.matrix.n_out, job.matrix.n_in
         address = self._moments.address(moments_bytes(n_out, n_in))
-        enqueue_measure(self._stream, kernels, job, address)
+        enqueue_measure(self._stream, kernels, job, address, baseline)
         moments = np.empty(n_out, MOMENTS)
         self._stream.copy_out(moments.view(np.uint8), address)
         return moments
 
     def _report(self, job: Job) -> BlockCounts:
         """Wait for a job that makes rows, and say what it found."""
+        return report(job, self._found(job.found))
+
+    def _found(self, address: int) -> NDArray[np.uint64]:
+        """Wait for a job, and copy what its kernels found."""
         found = np.zeros(FOUND_BYTES // 8, np.uint64)
-        self._stream.copy_out(found, job.found)
+        self._stream.copy_out(found, address)
         self._stream.synchronize()
-        return report(job, found)
+        return found
 
     def close(self) -> None:
         """Give the device memory back."""

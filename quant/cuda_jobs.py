@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from weightcast.quant import cuda_launch
 from weightcast.quant.cuda_device import Argument, Kernel, Memory, Stream
 from weightcast.quant.cuda_launch import Launch
-from weightcast.quant.error import MOMENTS
+from weightcast.quant.error import MOMENTS, Baseline
 from weightcast.quant.library import (
     BlockCounts,
     bad_groups,
@@ -40,7 +40,7 @@ _NO_PLACE: Final = 0
 _LARGEST: Final = 2**64 - 1
 
 
-class _QuantizeArguments(ctypes.Structure):
+class QuantizeArguments(ctypes.Structure):
     """kernels/device_tile.h."""
 
     _fields_ = [
@@ -97,7 +97,10 @@ class DeviceMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """The kernels that one type takes on one device; `tables` are kept while they are in use."""
+    """The kernels that one type, or groups, take on one device.
+
+    `tables` are kept while they are in use.
+    """
 
     quantize: Kernel
     check_scales: Kernel
@@ -140,15 +143,32 @@ def scratch_bytes(quant_type: QuantType, n_out: int, *, weighed: bool) -> int:
     return FOUND_BYTES + 8 * -(-means // 2)
 
 
-def _launch(stream: Stream, kernel: Kernel, launch: Launch, *args: Argument) -> None:
+def enqueue_launch(stream: Stream, kernel: Kernel, launch: Launch, *args: Argument) -> None:
+    """Launch a kernel of one dimension."""
     stream.launch(kernel, (launch.thread_blocks,), (launch.threads,), launch.shared_bytes, args)
 
 
-def _check(
-    stream: Stream, kernel: Kernel, job: Job, address: int, rows: int, columns: int, stride: int
+def enqueue_checks(
+    stream: Stream, quantizer: Quantizer, matrix: DeviceMatrix, importance: int, found: int
 ) -> None:
-    arguments = _CheckArguments(address, rows, columns, stride, job.matrix.n_in, job.found)
-    _launch(stream, kernel, cuda_launch.check_launch(rows * columns), arguments)
+    """Start looking at scales and importance. `found`: the address of `FOUND_BYTES`, cleared here.
+
+    Raises LayoutError if int8 has no scales, or as many as do not divide a row.
+    """
+    stream.fill(found, FOUND_BYTES)
+    if matrix.dtype == I8.name:
+        if not matrix.scales or matrix.n_in % matrix.groups:
+            raise bad_groups(matrix.n_in)
+        arguments = _CheckArguments(
+            matrix.scales, matrix.groups, matrix.n_out, matrix.scale_stride, matrix.n_in, found
+        )
+        launch = cuda_launch.check_launch(matrix.groups * matrix.n_out)
+        enqueue_launch(stream, quantizer.check_scales, launch, arguments)
+    if importance:
+        n_in = matrix.n_in
+        arguments = _CheckArguments(importance, 1, n_in, n_in, n_in, found)
+        launch = cuda_launch.check_launch(n_in)
+        enqueue_launch(stream, quantizer.check_importance, launch, arguments)
 
 
 def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
@@ -158,15 +178,7 @@ def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
     launch that is refused.
     """
     matrix, quant_type = job.matrix, job.type
-    stream.fill(job.found, FOUND_BYTES)
-    if matrix.dtype == I8.name:
-        if not matrix.scales or matrix.n_in % matrix.groups:
-            raise bad_groups(matrix.n_in)
-        place = (matrix.scales, matrix.groups, matrix.n_out, matrix.scale_stride)
-        _check(stream, quantizer.check_scales, job, *place)
-    if job.importance:
-        place = (job.importance, 1, matrix.n_in, matrix.n_in)
-        _check(stream, quantizer.check_importance, job, *place)
+    enqueue_checks(stream, quantizer, matrix, job.importance, job.found)
     launch = cuda_launch.quantize_launch(
         quant_type,
         matrix.n_out,
@@ -180,30 +192,34 @@ def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
         means = job.found + FOUND_BYTES
         arguments.means = means
         each = cuda_launch.check_launch(matrix.n_out)
-        _launch(stream, quantizer.row_means, each, arguments, ctypes.c_uint64(means))
-    _launch(stream, quantizer.quantize, launch, arguments)
+        enqueue_launch(stream, quantizer.row_means, each, arguments, ctypes.c_uint64(means))
+    enqueue_launch(stream, quantizer.quantize, launch, arguments)
 
 
-def _arguments(job: Job, launch: Launch) -> _QuantizeArguments:
-    matrix = job.matrix
-    return _QuantizeArguments(
+def _arguments(job: Job, launch: Launch) -> QuantizeArguments:
+    arguments = source_arguments(job.matrix)
+    arguments.importance = job.importance
+    arguments.dst, arguments.dst_stride = job.dst, job.dst_stride
+    arguments.found = job.found
+    arguments.row_bytes = job.type.row_bytes(job.matrix.n_in)
+    arguments.column_bits = launch.columns.bit_length() - 1
+    arguments.out_tiles = -(-job.matrix.n_out // launch.columns)
+    arguments.word_bytes = launch.word_bytes
+    return arguments
+
+
+def source_arguments(matrix: DeviceMatrix) -> QuantizeArguments:
+    """Describe a source to the kernels; what is made of it is left empty."""
+    return QuantizeArguments(
         data=matrix.address,
         scales=matrix.scales,
-        importance=job.importance,
-        dst=job.dst,
-        found=job.found,
         n_out=matrix.n_out,
         n_in=matrix.n_in,
         stride_out=matrix.stride_out,
         stride_in=matrix.stride_in,
         group_rows=matrix.n_in // matrix.groups,
         scale_stride=matrix.scale_stride,
-        dst_stride=job.dst_stride,
-        row_bytes=job.type.row_bytes(matrix.n_in),
         source_type=SOURCE_TYPES[matrix.dtype].ggml_id,
-        column_bits=launch.columns.bit_length() - 1,
-        out_tiles=-(-matrix.n_out // launch.columns),
-        word_bytes=launch.word_bytes,
     )
 
 
@@ -212,23 +228,29 @@ def moments_bytes(n_out: int, n_in: int) -> int:
     return MOMENTS.itemsize * n_out * cuda_launch.chunks_of(n_in)
 
 
-def enqueue_measure(stream: Stream, measurer: Measurer, job: Job, moments: int) -> None:
+def enqueue_measure(
+    stream: Stream,
+    measurer: Measurer,
+    job: Job,
+    moments: int,
+    baseline: Baseline = Baseline.STORED,
+) -> None:
     """Start comparing a matrix with the blocks at `dst`, which a job may still have to make.
 
-    `moments` is the address of `moments_bytes`. Of the job neither scratch nor importance is used.
-    Raises LayoutError if scales do not divide rows.
+    `moments` is the address of `moments_bytes`. The job's importance weighs the weighted sums, its
+    scratch is not used. Raises LayoutError if scales do not divide rows.
     """
     matrix = job.matrix
     if matrix.dtype == I8.name and (not matrix.scales or matrix.n_in % matrix.groups):
         raise bad_groups(matrix.n_in)
     chunks = cuda_launch.chunks_of(matrix.n_in)
     launch = cuda_launch.error_launch(matrix.n_out * chunks)
-    parts = ctypes.c_uint64(moments)
-    _launch(stream, measurer.measure, launch, _arguments(job, launch), parts)
+    parts, rounded = ctypes.c_uint64(moments), ctypes.c_int32(baseline is Baseline.BF16)
+    enqueue_launch(stream, measurer.measure, launch, _arguments(job, launch), rounded, parts)
     if chunks > 1:
         sizes = ctypes.c_int64(matrix.n_out), ctypes.c_int64(chunks)
         launch = cuda_launch.error_launch(matrix.n_out)
-        _launch(stream, measurer.add_chunks, launch, parts, *sizes)
+        enqueue_launch(stream, measurer.add_chunks, launch, parts, *sizes)
 
 
 def enqueue_dequantize(
@@ -238,7 +260,7 @@ def enqueue_dequantize(
     if n_blocks:
         launch = cuda_launch.dequantize_launch(quant_type, n_blocks, src)
         arguments = _DequantizeArguments(src, dst, n_blocks, launch.word_bytes)
-        _launch(stream, kernel, launch, arguments)
+        enqueue_launch(stream, kernel, launch, arguments)
 
 
 def report(job: Job, found: NDArray[np.uint64]) -> BlockCounts:
@@ -248,6 +270,23 @@ def report(job: Job, found: NDArray[np.uint64]) -> BlockCounts:
     row's is named, where the CPU names that of the first tile.
     """
     matrix = job.matrix
+    overflow = refuse_source(matrix, found)
+    counts = BlockCounts()
+    if job.type == Q8_0:
+        values = dict(zip(_FIELDS, map(int, found), strict=True))
+        exact = values["exact_blocks"]
+        n_blocks = matrix.n_out * (matrix.n_in // Q8_0.block_elements)
+        counts = BlockCounts(exact, n_blocks - exact, values["inexact_scales"])
+    if overflow is not None:
+        raise overflowed(job.type, *overflow, counts)
+    return counts
+
+
+def refuse_source(matrix: DeviceMatrix, found: NDArray[np.uint64]) -> tuple[int, int] | None:
+    """Raise the error for a source or importance that kernels refused, of uint64 [6].
+
+    Else gives the first place [out, in] whose output overflows, None if there is none.
+    """
     values = dict(zip(_FIELDS, map(int, found), strict=True))
 
     def place(field: str, row: int) -> tuple[int, int]:
@@ -260,11 +299,4 @@ def report(job: Job, found: NDArray[np.uint64]) -> BlockCounts:
         raise bad_importance(_LARGEST - values["bad_importance"])
     if values["not_finite"] != _NO_PLACE:
         raise not_finite(False, *place("not_finite", matrix.n_in))
-    counts = BlockCounts()
-    if job.type == Q8_0:
-        exact = values["exact_blocks"]
-        n_blocks = matrix.n_out * (matrix.n_in // Q8_0.block_elements)
-        counts = BlockCounts(exact, n_blocks - exact, values["inexact_scales"])
-    if values["overflow"] != _NO_PLACE:
-        raise overflowed(job.type, *place("overflow", matrix.n_in), counts)
-    return counts
+    return place("overflow", matrix.n_in) if values["overflow"] != _NO_PLACE else None

@@ -1,9 +1,9 @@
 """Compilation of the kernels for a device's architecture, kept in memory and on disk.
 
-One unit is kernels/device.cu compiled with some macros set: what quantizes to one type, with or
-without an importance, what dequantizes one or measures its errors, or what checks the input of
-all. NVRTC makes the device's own code (cubin), so neither a CUDA toolkit nor a host compiler is
-needed; without a driver it works too.
+One unit is kernels/device.cu compiled with some macros set: what quantizes to one type or makes
+groups, with or without an importance, what dequantizes a type or measures its errors, or what
+checks the input of all. NVRTC makes the device's own code (cubin), so neither a CUDA toolkit nor
+a host compiler is needed; without a driver it works too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ UNITS: Final = {
         for t in TYPES.values()
         if t.importance != "ignored"
     },
+    "make_groups": (("WC_GROUPS", "1"),),
+    "make_weighed_groups": (("WC_GROUPS", "1"), ("WC_WEIGHED", "1")),
     **{f"dequantize_{name}": (("WC_DEQUANTIZE", name),) for name in TYPES},
     **{f"measure_{name}": (("WC_MEASURE", name),) for name in TYPES},
 }

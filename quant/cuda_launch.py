@@ -25,6 +25,8 @@ MAX_SHARED_BYTES: Final = 48 << 10
 # What one thread sums, and threads of a thread block (errors.h, device_errors.h).
 CHUNK: Final = 2048
 ERROR_THREADS: Final = 128
+# Threads of a thread block that makes groups, one each (device_groups.h).
+GROUP_THREADS: Final = 128
 # Threads of the kernels that look at one number each.
 CHECK_THREADS: Final = 256
 
@@ -108,6 +110,11 @@ def chunks_of(n_in: int) -> int:
 def error_launch(n_sums: int) -> Launch:
     """Launch a kernel that adds to one row's sums a thread."""
     return _checked(Launch(_ceil_div(n_sums, ERROR_THREADS), ERROR_THREADS, columns=1))
+
+
+def group_launch(n_groups: int) -> Launch:
+    """Launch a kernel that makes one group a thread."""
+    return _checked(Launch(_ceil_div(n_groups, GROUP_THREADS), GROUP_THREADS, columns=1))
 
 
 def check_launch(n_numbers: int) -> Launch:

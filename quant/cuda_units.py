@@ -10,13 +10,23 @@ import contextlib
 import ctypes
 import threading
 from functools import cache
+from itertools import product
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.quant import cuda_kernels, cuda_launch, library
 from weightcast.quant.cuda_device import Gpu, Kernel, Memory, Module, Stream
+from weightcast.quant.cuda_groups import (
+    GroupJob,
+    copy_groups_out,
+    enqueue_groups,
+    made_bytes,
+    same_groups,
+)
 from weightcast.quant.cuda_jobs import (
+    FOUND_BYTES,
     DeviceMatrix,
     Job,
     Measurer,
@@ -27,9 +37,10 @@ from weightcast.quant.cuda_jobs import (
     moments_bytes,
     scratch_bytes,
 )
-from weightcast.quant.error import MOMENTS
+from weightcast.quant.error import MOMENTS, Baseline
 from weightcast.quant.error_library import measure_moments
 from weightcast.quant.errors import DeviceError
+from weightcast.quant.groups import GroupType, empty_groups, quantize_groups
 from weightcast.quant.library import (
     Matrix,
     ScaleOverflowError,
@@ -38,17 +49,29 @@ from weightcast.quant.library import (
 )
 from weightcast.quant.types import QuantType
 
+# Groups that a kernel is proven with: of one chunk, of some, of whole rows.
+_TRIAL_GROUPS: Final = tuple(
+    GroupType(bits, size, symmetric, scale_dtype)
+    for bits, symmetric, (size, scale_dtype) in product(
+        (4, 8), (True, False), ((32, "F32"), (96, "F16"), (0, "BF16"))
+    )
+)
+_TRIAL_GROUPS_IN: Final = 288  # half of it, where scales change, is within a chunk
+
 
 @cache
 def _module(gpu: Gpu, unit: str) -> Module:
     return gpu.module(cuda_kernels.image(unit, gpu.architecture))
 
 
-_locks: dict[tuple[Gpu, QuantType, bool | None], threading.Lock] = {}
+_locks: dict[tuple[Gpu, QuantType | None, bool | None], threading.Lock] = {}
 
 
-def _lock(gpu: Gpu, quant_type: QuantType, weighed: bool | None) -> threading.Lock:
-    """A lock for each thing that is made once, whoever comes first; setdefault is atomic."""
+def _lock(gpu: Gpu, quant_type: QuantType | None, weighed: bool | None) -> threading.Lock:
+    """A lock for each thing that is made once, whoever comes first; setdefault is atomic.
+
+    Groups are no type.
+    """
     return _locks.setdefault((gpu, quant_type, weighed), threading.Lock())
 
 
@@ -62,6 +85,12 @@ def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
         return _quantizer(gpu, quant_type, weighed)
 
 
+def group_quantizer(gpu: Gpu, weighed: bool) -> Quantizer:
+    """Give the kernels that make groups. Raises DeviceError as `quantizer` does."""
+    with _lock(gpu, None, weighed):
+        return _group_quantizer(gpu, weighed)
+
+
 def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
     """Give the kernel that unpacks a type on a device. Raises DeviceError as `quantizer` does."""
     with _lock(gpu, quant_type, None):
@@ -71,8 +100,7 @@ def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
 @cache
 def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
     name = f"quantize_{'weighed_' if weighed else ''}{quant_type.name}"
-    module, checks = _module(gpu, name), _module(gpu, "checks")
-    kernel = module.kernel(f"weightcast_{name}")
+    module = _module(gpu, name)
     stream = gpu.stream()
     tables = None
     if quant_type.has_grid:
@@ -82,15 +110,31 @@ def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
         setter = module.kernel("weightcast_set_tables")
         stream.launch(setter, (1,), (1,), 0, (ctypes.c_uint64(tables.address),))
         stream.synchronize()
-    found = Quantizer(
+    found = _with_checks(module.kernel(f"weightcast_{name}"), tables)
+    for codes in (False, True):
+        _prove(found, quant_type, weighed=weighed, codes=codes)
+    return found
+
+
+def _with_checks(kernel: Kernel, tables: Memory | None = None) -> Quantizer:
+    """A kernel that quantizes, with those that look at its input first."""
+    checks = _module(kernel.gpu, "checks")
+    return Quantizer(
         kernel,
         checks.kernel("weightcast_check_scales"),
         checks.kernel("weightcast_check_importance"),
         checks.kernel("weightcast_row_means"),
         tables,
     )
+
+
+@cache
+def _group_quantizer(gpu: Gpu, weighed: bool) -> Quantizer:
+    name = f"make_{'weighed_' if weighed else ''}groups"
+    found = _with_checks(_module(gpu, name).kernel(f"weightcast_{name}"))
     for codes in (False, True):
-        _prove(found, quant_type, weighed=weighed, codes=codes)
+        for group_type in _TRIAL_GROUPS:
+            _prove_groups(found, group_type, weighed=weighed, codes=codes)
     return found
 
 
@@ -140,9 +184,9 @@ def _noise(n: int) -> NDArray[np.uint8]:
     return np.random.default_rng(n).integers(0, 256, n, np.uint8)
 
 
-def _trial(quant_type: QuantType, *, codes: bool, n_in: int = 0) -> Matrix:
+def _trial(n_in: int, *, codes: bool) -> Matrix:
     """Make a small matrix: sizes far apart, zeros, one sign, constants; tiles that are not full."""
-    n_out, n_in = 37, n_in or 3 * max(quant_type.block_elements, 32)
+    n_out = 37
     rng = np.random.default_rng(n_in)
     if codes:
         values = rng.integers(-128, 128, (n_in, n_out), np.int8)
@@ -189,29 +233,36 @@ def _prove_measures(found: Measurer, quant_type: QuantType, *, codes: bool) -> N
     """Raise DeviceError unless the errors of any blocks are the CPU's, bit by bit."""
     gpu = found.measure.gpu
     # More than one chunk, the last not full; also infinite scales.
-    matrix = _trial(quant_type, codes=codes, n_in=cuda_launch.CHUNK + 768)
+    matrix = _trial(cuda_launch.CHUNK + 768, codes=codes)
     row_bytes = quant_type.row_bytes(matrix.n_in)
     rows = _noise(matrix.n_out * row_bytes)
     rows[: row_bytes * 2] = 0  # blocks of zeros, of zeros and others
-    wanted = measure_moments(matrix, quant_type, rows)
+    importance = _noise(matrix.n_in).astype(np.float32)
     made = np.ones(matrix.n_out, MOMENTS)
     moments = gpu.allocate(moments_bytes(matrix.n_out, matrix.n_in))
     stream = gpu.stream()
-    on_device, blocks, _source = _copied(stream, matrix, rows)
-    job = Job(on_device, quant_type, blocks, row_bytes, scratch=0)
-    enqueue_measure(stream, found, job, moments.address)
-    stream.copy_out(made.view(np.uint8), moments.address)
-    stream.synchronize()
-    same = all(
-        np.array_equal(made[name], wanted[name], equal_nan=True) for name in MOMENTS.names or ()
+    after = -(-rows.nbytes // 16) * 16
+    more = np.concatenate(
+        [rows, np.zeros(after - rows.nbytes, np.uint8), importance.view(np.uint8)]
     )
-    _require(same, gpu, found.measure)
+    on_device, blocks, _source = _copied(stream, matrix, more)
+    for weights, baseline in ((None, Baseline.STORED), (importance, Baseline.BF16)):
+        wanted = measure_moments(matrix, quant_type, rows, weights, baseline)
+        factors = 0 if weights is None else blocks + after
+        job = Job(on_device, quant_type, blocks, row_bytes, scratch=0, importance=factors)
+        enqueue_measure(stream, found, job, moments.address, baseline)
+        stream.copy_out(made.view(np.uint8), moments.address)
+        stream.synchronize()
+        same = all(
+            np.array_equal(made[name], wanted[name], equal_nan=True) for name in MOMENTS.names or ()
+        )
+        _require(same, gpu, found.measure)
 
 
 def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: bool) -> None:
     """Raise DeviceError unless a small matrix gets the CPU's bytes."""
     gpu = found.quantize.gpu
-    matrix = _trial(quant_type, codes=codes)
+    matrix = _trial(3 * max(quant_type.block_elements, 32), codes=codes)
     shape = (matrix.n_out, quant_type.row_bytes(matrix.n_in))
     wanted, made = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
     importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
@@ -226,3 +277,21 @@ def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: boo
     stream.copy_out(made, target.address)
     stream.synchronize()
     _require(np.array_equal(made, wanted), gpu, found.quantize)
+
+
+def _prove_groups(found: Quantizer, group_type: GroupType, *, weighed: bool, codes: bool) -> None:
+    """Raise DeviceError unless the groups of a small matrix are the CPU's bytes."""
+    gpu = found.quantize.gpu
+    matrix = _trial(_TRIAL_GROUPS_IN, codes=codes)
+    importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
+    wanted = quantize_groups(matrix, group_type, importance)
+    made = empty_groups(group_type, matrix.n_out, matrix.n_in)
+    target, scratch = gpu.allocate(made_bytes(made)), gpu.allocate(FOUND_BYTES)
+    stream = gpu.stream()
+    stream.fill(target.address, target.nbytes, 0xA5)
+    on_device, factors, _source = _copied(stream, matrix, importance)
+    job = GroupJob(on_device, group_type, target.address, scratch.address, factors)
+    enqueue_groups(stream, found, job, made)
+    copy_groups_out(stream, job, made)
+    stream.synchronize()
+    _require(same_groups(made, wanted), gpu, found.quantize)

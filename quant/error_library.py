@@ -41,7 +41,7 @@ def measure_moments(
     """Do as `measure_matrix` does, to plain MOMENTS [n_out]."""
     row_bytes = quant_type.row_bytes(matrix.n_in)
     if importance is not None:
-        importance = library.checked_importance(importance, matrix.n_in)
+        importance = library.shaped_importance(importance, matrix.n_in)
     moments = np.zeros(matrix.n_out, MOMENTS)
     if moments.size and matrix.n_in:
         library.check_bounds(matrix, quant_type, rows)

@@ -157,7 +157,7 @@ def _error(status: int, matrix: Matrix, made: _GroupType, result: library._Resul
     if status == library.NOT_FINITE:
         return library.not_finite(matrix.scales is not None, *place)
     if status == library.OVERFLOW:
-        return library.RangeError(f"values too large for a scale of {scale_dtype}", *place)
+        return scale_overflow(scale_dtype, *place)
     if status == library.INEXACT_SCALE:
         assert matrix.scales is not None
         scale_group = result.bad_in // (matrix.n_in // matrix.scales.shape[0])
@@ -169,6 +169,11 @@ def _error(status: int, matrix: Matrix, made: _GroupType, result: library._Resul
         return library.bad_importance(result.bad_in)
     assert status == library.BAD_SHAPE, status
     return library.bad_groups(matrix.n_in)
+
+
+def scale_overflow(scale_dtype: str, out: int, in_: int) -> library.RangeError:
+    """The error for a scale beyond its dtype, at the first value of its group."""
+    return library.RangeError(f"values too large for a scale of {scale_dtype}", out, in_)
 
 
 def dequantize(

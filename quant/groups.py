@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from weightcast.quant import group_library
 from weightcast.quant.error import Baseline, Errors, of_moments
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import Matrix, checked_importance
+from weightcast.quant.library import Matrix, shaped_importance
 
 SCALE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -70,10 +70,11 @@ class Groups:
     zero_points: NDArray[np.uint8] | None  # [rows, groups] if asymmetric
 
 
-def _empty(matrix: Matrix, group_type: GroupType) -> Groups:
-    shape = (matrix.n_out, group_type.groups_in(matrix.n_in))
+def empty_groups(group_type: GroupType, n_out: int, n_in: int) -> Groups:
+    """Make room for the groups of [n_out, n_in]. Raises LayoutError if they do not fill rows."""
+    shape = (n_out, group_type.groups_in(n_in))
     return Groups(
-        np.empty((matrix.n_out, matrix.n_in), np.uint8),
+        np.empty((n_out, n_in), np.uint8),
         np.empty(shape, SCALE_DTYPES[group_type.scale_dtype]),
         None if group_type.symmetric else np.empty(shape, np.uint8),
     )
@@ -104,9 +105,9 @@ def quantize_groups(
     Groups of zeros have scale 1 and codes 2**(bits - 1). Raises SourceValueError for NaN, infinity
     or values beyond a float16 scale, LayoutError if groups do not fill rows.
     """
-    groups = _empty(matrix, group_type)
+    groups = empty_groups(group_type, matrix.n_out, matrix.n_in)
     if importance is not None:
-        importance = checked_importance(importance, matrix.n_in)
+        importance = shaped_importance(importance, matrix.n_in)
     described = _described(group_type, matrix.n_in, search)
     group_library.make(
         matrix, described, importance, groups.codes, groups.scales, groups.zero_points
@@ -124,7 +125,7 @@ def carry_groups(matrix: Matrix, group_type: GroupType) -> Groups:
         raise LayoutError(f"{matrix.dtype} values have no codes to carry: quantize them")
     if group_type.bits != 8 or not group_type.symmetric:
         raise LayoutError("int8 codes can be carried into symmetric groups of 8 bits only")
-    groups = _empty(matrix, group_type)
+    groups = empty_groups(group_type, matrix.n_out, matrix.n_in)
     size = group_type.size_in(matrix.n_in)
     scale_rows, rest = divmod(matrix.n_in, matrix.scales.shape[0])
     if rest or scale_rows % size:
@@ -177,7 +178,7 @@ def measure_groups(
     if groups.codes.shape != shape:
         raise LayoutError(f"codes {list(groups.codes.shape)} for a matrix {list(shape)}")
     if importance is not None:
-        importance = checked_importance(importance, matrix.n_in)
+        importance = shaped_importance(importance, matrix.n_in)
     described = _described(group_type, matrix.n_in, search=False)
     moments = group_library.measure(matrix, described, contiguous, importance, baseline)
     return of_moments(moments, matrix.n_in)
@@ -186,7 +187,7 @@ def measure_groups(
 def _checked(
     groups: Groups, group_type: GroupType
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.uint8] | None]:
-    """Give codes, scales, zero points, contiguous. Raises LayoutError if they are of no such type."""
+    """Give what groups hold, contiguous. Raises LayoutError if it is of another type."""
     rows, n_in = groups.codes.shape
     shape = (rows, group_type.groups_in(n_in))
     dtype = SCALE_DTYPES[group_type.scale_dtype]

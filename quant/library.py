@@ -243,11 +243,11 @@ def used_importance(
         if quant_type.importance == "required":
             raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
         return None
-    return checked_importance(importance, n_in)
+    return shaped_importance(importance, n_in)
 
 
-def checked_importance(importance: NDArray[np.float32], n_in: int) -> NDArray[np.float32]:
-    """Give an importance [n_in] as the library reads it. Raises LayoutError for another shape."""
+def shaped_importance(importance: NDArray[np.float32], n_in: int) -> NDArray[np.float32]:
+    """Importance [n_in] as the kernels read it. Raises LayoutError for another shape."""
     if importance.shape != (n_in,):
         raise LayoutError(f"importance of shape {list(importance.shape)} for rows of {n_in} values")
     return np.ascontiguousarray(importance, np.float32)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import mmap
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters import devices
 from weightcast.quant.errors import DeviceError
+from weightcast.quant.groups import Groups, GroupType, quantize_groups
 from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import QuantType
 
@@ -40,8 +42,9 @@ class Machine:
     refuse_pin: int = -1
     refuse_lane: int = -1
     fail_to_close: bool = False
-    # Whether sources may lie in memory that is not page-locked.
+    # Whether sources, and rows, may lie in memory that is not page-locked.
     takes_pageable: bool = False
+    makes_pageable: bool = False
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(devices, "count_devices", self.count)
@@ -136,31 +139,53 @@ class Lane:
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
     ) -> BlockCounts:
+        self._check_rows(dst)
+        dst[:] = 0xA5
+        with self._at_work(source, quant_type.name) as matrix:
+            on_device = np.full(dst.shape, 0x5A, np.uint8)
+            counts = quantize_matrix(matrix, quant_type, on_device, importance)
+            self._check_rows(dst)  # still
+            dst[:] = on_device
+            return counts
+
+    def quantize_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+    ) -> Groups:
+        with self._at_work(source, f"int{group_type.bits}") as matrix:
+            groups = quantize_groups(matrix, group_type, importance)
+            made = (groups.codes, groups.scales, groups.zero_points)
+            nbytes = sum(part.nbytes for part in made if part is not None)
+            assert nbytes <= self.blocks_bytes
+            return groups
+
+    @contextmanager
+    def _at_work(self, source: Matrix | Blocks, made: str) -> Iterator[Matrix]:
+        """Make one piece, of a source as floats or codes."""
         assert not self.is_closed
         assert not self.is_busy
         self.is_busy = True
         self.threads.add(threading.get_ident())
         assert len(self.threads) == 1
         try:
-            self._check_sizes(source, dst)
-            dst[:] = 0xA5
+            self._check_source(source)
             self.machine.during(self)
             self.pieces += 1
-            self.types[quant_type.name] += 1
-            matrix = source.dequantized() if isinstance(source, Blocks) else source
-            on_device = np.full(dst.size, 0x5A, np.uint8)
-            counts = quantize_matrix(matrix, quant_type, on_device, importance)
-            self.machine.assert_pinned(dst)  # still
-            dst[:] = on_device
-            return counts
+            self.types[made] += 1
+            yield source.dequantized() if isinstance(source, Blocks) else source
         finally:
             self.is_busy = False
 
-    def _check_sizes(self, source: Matrix | Blocks, dst: NDArray[np.uint8]) -> None:
-        self.machine.assert_pinned(dst)
+    def _check_rows(self, dst: NDArray[np.uint8]) -> None:
+        if not self.machine.makes_pageable:
+            self.machine.assert_pinned(dst)
+        assert dst.nbytes <= self.blocks_bytes
+
+    def _check_source(self, source: Matrix | Blocks) -> None:
         if not self.machine.takes_pageable:
             self.machine.assert_pinned(source.data)
-        assert dst.nbytes <= self.blocks_bytes
         if isinstance(source, Blocks):
             assert source.data.nbytes == source.n_out * source.type.row_bytes(source.n_in)
             assert source.data.nbytes <= self.source_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import weightcast
+from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.quant import config
 from weightcast.quant.types import TYPES
 
@@ -81,3 +84,22 @@ def test_config_of_one_kind():
     assert shlex.split(run(sys.executable, *module, "--libs").stdout) == config.libs()
     refused = run(sys.executable, *module, "--everything", status=1)
     assert refused.stderr == "unknown option --everything: use --cflags, --libs or both\n"
+
+
+def test_recipe_of_a_directory(tmp_path):
+    """examples/attention_int8.toml, whose layers are those of the release."""
+    spec = tiny_spec(num_layers=64, emb_size=128, num_experts=2, num_q_heads=16, key_size=64)
+    source = write_checkpoint(tmp_path / "source", spec)
+    out = tmp_path / "mixed"
+    recipe = EXAMPLES / "attention_int8.toml"
+    summary = weightcast.convert(source, out, recipe=recipe, no_tokenizer=True)
+    types = summary.describe()["outputs"][0]["types"]
+    packed = {"INT4-G128": 62 * 6, "INT4-G32": 2 * 6, "INT8-G128": 64 * 4}
+    assert types == {"BF16": 2, "F32": 64 * 5 + 1, **packed}
+    said = json.loads((out / "config.json").read_text())["quantization_config"]
+    groups = said["config_groups"].values()
+    assert [(group["targets"], group["weights"]["num_bits"]) for group in groups] == [
+        ([r"re:.*layers\.(0|63)\..*experts.*"], 4),
+        (["re:.*attn.*"], 8),
+        (["Linear"], 4),
+    ]

@@ -1,7 +1,7 @@
 // Entry points of the kernels for a device, compiled by NVRTC: one unit a type and operation, chosen by
-// WC_QUANTIZE (a type's name; WC_WEIGHED if there is an importance), WC_DEQUANTIZE, WC_MEASURE or
-// WC_CHECKS. All arithmetic is in the headers, which the host's library shares; the options that keep
-// its bits are in cuda_kernels.py.
+// WC_QUANTIZE (a type's name) or WC_GROUPS, with WC_WEIGHED if there is an importance, WC_DEQUANTIZE,
+// WC_MEASURE or WC_CHECKS. All arithmetic is in the headers, which the host's library shares; the
+// options that keep its bits are in cuda_kernels.py.
 #define WC_DEVICE __device__
 
 // The number of a thread in its launch.
@@ -53,6 +53,24 @@ extern "C" __global__ void weightcast_set_tables(const void* tables) {
   weightcast::device_tables = tables;
 }
 
+#elif defined(WC_GROUPS)
+#define WC_HELD 1
+#include "device_groups.h"
+
+#ifdef WC_WEIGHED
+#define WC_SYMBOL weightcast_make_weighed_groups
+constexpr bool kWeighed = true;
+#else
+#define WC_SYMBOL weightcast_make_groups
+constexpr bool kWeighed = false;
+#endif
+
+// Four blocks fit a multiprocessor: without the limit more registers are taken, for no fewer spills.
+extern "C" __global__ void __launch_bounds__(weightcast::kGroupThreads, 4)
+    WC_SYMBOL(const __grid_constant__ weightcast::GroupArguments a) {
+  weightcast::DeviceGroup<kWeighed>(a, WC_PLACE).make();
+}
+
 #elif defined(WC_DEQUANTIZE)
 #include "device_blocks.h"
 
@@ -75,8 +93,8 @@ extern "C" __global__ void __launch_bounds__(Tile::threads)
 
 extern "C" __global__ void __launch_bounds__(128)
     WC_JOIN(weightcast_measure_, WC_MEASURE)(const __grid_constant__ weightcast::QuantizeArguments a,
-                                             weightcast_moments* parts) {
-  weightcast::measure_chunk<weightcast::WC_JOIN(Block, WC_MEASURE)>(a, parts, WC_PLACE);
+                                             int32_t rounded, weightcast_moments* parts) {
+  weightcast::measure_chunk<weightcast::WC_JOIN(Block, WC_MEASURE)>(a, rounded != 0, parts, WC_PLACE);
 }
 
 extern "C" __global__ void __launch_bounds__(128)

@@ -96,11 +96,46 @@ WC_INLINE int error_bin(double error_squares, double source_squares) {
   return k < kErrorBins - 2 ? k : kErrorBins - 2;
 }
 
-// One run of some rows: sums of products, largest values. (All three sums are made in one order: where y
-// is 0 they cancel exactly.)
+// One run of some rows: sums of products, counts, largest values. (The sums of products are made in one
+// order: where y is 0 they cancel exactly.)
 struct RunSums {
-  D error_squares[kHalves]{}, source_squares[kHalves]{}, cross[kHalves]{}, largest[kHalves]{};
+  D error_squares[kHalves]{}, source_squares[kHalves]{}, cross[kHalves]{}, errors[kHalves]{};
+  D weighted_error_squares[kHalves]{}, weighted_source_squares[kHalves]{}, largest[kHalves]{};
   X largest_source{}, largest_output{};
+  XI exact{};
+
+  // The next weights, which have the importance w. An error that is NaN or infinite counts as
+  // infinite if errors are `bounded`; else there must be none.
+  template <bool weighed, bool bounded>
+  WC_INLINE void add(const float* x, const float* y, D w) {
+    const X x_values = load_values(x), y_values = load_values(y);
+    count(exact, equal(x_values, y_values));
+    largest_source = larger(size_of(x_values), largest_source);
+    largest_output = larger(size_of(y_values), largest_output);
+    for (int h = 0; h < kHalves; ++h) {
+      const D source = load_doubles(x + h * kDoubles);
+      const D error = load_doubles(y + h * kDoubles) - source;
+      D error_square = error * error;
+      if constexpr (bounded) error_square = lesser(error_square, D{} + infinity());
+      const D source_square = source * source;
+      error_squares[h] += error_square;
+      source_squares[h] += source_square;
+      cross[h] += source * error;
+      errors[h] += error;
+      largest[h] = greater(error_square, largest[h]);
+      if constexpr (weighed) {
+        weighted_error_squares[h] += w * error_square;
+        weighted_source_squares[h] += w * source_square;
+      }
+    }
+  }
+
+  // Whether no error was NaN or infinite.
+  WC_INLINE bool is_finite() const {
+    bool finite = true;
+    for (int h = 0; h < kHalves; ++h) finite &= all_lanes(error_squares[h] < D{} + infinity());
+    return finite;
+  }
 };
 
 // What is summed up of some rows in a chunk. `largest` is the largest square of all chunks so far,
@@ -112,34 +147,10 @@ struct Sums {
   XI exact{}, zeroed{}, clipped{};
   int64_t largest_in[kErrorRows]{};
 
-  // The next weights of a run, which have the importance w. An error that is NaN or infinite counts
-  // as infinite if errors are `bounded`; else there must be none.
-  template <bool weighed, bool bounded>
-  WC_INLINE void add(const float* x, const float* y, D w, RunSums& run) {
-    const X x_values = load_values(x), y_values = load_values(y);
-    count(exact, equal(x_values, y_values));
-    run.largest_source = larger(size_of(x_values), run.largest_source);
-    run.largest_output = larger(size_of(y_values), run.largest_output);
-    for (int h = 0; h < kHalves; ++h) {
-      const D source = load_doubles(x + h * kDoubles);
-      const D error = load_doubles(y + h * kDoubles) - source;
-      D error_square = error * error;
-      if constexpr (bounded) error_square = lesser(error_square, D{} + infinity());
-      const D source_square = source * source;
-      run.error_squares[h] += error_square;
-      run.source_squares[h] += source_square;
-      run.cross[h] += source * error;
-      run.largest[h] = greater(error_square, run.largest[h]);
-      errors[h] += error;
-      if constexpr (weighed) {
-        weighted_error_squares[h] += w * error_square;
-        weighted_source_squares[h] += w * source_square;
-      }
-    }
-  }
-
   // A whole run, which begins at `in`.
-  WC_INLINE void finish(const RunSums& run, int64_t in) {
+  template <bool weighed>
+  WC_INLINE void add(const RunSums& run, int64_t in) {
+    exact += run.exact;
     const X none = values(0.0f);
     const XM is_zero = equal(run.largest_output, none);
     count(zeroed, both(is_zero, less(none, run.largest_source)));
@@ -149,6 +160,11 @@ struct Sums {
       error_squares[h] += run.error_squares[h];
       source_squares[h] += run.source_squares[h];
       cross[h] += run.cross[h];
+      errors[h] += run.errors[h];
+      if constexpr (weighed) {
+        weighted_error_squares[h] += run.weighted_error_squares[h];
+        weighted_source_squares[h] += run.weighted_source_squares[h];
+      }
       const DM is_largest = run.largest[h] > largest[h];
       largest[h] = select(is_largest, run.largest[h], largest[h]);
       largest_run[h] = select(is_largest, D{} + static_cast<double>(in), largest_run[h]);

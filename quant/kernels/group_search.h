@@ -88,6 +88,15 @@ WC_INLINE F stored_scale(const GroupRule& rule, F scale) {
   }
 }
 
+// One scale in its place among those of a matrix.
+inline void store_scale(int32_t scale_type, float scale, void* scales, int64_t at) {
+  switch (scale_type) {
+    case WEIGHTCAST_F32: static_cast<float*>(scales)[at] = scale; break;
+    case WEIGHTCAST_F16: static_cast<uint16_t*>(scales)[at] = f32_to_f16(scale); break;
+    default: static_cast<uint16_t*>(scales)[at] = f32_to_bf16(scale); break;
+  }
+}
+
 WC_INLINE F level_of(F quotient, F low, F high) {
   return nearest_small(lesser(greater(quotient, low), high));
 }
@@ -147,6 +156,7 @@ struct GroupFit {
   // Codes of one chunk, as bytes.
   WC_INLINE void store_codes(const GroupRule& rule, Strip x, Bytes out) const {
     const F high = best.low + rule.levels;
+WC_UNROLL
     for (int i = 0; i < kGroupChunk; ++i) {
       store_bytes(out[i], truncated(level_of(x[i] / best.scale, best.low, high) - best.low));
     }
@@ -156,6 +166,7 @@ struct GroupFit {
   template <bool weighed>
   WC_INLINE void add_extremes(Strip strip, const float* importance) {
     F size = magnitude(max);
+WC_UNROLL
     for (int i = 0; i < kGroupChunk; ++i) {
       const F x = strip[i];
       amax = greater(amax, magnitude(x));
@@ -245,6 +256,7 @@ struct GroupFit {
       error[way] = product[way] = square[way] = 0.0f;
       high[way] = tried[way].low + rule.levels;
     }
+WC_UNROLL
     for (int i = 0; i < kGroupChunk; ++i) {
       const F x = strip[i];
       for (int way = 0; way < kGroupWays; ++way) {
@@ -269,7 +281,8 @@ struct GroupFit {
     }
   }
 
-  // Comparisons with NaN are false, so sums that overflow win nothing.
+  // Comparisons with NaN are false, so sums that overflow win nothing. (A scale that is NaN becomes one
+  // in bfloat16 on the processor and -0 on a device, whose NaN has other bits: neither is used.)
   WC_INLINE void take_better(const GroupRule& rule) {
     for (int way = 0; way < kGroupWays; ++way) {
       const F scale = tried[way].scale;
@@ -290,6 +303,7 @@ struct GroupFit {
                        const float* importance) const {
     const F high = code.low + rule.levels;
     F error = 0.0f;
+WC_UNROLL
     for (int i = 0; i < kGroupChunk; ++i) {
       const F x = strip[i];
       const F residual = x - code.scale * level_of(x / code.scale, code.low, high);

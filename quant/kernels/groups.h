@@ -20,11 +20,7 @@ inline void store_group(const GroupFit& fit, const weightcast_group_type& type, 
   store_bytes(zeros, truncated(fit.zero_point()));
   for (int c = 0; c < columns; ++c) {
     const int64_t at = (out0 + c) * dst.groups + group;
-    switch (type.scale_type) {
-      case WEIGHTCAST_F32: static_cast<float*>(dst.scales)[at] = scales[c]; break;
-      case WEIGHTCAST_F16: static_cast<uint16_t*>(dst.scales)[at] = f32_to_f16(scales[c]); break;
-      default: static_cast<uint16_t*>(dst.scales)[at] = f32_to_bf16(scales[c]); break;
-    }
+    store_scale(type.scale_type, scales[c], dst.scales, at);
     if (!type.symmetric) dst.zero_points[at] = zeros[c];
     if (!overflow && !is_finite(scales[c])) {
       overflow = true;

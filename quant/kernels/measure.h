@@ -72,11 +72,11 @@ struct Part {
   }
 
   template <bool weighed, bool bounded>
-  WC_INLINE RunSums add_to(Sums& sums) const {
+  WC_INLINE RunSums sums() const {
     RunSums made;
     for (int i = 0; i < n; ++i) {
       const D weight = weighed ? D{} + static_cast<double>(w[i]) : D{};
-      sums.add<weighed, bounded>(x + i * kWidth, y + i * kTransposed, weight, made);
+      made.add<weighed, bounded>(x + i * kWidth, y + i * kTransposed, weight);
     }
     return made;
   }
@@ -96,15 +96,9 @@ struct Part {
 // Add a run: to the sums of a chunk, and for `columns` of its rows to the histograms of whole rows.
 template <bool weighed>
 WC_INLINE void add_run(const Part& run, int columns, Sums& sums, weightcast_moments* moments) {
-  const Sums before = sums;
-  RunSums made = run.add_to<weighed, false>(sums);
-  for (const D& squares : made.error_squares) {
-    if (all_lanes(squares < D{} + infinity())) continue;
-    sums = before;
-    made = run.add_to<weighed, true>(sums);
-    break;
-  }
-  sums.finish(made, run.in);
+  RunSums made = run.sums<weighed, false>();
+  if (!made.is_finite()) made = run.sums<weighed, true>();
+  sums.add<weighed>(made, run.in);
   for (int c = 0; c < columns; ++c) {
     const int h = c / kDoubles, n = c % kDoubles;
     ++moments[c].histogram[error_bin(lane(made.error_squares[h], n), lane(made.source_squares[h], n))];

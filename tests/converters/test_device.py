@@ -135,6 +135,16 @@ CASES = {
         ["a-Q4_K_M.gguf", "a-F32.gguf", "a-bf16", "a-int4-g32-gptq"],
         {"no_tokenizer": True},
     ),
+    "packed outputs": (
+        WIDE,
+        ["a-int4-g32", "a-int4-g64-asym-awq", "a-int8-g32", "a-int4-channel", "a-Q4_0.gguf"],
+        {"no_tokenizer": True, "imatrix": "weighed"},
+    ),
+    "floats of 4 and 8 bits": (
+        WIDE,
+        ["a-mxfp4", "a-nvfp4", "a-fp8"],
+        {"no_tokenizer": True},
+    ),
     "packed int8": ("int8", ["a-Q8_0.gguf", "a-BF16.gguf"], {"no_tokenizer": True}),
 }
 TEAMS = [(1, 1), (2, 1), (5, 1), (2, 2), (5, 2)]
@@ -173,8 +183,10 @@ def test_bytes_are_those_of_the_processor(
     machine = Machine(n_devices).install(monkeypatch)
     # Drivers copy what was decoded here, to ordinary memory, through buffers of their own.
     machine.takes_pageable = case == "packed int4"
+    machine.makes_pageable = case == "floats of 4 and 8 bits"
     small_pieces(monkeypatch)
-    monkeypatch.setattr(execute, "quantize_matrix", lambda *given: pytest.fail("on the processor"))
+    for name in ("quantize_matrix", "quantize_groups"):
+        monkeypatch.setattr(devices, name, lambda *given: pytest.fail("on the processor"))
     made = run_case(case, tmp_path, request, device="cuda", jobs=workers)
     assert contents(tmp_path) == files
     assert made.counts == summary.counts

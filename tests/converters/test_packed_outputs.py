@@ -8,107 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import imatrices
-import ml_dtypes
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from safetensors import safe_open
+from directories import BFLOAT16, matrices, parts_of, read_directory, unpacked, wanted
 from support import Golden
 
 import weightcast
 from weightcast.converters import execute, plan
 from weightcast.converters.describe import summary_lines
-from weightcast.converters.directory_types import DirectoryType, directory_type, name_in
-from weightcast.converters.grok1 import Place, places
+from weightcast.converters.devices import ProcessorLane
+from weightcast.converters.directory_types import directory_type, name_in
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.packing import GroupPacking
 from weightcast.converters.recipe import gguf_tensors
-from weightcast.formats import packed_fp8
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed_fp4 import FP4_LAYOUTS
-from weightcast.formats.packed_parts import Fp8Type
-from weightcast.quant.groups import Groups, GroupType, dequantize_groups, quantize_groups
+from weightcast.quant.groups import Groups, GroupType, dequantize_groups
 from weightcast.quant.library import BlockCounts, Matrix
-from weightcast.quant.types import BF16
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-Tensors = dict[str, NDArray[Any]]
-
-
-def read_directory(path: Path) -> Tensors:
-    """All tensors, by the safetensors package; 16-bit and 8-bit floats in their own dtypes."""
-    import torch
-
-    bits = {torch.bfloat16: (torch.int16, BFLOAT16)}
-    bits[torch.float8_e4m3fn] = (torch.uint8, np.dtype(ml_dtypes.float8_e4m3fn))
-    tensors: Tensors = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                tensor = opened.get_tensor(name)
-                if tensor.dtype in bits:
-                    view, dtype = bits[tensor.dtype]
-                    tensors[name] = tensor.view(view).numpy().view(dtype)
-                else:
-                    tensors[name] = tensor.numpy()
-    return tensors
-
-
-def matrices(golden: Golden) -> dict[str, tuple[Place, int | None, NDArray[np.float32]]]:
-    """Every matrix of attention and experts as float32 [out, in], by its module's name."""
-    exact = golden.exact()
-    found = {}
-    for place in places(weightcast.open(golden.path).spec.num_layers):
-        if place.role.stays_float32 or place.layer is None:
-            continue
-        stored = np.swapaxes(exact[place.name], -1, -2)
-        for expert in range(len(stored)) if place.role.is_experts else (None,):
-            name = place.hugging_face(expert).removesuffix(".weight")
-            found[name] = (
-                place,
-                expert,
-                np.ascontiguousarray(stored[() if expert is None else expert]),
-            )
-    return found
-
-
-def parts_of(tensors: Tensors, module: str) -> Tensors:
-    return {n.removeprefix(module): t for n, t in tensors.items() if n.startswith(f"{module}.")}
-
-
-def unpacked(
-    tensors: Tensors, module: str, kind: DirectoryType, weight_type: Any, shape: Any
-) -> Any:
-    """What a reader of the layout gets, float32."""
-    parts = parts_of(tensors, module)
-    if isinstance(weight_type, GroupType):
-        groups = LAYOUTS[kind.layout].unpack(parts, weight_type, *shape)
-        return dequantize_groups(groups, weight_type)
-    if isinstance(weight_type, Fp8Type):
-        return packed_fp8.unpack(parts, weight_type, *shape)
-    if weight_type.block_elements == 1:
-        return parts[".weight"].astype(np.float32)
-    blocks = FP4_LAYOUTS[weight_type.name].unpack(parts, *shape)
-    return weightcast.dequantize(blocks, weight_type.name)
-
-
-def wanted(values: NDArray[np.float32], weight_type: Any, importance: Any = None) -> Any:
-    """The values of a matrix after quantization, by the library."""
-    if isinstance(weight_type, GroupType):
-        n_out, n_in = values.shape
-        matrix = Matrix(values.reshape(-1), "F32", n_out, n_in, n_in, 1)
-        return dequantize_groups(quantize_groups(matrix, weight_type, importance), weight_type)
-    if isinstance(weight_type, Fp8Type):
-        rows, scales = packed_fp8.quantize_fp8(values, weight_type)
-        square = weight_type.block
-        if square:
-            scales = np.repeat(np.repeat(scales, square, 0), square, 1)
-            scales = scales[: values.shape[0], : values.shape[1]]
-        return rows.astype(np.float32) * scales
-    if weight_type == BF16:
-        return values.astype(BFLOAT16).astype(np.float32)
-    return weightcast.dequantize(weightcast.quantize(values, weight_type.name), weight_type.name)
-
 
 NAMES = [
     "int8-g32",
@@ -142,7 +57,7 @@ def test_readers_get_the_quantized_weights(name: str, tmp_path: Path) -> None:
     left = set(tensors)
     for module, (place, _, values) in matrices(golden).items():
         weight_type = kind.experts if place.role.is_experts else kind.attention
-        made = unpacked(tensors, module, kind, weight_type, values.shape)
+        made = unpacked(tensors, module, kind.layout, weight_type, values.shape)
         # The released codes are carried where there are eight bits, so nothing is lost.
         expected = values if kind.is_carried else wanted(values, weight_type)
         np.testing.assert_array_equal(made, expected, err_msg=module)
@@ -229,7 +144,7 @@ def test_importance_weighs_the_search(tmp_path: Path) -> None:
         importance = None
         if place.gguf in entries:  # one is left out, and made without
             importance = entries[place.gguf].reshape(-1, values.shape[1])[expert or 0]
-        made = unpacked(tensors, module, kind, kind.experts, values.shape)
+        made = unpacked(tensors, module, kind.layout, kind.experts, values.shape)
         np.testing.assert_array_equal(made, wanted(values, kind.experts, importance))
 
 
@@ -248,7 +163,7 @@ def test_int8_that_may_change_is_searched(tmp_path: Path) -> None:
     changed = set()
     for module, (place, _, values) in matrices(golden).items():
         if place.role.is_experts:
-            made = unpacked(tensors, module, kind, kind.experts, values.shape)
+            made = unpacked(tensors, module, kind.layout, kind.experts, values.shape)
             if not np.array_equal(made, values):
                 changed.add(module.rsplit(".", 1)[1])
                 np.testing.assert_array_equal(made, wanted(values, kind.experts))
@@ -262,8 +177,8 @@ def test_scales_that_do_not_fit() -> None:
     matrix = Matrix(codes.reshape(-1), "I8", 2, 128, 128, 1, scales=scales)
     packing = GroupPacking("INT8", LAYOUTS["weightcast"], GroupType(8, 128), is_carried=True)
     with pytest.raises(weightcast.LayoutError, match=r"\[0, 0\]"):
-        packing.pack(matrix, 2, 0, None)
-    changed = replace(packing, may_change=True).pack(matrix, 2, 0, None)
+        packing.pack(matrix, 2, 0, None, ProcessorLane())
+    changed = replace(packing, may_change=True).pack(matrix, 2, 0, None, ProcessorLane())
     assert changed.counts == BlockCounts(requantized=2)
     parts = {segment.suffix for segment in changed.segments}
     assert parts == {part.suffix for part in packing.parts(2, 128)}
@@ -320,7 +235,7 @@ def test_float_sources_are_searched(tmp_path: Path) -> None:
     assert kind is not None
     tensors = read_directory(tmp_path / "m-int8-g32")
     for module, (_, _, values) in matrices(golden).items():
-        made = unpacked(tensors, module, kind, kind.experts, values.shape)
+        made = unpacked(tensors, module, kind.layout, kind.experts, values.shape)
         np.testing.assert_array_equal(made, wanted(values, kind.experts), err_msg=module)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from support import DATA, GOLDEN, NAMES
 
 import weightcast
-from weightcast.converters import execute
+from weightcast.converters import devices
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes import RECIPES
 from weightcast.quant.errors import CheckpointError, LayoutError
@@ -110,7 +110,7 @@ class Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[QuantType, int, NDArray[np.float32] | None]] = []
-        monkeypatch.setattr(execute, "quantize_matrix", self)
+        monkeypatch.setattr(devices, "quantize_matrix", self)
 
     def __call__(
         self,
@@ -298,20 +298,21 @@ def test_recipe_files(tmp_path: Path) -> None:
         "[[rule]]\npattern = 'attn_v'\ntype = 'BF16'\n"
     )
     path = tmp_path / "mine.gguf"
-    summary = convert(WIDE, path, tmp_path / "m-bf16", recipe=recipe, tensor_types="attn_k=Q8_0")
+    summary = convert(WIDE, path, recipe=recipe, tensor_types="attn_k=Q8_0")
     found = types(path)
     assert found["blk.0.attn_v.weight"] == found["blk.0.attn_q.weight"] == "F16"
     assert found["blk.0.attn_k.weight"] == found["token_embd.weight"] == "Q8_0"
     notes = summary.plan.outputs[0].notes
     assert any(f"as {recipe}: rule 1: 'attn_' asks: 6 tensors" in note for note in notes), notes
     assert any("as --tensor-type attn_k=Q8_0 asks: 2 tensors" in note for note in notes), notes
-    assert summary.plan.outputs[1].notes == ("no tokenizer.model: give one with --tokenizer FILE",)
+    with pytest.raises(CheckpointError, match=r"is a directory, but the base in .* is Q8_0, a"):
+        convert(WIDE, path, tmp_path / "m-bf16", recipe=recipe)
     with pytest.raises(CheckpointError, match=r"asks for F16, but the base in .* is Q8_0"):
         convert(WIDE, tmp_path / "m-F16.gguf", recipe=recipe)
 
 
 def test_options_for_gguf_alone(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="tensor_types, pure: of use for GGUF outputs only"):
+    with pytest.raises(CheckpointError, match="pure: of use for GGUF outputs only"):
         convert(WIDE, tmp_path / "m-bf16", tensor_types="attn=F16", pure=True)
 
 

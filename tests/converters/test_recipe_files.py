@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from weightcast.converters.directory_types import directory_type
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.recipes import RECIPES
 from weightcast.quant.errors import CheckpointError, FormatError, RequestError
+from weightcast.quant.groups import GroupType
 from weightcast.quant.types import Q5_0, Q6_K, Q8_0
 
 EXAMPLE = r"""
@@ -39,6 +41,16 @@ def test_a_file(tmp_path: Path) -> None:
     assert (first.pattern.pattern, first.type) == ("ffn_down", Q6_K)
     assert (second.pattern.pattern, second.type) == (r"^blk\.\d\.attn", Q5_0)
     assert first.origin == f"{path}: rule 1: 'ffn_down'"
+
+
+def test_a_file_for_directories(tmp_path: Path) -> None:
+    rule = """[[rule]]\npattern = 'attn_'\ntype = "INT8-g64-asym"\n"""
+    found = read_recipe_file(write(tmp_path, f'base = "int4-g32-gptq"\n{rule}'))
+    assert found.base is None
+    assert found.directory == directory_type("int4-g32-gptq")
+    assert found.overrides[0].type == GroupType(8, 64, symmetric=False)
+    both = read_recipe_file(write(tmp_path, 'base = "mxfp4"'))
+    assert (both.base, both.directory) == (RECIPES["MXFP4"], directory_type("mxfp4"))
 
 
 def test_a_file_without_rules(tmp_path: Path) -> None:
@@ -71,6 +83,14 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q9"',
             "rule 3: unknown type 'Q9'; known: ",
+        ),
+        (
+            EXAMPLE + '[[rule]]\npattern = "a"\ntype = "int8"',
+            "rule 3: type 'int8' does not say",
+        ),
+        (
+            EXAMPLE + '[[rule]]\npattern = "a"\ntype = "int4-g32-awq"',
+            "rule 3: type 'int4-g32-awq'",
         ),
         (EXAMPLE + '[[rule]]\npattern = "a"\ntype = 6', "rule 3: unknown type 6; known: BF16"),
         (EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q4_K_M"', "rule 3: unknown type 'Q4_K_M'"),

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import weightcast
-from weightcast.converters.directory_outputs import quantization_config
+from weightcast.converters.directory_config import quantization_config
 from weightcast.converters.directory_types import directory_type
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.module_names import ATTENTION, EXPERT, Module
 
 PACKED = [
     *("int8-g32", "int8-g32-gptq", "int4-g32", "int4-g32-asym"),
@@ -218,7 +219,9 @@ def test_patterns_meet_its_names_of_modules(name: str) -> None:
     """In `int8` attention stays bfloat16, in all others it is packed; experts always are."""
     kind = directory_type(name)
     assert kind is not None
-    quantization = quantization_config(kind)
+    types = {Module(0, 0, matrix): kind.experts for matrix in EXPERT}
+    types |= {Module(0, None, matrix): kind.attention for matrix in ATTENTION}
+    quantization = quantization_config(kind.layout, types)
     assert quantization is not None
     for module in EXPERT_MODULES.get(quantization["quant_method"], ("",)):
         assert is_quantized(quantization, module)

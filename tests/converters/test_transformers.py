@@ -381,3 +381,36 @@ def test_packed_directories(golden: Golden, tmp_path: Path, kind: str) -> None:
     for module in packed:
         weight = model.get_submodule(module).weight
         assert torch.equal(weight.float(), values[f"{module}.weight"].float()), module
+
+
+RULES = {
+    "int4-g32": ["attn_=int8-g32"],
+    "int8-g32": [r"blk\.1\.attn_=int4-g64", r"experts\.[2-4]\.w1=bf16", r"blk\.1\..*down=int8-g32"],
+    "bf16": ["attn_[qkv]=int8-g32", r"experts\.7\.=int4-g32", r"layers\.0\..*w3=int4-channel"],
+    "mxfp4": ["attn_=int4-g32", "attn_v=f16", "ffn_up=int8-channel"],
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_rules_for_single_tensors(
+    golden: Golden, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each module of a mixed directory is built with its own type, and gives the same logits."""
+    path, plain = tmp_path / f"m-{kind}", tmp_path / "plain-f32"
+    options = {"no_tokenizer": True, "allow_requantize": True}
+    weightcast.convert(golden.path, path, tensor_types=RULES[kind], **options)
+    weightcast.convert(path, plain, no_tokenizer=True)
+    # compressed-tensors makes bfloat16 of MXFP4, whatever the model's dtype is.
+    dtype = torch.bfloat16 if kind == "mxfp4" else torch.float32
+    model = load(path, dtype)
+    found = logits(model, golden.tokens)
+    if dtype == torch.float32:
+        expected = grok1_forward.logits(weightcast.open(plain), golden.tokens)
+        assert relative_error(found, expected) < MAX_LOGIT_ERROR
+    assert not caplog.records  # such as patterns that match nothing
+    stored = load_file(path / "model.safetensors")
+    values = load_file(plain / "model.safetensors")
+    for name, module in model.named_modules():
+        if name.endswith(("_proj", "w1", "w2", "w3")):
+            assert hasattr(module, "quantization_scheme") == (f"{name}.weight" not in stored), name
+            assert torch.equal(module.weight, values[f"{name}.weight"].to(dtype)), name

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import product
 
 import numpy as np
 
 from weightcast.quant.cuda import Lane
 from weightcast.quant.cuda_device import open_gpu
+from weightcast.quant.cuda_groups import same_groups
 from weightcast.quant.cuda_units import dequantizer, measurer
+from weightcast.quant.groups import GroupType, quantize_groups
 from weightcast.quant.library import Matrix, RangeError, quantize_matrix
 from weightcast.quant.types import TYPES
 
 
 def main() -> None:
-    """Quantize to every type, with and without importance, unpack and measure, and compare."""
+    """Quantize to every type and to groups, with and without importance, unpack and measure."""
     rng = np.random.default_rng(0)
     n_out, n_in = 33, 768
     codes = rng.integers(-128, 128, (n_in, n_out), np.int8).reshape(-1)
@@ -42,6 +45,11 @@ def main() -> None:
         # These compare with the CPU's by themselves.
         dequantizer(open_gpu(0), quant_type)
         measurer(open_gpu(0), quant_type)
+    for group_type in (GroupType(4, 128), GroupType(8, 0, symmetric=False, scale_dtype="F32")):
+        for given, source in product((None, importance), sources):
+            wanted = quantize_groups(source, group_type, given)
+            made_groups = lane.quantize_groups(source, group_type, given)
+            assert same_groups(made_groups, wanted), (group_type, source.dtype)
     lane.close()
     print("every kernel makes the CPU's bytes")
 

@@ -26,6 +26,9 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long v
 #include "device_checks.h"
 #include "device_errors.h"
 #include "device_types.h"
+#ifdef WC_HELD
+#include "device_groups.h"
+#endif
 
 namespace weightcast {
 namespace {
@@ -91,10 +94,23 @@ void each_thread(const uint32_t* grid, const uint32_t* block, Step step) {
 template <class Block>
 void measure(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
   const auto& a = *static_cast<const QuantizeArguments*>(parameters[0]);
-  auto* parts = *static_cast<weightcast_moments**>(parameters[1]);
+  const bool rounded = *static_cast<const int32_t*>(parameters[1]) != 0;
+  auto* parts = *static_cast<weightcast_moments**>(parameters[2]);
   require(block[0] == 128 && shared_bytes == 0, "threads");
-  each_thread(grid, block, [&](int64_t n) { measure_chunk<Block>(a, parts, n); });
+  each_thread(grid, block, [&](int64_t n) { measure_chunk<Block>(a, rounded, parts, n); });
 }
+
+#ifdef WC_HELD
+template <bool weighed>
+void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
+  const auto& a = *static_cast<const GroupArguments*>(parameters[0]);
+  const int64_t n_groups = a.source.n_out * a.groups;
+  require(block[0] == kGroupThreads && shared_bytes == 0, "threads");
+  require((n_groups + kGroupThreads - 1) / kGroupThreads == grid[0], "grid");
+  require(a.group_size * a.groups == a.source.n_in && a.source.dst_stride % 16 == 0, "groups");
+  each_thread(grid, block, [&](int64_t n) { DeviceGroup<weighed>(a, n).make(); });
+}
+#endif
 
 }  // namespace
 }  // namespace weightcast
@@ -111,6 +127,10 @@ void measure(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes,
   WC_KERNEL weightcast_quantize_weighed_##name(WC_LAUNCH) {                                 \
     using Tile = weightcast::QuantizeTile<weightcast::Quantizer_##name, true>;              \
     weightcast::quantize<Tile>(grid, block, shared_bytes, parameters);                      \
+  }
+#define WC_GROUPS(name, weighed)                                                            \
+  WC_KERNEL name(WC_LAUNCH) {                                                               \
+    weightcast::make_groups<weighed>(grid, block, shared_bytes, parameters);                \
   }
 #define WC_DEQUANTIZER(name)                                                                \
   WC_KERNEL weightcast_dequantize_##name(WC_LAUNCH) {                                       \
@@ -142,6 +162,8 @@ WC_WEIGHED_QUANTIZER(Q4_1)
 WC_WEIGHED_QUANTIZER(Q5_0)
 WC_WEIGHED_QUANTIZER(Q5_1)
 WC_WEIGHED_QUANTIZER(IQ4_NL)
+WC_GROUPS(weightcast_make_groups, false)
+WC_GROUPS(weightcast_make_weighed_groups, true)
 
 #else
 

@@ -16,6 +16,7 @@ from weightcast.quant.cuda_launch import (
     CHECK_THREADS,
     MAX_SHARED_BYTES,
     dequantize_launch,
+    group_launch,
     quantize_launch,
 )
 from weightcast.quant.types import TYPES, QuantType
@@ -168,6 +169,13 @@ def test_kernels_are_compiled_for_the_threads_they_are_launched_with(
         if quant_type.importance != "ignored":
             assert threads(compiled, f"quantize_weighed_{name}") == launch.threads
     assert threads(compiled, f"dequantize_{name}") == dequantize_launch(quant_type, 1, 0).threads
+
+
+def test_group_kernels_are_compiled_for_the_threads_they_are_launched_with(
+    compiled: dict[tuple[str, str], Compiled],
+) -> None:
+    for unit in ("make_groups", "make_weighed_groups"):
+        assert threads(compiled, unit) == group_launch(1).threads
 
 
 def threads(compiled: dict[tuple[str, str], Compiled], unit: str) -> int | None:

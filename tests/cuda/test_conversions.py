@@ -42,6 +42,9 @@ def importance(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["a-Q8_0.gguf", "a-bf16", "a-F32.gguf"], False),
         (["a-Q4_K_M.gguf", "a-Q5_K_S.gguf", "a-Q4_0.gguf"], False),
         (["a-Q4_K_M.gguf", "a-IQ2_XS.gguf", "a-Q4_1.gguf"], True),
+        (["a-int4-g32", "a-int4-g64-asym-awq", "a-int8-g32", "a-int8-channel-asym"], False),
+        (["a-int4-g64-asym", "a-int4-channel-gptq", "a-Q4_K_M.gguf"], True),
+        (["a-mxfp4", "a-nvfp4", "a-fp8-block"], False),
     ],
 )
 def test_files_are_those_of_the_cpu(

@@ -18,8 +18,9 @@ from weightcast.quant.cuda_device import open_gpu
 from weightcast.quant.cuda_jobs import moments_bytes
 from weightcast.quant.cuda_launch import chunks_of, error_launch
 from weightcast.quant.error import MOMENTS, Errors
+from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import DeviceError, LayoutError
-from weightcast.quant.library import Blocks, Matrix, measure_matrix, quantize_matrix
+from weightcast.quant.library import Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import F16, Q4_K, Q8_0, TYPES, QuantType
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -137,8 +138,8 @@ def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch
     cuda_units.measurer.cache_clear()
     enqueue_measure = cuda_units.enqueue_measure
 
-    def and_forget_a_row(stream, measurer, job, moments):  # type: ignore[no-untyped-def]
-        enqueue_measure(stream, measurer, job, moments)
+    def and_forget_a_row(stream, measurer, job, moments, baseline):  # type: ignore[no-untyped-def]
+        enqueue_measure(stream, measurer, job, moments, baseline)
         stream.fill(moments + 36 * MOMENTS.itemsize, 8)
 
     monkeypatch.setattr(cuda_units, "enqueue_measure", and_forget_a_row)

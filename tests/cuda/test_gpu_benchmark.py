@@ -10,7 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import gpu as benchmark
+from benchmarks import gpu_work
 from tests.cuda.stand_in import StandIn
+from weightcast.quant.groups import Groups, GroupType, empty_groups
+from weightcast.quant.library import Matrix
 
 
 def run(*args: object) -> str:
@@ -22,24 +25,32 @@ def run(*args: object) -> str:
 
 def test_kernels_are_timed(kernels: StandIn | None, tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
-    shown = run("--types", "Q8_0 lossless,Q8_0,Q4_K", "--no-pipeline", "--output", output)
+    rows = ["Q8_0 lossless", "Q8_0", "Q4_K", "int4-g128-asym"]
+    shown = run("--types", ",".join(rows), "--no-pipeline", "--output", output)
     report = json.loads(output.read_text())
-    assert list(report["kernels"]) == ["Q8_0 lossless", "Q8_0", "Q4_K"]
+    assert list(report["kernels"]) == rows
     assert set(report["kernels"]["Q8_0 lossless"]) == {"I8", "cpu_gweights_s"}
-    assert len(report["kernels"]["Q4_K"]["BF16"]["ms"]) == 2
+    for row in ("Q4_K", "int4-g128-asym"):
+        assert len(report["kernels"][row]["BF16"]["ms"]) == 2
     assert output.with_suffix(".md").read_text() in shown
     assert shown.count("\n| Q") == 3
 
 
 def test_importance_is_given(kernels: StandIn | None) -> None:
     assert "| IQ2_XXS |" in run("--types", "IQ2_XXS,Q4_0", "--importance", "--no-pipeline")
+    assert "| int4-channel |" in run("--types", "int4-channel", "--importance", "--no-pipeline")
 
 
 def test_wrong_rows_are_not_timed(kernels: StandIn | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "quantize_matrix", lambda matrix, kind, rows, _: rows.fill(1))
-    done = CliRunner().invoke(benchmark.main, ["--columns", "128", "--types", "Q4_0"])
-    assert done.exit_code == 1
-    assert "Q4_0 from I8 differs" in done.output
+    def wrong_groups(matrix: Matrix, group_type: GroupType, _: object) -> Groups:
+        return empty_groups(group_type, matrix.n_out, matrix.n_in)
+
+    monkeypatch.setattr(gpu_work, "quantize_matrix", lambda matrix, kind, rows, _: rows.fill(1))
+    monkeypatch.setattr(gpu_work, "quantize_groups", wrong_groups)
+    for row in ("Q4_0", "int4-g128"):
+        done = CliRunner().invoke(benchmark.main, ["--columns", "128", "--types", row])
+        assert done.exit_code == 1
+        assert f"{row} from I8 differs" in done.output
 
 
 def test_conversions_are_timed() -> None:

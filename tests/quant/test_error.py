@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,12 +14,18 @@ import weightcast
 from tests.quant import instruction_sets, sources
 from tests.quant.kernel_types import least_importance, overflowed_blocks
 from weightcast.quant import library
-from weightcast.quant.error import MOMENTS, Errors, merged, of_moments
+from weightcast.quant.error import MOMENTS, Baseline, Errors, merged, of_moments
+from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import Matrix, dequantize_bytes, measure_matrix
+from weightcast.quant.groups import (
+    GroupType,
+    dequantize_groups,
+    measure_groups,
+    quantize_groups,
+)
+from weightcast.quant.library import Matrix, dequantize_bytes
 from weightcast.quant.types import F16, F32, Q4_0, Q4_K, Q8_0, TYPES, QuantType
 
-SUMS = ("error_squares", "source_squares", "output_squares", "products", "errors")
 # float64 sums of 5000 terms: two orders of adding them differ by less.
 CLOSE = 1e-12
 
@@ -32,37 +39,77 @@ def weights(n_out: int, n_in: int, seed: int = 1) -> NDArray[np.float32]:
     return x.astype(np.float32)
 
 
-def expected(
-    x: NDArray[np.float32], rows: NDArray[np.uint8], quant_type: QuantType
+def in_runs(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cut rows into runs of 32, [rows, runs, 32]; the last is filled up with zeros."""
+    rows, n_in = values.shape
+    return np.pad(values, ((0, 0), (0, -n_in % 32))).reshape(rows, -1, 32)
+
+
+def bin_of(ratio: float) -> int:
+    """The bin of a ratio of squares, by the words of the schema."""
+    if not ratio < 1:
+        return 0
+    return min(1 - math.frexp(ratio)[1], 30) if ratio else 30
+
+
+def histogram(error: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.int64]:
+    found = np.zeros((len(x), 32), np.int64)
+    errors, weights_of = (in_runs(error) ** 2).sum(-1), (in_runs(x) ** 2).sum(-1)
+    for row, run in np.ndindex(errors.shape):
+        e, w = errors[row, run], weights_of[row, run]
+        found[row, 31 if e == 0 else bin_of(e / w if w else math.inf)] += 1
+    return found
+
+
+def compared(
+    x: NDArray[np.float32], y: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Compute the moments of each row in whatever order numpy likes."""
-    y = dequantize_bytes(quant_type, rows.reshape(-1), x.size).reshape(x.shape).astype(np.float64)
-    x = x.astype(np.float64)
+    largest = [np.abs(in_runs(values)).max(axis=-1) for values in (x, y)]
+    zeroed = (largest[1] == 0) & (largest[0] > 0)
+    clipped = (largest[1] < largest[0] * np.float32(0.875)) & (largest[1] > 0)
+    y, x = y.astype(np.float64), x.astype(np.float64)
     error = y - x
-    shape = (len(x), -1, quant_type.block_elements)
-    zeroed = (y.reshape(shape) == 0).all(axis=-1) & (x.reshape(shape) != 0).any(axis=-1)
+    factors = 0 if importance is None else importance.astype(np.float64)
     return {
         "error_squares": (error**2).sum(axis=1),
         "source_squares": (x**2).sum(axis=1),
         "output_squares": (y**2).sum(axis=1),
-        "products": (x * y).sum(axis=1),
+        "weighted_error_squares": (factors * error**2).sum(axis=1),
+        "weighted_source_squares": (factors * x**2).sum(axis=1),
+        "cross": (x * error).sum(axis=1),
         "errors": error.sum(axis=1),
         "largest": np.abs(error).max(axis=1),
         "largest_in": np.abs(error).argmax(axis=1),
         "exact": (x == y).sum(axis=1),
-        "zeroed_blocks": zeroed.sum(axis=1),
+        "zeroed_runs": zeroed.sum(axis=1),
+        "clipped_runs": clipped.sum(axis=1),
+        "histogram": histogram(error, x),
         "size_of_errors": np.abs(error).sum(axis=1),  # what a sum that cancels is exact to
-        "size_of_products": np.abs(x * y).sum(axis=1),
+        "size_of_cross": np.abs(x * error).sum(axis=1),
     }
 
 
+def expected(
+    x: NDArray[np.float32],
+    rows: NDArray[np.uint8],
+    quant_type: QuantType,
+    importance: NDArray[np.float32] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    y = dequantize_bytes(quant_type, rows.reshape(-1), x.size).reshape(x.shape)
+    return compared(x, y, importance)
+
+
 def check(found: Errors, wanted: dict[str, NDArray[np.float64]]) -> None:
-    for name in ("error_squares", "source_squares", "output_squares"):
-        np.testing.assert_allclose(getattr(found, name), wanted[name], rtol=CLOSE, err_msg=name)
-    for name in ("errors", "products"):
+    for name in ("error_squares", "source_squares"):
+        for sums in (name, f"weighted_{name}"):
+            np.testing.assert_allclose(getattr(found, sums), wanted[sums], rtol=CLOSE, err_msg=sums)
+    limit = CLOSE * (wanted["source_squares"] + wanted["error_squares"])
+    assert (np.abs(found.output_squares - wanted["output_squares"]) <= limit).all()
+    for name in ("errors", "cross"):
         limit = CLOSE * wanted[f"size_of_{name}"]
         assert (np.abs(getattr(found, name) - wanted[name]) <= limit).all(), name
-    for name in ("largest", "largest_in", "exact", "zeroed_blocks"):
+    for name in ("largest", "largest_in", "exact", "zeroed_runs", "clipped_runs", "histogram"):
         np.testing.assert_array_equal(getattr(found, name), wanted[name], err_msg=name)
 
 
@@ -80,7 +127,7 @@ def test_moments_are_those_of_numpy(isa, quant_type, shape):
     wanted = expected(x, rows, quant_type)
     check(found, wanted)
     if quant_type.block_elements > 1 and len(x) > 3:
-        assert wanted["zeroed_blocks"].any() == (quant_type.name not in ("MXFP4",))
+        assert wanted["zeroed_runs"].any() == (quant_type.name not in ("MXFP4",))
     assert found.exact[0] == (shape[1] if quant_type.name != "Q1_0" else found.exact[0])
 
 
@@ -114,6 +161,7 @@ def test_codes_with_groups_of_scales(isa, layout, groups):
 def test_bits_do_not_depend_on_instruction_set_or_cut(libraries):
     x = weights(150, 6400)
     rows = packed(x, Q4_K)
+    importance = np.random.default_rng(3).uniform(0, 9, 6400).astype(np.float32)
     made = {}
     for isa in instruction_sets.available():
         with mock.patch.object(library, "load", return_value=libraries[isa]):
@@ -124,27 +172,82 @@ def test_bits_do_not_depend_on_instruction_set_or_cut(libraries):
                             sources.matrix(sources.place(x[at : at + cut], layout)),
                             Q4_K,
                             rows[at : at + cut].copy(),
+                            importance,
+                            Baseline.BF16,
                         )
                         for at in range(0, 150, cut)
                     ]
                     total = merged(parts).total()
                     made[isa, cut, layout] = [
                         merged(parts).error_squares.tobytes(),
-                        *(getattr(total, name) for name in MOMENTS.names),
+                        *(getattr(total, name) for name in MOMENTS.names if name != "histogram"),
                         total.largest_row,
+                        total.histogram.tolist(),
                     ]
     first, *others = made.values()
     assert all(other == first for other in others)
 
 
-def test_chunks_are_added_in_order():
-    # 1e-17 vanishes beside 1 if added one by one, and not if a chunk of its own is added.
+def test_runs_and_chunks_are_added_in_order():
+    # What vanishes beside 1 if added one by one does not if it is added as a run or chunk.
     x = np.full((1, 4096), 2**-28, np.float32)
     x[0, 0] = 1
     rows = np.zeros((1, 4096), np.float32).view(np.uint8)
     found = measure_matrix(sources.matrix(x), F32, rows)
-    assert found.error_squares[0] == 1 + 2048 * 2.0**-56
+    assert found.error_squares[0] == 1 + 127 * 2.0**-51
     assert found.errors[0] == -(1 + 4095 * 2.0**-28)
+    assert found.output_squares[0] == 0  # exactly: all sums of products are made in one order
+    assert found.cosine[0] == 0
+
+
+@pytest.mark.parametrize("quant_type", [Q4_K, Q8_0, F16, F32], ids=str)
+@pytest.mark.parametrize("layout", sources.LAYOUTS)
+def test_importance_and_baseline(isa, quant_type, layout):
+    x = weights(70, 2304)
+    rows = packed(x, quant_type)
+    importance = (10 ** np.random.default_rng(4).uniform(-3, 3, 2304)).astype(np.float32)
+    importance[::5] = 0
+    source = sources.matrix(sources.place(x, layout))
+    found = measure_matrix(source, quant_type, rows, importance)
+    check(found, expected(x, rows, quant_type, importance))
+    ratio = found.weighted_error_squares[1:] / found.weighted_source_squares[1:]
+    np.testing.assert_array_equal(found.weighted_relative_rms[1:], np.sqrt(ratio))
+    rounded = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    found = measure_matrix(source, quant_type, rows, None, Baseline.BF16)
+    check(found, expected(rounded, rows, quant_type))
+    with pytest.raises(LayoutError, match=r"importance of shape \[7\]"):
+        measure_matrix(source, quant_type, rows, importance[:7])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("size", [32, 96, 0])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups(isa, bits, size, symmetric):
+    x = weights(70, 2304)
+    group_type = GroupType(bits, size, symmetric)
+    importance = np.random.default_rng(4).uniform(0, 3, 2304).astype(np.float32)
+    source = sources.matrix(sources.place(x, "in_out"))
+    groups = quantize_groups(source, group_type, importance)
+    found = measure_groups(source, groups, group_type, importance)
+    check(found, compared(x, dequantize_groups(groups, group_type), importance))
+    with pytest.raises(LayoutError, match="for a matrix"):
+        measure_groups(sources.matrix(x[1:]), groups, group_type)
+
+
+def test_every_bin_of_the_histogram():
+    ratios = [2.0**-k * factor for k in range(34) for factor in (1.0, 1.5, 1.999)]
+    x = np.zeros((len(ratios) + 2, 32), np.float32)
+    x[:, 0] = 1
+    y = x.copy()
+    y[: len(ratios), 1] = np.sqrt(ratios)
+    y[-1] = 0
+    x[-1] = 0
+    y[-1, 3] = 2  # of zeros
+    found = measure_matrix(sources.matrix(x), F32, y.view(np.uint8))
+    wanted = [bin_of(float(np.float64(value) ** 2)) for value in y[: len(ratios), 1]]
+    assert found.histogram.argmax(axis=1).tolist() == [*wanted, 31, 0]
+    assert set(wanted) == set(range(31))
+    assert (found.histogram.sum(axis=1) == 1).all()
 
 
 def test_unaligned_rows():
@@ -189,10 +292,11 @@ def test_metrics_follow_their_definitions():
     np.testing.assert_array_equal(found.cosine, [9 / 15, 1, 0, 0, 1])
     np.testing.assert_array_equal(found.mean_error, [-1, 0, 0.25, -1, 0])
     np.testing.assert_array_equal(found.share_exact, [0.75, 1, 0.75, 0, 1])
-    np.testing.assert_array_equal(found.share_zeroed, [0.25, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found.share_zeroed, [0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found.share_clipped, [1, 0, 0, 0, 0])
     np.testing.assert_array_equal(found.largest_in, [1, 0, 0, 0, 0])
     total = found.total()
-    assert (total.rows, total.weights, total.blocks) == (5, 20, 20)
+    assert (total.rows, total.weights, total.runs) == (5, 20, 5)
     assert (total.largest, total.largest_row, total.largest_in) == (4, 0, 1)
     assert total.relative_rms == math.sqrt(21 / 59)
     assert total.share_exact == 0.7
@@ -211,7 +315,8 @@ def test_matrices_are_merged_in_order():
     assert whole.rows.shape == (30,)
     total = whole.total()
     assert total.weights == 30 * 512
-    assert total.blocks == 10 * (2 + 16 + 512)
+    assert total.runs == 30 * 16
+    np.testing.assert_array_equal(total.histogram, whole.histogram.sum(axis=0))
     worst = whole.largest.argmax()
     assert (total.largest_row, total.largest_in) == (worst, whole.largest_in[worst])
     totals = merged(part.total() for part in parts).total()  # rows are counted through
@@ -244,7 +349,7 @@ def test_refusals_and_nothing():
     assert measure_matrix(Matrix(empty, "F32", 0, 32, 32, 1), Q8_0, empty).rows.shape == (0,)
     found = measure_matrix(Matrix(empty, "F32", 3, 0, 0, 1), Q8_0, empty)
     assert found.weights.tolist() == [0, 0, 0]
-    assert of_moments(np.zeros((2, 3), MOMENTS), Q8_0, 32).total().rows == 6
+    assert of_moments(np.zeros((2, 3), MOMENTS), 32).total().rows == 6
 
 
 def test_arrays_of_numpy_and_torch():
@@ -256,15 +361,15 @@ def test_arrays_of_numpy_and_torch():
     assert found.relative_rms.shape == (3, 4)
     check(found[1], expected(x[1], blocks[1], Q4_K))
     same = weightcast.measure(x.transpose(0, 2, 1).copy().transpose(0, 2, 1), blocks, "Q4_K")
-    assert same.products.tobytes() == found.products.tobytes()
+    assert same.cross.tobytes() == found.cross.tobytes()
     tensor = weightcast.measure(torch.from_numpy(x), torch.from_numpy(blocks), "Q4_K")
-    assert tensor.products.tobytes() == found.products.tobytes()
+    assert tensor.cross.tobytes() == found.cross.tobytes()
     half = torch.from_numpy(x).to(torch.bfloat16)
     kept = weightcast.measure(half, weightcast.quantize(half, "BF16"), "BF16")
     assert kept.total().share_exact == 1
     row = weightcast.measure(x[0, 0], blocks[0, 0], "Q4_K")
-    assert row.products.shape == ()
-    assert row.products == found.products[0, 0]
+    assert row.cross.shape == ()
+    assert row.cross == found.cross[0, 0]
     strided = np.repeat(blocks, 2, axis=-1)[..., ::2]
     assert weightcast.measure(x, strided, "Q4_K").errors.tobytes() == found.errors.tobytes()
 

@@ -443,8 +443,54 @@ void add_number(double x) {
   add_to_checksum(bytes, 8);
 }
 
+// Check what was measured of rows, and make it part of the checksum.
+void add_moments(const weightcast_moments* rows, int64_t n_out, int64_t n_in) {
+  for (int64_t out = 0; out < n_out; ++out) {
+    const weightcast_moments& row = rows[out];
+    CHECK(row.largest_square >= 0 && row.error_squares >= 0);
+    CHECK(row.largest_in >= 0 && row.largest_in < n_in);
+    CHECK(row.exact >= 0 && row.exact <= n_in);
+    int64_t runs = 0;
+    for (int32_t n : row.histogram) {
+      runs += n;
+      add_number(n);
+    }
+    CHECK(runs == (n_in + 31) / 32);
+    CHECK(row.zeroed_runs >= 0 && row.clipped_runs >= 0);
+    CHECK(row.zeroed_runs + row.clipped_runs <= runs);
+    for (double x : {row.error_squares, row.source_squares, row.cross, row.errors,
+                     row.weighted_error_squares, row.weighted_source_squares, row.largest_square}) {
+      add_number(x);
+    }
+    for (int64_t n : {row.largest_in, row.exact, row.zeroed_runs, row.clipped_runs}) {
+      add_number(static_cast<double>(n));
+    }
+  }
+}
+
+// Groups of exactly the size that is needed.
+void check_measured_groups() {
+  for (int64_t n_out : {1, 15, 16, 33, 70}) {
+    for (int64_t size : {32, 96, 1152}) {
+      const int64_t n_in = 1152;
+      const weightcast_group_type type{4, size == 96, WEIGHTCAST_F16, 0, size};
+      Source source = make_source(WEIGHTCAST_I8, n_out, n_in, static_cast<int>(n_out % kLayouts), 2);
+      Groups groups(n_out, n_in, type);
+      weightcast_result result;
+      CHECK(weightcast_quantize_groups(&source.view, nullptr, &type, &groups.view, &result) ==
+            WEIGHTCAST_OK);
+      std::vector<weightcast_moments> rows(static_cast<size_t>(n_out));
+      CHECK(weightcast_measure_groups(&source.view, nullptr, 0, &type, &groups.view, rows.data()) ==
+            WEIGHTCAST_OK);
+      add_moments(rows.data(), n_out, n_in);
+      ++calls;
+    }
+  }
+}
+
 // Blocks of exactly the size that is needed, of any bits, so also with infinite scales.
 void check_measure() {
+  check_measured_groups();
   const int64_t widths[] = {1, 7, 16, 33, 64, 70, 257, 300};
   const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F16, WEIGHTCAST_BF16};
   for (int32_t type = 0; type < 100; ++type) {
@@ -465,43 +511,32 @@ void check_measure() {
       const int64_t bytes = n_out * static_cast<int64_t>(sizeof(weightcast_moments));
       Bytes moments = allocate(bytes, 0xff);
       auto* rows = reinterpret_cast<weightcast_moments*>(moments.get());
-      CHECK(weightcast_measure(&source.view, type, blocks.get() + shift, stride, rows) ==
-            WEIGHTCAST_OK);
-      for (int64_t out = 0; out < n_out; ++out) {
-        CHECK(rows[out].largest >= 0 && rows[out].error_squares >= 0);
-        CHECK(rows[out].largest_in >= 0 && rows[out].largest_in < n_in);
-        CHECK(rows[out].exact >= 0 && rows[out].exact <= n_in);
-        CHECK(rows[out].zeroed_blocks >= 0 && rows[out].zeroed_blocks <= n_in / elements);
-        for (double x : {rows[out].error_squares, rows[out].source_squares,
-                         rows[out].output_squares, rows[out].products, rows[out].errors,
-                         rows[out].largest}) {
-          add_number(x);
-        }
-        for (int64_t n : {rows[out].largest_in, rows[out].exact, rows[out].zeroed_blocks}) {
-          add_number(static_cast<double>(n));
-        }
-      }
+      const std::vector<float> importance(static_cast<size_t>(n_in), 0.5f);
+      const float* factors = round % 3 == 0 ? importance.data() : nullptr;
+      CHECK(weightcast_measure(&source.view, factors, round % 2, type, blocks.get() + shift, stride,
+                               rows) == WEIGHTCAST_OK);
+      add_moments(rows, n_out, n_in);
       ++calls;
     }
   }
   weightcast_source s{};
   weightcast_moments row;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_OK);  // [0, 0]
+  CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_OK);  // [0, 0]
   s.n_out = 1;
   std::memset(&row, 0xff, sizeof row);
-  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, &row) == WEIGHTCAST_OK);  // [1, 0]
+  CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_Q8_0, nullptr, 0, &row) == WEIGHTCAST_OK);  // [1, 0]
   CHECK(row.source_squares == 0 && row.exact == 0 && row.largest_in == 0);
   s.n_in = 33;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
-  CHECK(weightcast_measure(&s, WEIGHTCAST_I8, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
-  CHECK(weightcast_measure(&s, 99, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
+  CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_Q8_0, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_I8, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
+  CHECK(weightcast_measure(&s, nullptr, 0, 99, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
   s.n_in = -1;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
   s.n_in = 32;
   s.type = WEIGHTCAST_I8;  // no scales
-  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
+  CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_SHAPE);
   s.type = WEIGHTCAST_Q8_0;
-  CHECK(weightcast_measure(&s, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
+  CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
 }
 
 // Refusals read and write nothing: the pointers are null.
