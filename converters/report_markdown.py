@@ -57,7 +57,9 @@ def _lines(reports: Sequence[Report]) -> Iterator[str]:
 def _outputs(found: Sequence[Entry]) -> Iterator[str]:
     weighed = any(entry.output.total.weighted for entry in found)
     columns = ["output", "type", "size", "bits/weight", "SQNR", "relative RMS", "cosine"]
-    yield from _header([*columns, *["SQNR, weighted"] * weighed, "worst tensor"], left=2)
+    columns += ["SQNR, weighted"] * weighed
+    yield _row([*columns, "worst tensor"])
+    yield _row(["---"] * 2 + ["---:"] * (len(columns) - 2) + [":---"])
     for entry in found:
         output, total = entry.output, entry.output.total
         cells = [
@@ -135,5 +137,6 @@ def _code(text: str, *, html: bool = False) -> str:
     """Show text as it is: between backticks, or spelled in entities if it is odd."""
     if not html and _PLAIN.fullmatch(text):
         return f"`{text}`"
-    spelled = "".join(c if c.isalnum() or c in " _.-" else f"&#{ord(c)};" for c in text)
+    plain = " .-_" if html else " .-"  # in an HTML block nothing is emphasized
+    spelled = "".join(c if c.isalnum() or c in plain else f"&#{ord(c)};" for c in text)
     return f"<code>{spelled}</code>"

@@ -33,7 +33,7 @@ def page(reports: Sequence[Report]) -> str:
         from markupsafe import Markup
     except ImportError:
         raise CheckpointError(_MISSING.format("jinja2")) from None
-    scripts = [_library(), "\n".join(_part(name) for name in _SCRIPTS)]
+    scripts = [library(), "\n".join(_part(name) for name in _SCRIPTS)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE),
         autoescape=True,
@@ -61,7 +61,7 @@ _MISSING: Final = (
 
 
 @functools.cache
-def _library() -> str:
+def library() -> str:
     """Bundle Vega, Vega-Lite and Vega-Embed; takes seconds."""
     try:
         import vl_convert

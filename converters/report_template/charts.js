@@ -33,6 +33,7 @@ async function draw(id, spec) {
     ast: true, // the page's policy forbids eval
     renderer: "svg",
     actions: false,
+    defaultStyle: false,
     tooltip: { disableDefaultStyle: true },
   });
   VIEWS.set(id, result);
