@@ -140,7 +140,11 @@ def _metrics(metrics: Metrics) -> _Json:
         "exact": _rounded(metrics.share_exact),
         "zeroed": _rounded(metrics.share_zeroed),
         "clipped": _rounded(metrics.share_clipped),
-        "weighted": metrics.weighted and _rounded(metrics.weighted.sqnr_db),
+        "weighted": metrics.weighted
+        and {
+            "relative": _rounded(metrics.weighted.relative_rms),
+            "sqnr": _rounded(metrics.weighted.sqnr_db),
+        },
         "histogram": metrics.histogram,
     }
 

@@ -180,7 +180,18 @@ function histogramSpec(rows) {
   };
 }
 
-function expertsSpec(cells, layers, kinds) {
+// Against its tensor an expert is better (blue) or worse (orange), which its type would hide.
+function differenceColor(cells) {
+  const most = Math.max(...cells.map((cell) => Math.abs(cell.difference ?? 0))) || 1;
+  return {
+    ...sqnrColor([]),
+    field: "difference",
+    scale: { scheme: "blueorange", reverse: true, domain: [-most, most] },
+    legend: { title: "difference, dB", gradientLength: 140, tickCount: 5, format: "+.1f" },
+  };
+}
+
+function expertsSpec(cells, layers, kinds, asDifferences) {
   return {
     data: { values: cells },
     facet: { row: { field: "kind", type: "ordinal", sort: kinds, header: { title: null, labelOrient: "top", labelAnchor: "start" } } },
@@ -192,7 +203,7 @@ function expertsSpec(cells, layers, kinds) {
       encoding: {
         x: { field: "layer", type: "ordinal", scale: { domain: layers, padding: 0 }, axis: layerAxis(layers) },
         y: { field: "expert", type: "ordinal", title: "expert", scale: { padding: 0 } },
-        color: sqnrColor(cells.map((cell) => cell.sqnr)),
+        color: asDifferences ? differenceColor(cells) : sqnrColor(cells.map((cell) => cell.sqnr)),
         tooltip: tips(["name", "tensor"], ["type", "type"], ["expert", "expert"], ["sqnrText", "SQNR"], ["relativeText", "relative RMS"]),
       },
     },

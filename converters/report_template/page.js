@@ -31,7 +31,8 @@ const COLUMNS = [
   column("Zeroed runs", (t) => percentText(t.zeroed), (t) => t.zeroed),
   column("Clipped runs", (t) => percentText(t.clipped), (t) => t.clipped),
 ];
-const WEIGHTED = column("SQNR, weighted", (t) => (t.weighted === null ? "" : `${t.weighted.toFixed(2)} dB`), (t) => t.weighted ?? Infinity);
+const WEIGHTED = column("SQNR, weighted", (t) => (t.weighted ? sqnrText(t.weighted) : ""),
+  (t) => (t.weighted ? sqnrOrder(t.weighted) : Infinity));
 const WORST_COLUMNS = [
   ...[0, 3, 7, 8].map((place) => COLUMNS[place]),
   column("Largest error", (t) => numberText(t.largest) + (t.at ? ` at [${t.at.join(", ")}]` : ""), () => 0),
@@ -168,6 +169,7 @@ async function drawExperts() {
       type: tensor.type,
       expert,
       sqnr,
+      difference: sqnr === null || tensor.sqnr === null ? null : sqnr - tensor.sqnr,
       state: stateOf({ relative }),
       sqnrText: sqnrText({ relative, sqnr }),
       relativeText: percentText(relative),
@@ -175,9 +177,10 @@ async function drawExperts() {
   const kinds = unique(cells.map((cell) => cell.kind));
   const has = outputs.some((output) => output.tensors.some((tensor) => tensor.experts.length));
   byId("experts-section").hidden = !has;
+  byId("differences-label").hidden = cells.length > MOST_EXPERT_CELLS || cells.every((cell) => cell.sqnr === null);
   if (!cells.length) clear("experts", "No experts in tensors of this kind.");
   else if (cells.every((cell) => cell.state === "no error")) clear("experts", "No error in any expert.");
-  else if (cells.length <= MOST_EXPERT_CELLS) await draw("experts", expertsSpec(cells, layers, kinds));
+  else if (cells.length <= MOST_EXPERT_CELLS) await draw("experts", expertsSpec(cells, layers, kinds, byId("differences").checked));
   else await draw("experts", expertRangesSpec(cells, layers, kinds));
 }
 
@@ -239,6 +242,7 @@ if (outputs.length) {
   byId("output").selectedIndex = outputs.indexOf(first);
   byId("output").addEventListener("change", after(onOutput));
   byId("kind").addEventListener("change", after(onKind));
+  byId("differences").addEventListener("change", after(drawExperts));
   byId("map").addEventListener("keydown", onKey);
   after(async () => {
     await Promise.all([outputs.length > 1 ? drawScatter() : null, onOutput()]);

@@ -14,6 +14,7 @@ from browser import Browser
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
 from weightcast.converters.report_file import read_report
@@ -78,6 +79,11 @@ def opened(browser: Browser, path: Path) -> Browser:
 
 def choose(browser: Browser, selector: str, text: str) -> None:
     Select(browser.find(selector)).select_by_visible_text(text)
+    settle(browser)
+
+
+def settle(browser: Browser) -> None:
+    """Wait until what was chosen last is drawn."""
     assert browser.driver.execute_async_script("drawing.then(arguments[0])") is None
 
 
@@ -105,7 +111,7 @@ def test_headline(opened: Browser) -> None:
 def test_heat_map_has_a_cell_for_each_layer_and_kind(
     opened: Browser, lossy: list[error_reports.Json]
 ) -> None:
-    cells = opened.driver.find_elements(By.CSS_SELECTOR, CELLS)
+    cells = found(opened, CELLS)
     assert len(cells) == LAYERS * KINDS_IN_LAYERS + 2 == len(lossy)
     colors = {cell.value_of_css_property("fill") for cell in cells}
     assert len(colors) > 10
@@ -145,6 +151,10 @@ def test_a_click_finds_the_tensor(opened: Browser) -> None:
     assert opened.texts("#tensors tbody th") == ["blk.2.attn_v.weight"]
 
 
+def found(browser: Browser, selector: str) -> list[WebElement]:
+    return browser.driver.find_elements(By.CSS_SELECTOR, selector)
+
+
 def column_button(browser: Browser, title: str) -> None:
     browser.find("#tensors thead").find_element(By.XPATH, f".//button[.='{title}']").click()
 
@@ -182,10 +192,7 @@ def test_output_selector(opened: Browser, report: error_reports.Json) -> None:
     label = opened.find(f"{CELLS}[aria-label^='blk.1.attn_q.weight']").get_attribute("aria-label")
     assert f"Q2_K, SQNR {tensor['metrics']['sqnr_db']:.2f} dB" in label
     choose(opened, "#output", "Q8_0")
-    labels = [
-        cell.get_attribute("aria-label")
-        for cell in opened.driver.find_elements(By.CSS_SELECTOR, CELLS)
-    ]
+    labels = [cell.get_attribute("aria-label") for cell in found(opened, CELLS)]
     assert len(labels) == LAYERS * KINDS_IN_LAYERS + 2
     assert all("SQNR no error" in label for label in labels)
     assert opened.find("#experts").text == "No error in any expert."
@@ -201,6 +208,12 @@ def test_kind_selector(opened: Browser, lossy: list[error_reports.Json]) -> None
         (t for t in lossy if t["kind"] == "ffn_gate_exps"), key=lambda t: t["metrics"]["sqnr_db"]
     )
     assert opened.texts("#worst tbody th")[0] == worst["name"]
+    before = {cell.value_of_css_property("fill") for cell in found(opened, experts)}
+    opened.find("#differences").click()
+    settle(opened)
+    after = {cell.value_of_css_property("fill") for cell in found(opened, experts)}
+    assert len(after) > 10
+    assert not after & before
     choose(opened, "#kind", "attn_q")
     assert opened.find("#experts").text == "No experts in tensors of this kind."
 
@@ -291,6 +304,21 @@ def test_errors_that_are_not_finite(
 
 
 NOT_FINITE = ("error_squares", "relative_rms", "sqnr_db", "cosine", "mean_error", "largest_error")
+
+
+def test_tensors_that_share_a_cell_are_summed_up(browser: Browser, tmp_path: Path) -> None:
+    pair = [
+        error_reports.tensor(f"experts.{n}.w1", "ffn_gate_exps", 0, type_name, (512, 256))
+        for n, type_name in enumerate(("Q4_K", "Q8_0"))
+    ]
+    whole = error_reports.merged([tensor["metrics"] for tensor in pair])
+    output = error_reports.output("a", "Q4_K", pair)
+    browser.open(saved(tmp_path, error_reports.report([output])))
+    (cell,) = found(browser, CELLS)
+    assert cell.get_attribute("aria-label").startswith(
+        f"experts.0.w1 and 1 more: Q4_K, Q8_0, SQNR {whole['sqnr_db']:.2f} dB"
+    )
+    assert cell.get_attribute("aria-label").endswith(" 6.5 bits per weight")
 
 
 def test_several_reports_with_one_tensor_or_none(browser: Browser, tmp_path: Path) -> None:
