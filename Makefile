@@ -30,7 +30,7 @@ endef
 	$(call install,llama-cpp)
 
 .venv/.development: $(BUILD_INPUTS)
-	$(call install,dev$(comma)cuda$(comma)llama-cpp$(comma)torch)
+	$(call install,dev$(comma)cuda$(comma)llama-cpp$(comma)report$(comma)torch)
 	touch .venv/.demo
 
 comma := ,

@@ -139,6 +139,20 @@ def convert(
 
 
 @commands.command()
+@click.argument("reports", metavar="REPORT.json...", type=PATH, nargs=-1, required=True)
+@click.argument("out", metavar="OUT", type=PATH)
+def report(reports: tuple[Path, ...], out: Path) -> None:
+    """Show error reports of conversions: as a page, OUT.html, or as a summary, OUT.md.
+
+    The page is one file that works offline; several reports and outputs are compared in it. The
+    summary is Markdown for a pull request or a CI job; - prints it.
+    """
+    from weightcast.converters.report import show_reports
+
+    _print(show_reports(reports, out))
+
+
+@commands.command()
 @click.option("--keep", type=PATH, help="Write the files into this directory and keep them.")
 def demo(keep: Path | None) -> None:
     """Make a tiny checkpoint, convert it, run the results in llama.cpp and compare."""

@@ -1,0 +1,63 @@
+"""From error reports to something people read: a page, or a summary in Markdown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from weightcast.converters import report_markdown, report_page
+from weightcast.converters.output_files import partial_path
+from weightcast.converters.report_file import Report, read_report
+from weightcast.converters.report_words import size_text
+from weightcast.converters.words import count
+from weightcast.quant.errors import OutputError, RequestError
+
+_FORMS: Final[dict[str, Callable[[Sequence[Report]], str]]] = {
+    ".html": report_page.page,
+    ".htm": report_page.page,
+    ".md": report_markdown.markdown,
+}
+
+
+def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
+    """Write reports as OUT says, and tell so; "-" gives the Markdown itself.
+
+    Raises RequestError for another kind of OUT, FormatError for files that are no reports,
+    OutputError if OUT cannot be written; then an earlier OUT stays as it was.
+    """
+    if str(out) == "-":
+        yield from report_markdown.markdown([read_report(path) for path in paths]).splitlines()
+        return
+    form = _FORMS.get(out.suffix.lower())
+    if form is None:
+        raise RequestError(f"{out}: name what to write OUT.html or OUT.md, or - to print Markdown")
+    for path in paths:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise RequestError(f"{out}: is one of the reports; name another file")
+    reports = [read_report(path) for path in paths]
+    content = form(reports).encode()
+    _write(out, content)
+    outputs = sum(len(report.outputs) for report in reports)
+    yield f"wrote {out} ({size_text(len(content))}, {count(outputs, 'output')})"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a small file so that it has its name only when it is complete."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory")
+    partial = partial_path(path)
+    try:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as problem:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

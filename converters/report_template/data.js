@@ -1,0 +1,80 @@
+// The reports' numbers, and how they are written. Names in them are only ever shown as text.
+"use strict";
+const outputs = JSON.parse(document.getElementById("data").textContent).outputs;
+const NO_LAYER = "–";
+
+// An error of exactly 0 has no SQNR, and neither has one that is not finite.
+const stateOf = (metrics) =>
+  metrics.relative === null ? "not finite" : metrics.relative === 0 ? "no error" : "error";
+const sqnrText = (metrics) =>
+  stateOf(metrics) === "error" && metrics.sqnr !== null
+    ? `${metrics.sqnr.toFixed(2)} dB`
+    : stateOf(metrics);
+const threeDigits = (number) =>
+  Math.abs(number) >= 1e-3 && Math.abs(number) < 1e3 ? number.toPrecision(3) : number.toExponential(2);
+const percentText = (share) =>
+  share === null ? "not finite" : share === 0 ? "0" : `${threeDigits(100 * share)} %`;
+const numberText = (number) =>
+  number === null ? "not finite" : number === 0 ? "0" : threeDigits(number);
+const countText = (number) => number.toLocaleString("en");
+
+function sizeText(bytes) {
+  for (const [unit, size] of [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]])
+    if (bytes >= size) return `${(bytes / size).toLocaleString("en", { maximumFractionDigits: 1 })} ${unit}`;
+  return `${bytes} bytes`;
+}
+
+// Errors of several tensors together; null as soon as one is not finite.
+function merged(tensors) {
+  const sum = (key) => tensors.reduce((total, tensor) => total + tensor[key], 0);
+  const finite = tensors.every((tensor) => tensor.relative !== null);
+  const errors = sum("errorSquares"), sources = sum("sourceSquares");
+  const relative = !finite ? null : errors === 0 ? 0 : Math.sqrt(errors / sources);
+  return {
+    relative,
+    sqnr: tensors.length === 1 ? tensors[0].sqnr : relative ? -20 * Math.log10(relative) : null,
+    largest: finite ? Math.max(...tensors.map((tensor) => tensor.largest)) : null,
+    bits: (8 * sum("bytes")) / sum("weights"),
+  };
+}
+
+function grouped(items, keyOf) {
+  const groups = new Map();
+  for (const item of items) {
+    const key = keyOf(item);
+    if (!groups.has(key)) groups.set(key, []);
+    groups.get(key).push(item);
+  }
+  return groups;
+}
+
+const unique = (items) => [...new Set(items)];
+const layersOf = (tensors) =>
+  unique(tensors.map((tensor) => tensor.layer)).filter((layer) => layer !== null).sort((a, b) => a - b);
+
+// One cell for each layer and kind that there is; usually it has a single tensor.
+function cellsOf(output) {
+  const groups = grouped(output.tensors, (tensor) => JSON.stringify([tensor.kind, tensor.layer]));
+  return [...groups].map(([id, tensors]) => {
+    const { kind, layer } = tensors[0];
+    const whole = merged(tensors);
+    const cell = {
+      id,
+      kind,
+      layer: layer === null ? NO_LAYER : String(layer),
+      sqnr: whole.sqnr,
+      state: stateOf(whole),
+      name: tensors[0].name + (tensors.length > 1 ? ` and ${tensors.length - 1} more` : ""),
+      find: tensors[0].name,
+      type: unique(tensors.map((tensor) => tensor.type)).join(", "),
+      sqnrText: sqnrText(whole),
+      relativeText: percentText(whole.relative),
+      largestText: numberText(whole.largest),
+      bitsText: String(Number(whole.bits.toFixed(3))),
+    };
+    cell.text =
+      `${cell.name}: ${cell.type}, SQNR ${cell.sqnrText}, relative RMS ${cell.relativeText}, ` +
+      `largest error ${cell.largestText}, ${cell.bitsText} bits per weight`;
+    return cell;
+  });
+}

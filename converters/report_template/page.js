@@ -1,0 +1,252 @@
+// What the page does: the two selectors, the heat map's keys, the theme.
+const byId = (id) => document.getElementById(id);
+const MOST_EXPERT_CELLS = 6000;
+const WORST = 10;
+const ALL = "";
+
+const labels = outputs.map((output) => output.label);
+const layers = layersOf(outputs.flatMap((output) => output.tensors)).map(String);
+const allSqnr = outputs.flatMap((output) => cellsOf(output).map((cell) => cell.sqnr));
+const first = outputs.find((output) => output.total.relative !== 0) ?? outputs[0];
+const state = { output: first, kind: ALL, cells: [], at: null };
+const chosen = (output) => output.tensors.filter((tensor) => state.kind === ALL || tensor.kind === state.kind);
+const badness = (tensor) => tensor.relative ?? Infinity;
+
+// Sorted by SQNR, what is not finite comes before all errors and what has none after them.
+const sqnrOrder = (tensor) => ({ "no error": Infinity, "not finite": -Infinity })[stateOf(tensor)] ?? tensor.sqnr;
+const COLUMNS = [
+  column("Tensor", (t) => t.name),
+  column("Kind", (t) => t.kind),
+  column("Layer", (t) => (t.layer === null ? NO_LAYER : String(t.layer)), (t) => t.layer ?? -1),
+  column("Type", (t) => t.type),
+  column("Shape", (t) => t.shape.join(" × "), (t) => t.weights),
+  column("Size", (t) => sizeText(t.bytes), (t) => t.bytes),
+  column("Bits per weight", (t) => String(Number(t.bits.toFixed(3))), (t) => t.bits),
+  column("SQNR", sqnrText, sqnrOrder),
+  column("Relative RMS", (t) => percentText(t.relative), badness),
+  column("Largest error", (t) => numberText(t.largest), (t) => t.largest ?? Infinity),
+  column("Mean error", (t) => numberText(t.mean), (t) => t.mean ?? Infinity),
+  column("Cosine", (t) => (t.cosine === null ? "not finite" : t.cosine.toFixed(5)), (t) => t.cosine ?? -2),
+  column("Exact", (t) => percentText(t.exact), (t) => t.exact),
+  column("Zeroed runs", (t) => percentText(t.zeroed), (t) => t.zeroed),
+  column("Clipped runs", (t) => percentText(t.clipped), (t) => t.clipped),
+];
+const WEIGHTED = column("SQNR, weighted", (t) => (t.weighted ? sqnrText(t.weighted) : ""),
+  (t) => (t.weighted ? sqnrOrder(t.weighted) : Infinity));
+const WORST_COLUMNS = [
+  ...[0, 3, 7, 8].map((place) => COLUMNS[place]),
+  column("Largest error", (t) => numberText(t.largest) + (t.at ? ` at [${t.at.join(", ")}]` : ""), () => 0),
+  column("Worst rows", (t) => t.rows.slice(0, 3).map(([expert, row, relative]) =>
+    `${expert === null ? "" : `expert ${expert}, `}row ${row}: ${percentText(relative)}`).join("; ")),
+];
+
+async function drawScatter() {
+  const points = outputs.filter((output) => output.total.relative !== null).map((output) => ({
+    label: output.label,
+    gigabytes: output.bytes / 1e9,
+    percent: 100 * output.total.relative,
+    sizeText: sizeText(output.bytes),
+    bitsText: output.bits.toFixed(3),
+    sqnrText: sqnrText(output.total),
+    relativeText: percentText(output.total.relative),
+  }));
+  await draw("scatter", scatterSpec(points));
+}
+
+async function drawMap() {
+  state.cells = cellsOf(state.output);
+  state.at = null;
+  byId("map-cell").textContent = "\u00a0";
+  const kinds = unique(state.output.tensors.map((tensor) => tensor.kind));
+  const view = await draw("map", mapSpec(state.cells, layers, kinds, allSqnr));
+  view.addEventListener("click", (event, item) => item?.datum?.find && find(item.datum.find));
+  view.addEventListener("mouseover", (event, item) => item?.datum?.text && say(item.datum));
+}
+
+const say = (cell) => (byId("map-cell").textContent = cell.text);
+
+function find(name) {
+  byId("filter").value = name;
+  tensors.show();
+  byId("tensors-title").scrollIntoView();
+}
+
+const KEYS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+
+// The next cell in a direction, past places without a tensor.
+function next([right, down]) {
+  const columns = [NO_LAYER, ...layers];
+  const kinds = unique(state.cells.map((cell) => cell.kind));
+  if (!state.at) return state.cells[0];
+  let x = columns.indexOf(state.at.layer), y = kinds.indexOf(state.at.kind);
+  for (;;) {
+    x += right;
+    y += down;
+    if (!(x in columns && y in kinds)) return state.at;
+    const cell = state.cells.find((each) => each.layer === columns[x] && each.kind === kinds[y]);
+    if (cell) return cell;
+  }
+}
+
+function onKey(event) {
+  if (event.key === "Enter" && state.at) find(state.at.find);
+  if (!(event.key in KEYS)) return;
+  event.preventDefault();
+  state.at = next(KEYS[event.key]);
+  say(state.at);
+  VIEWS.get("map").view.signal("at", state.at.id).runAsync();
+}
+
+async function drawLayers() {
+  const points = outputs.flatMap((output) =>
+    [...grouped(chosen(output).filter((tensor) => tensor.layer !== null), (tensor) => tensor.layer)]
+      .map(([layer, group]) => ({ label: output.label, layer: String(layer), ...merged(group) }))
+      .filter((point) => point.relative !== null)
+      .map((point) => ({
+        ...point,
+        percent: 100 * point.relative,
+        sqnrText: sqnrText(point),
+        relativeText: percentText(point.relative),
+      })));
+  if (points.length) await draw("layers", layersSpec(points, layers, labels));
+  else clear("layers", "No tensors of this kind in a layer.");
+}
+
+async function drawKinds() {
+  const whole = state.output.total.errorSquares;
+  const rows = state.output.kinds.map((kind) => {
+    const share = whole && kind.errorSquares !== null ? kind.errorSquares / whole : 0;
+    return {
+      kind: kind.kind,
+      gigabytes: kind.bytes / 1e9,
+      bits: kind.bits,
+      percent: kind.relative === null ? null : 100 * kind.relative,
+      share: 100 * share,
+      sizeText: sizeText(kind.bytes),
+      bitsText: kind.bits.toFixed(3),
+      sqnrText: sqnrText(kind),
+      relativeText: percentText(kind.relative),
+      shareText: percentText(share),
+    };
+  });
+  await draw("kinds", kindsSpec(rows, rows.map((row) => row.kind)));
+}
+
+// Bin k has SQNRs from 3.01 (k - 1) to 3.01 k dB; the ends are open, the last is no error at all.
+function binLabel(bin) {
+  const decibels = (k) => (10 * k * Math.log10(2)).toFixed(0);
+  if (bin === 0) return "0 or less";
+  if (bin === 30) return `${decibels(29)} or more`;
+  return bin === 31 ? "no error" : `${decibels(bin - 1)} to ${decibels(bin)}`;
+}
+
+async function drawHistogram() {
+  const metrics = state.kind === ALL ? state.output.total : state.output.kinds.find((kind) => kind.kind === state.kind);
+  const runs = metrics.histogram.reduce((total, count) => total + count, 0);
+  const filled = metrics.histogram.flatMap((count, bin) => (count && bin < 31 ? [bin] : []));
+  const low = Math.max(0, Math.min(...filled) - 1), high = Math.min(30, Math.max(...filled) + 1);
+  const rows = metrics.histogram
+    .map((count, bin) => ({
+      bin,
+      label: binLabel(bin),
+      percent: (100 * count) / (runs || 1),
+      runsText: countText(count),
+      percentText: percentText(count / (runs || 1)),
+    }))
+    .filter(({ bin }) => (bin >= low && bin <= high) || bin === 31);
+  await draw("histogram", histogramSpec(rows));
+  byId("shares").textContent =
+    `Weights that are exact: ${percentText(metrics.exact)}. Runs of 32 that became all zeros: ` +
+    `${percentText(metrics.zeroed)}; whose largest weight lost more than an eighth: ${percentText(metrics.clipped)}.`;
+}
+
+async function drawExperts() {
+  const cells = chosen(state.output).flatMap((tensor) =>
+    tensor.experts.map(([relative, sqnr], expert) => ({
+      name: tensor.name,
+      kind: tensor.kind,
+      layer: tensor.layer === null ? NO_LAYER : String(tensor.layer),
+      type: tensor.type,
+      expert,
+      sqnr,
+      difference: sqnr === null || tensor.sqnr === null ? null : sqnr - tensor.sqnr,
+      state: stateOf({ relative }),
+      sqnrText: sqnrText({ relative, sqnr }),
+      relativeText: percentText(relative),
+    })));
+  const kinds = unique(cells.map((cell) => cell.kind));
+  const has = outputs.some((output) => output.tensors.some((tensor) => tensor.experts.length));
+  byId("experts-section").hidden = !has;
+  byId("differences-label").hidden = cells.length > MOST_EXPERT_CELLS || cells.every((cell) => cell.sqnr === null);
+  if (!cells.length) clear("experts", "No experts in tensors of this kind.");
+  else if (cells.every((cell) => cell.state === "no error")) clear("experts", "No error in any expert.");
+  else if (cells.length <= MOST_EXPERT_CELLS) await draw("experts", expertsSpec(cells, layers, kinds, byId("differences").checked));
+  else await draw("experts", expertRangesSpec(cells, layers, kinds));
+}
+
+function showWorst() {
+  const rows = chosen(state.output).filter((tensor) => tensor.relative !== 0);
+  rows.sort((a, b) => badness(b) - badness(a));
+  head(byId("worst"), WORST_COLUMNS);
+  fill(byId("worst"), WORST_COLUMNS, rows.slice(0, WORST));
+  if (!rows.length) byId("worst").replaceChildren(element("caption", "No error in any tensor."));
+}
+
+function showTitles() {
+  const kind = state.kind === ALL ? "" : state.kind;
+  const write = (name, text) =>
+    document.querySelectorAll(name).forEach((each) => (each.textContent = text));
+  write(".of-output", state.output.label);
+  write(".of-kind", kind);
+  write(".of-both", [state.output.label, kind].filter(Boolean).join(", "));
+}
+
+function fillKinds() {
+  const kinds = unique(state.output.kinds.map((kind) => kind.kind));
+  if (!kinds.includes(state.kind)) state.kind = ALL;
+  byId("kind").replaceChildren(...[ALL, ...kinds].map((kind) => element("option", kind || "all", { value: kind })));
+  byId("kind").value = state.kind;
+}
+
+async function onOutput() {
+  state.output = outputs[byId("output").selectedIndex];
+  fillKinds();
+  tensors.show(state.output.tensors);
+  await Promise.all([drawMap(), drawKinds(), onKind()]);
+}
+
+async function onKind() {
+  state.kind = byId("kind").value;
+  showTitles();
+  showWorst();
+  await Promise.all([drawLayers(), drawHistogram(), drawExperts()]);
+}
+
+// Charts of a choice are drawn one choice after the other, however quickly those follow.
+let drawing = Promise.resolve();
+const after = (step) => () => (drawing = drawing.then(step));
+
+function onTheme() {
+  const root = document.documentElement;
+  const dark = getComputedStyle(root).getPropertyValue("color-scheme").trim() === "dark" ||
+    (!root.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
+  root.dataset.theme = dark ? "light" : "dark";
+}
+
+let tensors = null;
+if (outputs.length) {
+  const weighed = outputs.some((output) => output.total.weighted !== null);
+  const columns = weighed ? [...COLUMNS.slice(0, 8), WEIGHTED, ...COLUMNS.slice(8)] : COLUMNS;
+  tensors = new SortedTable(byId("tensors"), byId("filter"), byId("shown"), columns);
+  byId("output").append(...labels.map((label) => element("option", label)));
+  byId("output").selectedIndex = outputs.indexOf(first);
+  byId("output").addEventListener("change", after(onOutput));
+  byId("kind").addEventListener("change", after(onKind));
+  byId("differences").addEventListener("change", after(drawExperts));
+  byId("map").addEventListener("keydown", onKey);
+  after(async () => {
+    await Promise.all([outputs.length > 1 ? drawScatter() : null, onOutput()]);
+    document.documentElement.dataset.drawn = "yes";
+  })();
+}
+byId("theme").addEventListener("click", onTheme);
