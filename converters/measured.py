@@ -1,0 +1,68 @@
+"""Errors of matrices, added up from the pieces that workers made of them.
+
+Rows are added in their order, whatever order pieces come in: the sums have the same bits for any
+number of workers. Of a matrix only its totals and worst rows are kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+
+from weightcast.quant.error import MOMENTS, Errors, merged, of_moments
+
+WORST_ROWS: Final = 8
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixErrors:
+    """What a matrix differs by from its source; the rows with the largest relative errors first."""
+
+    total: Errors
+    worst: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class _Matrix:
+    total: Errors = field(default_factory=lambda: of_moments(np.zeros(0, MOMENTS), 0).total())
+    worst: tuple[tuple[int, float], ...] = ()
+    rows: int = 0
+    waiting: dict[int, Errors] = field(default_factory=dict)
+
+
+class Collector(Generic[_Key]):
+    """Adds up what workers measured, by matrix."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[_Key, _Matrix] = defaultdict(_Matrix)
+        self._lock = threading.Lock()
+
+    def add(self, key: _Key, row0: int, errors: Errors) -> None:
+        """Add rows [row0, ...) of a matrix, an entry each."""
+        with self._lock:
+            matrix = self._matrices[key]
+            matrix.waiting[row0] = errors
+            while (rows := matrix.waiting.pop(matrix.rows, None)) is not None:
+                matrix.worst = _worst(matrix.worst, rows, matrix.rows)
+                matrix.total = merged((matrix.total, rows)).total()
+                matrix.rows += len(rows.rows)
+
+    def finished(self) -> dict[_Key, MatrixErrors]:
+        """Give what was measured of each matrix, all of whose rows were added."""
+        assert not any(matrix.waiting for matrix in self._matrices.values())
+        return {key: MatrixErrors(m.total, m.worst) for key, m in self._matrices.items()}
+
+
+def _worst(
+    before: tuple[tuple[int, float], ...], errors: Errors, row0: int
+) -> tuple[tuple[int, float], ...]:
+    sizes = np.nan_to_num(errors.relative_rms, nan=np.inf, posinf=np.inf)
+    order = np.argsort(-sizes, kind="stable")[:WORST_ROWS]
+    found = [(row0 + int(row), float(sizes[row])) for row in order if sizes[row] > 0]
+    return tuple(sorted((*before, *found), key=lambda row: (-row[1], row[0]))[:WORST_ROWS])
