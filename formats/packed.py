@@ -6,14 +6,13 @@ from typing import Final
 
 from weightcast.formats.packed_awq import Awq
 from weightcast.formats.packed_compressed import CompressedTensors
-from weightcast.formats.packed_gptq import Gptq
+from weightcast.formats.packed_gptq import GPTQ_LAYOUTS
 from weightcast.formats.packed_parts import PackedLayout
 from weightcast.formats.packed_weightcast import Weightcast
 
 _ALL: Final[tuple[PackedLayout, ...]] = (
     CompressedTensors(),
-    Gptq("gptq", less=1),
-    Gptq("gptq_v2", less=0),
+    *GPTQ_LAYOUTS.values(),
     Awq(),
     Weightcast(),
 )

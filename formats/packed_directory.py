@@ -1,17 +1,19 @@
 """Which tensors of a safetensors directory are parts of packed matrices, and of which type.
 
 The method comes from `quantization_config` of config.json, everything else from the tensors' own
-shapes and dtypes: so a recipe's rules need not be matched with names.
+shapes and dtypes: so a recipe's rules need not be matched with names. Which groups of GPTQ are
+symmetric, where only some are, is seen from their zero points.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.formats import packed_compressed, packed_fp8, packed_gptq
 from weightcast.formats.packed import LAYOUTS
@@ -28,6 +30,7 @@ from weightcast.quant.types import QuantType
 _FP8_FORMAT: Final = "float-quantized"
 # Last parts of names that only packed matrices have.
 _MARKS: Final = (".weight_packed", ".qweight", ".weight_g_idx", ".weight_scale_inv")
+_PIECE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +166,8 @@ def _find_gptq(
         raise LayoutError("desc_act: columns in the order of activation are not read")
     dynamic = config.get("dynamic") or {}
     exceptions = dynamic.values() if isinstance(dynamic, Mapping) else ()
-    # Symmetric groups may always be read as asymmetric ones: their zero points are stored.
-    symmetric = config.get("sym") is True and not any(
-        isinstance(said, Mapping) and said.get("sym") is False for said in exceptions
-    )
+    said = [config, *(rule for rule in exceptions if isinstance(rule, Mapping) and "sym" in rule)]
+    symmetries = {rule.get("sym") is True for rule in said}
 
     def make(name: str) -> PackedMatrix:
         qweight = _matrix(name, packed_gptq.QWEIGHT, arrays)
@@ -178,10 +179,26 @@ def _find_gptq(
         if bits not in (4, 8):
             raise LayoutError(f"{words} words for {n_in} values are not of 4 or 8 bits")
         size = _group_size(n_in, scales.shape[0])
-        group_type = GroupType(bits, size, symmetric, scales.dtype)
-        return _packed_matrix(layout, name, group_type, (n_out, n_in), arrays)
+        group_type = GroupType(bits, size, True in symmetries, scales.dtype)
+        matrix = _packed_matrix(layout, name, group_type, (n_out, n_in), arrays)
+        # Rules may name modules as a runtime does, so the zero points decide which one is meant.
+        if len(symmetries) > 1 and not _has_symmetric_zeros(matrix):
+            return replace(matrix, type=replace(group_type, symmetric=False))
+        return matrix
 
     return _each(_with_suffix(arrays, packed_gptq.QWEIGHT), make)
+
+
+def _has_symmetric_zeros(matrix: PackedMatrix) -> bool:
+    """Whether a matrix of symmetric groups in GPTQ has their zero point everywhere."""
+    assert isinstance(matrix.type, GroupType)
+    byte = packed_gptq.GPTQ_LAYOUTS[matrix.layout].symmetric_byte(matrix.type)
+    qzeros = matrix.parts[packed_gptq.QZEROS]
+    for start in range(0, qzeros.nbytes, _PIECE_BYTES):
+        end = min(start + _PIECE_BYTES, qzeros.nbytes)
+        if np.any(_read_bytes(qzeros, start, end) != byte):
+            return False
+    return True
 
 
 def _find_awq(
@@ -292,13 +309,17 @@ def _read_shape(name: str, arrays: Mapping[str, StoredArray]) -> tuple[int, int]
     array = _part(name, packed_compressed.SHAPE, arrays)
     if (array.dtype, array.shape) != ("I64", (2,)):
         raise LayoutError(f"{packed_compressed.SHAPE} is {array.dtype} {list(array.shape)}")
-    buffer = bytearray(16)
-    fd = os.open(array.path, os.O_RDONLY)
-    try:
-        read_stored(fd, array, 0, memoryview(buffer))
-    finally:
-        os.close(fd)
-    n_out, n_in = np.frombuffer(buffer, "<i8").tolist()
+    n_out, n_in = _read_bytes(array, 0, 16).view("<i8").tolist()
     if n_out < 1 or n_in < 1:
         raise LayoutError(f"{packed_compressed.SHAPE} says [{n_out}, {n_in}]")
     return n_out, n_in
+
+
+def _read_bytes(array: StoredArray, start: int, end: int) -> NDArray[np.uint8]:
+    buffer = np.empty(end - start, np.uint8)
+    fd = os.open(array.path, os.O_RDONLY)
+    try:
+        read_stored(fd, array, start, buffer.data)
+    finally:
+        os.close(fd)
+    return buffer

@@ -87,10 +87,11 @@ class Gptq:
         _, qzeros, *_ = self.parts(group_type, n_out, n_in)
         made = {G_IDX: _group_of_columns(group_type, n_in).tobytes()}
         if group_type.symmetric:
-            made[QZEROS] = bytes([self._symmetric_byte(group_type)]) * qzeros.nbytes
+            made[QZEROS] = bytes([self.symmetric_byte(group_type)]) * qzeros.nbytes
         return made
 
-    def _symmetric_byte(self, group_type: GroupType) -> int:
+    def symmetric_byte(self, group_type: GroupType) -> int:
+        """What every byte of `.qzeros` is where groups of these bits are symmetric."""
         stored = (1 << group_type.bits - 1) - self.less
         return stored if group_type.bits == 8 else stored << 4 | stored
 
@@ -109,7 +110,7 @@ class Gptq:
     ) -> NDArray[np.uint8] | None:
         stored = as_bytes(qzeros)
         if group_type.symmetric:
-            if np.any(stored != self._symmetric_byte(group_type)):
+            if np.any(stored != self.symmetric_byte(group_type)):
                 raise LayoutError(f"{QZEROS} is not that of symmetric groups in {self.name}")
             return None
         zeros = unpack_codes(stored, group_type.bits, n_out).T
@@ -129,3 +130,8 @@ class Gptq:
 
 def _group_of_columns(group_type: GroupType, n_in: int) -> NDArray[np.int32]:
     return (np.arange(n_in, dtype="<i4") // (group_type.group_size or n_in)).astype("<i4")
+
+
+GPTQ_LAYOUTS: Final = {
+    layout.name: layout for layout in (Gptq("gptq", less=1), Gptq("gptq_v2", less=0))
+}

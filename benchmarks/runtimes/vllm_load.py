@@ -33,6 +33,7 @@ import torch
 import vllm
 from safetensors import safe_open
 from torch import nn
+from vllm import _custom_ops
 from vllm.config import set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.engine.arg_utils import EngineArgs
@@ -44,6 +45,8 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm_parameters import Expected, Tensors, expected_parameters, is_stored
 
 PATTERN = 0x5A5A5A5A
+# Where vLLM's methods and schemes keep the kernel that they chose.
+_KERNELS = ("kernel", "linear_kernel", "fp8_linear", "experts_cls")
 
 
 class NominalCuda(CpuPlatform):
@@ -54,6 +57,15 @@ class NominalCuda(CpuPlatform):
     @classmethod
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability:
         return DeviceCapability(9, 0)
+
+    @classmethod
+    def supports_fp8(cls) -> bool:
+        return bool(cls.has_device_capability(89))
+
+
+def answer_as_cuda_build() -> None:
+    """Give the answer that vLLM's CUDA extension gives for this GPU; the CPU build has no such."""
+    _custom_ops.cutlass_scaled_mm_supports_block_fp8 = lambda capability: capability >= 90
 
 
 def read_tensors(directory: Path) -> Tensors:
@@ -136,8 +148,8 @@ def methods(model: nn.Module) -> dict[str, int]:
         words = [name.rpartition(".")[2], type(method).__name__]
         scheme = getattr(module, "scheme", None)
         for holder in (scheme, method):
-            kernel = getattr(holder, "kernel", None) or getattr(holder, "experts_cls", None)
-            if kernel is not None:
+            found = (getattr(holder, name, None) for name in _KERNELS)
+            for kernel in filter(None, found):
                 words.append(getattr(kernel, "__name__", type(kernel).__name__))
         chosen[" ".join(words)] += 1
     return dict(chosen)
@@ -184,6 +196,7 @@ def main() -> None:
     """Print the result of each directory as JSON; fail unless every parameter is equal."""
     if len(sys.argv) < 2:
         sys.exit("usage: vllm_load.py DIRECTORY...")
+    answer_as_cuda_build()
     failed = False
     for directory in sys.argv[1:]:
         result = check(Path(directory).resolve())

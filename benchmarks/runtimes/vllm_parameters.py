@@ -1,8 +1,8 @@
 """The parameters that vLLM's Grok model should hold after it loaded a directory.
 
 vLLM renames modules, concatenates q, k and v, and each expert's w1 (gate) and w3 (up) as w13, and
-stacks experts. It holds the experts' parts of compressed-tensors transposed, all others as they
-lie in the file, in dtypes of its own. The parts are those of formats/packed_*.py.
+stacks experts. It holds the experts' integers of compressed-tensors (and their scales) transposed,
+all else as it lies in the file, in dtypes of its own. The parts are those of formats/packed_*.py.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ _OUT_AXIS: dict[str, int | None] = {
     "weight_packed": 0,
     "weight_scale": 0,
     "weight_zero_point": 0,
+    "weight_global_scale": 0,
     "weight_shape": None,
     "qweight": 1,
     "qzeros": 1,
     "scales": 1,
     "g_idx": None,
 }
-_TRANSPOSED_IN_EXPERTS = ("weight_packed", "weight_scale", "weight_zero_point")
 # Parameters that no checkpoint of ours has: vLLM makes the orders of columns when it repacks for
-# its kernels, and keeps the defaults for scales and zero points of a quantized KV cache.
+# its kernels, and keeps the defaults for scales and zero points of a quantized KV cache. Scales of
+# the experts' inputs in NVFP4 have room even where kernels take the inputs as floats.
 _NOT_STORED = re.compile(
-    r".*(_g_idx_sort_indices|_weight_g_idx|\.attn\.attn\.(q|k|v|prob)_(scale|zero_point))"
+    r".*(_g_idx_sort_indices|_weight_g_idx|_input_global_scale|\.attn\.attn\.(q|k|v|prob)_(scale|zero_point))"
 )
 
 
@@ -64,10 +65,21 @@ def expected_parameters(tensors: Tensors, config: dict[str, int]) -> Expected:
         experts = [f"{moe}.experts.{e}" for e in range(config["num_local_experts"])]
         for name, sources in {"w13": ("w1", "w3"), "w2": ("w2",)}.items():
             matrices = [[_take(tensors, f"{e}.{s}") for s in sources] for e in experts]
+            transposed = _transposed(matrices[0][0])
             for part in matrices[0][0]:
-                parts = [[m[part] for m in expert] for expert in matrices]
-                expected[f"{fused}.{name}_{part}"] = (_stacked(part, parts),)
+                stack = _stacked(part, [[m[part] for m in expert] for expert in matrices])
+                stack = stack.mT if part in transposed else stack
+                # One number for an expert has no axis of its own.
+                stack = stack.squeeze(1) if part == "weight_global_scale" else stack
+                expected[f"{fused}.{name}_{part}"] = (stack,)
     return expected
+
+
+def _transposed(matrix: Tensors) -> tuple[str, ...]:
+    """Name the parts of an expert's matrix that vLLM holds as [in, out]: those of integers."""
+    packed = matrix.get("weight_packed")
+    is_integer = packed is not None and packed.dtype == torch.int32
+    return ("weight_packed", "weight_scale", "weight_zero_point") if is_integer else ()
 
 
 def _take(tensors: Tensors, module: str) -> Tensors:
@@ -90,6 +102,5 @@ def _stacked(part: str, experts: list[list[torch.Tensor]]) -> torch.Tensor:
         alternatives = _fused(part, matrices)
         if any(not torch.equal(alternatives[0], other) for other in alternatives[1:]):
             raise ValueError(f"w1 and w3 have different {part}")
-        whole = alternatives[0]
-        wholes.append(whole.t() if part in _TRANSPOSED_IN_EXPERTS else whole)
+        wholes.append(alternatives[0])
     return torch.stack(wholes)

@@ -95,9 +95,17 @@ def test_every_matrix_has_its_type(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(back[f"{module}.weight"], values, err_msg=module)
 
 
-def test_int8_goes_through_a_mixed_directory_to_q8_0(tmp_path: Path) -> None:
-    path = tmp_path / "m-int4-g32-gptq"
-    convert(path, rules=("attn_=int8-g32",))
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("int4-g32-gptq", "attn_=int8-g32"),
+        ("int8-g32-gptq_v2", "exps=int4-g32-asym"),
+        ("int4-g32-asym-gptq_v2", "attn_=int8-g32"),
+    ],
+)
+def test_int8_goes_through_a_mixed_directory_to_q8_0(name: str, rule: str, tmp_path: Path) -> None:
+    path = tmp_path / f"m-{name}"
+    convert(path, rules=(rule,))
     convert(tmp_path / "a-Q8_0.gguf")
     summary = convert(tmp_path / "b-Q8_0.gguf", source=path)
     first, second = (

@@ -209,14 +209,34 @@ def test_kinds_of_compressed_tensors_that_are_not_read(index):
         recognize(config, index(fp6))
 
 
-def test_symmetric_is_what_the_config_of_gptq_says_of_all(index):
-    layout, group_type = LAYOUTS["gptq_v2"], GroupType(4, 32)
+@pytest.mark.parametrize("name", ["gptq", "gptq_v2"])
+def test_symmetric_is_what_the_config_of_gptq_says(name, index):
+    layout, group_type = LAYOUTS[name], GroupType(4, 32)
     arrays = index(named("m", pack_whole(layout, random_groups(group_type, 16, 64), group_type)))
     config = layout.quantization_config([Scheme(LINEAR, group_type)])
     assert recognize(config, arrays)["m"].type.symmetric
-    config["dynamic"] = {"+:x": {"sym": False}}
+    config |= {"sym": False, "dynamic": None}
     assert not recognize(config, arrays)["m"].type.symmetric
-    assert not recognize(config | {"sym": False, "dynamic": None}, arrays)["m"].type.symmetric
+    config["dynamic"] = {"-:x": {}, "+:y": {"bits": 8}}
+    assert not recognize(config, arrays)["m"].type.symmetric
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["gptq", "gptq_v2"])
+def test_symmetric_is_what_the_zero_points_are_where_gptq_has_both(name, bits, of_all, index):
+    """The names in rules are those of a runtime's modules, and say nothing here."""
+    layout, group_type = LAYOUTS[name], GroupType(bits, 32)
+    parts = pack_whole(layout, random_groups(group_type, 1024, 4096), group_type)
+    first, last = ({k: a.copy() for k, a in parts.items()} for _ in range(2))
+    first[".qzeros"].view(np.uint8)[0, 0] ^= 1
+    last[".qzeros"].view(np.uint8)[-1, -1] ^= 1
+    assert parts[".qzeros"].nbytes >= 65536
+    arrays = index(named("same", parts) | named("first", first) | named("last", last))
+    config = layout.quantization_config([Scheme(LINEAR, group_type)])
+    config |= {"sym": of_all, "dynamic": {"+:x": {"sym": not of_all}}}
+    found = {n: matrix.type.symmetric for n, matrix in recognize(config, arrays).items()}
+    assert found == {"same": True, "first": False, "last": False}
 
 
 def test_header_metadata_that_are_wrong(tmp_path):
