@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -16,8 +16,10 @@ from weightcast.converters import convert as conversion
 from weightcast.converters import describe
 from weightcast.converters.devices import choose_devices
 from weightcast.converters.execute import MAX_WORKERS, default_workers
+from weightcast.converters.gate import Offender, check_limits, parse_limit
 from weightcast.converters.progress import progress
 from weightcast.converters.sources import open_to_inspect
+from weightcast.converters.targets import check_small_target
 from weightcast.quant.errors import CheckpointError, RequestError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -80,6 +82,19 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     help="What quantizes; cuda is all CUDA devices, auto the processor if there is none.",
     show_default=True,
 )
+@click.option("--report", "report_path", type=PATH, help="Write the errors made, as JSON.")
+@click.option(
+    "--baseline",
+    type=click.Choice(conversion.BASELINES),
+    help="What errors are measured against: values as stored (default), or rounded to bf16.",
+)
+@click.option(
+    "--fail-over",
+    "limits",
+    metavar="[KIND:]METRIC=LIMIT",
+    multiple=True,
+    help="Exit with 1 if a tensor is beyond: relative_rms=0.1, attn_q:sqnr_db=30, ...",
+)
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -98,6 +113,9 @@ def convert(
     allow_requantize: bool,
     jobs: int | None,
     device: str,
+    report_path: Path | None,
+    baseline: str | None,
+    limits: tuple[str, ...],
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -108,6 +126,8 @@ def convert(
     what it is: grok-1-Q8_0.gguf, grok-1-Q4_K_M.gguf, or a directory such as grok-1-bf16/. From a
     GGUF file of any model come GGUF files with all of its metadata.
     """
+    gate = [parse_limit(text) for text in limits]
+    measuring = conversion.measuring_of(baseline, report_path, gate)
     devices = choose_devices(device)
     if devices.note and not quiet:
         click.echo(_visible(f"note: {devices.note}"), err=True)
@@ -125,17 +145,25 @@ def convert(
         imatrix=imatrix,
         allow_requantize=allow_requantize,
     )
+    if report_path is not None:
+        inputs = [path for path in (spec, tokenizer, recipe, imatrix) if path is not None]
+        check_small_target(report_path, plan, inputs)
+    offenders: list[Offender] = []
     if dry_run:
         chosen = jobs or default_workers(devices), devices
         values, lines = describe.plan_values(plan, *chosen), describe.plan_lines(plan, *chosen)
     else:
         with progress(plan.read_bytes, quiet=quiet or as_json) as on_progress:
-            summary = conversion.run(plan, jobs, on_progress, devices)
+            summary = conversion.run(plan, jobs, on_progress, devices, measuring)
+        if report_path is not None:
+            conversion.write_report(summary, report_path)
+        offenders = check_limits(summary.report or {}, gate)
         values, lines = summary.describe(), describe.summary_lines(summary)
     if as_json:
         _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
         _print(lines)
+    _fail_over(offenders)
 
 
 @commands.command()
@@ -159,6 +187,14 @@ def demo(keep: Path | None) -> None:
     from weightcast.converters.demo import run_demo
 
     _print(run_demo(keep))
+
+
+def _fail_over(offenders: Sequence[Offender]) -> None:
+    """Name what is beyond a limit on stderr, and exit with 1."""
+    for offender in offenders:
+        click.echo(_visible(f"beyond a limit: {offender.text}"), err=True)
+    if offenders:
+        sys.exit(1)
 
 
 def _print(lines: Iterable[str]) -> None:

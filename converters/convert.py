@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from weightcast.converters import execute
+from weightcast.converters.conversion_report import conversion_report
 from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
 from weightcast.converters.directory_outputs import lay_out_directory
 from weightcast.converters.disk_space import check_free_space
 from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.measured import Measuring
 from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
-from weightcast.converters.targets import check_targets
+from weightcast.converters.targets import check_small_target, check_targets
+from weightcast.converters.written import write_small
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
+from weightcast.quant.error import Baseline
 from weightcast.quant.errors import CheckpointError, RequestError
 from weightcast.quant.library import BlockCounts
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds."""
+    """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds.
+
+    `report` are the errors that were made (docs/report.schema.json), if they were measured.
+    """
 
     plan: Plan = field(repr=False)
     counts: execute.Counts = field(repr=False)
     seconds: float
     devices: Devices = PROCESSOR
+    report: dict[str, Any] | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
         outputs = []
@@ -219,6 +228,8 @@ def convert(
     allow_requantize: bool = False,
     jobs: int | None = None,
     device: str = "cpu",
+    report: str | Path | None = None,
+    baseline: str | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
@@ -236,9 +247,14 @@ def convert(
     `allow_requantize` lets its quantized tensors be quantized once more, and int8 codes that a
     directory cannot carry unchanged.
 
+    `report` is a file for the errors that were made (docs/report.schema.json). `baseline` is what
+    they are measured against: "stored" values exactly (the default), or these rounded to "bf16",
+    which the reference multiplies with; with either of them `Summary.report` has them too.
+
     Raises CheckpointError; what is left behind then, `execute.run` says.
     """
     devices = choose_devices(device)
+    measuring = measuring_of(baseline, report)
     plan = prepare(
         source,
         outputs,
@@ -253,7 +269,30 @@ def convert(
         imatrix=imatrix,
         allow_requantize=allow_requantize,
     )
-    return run(plan, jobs, on_progress, devices)
+    inputs = [path for path in (imatrix, recipe, spec, tokenizer) if path is not None]
+    if report is not None:
+        check_small_target(Path(report), plan, inputs)
+    summary = run(plan, jobs, on_progress, devices, measuring)
+    if report is not None:
+        write_report(summary, Path(report))
+    return summary
+
+
+BASELINES: Final = tuple(baseline.name.lower() for baseline in Baseline)
+
+
+def measuring_of(baseline: str | None, *asked: object) -> Measuring | None:
+    """What is to be measured; None if nothing is asked for. Raises RequestError."""
+    if baseline is None and not any(asked):
+        return None
+    if baseline is not None and baseline not in BASELINES:
+        raise RequestError(f"baseline {baseline!r} is not known; use {' or '.join(BASELINES)}")
+    return Measuring(Baseline[(baseline or "stored").upper()])
+
+
+def write_report(summary: Summary, path: Path) -> None:
+    """Write the errors that were measured as JSON. Raises OutputError."""
+    write_small(path, (json.dumps(summary.report, indent=1) + "\n").encode())
 
 
 def run(
@@ -261,13 +300,18 @@ def run(
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
     devices: Devices = PROCESSOR,
+    measuring: Measuring | None = None,
 ) -> Summary:
-    """Carry out a plan."""
+    """Carry out a plan; with `measuring` the summary has a report of the errors."""
     if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
         raise RequestError(f"{jobs} jobs; 1 to {execute.MAX_WORKERS} are possible")
     for output in plan.outputs:
         output.weighing.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
-    counts = execute.run(plan, jobs or execute.default_workers(devices), on_progress, devices)
-    return Summary(plan, counts, time.monotonic() - start, devices)
+    workers = jobs or execute.default_workers(devices)
+    counts = execute.run(plan, workers, on_progress, devices, measuring)
+    report = None
+    if measuring is not None:
+        report = conversion_report(plan, measuring.finished(), measuring.baseline)
+    return Summary(plan, counts, time.monotonic() - start, devices, report)

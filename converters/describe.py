@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -186,6 +187,29 @@ def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterat
             yield f"  NOT ENOUGH: {bytes_text(space.needed - space.free)} more must be freed"
 
 
+def error_line(output: dict[str, Any], baseline: str) -> str:
+    """The errors of an output of a report in short."""
+    total = output["total"]
+    against = "the stored values" if baseline == "stored" else "these rounded to bf16"
+    if total["error_squares"] == 0:
+        return f"  no error against {against}"
+    sizes = [tensor["metrics"]["relative_rms"] for tensor in output["tensors"]]
+    sizes = [math.inf if size is None else size for size in sizes]
+    worst = output["tensors"][sizes.index(max(sizes))]
+    return (
+        f"  errors against {against}: {_error_text(total)}; most in {worst['name']}: "
+        f"{_error_text(worst['metrics'])}"
+    )
+
+
+def _error_text(metrics: dict[str, Any]) -> str:
+    if metrics["relative_rms"] is None:
+        return "not finite"
+    if metrics["sqnr_db"] is None:
+        return "none"
+    return f"relative RMS {metrics['relative_rms']:.3g}, SQNR {metrics['sqnr_db']:.2f} dB"
+
+
 def summary_lines(summary: Summary) -> Iterator[str]:
     """What a conversion did."""
     yield from (f"note: {note}" for note in sparse_notes(summary.plan.graph))
@@ -207,6 +231,8 @@ def summary_lines(summary: Summary) -> Iterator[str]:
             reason = f", {inexact:,} scales are not exact in float16" if is_gguf else ""
             requantized = numbers["requantized_blocks"]
             yield f"  {name}: {requantized:,} of {numbers['blocks']:,} {what} requantized{reason}"
+        if summary.report is not None:
+            yield error_line(summary.report["outputs"][number], summary.report["baseline"])
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
     yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}"

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.words import count, some
+from weightcast.quant.error import Baseline, Errors
+from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import DeviceError, RequestError
 from weightcast.quant.groups import Groups, GroupType, quantize_groups
 from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
@@ -42,6 +44,16 @@ class Lane(Protocol):
         device, DeviceError.
         """
 
+    def quantize_and_measure(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
+    ) -> tuple[BlockCounts, Errors]:
+        """Do as `quantize` does, and compare the rows with the matrix; the importance weighs."""
+
     def quantize_groups(
         self,
         source: Matrix | Blocks,
@@ -65,6 +77,18 @@ class ProcessorLane:
         importance: NDArray[np.float32] | None = None,
     ) -> BlockCounts:
         return quantize_matrix(as_matrix(source), quant_type, dst, importance)
+
+    def quantize_and_measure(
+        self,
+        source: Matrix | Blocks,
+        quant_type: QuantType,
+        dst: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
+    ) -> tuple[BlockCounts, Errors]:
+        matrix = as_matrix(source)
+        counts = quantize_matrix(matrix, quant_type, dst, importance)
+        return counts, measure_matrix(matrix, quant_type, dst, importance, baseline)
 
     def quantize_groups(
         self,

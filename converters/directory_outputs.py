@@ -44,6 +44,7 @@ from weightcast.quant.errors import LayoutError
 from weightcast.quant.groups import GroupType
 from weightcast.quant.types import QuantType
 
+_HEAD_GGUF: Final = "output.weight"
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
 
@@ -153,7 +154,8 @@ def _planned(item: _Item, file: int, offsets: dict[str, int], weighing: Weighing
         rows = weighing.rows[item.place.gguf]
         importance = rows if item.expert is None else rows[item.expert : item.expert + 1]
     first = min(offsets[entry.name] for entry in item.entries)
-    return PlannedTensor(item.tensor, item.type, file, first, importance, packed)
+    gguf = _HEAD_GGUF if item.tensor.name == HEAD else item.place.gguf
+    return PlannedTensor(item.tensor, item.type, file, first, importance, packed, gguf)
 
 
 def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, bytes]]:

@@ -21,8 +21,9 @@ from typing import Final
 
 import numpy as np
 
-from weightcast.converters.devices import PROCESSOR, Devices, Lane, ProcessorLane
+from weightcast.converters.devices import PROCESSOR, Devices, Lane, ProcessorLane, as_matrix
 from weightcast.converters.held import Held, signals_held
+from weightcast.converters.measured import Measuring
 from weightcast.converters.output_files import OutputFiles
 from weightcast.converters.outputs import Packed
 from weightcast.converters.pieces import Cut, PieceBytes, keeps_bytes, largest_pieces
@@ -31,7 +32,7 @@ from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.group_library import InexactScaleError, NotCarriedError
 from weightcast.quant.library import BlockCounts, RangeError, SourceValueError
-from weightcast.quant.types import BF16, F32
+from weightcast.quant.types import BF16, F32, TYPES
 
 PIECE_BYTES: Final = 8 << 20
 # Pieces of all workers together, so that memory does not grow with the number of cores.
@@ -143,8 +144,11 @@ def run(
     workers: int,
     on_progress: Callable[[int], None] = lambda nbytes: None,
     devices: Devices = PROCESSOR,
+    measuring: Measuring | None = None,
 ) -> Counts:
     """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
+
+    With `measuring`, what is written is compared with its source at once.
 
     Returns how Q8_0 blocks and int8 groups came about, per output and tensor. Raises
     CheckpointError; no output appears then and an earlier one under the same name stays as it was,
@@ -153,7 +157,7 @@ def run(
     """
     with OutputFiles(plan.outputs) as files:
         with Held() as held:
-            counts = _Run(plan, workers, devices, files, held, on_progress).run()
+            counts = _Run(plan, workers, devices, files, held, on_progress, measuring).run()
         files.commit()
     return counts
 
@@ -167,8 +171,10 @@ class _Run:
         files: OutputFiles,
         held: Held,
         on_progress: Callable[[int], None],
+        measuring: Measuring | None,
     ) -> None:
         self._plan = plan
+        self._measuring = measuring
         self._devices = devices
         self._files = files
         self._held = held
@@ -292,16 +298,25 @@ class _Run:
         row_bytes = quant_type.row_bytes(item.view.shape[1])
         offset = destination.offset + (item.out0 + row0) * row_bytes
         if keeps_bytes(item, destination):
-            self._files.write(destination, slab.stored_rows(row0, row1).data, offset)
+            stored = slab.stored_rows(row0, row1)
+            self._files.write(destination, stored.data, offset)
+            if self._measuring is not None and item.view.dtype in TYPES:
+                matrix = as_matrix(slab.piece(row0, row1))
+                found = self._measuring.measure(matrix, TYPES[item.view.dtype], stored)
+                self._measuring.add(destination, item.out0 + row0, found)
             return BlockCounts()
         nbytes = (row1 - row0) * row_bytes
         # One row can be longer than a piece; buffers for devices are made for the longest.
         target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
         rows = np.frombuffer(target, np.uint8, nbytes)
+        what = slab.piece(row0, row1), quant_type, rows, destination.importance
         try:
-            counts = worker.lane.quantize(
-                slab.piece(row0, row1), quant_type, rows, destination.importance
-            )
+            if self._measuring is None:
+                counts = worker.lane.quantize(*what)
+            else:
+                baseline = self._measuring.baseline
+                counts, found = worker.lane.quantize_and_measure(*what, baseline)
+                self._measuring.add(destination, item.out0 + row0, found)
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
         self._files.write(destination, rows.data, offset)
@@ -323,6 +338,10 @@ class _Run:
                 )
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
+        if self._measuring is not None:
+            baseline, importance = self._measuring.baseline, destination.importance
+            found = made.measure(as_matrix(rows), importance, baseline)
+            self._measuring.add(destination, row0, found)
         return made.counts
 
     def _explained(

@@ -13,8 +13,13 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from weightcast.quant.error import MOMENTS, Errors, merged, of_moments
+from weightcast.converters.plan import Destination
+from weightcast.quant.error import MOMENTS, Baseline, Errors, merged, of_moments
+from weightcast.quant.error_library import measure_matrix
+from weightcast.quant.library import Matrix
+from weightcast.quant.types import QuantType
 
 WORST_ROWS: Final = 8
 _Key = TypeVar("_Key", bound=Hashable)
@@ -57,6 +62,28 @@ class Collector(Generic[_Key]):
         """Give what was measured of each matrix, all of whose rows were added."""
         assert not any(matrix.waiting for matrix in self._matrices.values())
         return {key: MatrixErrors(m.total, m.worst) for key, m in self._matrices.items()}
+
+
+class Measuring:
+    """What a conversion measures, and against what: by output, tensor and expert."""
+
+    def __init__(self, baseline: Baseline = Baseline.STORED) -> None:
+        self.baseline = baseline
+        self._collector: Collector[tuple[int, str, int | None]] = Collector()
+
+    def measure(self, matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> Errors:
+        """Compare rows of blocks with a matrix."""
+        return measure_matrix(matrix, quant_type, rows, None, self.baseline)
+
+    def add(self, destination: Destination, row0: int, errors: Errors) -> None:
+        """Add rows [row0, ...) of a matrix that went to a destination, an entry each."""
+        self._collector.add(
+            (destination.output, destination.tensor, destination.expert), row0, errors
+        )
+
+    def finished(self) -> dict[tuple[int, str, int | None], MatrixErrors]:
+        """Give what was measured of each matrix."""
+        return self._collector.finished()
 
 
 def _worst(

@@ -86,6 +86,11 @@ class PlannedTensor:
     offset: int
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     packed: Packed | None = None
+    gguf: str = ""  # its name there, if that is another one
+
+    @property
+    def gguf_name(self) -> str:
+        return self.gguf or self.tensor.name
 
     @property
     def type_name(self) -> str:

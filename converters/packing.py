@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,18 +12,39 @@ from numpy.typing import NDArray
 from weightcast.converters.devices import Lane, as_matrix
 from weightcast.formats import packed_fp8
 from weightcast.formats.packed_fp4 import PackedFp4
-from weightcast.formats.packed_parts import Fp8Type, PackedLayout, Part, Segment, packed_rows
+from weightcast.formats.packed_parts import (
+    NUMPY_DTYPES,
+    Fp8Type,
+    PackedLayout,
+    Part,
+    Segment,
+    packed_rows,
+)
+from weightcast.quant.error import Baseline, Errors
+from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.group_library import InexactScaleError
-from weightcast.quant.groups import Groups, GroupType, carry_groups, check_carried
+from weightcast.quant.groups import (
+    Groups,
+    GroupType,
+    carry_groups,
+    check_carried,
+    measure_groups,
+)
 from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import F32
+
+Measure = Callable[[Matrix, NDArray[np.float32] | None, Baseline], Errors]
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Bytes of some rows, and how many of their groups carry the source's int8 codes unchanged."""
+    """Bytes of some rows; `measure` compares what a reader gets of them with a matrix.
+
+    `counts` says how many of their groups carry the source's int8 codes unchanged.
+    """
 
     segments: Iterable[Segment]
+    measure: Measure
     counts: BlockCounts = field(default_factory=BlockCounts)
 
 
@@ -105,7 +126,8 @@ class GroupPacking:
         groups = lane.quantize_groups(rows, self.type, importance)
         was_int8 = isinstance(rows, Matrix) and rows.scales is not None and self.type.bits == 8
         n_groups = groups.scales.size if was_int8 else 0
-        return Made(self._pack(groups, n_out, row0), BlockCounts(requantized=n_groups))
+        counts = BlockCounts(requantized=n_groups)
+        return Made(self._pack(groups, n_out, row0), self._measure(groups), counts)
 
     def _carry(self, matrix: Matrix, n_out: int, row0: int) -> Made:
         groups = carry_groups(matrix, self.type)
@@ -113,7 +135,12 @@ class GroupPacking:
         shape, row1 = (n_out, matrix.n_in), row0 + matrix.n_out
         seen = packed_rows(self.layout, segments, self.type, shape, row0, row1)
         check_carried(matrix, seen, self.type)
-        return Made(segments, BlockCounts(exact=groups.scales.size))
+        return Made(segments, self._measure(seen), BlockCounts(exact=groups.scales.size))
+
+    def _measure(self, groups: Groups) -> Measure:
+        return lambda matrix, importance, baseline: measure_groups(
+            matrix, groups, self.type, importance, baseline
+        )
 
     def _pack(self, groups: Groups, n_out: int, row0: int) -> Iterator[Segment]:
         return self.layout.pack(groups, self.type, n_out, groups.codes.shape[1], row0)
@@ -156,7 +183,12 @@ class Fp4Packing:
         else:
             blocks = np.empty((rows.n_out, row_bytes), np.uint8)
             lane.quantize(rows, quant_type, blocks)
-        return Made(self.layout.pack(blocks, n_out, rows.n_in, row0))
+        return Made(
+            self.layout.pack(blocks, n_out, rows.n_in, row0),
+            lambda matrix, importance, baseline: measure_matrix(
+                matrix, quant_type, blocks, importance, baseline
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,4 +221,20 @@ class Fp8Packing:
         matrix = as_matrix(rows)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)
         quantize_matrix(matrix, F32, values.view(np.uint8))
-        return Made(packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0))
+        segments = tuple(packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0))
+
+        def measure(
+            matrix: Matrix, importance: NDArray[np.float32] | None, baseline: Baseline
+        ) -> Errors:
+            parts = {
+                part.suffix: segment.data.reshape(-1)
+                .view(NUMPY_DTYPES[part.dtype])
+                .reshape(part.shape)
+                for part, segment in zip(
+                    packed_fp8.parts(self.type, matrix.n_out, matrix.n_in), segments, strict=True
+                )
+            }
+            read = packed_fp8.unpack(parts, self.type, matrix.n_out, matrix.n_in)
+            return measure_matrix(matrix, F32, read.view(np.uint8), importance, baseline)
+
+        return Made(segments, measure)

@@ -32,6 +32,18 @@ def check_targets(plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None
 
 
+def check_small_target(path: Path, plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse a file beside the outputs that is one of them, lies in one, or is read. OutputError."""
+    real = Path(os.path.realpath(path))
+    if not real.parent.is_dir():
+        raise OutputError(f"{real.parent}: no such directory; create it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name a file")
+    taken = _source_files(plan.graph, inputs).union(*map(_on_the_way, plan.outputs))
+    if taken & {real, *real.parents}:
+        raise OutputError(f"{path}: is or lies in a source or an output; write elsewhere")
+
+
 def _source_files(graph: TensorGraph[Spec], inputs: Iterable[str | Path]) -> set[Path]:
     """The files that are read, under the names they have and those that links lead to."""
     files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}

@@ -1,0 +1,135 @@
+"""A gate for pipelines: which tensors are worse than they may be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from weightcast.formats.small_files import shown
+from weightcast.quant.errors import RequestError
+
+# Metrics of docs/report.schema.json, and whether more of it is better.
+METRICS: Final = {
+    "relative_rms": False,
+    "sqnr_db": True,
+    "cosine": True,
+    "mean_error": False,
+    "largest_error": False,
+    "share_exact": True,
+    "share_zeroed": False,
+    "share_clipped": False,
+    "bits_per_weight": False,
+    "weighted.relative_rms": False,
+    "weighted.sqnr_db": True,
+}
+TOTAL: Final = "total"
+_LIMIT: Final = re.compile(
+    r"(?:(?P<kind>[^:=]+):)?(?P<metric>[a-z_.]+)=(?P<limit>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a metric of every tensor, those of one kind, or an output in total must keep to."""
+
+    metric: str
+    limit: float
+    kind: str | None = None
+
+    def is_kept(self, value: float) -> bool:
+        if METRICS[self.metric]:
+            return value >= self.limit
+        return abs(value) <= self.limit
+
+    @property
+    def text(self) -> str:
+        word = "at least" if METRICS[self.metric] else "at most"
+        return f"{self.metric} {word} {self.limit:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Offender:
+    """A tensor, or an output in total, that is beyond a limit."""
+
+    output: str
+    name: str
+    value: float
+    limit: Limit
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.output}: {self.name}: {self.limit.metric} {self.value:.6g}, {self.limit.text}"
+        )
+
+
+def parse_limit(text: str) -> Limit:
+    """Read [KIND:]METRIC=LIMIT, such as relative_rms=0.1 or attn_q:sqnr_db=30. Raises RequestError."""
+    match = _LIMIT.fullmatch(text.strip())
+    try:
+        limit = float(match["limit"]) if match else math.nan
+    except ValueError:
+        limit = math.nan
+    if match is None or not math.isfinite(limit):
+        raise RequestError(
+            f"--fail-over {shown(text)[1:-1]}: write it as [KIND:]METRIC=LIMIT, such as "
+            "relative_rms=0.1, attn_q:sqnr_db=30 or total:cosine=0.99"
+        )
+    metric = match["metric"].lower()
+    if metric not in METRICS:
+        raise RequestError(
+            f"--fail-over {shown(text)[1:-1]}: unknown metric; known: {', '.join(METRICS)}"
+        )
+    return Limit(metric, limit, match["kind"])
+
+
+def check_limits(report: Mapping[str, Any], limits: Sequence[Limit]) -> list[Offender]:
+    """Find what a report has beyond the limits. Raises RequestError for a kind that no output has.
+
+    A metric that is not finite is beyond any limit, but for the SQNR where there is no error.
+    """
+    offenders: list[Offender] = []
+    for limit in limits:
+        found = [case for output in report["outputs"] for case in _cases(output, limit)]
+        if not found:
+            kinds = {tensor["kind"]: None for o in report["outputs"] for tensor in o["tensors"]}
+            raise RequestError(
+                f"--fail-over {limit.kind}:{limit.metric}: no tensor of this kind was measured; "
+                f"there are {', '.join(kinds)} and {TOTAL}"
+            )
+        offenders += [
+            Offender(path, name, value, limit)
+            for path, name, value in found
+            if value is not None and not limit.is_kept(value)
+        ]
+    return offenders
+
+
+def _cases(output: Mapping[str, Any], limit: Limit) -> Iterator[tuple[str, str, float | None]]:
+    """Give the path, the name and the value of everything that a limit is about."""
+    if limit.kind == TOTAL:
+        yield output["path"], TOTAL, _value(output, output["total"], limit.metric)
+        return
+    for tensor in output["tensors"]:
+        if limit.kind in (None, tensor["kind"]):
+            yield output["path"], tensor["name"], _value(tensor, tensor["metrics"], limit.metric)
+
+
+def _value(holder: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) -> float | None:
+    """Give a metric; None if it does not apply: not weighed, or no error to speak of."""
+    if metric == "bits_per_weight":
+        return float(holder["bits_per_weight"])
+    part, _, name = metric.rpartition(".")
+    if part:
+        if metrics[part] is None:
+            return None
+        metrics = metrics[part]
+    value = metrics[name]
+    if value is None:
+        no_error = name == "sqnr_db" and metrics["error_squares"] == 0
+        return None if no_error else (-math.inf if METRICS[metric] else math.inf)
+    return float(value)
