@@ -34,7 +34,8 @@ def conversion_report(plan: Plan, measured: Measured, baseline: Baseline) -> dic
 
 
 def _output(number: int, output: Output, measured: Measured) -> MeasuredOutput:
-    request, tensors = output.request, {}
+    request = output.request
+    tensors: dict[str, MeasuredTensor] = {}
     for planned in output.tensors:
         made = _matrices(number, planned, measured)
         if made:

@@ -47,8 +47,7 @@ class Limit:
 
     @property
     def text(self) -> str:
-        word = "at least" if METRICS[self.metric] else "at most"
-        return f"{self.metric} {word} {self.limit:g}"
+        return f"{'at least' if METRICS[self.metric] else 'at most'} {self.limit:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +61,12 @@ class Offender:
 
     @property
     def text(self) -> str:
-        return (
-            f"{self.output}: {self.name}: {self.limit.metric} {self.value:.6g}, {self.limit.text}"
-        )
+        found = f"{self.limit.metric} is {self.value:.6g}"
+        return f"{self.output}: {self.name}: {found}, not {self.limit.text}"
 
 
 def parse_limit(text: str) -> Limit:
-    """Read [KIND:]METRIC=LIMIT, such as relative_rms=0.1 or attn_q:sqnr_db=30. Raises RequestError."""
+    """Read [KIND:]METRIC=LIMIT: relative_rms=0.1, attn_q:sqnr_db=30. Raises RequestError."""
     match = _LIMIT.fullmatch(text.strip())
     try:
         limit = float(match["limit"]) if match else math.nan

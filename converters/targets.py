@@ -33,7 +33,7 @@ def check_targets(plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
 
 
 def check_small_target(path: Path, plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse a file beside the outputs that is one of them, lies in one, or is read. OutputError."""
+    """Raise OutputError for a file that is an output, lies in one, or is read."""
     real = Path(os.path.realpath(path))
     if not real.parent.is_dir():
         raise OutputError(f"{real.parent}: no such directory; create it first")

@@ -10,7 +10,7 @@ from weightcast.quant.errors import OutputError
 
 
 def write_small(path: Path, content: bytes) -> None:
-    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays then."""
+    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays."""
     if path.is_dir():
         raise OutputError(f"{path}: is a directory")
     partial = partial_path(path)
