@@ -61,12 +61,15 @@ def test_files_are_those_of_the_cpu(
     summaries = {}
     for device, folder in folders.items():
         folder.mkdir()
+        monkeypatch.chdir(folder)
         summaries[device] = weightcast.convert(
             WIDE,
-            *(folder / name for name in outputs),
+            *outputs,
             no_tokenizer=True,
             imatrix=importance if weighed else None,
             device=device,
+            report="report.json",
+            baseline="bf16" if weighed else None,
         )
     assert contents(folders["cuda"]) == contents(folders["cpu"])
     assert summaries["cuda"].counts == summaries["cpu"].counts
