@@ -68,6 +68,7 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     is_flag=True,
     help="Quantize again what is quantized already and cannot be carried over.",
 )
+@click.option("--bundle", is_flag=True, help="Leave provenance, SHA256SUMS and a model card, too.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, MAX_WORKERS),
@@ -96,6 +97,7 @@ def convert(
     imatrix: Path | None,
     split: str | None,
     allow_requantize: bool,
+    bundle: bool,
     jobs: int | None,
     device: str,
     dry_run: bool,
@@ -124,12 +126,13 @@ def convert(
         pure=pure,
         imatrix=imatrix,
         allow_requantize=allow_requantize,
+        bundle=bundle,
     )
     if dry_run:
         chosen = jobs or default_workers(devices), devices
         values, lines = describe.plan_values(plan, *chosen), describe.plan_lines(plan, *chosen)
     else:
-        with progress(plan.read_bytes, quiet=quiet or as_json) as on_progress:
+        with progress(plan.progress_bytes, quiet=quiet or as_json) as on_progress:
             summary = conversion.run(plan, jobs, on_progress, devices)
         values, lines = summary.describe(), describe.summary_lines(summary)
     if as_json:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from weightcast.converters import execute
+from weightcast.converters.bundle import earlier_notes, write_bundles
 from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
 from weightcast.converters.directory_outputs import lay_out_directory
 from weightcast.converters.disk_space import check_free_space
 from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.inputs import Given, Inputs, list_inputs
 from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
+from weightcast.converters.provenance import source_date
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
 from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
@@ -29,12 +32,17 @@ from weightcast.quant.library import BlockCounts
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds."""
+    """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds.
+
+    `bundles` are the files of each output's release bundle, made in `bundle_seconds`.
+    """
 
     plan: Plan = field(repr=False)
     counts: execute.Counts = field(repr=False)
     seconds: float
     devices: Devices = PROCESSOR
+    bundles: tuple[tuple[Path, ...], ...] = ()
+    bundle_seconds: float = 0.0
 
     def describe(self) -> dict[str, Any]:
         outputs = []
@@ -42,11 +50,14 @@ class Summary:
             described = output.describe()
             of_what = "q8_0" if output.request.kind == "gguf" else "int8_groups"
             described[of_what] = self.block_origins(number)
+            if self.bundles:
+                described["bundle"] = [path.name for path in self.bundles[number]]
             outputs.append(described)
         return {
             "source": self.plan.graph.source,
             "parameters": self.plan.graph.parameters,
             "seconds": round(self.seconds, 3),
+            **({"bundle_seconds": round(self.bundle_seconds, 3)} if self.bundles else {}),
             **self.devices.describe(),
             "outputs": outputs,
         }
@@ -87,6 +98,7 @@ def prepare(
     pure: bool = False,
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
+    bundle: bool = False,
 ) -> Plan:
     """Plan a conversion without writing anything. Raises CheckpointError."""
     if tokenizer is not None and no_tokenizer:
@@ -106,9 +118,18 @@ def prepare(
     graph, planned = _lay_out_all(Path(source), requests, told, split_bytes, importance)
     if not allow_requantize:
         check_requantized(planned)
-    plan = make_plan(graph, planned)
-    inputs = (imatrix, recipe, spec, tokenizer)
-    check_targets(plan, [path for path in inputs if path is not None])
+    found = next((output.tokenizer for output in planned if output.tokenizer), tokenizer)
+    files = {"spec": spec, "tokenizer": found, "imatrix": imatrix, "recipe": recipe}
+    options = Given(
+        as_tuple(types), as_tuple(tensor_types), split_bytes, no_tokenizer, pure, allow_requantize
+    )
+    inputs = Inputs(Path(source), list_inputs(Path(source), graph, files), options)
+    if bundle:
+        source_date()
+    else:
+        planned = [replace(o, notes=(*o.notes, *earlier_notes(o.request))) for o in planned]
+    plan = make_plan(graph, inputs, planned, has_bundles=bundle)
+    check_targets(plan)
     return plan
 
 
@@ -175,7 +196,8 @@ def _lay_out_anew(
         lay_out = lay_out_gguf if request.kind == "gguf" else lay_out_directory
         output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
         output = with_split_note(output, split_bytes)
-        yield replace(output, notes=(*notes, *output.notes))
+        file = None if vocabulary is None else vocabulary.model_file
+        yield replace(output, notes=(*notes, *output.notes), tokenizer=file)
 
 
 def _requests(
@@ -189,10 +211,7 @@ def _requests(
     """What is asked for; types by hand come before those of the recipe file."""
     if not outputs:
         raise RequestError("no output is named")
-    if isinstance(types, str):
-        types = (types,)
-    if isinstance(tensor_types, str):
-        tensor_types = (tensor_types,)
+    types, tensor_types = as_tuple(types), as_tuple(tensor_types)
     if types and len(types) != len(outputs):
         raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
     file = None if recipe is None else read_recipe_file(Path(recipe))
@@ -202,6 +221,11 @@ def _requests(
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name, file) for path, name in named]
     return [with_rules(request, overrides, pure=pure) for request in requests]
+
+
+def as_tuple(given: Sequence[str]) -> tuple[str, ...]:
+    """Take one text for a sequence of one."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def convert(
@@ -217,6 +241,7 @@ def convert(
     pure: bool = False,
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
+    bundle: bool = False,
     jobs: int | None = None,
     device: str = "cpu",
     on_progress: Callable[[int], None] = lambda nbytes: None,
@@ -234,7 +259,8 @@ def convert(
     format. In GGUF outputs `pure` gives all quantized tensors without a rule the recipe's base
     type. A GGUF source, of whatever model, gives GGUF outputs with the same metadata;
     `allow_requantize` lets its quantized tensors be quantized once more, and int8 codes that a
-    directory cannot carry unchanged.
+    directory cannot carry unchanged. With `bundle` each output gets provenance, checksums and a
+    model card (docs/bundle.md).
 
     Raises CheckpointError; what is left behind then, `execute.run` says.
     """
@@ -252,6 +278,7 @@ def convert(
         pure=pure,
         imatrix=imatrix,
         allow_requantize=allow_requantize,
+        bundle=bundle,
     )
     return run(plan, jobs, on_progress, devices)
 
@@ -262,7 +289,7 @@ def run(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     devices: Devices = PROCESSOR,
 ) -> Summary:
-    """Carry out a plan."""
+    """Carry out a plan; `on_progress` gets the bytes that were read, of `plan.progress_bytes`."""
     if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
         raise RequestError(f"{jobs} jobs; 1 to {execute.MAX_WORKERS} are possible")
     for output in plan.outputs:
@@ -270,4 +297,9 @@ def run(
     check_free_space(plan.outputs)
     start = time.monotonic()
     counts = execute.run(plan, jobs or execute.default_workers(devices), on_progress, devices)
-    return Summary(plan, counts, time.monotonic() - start, devices)
+    done = time.monotonic()
+    summary = Summary(plan, counts, done - start, devices)
+    if not plan.has_bundles:
+        return summary
+    bundles = write_bundles(plan, jobs, on_progress)
+    return replace(summary, bundles=bundles, bundle_seconds=time.monotonic() - done)

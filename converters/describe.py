@@ -207,6 +207,9 @@ def summary_lines(summary: Summary) -> Iterator[str]:
             reason = f", {inexact:,} scales are not exact in float16" if is_gguf else ""
             requantized = numbers["requantized_blocks"]
             yield f"  {name}: {requantized:,} of {numbers['blocks']:,} {what} requantized{reason}"
+        if summary.bundles:
+            yield f"  bundle: {', '.join(path.name for path in summary.bundles[number])}"
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
-    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}"
+    hashing = f", bundles in {summary.bundle_seconds:.1f} s" if summary.bundles else ""
+    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}{hashing}"
