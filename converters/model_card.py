@@ -19,9 +19,9 @@ from weightcast.converters.grok1_spec import GROK_1
 from weightcast.converters.inputs import Inputs, without_folders
 from weightcast.converters.outputs import Output, PlannedTensor
 from weightcast.converters.plan import Plan
-from weightcast.converters.provenance import readable, weightcast_version
+from weightcast.converters.provenance import weightcast_version
 from weightcast.converters.runtimes import running
-from weightcast.converters.words import count
+from weightcast.converters.words import count, in_code, one_line
 
 BASE_MODEL: Final = "xai-org/grok-1"
 _NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
@@ -99,13 +99,13 @@ def _front_matter(graph: TensorGraph[Spec], output: Output) -> list[str]:
 
 
 def _title(output: Output) -> str:
-    return _cell(output.request.path.name.removesuffix(".gguf"))
+    return in_code(output.request.path.name.removesuffix(".gguf"))
 
 
 def _what_it_is(plan: Plan, output: Output) -> Iterator[str]:
     graph, request = plan.graph, output.request
     form = "GGUF" if request.kind == "gguf" else "safetensors"
-    model = f"a model of architecture {_cell(graph.family)}"
+    model = f"a model of architecture {in_code(graph.family)}"
     if is_release(graph):
         model = "[Grok-1](https://github.com/xai-org/grok-1), the released weights of xAI"
     elif is_grok_1(graph):
@@ -117,14 +117,14 @@ def _files(output: Output) -> Iterator[str]:
     yield "| file | bytes |"
     yield "| --- | ---: |"
     for file in output.files:
-        yield f"| `{_cell(file.path.name)}` | {file.size:,} |"
+        yield f"| `{in_code(file.path.name)}` | {file.size:,} |"
     for name, content in sorted(output.companions.items()):
-        yield f"| `{_cell(name)}` | {len(content):,} |"
+        yield f"| `{in_code(name)}` | {len(content):,} |"
     yield ""
     paths = bundle_paths(output.request.path, output.request.kind)
-    sums, tensors = (_cell(paths.path(name).name) for name in (SUMS, TENSORS))
-    yield f"`sha256sum -c {shlex.quote(sums)}` checks these files."
-    yield f"`{tensors}` has the SHA-256 of each tensor."
+    sums = in_code(shlex.quote(paths.path(SUMS).name))
+    yield f"`sha256sum -c {sums}` checks these files."
+    yield f"`{in_code(paths.path(TENSORS).name)}` has the SHA-256 of each tensor."
 
 
 def _types(output: Output) -> Iterator[str]:
@@ -144,7 +144,7 @@ def _types(output: Output) -> Iterator[str]:
         nbytes = sum(planned.nbytes for planned in found)
         weights = sum(planned.tensor.size for planned in found)
         bits = f"{8 * nbytes / weights:.2f}" if weights else ""
-        yield f"| `{_cell(kind)}` | {type_name} | {len(found):,} | {nbytes:,} | {bits} |"
+        yield f"| `{in_code(kind)}` | {type_name} | {len(found):,} | {nbytes:,} | {bits} |"
 
 
 def _how(plan: Plan, number: int) -> Iterator[str]:
@@ -180,7 +180,7 @@ def _command(plan: Plan, number: int) -> str:
     if given.split_bytes:
         words += ["--split", str(given.split_bytes)]
     words += [f"--{flag}" for flag, is_given in _flags(inputs) if is_given]
-    return _one_line(" ".join(map(shlex.quote, [*words, "--bundle"])))
+    return one_line(" ".join(map(shlex.quote, [*words, "--bundle"])))
 
 
 def _flags(inputs: Inputs) -> Iterator[tuple[str, bool]]:
@@ -203,16 +203,6 @@ def _license_text(graph: TensorGraph[Spec]) -> Iterator[str]:
         yield "That of the source, which does not say."
 
 
-def _cell(text: str) -> str:
-    """A text in a table or list: one line, nothing that ends a cell or code."""
-    return _one_line(text).replace("|", "\\|").replace("`", "'")
-
-
 def _prose(text: str) -> str:
     """A text with nothing that Markdown takes for its own."""
-    return re.sub(r"([\\`*<\[])", r"\\\1", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    visible = (c if c.isprintable() else ascii(c)[1:-1] for c in readable(text))
-    return "".join(visible)
+    return re.sub(r"([\\`*<\[])", r"\\\1", one_line(text))

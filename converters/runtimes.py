@@ -5,13 +5,14 @@ What is said of runtimes was found as benchmarks/runtimes/README.md tells.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from typing import Final
 
 from weightcast.converters.directory_types import COMPRESSED_TENSORS, PLAIN, WEIGHTCAST
 from weightcast.converters.outputs import Output
-from weightcast.converters.provenance import readable
+from weightcast.converters.words import in_code
 from weightcast.quant.groups import GroupType
 
 # How notes begin that say of a runtime why not.
@@ -29,8 +30,8 @@ def running(output: Output, *, no_tokenizer: bool) -> Iterator[str]:
         if no_tokenizer:
             yield "- There is no tokenizer in it: only token ids go in and come out."
         return
-    name = shlex.quote(readable(output.request.path.name))
-    yield from _transformers(output, name)
+    name = in_code(shlex.quote(output.request.path.name))
+    yield from _transformers(output)
     yield from _vllm(output, name)
     yield from _sglang(output, name)
 
@@ -40,17 +41,17 @@ def _llama_cpp(output: Output) -> Iterator[str]:
     if refusal is not None:
         yield f"- **llama.cpp** does not run it: {refusal}."
         return
-    first = shlex.quote(readable(output.files[0].path.name))
+    first = in_code(shlex.quote(output.files[0].path.name))
     more = "; it finds the other files beside the first" if len(output.files) > 1 else ""
     yield f"- **llama.cpp** and what builds on it: `llama-cli -m {first}`{more}."
 
 
-def _transformers(output: Output, name: str) -> Iterator[str]:
+def _transformers(output: Output) -> Iterator[str]:
     directory = output.request.directory
     assert directory is not None
+    name = in_code(json.dumps(output.request.path.name, ensure_ascii=False))
     load = (
-        f'`AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True, '
-        'device_map="auto")`'
+        f'`AutoModelForCausalLM.from_pretrained({name}, trust_remote_code=True, device_map="auto")`'
     )
     if directory.layout == WEIGHTCAST:
         yield "- **transformers** does not read weightcast's own layout of groups."

@@ -72,10 +72,11 @@ def _check_overlap(output: Output, plan: Plan) -> None:
     for other in plan.outputs:
         if other is output:
             continue
-        for theirs in _absolute(other, plan):
-            if theirs in mine:
-                raise RequestError(f"{output.request.path}: two outputs have the same name")
-            if mine & set(theirs.parents):
+        theirs = _absolute(other, plan)
+        if mine & theirs:
+            raise RequestError(f"{output.request.path}: two outputs have the same name")
+        for path in theirs:
+            if mine & set(path.parents):
                 raise RequestError(f"{output.request.path}: another output lies in it")
 
 
