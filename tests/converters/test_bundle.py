@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -203,7 +204,7 @@ def test_sha256sum_agrees(tiny: Path, tmp_path: Path, name: str) -> None:
 def test_the_same_bytes_anywhere(tiny: Path, tmp_path: Path, inputs: dict[str, Path]) -> None:
     """Other folders, numbers of workers and instruction sets; a date only where one is given."""
     found = []
-    runs = [("1", None), ("5", "scalar"), ("2", "sse2")]
+    runs = [("1", None), ("5", "scalar"), ("2", "sse2" if platform.machine() == "x86_64" else None)]
     for number, (jobs, isa) in enumerate(runs):
         base = tmp_path / f"place {number}"
         (base / "out").mkdir(parents=True)
@@ -427,6 +428,28 @@ def test_the_command_line(tiny: Path, tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert result["outputs"][0]["bundle"] == [f"m-F16.{name}" for name in NAMES]
     assert result["bundle_seconds"] >= 0
+
+
+def test_what_was_measured_is_in_the_card(tiny: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "m-Q8_0.gguf", tmp_path / "m-bf16"]
+    plan = make(tiny, *outputs).plan
+    bundle.write_bundles(plan, error_lines={1: ["0.002 of the values"]})
+    assert "\n## Errors\n\n0.002 of the values\n" in (outputs[1] / "README.md").read_text()
+    assert "## Errors" not in (tmp_path / "m-Q8_0.README.md").read_text()
+    assert checked_by_sha256sum(outputs[1] / "SHA256SUMS") == 0
+    byproducts = statement(outputs[1] / "intoto.json")["predicate"]["runDetails"]["byproducts"]
+    assert digests(byproducts)["README.md"] == sha256(outputs[1] / "README.md")
+
+
+@pytest.mark.parametrize("name", ["m-F16.gguf", "m-bf16/config.json"])
+def test_an_output_that_is_not_what_was_written(tiny: Path, tmp_path: Path, name: str) -> None:
+    plan = make(tiny, tmp_path / "m-F16.gguf", tmp_path / "m-bf16").plan
+    os.truncate(tmp_path / name, 100)
+    with pytest.raises(weightcast.CheckpointError, match=r": 100 bytes, not the [\d,]+ that were"):
+        bundle.write_bundles(plan)
+    (tmp_path / name).unlink()
+    with pytest.raises(weightcast.CheckpointError, match="No such file"):
+        bundle.write_bundles(plan)
 
 
 def test_progress_counts_every_byte(tiny: Path, tmp_path: Path) -> None:
