@@ -51,17 +51,21 @@ def bundle_paths(output: Path, kind: str) -> BundlePaths:
 def written_before(paths: BundlePaths) -> list[Path]:
     """Find the files of an earlier bundle that are still as a conversion wrote them."""
     statement = _content(paths.path(STATEMENT))
-    digests = None if statement is None else _byproducts(statement)
-    if statement is None or digests is None:
+    told = None if statement is None else _digests(statement)
+    if statement is None or told is None:
         return []
+    subjects, byproducts = told
     own = [paths.path(STATEMENT)]
     for name in (TENSORS, CARD):
         content = _content(paths.path(name))
-        if content is not None and sha256(content) in digests:
+        if content is not None and sha256(content) in byproducts:
             own.append(paths.path(name))
     sums = _content(paths.path(SUMS))
-    if sums is not None and sha256(statement).encode() in sums:
-        own.append(paths.path(SUMS))
+    if sums is not None:
+        listed = {line.removeprefix(b"\\")[:64].decode("latin-1") for line in sums.splitlines()}
+        needed = subjects | {sha256(statement)}
+        if needed <= listed <= needed | byproducts:
+            own.append(paths.path(SUMS))
     return own
 
 
@@ -84,12 +88,15 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _byproducts(statement: bytes) -> set[str] | None:
-    """The digests of the files that a statement of ours speaks of; None if it is another one."""
+def _digests(statement: bytes) -> tuple[set[str], set[str]] | None:
+    """The digests of subjects and byproducts of a statement; None if it is not one of ours."""
     try:
-        predicate: Any = json.loads(statement)["predicate"]
+        value: Any = json.loads(statement)
+        predicate = value["predicate"]
         if predicate["buildDefinition"]["buildType"] != BUILD_TYPE:
             return None
-        return {found["digest"]["sha256"] for found in predicate["runDetails"]["byproducts"]}
+        named = value["subject"], predicate["runDetails"]["byproducts"]
+        subjects, byproducts = ({entry["digest"]["sha256"] for entry in found} for found in named)
+        return subjects, byproducts
     except (ValueError, RecursionError, KeyError, TypeError):
         return None

@@ -25,7 +25,7 @@ from support import Golden
 
 import weightcast
 from weightcast.converters import bundle, complete_files, convert, hashing, provenance
-from weightcast.converters.bundle_files import NAMES
+from weightcast.converters.bundle_files import NAMES, BundlePaths, written_before
 
 RECIPE = """
 base = "Q4_K_M"
@@ -376,6 +376,25 @@ def test_a_card_that_was_edited_is_kept(tiny: Path, tmp_path: Path) -> None:
     summary = weightcast.convert(tiny, file, no_tokenizer=True)
     assert "m-F16.README.md was edited and stays" in str(summary.plan.outputs[0].notes)
     assert names(tmp_path) == ["m-F16.README.md", "m-F16.gguf", "m-bf16"]
+
+
+def test_sums_that_were_added_to_are_kept(tiny: Path, tmp_path: Path) -> None:
+    make(tiny, tmp_path / "m-F16.gguf")
+    sums = tmp_path / "m-F16.SHA256SUMS"
+    line = f"{sha256(tmp_path / 'm-F16.gguf')[::-1]}  notes.txt\n"
+    sums.write_text(sums.read_text() + line)
+    with pytest.raises(weightcast.OutputError, match="SHA256SUMS: no conversion wrote it"):
+        make(tiny, tmp_path / "m-F16.gguf")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"predicate": 3}', "[" * 99999, '{"subject": [1]}'],
+)
+def test_statements_of_others_say_nothing(tiny: Path, tmp_path: Path, text: str) -> None:
+    make(tiny, tmp_path / "m-F16.gguf")
+    (tmp_path / "m-F16.intoto.json").write_text(text)
+    assert written_before(BundlePaths(tmp_path, "m-F16.")) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
