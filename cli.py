@@ -70,6 +70,7 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     is_flag=True,
     help="Quantize again what is quantized already and cannot be carried over.",
 )
+@click.option("--bundle", is_flag=True, help="Leave provenance, SHA256SUMS and a model card, too.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, MAX_WORKERS),
@@ -111,6 +112,7 @@ def convert(
     imatrix: Path | None,
     split: str | None,
     allow_requantize: bool,
+    bundle: bool,
     jobs: int | None,
     device: str,
     report_path: Path | None,
@@ -144,16 +146,16 @@ def convert(
         pure=pure,
         imatrix=imatrix,
         allow_requantize=allow_requantize,
+        bundle=bundle,
     )
     if report_path is not None:
-        inputs = [path for path in (spec, tokenizer, recipe, imatrix) if path is not None]
-        check_small_target(report_path, plan, inputs)
+        check_small_target(report_path, plan)
     offenders: list[Offender] = []
     if dry_run:
         chosen = jobs or default_workers(devices), devices
         values, lines = describe.plan_values(plan, *chosen), describe.plan_lines(plan, *chosen)
     else:
-        with progress(plan.read_bytes, quiet=quiet or as_json) as on_progress:
+        with progress(plan.progress_bytes, quiet=quiet or as_json) as on_progress:
             summary = conversion.run(plan, jobs, on_progress, devices, measuring)
         if report_path is not None:
             conversion.write_report(summary, report_path)

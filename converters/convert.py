@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters import execute
+from weightcast.converters.bundle import earlier_notes, write_bundles
 from weightcast.converters.conversion_report import conversion_report
 from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
 from weightcast.converters.directory_outputs import lay_out_directory
@@ -18,10 +19,14 @@ from weightcast.converters.disk_space import check_free_space
 from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.inputs import Given, Inputs, list_inputs
 from weightcast.converters.measured import Measuring
 from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
+from weightcast.converters.provenance import source_date
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
+from weightcast.converters.report_file import report_of
+from weightcast.converters.report_markdown import card_lines
 from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_small_target, check_targets
@@ -37,6 +42,7 @@ class Summary:
     """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds.
 
     `report` are the errors that were made (docs/report.schema.json), if they were measured.
+    `bundles` are the files of each output's release bundle, made in `bundle_seconds`.
     """
 
     plan: Plan = field(repr=False)
@@ -44,6 +50,8 @@ class Summary:
     seconds: float
     devices: Devices = PROCESSOR
     report: dict[str, Any] | None = field(default=None, repr=False)
+    bundles: tuple[tuple[Path, ...], ...] = ()
+    bundle_seconds: float = 0.0
 
     def describe(self) -> dict[str, Any]:
         outputs = []
@@ -51,11 +59,14 @@ class Summary:
             described = output.describe()
             of_what = "q8_0" if output.request.kind == "gguf" else "int8_groups"
             described[of_what] = self.block_origins(number)
+            if self.bundles:
+                described["bundle"] = [path.name for path in self.bundles[number]]
             outputs.append(described)
         return {
             "source": self.plan.graph.source,
             "parameters": self.plan.graph.parameters,
             "seconds": round(self.seconds, 3),
+            **({"bundle_seconds": round(self.bundle_seconds, 3)} if self.bundles else {}),
             **self.devices.describe(),
             "outputs": outputs,
         }
@@ -96,6 +107,7 @@ def prepare(
     pure: bool = False,
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
+    bundle: bool = False,
 ) -> Plan:
     """Plan a conversion without writing anything. Raises CheckpointError."""
     if tokenizer is not None and no_tokenizer:
@@ -115,9 +127,18 @@ def prepare(
     graph, planned = _lay_out_all(Path(source), requests, told, split_bytes, importance)
     if not allow_requantize:
         check_requantized(planned)
-    plan = make_plan(graph, planned)
-    inputs = (imatrix, recipe, spec, tokenizer)
-    check_targets(plan, [path for path in inputs if path is not None])
+    found = next((output.tokenizer for output in planned if output.tokenizer), tokenizer)
+    files = {"spec": spec, "tokenizer": found, "imatrix": imatrix, "recipe": recipe}
+    options = Given(
+        as_tuple(types), as_tuple(tensor_types), split_bytes, no_tokenizer, pure, allow_requantize
+    )
+    inputs = Inputs(Path(source), list_inputs(Path(source), graph, files), options)
+    if bundle:
+        source_date()
+    else:
+        planned = [replace(o, notes=(*o.notes, *earlier_notes(o.request))) for o in planned]
+    plan = make_plan(graph, inputs, planned, has_bundles=bundle)
+    check_targets(plan)
     return plan
 
 
@@ -184,7 +205,8 @@ def _lay_out_anew(
         lay_out = lay_out_gguf if request.kind == "gguf" else lay_out_directory
         output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
         output = with_split_note(output, split_bytes)
-        yield replace(output, notes=(*notes, *output.notes))
+        file = None if vocabulary is None else vocabulary.model_file
+        yield replace(output, notes=(*notes, *output.notes), tokenizer=file)
 
 
 def _requests(
@@ -198,10 +220,7 @@ def _requests(
     """What is asked for; types by hand come before those of the recipe file."""
     if not outputs:
         raise RequestError("no output is named")
-    if isinstance(types, str):
-        types = (types,)
-    if isinstance(tensor_types, str):
-        tensor_types = (tensor_types,)
+    types, tensor_types = as_tuple(types), as_tuple(tensor_types)
     if types and len(types) != len(outputs):
         raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
     file = None if recipe is None else read_recipe_file(Path(recipe))
@@ -211,6 +230,11 @@ def _requests(
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name, file) for path, name in named]
     return [with_rules(request, overrides, pure=pure) for request in requests]
+
+
+def as_tuple(given: Sequence[str]) -> tuple[str, ...]:
+    """Take one text for a sequence of one."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def convert(
@@ -226,6 +250,7 @@ def convert(
     pure: bool = False,
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
+    bundle: bool = False,
     jobs: int | None = None,
     device: str = "cpu",
     report: str | Path | None = None,
@@ -245,7 +270,8 @@ def convert(
     format. In GGUF outputs `pure` gives all quantized tensors without a rule the recipe's base
     type. A GGUF source, of whatever model, gives GGUF outputs with the same metadata;
     `allow_requantize` lets its quantized tensors be quantized once more, and int8 codes that a
-    directory cannot carry unchanged.
+    directory cannot carry unchanged. With `bundle` each output gets provenance, checksums and a
+    model card (docs/bundle.md).
 
     `report` is a file for the errors that were made (docs/report.schema.json). `baseline` is what
     they are measured against: "stored" values exactly (the default), or these rounded to "bf16",
@@ -268,10 +294,10 @@ def convert(
         pure=pure,
         imatrix=imatrix,
         allow_requantize=allow_requantize,
+        bundle=bundle,
     )
-    inputs = [path for path in (imatrix, recipe, spec, tokenizer) if path is not None]
     if report is not None:
-        check_small_target(Path(report), plan, inputs)
+        check_small_target(Path(report), plan)
     summary = run(plan, jobs, on_progress, devices, measuring)
     if report is not None:
         write_report(summary, Path(report))
@@ -302,7 +328,10 @@ def run(
     devices: Devices = PROCESSOR,
     measuring: Measuring | None = None,
 ) -> Summary:
-    """Carry out a plan; with `measuring` the summary has a report of the errors."""
+    """Carry out a plan; `on_progress` gets the bytes that were read, of `plan.progress_bytes`.
+
+    With `measuring` the summary has a report of the errors, and bundles tell of them.
+    """
     if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
         raise RequestError(f"{jobs} jobs; 1 to {execute.MAX_WORKERS} are possible")
     for output in plan.outputs:
@@ -311,7 +340,15 @@ def run(
     start = time.monotonic()
     workers = jobs or execute.default_workers(devices)
     counts = execute.run(plan, workers, on_progress, devices, measuring)
-    report = None
+    done = time.monotonic()
+    summary = Summary(plan, counts, done - start, devices)
+    error_lines: dict[int, list[str]] = {}
     if measuring is not None:
         report = conversion_report(plan, measuring.finished(), measuring.baseline)
-    return Summary(plan, counts, time.monotonic() - start, devices, report)
+        summary = replace(summary, report=report)
+        described = report_of(report)
+        error_lines = {n: card_lines(described, n) for n in range(len(plan.outputs))}
+    if not plan.has_bundles:
+        return summary
+    bundles = write_bundles(plan, jobs, on_progress, error_lines)
+    return replace(summary, bundles=bundles, bundle_seconds=time.monotonic() - done)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from weightcast.converters.bundle_files import bundle_paths
 from weightcast.converters.convert import Summary
 from weightcast.converters.devices import PROCESSOR, Devices
 from weightcast.converters.disk_space import disk_space
@@ -148,6 +149,12 @@ def output_lines(output: Output) -> Iterator[str]:
     yield from (f"  note: {note}" for note in output.notes)
 
 
+def _bundle_lines(plan: Plan, output: Output) -> Iterator[str]:
+    if plan.has_bundles:
+        paths = bundle_paths(output.request.path, output.request.kind)
+        yield f"  bundle: {', '.join(path.name for path in paths.all)}"
+
+
 def plan_values(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> dict[str, Any]:
     """What a conversion would do, as JSON values."""
     memory = memory_estimate(plan, workers, devices)
@@ -176,6 +183,7 @@ def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterat
     yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
     for output in plan.outputs:
         yield from output_lines(output)
+        yield from _bundle_lines(plan, output)
     memory = memory_estimate(plan, workers, devices)
     kind = "page-locked buffers" if devices.cuda else "buffers"
     yield f"memory: {memory.host / 2**20:,.0f} MiB of {kind} for {count(workers, 'worker')}"
@@ -215,6 +223,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     yield from (f"note: {note}" for note in sparse_notes(summary.plan.graph))
     for number, output in enumerate(summary.plan.outputs):
         yield from output_lines(output)
+        yield from _bundle_lines(summary.plan, output)
         origins = summary.block_origins(number)
         is_gguf = output.request.kind == "gguf"
         if origins["lossless"]:
@@ -235,4 +244,5 @@ def summary_lines(summary: Summary) -> Iterator[str]:
             yield error_line(summary.report["outputs"][number], summary.report["baseline"])
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
-    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}"
+    hashing = f", bundles in {summary.bundle_seconds:.1f} s" if summary.bundles else ""
+    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}{hashing}"

@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.converters import bundle_files
 from weightcast.converters.held import signals_held
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Destination
@@ -33,6 +34,8 @@ _OWN_NAMES: Final = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
     r"|(configuration|modeling)_grok1\.py|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
+# Of a bundle that was being written when its conversion was killed.
+_OWN_PARTIALS: Final = {f".{name}.partial" for name in bundle_files.NAMES}
 
 
 def partial_path(path: Path) -> Path:
@@ -46,9 +49,11 @@ def replaced_path(path: Path) -> Path:
 
 
 def foreign_entry(directory: Path) -> Path | None:
-    """Find something in a directory that no conversion wrote."""
+    """Find something in a directory that no conversion wrote, or that was edited in a bundle."""
+    bundle = set(bundle_files.written_before(bundle_files.BundlePaths(directory)))
     for entry in sorted(directory.iterdir()):
-        if not _OWN_NAMES.fullmatch(entry.name) or not (entry.is_file() or entry.is_symlink()):
+        is_own = _OWN_NAMES.fullmatch(entry.name) or entry.name in _OWN_PARTIALS or entry in bundle
+        if not is_own or not (entry.is_file() or entry.is_symlink()):
             return entry
     return None
 
@@ -82,7 +87,7 @@ class OutputFiles:
                 self._create(number, output)
         except OSError as problem:
             self._close()
-            raise _explained(problem, problem.filename or path) from None
+            raise explained(problem, problem.filename or path) from None
         except BaseException:
             self._close()
             raise
@@ -154,7 +159,7 @@ class OutputFiles:
                 for number, run in enumerate(runs):
                     _write_all(self._fds[key], run.data, offset + number * stride)
         except OSError as problem:
-            raise _explained(problem, self._outputs[output].files[file].path) from None
+            raise explained(problem, self._outputs[output].files[file].path) from None
 
     def commit(self) -> None:
         """Flush everything to the disk, then give each output its name. Raises OutputError."""
@@ -166,14 +171,17 @@ class OutputFiles:
                 os.fsync(fd)
             for fd in self._folder_fds:
                 os.fsync(fd)
+            earlier = [path for output in self._outputs for path in _earlier_bundle(output)]
             with signals_held():
                 for partial, path in list(self._pending.items()):
                     _replace(partial, path)
                     done.append(self._pending.pop(partial))
+                for path in earlier:
+                    path.unlink(missing_ok=True)
             for parent in {output.request.path.parent for output in self._outputs}:
-                _sync_directory(parent)
+                sync_directory(parent)
         except (OSError, OutputError) as problem:
-            error = problem if isinstance(problem, OutputError) else _explained(problem, path)
+            error = problem if isinstance(problem, OutputError) else explained(problem, path)
             if done:
                 complete = ", ".join(str(path) for path in done)
                 error = OutputError(f"{error} (complete before that: {complete})")
@@ -190,6 +198,15 @@ class OutputFiles:
             os.close(fd)
         self._fds.clear()
         self._folder_fds.clear()
+
+
+def _earlier_bundle(output: Output) -> list[Path]:
+    """The bundle of what an output replaces; that of a directory goes with the directory."""
+    if output.request.kind == "safetensors":
+        return []
+    return bundle_files.written_before(
+        bundle_files.bundle_paths(output.request.path, output.request.kind)
+    )
 
 
 def _allow_open_files(count: int) -> None:
@@ -257,7 +274,8 @@ def _exchange(a: Path, b: Path) -> bool:
     raise OSError(code, os.strerror(code), str(b))
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -271,7 +289,8 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-def _explained(problem: OSError, path: object) -> OutputError:
+def explained(problem: OSError, path: object) -> OutputError:
+    """What went wrong while a file was written, and the remedy."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{path}: the disk is full; free some space and run the command again")
     if problem.errno == errno.EFBIG:

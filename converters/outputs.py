@@ -109,7 +109,8 @@ class PlannedTensor:
 class Output:
     """One output: its large files, the small files of a directory, its tensors.
 
-    `constants` are bytes that do not depend on the weights: file, offset, content.
+    `constants` are bytes that do not depend on the weights: file, offset, content. `tokenizer` is
+    the file that its tokens come from, if it is not the source's own.
     """
 
     request: Request
@@ -119,6 +120,7 @@ class Output:
     notes: tuple[str, ...] = ()
     weighing: Weighing = field(default_factory=Weighing)
     constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
+    tokenizer: Path | None = None
 
     @property
     def size(self) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
+from weightcast.converters.inputs import Inputs
 from weightcast.converters.outputs import Output, Packed
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
 from weightcast.quant.types import QuantType
@@ -78,15 +79,23 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class Plan:
-    """All outputs and all work."""
+    """All outputs and all work; with `has_bundles` each output is to have a release bundle."""
 
     graph: TensorGraph[Spec]
+    inputs: Inputs = field(repr=False)
     outputs: tuple[Output, ...] = field(repr=False)
     items: tuple[WorkItem, ...] = field(repr=False)
+    has_bundles: bool = False
 
     @property
     def read_bytes(self) -> int:
         return sum(item.read_bytes for item in self.items)
+
+    @property
+    def progress_bytes(self) -> int:
+        """Bytes that are read in all: the source's, and all files again for their digests."""
+        hashed = self.inputs.nbytes + self.write_bytes if self.has_bundles else 0
+        return self.read_bytes + hashed
 
     @property
     def write_bytes(self) -> int:
@@ -103,7 +112,13 @@ def whole(rows: int, multiple: int) -> int:
     return max(rows // multiple, 1) * multiple
 
 
-def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
+def make_plan(
+    graph: TensorGraph[Spec],
+    inputs: Inputs,
+    outputs: Sequence[Output],
+    *,
+    has_bundles: bool = False,
+) -> Plan:
     """Cut the work for laid out outputs into items in the order of the source files."""
     by_view: dict[View, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
@@ -135,4 +150,4 @@ def make_plan(graph: TensorGraph[Spec], outputs: Sequence[Output]) -> Plan:
         for out0 in range(0, view.shape[0], rows):
             out1 = min(out0 + rows, view.shape[0])
             items.append(WorkItem(view, out0, out1, tuple(by_view[view])))
-    return Plan(graph, tuple(outputs), tuple(items))
+    return Plan(graph, inputs, tuple(outputs), tuple(items), has_bundles)

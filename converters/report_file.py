@@ -149,7 +149,7 @@ def read_report(path: Path) -> Report:
     if type(version) is not int or version != VERSION:
         raise FormatError(path, None, f"version {shown(version)} of reports does not exist")
     try:
-        return _report(value)
+        return report_of(value)
     except _Unfit as problem:
         raise FormatError(path, None, str(problem)) from None
     except RecursionError:  # showing a value that is nested too deep
@@ -160,7 +160,8 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)  # NaN and infinities are no JSON
 
 
-def _report(value: Any) -> Report:
+def report_of(value: Any) -> Report:
+    """Take the values of a report apart, which were read, or just made."""
     keys = ("format", "version", "generator", "source", "baseline", "outputs")
     _, _, generator, source, baseline, outputs = _object("report", value, keys)
     source_keys = ("path", "family", "parameters", "hyperparameters")

@@ -36,6 +36,18 @@ def markdown(reports: Sequence[Report]) -> str:
     return "\n".join(_lines(reports)) + "\n"
 
 
+def card_lines(report: Report, number: int) -> list[str]:
+    """Sum one output of a report up for its model card: the whole, and a table of its kinds."""
+    output = report.outputs[number]
+    against = f"Measured against {BASELINES[report.baseline]}, on every weight as it was written:"
+    if is_lossless(output.total):
+        return [f"{against} no error."]
+    total = (
+        f"relative RMS {relative_text(output.total.relative_rms)}, SQNR {sqnr_text(output.total)}"
+    )
+    return [f"{against} {total}, cosine {cosine_text(output.total.cosine)}.", "", *_kinds(output)]
+
+
 def _lines(reports: Sequence[Report]) -> Iterator[str]:
     found = entries(reports)
     yield "## Quantization errors"

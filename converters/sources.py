@@ -68,6 +68,11 @@ def _find_beside(path: Path, name: str) -> Path | None:
     return next((f / name for f in folders if (f / name).is_file()), None)
 
 
+def find_spec(directory: Path) -> Path | None:
+    """Look for hyperparameters in the directory of the shards and beside it."""
+    return _find_beside(directory, SPEC_NAME)
+
+
 AnyGraph = TensorGraph[Grok1Spec] | TensorGraph[GGUFModel]
 
 
@@ -130,7 +135,7 @@ def open_grok1(path: str | Path, spec: str | Path | None = None) -> TensorGraph[
 def _open_shards(source: Path, spec: str | Path | None) -> TensorGraph[Grok1Spec]:
     directory = checkpoint_directory(source)
     assert directory is not None
-    spec_file = Path(spec) if spec else _find_beside(directory, SPEC_NAME)
+    spec_file = Path(spec) if spec else find_spec(directory)
     given: Mapping[str, Number] = GROK_1
     origin = "the grok-1 preset"
     if spec_file is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
-from weightcast.converters.graph import Spec, TensorGraph, matrices
+from weightcast.converters.bundle_files import NAMES as BUNDLE_NAMES
+from weightcast.converters.bundle_files import bundle_paths, foreign_files
+from weightcast.converters.inputs import Inputs
 from weightcast.converters.output_files import foreign_entry, partial_path, replaced_path
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
@@ -14,17 +15,19 @@ from weightcast.formats.shards import has_shards
 from weightcast.quant.errors import OutputError, RequestError
 
 
-def check_targets(plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse outputs that would do harm. Raises OutputError, RequestError.
+def check_targets(plan: Plan) -> None:
+    """Refuse outputs, and files of their bundles, that would do harm.
 
-    `inputs` are files that are read beside the graph's own, such as an importance matrix.
+    Raises OutputError, RequestError.
     """
-    sources = _source_files(plan.graph, inputs)
+    sources = _source_files(plan.inputs)
     for output in plan.outputs:
         try:
-            _check_overlap(output, plan.outputs)
-            _check_sources(output, sources)
+            _check_overlap(output, plan)
+            _check_sources(output, plan, sources)
             _check_existing(output)
+            if plan.has_bundles:
+                _check_bundle(output)
         # RuntimeError: a loop of links; ValueError: a NUL in a name.
         except (OSError, RuntimeError, ValueError) as problem:
             path = output.request.path
@@ -32,37 +35,38 @@ def check_targets(plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None
 
 
-def check_small_target(path: Path, plan: Plan, inputs: Iterable[str | Path] = ()) -> None:
+def check_small_target(path: Path, plan: Plan) -> None:
     """Raise OutputError for a file that is an output, lies in one, or is read."""
     real = Path(os.path.realpath(path))
     if not real.parent.is_dir():
         raise OutputError(f"{real.parent}: no such directory; create it first")
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; name a file")
-    taken = _source_files(plan.graph, inputs).union(*map(_on_the_way, plan.outputs))
+    taken = _source_files(plan.inputs).union(*(_on_the_way(o, plan) for o in plan.outputs))
     if taken & {real, *real.parents}:
         raise OutputError(f"{path}: is or lies in a source or an output; write elsewhere")
 
 
-def _source_files(graph: TensorGraph[Spec], inputs: Iterable[str | Path]) -> set[Path]:
+def _source_files(inputs: Inputs) -> set[Path]:
     """The files that are read, under the names they have and those that links lead to."""
-    files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
-    files.update(graph.files, map(Path, inputs))
+    files = {file.path for file in inputs.files}
     named = {Path(os.path.abspath(path)) for path in files}
     return named | {Path(os.path.realpath(path)) for path in files}
 
 
-def _absolute(output: Output) -> set[Path]:
-    """Every path that an output will have: the directory or file asked for, and split parts."""
+def _absolute(output: Output, plan: Plan) -> set[Path]:
+    """Every path that an output will have: the directory or file asked for, parts, a bundle."""
     paths = {output.request.path, *(file.path for file in output.files)}
     if output.request.kind == "gguf" and len(output.files) > 1:
         paths.remove(output.request.path)
+    if plan.has_bundles:
+        paths.update(bundle_paths(output.request.path, output.request.kind).all)
     return {Path(os.path.realpath(path)) for path in paths}
 
 
-def _on_the_way(output: Output) -> set[Path]:
+def _on_the_way(output: Output, plan: Plan) -> set[Path]:
     """The paths that an output has, and those that it grows under."""
-    finals = _absolute(output)
+    finals = _absolute(output, plan)
     return finals | {make(path) for make in (partial_path, replaced_path) for path in finals}
 
 
@@ -75,23 +79,24 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _check_overlap(output: Output, outputs: tuple[Output, ...]) -> None:
-    mine = _absolute(output)
-    for other in outputs:
+def _check_overlap(output: Output, plan: Plan) -> None:
+    mine = _absolute(output, plan)
+    for other in plan.outputs:
         if other is output:
             continue
-        for theirs in _absolute(other):
-            if theirs in mine:
-                raise RequestError(f"{output.request.path}: two outputs have the same name")
-            if mine & set(theirs.parents):
+        theirs = _absolute(other, plan)
+        if mine & theirs:
+            raise RequestError(f"{output.request.path}: two outputs have the same name")
+        for path in theirs:
+            if mine & set(path.parents):
                 raise RequestError(f"{output.request.path}: another output lies in it")
 
 
-def _check_sources(output: Output, sources: set[Path]) -> None:
+def _check_sources(output: Output, plan: Plan, sources: set[Path]) -> None:
     held = {parent: source for source in sources for parent in (source, *source.parents)}
     # The same place can have two names, as with a directory that is mounted twice.
     identities = {_identity(path): source for path, source in held.items()}
-    for path in _on_the_way(output):
+    for path in _on_the_way(output, plan):
         source = held.get(path) or (identities.get(_identity(path)) if path.exists() else None)
         if source is not None:
             raise OutputError(
@@ -115,7 +120,18 @@ def _check_existing(output: Output) -> None:
     if os.path.ismount(path):
         raise OutputError(f"{path}: is a mount point; name a directory inside it")
     foreign = foreign_entry(path) if path.is_dir() else None
+    edited = " or which was edited since" if foreign and foreign.name in BUNDLE_NAMES else ""
     if foreign is not None:
         raise OutputError(
-            f"{path}: holds {foreign.name}, which no conversion wrote; name another directory"
+            f"{path}: holds {foreign.name}, which no conversion wrote{edited}; name another "
+            "directory"
+        )
+
+
+def _check_bundle(output: Output) -> None:
+    paths = bundle_paths(output.request.path, output.request.kind)
+    for path in foreign_files(paths):
+        raise OutputError(
+            f"{path}: no conversion wrote it, or it was edited since; rename or delete it, as the "
+            "bundle has a file of that name"
         )

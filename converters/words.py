@@ -1,4 +1,4 @@
-"""Numbers and lists in words."""
+"""Numbers, lists and names in words."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def some(names: Sequence[str]) -> str:
     """The first few of many names."""
     shown = ", ".join(names[:4])
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
+
+
+def one_line(text: str) -> str:
+    """A text with what cannot be printed, line ends among it, spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def in_code(text: str) -> str:
+    """A text for code in Markdown, in tables too: one line, nothing that ends code or a cell."""
+    return one_line(text).replace("|", "\\|").replace("`", "'")

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import weightcast
+from weightcast import cli
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.quant import config
 from weightcast.quant.types import TYPES
@@ -103,3 +105,33 @@ def test_recipe_of_a_directory(tmp_path):
         (["re:.*attn.*"], 8),
         (["Linear"], 4),
     ]
+
+
+# What examples/release.yml asks for before the command line has it.
+COMING = {"verify"}
+
+
+def weightcast_commands(script: str) -> list[list[str]]:
+    """The words of every weightcast command in a shell script."""
+    lines = script.replace("\\\n", " ").splitlines()
+    return [words for words in map(shlex.split, lines) if words[:1] == ["weightcast"]]
+
+
+def test_release_workflow():
+    """examples/release.yml is a workflow, and asks weightcast for nothing that it does not have."""
+    workflow = yaml.safe_load((EXAMPLES / "release.yml").read_text())
+    assert set(workflow) == {"name", True, "permissions", "jobs"}  # YAML 1.1 reads "on" as true
+    scripts = [step["run"] for step in workflow["jobs"]["release"]["steps"] if "run" in step]
+    for script in scripts:
+        run("bash", "-n", "-c", script)
+    commands = [words for script in scripts for words in weightcast_commands(script)]
+    used = {words[1] for words in commands}
+    assert used == {"inspect", "convert", "verify"}
+    known = cli.commands.commands
+    missing = used - known.keys()
+    for _, name, *words in commands:
+        options = {text for p in known[name].params for text in p.opts} if name in known else set()
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        missing |= given - options if name in known else set()
+    assert missing == COMING
+    assert any("--bundle" in words for words in commands)

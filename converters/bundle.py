@@ -1,0 +1,172 @@
+"""Release bundles: provenance, checksums, a list of tensors and a model card for each output.
+
+They are made when the outputs are complete, from what is then on the disk; docs/bundle.md says what
+is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import stat_result
+from pathlib import Path
+
+from weightcast.converters import provenance
+from weightcast.converters.bundle_files import (
+    CARD,
+    STATEMENT,
+    SUMS,
+    TENSORS,
+    bundle_paths,
+    foreign_files,
+    sha256,
+    written_before,
+)
+from weightcast.converters.complete_files import write_files
+from weightcast.converters.execute import default_workers
+from weightcast.converters.hashing import Digests, FileToHash, hash_files
+from weightcast.converters.inputs import InputFile
+from weightcast.converters.model_card import model_card
+from weightcast.converters.outputs import Output, Request
+from weightcast.converters.plan import Plan
+from weightcast.formats import gguf, safetensors
+from weightcast.formats.stored import StoredArray
+from weightcast.quant.errors import CheckpointError, OutputError
+
+
+def earlier_notes(request: Request) -> Iterator[str]:
+    """Say what becomes of the bundle of an earlier output where no new one is asked for."""
+    paths = bundle_paths(request.path, request.kind)
+    if not written_before(paths):
+        return
+    yield "the release bundle of the earlier output goes with it; --bundle makes a new one"
+    if request.kind == "gguf":  # of a directory it is refused that they go
+        for path in foreign_files(paths):
+            yield f"{path.name} was edited and stays, though it describes the earlier output"
+
+
+def write_bundles(
+    plan: Plan,
+    workers: int | None = None,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    error_lines: Mapping[int, Sequence[str]] | None = None,
+) -> tuple[tuple[Path, ...], ...]:
+    """Hash what was read and written, and write the bundles of all outputs, last and whole.
+
+    `error_lines` are what was measured of an output, by its number: lines of Markdown. Returns the
+    files of each bundle. Raises CheckpointError if a file vanished or changed since the conversion;
+    the outputs are complete then, but have no bundle.
+    """
+    try:
+        outputs = [_Contents.of(output) for output in plan.outputs]
+        files = [FileToHash(file.path, file.check) for file in plan.inputs.files]
+        for contents in outputs:
+            files += contents.files
+        digests = hash_files(files, workers or default_workers(), on_progress)
+        dependencies = dict(zip(plan.inputs.files, digests, strict=False))
+        known = {file.path: found for file, found in zip(files, digests, strict=True)}
+        made = [
+            _make(plan, number, contents, dependencies, known, (error_lines or {}).get(number, ()))
+            for number, contents in enumerate(outputs)
+        ]
+        for contents, bundle in zip(outputs, made, strict=True):
+            contents.check_again()
+            write_files(bundle)
+    except CheckpointError as problem:
+        raise CheckpointError(f"{problem} (the outputs are complete, but have no bundle)") from None
+    return tuple(tuple(bundle) for bundle in made)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is on the disk of one output: its files as they are now, the tensors in each."""
+
+    output: Output
+    states: dict[Path, InputFile]
+    tensors: dict[str, StoredArray]
+
+    @classmethod
+    def of(cls, output: Output) -> _Contents:
+        """Take stock of a complete output. Raises CheckpointError if it is not what was planned."""
+        request = output.request
+        sizes = {file.path: file.size for file in output.files}
+        sizes.update({request.path / n: len(raw) for n, raw in output.companions.items()})
+        states = {path: _state(path, size) for path, size in sizes.items()}
+        if request.kind == "gguf":
+            tensors = gguf.read_split(output.files[0].path).tensors
+        else:
+            tensors = safetensors.read_directory(request.path)
+        return cls(output, states, dict(tensors))
+
+    @property
+    def files(self) -> list[FileToHash]:
+        """The files, with the places of their tensors."""
+        return [
+            FileToHash(
+                path, state.check, tuple((a.offset, a.nbytes) for _, a in self._tensors_in(path))
+            )
+            for path, state in self.states.items()
+        ]
+
+    def _tensors_in(self, path: Path) -> list[tuple[str, StoredArray]]:
+        return [(name, array) for name, array in self.tensors.items() if array.path == path]
+
+    def hashed_tensors(self, known: Mapping[Path, Digests]) -> list[provenance.HashedTensor]:
+        """The tensors with their digests."""
+        return [
+            provenance.HashedTensor(name, array, sha)
+            for path in self.states
+            for (name, array), sha in zip(self._tensors_in(path), known[path].regions, strict=True)
+        ]
+
+    def check_again(self) -> None:
+        """Raise CheckpointError if another output has taken the place of what was hashed."""
+        for path, state in self.states.items():
+            state.check(_status(path))
+
+
+def _state(path: Path, size: int) -> InputFile:
+    """A file of an output as it is now."""
+    status = _status(path)
+    if status.st_size != size:
+        raise OutputError(
+            f"{path}: {status.st_size:,} bytes, not the {size:,} that were written; convert again"
+        )
+    return InputFile(path, "output", size, status.st_mtime_ns)
+
+
+def _status(path: Path) -> stat_result:
+    try:
+        return path.stat()
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def _make(
+    plan: Plan,
+    number: int,
+    contents: _Contents,
+    dependencies: Mapping[InputFile, Digests],
+    known: Mapping[Path, Digests],
+    error_lines: Sequence[str],
+) -> dict[Path, bytes]:
+    """Make the files of one bundle, in the order in which they get their names."""
+    output = contents.output
+    paths = bundle_paths(output.request.path, output.request.kind)
+    files = {path.name: known[path].sha256 for path in contents.states}
+    tensors = provenance.tensor_list(contents.hashed_tensors(known))
+    card = model_card(plan, number, error_lines).encode("utf-8", "replace")
+    statement = provenance.statement(
+        output.request,
+        plan.inputs,
+        {file: found.sha256 for file, found in dependencies.items()},
+        files,
+        {paths.path(TENSORS).name: sha256(tensors), paths.path(CARD).name: sha256(card)},
+    )
+    described = {TENSORS: tensors, STATEMENT: statement}
+    # The card is left out: people add to it.
+    sums = provenance.checksums(
+        {**files, **{paths.path(name).name: sha256(raw) for name, raw in described.items()}}
+    )
+    made = {STATEMENT: statement, TENSORS: tensors, CARD: card, SUMS: sums}
+    return {paths.path(name): raw for name, raw in made.items()}

@@ -1,0 +1,44 @@
+"""Small files that appear together, each whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from weightcast.converters.held import signals_held
+from weightcast.converters.output_files import explained, partial_path, sync_directory
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files, flush all of them, then give each its name, in their order.
+
+    Raises OutputError; what has no name yet is removed then.
+    """
+    pending: dict[Path, Path] = {}
+    path: Path | None = None
+    try:
+        for path, content in contents.items():
+            pending[partial_path(path)] = path
+            _write_flushed(partial_path(path), content)
+        with signals_held():
+            for partial, path in list(pending.items()):
+                os.replace(partial, path)
+                del pending[partial]
+        for folder in {path.parent for path in contents}:
+            sync_directory(folder)
+    except OSError as problem:
+        raise explained(problem, path) from None
+    finally:
+        for partial in pending:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
