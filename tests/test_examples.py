@@ -135,3 +135,31 @@ def test_release_workflow():
         missing |= given - options if name in known else set()
     assert missing == COMING
     assert any("--bundle" in words for words in commands)
+
+
+def test_gate(tmp_path):
+    """examples/ci_gate.sh ends as the gate says, with a summary in either case."""
+    write_checkpoint(tmp_path / "tiny", tiny_spec(emb_size=256), seed=3)
+    summary = tmp_path / "summary.md"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "GITHUB_STEP_SUMMARY": str(summary)}
+    environment["WEIGHTCAST_OPTIONS"] = "--no-tokenizer"
+
+    def gate(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            EXAMPLES / "ci_gate.sh",
+            tmp_path / "tiny",
+            tmp_path / "tiny-Q4_K_M.gguf",
+            *words,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    done = gate()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "tiny-Q4_K_M.gguf" in summary.read_text()
+    done = gate("attn_q:sqnr_db=60", "relative_rms=0.5")
+    assert done.returncode == 1
+    assert "blk.0.attn_q.weight: sqnr_db is 2" in done.stderr
+    assert summary.read_text().count("## Quantization errors") == 2
+    assert gate("rms=0.5").returncode == 2
+    assert summary.read_text().count("## Quantization errors") == 2  # nothing was measured
