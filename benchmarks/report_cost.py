@@ -5,7 +5,7 @@
 output without and with a report, in turn. Reported are medians of wall and CPU time, what the
 report adds to both, and peak resident memory. Needs about 20 GB of free disk.
 
-    .venv/bin/python -m benchmarks.report_cost --repeat 3 --output benchmarks/results/report-cost.json
+    .venv/bin/python -m benchmarks.report_cost --output benchmarks/results/report-cost.json
 """
 
 from __future__ import annotations
