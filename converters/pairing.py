@@ -7,19 +7,15 @@ each matrix the same rows of both come into memory, a slab at a time, and worker
 from __future__ import annotations
 
 import mmap
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from math import ceil, lcm
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.describe import stored_as, stored_bytes
-from weightcast.converters.devices import as_matrix
 from weightcast.converters.execute import (
     MAX_PIECES_BYTES,
     MAX_WORKERS,
@@ -31,21 +27,25 @@ from weightcast.converters.grok1 import LAYER_ROLES, Place, places
 from weightcast.converters.grok1_gguf import ARCHITECTURE
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.measured import Collector, MatrixErrors
-from weightcast.converters.plan import SLAB_BYTES, whole
-from weightcast.converters.slabs import Slab, check_readable, read_slab, rows_per_slab, slab_bytes
+from weightcast.converters.paired_rows import (
+    RUN_ROWS,
+    PairedRows,
+    Sample,
+    chosen_rows,
+    cut_rows,
+    floats,
+    measure_rows,
+    read_rows,
+    row_multiple,
+)
+from weightcast.converters.plan import whole
+from weightcast.converters.slabs import Slab, check_readable, slab_bytes
 from weightcast.converters.sources import AnyGraph, kind_of, open_carried, open_grok1
-from weightcast.formats.packed_parts import NUMPY_DTYPES
 from weightcast.formats.stored import read_into
-from weightcast.quant.error import Baseline, Errors
-from weightcast.quant.error_library import measure_matrix
+from weightcast.quant.error import Baseline
 from weightcast.quant.errors import CheckpointError, LayoutError, RequestError
-from weightcast.quant.library import Matrix, SourceValueError, quantize_matrix
-from weightcast.quant.types import F32, TYPES, QuantType
 
 Shape = tuple[int, ...]
-Sample = int | float | None
-# Rows of a sample come in runs: the cache lines of int8 columns, 64 of them side by side.
-_RUN_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,89 +196,20 @@ def has_same_bytes(pair: Pair) -> bool:
 
 # Measuring.
 
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """Rows [out0, out1) of a matrix in both; `row0` is the first among those that are measured."""
-
-    key: tuple[int, int]
-    source: View
-    output: View
-    out0: int
-    out1: int
-    row0: int
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(_read_bytes(v, self.out0, self.out1) for v in (self.source, self.output))
+_Key = tuple[int, int]  # a pair, and a matrix of it
 
 
-def _read_bytes(view: View, out0: int, out1: int) -> int:
-    packed, n_out = view.array.packed, view.shape[0]
-    if packed is None:
-        return slab_bytes(view, out1 - out0)
-    return view.array.nbytes * out1 // n_out - view.array.nbytes * out0 // n_out
-
-
-@dataclass(slots=True)
-class _Slot:
-    """Buffers for the rows of both, and the pieces that are still measured of them."""
-
-    source: mmap.mmap
-    output: mmap.mmap
-    pieces: list[Future[None]] = field(default_factory=list)
-
-    def wait(self) -> None:
-        for piece in self.pieces:
-            piece.result()
-        self.pieces.clear()
-
-
-def chosen_rows(n_out: int, sample: Sample, multiple: int = 1) -> list[tuple[int, int]]:
-    """Choose rows of a matrix: all, or about `sample` of them (a float: that share of them).
-
-    A sample is runs [row0, row1) of 64 rows or a few more, the first and the last row among them
-    where there are several, evenly spread, the same each time. Runs start at multiples.
-    """
-    if sample is None:
-        return [(0, n_out)]
-    wanted = sample if isinstance(sample, int) else ceil(sample * n_out)
-    run = lcm(_RUN_ROWS, multiple)
-    n_runs, n_chosen = -(-n_out // run), max(1, -(-wanted // run))
-    if n_chosen >= n_runs:
-        return [(0, n_out)]
-    if n_chosen == 1:
-        chosen = [n_runs // 2]
-    else:
-        chosen = [n * (n_runs - 1) // (n_chosen - 1) for n in range(n_chosen)]
-    return [(n * run, min((n + 1) * run, n_out)) for n in chosen]
-
-
-def _row_multiple(*views: View) -> int:
-    """Rows that are read together in a packed matrix."""
-    return lcm(*(1 if v.array.packed is None else v.array.packed.row_multiple for v in views))
-
-
-def _items(pairs: Sequence[Pair], sample: Sample) -> Iterator[_Item]:
+def _paired_rows(pairs: Sequence[Pair], sample: Sample = None) -> Iterator[tuple[_Key, PairedRows]]:
     for number, pair in enumerate(pairs):
         views = zip(matrices(pair.source), matrices(pair.output), strict=True)
         for expert, (source, output) in enumerate(views):
-            multiple = _row_multiple(source, output)
-            most = whole(min(rows_per_slab(v, SLAB_BYTES) for v in (source, output)), multiple)
-            done = 0
-            for row0, row1 in chosen_rows(source.shape[0], sample, multiple):
-                # Slabs of one size, so that none is only a few rows.
-                share = -(-(row1 - row0) // -(-(row1 - row0) // most))
-                step = -(-share // multiple) * multiple
-                for out0 in range(row0, row1, step):
-                    out1 = min(out0 + step, row1)
-                    yield _Item((number, expert), source, output, out0, out1, done)
-                    done += out1 - out0
+            for rows in cut_rows(source, output, sample):
+                yield (number, expert), rows
 
 
 def bytes_to_read(pairs: Sequence[Pair], sample: Sample = None) -> int:
     """How much `measure_pairs` reads, and tells of as progress."""
-    return sum(item.read_bytes for item in _items(pairs, sample))
+    return sum(rows.read_bytes for _, rows in _paired_rows(pairs, sample))
 
 
 def measure_pairs(
@@ -297,84 +228,100 @@ def measure_pairs(
     """
     if type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS:
         raise RequestError(f"{jobs} jobs; 1 to {MAX_WORKERS} are possible")
-    items = list(_items(pairs, sample))
-    collector: Collector[tuple[int, int]] = Collector()
-    sizes = [
-        max((slab_bytes(getattr(i, side), i.out1 - i.out0) for i in items), default=0)
-        for side in ("source", "output")
-    ]
-    slots = [_Slot(slab_buffer(sizes[0]), slab_buffer(sizes[1])) for _ in range(2)]
+    work = list(_paired_rows(pairs, sample))
+    slots = [_Slot.of([rows for _, rows in work]) for _ in range(2)]
     with ThreadPoolExecutor(jobs) as pool:
+        measurement = _Measurement(baseline, jobs, pool, on_progress)
         try:
-            for number, item in enumerate(items):
+            for number, (key, rows) in enumerate(work):
                 slot = slots[number % 2]
                 slot.wait()
-                slot.pieces += _hand_out(pool, jobs, item, slot, baseline, collector, on_progress)
+                slot.pieces += measurement.hand_out(key, rows, slot)
             for slot in slots:
                 slot.wait()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    found = collector.finished()
-    by_pair: dict[Pair, list[MatrixErrors]] = defaultdict(list)
-    for number, expert in sorted(found):
-        pair = pairs[number]
-        views = matrices(pair.source)[expert], matrices(pair.output)[expert]
-        runs = chosen_rows(views[0].shape[0], sample, _row_multiple(*views))
-        by_pair[pair].append(_in_place(found[number, expert], runs))
-    return {pair: tuple(errors) for pair, errors in by_pair.items()}
+    found = measurement.collector.finished()
+    return {
+        pair: tuple(
+            _in_place(found[number, expert], source, output, sample)
+            for expert, (source, output) in enumerate(
+                zip(matrices(pair.source), matrices(pair.output), strict=True)
+            )
+        )
+        for number, pair in enumerate(pairs)
+    }
 
 
-def _hand_out(
-    pool: ThreadPoolExecutor,
-    jobs: int,
-    item: _Item,
-    slot: _Slot,
-    baseline: Baseline,
-    collector: Collector[tuple[int, int]],
-    on_progress: Callable[[int], None],
-) -> Iterator[Future[None]]:
-    """Read the rows of an item from both and give them to the workers in pieces."""
-    source = _read(item.source, item.out0, item.out1, memoryview(slot.source))
-    output = _read(item.output, item.out0, item.out1, memoryview(slot.output))
+@dataclass(slots=True)
+class _Slot:
+    """Buffers for the rows of both, and the pieces that are still measured of them."""
 
-    def measure(row0: int, row1: int, nbytes: int) -> None:
-        errors = _measure(source, output, row0, row1, baseline)
-        collector.add(item.key, item.row0 + row0, errors)
-        on_progress(nbytes)
+    source: mmap.mmap
+    output: mmap.mmap
+    pieces: list[Future[None]] = field(default_factory=list)
 
-    limit = min(PIECE_BYTES, MAX_PIECES_BYTES // jobs) // (4 * item.source.shape[1])
-    rows = min(max(1, limit), max(-(-source.rows // jobs), _RUN_ROWS))
-    rows = whole(rows, _RUN_ROWS) if rows >= _RUN_ROWS else rows
-    for row0 in range(0, source.rows, rows):
-        row1 = min(row0 + rows, source.rows)
-        share = item.read_bytes * row1 // source.rows - item.read_bytes * row0 // source.rows
-        try:
-            yield pool.submit(measure, row0, row1, share)
-        except RuntimeError as problem:  # a limit of the system on threads
-            raise CheckpointError(
-                f"cannot start {jobs} workers ({problem}); use fewer --jobs"
-            ) from None
+    @classmethod
+    def of(cls, work: Sequence[PairedRows]) -> _Slot:
+        """Make buffers that fit all work."""
+        source = max((slab_bytes(w.source, w.out1 - w.out0) for w in work), default=0)
+        output = max((slab_bytes(w.output, w.out1 - w.out0) for w in work), default=0)
+        return cls(slab_buffer(source), slab_buffer(output))
+
+    def wait(self) -> None:
+        """Wait for the pieces. Raises what went wrong with one."""
+        for piece in self.pieces:
+            piece.result()
+        self.pieces.clear()
 
 
-def _read(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
-    try:
-        return read_slab(view, out0, out1, buffer)
-    except OSError as problem:
-        raise CheckpointError(f"{view.array.path}: cannot be read: {problem.strerror}") from None
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    baseline: Baseline
+    jobs: int
+    pool: ThreadPoolExecutor
+    on_progress: Callable[[int], None]
+    collector: Collector[_Key] = field(default_factory=Collector)
+
+    def hand_out(self, key: _Key, rows: PairedRows, slot: _Slot) -> Iterator[Future[None]]:
+        """Read rows of both and give them to the workers in pieces."""
+        source = read_rows(rows.source, rows.out0, rows.out1, memoryview(slot.source))
+        output = read_rows(rows.output, rows.out0, rows.out1, memoryview(slot.output))
+
+        def measure(row0: int, row1: int, nbytes: int) -> None:
+            errors = measure_rows(source, output, row0, row1, self.baseline)
+            self.collector.add(key, rows.row0 + row0, errors)
+            self.on_progress(nbytes)
+
+        count, step = source.rows, self._rows_per_piece(source)
+        for row0 in range(0, count, step):
+            row1 = min(row0 + step, count)
+            share = rows.read_bytes * row1 // count - rows.read_bytes * row0 // count
+            try:
+                yield self.pool.submit(measure, row0, row1, share)
+            except RuntimeError as problem:  # a limit of the system on threads
+                raise CheckpointError(
+                    f"cannot start {self.jobs} workers ({problem}); use fewer --jobs"
+                ) from None
+
+    def _rows_per_piece(self, slab: Slab) -> int:
+        """As many as fit a piece as float32; enough pieces of a small slab for all workers."""
+        limit = min(PIECE_BYTES, MAX_PIECES_BYTES // self.jobs) // (4 * slab.view.shape[1])
+        rows = min(max(1, limit), max(-(-slab.rows // self.jobs), RUN_ROWS))
+        return rows if rows < RUN_ROWS else whole(rows, RUN_ROWS)
 
 
-def _measure(source: Slab, output: Slab, row0: int, row1: int, baseline: Baseline) -> Errors:
-    """Measure rows [row0, row1) of two slabs; whatever is stored in rows goes in as it is."""
-    matrix = as_matrix(source.piece(row0, row1))
-    view = output.view
-    stored: tuple[QuantType, NDArray[np.uint8]]
-    is_row_major = view.is_blocked or view.strides == (view.shape[1], 1)
-    if output.decode is None and output.scales is None and is_row_major:
-        stored = TYPES[view.dtype], output.stored_rows(row0, row1)
-    else:
-        stored = F32, _floats(output, row0, row1).reshape(-1).view(np.uint8)
-    return measure_matrix(matrix, *stored, baseline=baseline)
+def _in_place(errors: MatrixErrors, source: View, output: View, sample: Sample) -> MatrixErrors:
+    """Turn rows counted through a sample into rows of the matrix."""
+    if sample is None:
+        return errors
+    runs = chosen_rows(source.shape[0], sample, row_multiple(source, output))
+    rows = np.concatenate([np.arange(*run) for run in runs])
+    total = errors.total
+    if total.largest_square > 0:
+        total = replace(total, largest_row=rows[total.largest_row])
+    return MatrixErrors(total, tuple((int(rows[row]), size) for row, size in errors.worst))
 
 
 def rows_float32(view: View, out0: int, out1: int) -> NDArray[np.float32]:
@@ -383,35 +330,4 @@ def rows_float32(view: View, out0: int, out1: int) -> NDArray[np.float32]:
     Of a packed matrix `out0` is a multiple of the rows that are packed together.
     """
     buffer = memoryview(slab_buffer(slab_bytes(view, out1 - out0)))
-    return _floats(_read(view, out0, out1, buffer), 0, out1 - out0)
-
-
-def _floats(slab: Slab, row0: int, row1: int) -> NDArray[np.float32]:
-    matrix = as_matrix(slab.piece(row0, row1))
-    values = np.empty((matrix.n_out, matrix.n_in), np.float32)
-    try:
-        quantize_matrix(matrix, F32, values.reshape(-1).view(np.uint8))
-    except SourceValueError:  # NaN and infinity are values too
-        return _any_floats(matrix)
-    return values
-
-
-def _any_floats(matrix: Matrix) -> NDArray[np.float32]:
-    data = matrix.data.view(NUMPY_DTYPES[matrix.dtype])[matrix.start :]
-    strides = [stride * data.itemsize for stride in (matrix.stride_out, matrix.stride_in)]
-    shape = (matrix.n_out, matrix.n_in)
-    with np.errstate(all="ignore"):
-        values = np.lib.stride_tricks.as_strided(data, shape, strides).astype(np.float32)
-        if matrix.scales is not None:
-            repeats = matrix.n_in // matrix.scales.shape[0]
-            values *= np.repeat(matrix.scales.T, repeats, axis=1)
-    return values
-
-
-def _in_place(errors: MatrixErrors, runs: Sequence[tuple[int, int]]) -> MatrixErrors:
-    """Turn rows counted through a sample into rows of the matrix."""
-    rows = np.concatenate([np.arange(*run) for run in runs])
-    total = errors.total
-    if total.largest_square > 0:
-        total = replace(total, largest_row=rows[total.largest_row])
-    return MatrixErrors(total, tuple((int(rows[row]), size) for row, size in errors.worst))
+    return floats(read_rows(view, out0, out1, buffer), 0, out1 - out0)
