@@ -12,13 +12,15 @@ from pathlib import Path
 
 import click
 
+from weightcast.converters import compare as comparison
 from weightcast.converters import convert as conversion
 from weightcast.converters import describe
+from weightcast.converters.compare_words import comparison_lines
 from weightcast.converters.devices import choose_devices
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.progress import progress
 from weightcast.converters.sources import open_to_inspect
-from weightcast.quant.errors import CheckpointError, RequestError
+from weightcast.quant.errors import CheckpointError, LayoutError, RequestError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What cannot be read is bad input, as what is not there; click would call it wrong usage.
@@ -136,6 +138,54 @@ def convert(
         _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
         _print(lines)
+
+
+@commands.command()
+@click.argument("a", metavar="A", type=PATH)
+@click.argument("b", metavar="B", type=PATH)
+@click.option("--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json).")
+@click.option(
+    "--baseline",
+    type=click.Choice(list(comparison.BASELINES)),
+    default="stored",
+    help="What errors are differences from: A's values as stored, or rounded to bf16.",
+    show_default=True,
+)
+@click.option("--all", "all_tensors", is_flag=True, help="A line for each tensor.")
+@click.option("--report", "report_path", type=PATH, help="Write the errors, as JSON.")
+@click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def compare(
+    a: Path,
+    b: Path,
+    spec: Path | None,
+    baseline: str,
+    all_tensors: bool,
+    report_path: Path | None,
+    jobs: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure what B's weights differ by from those of A, tensor by tensor.
+
+    Each is a ckpt-0 directory (or its parent), a GGUF file (of a split one, the first) or
+    safetensors; of models other than Grok-1 both are GGUF files. Differences are no failure;
+    tensors that only one of them has, or in another shape, are.
+    """
+    sides = comparison.open_sides(a, b, spec)
+    if report_path is not None:
+        comparison.check_report_path(report_path, sides, [spec])
+    with progress(sides.read_bytes, quiet=quiet or as_json) as on_progress:
+        found = comparison.measure_sides(sides, comparison.BASELINES[baseline], jobs, on_progress)
+    if report_path is not None:
+        comparison.write_report(found, report_path)
+    if as_json:
+        _print(json.dumps(found.describe(), indent=1).split("\n"))
+    elif not quiet:
+        _print(comparison_lines(found, all_tensors=all_tensors))
+    if found.problem is not None:
+        raise LayoutError(found.problem)
 
 
 @commands.command()

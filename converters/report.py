@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from weightcast.converters import report_markdown, report_page
-from weightcast.converters.output_files import partial_path
 from weightcast.converters.report_file import Report, read_report
 from weightcast.converters.report_words import size_text
 from weightcast.converters.words import count
-from weightcast.quant.errors import OutputError, RequestError
+from weightcast.converters.written import write_small
+from weightcast.quant.errors import RequestError
 
 _FORMS: Final[dict[str, Callable[[Sequence[Report]], str]]] = {
     ".html": report_page.page,
@@ -38,26 +37,6 @@ def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
             raise RequestError(f"{out}: is one of the reports; name another file")
     reports = [read_report(path) for path in paths]
     content = form(reports).encode()
-    _write(out, content)
+    write_small(out, content)
     outputs = sum(len(report.outputs) for report in reports)
     yield f"wrote {out} ({size_text(len(content))}, {count(outputs, 'output')})"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a small file so that it has its name only when it is complete."""
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory")
-    partial = partial_path(path)
-    try:
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as problem:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -1,0 +1,29 @@
+"""Small files that have their name only when they are complete."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from weightcast.converters.output_files import partial_path
+from weightcast.quant.errors import OutputError
+
+
+def write_small(path: Path, content: bytes) -> None:
+    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory")
+    partial = partial_path(path)
+    try:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as problem:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
