@@ -251,9 +251,15 @@ def test_workers_and_slabs_change_no_bit(
 
     alone = numbers(1)
     assert numbers(3) == alone
-    monkeypatch.setattr(paired_rows, "SLAB_BYTES", 5000)
-    monkeypatch.setattr(pairing, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(paired_rows, "SLAB_BYTES", 40_000)
+    monkeypatch.setattr(pairing, "PIECE_BYTES", 20_000)
     assert numbers(3) == alone
+
+
+def test_in_python(made: Path) -> None:
+    found = weightcast.compare(WIDE.path, made / "a-Q4_K_M.gguf", baseline="bf16", jobs=1)
+    assert found.describe().items() >= found.report.items()
+    assert found.report["baseline"] == "bf16"
 
 
 def test_names_types_and_bytes(made: Path) -> None:
