@@ -12,19 +12,31 @@ from pathlib import Path
 
 import click
 
+from weightcast.converters import compare as comparison
 from weightcast.converters import convert as conversion
 from weightcast.converters import describe
+from weightcast.converters.compare_words import comparison_lines
 from weightcast.converters.devices import choose_devices
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.gate import Offender, check_limits, parse_limit
+from weightcast.converters.measured import BASELINES
 from weightcast.converters.progress import progress
 from weightcast.converters.sources import open_to_inspect
 from weightcast.converters.targets import check_small_target
-from weightcast.quant.errors import CheckpointError, RequestError
+from weightcast.quant.errors import CheckpointError, LayoutError, RequestError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What cannot be read is bad input, as what is not there; click would call it wrong usage.
 PATH = click.Path(path_type=Path, readable=False)
+
+
+fail_over = click.option(
+    "--fail-over",
+    "limits",
+    metavar="[KIND:]METRIC=LIMIT",
+    multiple=True,
+    help="Exit with 1 if a tensor is beyond: relative_rms=0.1, attn_q:sqnr_db=30, ...",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,16 +98,10 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 @click.option("--report", "report_path", type=PATH, help="Write the errors made, as JSON.")
 @click.option(
     "--baseline",
-    type=click.Choice(conversion.BASELINES),
+    type=click.Choice(list(BASELINES)),
     help="What errors are measured against: values as stored (default), or rounded to bf16.",
 )
-@click.option(
-    "--fail-over",
-    "limits",
-    metavar="[KIND:]METRIC=LIMIT",
-    multiple=True,
-    help="Exit with 1 if a tensor is beyond: relative_rms=0.1, attn_q:sqnr_db=30, ...",
-)
+@fail_over
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -165,6 +171,59 @@ def convert(
         _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
         _print(lines)
+    _fail_over(offenders)
+
+
+@commands.command()
+@click.argument("a", metavar="A", type=PATH)
+@click.argument("b", metavar="B", type=PATH)
+@click.option("--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json).")
+@click.option(
+    "--baseline",
+    type=click.Choice(list(BASELINES)),
+    default="stored",
+    help="What errors are differences from: A's values as stored, or rounded to bf16.",
+    show_default=True,
+)
+@click.option("--all", "all_tensors", is_flag=True, help="A line for each tensor.")
+@click.option("--report", "report_path", type=PATH, help="Write the errors, as JSON.")
+@fail_over
+@click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def compare(
+    a: Path,
+    b: Path,
+    spec: Path | None,
+    baseline: str,
+    all_tensors: bool,
+    report_path: Path | None,
+    limits: tuple[str, ...],
+    jobs: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure what B's weights differ by from those of A, tensor by tensor.
+
+    Each is a ckpt-0 directory (or its parent), a GGUF file (of a split one, the first) or
+    safetensors; of models other than Grok-1 both are GGUF files. Differences are no failure;
+    tensors that only one of them has, or in another shape, are.
+    """
+    gate = [parse_limit(text) for text in limits]
+    sides = comparison.open_sides(a, b, spec)
+    if report_path is not None:
+        comparison.check_report_path(report_path, sides, [spec])
+    with progress(sides.read_bytes, quiet=quiet or as_json) as on_progress:
+        found = comparison.measure_sides(sides, BASELINES[baseline], jobs, on_progress)
+    if report_path is not None:
+        comparison.write_report(found, report_path)
+    if as_json:
+        _print(json.dumps(found.describe(), indent=1).split("\n"))
+    elif not quiet:
+        _print(comparison_lines(found, all_tensors=all_tensors))
+    offenders = check_limits(found.report, gate)
+    if found.problem is not None:
+        raise LayoutError(found.problem)
     _fail_over(offenders)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from weightcast.converters import execute
 from weightcast.converters.bundle import earlier_notes, write_bundles
@@ -20,19 +20,18 @@ from weightcast.converters.gguf_outputs import check_requantized, lay_out_carrie
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.inputs import Given, Inputs, list_inputs
-from weightcast.converters.measured import Measuring
+from weightcast.converters.measured import Measuring, parse_baseline
 from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.provenance import source_date
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
-from weightcast.converters.report_file import report_of
+from weightcast.converters.report_file import parse_report
 from weightcast.converters.report_markdown import card_lines
 from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_small_target, check_targets
 from weightcast.converters.written import write_small
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
-from weightcast.quant.error import Baseline
 from weightcast.quant.errors import CheckpointError, RequestError
 from weightcast.quant.library import BlockCounts
 
@@ -304,16 +303,11 @@ def convert(
     return summary
 
 
-BASELINES: Final = tuple(baseline.name.lower() for baseline in Baseline)
-
-
 def measuring_of(baseline: str | None, *asked: object) -> Measuring | None:
     """What is to be measured; None if nothing is asked for. Raises RequestError."""
     if baseline is None and not any(asked):
         return None
-    if baseline is not None and baseline not in BASELINES:
-        raise RequestError(f"baseline {baseline!r} is not known; use {' or '.join(BASELINES)}")
-    return Measuring(Baseline[(baseline or "stored").upper()])
+    return Measuring(parse_baseline(baseline or "stored"))
 
 
 def write_report(summary: Summary, path: Path) -> None:
@@ -346,7 +340,7 @@ def run(
     if measuring is not None:
         report = conversion_report(plan, measuring.finished(), measuring.baseline)
         summary = replace(summary, report=report)
-        described = report_of(report)
+        described = parse_report(report)
         error_lines = {n: card_lines(described, n) for n in range(len(plan.outputs))}
     if not plan.has_bundles:
         return summary

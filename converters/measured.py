@@ -18,11 +18,20 @@ from numpy.typing import NDArray
 from weightcast.converters.plan import Destination
 from weightcast.quant.error import MOMENTS, Baseline, Errors, merged, of_moments
 from weightcast.quant.error_library import measure_matrix
+from weightcast.quant.errors import RequestError
 from weightcast.quant.library import Matrix
 from weightcast.quant.types import QuantType
 
 WORST_ROWS: Final = 8
+BASELINES: Final = {baseline.name.lower(): baseline for baseline in Baseline}
 _Key = TypeVar("_Key", bound=Hashable)
+
+
+def parse_baseline(name: str) -> Baseline:
+    """Look a baseline up by name. Raises RequestError."""
+    if name not in BASELINES:
+        raise RequestError(f"{name!r} is no baseline; use {' or '.join(BASELINES)}")
+    return BASELINES[name]
 
 
 @dataclass(frozen=True, slots=True)

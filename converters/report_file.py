@@ -19,6 +19,7 @@ from weightcast.quant.errors import FormatError
 MAX_REPORT_BYTES: Final = 1 << 28
 VERSION: Final = 1
 BINS: Final = 32
+_KINDS: Final = ("gguf", "safetensors", "shards")
 _MAX_INTEGER: Final = (1 << 63) - 1
 _MAX_NUMBER: Final = math.nextafter(math.inf, 0)
 _T = TypeVar("_T")
@@ -149,7 +150,7 @@ def read_report(path: Path) -> Report:
     if type(version) is not int or version != VERSION:
         raise FormatError(path, None, f"version {shown(version)} of reports does not exist")
     try:
-        return report_of(value)
+        return parse_report(value)
     except _Unfit as problem:
         raise FormatError(path, None, str(problem)) from None
     except RecursionError:  # showing a value that is nested too deep
@@ -160,8 +161,8 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)  # NaN and infinities are no JSON
 
 
-def report_of(value: Any) -> Report:
-    """Take the values of a report apart, which were read, or just made."""
+def parse_report(value: Any) -> Report:
+    """Check the values of a report: those that this package made need no other reading."""
     keys = ("format", "version", "generator", "source", "baseline", "outputs")
     _, _, generator, source, baseline, outputs = _object("report", value, keys)
     source_keys = ("path", "family", "parameters", "hyperparameters")
@@ -186,8 +187,8 @@ def _output(place: str, value: Any) -> OutputErrors:
     path, kind, name, recipe, imatrix, nbytes, tensor_bytes, bits, total, kinds, tensors = _object(
         place, value, keys
     )
-    if kind not in ("gguf", "safetensors"):
-        raise _Unfit(f"{place}.kind is {shown(kind)}; known: gguf, safetensors")
+    if kind not in _KINDS:
+        raise _Unfit(f"{place}.kind is {shown(kind)}; known: {', '.join(_KINDS)}")
     base, pure, rules = _object(f"{place}.recipe", recipe, ("base", "pure", "rules"))
     if not isinstance(pure, bool):
         raise _Unfit(f"{place}.recipe.pure is {shown(pure)}, not true or false")
