@@ -9,7 +9,7 @@ demo: .venv/.demo
 	$(BIN)/weightcast demo
 
 test: .venv/.development
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 lint: .venv/.development
 	$(BIN)/ruff check .
