@@ -40,7 +40,7 @@ _MAX_NAME_BYTES = 256
 _MAX_AXES = 4
 # split.count is a uint16.
 _MAX_PARTS = 65535
-_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
 # Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
 _REFUSED_TYPES: Final = {
@@ -82,8 +82,35 @@ class Entry:
         return self.type.row_bytes(self.shape[-1]) * prod(self.shape[:-1])
 
 
-def read_file(path: Path) -> GGUFIndex:
-    """Index one file. Raises FormatError naming the file and the offset."""
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as a header declares it: `start` is a byte offset in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What one file's header says, before it is known whether the file keeps to it.
+
+    `end` is where the header ends, `data_start` where the data begin, `size` the file's own.
+    """
+
+    version: int
+    metadata: Metadata
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    end: int
+    data_start: int
+    size: int
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Read one file's header. Raises FormatError naming the file and the offset."""
     with path.open("rb") as file:
         header = HeaderReader(file, path)
         if header.size < 24 or header.take(4) != MAGIC:
@@ -100,24 +127,33 @@ def read_file(path: Path) -> GGUFIndex:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise header.error("general.alignment is not a power of two")
         data_start = -(-header.position // alignment) * alignment
+        tensors = tuple(TensorInfo(*info[:3], data_start + info[3], info[4]) for info in infos)
+        return GGUFHeader(
+            version, metadata, tensors, alignment, header.position, data_start, header.size
+        )
+
+
+def read_file(path: Path) -> GGUFIndex:
+    """Index one file. Raises FormatError naming the file and the offset."""
+    header = read_header(path)
     tensors: dict[str, StoredArray] = {}
-    for name, dtype, shape, offset, nbytes in infos:
-        if name in tensors:
-            raise FormatError(path, None, f"tensor {name!r} occurs twice")
-        start = data_start + offset
-        if start + nbytes > header.size:
+    for info in header.tensors:
+        if info.name in tensors:
+            raise FormatError(path, None, f"tensor {info.name!r} occurs twice")
+        if info.start + info.nbytes > header.size:
             raise FormatError(
                 path,
-                start,
-                f"tensor {name!r} takes {nbytes} bytes, but the file ends at {header.size}",
+                info.start,
+                f"tensor {info.name!r} takes {info.nbytes} bytes, but the file ends at "
+                f"{header.size}",
             )
-        tensors[name] = StoredArray(path, start, nbytes, dtype, shape)
+        tensors[info.name] = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
     end = 0
     for array in sorted(tensors.values(), key=lambda a: a.offset):
         if array.offset < end:
             raise FormatError(path, array.offset, "two tensors overlap")
         end = array.offset + array.nbytes
-    return GGUFIndex(metadata, tensors, (path,))
+    return GGUFIndex(header.metadata, tensors, (path,))
 
 
 def _tensor_info(header: HeaderReader) -> tuple[str, str, tuple[int, ...], int, int]:
@@ -149,7 +185,7 @@ def read_split(path: Path) -> GGUFIndex:
     count = first.metadata.get("split.count", 1)
     if type(count) is not int or count <= 1:
         return first
-    match = _SPLIT_NAME.fullmatch(path.name)
+    match = SPLIT_NAME.fullmatch(path.name)
     if match is None or int(match[3]) != count:
         raise FormatError(
             path,
