@@ -64,7 +64,7 @@ class _Loan:
             self.owner.put(self.buffer)
 
 
-def _buffer(nbytes: int) -> mmap.mmap:
+def slab_buffer(nbytes: int) -> mmap.mmap:
     buffer = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
     # Columns are read at strides of many pages, which huge pages make cheap.
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -231,7 +231,7 @@ class _Run:
 
     def _pinned(self, nbytes: int) -> mmap.mmap:
         """Make a buffer, page-locked if a device is to read or write it."""
-        buffer = _buffer(nbytes)
+        buffer = slab_buffer(nbytes)
         if self._devices.cuda:
             self._held.add(self._devices.cuda[0].pin(buffer).unpin)
         return buffer

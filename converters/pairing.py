@@ -1,0 +1,333 @@
+"""Two checkpoints side by side: the tensors that both have, and what one differs by from the other.
+
+A is what errors are measured against, B what is measured: either can be anything that is read. Of
+each matrix the same rows of both come into memory, a slab at a time, and workers measure pieces.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.describe import stored_as, stored_bytes
+from weightcast.converters.execute import (
+    MAX_PIECES_BYTES,
+    MAX_WORKERS,
+    PIECE_BYTES,
+    slab_buffer,
+)
+from weightcast.converters.graph import Tensor, View, first_array, matrices
+from weightcast.converters.grok1 import LAYER_ROLES, Place, places
+from weightcast.converters.grok1_gguf import ARCHITECTURE
+from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.measured import Collector, MatrixErrors
+from weightcast.converters.paired_rows import (
+    RUN_ROWS,
+    PairedRows,
+    Sample,
+    chosen_rows,
+    cut_rows,
+    floats,
+    measure_rows,
+    read_rows,
+    row_multiple,
+)
+from weightcast.converters.plan import whole
+from weightcast.converters.slabs import Slab, check_readable, slab_bytes
+from weightcast.converters.sources import AnyGraph, kind_of, open_carried, open_grok1
+from weightcast.formats.stored import read_into
+from weightcast.quant.error import Baseline
+from weightcast.quant.errors import CheckpointError, LayoutError, RequestError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor [..., out, in] that both have: its name in B and in GGUF, and how B stores it.
+
+    `type` is in the words of `inspect`; `nbytes` counts B's scales and other parts too. Of experts
+    that are tensors of their own there is one pair, named experts.*.
+    """
+
+    name: str
+    gguf: str
+    source: Tensor
+    output: Tensor
+    type: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Tensors in the order of B, and those without a counterpart.
+
+    `plain` are numbers that no kernel reads, whole ones and float64, stored alike in both; where
+    they are not stored alike, the names are in `unlike`.
+    """
+
+    pairs: tuple[Pair, ...]
+    only_source: tuple[str, ...]
+    only_output: tuple[str, ...]
+    reshaped: tuple[tuple[str, Shape, Shape], ...]
+    plain: tuple[Pair, ...] = ()
+    unlike: tuple[str, ...] = ()
+
+
+def open_pair(
+    a: Path, b: Path, spec_a: Path | None = None, spec_b: Path | None = None
+) -> tuple[AnyGraph, AnyGraph]:
+    """Open two checkpoints so that their tensors can be paired; no weights are read.
+
+    Both as Grok-1 where both are; GGUF files of whatever else under their own names. A GGUF file
+    that is a Grok, but not a whole Grok-1, also goes with a Grok-1. Raises CheckpointError.
+    """
+    first, second = _open(a, spec_a), _open(b, spec_b)
+    if _is_grok1(first) == _is_grok1(second):
+        return first, second
+    own = [
+        open_carried(path) if spec is None else None for path, spec in ((a, spec_a), (b, spec_b))
+    ]
+    if own[0] is not None and own[1] is not None:
+        return own[0], own[1]
+    other, grok1 = (second, first) if _is_grok1(first) else (first, second)
+    if other.family != ARCHITECTURE:
+        raise LayoutError(
+            f"{other.source} is a GGUF file of {other.family} and {grok1.source} a Grok-1: only "
+            "GGUF files of one model, or checkpoints of Grok-1, can be compared"
+        )
+    return first, second
+
+
+def _open(path: Path, spec: Path | None) -> AnyGraph:
+    try:
+        return open_grok1(path, spec)
+    except CheckpointError:
+        carried = open_carried(path) if spec is None else None
+        if carried is None:
+            raise
+        return carried
+
+
+def _is_grok1(graph: AnyGraph) -> bool:
+    return isinstance(graph.spec, Grok1Spec)
+
+
+def pair_tensors(source: AnyGraph, output: AnyGraph) -> Pairing:
+    """Pair tensors by name, those of a Grok-1 by their names in GGUF."""
+    of_source, of_output = _by_gguf_name(source), _by_gguf_name(output)
+    pairs, plain, unlike, reshaped = [], [], [], []
+    for gguf, (name, tensor) in of_output.items():
+        if gguf not in of_source:
+            continue
+        _, original = of_source[gguf]
+        if original.shape != tensor.shape:
+            reshaped.append((name, original.shape, tensor.shape))
+            continue
+        pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))
+        if _is_weights(original) and _is_weights(tensor):
+            pairs.append(pair)
+        elif original.dtype == tensor.dtype:
+            plain.append(pair)
+        else:
+            unlike.append(name)
+    return Pairing(
+        tuple(pairs),
+        tuple(name for gguf, (name, _) in of_source.items() if gguf not in of_output),
+        tuple(name for gguf, (name, _) in of_output.items() if gguf not in of_source),
+        tuple(reshaped),
+        tuple(plain),
+        tuple(unlike),
+    )
+
+
+def _by_gguf_name(graph: AnyGraph) -> dict[str, tuple[str, Tensor]]:
+    """Find the tensors with their names in the graph's own format."""
+    if not isinstance(graph.spec, Grok1Spec):
+        is_grok = graph.family == ARCHITECTURE
+        return {_today(name) if is_grok else name: (name, t) for name, t in graph.items()}
+    is_directory = kind_of(Path(graph.source)) == "safetensors"
+    return {
+        place.gguf: (_in_directory(place) if is_directory else place.gguf, graph[place.name])
+        for place in places(graph.spec.num_layers)
+    }
+
+
+def _today(name: str) -> str:
+    """The name that llama.cpp gives a tensor of Grok-1 now, if it gave it another one before."""
+    for role in LAYER_ROLES:
+        if role.old_gguf is not None and name.endswith(f".{role.old_gguf}.weight"):
+            return name.replace(role.old_gguf, role.gguf)
+    return name
+
+
+def _in_directory(place: Place) -> str:
+    return place.hugging_face().replace("experts.None", "experts.*")
+
+
+def _is_weights(tensor: Tensor) -> bool:
+    try:
+        check_readable(tensor)
+    except LayoutError:
+        return False
+    return True
+
+
+def has_same_bytes(pair: Pair) -> bool:
+    """Compare the stored bytes of numbers that no kernel reads."""
+    one, other = first_array(pair.source), first_array(pair.output)
+    if one.nbytes != other.nbytes:
+        return False
+    with one.path.open("rb") as a, other.path.open("rb") as b:
+        for start in range(0, one.nbytes, PIECE_BYTES):
+            pieces = [bytearray(min(PIECE_BYTES, one.nbytes - start)) for _ in range(2)]
+            for file, array, piece in zip((a, b), (one, other), pieces, strict=True):
+                read_into(file.fileno(), array.path, array.offset + start, memoryview(piece))
+            if pieces[0] != pieces[1]:
+                return False
+    return True
+
+
+# Measuring.
+
+_Key = tuple[int, int]  # a pair, and a matrix of it
+
+
+def _paired_rows(pairs: Sequence[Pair], sample: Sample = None) -> Iterator[tuple[_Key, PairedRows]]:
+    for number, pair in enumerate(pairs):
+        views = zip(matrices(pair.source), matrices(pair.output), strict=True)
+        for expert, (source, output) in enumerate(views):
+            for rows in cut_rows(source, output, sample):
+                yield (number, expert), rows
+
+
+def bytes_to_read(pairs: Sequence[Pair], sample: Sample = None) -> int:
+    """How much `measure_pairs` reads, and tells of as progress."""
+    return sum(rows.read_bytes for _, rows in _paired_rows(pairs, sample))
+
+
+def measure_pairs(
+    pairs: Sequence[Pair],
+    baseline: Baseline,
+    *,
+    jobs: int,
+    sample: Sample = None,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+) -> dict[Pair, tuple[MatrixErrors, ...]]:
+    """Measure the errors of B against A: of each pair those of its matrices, experts in order.
+
+    The numbers are the same for any number of workers (`jobs`). `sample` is `chosen_rows`'s;
+    places are those in the whole matrix all the same. `on_progress` gets bytes of both that were
+    finished, from any thread. Holds two slabs of each side. Raises CheckpointError.
+    """
+    if type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS:
+        raise RequestError(f"{jobs} jobs; 1 to {MAX_WORKERS} are possible")
+    work = list(_paired_rows(pairs, sample))
+    slots = [_Slot.of([rows for _, rows in work]) for _ in range(2)]
+    with ThreadPoolExecutor(jobs) as pool:
+        measurement = _Measurement(baseline, jobs, pool, on_progress)
+        try:
+            for number, (key, rows) in enumerate(work):
+                slot = slots[number % 2]
+                slot.wait()
+                slot.pieces += measurement.hand_out(key, rows, slot)
+            for slot in slots:
+                slot.wait()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    found = measurement.collector.finished()
+    return {
+        pair: tuple(
+            _in_place(found[number, expert], source, output, sample)
+            for expert, (source, output) in enumerate(
+                zip(matrices(pair.source), matrices(pair.output), strict=True)
+            )
+        )
+        for number, pair in enumerate(pairs)
+    }
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Buffers for the rows of both, and the pieces that are still measured of them."""
+
+    source: mmap.mmap
+    output: mmap.mmap
+    pieces: list[Future[None]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, work: Sequence[PairedRows]) -> _Slot:
+        """Make buffers that fit all work."""
+        source = max((slab_bytes(w.source, w.out1 - w.out0) for w in work), default=0)
+        output = max((slab_bytes(w.output, w.out1 - w.out0) for w in work), default=0)
+        return cls(slab_buffer(source), slab_buffer(output))
+
+    def wait(self) -> None:
+        """Wait for the pieces. Raises what went wrong with one."""
+        for piece in self.pieces:
+            piece.result()
+        self.pieces.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    baseline: Baseline
+    jobs: int
+    pool: ThreadPoolExecutor
+    on_progress: Callable[[int], None]
+    collector: Collector[_Key] = field(default_factory=Collector)
+
+    def hand_out(self, key: _Key, rows: PairedRows, slot: _Slot) -> Iterator[Future[None]]:
+        """Read rows of both and give them to the workers in pieces."""
+        source = read_rows(rows.source, rows.out0, rows.out1, memoryview(slot.source))
+        output = read_rows(rows.output, rows.out0, rows.out1, memoryview(slot.output))
+
+        def measure(row0: int, row1: int, nbytes: int) -> None:
+            errors = measure_rows(source, output, row0, row1, self.baseline)
+            self.collector.add(key, rows.row0 + row0, errors)
+            self.on_progress(nbytes)
+
+        count, step = source.rows, self._rows_per_piece(source)
+        for row0 in range(0, count, step):
+            row1 = min(row0 + step, count)
+            share = rows.read_bytes * row1 // count - rows.read_bytes * row0 // count
+            try:
+                yield self.pool.submit(measure, row0, row1, share)
+            except RuntimeError as problem:  # a limit of the system on threads
+                raise CheckpointError(
+                    f"cannot start {self.jobs} workers ({problem}); use fewer --jobs"
+                ) from None
+
+    def _rows_per_piece(self, slab: Slab) -> int:
+        """As many as fit a piece as float32; enough pieces of a small slab for all workers."""
+        limit = min(PIECE_BYTES, MAX_PIECES_BYTES // self.jobs) // (4 * slab.view.shape[1])
+        rows = min(max(1, limit), max(-(-slab.rows // self.jobs), RUN_ROWS))
+        return rows if rows < RUN_ROWS else whole(rows, RUN_ROWS)
+
+
+def _in_place(errors: MatrixErrors, source: View, output: View, sample: Sample) -> MatrixErrors:
+    """Turn rows counted through a sample into rows of the matrix."""
+    if sample is None:
+        return errors
+    runs = chosen_rows(source.shape[0], sample, row_multiple(source, output))
+    rows = np.concatenate([np.arange(*run) for run in runs])
+    total = errors.total
+    if total.largest_square > 0:
+        total = replace(total, largest_row=rows[total.largest_row])
+    return MatrixErrors(total, tuple((int(rows[row]), size) for row, size in errors.worst))
+
+
+def rows_float32(view: View, out0: int, out1: int) -> NDArray[np.float32]:
+    """Read rows [out0, out1) of a matrix as float32 [rows, in], finite or not.
+
+    Of a packed matrix `out0` is a multiple of the rows that are packed together.
+    """
+    buffer = memoryview(slab_buffer(slab_bytes(view, out1 - out0)))
+    return floats(read_rows(view, out0, out1, buffer), 0, out1 - out0)
