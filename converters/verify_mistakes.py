@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Final
 
@@ -25,10 +25,9 @@ from weightcast.converters.grok1 import (
     Role,
 )
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.pairing import floats_at, rows_float32
+from weightcast.converters.pairing import rows_float32
 from weightcast.converters.sources import AnyGraph
 from weightcast.converters.verify_names import Held
-from weightcast.quant.errors import CheckpointError
 
 _ROWS: Final = 16
 # Of float32 values; larger matrices are sampled, and searched less.
@@ -228,7 +227,7 @@ class _Search:
                     return Mistake("shifted norm", f"holds {text}; Grok-1 multiplies by the scale")
         if self.view.scales is None:
             return None
-        codes = floats_at(self.view, self.row0, self.row1)
+        codes = rows_float32(replace(self.view, scales=None), self.row0, self.row1)
         found = fit(self.rows, codes)
         if found.error <= self.limit:
             return Mistake("scales lost", "holds the int8 codes without their scales")
@@ -369,7 +368,7 @@ def _columns(view: View, first: int, last: int) -> NDArray[np.float32]:
     """Columns [first, last) of a matrix whose elements lie one by one: float32 [out, columns]."""
     start = view.start + first * view.strides[1]
     shape = (view.shape[0], last - first)
-    values = floats_at(View(view.array, start, shape, view.strides), 0, shape[0])
+    values = rows_float32(View(view.array, start, shape, view.strides), 0, shape[0])
     if view.scales is not None:
         scales = rows_float32(view.scales, 0, view.shape[0])
         groups = np.arange(first, last) * scales.shape[1] // view.shape[1]
@@ -382,6 +381,3 @@ def _middle(n_out: int, multiple: int) -> tuple[int, int]:
     count = -(-_ROWS // multiple) * multiple
     start = max(0, (n_out - count) // 2) // multiple * multiple
     return start, min(start + count, n_out)
-
-
-__all__ = ["CheckpointError", "Mistake", "Mistakes", "fit"]

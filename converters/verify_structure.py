@@ -36,9 +36,7 @@ class Structure:
     metadata: Metadata | None = None
     problems: list[Problem] = field(default_factory=list)
 
-    def add(
-        self, file: Path, what: str, tensor: str | None = None, remedy: str = FETCH
-    ) -> None:
+    def add(self, file: Path, what: str, tensor: str | None = None, remedy: str = FETCH) -> None:
         """Take note of a problem."""
         self.problems.append(Problem(str(file), what, tensor, remedy))
 
@@ -80,7 +78,9 @@ def _check_runs(
     for run in sorted(runs, key=lambda r: (r.start, r.end)):
         if run.start < end:
             what = f"begins at byte {run.start}, inside {plain(before)}, which ends at {end}"
-            structure.add(file, what if before else what.split(",")[0] + ", in the header", run.name)
+            structure.add(
+                file, what if before else what.split(",")[0] + ", in the header", run.name
+            )
         elif run.start > end:
             gaps.append((end, min(run.start, size)))
         if run.end > size:
@@ -155,7 +155,9 @@ def _check_part(
     if number and first is not None:
         total = first.get("split.tensors.count")
         if said["split.tensors.count"] != total:
-            what = f"split.tensors.count is {said['split.tensors.count']}, in the first file {total}"
+            what = (
+                f"split.tensors.count is {said['split.tensors.count']}, in the first file {total}"
+            )
             structure.add(part, what)
 
 
@@ -299,4 +301,3 @@ def _check_index(structure: Structure, index: Path) -> None:
     found = sum(array.nbytes for array in structure.tensors.values())
     if total not in (None, found) and not structure.problems:
         structure.add(index, f"total_size is {total}, but the tensors take {found}")
-

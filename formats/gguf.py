@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from weightcast.formats.gguf_header import (
     MAX_HEADER_BYTES,
@@ -112,25 +112,34 @@ class GGUFHeader:
 def read_header(path: Path) -> GGUFHeader:
     """Read one file's header. Raises FormatError naming the file and the offset."""
     with path.open("rb") as file:
-        header = HeaderReader(file, path)
-        if header.size < 24 or header.take(4) != MAGIC:
-            raise FormatError(path, 0, "not a GGUF file")
-        version = header.unsigned(4)
-        if version not in (2, 3):
-            raise FormatError(path, 4, f"GGUF version {version}; 2 and 3, little-endian, are read")
-        n_tensors, n_values = header.unsigned(8), header.unsigned(8)
-        # The least that a tensor info and a metadata entry can take.
-        header.require(n_tensors * 32 + n_values * 13)
-        metadata = Metadata(header.pairs(n_values))
-        infos = [_tensor_info(header) for _ in range(n_tensors)]
-        alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise header.error("general.alignment is not a power of two")
-        data_start = -(-header.position // alignment) * alignment
-        tensors = tuple(TensorInfo(*info[:3], data_start + info[3], info[4]) for info in infos)
-        return GGUFHeader(
-            version, metadata, tensors, alignment, header.position, data_start, header.size
-        )
+        return _read_header(file, path)
+
+
+def header_of_bytes(raw: bytes, path: Path) -> GGUFHeader:
+    """Read a header in memory, that of a file to be; see read_header."""
+    return _read_header(io.BytesIO(raw), path)
+
+
+def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
+    header = HeaderReader(file, path)
+    if header.size < 24 or header.take(4) != MAGIC:
+        raise FormatError(path, 0, "not a GGUF file")
+    version = header.unsigned(4)
+    if version not in (2, 3):
+        raise FormatError(path, 4, f"GGUF version {version}; 2 and 3, little-endian, are read")
+    n_tensors, n_values = header.unsigned(8), header.unsigned(8)
+    # The least that a tensor info and a metadata entry can take.
+    header.require(n_tensors * 32 + n_values * 13)
+    metadata = Metadata(header.pairs(n_values))
+    infos = [_tensor_info(header) for _ in range(n_tensors)]
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise header.error("general.alignment is not a power of two")
+    data_start = -(-header.position // alignment) * alignment
+    tensors = tuple(TensorInfo(*info[:3], data_start + info[3], info[4]) for info in infos)
+    return GGUFHeader(
+        version, metadata, tensors, alignment, header.position, data_start, header.size
+    )
 
 
 def read_file(path: Path) -> GGUFIndex:
@@ -264,7 +273,7 @@ def lay_out_raw(
     whole = {key: raw for key, raw in metadata.items() if key not in SPLIT_KEYS}
     alignment = Metadata(whole).get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if len(parts) == 1:
-        return [_lay_out_file(whole, entries, alignment)]
+        return [lay_out_file(whole, entries, alignment)]
     if len(parts) > _MAX_PARTS:
         raise CheckpointError(f"{len(parts):,} files; split into larger ones")
     layouts = []
@@ -274,13 +283,12 @@ def lay_out_raw(
         kept["split.no"] = raw_number("uint16", number)
         kept["split.count"] = raw_number("uint16", len(parts))
         kept["split.tensors.count"] = raw_number("int32", len(entries))
-        layouts.append(_lay_out_file(kept, part, alignment))
+        layouts.append(lay_out_file(kept, part, alignment))
     return layouts
 
 
-def _lay_out_file(
-    metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int
-) -> Layout:
+def lay_out_file(metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int) -> Layout:
+    """Place tensors after raw metadata in one file. Raises CheckpointError if it is too large."""
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(entries), len(metadata)))
     for key, raw in metadata.items():
         header += _string(key) + raw

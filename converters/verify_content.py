@@ -1,0 +1,459 @@
+"""What tensors hold, beside what a conversion of the source would write, and how far they are off.
+
+Quantization is deterministic: rows are made again of the source and compared byte by byte. Other
+tools start from rounded weights, so rows made of those are tried too. What is like none of these is
+measured, and so is what this type makes of the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.devices import ProcessorLane, as_matrix
+from weightcast.converters.directory_types import carries_codes, type_label
+from weightcast.converters.execute import MAX_PIECES_BYTES, PIECE_BYTES, slab_buffer
+from weightcast.converters.graph import View
+from weightcast.converters.measured import Collector, MatrixErrors
+from weightcast.converters.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
+from weightcast.converters.paired_rows import (
+    RUN_ROWS,
+    PairedRows,
+    Sample,
+    cut_rows,
+    floats,
+    measure_rows,
+    read_rows,
+)
+from weightcast.converters.plan import whole
+from weightcast.converters.slabs import Slab, slab_bytes
+from weightcast.converters.verify_names import Held
+from weightcast.formats import packed_fp8
+from weightcast.formats.packed import LAYOUTS
+from weightcast.formats.packed_fp4 import FP4_LAYOUTS
+from weightcast.formats.packed_parts import Fp8Type, Segment
+from weightcast.formats.stored import StoredArray, read_stored
+from weightcast.quant.error import Baseline, Errors
+from weightcast.quant.error_library import measure_matrix
+from weightcast.quant.errors import CheckpointError, LayoutError
+from weightcast.quant.groups import GroupType, dequantize_groups, quantize_groups
+from weightcast.quant.library import Blocks, Matrix, SourceValueError, quantize_matrix
+from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
+
+# What rows can have been made of: the source itself, or roundings that other tools start from.
+SOURCE: Final = "the source"
+_ROUNDED: Final[dict[str, Any]] = {
+    "float32": np.float32,
+    "bf16": ml_dtypes.bfloat16,
+    "f16": np.float16,
+}
+# Rows that are this much worse than those that their type makes are told.
+_OUTLIER: Final = 4.0
+
+Key = tuple[int, int]  # a tensor, and a matrix of it
+
+
+@dataclass
+class Tally:
+    """What was found of one matrix.
+
+    `origins` counts rows by what they were made of, None for rows like nothing that was tried;
+    `different` bytes of those differ from the likest; `first` is the file offset of the first.
+    """
+
+    nbytes: int = 0
+    different: int = 0
+    first: int | None = None
+    origins: Counter[str | None] = field(default_factory=Counter)
+    outliers: list[int] = field(default_factory=list)
+    failure: str | None = None
+    made: MatrixErrors = field(default_factory=lambda: MatrixErrors(_nothing()))
+    expected: MatrixErrors = field(default_factory=lambda: MatrixErrors(_nothing()))
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether all rows are, byte for byte, what some conversion makes."""
+        return self.failure is None and not self.origins[None]
+
+
+def _nothing() -> Errors:
+    from weightcast.quant.error import MOMENTS, of_moments
+
+    return of_moments(np.zeros(0, MOMENTS), 0).total()
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of a slab of both, for one worker; `start` is the first's number in the matrix."""
+
+    key: Key
+    rows: PairedRows
+    source: Slab
+    artifact: Slab
+    row0: int
+    row1: int
+
+    @property
+    def start(self) -> int:
+        return self.rows.out0 + self.row0
+
+
+def read_bytes(held: Sequence[Held], sample: Sample) -> int:
+    """How much `check_content` reads, and tells of as progress."""
+    return sum(rows.read_bytes for _, rows in _work(held, sample))
+
+
+def _work(held: Sequence[Held], sample: Sample) -> Iterator[tuple[Key, PairedRows]]:
+    for number, tensor in enumerate(held):
+        for matrix, (source, artifact) in enumerate(tensor.views):
+            for rows in cut_rows(source, artifact, sample):
+                yield (number, matrix), rows
+
+
+def check_content(
+    held: Sequence[Held],
+    importance: Mapping[str, NDArray[np.float32]],
+    *,
+    jobs: int,
+    sample: Sample = None,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+) -> dict[Key, Tally]:
+    """Compare tensors with what they ought to hold; `importance` is by name, [matrices, in].
+
+    `sample` is `chosen_rows`'s. Holds two slabs of each side and a few pieces. Raises
+    CheckpointError if the source cannot be read or converted.
+    """
+    work = list(_work(held, sample))
+    check = _Check(held, importance, jobs, on_progress)
+    sizes = [
+        max(
+            (slab_bytes(view, w.out1 - w.out0) for _, w in work for view in (getattr(w, side),)),
+            default=0,
+        )
+        for side in ("source", "output")
+    ]
+    slots = [[slab_buffer(size) for size in sizes] for _ in range(2)]
+    waiting: list[list[Future[None]]] = [[], []]
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for number, (key, rows) in enumerate(work):
+                for piece in waiting[number % 2]:
+                    piece.result()
+                source, artifact = map(memoryview, slots[number % 2])
+                waiting[number % 2] = check.hand_out(pool, key, rows, source, artifact)
+            for piece in (*waiting[0], *waiting[1]):
+                piece.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return check.finished()
+
+
+class _Check:
+    def __init__(
+        self,
+        held: Sequence[Held],
+        importance: Mapping[str, NDArray[np.float32]],
+        jobs: int,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self._held = held
+        self._importance = importance
+        self._jobs = jobs
+        self._on_progress = on_progress
+        self._lock = Lock()
+        self._tallies: dict[Key, Tally] = {}
+        self._made: Collector[Key] = Collector()
+        self._expected: Collector[Key] = Collector()
+
+    def hand_out(
+        self,
+        pool: ThreadPoolExecutor,
+        key: Key,
+        rows: PairedRows,
+        source: memoryview,
+        artifact: memoryview,
+    ) -> list[Future[None]]:
+        """Read rows of both and give them to workers in pieces."""
+        tally = self._tallies.setdefault(key, Tally())
+        of_source = read_rows(rows.source, rows.out0, rows.out1, source)
+        try:
+            found = read_rows(rows.output, rows.out0, rows.out1, artifact)
+        except CheckpointError as problem:
+            tally.failure = str(problem)
+            return []
+        step = self._rows_per_piece(of_source, rows.output)
+        count = of_source.rows
+        futures = []
+        for row0 in range(0, count, step):
+            piece = _Piece(key, rows, of_source, found, row0, min(row0 + step, count))
+            try:
+                futures.append(pool.submit(self._check, piece))
+            except RuntimeError as problem:  # a limit of the system on threads
+                raise CheckpointError(
+                    f"cannot start {self._jobs} workers ({problem}); use fewer --jobs"
+                ) from None
+        return futures
+
+    def _rows_per_piece(self, slab: Slab, artifact: View) -> int:
+        packing = packing_of(artifact.array)
+        multiple = 1 if packing is None else packing.row_multiple()
+        limit = min(PIECE_BYTES, MAX_PIECES_BYTES // self._jobs) // (4 * slab.view.shape[1])
+        rows = min(max(1, limit), max(-(-slab.rows // self._jobs), RUN_ROWS))
+        return whole(rows, multiple)
+
+    def _check(self, piece: _Piece) -> None:
+        """Compare a piece with what it can have been made of, and measure it."""
+        comparison = compare(piece, self._weights(piece.key))
+        made = measure_rows(piece.source, piece.artifact, piece.row0, piece.row1, Baseline.STORED)
+        expected = made if comparison.expected is None else comparison.expected
+        position = piece.rows.row0 + piece.row0
+        self._made.add(piece.key, position, made)
+        self._expected.add(piece.key, position, expected)
+        with self._lock:
+            tally = self._tallies[piece.key]
+            tally.nbytes += comparison.nbytes
+            tally.origins[comparison.origin] += piece.row1 - piece.row0
+            if comparison.origin is None:
+                tally.different += comparison.different
+                tally.outliers += [piece.start + int(n) for n in _outliers(made, expected)]
+                if comparison.first is not None:
+                    tally.first = min(tally.first or comparison.first, comparison.first)
+        count = piece.source.rows
+        total = piece.rows.read_bytes
+        self._on_progress(total * piece.row1 // count - total * piece.row0 // count)
+
+    def _weights(self, key: Key) -> NDArray[np.float32] | None:
+        held = self._held[key[0]]
+        rows = self._importance.get(held.name)
+        return None if rows is None else rows[min(key[1], len(rows) - 1)]
+
+    def finished(self) -> dict[Key, Tally]:
+        """What was found of all matrices."""
+        failed = {key for key, tally in self._tallies.items() if tally.failure is not None}
+        made, expected = self._made.finished(), self._expected.finished()
+        for key, tally in self._tallies.items():
+            tally.outliers.sort()
+            if key not in failed:
+                tally.made, tally.expected = made[key], expected[key]
+        return self._tallies
+
+
+def _outliers(made: Errors, expected: Errors) -> NDArray[np.int64]:
+    """Rows whose error is out of all proportion to that of their type."""
+    with np.errstate(all="ignore"):
+        usual = np.maximum(expected.relative_rms, np.median(expected.relative_rms))
+        found = made.relative_rms > np.maximum(_OUTLIER * usual, 1e-6)
+    return np.flatnonzero(found | ~np.isfinite(made.relative_rms))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Rows beside what can have been made of the source.
+
+    `origin` is what they were made of, None if it was not found; then `different` counts bytes
+    unlike the likest, the first of them at file offset `first`, and `expected` are the errors that
+    the type makes.
+    """
+
+    nbytes: int
+    origin: str | None
+    different: int = 0
+    first: int | None = None
+    expected: Errors | None = None
+
+
+def compare(piece: _Piece, importance: NDArray[np.float32] | None) -> Comparison:
+    """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
+    makers = _Makers(piece, importance)
+    likest: tuple[int, int | None] | None = None
+    for origin in makers.origins():
+        try:
+            nbytes, different, first = makers.difference(origin)
+        except (SourceValueError, LayoutError):
+            continue  # this rounding, or this way, cannot have been it
+        if not different:
+            return Comparison(nbytes, origin)
+        if likest is None or different < likest[0]:
+            likest = different, first
+    expected = makers.expected()
+    nbytes = makers.nbytes
+    different, first = likest or (nbytes, None)
+    return Comparison(nbytes, None, different, first, expected)
+
+
+class _Makers:
+    """Makes rows of an artifact again, of the source and of roundings of it."""
+
+    def __init__(self, piece: _Piece, importance: NDArray[np.float32] | None) -> None:
+        self._piece = piece
+        self._source = piece.source.piece(piece.row0, piece.row1)
+        self._array = piece.artifact.view.array
+        self._packing = packing_of(self._array)
+        self._importance = importance
+        self._floats: NDArray[np.float32] | None = None
+        self.nbytes = 0
+
+    def origins(self) -> Iterator[str]:
+        """What to try, the likeliest first."""
+        yield SOURCE
+        is_int8 = isinstance(self._source, Matrix) and self._source.scales is not None
+        kind = self._type
+        if is_int8 and (kind == Q8_0 or self._is_carried):
+            yield "float32"
+        for name in ("bf16", "f16"):
+            if kind is None or kind.name != name.upper():
+                yield name
+
+    @property
+    def _type(self) -> QuantType | None:
+        return None if self._packing is not None else TYPES.get(self._piece.artifact.view.dtype)
+
+    @property
+    def _is_carried(self) -> bool:
+        packing = self._packing
+        return isinstance(packing, GroupPacking) and carries_codes(packing.type)
+
+    def _made_of(self, origin: str) -> Matrix | Blocks:
+        if origin == SOURCE:
+            return self._source
+        if self._floats is None:
+            piece = self._piece
+            self._floats = floats(piece.source, piece.row0, piece.row1)
+        with np.errstate(over="ignore"):
+            rounded = self._floats.astype(_ROUNDED[origin]).astype(np.float32)
+        n_out, n_in = rounded.shape
+        return Matrix(rounded.reshape(-1), F32.name, n_out, n_in, n_in, 1)
+
+    def difference(self, origin: str) -> tuple[int, int, int | None]:
+        """Make rows and compare: bytes, those that differ, file offset of the first."""
+        if self._packing is not None:
+            nbytes, different, first = self._packed_difference(origin)
+        else:
+            there = self._piece.artifact.stored_rows(self._piece.row0, self._piece.row1)
+            unlike = np.flatnonzero(self._rows(origin) != there)
+            nbytes, different = there.size, unlike.size
+            first = self._offset(int(unlike[0])) if different else None
+        self.nbytes = nbytes
+        return nbytes, different, first
+
+    def _offset(self, index: int) -> int:
+        view = self._piece.artifact.view
+        row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
+        row = view.start // view.shape[1] + self._piece.start
+        return self._array.offset + row * row_bytes + index
+
+    def _rows(self, origin: str) -> NDArray[np.uint8]:
+        source, kind = self._made_of(origin), self._type
+        assert kind is not None
+        if isinstance(source, Blocks) and source.type == kind:
+            return source.data
+        made = np.empty(source.n_out * kind.row_bytes(source.n_in), np.uint8)
+        importance = self._importance
+        if importance is None and kind.importance == "required":
+            importance = np.ones(source.n_in, np.float32)
+        quantize_matrix(as_matrix(source), kind, made, importance)
+        return made
+
+    def _packed_difference(self, origin: str) -> tuple[int, int, int | None]:
+        nbytes = different = 0
+        first = None
+        for segment in self._segments(origin):
+            part, there = _stored_segment(self._array, segment)
+            unlike = np.argwhere(segment.data != there)
+            nbytes += there.size
+            different += len(unlike)
+            if len(unlike):
+                run, byte = map(int, unlike[0])
+                place = part.offset + segment.offset + run * segment.stride + byte
+                first = place if first is None else min(first, place)
+        return nbytes, different, first
+
+    def _segments(self, origin: str) -> list[Segment]:
+        packing, source = self._packing, self._made_of(origin)
+        assert packing is not None
+        if isinstance(packing, GroupPacking):
+            has_codes = isinstance(source, Matrix) and source.scales is not None
+            packing = replace(packing, is_carried=self._is_carried and has_codes, may_change=True)
+        n_out = self._piece.artifact.view.shape[0]
+        made = packing.pack(source, n_out, self._piece.start, self._importance, ProcessorLane())
+        return list(made.segments)
+
+    def expected(self) -> Errors | None:
+        """The errors that the type makes of these rows, by the worst of the ways to make them."""
+        matrix = as_matrix(self._source)
+        worst: Errors | None = None
+        for origin in self.origins():
+            try:
+                errors = self._errors_of(matrix, origin)
+            except (SourceValueError, LayoutError):
+                continue
+            if worst is None or errors.total().relative_rms > worst.total().relative_rms:
+                worst = errors
+        return worst
+
+    def _errors_of(self, matrix: Matrix, origin: str) -> Errors:
+        if self._packing is None:
+            kind = self._type
+            assert kind is not None
+            return measure_matrix(matrix, kind, self._rows(origin))
+        return measure_matrix(matrix, *self._packed_values(origin))
+
+    def _packed_values(self, origin: str) -> tuple[QuantType, NDArray[np.uint8]]:
+        """Rows as a packed type holds them, before they are packed: blocks or float32."""
+        packing, source = self._packing, as_matrix(self._made_of(origin))
+        if isinstance(packing, Fp4Packing):
+            kind = packing.layout.type
+            made = np.empty(source.n_out * kind.row_bytes(source.n_in), np.uint8)
+            quantize_matrix(source, kind, made)
+            return kind, made
+        if isinstance(packing, GroupPacking):
+            groups = quantize_groups(source, packing.type, self._importance)
+            values = dequantize_groups(groups, packing.type)
+        else:
+            assert isinstance(packing, Fp8Packing)
+            given = np.empty((source.n_out, source.n_in), np.float32)
+            quantize_matrix(source, F32, given.reshape(-1).view(np.uint8))
+            weights, scales = packed_fp8.quantize_fp8(given, packing.type)
+            parts = {packed_fp8.WEIGHT: weights, packed_fp8.SCALE: scales}
+            values = packed_fp8.unpack(parts, packing.type, *given.shape)
+        return F32, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def packing_of(array: StoredArray) -> Packing | None:
+    """How a matrix of a directory was packed; None for plain floats and GGUF."""
+    if array.packed is None:
+        return None
+    matrix = array.packed.matrix
+    label = type_label(matrix.type)
+    if isinstance(matrix.type, GroupType):
+        return GroupPacking(label, LAYOUTS[matrix.layout], matrix.type)
+    if isinstance(matrix.type, Fp8Type):
+        return Fp8Packing(label, matrix.type)
+    return Fp4Packing(FP4_LAYOUTS[matrix.type.name])
+
+
+def _stored_segment(array: StoredArray, segment: Segment) -> tuple[StoredArray, NDArray[np.uint8]]:
+    """Read the bytes that a segment would be written to."""
+    assert array.packed is not None
+    part = array.packed.matrix.parts[segment.suffix]
+    there = np.empty(segment.data.shape, np.uint8)
+    fd = os.open(part.path, os.O_RDONLY)
+    try:
+        if segment.stride == there.shape[1]:
+            read_stored(fd, part, segment.offset, there.reshape(-1).data)
+        else:
+            for number, run in enumerate(there):
+                read_stored(fd, part, segment.offset + number * segment.stride, run.data)
+    finally:
+        os.close(fd)
+    return part, there

@@ -1,0 +1,398 @@
+"""What lies around the tensors: headers, metadata, small files, beside those that a conversion of
+the same source would write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from weightcast.converters import grok1_hf
+from weightcast.converters.convert import Told, lay_out_all
+from weightcast.converters.directory_rules import HEAD
+from weightcast.converters.directory_types import (
+    COMPRESSED_TENSORS,
+    PLAIN,
+    DirectoryType,
+    WeightType,
+)
+from weightcast.converters.gguf_outputs import FILE_TYPE_KEY
+from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.outputs import Output, Request
+from weightcast.converters.recipes import RECIPES, Override, Recipe, recipe_named
+from weightcast.converters.verify_names import Held
+from weightcast.converters.verify_problems import Problem
+from weightcast.converters.verify_structure import FETCH, Structure
+from weightcast.formats import gguf
+from weightcast.formats.gguf_header import Metadata
+from weightcast.formats.imatrix import ImportanceMatrix
+from weightcast.formats.stored import StoredArray
+from weightcast.quant.errors import CheckpointError
+from weightcast.quant.types import STORED_TYPES, TYPES, QuantType
+
+# What differs in so few bits was the same once; texts of people and tools differ in more.
+_FEW_BITS: Final = 8
+_NOT_OURS: Final = ("quantize.imatrix.",)
+_TOKENIZER: Final = "tokenizer."
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a conversion would write, None if there is none like it (`refusal` says why)."""
+
+    output: Output | None
+    refusal: str = ""
+
+
+def expected_layout(
+    structure: Structure,
+    held: Sequence[Held],
+    source: Path,
+    spec: Path | None,
+    imatrix: ImportanceMatrix | None,
+) -> Layout:
+    """Lay out the conversion that would make an artifact: types and files are taken from it."""
+    told = Told(spec, None, _has_no_tokenizer(structure))
+    try:
+        request = _request(structure, held)
+        request = request.that_may_change()
+        output = _lay_out(source, request, told, 0, imatrix)
+        overrides = tuple(_overrides(output, held))
+        if overrides:
+            request = replace(request, overrides=overrides)
+            if request.directory is not None:
+                types = (override.type for override in overrides)
+                request = replace(request, directory=request.directory.with_rules(types))
+        if overrides or len(structure.files) != len(output.files):
+            output = _lay_out(source, request, told, _split_bytes(structure), imatrix)
+    except CheckpointError as problem:
+        return Layout(None, str(problem))
+    return Layout(output)
+
+
+def _lay_out(
+    source: Path, request: Request, told: Told, split: int, imatrix: ImportanceMatrix | None
+) -> Output:
+    if request.kind != "gguf" and not (request.directory and request.directory.is_packed):
+        imatrix = None
+    try:
+        return lay_out_all(source, [request], told, split, imatrix)[1][0]
+    except CheckpointError:
+        if told.tokenizer is not None or told.no_tokenizer:
+            raise
+        # The source has no tokenizer, the artifact one of elsewhere: it is kept.
+        without = Told(told.spec, None, True)
+        return lay_out_all(source, [request], without, split, imatrix)[1][0]
+
+
+def _has_no_tokenizer(structure: Structure) -> bool:
+    if structure.metadata is None:
+        return structure.path.is_dir() and not (structure.path / "tokenizer.model").is_file()
+    return structure.metadata.get("tokenizer.ggml.model") in (None, "no_vocab")
+
+
+def _request(structure: Structure, held: Sequence[Held]) -> Request:
+    path = structure.path
+    if structure.kind == "gguf":
+        match = gguf.SPLIT_NAME.fullmatch(path.name)
+        if match is not None:
+            path = path.with_name(f"{match[1]}.gguf")
+        return Request(path, "gguf", recipe_of(structure))
+    kind = _directory_type(held)
+    return Request(path, "safetensors", RECIPES[kind.base.name], directory=kind)
+
+
+def recipe_of(structure: Structure) -> Recipe:
+    """The recipe that a GGUF file's name says, or else its general.file_type."""
+    stem = gguf.SPLIT_NAME.sub(r"\1", structure.path.name).removesuffix(".gguf")
+    named = recipe_named(re.split(r"[-.]", stem)[-1])
+    if named is not None:
+        return named
+    assert structure.metadata is not None
+    file_type = structure.metadata.get(FILE_TYPE_KEY)
+    return next((r for r in RECIPES.values() if r.file_type == file_type), RECIPES["F16"])
+
+
+def _directory_type(held: Sequence[Held]) -> DirectoryType:
+    """The type that most matrices of a directory have, and that of its plain floats."""
+    attention: Counter[WeightType] = Counter()
+    experts: Counter[WeightType] = Counter()
+    floats: Counter[WeightType] = Counter()
+    layouts: Counter[str] = Counter()
+    for tensor in held:
+        kind = weight_type(tensor.array)
+        place = tensor.place
+        if kind is None or place is None or place.role.stays_float32:
+            continue
+        if tensor.array.packed is not None:
+            layout = tensor.array.packed.matrix.layout
+            known = ("gptq", "gptq_v2", "awq", "weightcast")
+            layouts[layout if layout in known else COMPRESSED_TENSORS] += 1
+        if place.layer is None:
+            floats[kind] += 1
+        else:
+            (experts if place.role.is_experts else attention)[kind] += 1
+    base = next((k for k, _ in floats.most_common() if isinstance(k, QuantType)), TYPES["BF16"])
+    layout = layouts.most_common(1)[0][0] if layouts else PLAIN
+    chosen = [c.most_common(1)[0][0] if c else base for c in (attention, experts)]
+    return DirectoryType("", layout, chosen[0], chosen[1], base)
+
+
+def weight_type(array: StoredArray) -> WeightType | None:
+    """The type of a stored tensor; None for whole numbers and float64."""
+    if array.packed is not None:
+        return array.packed.matrix.type
+    return TYPES.get(array.dtype)
+
+
+def _overrides(output: Output, held: Sequence[Held]) -> Iterator[Override]:
+    """Rules that give tensors the types that they have, where the conversion's are others."""
+    planned = {tensor.tensor.name: tensor for tensor in output.tensors}
+    names: dict[WeightType, list[str]] = {}
+    for tensor in held:
+        found = planned.get(planned_name(tensor, output))
+        kind = weight_type(tensor.array)
+        if found is None or kind is None or tensor.name == HEAD:
+            continue
+        made: WeightType = found.type
+        if found.packed is not None:
+            packing = found.packed.packing
+            made = getattr(packing, "type", None) or packing.layout.type  # type: ignore[attr-defined]
+        if made != kind:
+            names.setdefault(kind, []).append(found.tensor.name)
+    for kind, tensors in names.items():
+        pattern = "^(?:" + "|".join(map(re.escape, tensors)) + ")$"
+        yield Override(re.compile(pattern), kind, "the artifact")
+
+
+def planned_name(held: Held, output: Output) -> str:
+    """The name that a conversion gives a tensor: llama.cpp has renamed one."""
+    return held.gguf if output.request.kind == "gguf" else held.name
+
+
+def _split_bytes(structure: Structure) -> int:
+    """A limit of files that cuts them as they are; 0 for one file."""
+    if len(structure.files) < 2:
+        return 0
+    filled: Counter[Path] = Counter()
+    stems: dict[Path, set[str]] = {}
+    for name, array in structure.tensors.items():
+        filled[array.path] += array.nbytes
+        stem = name if structure.kind == "gguf" else name.rsplit(".", 1)[0]
+        stems.setdefault(array.path, set()).add(stem)
+    return max((filled[path] for path, found in stems.items() if len(found) > 1), default=1)
+
+
+@dataclass
+class Around:
+    """What was compared around the tensors: problems, what is as it ought to be, what is not."""
+
+    problems: list[Problem]
+    checked: list[str]
+    unchecked: list[str]
+
+
+def check_layout(structure: Structure, layout: Layout, spec: object) -> Around:
+    """Compare headers, metadata and small files with those of the conversion."""
+    around = Around([], [], [])
+    if layout.output is None:
+        around.unchecked.append(f"headers and small files ({layout.refusal})")
+        return around
+    if structure.kind == "gguf":
+        _check_metadata(structure, layout.output, around)
+        return around
+    _check_headers(structure, layout.output, around)
+    if structure.path.is_dir():
+        _check_companions(structure, layout.output, around, spec)
+    return around
+
+
+def _bits(a: bytes, b: bytes) -> int:
+    """Bits in which two runs of bytes of one length differ."""
+    x = np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)
+    return int(np.unpackbits(x).sum())
+
+
+def _is_damaged(there: bytes, wanted: bytes) -> bool:
+    return len(there) == len(wanted) and _bits(there, wanted) <= _FEW_BITS
+
+
+def _first_difference(there: bytes, wanted: bytes) -> int:
+    pairs = zip(there, wanted, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(there), len(wanted)))
+
+
+def _check_headers(structure: Structure, output: Output, around: Around) -> None:
+    """Compare headers of safetensors files byte by byte."""
+    wanted = {file.path.name: file.header for file in output.files}
+    unlike = []
+    for file in structure.files:
+        header = wanted.get(file.name)
+        if header is None:
+            unlike.append(file.name)
+            continue
+        with file.open("rb") as opened:
+            there = opened.read(len(header))
+        if there == header:
+            continue
+        if _is_damaged(there, header):
+            place = f"{file} at byte {_first_difference(there, header)}"
+            what = "the header is damaged: other bits than weightcast writes"
+            around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
+        else:
+            unlike.append(file.name)
+    if unlike:
+        around.unchecked.append(
+            f"headers that weightcast writes otherwise ({', '.join(unlike[:3])})"
+        )
+    else:
+        around.checked.append("headers: every byte is what weightcast writes")
+
+
+def _check_companions(structure: Structure, output: Output, around: Around, spec: object) -> None:
+    """Compare the small files of a directory."""
+    same, other = [], []
+    for name, wanted in output.companions.items():
+        path = structure.path / name
+        if not path.is_file():
+            other.append(f"{name} (missing)")
+            continue
+        there = path.read_bytes()
+        if there == wanted:
+            same.append(name)
+        elif _is_damaged(there, wanted):
+            place = f"{path} at byte {_first_difference(there, wanted)}"
+            what = "is damaged: other bits than weightcast writes"
+            around.problems.append(Problem(place, what, remedy=FETCH, mistake="file"))
+        elif name == "tokenizer.model":
+            what = "another tokenizer than the source's"
+            around.problems.append(Problem(str(path), what, remedy="copy the source's"))
+        else:
+            other.append(name)
+    if same:
+        around.checked.append(f"small files: every byte of {', '.join(same)}")
+    if other:
+        around.unchecked.append(f"small files that weightcast writes otherwise: {', '.join(other)}")
+    config = structure.path / "config.json"
+    if isinstance(spec, Grok1Spec) and config.is_file():
+        around.problems += _config_problems(config, spec)
+
+
+def _config_problems(config: Path, spec: Grok1Spec) -> Iterator[Problem]:
+    """Hyperparameters of config.json that are not the source's."""
+    try:
+        given = grok1_hf.read_hyperparameters(config)
+    except CheckpointError as problem:
+        yield Problem(str(problem), "cannot be used", remedy=FETCH)
+        return
+    wanted = spec.describe()
+    for name, value in given.items():
+        if name in wanted and not np.isclose(float(value), float(wanted[name]), rtol=1e-6, atol=0):
+            what = f"{name} is {value}, in the source {wanted[name]}"
+            yield Problem(str(config), what, remedy="convert again", mistake="hyperparameter")
+
+
+# GGUF metadata
+
+
+def _check_metadata(structure: Structure, output: Output, around: Around) -> None:
+    """Compare metadata key by key, then whole headers with the metadata that there are."""
+    there = structure.metadata
+    if there is None:
+        return
+    wanted = metadata_of(output)
+    path = structure.files[0]
+    if "split.count" not in there and "split.count" in wanted:
+        wanted = {key: raw for key, raw in wanted.items() if key not in gguf.SPLIT_KEYS}
+    keeps_tokenizer = wanted.get("tokenizer.ggml.model") != there.raw.get("tokenizer.ggml.model")
+    unlike, unknown = [], []
+    for key, raw in there.raw.items():
+        if key in wanted:
+            if raw == wanted[key]:
+                continue
+            problem = _key_problem(path, key, raw, wanted[key])
+            if problem is None or key.startswith(_NOT_OURS):
+                unlike.append(key)
+            else:
+                around.problems.append(problem)
+        elif not (keeps_tokenizer and key.startswith(_TOKENIZER)):
+            unknown.append(key)
+            near = next((k for k in wanted if k not in there and _is_near(k, key)), None)
+            if near is not None:
+                what = f"key {key!r} is {near!r}, damaged"
+                around.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
+    if keeps_tokenizer:
+        around.unchecked.append("the tokenizer in the metadata: the source has none, or another")
+    missing = [key for key in wanted if key not in there and key != "grok.vocab_size"]
+    for what, keys in (
+        ("metadata that weightcast writes otherwise", unlike),
+        ("metadata that weightcast does not write", unknown),
+        ("metadata that weightcast would write", missing),
+    ):
+        if keys:
+            around.unchecked.append(f"{what}: {', '.join(keys[:8])}")
+    if not (unlike or unknown or missing or keeps_tokenizer):
+        around.checked.append("metadata: every value is what weightcast writes")
+    _check_gguf_headers(structure, around)
+
+
+def _is_near(a: str, b: str) -> bool:
+    return _is_damaged(a.encode(), b.encode())
+
+
+def metadata_of(output: Output) -> dict[str, bytes]:
+    """The raw metadata of a laid out GGUF output."""
+    return dict(gguf.header_of_bytes(output.files[0].header, output.files[0].path).metadata.raw)
+
+
+def _key_problem(path: Path, key: str, there: bytes, wanted: bytes) -> Problem | None:
+    """A problem if a value differs that must not, or was damaged; None for another text."""
+    values = Metadata({"there": there, "wanted": wanted})
+    found, right = values["there"], values["wanted"]
+    is_number = isinstance(found, int | float) and isinstance(right, int | float)
+    if is_number and float(found) == float(right):
+        return None  # in another type
+    if is_number and (key.startswith("grok.") or key in (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)):
+        what = f"{key} is {found}, where the source makes it {right}"
+        return Problem(str(path), what, remedy="convert again", mistake="hyperparameter")
+    if _is_damaged(there, wanted):
+        place = _first_difference(there, wanted)
+        what = f"the value of {key} is damaged at its byte {place}"
+        return Problem(str(path), what, remedy=FETCH, mistake="header")
+    if key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
+        what = f"{key}: another tokenizer than the source's"
+        return Problem(str(path), what, remedy="convert again", mistake="tokenizer")
+    return None
+
+
+def _check_gguf_headers(structure: Structure, around: Around) -> None:
+    """Lay headers out again from what they say: version, counts, offsets in order, padding."""
+    unlike = []
+    for path in structure.files:
+        try:
+            header = gguf.read_header(path)
+            entries = [gguf.Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in header.tensors]
+            wanted = gguf.lay_out_file(header.metadata.raw, entries, header.alignment).header
+        except (CheckpointError, KeyError):
+            unlike.append(path.name)
+            continue
+        with path.open("rb") as file:
+            there = file.read(len(wanted))
+        if there == wanted:
+            continue
+        if _is_damaged(there, wanted):
+            place = f"{path} at byte {_first_difference(there, wanted)}"
+            what = "the header is damaged: other bits than weightcast writes"
+            around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
+        else:
+            unlike.append(path.name)
+    if unlike:
+        around.unchecked.append(f"headers laid out in another way ({', '.join(unlike[:3])})")
+    else:
+        around.checked.append("headers: laid out as weightcast does")
