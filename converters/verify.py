@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.graph import stored
 from weightcast.converters.packed_sources import join_packed
 from weightcast.converters.paired_rows import Sample
+from weightcast.converters.progress import progress
 from weightcast.converters.sources import AnyGraph, kind_of, open_graph, open_grok1
 from weightcast.converters.verify_checksums import Sums, check_sums, find_sums
 from weightcast.converters.verify_content import (
@@ -42,12 +45,13 @@ from weightcast.converters.verify_layout import (
 from weightcast.converters.verify_mistakes import Mistakes
 from weightcast.converters.verify_names import Held, match
 from weightcast.converters.verify_problems import Problem
-from weightcast.converters.verify_structure import FETCH, Structure, read_structure
+from weightcast.converters.verify_structure import FETCH, read_structure
 from weightcast.converters.words import count
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
+from weightcast.formats.small_files import shown
 from weightcast.formats.stored import StoredArray, read_into
 from weightcast.quant.error import Baseline
-from weightcast.quant.errors import CheckpointError, RequestError
+from weightcast.quant.errors import CheckpointError, OutputError, RequestError
 from weightcast.quant.types import TYPES
 
 _VERDICTS: Final = {
@@ -95,6 +99,11 @@ class Verification:
             "not_checked": list(self.unchecked),
         }
 
+    def problem_lines(self) -> Iterator[str]:
+        """A line for each problem."""
+        for problem in self.problems:
+            yield f"problem: {problem.line}"
+
     def lines(self) -> Iterator[str]:
         """What to tell people: problems last, where they are seen."""
         for text in self.checked:
@@ -106,8 +115,7 @@ class Verification:
             yield f"note: {text}"
         for text in self.unchecked:
             yield f"not checked: {text}"
-        for problem in self.problems:
-            yield f"problem: {problem.line}"
+        yield from self.problem_lines()
         yield "good" if self.is_good else count(len(self.problems), "problem")
 
 
@@ -139,6 +147,59 @@ def verify(
         None if spec is None else Path(spec),
         None if imatrix is None else read_imatrix(imatrix),
     )
+
+
+def verify_with_progress(
+    artifact: Path,
+    source: Path | None,
+    *,
+    report: Path | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Verification:
+    """Do as `verify` does, show progress, and write the errors to a file if one is named."""
+    if report is not None and source is None:
+        raise RequestError("report: of use with a source only")
+    if report is not None and not report.parent.is_dir():
+        raise OutputError(f"{report.parent}: no such directory; create it first")
+    with contextlib.ExitStack() as shown:
+        found = verify(
+            artifact,
+            source,
+            on_start=lambda total: shown.enter_context(progress(total, quiet=quiet)),
+            **options,
+        )
+    if report is not None and found.report is not None:
+        _write(report, (json.dumps(found.report, indent=1) + "\n").encode())
+    return found
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that appears when it is whole. Raises OutputError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as problem:
+        raise OutputError(f"{path}: cannot be written: {problem.strerror}") from None
+
+
+def parse_sample(text: str) -> int | float:
+    """Read a number of rows, or a share such as 0.01 or 1%. Raises RequestError."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / 100 if percent else float(number)
+    except ValueError:
+        value = 0.0
+    if percent or 0 < value < 1:
+        if not 0 < value < 1:
+            raise RequestError(f"a sample of {shown(text)}: a share is above 0 and below 1")
+        return value
+    if not number.isascii() or not number.isdecimal() or value < 1:
+        raise RequestError(
+            f"a sample of {shown(text)}: give a number of rows, or a share such as 0.01"
+        )
+    return int(number)
 
 
 def _check_request(source: object, imatrix: object, sample: Sample, jobs: int | None) -> None:
@@ -188,9 +249,10 @@ class _Verifier:
             graph = (
                 open_graph(source, spec) if structure.kind == "gguf" else open_grok1(source, spec)
             )
-            held, problems = match(graph, arrays, structure.kind, self._path)
-            self._problems += problems
-            held = self._comparable(held)
+            if arrays is not None:
+                held, problems = match(graph, arrays, structure.kind, self._path)
+                self._problems += problems
+                held = self._comparable(held)
         if not self._problems:
             self._check_alone()
         total = read_bytes(held, self._sample) + sum(
@@ -199,8 +261,10 @@ class _Verifier:
         on_progress = self._on_start(total)
         self._check_sums(sums, on_progress)
         report = None
-        if graph is not None and source is not None:
-            report = self._compare(graph, source, spec, imatrix, arrays, held, on_progress)
+        if arrays is None:
+            self._unchecked.append("the weights: how they are packed cannot be told")
+        elif graph is not None and source is not None:
+            report = self._compare(graph, source, spec, imatrix, held, on_progress)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -208,7 +272,7 @@ class _Verifier:
         return Verification(
             str(self._path),
             None if source is None else str(source),
-            tuple(self._problems),
+            tuple(dict.fromkeys(self._problems)),
             tuple(self._notes),
             tuple(self._checked),
             tuple(self._unchecked),
@@ -216,8 +280,11 @@ class _Verifier:
             report,
         )
 
-    def _joined(self) -> dict[str, StoredArray]:
-        """The tensors, those of packed matrices as one; parts that are constant are compared."""
+    def _joined(self) -> dict[str, StoredArray] | None:
+        """The tensors, those of packed matrices as one; None if the parts are not understood.
+
+        Parts that are constant are compared.
+        """
         arrays = dict(self._structure.tensors)
         if self._structure.kind == "gguf":
             return arrays
@@ -226,7 +293,7 @@ class _Verifier:
             arrays = join_packed(self._path, folder / "config.json", arrays)
         except CheckpointError as problem:
             self._structure.refused(problem)
-            return arrays
+            return None
         for name, array in arrays.items():
             if array.packed is not None:
                 self._problems += _constant_problems(name, array)
@@ -293,7 +360,6 @@ class _Verifier:
         source: Path,
         spec: Path | None,
         imatrix: ImportanceMatrix | None,
-        arrays: Mapping[str, StoredArray],
         held: Sequence[Held],
         on_progress: Callable[[int], None],
     ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from math import lcm
 from threading import Lock
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from weightcast.converters.paired_rows import (
     floats,
     measure_rows,
     read_rows,
+    row_multiple,
 )
 from weightcast.converters.plan import whole
 from weightcast.converters.slabs import Slab, slab_bytes
@@ -51,6 +53,7 @@ from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
 
 # What rows can have been made of: the source itself, or roundings that other tools start from.
 SOURCE: Final = "the source"
+SYMMETRIC: Final = "the source, in symmetric groups"
 _ROUNDED: Final[dict[str, Any]] = {
     "float32": np.float32,
     "bf16": ml_dtypes.bfloat16,
@@ -206,7 +209,7 @@ class _Check:
 
     def _rows_per_piece(self, slab: Slab, artifact: View) -> int:
         packing = packing_of(artifact.array)
-        multiple = 1 if packing is None else packing.row_multiple()
+        multiple = 1 if packing is None else lcm(packing.row_multiple(), row_multiple(artifact))
         limit = min(PIECE_BYTES, MAX_PIECES_BYTES // self._jobs) // (4 * slab.view.shape[1])
         rows = min(max(1, limit), max(-(-slab.rows // self._jobs), RUN_ROWS))
         return whole(rows, multiple)
@@ -279,8 +282,10 @@ def compare(piece: _Piece, importance: NDArray[np.float32] | None) -> Comparison
     for origin in makers.origins():
         try:
             nbytes, different, first = makers.difference(origin)
-        except (SourceValueError, LayoutError):
-            continue  # this rounding, or this way, cannot have been it
+        except LayoutError as problem:
+            if origin == SOURCE and not isinstance(problem, SourceValueError):
+                raise
+            continue  # values beyond the type: it was not made of them
         if not different:
             return Comparison(nbytes, origin)
         if likest is None or different < likest[0]:
@@ -310,9 +315,17 @@ class _Makers:
         kind = self._type
         if is_int8 and (kind == Q8_0 or self._is_carried):
             yield "float32"
+        if self._may_be_symmetric:
+            yield SYMMETRIC
         for name in ("bf16", "f16"):
             if kind is None or kind.name != name.upper():
                 yield name
+
+    @property
+    def _may_be_symmetric(self) -> bool:
+        """AWQ and GPTQ store the zero points of symmetric groups too."""
+        packing = self._packing
+        return isinstance(packing, GroupPacking) and not packing.type.symmetric
 
     @property
     def _type(self) -> QuantType | None:
@@ -324,7 +337,7 @@ class _Makers:
         return isinstance(packing, GroupPacking) and carries_codes(packing.type)
 
     def _made_of(self, origin: str) -> Matrix | Blocks:
-        if origin == SOURCE:
+        if origin in (SOURCE, SYMMETRIC):
             return self._source
         if self._floats is None:
             piece = self._piece
@@ -367,7 +380,8 @@ class _Makers:
     def _packed_difference(self, origin: str) -> tuple[int, int, int | None]:
         nbytes = different = 0
         first = None
-        for segment in self._segments(origin):
+        constants = self._constants(origin)
+        for segment in (*self._segments(origin), *constants):
             part, there = _stored_segment(self._array, segment)
             unlike = np.argwhere(segment.data != there)
             nbytes += there.size
@@ -384,9 +398,28 @@ class _Makers:
         if isinstance(packing, GroupPacking):
             has_codes = isinstance(source, Matrix) and source.scales is not None
             packing = replace(packing, is_carried=self._is_carried and has_codes, may_change=True)
-        n_out = self._piece.artifact.view.shape[0]
-        made = packing.pack(source, n_out, self._piece.start, self._importance, ProcessorLane())
+            if origin == SYMMETRIC:
+                packing = replace(packing, type=replace(packing.type, symmetric=True))
+        n_out, start = self._piece.artifact.view.shape[0], self._piece.start
+        try:
+            made = packing.pack(source, n_out, start, self._importance, ProcessorLane())
+        except LayoutError:
+            if not (isinstance(packing, GroupPacking) and packing.is_carried):
+                raise
+            packing = replace(packing, is_carried=False)  # groups straddle the source's
+            made = packing.pack(source, n_out, start, self._importance, ProcessorLane())
         return list(made.segments)
+
+    def _constants(self, origin: str) -> Iterator[Segment]:
+        """The zero points of symmetric groups, which do not depend on the weights."""
+        packing = self._packing
+        if origin != SYMMETRIC or not isinstance(packing, GroupPacking):
+            return
+        group_type = replace(packing.type, symmetric=True)
+        shape = self._piece.artifact.view.shape
+        for suffix, raw in packing.layout.constants(group_type, shape[0], shape[1]).items():
+            data = np.frombuffer(raw, np.uint8).reshape(1, -1)
+            yield Segment(suffix, data, 0, data.size)
 
     def expected(self) -> Errors | None:
         """The errors that the type makes of these rows, by the worst of the ways to make them."""
@@ -395,7 +428,7 @@ class _Makers:
         for origin in self.origins():
             try:
                 errors = self._errors_of(matrix, origin)
-            except (SourceValueError, LayoutError):
+            except LayoutError:  # values beyond the type
                 continue
             if worst is None or errors.total().relative_rms > worst.total().relative_rms:
                 worst = errors

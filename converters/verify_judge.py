@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.verify_content import SOURCE, Key, Tally
+from weightcast.converters.verify_content import SOURCE, SYMMETRIC, Key, Tally
 from weightcast.converters.verify_mistakes import Mistake, Mistakes
 from weightcast.converters.verify_names import Held
 from weightcast.converters.verify_problems import Problem, plain
@@ -126,7 +126,7 @@ def _damage(tally: Tally, more: str = "") -> Mistake:
 
 def _explained(held: Held, number: int, tally: Tally) -> _Verdict:
     """Every byte is what some conversion makes of the source."""
-    origins = [name for name in tally.origins if name not in (None, SOURCE)]
+    origins = [name for name in tally.origins if name not in (None, SOURCE, SYMMETRIC)]
     dtype = held.array.dtype
     if not origins:
         lossy = held.place is not None and held.place.role.stays_float32 and dtype != "F32"

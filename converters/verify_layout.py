@@ -21,6 +21,8 @@ from weightcast.converters.directory_types import (
     PLAIN,
     DirectoryType,
     WeightType,
+    directory_type,
+    name_in,
 )
 from weightcast.converters.gguf_outputs import FILE_TYPE_KEY
 from weightcast.converters.grok1_spec import Grok1Spec
@@ -34,6 +36,7 @@ from weightcast.formats.gguf_header import Metadata
 from weightcast.formats.imatrix import ImportanceMatrix
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import CheckpointError
+from weightcast.quant.groups import GroupType
 from weightcast.quant.types import STORED_TYPES, TYPES, QuantType
 
 # What differs in so few bits was the same once; texts of people and tools differ in more.
@@ -105,6 +108,10 @@ def _request(structure: Structure, held: Sequence[Held]) -> Request:
             path = path.with_name(f"{match[1]}.gguf")
         return Request(path, "gguf", recipe_of(structure))
     kind = _directory_type(held)
+    name = name_in(path.name)
+    named = None if name is None else directory_type(name)
+    if named is not None and named.layout == kind.layout:
+        kind = named
     return Request(path, "safetensors", RECIPES[kind.base.name], directory=kind)
 
 
@@ -164,11 +171,19 @@ def _overrides(output: Output, held: Sequence[Held]) -> Iterator[Override]:
         if found.packed is not None:
             packing = found.packed.packing
             made = getattr(packing, "type", None) or packing.layout.type  # type: ignore[attr-defined]
-        if made != kind:
+        if not _is_same(made, kind, tensor.array.shape[-1]):
             names.setdefault(kind, []).append(found.tensor.name)
     for kind, tensors in names.items():
         pattern = "^(?:" + "|".join(map(re.escape, tensors)) + ")$"
         yield Override(re.compile(pattern), kind, "the artifact")
+
+
+def _is_same(a: WeightType, b: WeightType, n_in: int) -> bool:
+    """Whether two types are stored alike: groups of a whole row are a scale a row."""
+    if not isinstance(a, GroupType) or not isinstance(b, GroupType):
+        return a == b
+    sizes = {kind.group_size or n_in for kind in (a, b)}
+    return len(sizes) == 1 and replace(a, group_size=b.group_size) == b
 
 
 def planned_name(held: Held, output: Output) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from weightcast.converters.grok1 import EMBEDDING, Place, places
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.sources import AnyGraph
 from weightcast.converters.verify_problems import Problem, plain
+from weightcast.converters.words import some
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import LayoutError
 
@@ -48,12 +49,12 @@ def match(
     """Match tensors by name; say what is missing, extra or of another shape."""
     found: list[Held] = []
     problems: list[Problem] = []
+    missing: list[str] = []
     left = dict(arrays)
-    remedy = "convert again, or name the source that this was made of"
     for names, gguf, tensor, place, expert in _wanted(source, kind, arrays):
         name = next((n for n in names if n in left), None)
         if name is None:
-            problems.append(Problem(str(artifact), "is missing", names[0], remedy, "missing"))
+            missing.append(names[0])
             continue
         array = left.pop(name)
         if array.shape == tensor.shape:
@@ -63,10 +64,20 @@ def match(
         if array.shape == (*tensor.shape[:-2], *reversed(tensor.shape[-2:])):
             what, mistake = f"{what}: transposed", "transposed"
         problems.append(Problem(str(array.path), what, name, "convert again", mistake))
-    for name, array in left.items():
-        remedy = "remove it, if nothing that reads the file needs it"
-        problems.append(Problem(str(array.path), "is not in the source", name, remedy, "extra"))
+    if missing:
+        remedy = "convert again, or name the source that this was made of"
+        said = "is missing" if len(missing) == 1 else "are missing"
+        problems.append(Problem(str(artifact), said, _some(missing), remedy, "missing"))
+    if left:
+        remedy = "remove what nothing needs that reads the file"
+        said = "is not in the source" if len(left) == 1 else "are not in the source"
+        file = next(iter(left.values())).path
+        problems.append(Problem(str(file), said, _some(list(left)), remedy, "extra"))
     return found, problems
+
+
+def _some(names: Sequence[str]) -> str:
+    return some([plain(name) for name in names])
 
 
 _Wanted = tuple[tuple[str, ...], str, Tensor, Place | None, int | None]
@@ -92,8 +103,3 @@ def _wanted(source: AnyGraph, kind: str, there: Mapping[str, StoredArray]) -> It
         # The head is the embedding table, and need not be there.
         if place.name == EMBEDDING and _HEADS[kind] in there:
             yield (_HEADS[kind],), place.gguf, tensor, place, None
-
-
-def location(held: Held, expert: int | None = None) -> str:
-    """Name a tensor in a message, with the expert where it holds several."""
-    return plain(held.name) if expert is None else f"{plain(held.name)}, expert {expert}"
