@@ -151,7 +151,7 @@ def check_content(
             for number, (key, rows) in enumerate(work):
                 for piece in waiting[number % 2]:
                     piece.result()
-                source, artifact = map(memoryview, slots[number % 2])
+                source, artifact = (memoryview(buffer) for buffer in slots[number % 2])
                 waiting[number % 2] = check.hand_out(pool, key, rows, source, artifact)
             for piece in (*waiting[0], *waiting[1]):
                 piece.result()

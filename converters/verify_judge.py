@@ -151,16 +151,19 @@ def _grouped(findings: Sequence[_Finding]) -> Iterator[Problem]:
     for found in findings:
         place = found.held.place
         layer = found.held.name if place is None else place.layer
-        role = found.held.gguf if found.mistake.kind in ("expert order", "damaged") else None
-        groups[layer, role, found.mistake].append(found)
+        kind = found.mistake.kind
+        role = found.held.gguf if kind in ("expert order", "damaged", "scaled") else None
+        # Experts are scaled by one factor, whatever rounding made of it.
+        same = kind if kind == "scaled" and found.expert is not None else found.mistake
+        groups[layer, role, same].append(found)
     for group in groups.values():
-        yield _problem(group)
+        yield _problem(sorted(group, key=lambda found: "(" not in found.mistake.what))
 
 
 def _problem(group: Sequence[_Finding]) -> Problem:
     first, mistake = group[0].held, group[0].mistake
     names = list(dict.fromkeys(found.held.name for found in group))
-    experts = [found.expert for found in group if found.expert is not None]
+    experts = sorted(found.expert for found in group if found.expert is not None)
     kind, what = mistake.kind, mistake.what
     if kind == "expert order" and len(group) > 1:
         kind, what = "expert repeated", f"{what} too: one expert is repeated"

@@ -25,7 +25,10 @@ from weightcast.converters.grok1 import (
     Role,
 )
 from weightcast.converters.grok1_spec import Grok1Spec
+from weightcast.converters.execute import slab_buffer
+from weightcast.converters.paired_rows import floats, read_rows
 from weightcast.converters.pairing import rows_float32
+from weightcast.converters.slabs import slab_bytes
 from weightcast.converters.sources import AnyGraph
 from weightcast.converters.verify_names import Held
 
@@ -34,6 +37,9 @@ _ROWS: Final = 16
 _WHOLE_VALUES: Final = 1 << 26
 _CACHED: Final = 1 << 26
 _FULL_SEARCHES: Final = 64
+# Relative errors up to which rows fit: of types without errors, and of the coarsest.
+_EXACT_LIMIT: Final = 0.02
+_LARGEST_LIMIT: Final = 0.75
 _ATTENTION: Final = ("attn_q", "attn_k")
 _CONVERT: Final = "convert again from the source"
 
@@ -101,7 +107,7 @@ class Mistakes:
             return Mistake("not finite", f"holds NaN or infinity: {bad} of {rows.size} values")
         if not rows.any():
             return Mistake("zeros", "is all zeros")
-        limit = min(max(1.5 * error, 0.02), 0.75)
+        limit = min(max(1.5 * error, _EXACT_LIMIT), _LARGEST_LIMIT)
         search = _Search(self, held, held.expert if held.expert is not None else number)
         search.view, search.artifact = source, artifact
         search.rows, search.row0, search.row1, search.limit = rows, row0, row1, limit
@@ -135,19 +141,16 @@ class Mistakes:
             "output_multiplier_scale": spec.output_multiplier_scale,
             "attn_output_multiplier": spec.attn_output_multiplier,
         }
-        pairs = [(name, value) for name, value in names.items()]
         both = spec.embedding_multiplier_scale * spec.output_multiplier_scale
-        pairs.append(("embedding_multiplier_scale * output_multiplier_scale", both))
-        for name, value in pairs:
-            for text, known in (
-                (name, value),
-                (f"1 / {name}", 1 / value),
-                (f"sqrt({name})", sqrt(value)),
-                (f"1 / sqrt({name})", 1 / sqrt(value)),
-            ):
-                if abs(abs(factor) / known - 1) < tolerance:
-                    return f"-{text}" if factor < 0 else text
-        return None
+        names["embedding_multiplier_scale * output_multiplier_scale"] = both
+        known = dict(names)
+        known.update({f"1 / {name}": 1 / value for name, value in names.items()})
+        known.update({f"sqrt({name})": sqrt(value) for name, value in names.items()})
+        known.update({f"1 / sqrt({name})": 1 / sqrt(value) for name, value in names.items()})
+        found = [name for name, v in known.items() if abs(abs(factor) / v - 1) < tolerance]
+        if not found:
+            return None
+        return ("-" if factor < 0 else "") + " or ".join(found)
 
     def remember(self, held: Held, candidate: _Candidate, expert: int) -> None:
         """Keep what explained a tensor, for the next ones."""
@@ -227,7 +230,7 @@ class _Search:
                     return Mistake("shifted norm", f"holds {text}; Grok-1 multiplies by the scale")
         if self.view.scales is None:
             return None
-        codes = rows_float32(replace(self.view, scales=None), self.row0, self.row1)
+        codes = _unscaled(self.view, self.row0, self.row1)
         found = fit(self.rows, codes)
         if found.error <= self.limit:
             return Mistake("scales lost", "holds the int8 codes without their scales")
@@ -238,13 +241,15 @@ class _Search:
         return None
 
     def _scaled(self, found: _Fit) -> Mistake | None:
-        tolerance = max(2 * self.limit / sqrt(self.rows.size), 2e-3)
+        # Coarse types shrink weights: by the square of their error, as what is lost is their own.
+        tolerance = max(2e-3, 2 * self.limit / sqrt(self.rows.size), self.limit**2)
         if abs(found.factor - 1) < tolerance:
             return None
         name = self._mistakes.factor_name(found.factor, tolerance)
         if name is None and abs(found.factor - 1) < max(0.05, self.limit):
             return None
-        what = f"is scaled by {found.factor:.6g}"
+        digits = 2 if self.limit > _EXACT_LIMIT else 3
+        what = f"is scaled by {found.factor:.{digits}g}"
         remedy = "convert again without folding multipliers into weights"
         return Mistake("scaled", what if name is None else f"{what} ({name})", remedy)
 
@@ -311,7 +316,9 @@ class _Search:
         if candidate.expert not in (None, self._expert):
             parts.append(f"expert {candidate.expert}'s")
             kinds.append("expert order")
-        what = f"holds {', '.join(parts)} ({candidate.place.gguf})"
+        what = f"holds {', '.join(parts)}"
+        if candidate.place.role != place.role or candidate.expert not in (None, self._expert):
+            what = f"{what} ({candidate.place.gguf})"
         scaled = self._scaled(found)
         if scaled is not None:
             what = f"{what}, and {scaled.what}"
@@ -353,7 +360,7 @@ class _Search:
     def _transposed(self) -> Mistake | None:
         """The bytes of [in, out] under the shape [out, in]."""
         n_out, n_in = self.view.shape
-        if self.view.is_encoded or n_out == 1:
+        if self.view.is_encoded or self.view.array.packed is not None or n_out == 1:
             return None
         first, last = self.row0 * n_in // n_out, -(-self.row1 * n_in // n_out)
         columns = _columns(self.view, first, last).T.reshape(-1)
@@ -368,12 +375,21 @@ def _columns(view: View, first: int, last: int) -> NDArray[np.float32]:
     """Columns [first, last) of a matrix whose elements lie one by one: float32 [out, columns]."""
     start = view.start + first * view.strides[1]
     shape = (view.shape[0], last - first)
-    values = rows_float32(View(view.array, start, shape, view.strides), 0, shape[0])
+    values = _unscaled(View(view.array, start, shape, view.strides), 0, shape[0])
     if view.scales is not None:
         scales = rows_float32(view.scales, 0, view.shape[0])
         groups = np.arange(first, last) * scales.shape[1] // view.shape[1]
         values = values * scales[:, groups]
     return values
+
+
+def _unscaled(view: View, row0: int, row1: int) -> NDArray[np.float32]:
+    """Read rows as float32 [rows, in], int8 codes without their scales."""
+    buffer = memoryview(slab_buffer(slab_bytes(view, row1 - row0)))
+    slab = read_rows(replace(view, scales=None), row0, row1, buffer)
+    if view.dtype == "I8":
+        slab = replace(slab, scales=np.ones((1, row1 - row0), np.float32))
+    return floats(slab, 0, row1 - row0)
 
 
 def _middle(n_out: int, multiple: int) -> tuple[int, int]:
