@@ -168,14 +168,14 @@ def verify(
     ARTIFACT is a GGUF file, or a safetensors file or directory, by weightcast or by others. Without
     --source its structure and checksums are checked. Exit code 1 says that there are problems.
     """
-    from weightcast.converters import verify as verification
+    from weightcast.converters.verify_command import parse_sample, verify_with_progress
 
-    found = verification.verify_with_progress(
+    found = verify_with_progress(
         artifact,
         source,
         spec=spec,
         imatrix=imatrix,
-        sample=None if sample is None else verification.parse_sample(sample),
+        sample=None if sample is None else parse_sample(sample),
         jobs=jobs,
         report=report,
         quiet=quiet or as_json,

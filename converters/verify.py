@@ -2,121 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.describe import stored_as
-from weightcast.converters.error_report import (
-    MeasuredOutput,
-    MeasuredTensor,
-    recipe_values,
-    report_values,
-)
 from weightcast.converters.execute import MAX_WORKERS, default_workers
-from weightcast.converters.graph import stored
+from weightcast.converters.grok1 import LAYER_ROLES
+from weightcast.converters.grok1_gguf import ARCHITECTURE
 from weightcast.converters.packed_sources import join_packed
 from weightcast.converters.paired_rows import Sample
-from weightcast.converters.progress import progress
 from weightcast.converters.sources import AnyGraph, kind_of, open_graph, open_grok1
+from weightcast.converters.verification import Verification
 from weightcast.converters.verify_checksums import Sums, check_sums, find_sums
 from weightcast.converters.verify_content import (
-    Key,
-    Tally,
     check_content,
-    packing_of,
     read_bytes,
 )
 from weightcast.converters.verify_judge import Judgement, judge
 from weightcast.converters.verify_layout import (
-    Layout,
     check_layout,
-    expected_layout,
-    planned_name,
-    recipe_of,
 )
 from weightcast.converters.verify_mistakes import Mistakes
 from weightcast.converters.verify_names import Held, match
+from weightcast.converters.verify_plan import Layout, expected_layout, planned_name
 from weightcast.converters.verify_problems import Problem
-from weightcast.converters.verify_structure import FETCH, read_structure
+from weightcast.converters.verify_report import errors_report
+from weightcast.converters.verify_rows import packing_of
+from weightcast.converters.verify_structure import FETCH, Structure, read_structure
 from weightcast.converters.words import count
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
-from weightcast.formats.small_files import shown
 from weightcast.formats.stored import StoredArray, read_into
-from weightcast.quant.error import Baseline
-from weightcast.quant.errors import CheckpointError, OutputError, RequestError
+from weightcast.quant.errors import CheckpointError, RequestError
 from weightcast.quant.types import TYPES
-
-_VERDICTS: Final = {
-    "same": "byte for byte what weightcast makes of the source",
-    "rounded": "byte for byte what is made of rounded weights",
-    "requantized": "requantized, where they could have been carried over",
-    "similar": "with errors as their type makes them, by another rule or importance",
-    "damaged": "damaged",
-    "wrong": "wrong",
-}
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was found: problems, notes, what was checked and what not.
-
-    `matrices` counts matrices (of experts each) by how their bytes came about; `report` has the
-    errors as docs/report.schema.json says, where the source was given.
-    """
-
-    artifact: str
-    source: str | None
-    problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
-    checked: tuple[str, ...]
-    unchecked: tuple[str, ...]
-    matrices: Counter[str] = field(default_factory=Counter)
-    report: dict[str, Any] | None = field(default=None, repr=False)
-
-    @property
-    def is_good(self) -> bool:
-        """Whether no problem was found."""
-        return not self.problems
-
-    def describe(self) -> dict[str, Any]:
-        """Everything but the errors of tensors, as JSON values."""
-        return {
-            "artifact": self.artifact,
-            "source": self.source,
-            "good": self.is_good,
-            "problems": [problem.describe() for problem in self.problems],
-            "matrices": dict(self.matrices),
-            "notes": list(self.notes),
-            "checked": list(self.checked),
-            "not_checked": list(self.unchecked),
-        }
-
-    def problem_lines(self) -> Iterator[str]:
-        """A line for each problem."""
-        for problem in self.problems:
-            yield f"problem: {problem.line}"
-
-    def lines(self) -> Iterator[str]:
-        """What to tell people: problems last, where they are seen."""
-        for text in self.checked:
-            yield f"checked: {text}"
-        for verdict, number in self.matrices.items():
-            noun = "matrix" if number == 1 else "matrices"
-            yield f"checked: {number:,} {noun} {_VERDICTS[verdict]}"
-        for text in self.notes:
-            yield f"note: {text}"
-        for text in self.unchecked:
-            yield f"not checked: {text}"
-        yield from self.problem_lines()
-        yield "good" if self.is_good else count(len(self.problems), "problem")
 
 
 def verify(
@@ -147,59 +68,6 @@ def verify(
         None if spec is None else Path(spec),
         None if imatrix is None else read_imatrix(imatrix),
     )
-
-
-def verify_with_progress(
-    artifact: Path,
-    source: Path | None,
-    *,
-    report: Path | None = None,
-    quiet: bool = False,
-    **options: Any,
-) -> Verification:
-    """Do as `verify` does, show progress, and write the errors to a file if one is named."""
-    if report is not None and source is None:
-        raise RequestError("report: of use with a source only")
-    if report is not None and not report.parent.is_dir():
-        raise OutputError(f"{report.parent}: no such directory; create it first")
-    with contextlib.ExitStack() as shown:
-        found = verify(
-            artifact,
-            source,
-            on_start=lambda total: shown.enter_context(progress(total, quiet=quiet)),
-            **options,
-        )
-    if report is not None and found.report is not None:
-        _write(report, (json.dumps(found.report, indent=1) + "\n").encode())
-    return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears when it is whole. Raises OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as problem:
-        raise OutputError(f"{path}: cannot be written: {problem.strerror}") from None
-
-
-def parse_sample(text: str) -> int | float:
-    """Read a number of rows, or a share such as 0.01 or 1%. Raises RequestError."""
-    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
-    try:
-        value = float(number) / 100 if percent else float(number)
-    except ValueError:
-        value = 0.0
-    if percent or 0 < value < 1:
-        if not 0 < value < 1:
-            raise RequestError(f"a sample of {shown(text)}: a share is above 0 and below 1")
-        return value
-    if not number.isascii() or not number.isdecimal() or value < 1:
-        raise RequestError(
-            f"a sample of {shown(text)}: give a number of rows, or a share such as 0.01"
-        )
-    return int(number)
 
 
 def _check_request(source: object, imatrix: object, sample: Sample, jobs: int | None) -> None:
@@ -326,7 +194,10 @@ class _Verifier:
         structure = self._structure
         if structure.kind == "gguf":
             assert structure.metadata is not None
-            if structure.metadata.get("general.architecture") != "grok":
+            if structure.metadata.get("general.architecture") != ARCHITECTURE:
+                return
+            if _is_another_grok(structure):
+                self._unchecked.append("shapes beside the metadata: not a Grok-1")
                 return
         elif not (self._path / "config.json").is_file():
             return
@@ -381,56 +252,7 @@ class _Verifier:
         self._matrices = found.counts
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
-        return self._report(graph, imatrix, held, tallies)
-
-    def _report(
-        self,
-        graph: AnyGraph,
-        imatrix: ImportanceMatrix | None,
-        held: Sequence[Held],
-        tallies: Mapping[Key, Tally],
-    ) -> dict[str, Any]:
-        """The errors of all tensors; experts that are tensors of their own are one."""
-        groups: dict[str, list[int]] = defaultdict(list)
-        for number, tensor in enumerate(held):
-            groups[tensor.name if tensor.expert is None else tensor.gguf].append(number)
-        measured = []
-        for numbers in groups.values():
-            keys = [key for key in tallies if key[0] in numbers and tallies[key].failure is None]
-            if keys:
-                measured.append(_measured([held[n] for n in numbers], [tallies[k] for k in keys]))
-        kind = self._structure.kind
-        name = recipe_of(self._structure).name if kind == "gguf" else self._path.name
-        output = MeasuredOutput(
-            str(self._path),
-            kind,
-            name,
-            sum(path.stat().st_size for path in self._structure.files),
-            tuple(measured),
-            recipe_values(name, [], pure=False),
-            None if imatrix is None else str(imatrix.path),
-        )
-        return report_values(graph, Baseline.STORED, [output])
-
-
-def _measured(held: Sequence[Held], tallies: Sequence[Tally]) -> MeasuredTensor:
-    first = held[0]
-    types = dict.fromkeys(stored_as(stored(t.name, t.array)) for t in held)
-    name, gguf, shape = first.name, first.gguf, first.array.shape
-    if first.expert is not None:
-        assert first.place is not None
-        name = first.place.hugging_face().replace("experts.None", "experts.*")
-        shape = (len(held), *shape)
-    if name in ("lm_head.weight", "output.weight"):
-        gguf = "output.weight"
-    return MeasuredTensor(
-        name,
-        gguf,
-        " + ".join(types),
-        shape,
-        sum(tensor.array.nbytes for tensor in held),
-        tuple(tally.made for tally in tallies),
-    )
+        return errors_report(self._structure, graph, imatrix, held, tallies)
 
 
 def _importance(layout: Layout, held: Sequence[Held]) -> dict[str, NDArray[np.float32]]:
@@ -440,6 +262,15 @@ def _importance(layout: Layout, held: Sequence[Held]) -> dict[str, NDArray[np.fl
     planned = {tensor.tensor.name: tensor.importance for tensor in layout.output.tensors}
     found = {tensor.name: planned.get(planned_name(tensor, layout.output)) for tensor in held}
     return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def _is_another_grok(structure: Structure) -> bool:
+    """Whether layers have tensors that are not Grok-1's, as those of Grok-2 have."""
+    known = {name for role in LAYER_ROLES for name in (role.gguf, role.old_gguf)}
+    layers = [name.split(".") for name in structure.tensors if name.startswith("blk.")]
+    found = {words[1] for words in layers}
+    strange = {words[1] for words in layers if len(words) < 3 or words[2] not in known}
+    return len(strange) == len(found) > 0
 
 
 def _constant_problems(name: str, array: StoredArray) -> Iterator[Problem]:

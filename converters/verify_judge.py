@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.verify_content import SOURCE, SYMMETRIC, Key, Tally
+from weightcast.converters.verify_content import Key, Tally
 from weightcast.converters.verify_mistakes import Mistake, Mistakes
 from weightcast.converters.verify_names import Held
 from weightcast.converters.verify_problems import Problem, plain
+from weightcast.converters.verify_rows import SOURCE, SYMMETRIC
 from weightcast.converters.verify_structure import FETCH
 from weightcast.converters.words import count
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Final
 
@@ -25,14 +25,11 @@ from weightcast.converters.grok1 import (
     Role,
 )
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.execute import slab_buffer
-from weightcast.converters.paired_rows import floats, read_rows
 from weightcast.converters.pairing import rows_float32
-from weightcast.converters.slabs import slab_bytes
 from weightcast.converters.sources import AnyGraph
 from weightcast.converters.verify_names import Held
+from weightcast.converters.verify_samples import Fit, columns, fit, middle, unscaled
 
-_ROWS: Final = 16
 # Of float32 values; larger matrices are sampled, and searched less.
 _WHOLE_VALUES: Final = 1 << 26
 _CACHED: Final = 1 << 26
@@ -54,29 +51,11 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """How well rows are another's times a factor: error relative to the rows, and the factor."""
-
-    error: float
-    factor: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Candidate:
     """A matrix of the source: the role and layer, and the expert of a stack."""
 
     place: Place
     expert: int | None
-
-
-def fit(rows: NDArray[np.float32], source: NDArray[np.float32]) -> _Fit:
-    """Fit rows by a multiple of other rows of the same shape."""
-    x, y = source.astype(np.float64).ravel(), rows.astype(np.float64).ravel()
-    squares, size = float(x @ x), float(y @ y)
-    if not squares or not size:
-        return _Fit(np.inf, 0.0)
-    factor = float(x @ y) / squares
-    return _Fit(sqrt(float(np.square(y - factor * x).sum()) / size), factor)
 
 
 class Mistakes:
@@ -100,7 +79,7 @@ class Mistakes:
         """
         source, artifact = held.views[number]
         multiple = 1 if artifact.array.packed is None else artifact.array.packed.row_multiple
-        row0, row1 = _middle(artifact.shape[0], multiple)
+        row0, row1 = middle(artifact.shape[0], multiple)
         rows = rows_float32(artifact, row0, row1)
         bad = np.count_nonzero(~np.isfinite(rows))
         if bad:
@@ -166,7 +145,9 @@ class Mistakes:
     def likely(self, place: Place, expert: int) -> Iterator[_Candidate]:
         """What explained others, here."""
         role = self._roles.get(place.role.leaf, place.role)
-        for layer in dict.fromkeys((self._layers.get(place.layer or 0, place.layer), place.layer)):
+        if place.layer is None:
+            return
+        for layer in dict.fromkeys((self._layers.get(place.layer, place.layer), place.layer)):
             for n in dict.fromkeys((self._experts.get(expert, expert), expert)):
                 for chosen in dict.fromkeys((role, place.role)):
                     if chosen.axes == place.role.axes:
@@ -215,7 +196,7 @@ class _Search:
             found = self._try(candidate)
             if found is not None:
                 return found
-        return self._permuted(own) or self._transposed()
+        return self._permuted() or self._transposed()
 
     # The right tensor, but changed.
 
@@ -230,7 +211,7 @@ class _Search:
                     return Mistake("shifted norm", f"holds {text}; Grok-1 multiplies by the scale")
         if self.view.scales is None:
             return None
-        codes = _unscaled(self.view, self.row0, self.row1)
+        codes = unscaled(self.view, self.row0, self.row1)
         found = fit(self.rows, codes)
         if found.error <= self.limit:
             return Mistake("scales lost", "holds the int8 codes without their scales")
@@ -240,7 +221,7 @@ class _Search:
             return Mistake("first scale", what)
         return None
 
-    def _scaled(self, found: _Fit) -> Mistake | None:
+    def _scaled(self, found: Fit) -> Mistake | None:
         # Coarse types shrink weights: by the square of their error, as what is lost is their own.
         tolerance = max(2e-3, 2 * self.limit / sqrt(self.rows.size), self.limit**2)
         if abs(found.factor - 1) < tolerance:
@@ -299,7 +280,7 @@ class _Search:
     def _at(self, place: Place) -> _Candidate:
         return _Candidate(place, self._expert if place.role.is_experts else None)
 
-    def _named(self, candidate: _Candidate, found: _Fit) -> Mistake:
+    def _named(self, candidate: _Candidate, found: Fit) -> Mistake:
         place = self._held.place
         assert place is not None
         parts, kinds = [], []
@@ -326,23 +307,31 @@ class _Search:
 
     # Moved within itself.
 
-    def _permuted(self, own: NDArray[np.float32]) -> Mistake | None:
+    def _permuted(self) -> Mistake | None:
         place, spec = self._held.place, self._mistakes.spec
         assert place is not None
         n_out, n_in = self.view.shape
         if spec is None or place.role.is_experts or n_out * n_in > _WHOLE_VALUES or n_out == 1:
             return None
-        whole = rows_float32(self.view, 0, n_out)
         if place.role.gguf in _ATTENTION:
-            heads = whole.reshape(-1, 2, spec.key_size // 2, n_in)
-            interleaved = heads.swapaxes(1, 2).reshape(n_out, n_in)
-            split = whole.reshape(-1, spec.key_size // 2, 2, n_in).swapaxes(1, 2)
-            for rows, how in ((interleaved, "interleaved"), (split.reshape(n_out, n_in), "split")):
-                if fit(self.rows, rows[self.row0 : self.row1]).error <= self.limit:
-                    what = f"the halves of each head are {how}, as converters of Llama do for RoPE"
-                    remedy = "convert again without that permutation: Grok-1's RoPE is split-half"
-                    return Mistake("RoPE permutation", what, remedy)
-        return self._in_order(whole)
+            found = self._permuted_heads(spec.key_size)
+            if found is not None:
+                return found
+        return self._in_order(rows_float32(self.view, 0, n_out))
+
+    def _permuted_heads(self, key_size: int) -> Mistake | None:
+        """Compare the heads that the rows belong to with both orders of their halves."""
+        n_in, first = self.view.shape[1], self.row0 // key_size * key_size
+        last = -(-self.row1 // key_size) * key_size
+        whole = rows_float32(self.view, first, last)
+        pairs = {"interleaved": (2, key_size // 2), "split": (key_size // 2, 2)}
+        for how, shape in pairs.items():
+            rows = whole.reshape(-1, *shape, n_in).swapaxes(1, 2).reshape(whole.shape)
+            if fit(self.rows, rows[self.row0 - first : self.row1 - first]).error <= self.limit:
+                what = f"the halves of each head are {how}, as converters of Llama do for RoPE"
+                remedy = "convert again without that permutation: Grok-1's RoPE is split-half"
+                return Mistake("RoPE permutation", what, remedy)
+        return None
 
     def _in_order(self, whole: NDArray[np.float32]) -> Mistake | None:
         """Find each row somewhere else in the matrix."""
@@ -363,37 +352,9 @@ class _Search:
         if self.view.is_encoded or self.view.array.packed is not None or n_out == 1:
             return None
         first, last = self.row0 * n_in // n_out, -(-self.row1 * n_in // n_out)
-        columns = _columns(self.view, first, last).T.reshape(-1)
+        there = columns(self.view, first, last).T.reshape(-1)
         start = self.row0 * n_in - first * n_out
-        found = fit(self.rows, columns[start : start + self.rows.size].reshape(self.rows.shape))
+        found = fit(self.rows, there[start : start + self.rows.size].reshape(self.rows.shape))
         if found.error > self.limit:
             return None
         return Mistake("transposed", "is transposed: holds [in, out] where [out, in] belongs")
-
-
-def _columns(view: View, first: int, last: int) -> NDArray[np.float32]:
-    """Columns [first, last) of a matrix whose elements lie one by one: float32 [out, columns]."""
-    start = view.start + first * view.strides[1]
-    shape = (view.shape[0], last - first)
-    values = _unscaled(View(view.array, start, shape, view.strides), 0, shape[0])
-    if view.scales is not None:
-        scales = rows_float32(view.scales, 0, view.shape[0])
-        groups = np.arange(first, last) * scales.shape[1] // view.shape[1]
-        values = values * scales[:, groups]
-    return values
-
-
-def _unscaled(view: View, row0: int, row1: int) -> NDArray[np.float32]:
-    """Read rows as float32 [rows, in], int8 codes without their scales."""
-    buffer = memoryview(slab_buffer(slab_bytes(view, row1 - row0)))
-    slab = read_rows(replace(view, scales=None), row0, row1, buffer)
-    if view.dtype == "I8":
-        slab = replace(slab, scales=np.ones((1, row1 - row0), np.float32))
-    return floats(slab, 0, row1 - row0)
-
-
-def _middle(n_out: int, multiple: int) -> tuple[int, int]:
-    """A few rows in the middle of a matrix, from a multiple on."""
-    count = -(-_ROWS // multiple) * multiple
-    start = max(0, (n_out - count) // 2) // multiple * multiple
-    return start, min(start + count, n_out)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from weightcast.converters.gguf_model import stored_tensor
 from weightcast.converters.graph import Tensor, View, matrices, stored, take
 from weightcast.converters.grok1 import EMBEDDING, Place, places
 from weightcast.converters.grok1_spec import Grok1Spec
@@ -16,7 +17,7 @@ from weightcast.converters.words import some
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import LayoutError
 
-_HEADS: Final = {"gguf": "output.weight", "safetensors": "lm_head.weight"}
+HEADS: Final = {"gguf": "output.weight", "safetensors": "lm_head.weight"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Held:
     def views(self) -> list[tuple[View, View]]:
         """The matrices of both, source first. Raises LayoutError if there are not as many."""
         of_source = matrices(self.source)
-        of_artifact = matrices(stored(self.name, self.array))
+        made = stored if self.place is not None else stored_tensor
+        of_artifact = matrices(made(self.name, self.array))
         if [v.shape for v in of_source] != [v.shape for v in of_artifact]:
             raise LayoutError(f"{self.name}: shape {list(self.array.shape)} cannot be compared")
         return list(zip(of_source, of_artifact, strict=True))
@@ -101,5 +103,5 @@ def _wanted(source: AnyGraph, kind: str, there: Mapping[str, StoredArray]) -> It
             names = [place.gguf, place.old_gguf]
             yield tuple(n for n in names if n), place.gguf, tensor, place, None
         # The head is the embedding table, and need not be there.
-        if place.name == EMBEDDING and _HEADS[kind] in there:
-            yield (_HEADS[kind],), place.gguf, tensor, place, None
+        if place.name == EMBEDDING and HEADS[kind] in there:
+            yield (HEADS[kind],), place.gguf, tensor, place, None

@@ -22,7 +22,7 @@ import weightcast
 from weightcast.cli import commands
 from weightcast.converters.grok1 import places
 from weightcast.converters.slabs import load_float32
-from weightcast.converters.verify import Verification
+from weightcast.converters.verification import Verification
 from weightcast.formats import gguf, safetensors
 
 GGUF = ("Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS", "BF16", "F16", "F32", "MXFP4", "TQ1_0")
@@ -151,6 +151,40 @@ def test_gguf_of_another_model(tmp_path: Path) -> None:
     (tmp_path / "m-Q6_K.gguf").write_bytes(raw)
     (problem,) = weightcast.verify(tmp_path / "m-Q6_K.gguf", model).problems
     assert (problem.tensor, problem.mistake) == ("table", "numbers")
+
+
+def test_gguf_and_directories_are_sources_too(source: Path, tmp_path: Path) -> None:
+    weightcast.convert(source, tmp_path / "m-F32.gguf", tmp_path / "m-int8-g32", no_tokenizer=True)
+    weightcast.convert(tmp_path / "m-F32.gguf", tmp_path / "m-Q5_K_M.gguf")
+    weightcast.convert(
+        tmp_path / "m-int8-g32", tmp_path / "m-Q8_0.gguf", tmp_path / "m-bf16", no_tokenizer=True
+    )
+    for name, made_of in (
+        ("m-Q5_K_M.gguf", "m-F32.gguf"),
+        ("m-Q8_0.gguf", "m-int8-g32"),
+        ("m-bf16", "m-int8-g32"),
+        ("m-int8-g32", "m-F32.gguf"),
+    ):
+        found = weightcast.verify(tmp_path / name, tmp_path / made_of)
+        assert found.is_good, lines(found)
+        if name != "m-int8-g32":
+            assert found.matrices.keys() == SAME, (name, lines(found))
+            assert found.unchecked == ("checksums: no SHA256SUMS was found",), lines(found)
+
+
+def test_mistakes_in_directories_are_named(artifacts: Path, source: Path, tmp_path: Path) -> None:
+    """w1 and w3 exchanged by their names in the header, of plain and of packed ones."""
+    for name in ("m-bf16", "m-int4-g128"):
+        path = copied(artifacts, name, tmp_path)
+        file = path / "model.safetensors"
+        raw = file.read_bytes()
+        for old, new in ((b".w1.", b".wX."), (b".w3.", b".w1."), (b".wX.", b".w3.")):
+            raw = raw.replace(b"experts.5" + old, b"experts.5" + new)
+        file.write_bytes(raw)
+        found = weightcast.verify(path, source)
+        weights = [p for p in found.problems if p.mistake == "exchanged"]
+        assert len(weights) == 4, lines(found)
+        assert any("holds ffn_up_exps, not ffn_gate_exps" in p.line for p in weights)
 
 
 # Bits.

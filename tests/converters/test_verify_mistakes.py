@@ -18,7 +18,7 @@ from support import Golden
 import weightcast
 from weightcast.converters.grok1 import places
 from weightcast.converters.slabs import load_float32
-from weightcast.converters.verify import Verification
+from weightcast.converters.verification import Verification
 
 Floats = NDArray[np.float32]
 Weights = dict[str, Floats]
