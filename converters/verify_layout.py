@@ -4,7 +4,7 @@ the same source would write.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,8 +23,11 @@ from weightcast.formats.gguf_header import Metadata
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.types import STORED_TYPES
 
-# What differs in so few bits was the same once; texts of people and tools differ in more.
+# What differs in so few bits, or bytes of a longer run, was the same once; other texts differ in
+# more, or in length.
 _FEW_BITS: Final = 8
+_FEW_BYTES: Final = 16
+_LONG_BYTES: Final = 64 * _FEW_BYTES
 _NOT_OURS: Final = ("quantize.imatrix.",)
 _TOKENIZER: Final = "tokenizer."
 
@@ -53,14 +56,14 @@ def check_layout(structure: Structure, layout: Layout, spec: object) -> Around:
     return around
 
 
-def _bits(a: bytes, b: bytes) -> int:
-    """Bits in which two runs of bytes of one length differ."""
-    x = np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)
-    return int(np.unpackbits(x).sum())
-
-
 def _is_damaged(there: bytes, wanted: bytes) -> bool:
-    return len(there) == len(wanted) and _bits(there, wanted) <= _FEW_BITS
+    """Whether two runs of bytes are nearly the same."""
+    if len(there) != len(wanted):
+        return False
+    unlike = np.frombuffer(there, np.uint8) ^ np.frombuffer(wanted, np.uint8)
+    if int(np.unpackbits(unlike).sum()) <= _FEW_BITS:
+        return True
+    return len(wanted) >= _LONG_BYTES and int(np.count_nonzero(unlike)) <= _FEW_BYTES
 
 
 def _first_difference(there: bytes, wanted: bytes) -> int:
@@ -83,7 +86,7 @@ def _check_headers(structure: Structure, output: Output, around: Around) -> None
             continue
         if _is_damaged(there, header):
             place = f"{file} at byte {_first_difference(there, header)}"
-            what = "the header is damaged: other bits than weightcast writes"
+            what = "the header is damaged or edited: some bytes are not what weightcast writes"
             around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
         else:
             unlike.append(file.name)
@@ -108,7 +111,7 @@ def _check_companions(structure: Structure, output: Output, around: Around, spec
             same.append(name)
         elif _is_damaged(there, wanted):
             place = f"{path} at byte {_first_difference(there, wanted)}"
-            what = "is damaged: other bits than weightcast writes"
+            what = "is damaged or edited: some bytes are not what weightcast writes"
             around.problems.append(Problem(place, what, remedy=FETCH, mistake="file"))
         elif name == "tokenizer.model":
             what = "another tokenizer than the source's"
@@ -150,26 +153,30 @@ def _check_metadata(structure: Structure, output: Output, around: Around) -> Non
     path = structure.files[0]
     if "split.count" not in there and "split.count" in wanted:
         wanted = {key: raw for key, raw in wanted.items() if key not in gguf.SPLIT_KEYS}
-    keeps_tokenizer = wanted.get("tokenizer.ggml.model") != there.raw.get("tokenizer.ggml.model")
-    unlike, unknown = [], []
+    keeps_tokenizer = _keeps_tokenizer(there.raw, wanted)
+    unlike, unknown, suspects = [], [], []
     for key, raw in there.raw.items():
-        if key in wanted:
-            if raw == wanted[key]:
-                continue
-            problem = _key_problem(path, key, raw, wanted[key])
-            if problem is None or key.startswith(_NOT_OURS):
-                unlike.append(key)
-            else:
+        if key in wanted and raw != wanted[key]:
+            problem = None if key.startswith(_NOT_OURS) else _key_problem(path, key, raw, wanted)
+            if problem is not None:
                 around.problems.append(problem)
-        elif not (keeps_tokenizer and key.startswith(_TOKENIZER)):
+                continue
+            unlike.append(key)
+            if not key.startswith(_NOT_OURS) and _is_near(raw, wanted[key]):
+                suspects.append(key)
+        elif key not in wanted and not (keeps_tokenizer and key.startswith(_TOKENIZER)):
             unknown.append(key)
-            near = next((k for k in wanted if k not in there and _is_near(k, key)), None)
+            raws = {k.encode(): k for k in wanted if k not in there}
+            near = next((k for raw, k in raws.items() if _is_damaged(key.encode(), raw)), None)
             if near is not None:
                 what = f"key {key!r} is {near!r}, damaged"
                 around.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
+    missing = [key for key in wanted if key not in there and key != "grok.vocab_size"]
+    if unlike == suspects and not (unknown or missing or keeps_tokenizer):
+        # All else is ours: these were it too.
+        around.problems += [_damaged_value(path, k, there.raw[k], wanted[k]) for k in suspects]
     if keeps_tokenizer:
         around.unchecked.append("the tokenizer in the metadata: the source has none, or another")
-    missing = [key for key in wanted if key not in there and key != "grok.vocab_size"]
     for what, keys in (
         ("metadata that weightcast writes otherwise", unlike),
         ("metadata that weightcast does not write", unknown),
@@ -177,13 +184,26 @@ def _check_metadata(structure: Structure, output: Output, around: Around) -> Non
     ):
         if keys:
             around.unchecked.append(f"{what}: {', '.join(keys[:8])}")
-    if not (unlike or unknown or missing or keeps_tokenizer):
+    if not (unlike or unknown or missing or keeps_tokenizer or around.problems):
         around.checked.append("metadata: every value is what weightcast writes")
     _check_gguf_headers(structure, around)
 
 
-def _is_near(a: str, b: str) -> bool:
-    return _is_damaged(a.encode(), b.encode())
+def _keeps_tokenizer(there: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> bool:
+    """Whether an artifact has a tokenizer that the source does not tell."""
+    found, right = (raw.get("tokenizer.ggml.model", b"") for raw in (there, wanted))
+    return found != right and not _is_damaged(found, right)
+
+
+def _is_near(there: bytes, wanted: bytes) -> bool:
+    """Whether a value may be a damaged one: nearly the same, or the same in another type."""
+    return _is_damaged(there, wanted) or there[4:] == wanted[4:]
+
+
+def _damaged_value(path: Path, key: str, there: bytes, wanted: bytes) -> Problem:
+    place = _first_difference(there, wanted)
+    what = f"the value of {key} is damaged or edited at its byte {place}"
+    return Problem(str(path), what, remedy=FETCH, mistake="header")
 
 
 def metadata_of(output: Output) -> dict[str, bytes]:
@@ -191,8 +211,11 @@ def metadata_of(output: Output) -> dict[str, bytes]:
     return dict(gguf.header_of_bytes(output.files[0].header, output.files[0].path).metadata.raw)
 
 
-def _key_problem(path: Path, key: str, there: bytes, wanted: bytes) -> Problem | None:
-    """A problem if a value differs that must not, or was damaged; None for another text."""
+def _key_problem(
+    path: Path, key: str, there: bytes, all_wanted: Mapping[str, bytes]
+) -> Problem | None:
+    """A problem if a value differs that must not, or was damaged; None for other texts."""
+    wanted = all_wanted[key]
     values = Metadata({"there": there, "wanted": wanted})
     found, right = values["there"], values["wanted"]
     is_number = isinstance(found, int | float) and isinstance(right, int | float)
@@ -201,10 +224,9 @@ def _key_problem(path: Path, key: str, there: bytes, wanted: bytes) -> Problem |
     if is_number and (key.startswith("grok.") or key in (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)):
         what = f"{key} is {found}, where the source makes it {right}"
         return Problem(str(path), what, remedy="convert again", mistake="hyperparameter")
-    if _is_damaged(there, wanted):
-        place = _first_difference(there, wanted)
-        what = f"the value of {key} is damaged at its byte {place}"
-        return Problem(str(path), what, remedy=FETCH, mistake="header")
+    is_text = key.startswith("general.") and isinstance(found, str)
+    if _is_damaged(there, wanted) and not is_text:
+        return _damaged_value(path, key, there, wanted)
     if key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
         what = f"{key}: another tokenizer than the source's"
         return Problem(str(path), what, remedy="convert again", mistake="tokenizer")
@@ -230,7 +252,7 @@ def _check_gguf_headers(structure: Structure, around: Around) -> None:
             continue
         if _is_damaged(there, wanted):
             place = f"{path} at byte {_first_difference(there, wanted)}"
-            what = "the header is damaged: other bits than weightcast writes"
+            what = "the header is damaged or edited: some bytes are not what weightcast writes"
             around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
         else:
             unlike.append(path.name)

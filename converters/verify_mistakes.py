@@ -87,10 +87,8 @@ class Mistakes:
         if not rows.any():
             return Mistake("zeros", "is all zeros")
         limit = min(max(1.5 * error, _EXACT_LIMIT), _LARGEST_LIMIT)
-        search = _Search(self, held, held.expert if held.expert is not None else number)
-        search.view, search.artifact = source, artifact
-        search.rows, search.row0, search.row1, search.limit = rows, row0, row1, limit
-        return search.run()
+        expert = number if held.expert is None else held.expert
+        return _Search(self, held, expert, source, rows, row0, row1, limit).run()
 
     def is_full(self) -> bool:
         """Whether to search everything: for some tensors only, a search reads a whole role."""
@@ -165,32 +163,33 @@ class Mistakes:
         return self._graph[place.name].shape
 
 
+@dataclass(frozen=True, slots=True)
 class _Search:
-    """The search for what one matrix holds."""
+    """The search for what one matrix holds: rows [row0, row1) of it beside its source, `view`.
 
+    Rows fit that are off by no more than `limit`, relative to their size.
+    """
+
+    mistakes: Mistakes
+    held: Held
+    expert: int
     view: View
-    artifact: View
     rows: NDArray[np.float32]
     row0: int
     row1: int
     limit: float
 
-    def __init__(self, mistakes: Mistakes, held: Held, expert: int) -> None:
-        self._mistakes = mistakes
-        self._held = held
-        self._expert = expert
-
     def run(self) -> Mistake | None:
         own = rows_float32(self.view, self.row0, self.row1)
         found = self._of_itself(own)
-        if found is not None or self._held.place is None:
+        if found is not None or self.held.place is None:
             return found
-        place = self._held.place
-        for candidate in self._mistakes.likely(place, self._expert):
+        place = self.held.place
+        for candidate in self.mistakes.likely(place, self.expert):
             found = self._try(candidate)
             if found is not None:
                 return found
-        if not self._mistakes.is_full():
+        if not self.mistakes.is_full():
             return None
         for candidate in self._candidates(place):
             found = self._try(candidate)
@@ -226,7 +225,7 @@ class _Search:
         tolerance = max(2e-3, 2 * self.limit / sqrt(self.rows.size), self.limit**2)
         if abs(found.factor - 1) < tolerance:
             return None
-        name = self._mistakes.factor_name(found.factor, tolerance)
+        name = self.mistakes.factor_name(found.factor, tolerance)
         if name is None and abs(found.factor - 1) < max(0.05, self.limit):
             return None
         digits = 2 if self.limit > _EXACT_LIMIT else 3
@@ -245,25 +244,23 @@ class _Search:
     # Another tensor.
 
     def _try(self, candidate: _Candidate) -> Mistake | None:
-        place = self._held.place
+        place = self.held.place
         assert place is not None
-        if candidate.place == place and candidate.expert in (None, self._expert):
+        if candidate.place == place and candidate.expert in (None, self.expert):
             return None
-        if self._mistakes.shape_of(candidate.place)[-2:] != self._mistakes.shape_of(place)[-2:]:
+        if self.mistakes.shape_of(candidate.place)[-2:] != self.mistakes.shape_of(place)[-2:]:
             return None
-        if self.row1 > self.artifact.shape[0]:
-            return None
-        found = fit(self.rows, self._mistakes.source_rows(candidate, self.row0, self.row1))
+        found = fit(self.rows, self.mistakes.source_rows(candidate, self.row0, self.row1))
         if found.error > self.limit:
             return None
-        self._mistakes.remember(self._held, candidate, self._expert)
+        self.mistakes.remember(self.held, candidate, self.expert)
         return self._named(candidate, found)
 
     def _candidates(self, place: Place) -> Iterator[_Candidate]:
         """Other experts, other roles, other layers; norms of all layers."""
         is_norm = len(place.role.axes) == 1
         if place.role.is_experts:
-            for n in range(self._mistakes.shape_of(place)[0]):
+            for n in range(self.mistakes.shape_of(place)[0]):
                 yield _Candidate(place, n)
         if place.layer is not None:
             for role in LAYER_ROLES:
@@ -271,17 +268,17 @@ class _Search:
                     yield self._at(Place(role, place.layer))
         if is_norm:
             yield _Candidate(Place(FINAL_NORM_ROLE, None), None)
-        layers = range(self._mistakes.num_layers)
+        layers = range(self.mistakes.num_layers)
         for layer in layers if is_norm or place.layer is not None else ():
             for role in LAYER_ROLES if is_norm else (place.role,):
                 if len(role.axes) == len(place.role.axes):
                     yield self._at(Place(role, layer))
 
     def _at(self, place: Place) -> _Candidate:
-        return _Candidate(place, self._expert if place.role.is_experts else None)
+        return _Candidate(place, self.expert if place.role.is_experts else None)
 
     def _named(self, candidate: _Candidate, found: Fit) -> Mistake:
-        place = self._held.place
+        place = self.held.place
         assert place is not None
         parts, kinds = [], []
         remedy = _CONVERT
@@ -291,14 +288,14 @@ class _Search:
         if candidate.place.layer != place.layer:
             parts.append(f"layer {candidate.place.layer}'s")
             kinds.append("layer order")
-            order = sorted(range(self._mistakes.num_layers), key=str)
+            order = sorted(range(self.mistakes.num_layers), key=str)
             if place.layer is not None and order[place.layer] == candidate.place.layer:
                 remedy = "shards are sorted as strings: 0, 1, 10, 11, ..., 2; number layers so"
-        if candidate.expert not in (None, self._expert):
+        if candidate.expert not in (None, self.expert):
             parts.append(f"expert {candidate.expert}'s")
             kinds.append("expert order")
         what = f"holds {', '.join(parts)}"
-        if candidate.place.role != place.role or candidate.expert not in (None, self._expert):
+        if candidate.place.role != place.role or candidate.expert not in (None, self.expert):
             what = f"{what} ({candidate.place.gguf})"
         scaled = self._scaled(found)
         if scaled is not None:
@@ -308,7 +305,7 @@ class _Search:
     # Moved within itself.
 
     def _permuted(self) -> Mistake | None:
-        place, spec = self._held.place, self._mistakes.spec
+        place, spec = self.held.place, self.mistakes.spec
         assert place is not None
         n_out, n_in = self.view.shape
         if spec is None or place.role.is_experts or n_out * n_in > _WHOLE_VALUES or n_out == 1:

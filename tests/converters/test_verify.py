@@ -230,7 +230,7 @@ def test_flipped_bits_around_the_weights_are_found(
     path = copied(artifacts, name, tmp_path)
     rng = np.random.default_rng(12)
     files = [path] if path.is_file() else sorted(path.iterdir())
-    for _ in range(200 if path.is_file() else 60):
+    for _ in range(100 if path.is_file() else 50):
         file = files[rng.integers(len(files))]
         before = file.read_bytes()
         raw = bytearray(before)
