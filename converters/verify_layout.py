@@ -172,7 +172,7 @@ def _check_metadata(structure: Structure, output: Output, around: Around) -> Non
                 what = f"key {key!r} is {near!r}, damaged"
                 around.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
     missing = [key for key in wanted if key not in there and key != "grok.vocab_size"]
-    if unlike == suspects and not (unknown or missing or keeps_tokenizer):
+    if unlike == suspects and not (unknown or missing or keeps_tokenizer or around.problems):
         # All else is ours: these were it too.
         around.problems += [_damaged_value(path, k, there.raw[k], wanted[k]) for k in suspects]
     if keeps_tokenizer:
