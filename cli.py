@@ -228,6 +228,56 @@ def compare(
 
 
 @commands.command()
+@click.argument("artifact", metavar="ARTIFACT", type=PATH)
+@click.option("--source", type=PATH, help="What it was made of: shards, GGUF or safetensors.")
+@click.option("--spec", type=PATH, help="JSON file of the source's hyperparameters.")
+@click.option("--imatrix", type=PATH, help="The importance matrix that was used.")
+@click.option(
+    "--sample",
+    metavar="ROWS",
+    help="Look at about so many rows of each matrix, or at a share such as 0.01.",
+)
+@click.option("--jobs", type=click.IntRange(1, MAX_WORKERS), help="Workers (default: cores + 1).")
+@click.option("--report", type=PATH, help="Write the errors of all tensors as JSON.")
+@click.option("--quiet", is_flag=True, help="Print problems only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def verify(
+    artifact: Path,
+    source: Path | None,
+    spec: Path | None,
+    imatrix: Path | None,
+    sample: str | None,
+    jobs: int | None,
+    report: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Check that ARTIFACT is whole and holds the weights of its source.
+
+    ARTIFACT is a GGUF file, or a safetensors file or directory, by weightcast or by others. Without
+    --source its structure and checksums are checked. Exit code 1 says that there are problems.
+    """
+    from weightcast.converters.verify_command import parse_sample, verify_with_progress
+
+    found = verify_with_progress(
+        artifact,
+        source,
+        spec=spec,
+        imatrix=imatrix,
+        sample=None if sample is None else parse_sample(sample),
+        jobs=jobs,
+        report=report,
+        quiet=quiet or as_json,
+    )
+    if as_json:
+        _print(json.dumps(found.describe(), indent=1).split("\n"))
+    else:
+        _print(found.problem_lines() if quiet else found.lines())
+    if not found.is_good:
+        sys.exit(1)
+
+
+@commands.command()
 @click.argument("reports", metavar="REPORT.json...", type=PATH, nargs=-1, required=True)
 @click.argument("out", metavar="OUT", type=PATH)
 def report(reports: tuple[Path, ...], out: Path) -> None:

@@ -123,7 +123,7 @@ def prepare(
     importance = None if imatrix is None else read_imatrix(imatrix)
     split_bytes = 0 if split is None else parse_size(str(split))
     told = Told(spec, tokenizer, no_tokenizer)
-    graph, planned = _lay_out_all(Path(source), requests, told, split_bytes, importance)
+    graph, planned = lay_out_all(Path(source), requests, told, split_bytes, importance)
     if not allow_requantize:
         check_requantized(planned)
     found = next((output.tokenizer for output in planned if output.tokenizer), tokenizer)
@@ -150,7 +150,7 @@ class Told:
     no_tokenizer: bool = False
 
 
-def _lay_out_all(
+def lay_out_all(
     source: Path,
     requests: Sequence[Request],
     told: Told,

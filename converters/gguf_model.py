@@ -67,11 +67,11 @@ def _finite(value: Any) -> Any:
 def graph_from_index(path: Path, index: GGUFIndex) -> TensorGraph[GGUFModel]:
     """Turn an index into a graph, tensors in their order. Raises LayoutError for empty ones."""
     model = GGUFModel(index.metadata)
-    tensors = {name: _tensor(name, array) for name, array in index.tensors.items()}
+    tensors = {name: stored_tensor(name, array) for name, array in index.tensors.items()}
     return TensorGraph(model.architecture, str(path), model, tensors, index.paths)
 
 
-def _tensor(name: str, array: StoredArray) -> Tensor:
+def stored_tensor(name: str, array: StoredArray) -> Tensor:
     """A stored tensor, as experts or as one matrix, with rows of a bounded length."""
     shape = array.shape
     if not all(shape):

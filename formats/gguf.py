@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from weightcast.formats.gguf_header import (
     MAX_HEADER_BYTES,
@@ -40,7 +40,7 @@ _MAX_NAME_BYTES = 256
 _MAX_AXES = 4
 # split.count is a uint16.
 _MAX_PARTS = 65535
-_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
 # Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
 _REFUSED_TYPES: Final = {
@@ -82,42 +82,87 @@ class Entry:
         return self.type.row_bytes(self.shape[-1]) * prod(self.shape[:-1])
 
 
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as a header declares it: `start` is a byte offset in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What one file's header says, before it is known whether the file keeps to it.
+
+    `end` is where the header ends, `data_start` where the data begin, `size` the file's own.
+    """
+
+    version: int
+    metadata: Metadata
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    end: int
+    data_start: int
+    size: int
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Read one file's header. Raises FormatError naming the file and the offset."""
+    with path.open("rb") as file:
+        return _read_header(file, path)
+
+
+def header_of_bytes(raw: bytes, path: Path) -> GGUFHeader:
+    """Read a header in memory, that of a file to be; see read_header."""
+    return _read_header(io.BytesIO(raw), path)
+
+
+def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
+    header = HeaderReader(file, path)
+    if header.size < 24 or header.take(4) != MAGIC:
+        raise FormatError(path, 0, "not a GGUF file")
+    version = header.unsigned(4)
+    if version not in (2, 3):
+        raise FormatError(path, 4, f"GGUF version {version}; 2 and 3, little-endian, are read")
+    n_tensors, n_values = header.unsigned(8), header.unsigned(8)
+    # The least that a tensor info and a metadata entry can take.
+    header.require(n_tensors * 32 + n_values * 13)
+    metadata = Metadata(header.pairs(n_values))
+    infos = [_tensor_info(header) for _ in range(n_tensors)]
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise header.error("general.alignment is not a power of two")
+    data_start = -(-header.position // alignment) * alignment
+    tensors = tuple(TensorInfo(*info[:3], data_start + info[3], info[4]) for info in infos)
+    return GGUFHeader(
+        version, metadata, tensors, alignment, header.position, data_start, header.size
+    )
+
+
 def read_file(path: Path) -> GGUFIndex:
     """Index one file. Raises FormatError naming the file and the offset."""
-    with path.open("rb") as file:
-        header = HeaderReader(file, path)
-        if header.size < 24 or header.take(4) != MAGIC:
-            raise FormatError(path, 0, "not a GGUF file")
-        version = header.unsigned(4)
-        if version not in (2, 3):
-            raise FormatError(path, 4, f"GGUF version {version}; 2 and 3, little-endian, are read")
-        n_tensors, n_values = header.unsigned(8), header.unsigned(8)
-        # The least that a tensor info and a metadata entry can take.
-        header.require(n_tensors * 32 + n_values * 13)
-        metadata = Metadata(header.pairs(n_values))
-        infos = [_tensor_info(header) for _ in range(n_tensors)]
-        alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise header.error("general.alignment is not a power of two")
-        data_start = -(-header.position // alignment) * alignment
+    header = read_header(path)
     tensors: dict[str, StoredArray] = {}
-    for name, dtype, shape, offset, nbytes in infos:
-        if name in tensors:
-            raise FormatError(path, None, f"tensor {name!r} occurs twice")
-        start = data_start + offset
-        if start + nbytes > header.size:
+    for info in header.tensors:
+        if info.name in tensors:
+            raise FormatError(path, None, f"tensor {info.name!r} occurs twice")
+        if info.start + info.nbytes > header.size:
             raise FormatError(
                 path,
-                start,
-                f"tensor {name!r} takes {nbytes} bytes, but the file ends at {header.size}",
+                info.start,
+                f"tensor {info.name!r} takes {info.nbytes} bytes, but the file ends at "
+                f"{header.size}",
             )
-        tensors[name] = StoredArray(path, start, nbytes, dtype, shape)
+        tensors[info.name] = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
     end = 0
     for array in sorted(tensors.values(), key=lambda a: a.offset):
         if array.offset < end:
             raise FormatError(path, array.offset, "two tensors overlap")
         end = array.offset + array.nbytes
-    return GGUFIndex(metadata, tensors, (path,))
+    return GGUFIndex(header.metadata, tensors, (path,))
 
 
 def _tensor_info(header: HeaderReader) -> tuple[str, str, tuple[int, ...], int, int]:
@@ -149,7 +194,7 @@ def read_split(path: Path) -> GGUFIndex:
     count = first.metadata.get("split.count", 1)
     if type(count) is not int or count <= 1:
         return first
-    match = _SPLIT_NAME.fullmatch(path.name)
+    match = SPLIT_NAME.fullmatch(path.name)
     if match is None or int(match[3]) != count:
         raise FormatError(
             path,
@@ -228,7 +273,7 @@ def lay_out_raw(
     whole = {key: raw for key, raw in metadata.items() if key not in SPLIT_KEYS}
     alignment = Metadata(whole).get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if len(parts) == 1:
-        return [_lay_out_file(whole, entries, alignment)]
+        return [lay_out_file(whole, entries, alignment)]
     if len(parts) > _MAX_PARTS:
         raise CheckpointError(f"{len(parts):,} files; split into larger ones")
     layouts = []
@@ -238,13 +283,12 @@ def lay_out_raw(
         kept["split.no"] = raw_number("uint16", number)
         kept["split.count"] = raw_number("uint16", len(parts))
         kept["split.tensors.count"] = raw_number("int32", len(entries))
-        layouts.append(_lay_out_file(kept, part, alignment))
+        layouts.append(lay_out_file(kept, part, alignment))
     return layouts
 
 
-def _lay_out_file(
-    metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int
-) -> Layout:
+def lay_out_file(metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int) -> Layout:
+    """Place tensors after raw metadata in one file. Raises CheckpointError if it is too large."""
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(entries), len(metadata)))
     for key, raw in metadata.items():
         header += _string(key) + raw

@@ -79,23 +79,26 @@ def index_file(weight_map: dict[str, str], total_bytes: int) -> bytes:
 
 def read_index(path: Path) -> dict[str, StoredArray]:
     """Index one file: name -> place. Raises FormatError naming the file and offset."""
-    header, data_start, size = _read_header(path)
+    header, data_start, size = read_header(path)
     header.pop("__metadata__", None)
-    arrays = {name: _entry(path, data_start, name, value) for name, value in header.items()}
+    arrays = {name: read_entry(path, data_start, name, value) for name, value in header.items()}
     _check_coverage(path, data_start, size, list(arrays.values()))
     return arrays
 
 
 def read_header_metadata(path: Path) -> dict[str, str]:
     """Read `__metadata__` of one file's header; empty if there is none. Raises FormatError."""
-    metadata = _read_header(path)[0].get("__metadata__", {})
+    metadata = read_header(path)[0].get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(path, 8, "__metadata__ is not a map of texts")
     return metadata
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Read the header's JSON object; also where the data start, and the file's size."""
+def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Read the header's JSON object; also where the data start, and the file's size.
+
+    Raises FormatError.
+    """
     if not path.is_file():
         raise FormatError(path, None, "not a regular file")
     fd = os.open(path, os.O_RDONLY)
@@ -129,7 +132,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return items
 
 
-def _entry(path: Path, data_start: int, name: str, value: Any) -> StoredArray:
+def read_entry(path: Path, data_start: int, name: str, value: Any) -> StoredArray:
+    """Read what a header says of a tensor. Raises FormatError if it contradicts itself."""
+
     def is_size_list(x: Any) -> TypeGuard[list[int]]:
         return (
             isinstance(x, list)

@@ -59,6 +59,14 @@ class Golden:
     def logits(self) -> NDArray[np.float32]:
         return np.load(self.path / "logits_fp32.npz")["logits"]
 
+    def codes(self) -> dict[str, NDArray[np.int8]]:
+        """The int8 codes of quantized tensors by leaf path, as stored: [in, out]."""
+        files = {leaf["path"]: self.path / "ckpt-0" / leaf["file"] for leaf in self.leaves}
+        values = {
+            name: _Unpickler(io.BytesIO(file.read_bytes())).load() for name, file in files.items()
+        }
+        return {name: v.weight for name, v in values.items() if isinstance(v, _Quantized)}
+
     def exact(self) -> dict[str, NDArray[np.float32]]:
         """Every tensor by its leaf path, int8 x scale in float32, as stored: [in, out]."""
         tensors = {}

@@ -1,0 +1,170 @@
+"""Checksums: SHA256SUMS beside or in an artifact, and the list of tensors of a release bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from weightcast.converters.verify_problems import Problem, plain
+from weightcast.formats import gguf
+from weightcast.formats.small_files import MAX_JSON_BYTES, read_json_object, read_small
+from weightcast.formats.stored import StoredArray
+from weightcast.quant.errors import CheckpointError
+
+SUMS: Final = "SHA256SUMS"
+TENSORS: Final = "tensors.json"
+_LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
+_ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
+_CHUNK_BYTES: Final = 1 << 20
+_REMEDY: Final = "copy the file again from where the checksums are from"
+
+
+@dataclass
+class Sums:
+    """Checksums that were found: the files that have them, by name, and those read for them."""
+
+    files: tuple[Path, ...] = ()
+    digests: dict[Path, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def find_sums(artifact: Path, files: Iterable[Path]) -> Sums:
+    """Read the checksums of an artifact: in a directory, or beside a GGUF file under its name.
+
+    A plain SHA256SUMS beside a file counts if it names one of `files`.
+    """
+    files = list(files)
+    sums = Sums()
+    if artifact.is_dir():
+        candidates = [artifact / SUMS]
+    else:
+        match = gguf.SPLIT_NAME.fullmatch(artifact.name)
+        names = [artifact.name, artifact.stem]
+        if match is not None:
+            names += [f"{match[1]}.gguf", match[1]]
+        candidates = [artifact.with_name(f"{name}.{SUMS}") for name in names]
+        candidates.append(artifact.with_name(SUMS))
+    for path in candidates:
+        if not path.is_file():
+            continue
+        digests = _read(path, sums.problems)
+        if path.name == SUMS and not artifact.is_dir():
+            digests = {file: sha for file, sha in digests.items() if file in files}
+            if not digests:
+                continue
+        sums.files = (*sums.files, path)
+        sums.digests.update(digests)
+    return sums
+
+
+def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
+    """Read lines as sha256sum writes them; those that are not are problems."""
+    digests = {}
+    try:
+        raw = read_small(path, MAX_JSON_BYTES)
+    except CheckpointError as problem:
+        problems.append(Problem(str(problem), "cannot be used"))
+        return {}
+    for number, line in enumerate(raw.splitlines(), 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            problems.append(Problem(f"{path}, line {number}", "is no line of sha256sum"))
+            continue
+        name = match[3].decode(errors="surrogateescape")
+        if match[1]:
+            name = re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], name)
+        if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
+            problems.append(
+                Problem(f"{path}, line {number}", f"{plain(name)}: is in another folder")
+            )
+            continue
+        digests[path.parent / name] = match[2].decode().lower()
+    return digests
+
+
+def check_sums(
+    sums: Sums,
+    files: Iterable[Path],
+    tensors: Mapping[str, StoredArray],
+    *,
+    jobs: int,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+) -> list[Problem]:
+    """Hash all files that have checksums; say which differ, are missing, or have none.
+
+    Where a list of tensors lies beside, the tensors that differ are named.
+    """
+    problems = list(sums.problems)
+    there = [path for path in sums.digests if path.is_file()]
+    for path in sums.digests:
+        if path not in there:
+            where = sums.files[-1].name
+            problems.append(Problem(str(path), f"missing, but {where} names it", remedy=_REMEDY))
+    with ThreadPoolExecutor(jobs) as pool:
+        found = list(pool.map(lambda path: _digest(path, on_progress), there))
+    listed = _listed_tensors(sums)
+    for path, sha in zip(there, found, strict=True):
+        if sha == sums.digests[path]:
+            continue
+        what = "its SHA-256 is another than SHA256SUMS says"
+        problems.append(Problem(str(path), what, remedy=_REMEDY, mistake="checksum"))
+        problems += _damaged_tensors(path, tensors, listed)
+    for path in files:
+        if sums.digests and path not in sums.digests:
+            what = f"has no checksum in {sums.files[-1].name}"
+            problems.append(Problem(str(path), what, remedy="remove it, or add it there"))
+    return problems
+
+
+def _digest(path: Path, on_progress: Callable[[int], None]) -> str:
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                sha.update(chunk)
+                on_progress(len(chunk))
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+    return sha.hexdigest()
+
+
+def _listed_tensors(sums: Sums) -> dict[tuple[str, str], str]:
+    """Digests of tensors by file and name, from the lists of release bundles beside the sums."""
+    listed = {}
+    for path in sums.digests:
+        if path.name != TENSORS and not path.name.endswith(f".{TENSORS}"):
+            continue
+        try:
+            entries: Any = read_json_object(path).get("tensors")
+        except CheckpointError:
+            continue  # its own checksum tells
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("sha256"), str):
+                listed[str(entry.get("file")), str(entry.get("name"))] = entry["sha256"]
+    return listed
+
+
+def _damaged_tensors(
+    path: Path, tensors: Mapping[str, StoredArray], listed: Mapping[tuple[str, str], str]
+) -> Iterable[Problem]:
+    for name, array in tensors.items():
+        wanted = listed.get((path.name, name))
+        if array.path == path and wanted is not None and _region(array) != wanted:
+            what = "its SHA-256 is another than the list of tensors says"
+            yield Problem(str(path), what, name, _REMEDY, "checksum")
+
+
+def _region(array: StoredArray) -> str:
+    sha = hashlib.sha256()
+    with array.path.open("rb") as file:
+        file.seek(array.offset)
+        left = array.nbytes
+        while left and (chunk := file.read(min(_CHUNK_BYTES, left))):
+            sha.update(chunk)
+            left -= len(chunk)
+    return sha.hexdigest()
