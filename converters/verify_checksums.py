@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from weightcast.converters.hashing import FileToHash, hash_files
 from weightcast.converters.verify_problems import Problem, plain
 from weightcast.formats import gguf
 from weightcast.formats.small_files import MAX_JSON_BYTES, read_json_object, read_small
@@ -105,11 +105,11 @@ def check_sums(
         if path not in there:
             where = sums.files[-1].name
             problems.append(Problem(str(path), f"missing, but {where} names it", remedy=_REMEDY))
-    with ThreadPoolExecutor(jobs) as pool:
-        found = list(pool.map(lambda path: _digest(path, on_progress), there))
+    wanted = [FileToHash(path, check=lambda status: None) for path in there]
+    found = hash_files(wanted, jobs, on_progress)
     listed = _listed_tensors(sums)
-    for path, sha in zip(there, found, strict=True):
-        if sha == sums.digests[path]:
+    for path, hashed in zip(there, found, strict=True):
+        if hashed.sha256 == sums.digests[path]:
             continue
         what = "its SHA-256 is another than SHA256SUMS says"
         problems.append(Problem(str(path), what, remedy=_REMEDY, mistake="checksum"))
@@ -119,18 +119,6 @@ def check_sums(
             what = f"has no checksum in {sums.files[-1].name}"
             problems.append(Problem(str(path), what, remedy="remove it, or add it there"))
     return problems
-
-
-def _digest(path: Path, on_progress: Callable[[int], None]) -> str:
-    sha = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                sha.update(chunk)
-                on_progress(len(chunk))
-    except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
-    return sha.hexdigest()
 
 
 def _listed_tensors(sums: Sums) -> dict[tuple[str, str], str]:

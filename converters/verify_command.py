@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from weightcast.converters.progress import progress
 from weightcast.converters.verification import Verification
 from weightcast.converters.verify import verify
+from weightcast.converters.written import write_small
 from weightcast.formats.small_files import shown
 from weightcast.quant.errors import OutputError, RequestError
 
@@ -25,8 +27,8 @@ def verify_with_progress(
     """Do as `verify` does, show progress, and write the errors to a file if one is named."""
     if report is not None and source is None:
         raise RequestError("report: of use with a source only")
-    if report is not None and not report.parent.is_dir():
-        raise OutputError(f"{report.parent}: no such directory; create it first")
+    if report is not None:
+        _check_report(report, [path for path in (artifact, source) if path is not None])
     with contextlib.ExitStack() as shown:
         found = verify(
             artifact,
@@ -35,18 +37,17 @@ def verify_with_progress(
             **options,
         )
     if report is not None and found.report is not None:
-        _write(report, (json.dumps(found.report, indent=1) + "\n").encode())
+        write_small(report, (json.dumps(found.report, indent=1) + "\n").encode())
     return found
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears when it is whole. Raises OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as problem:
-        raise OutputError(f"{path}: cannot be written: {problem.strerror}") from None
+def _check_report(report: Path, read: Sequence[Path]) -> None:
+    """Raise OutputError for a report that cannot be written, or is or lies in what is read."""
+    real = report.resolve()
+    if not real.parent.is_dir():
+        raise OutputError(f"{real.parent}: no such directory; create it first")
+    if {path.resolve() for path in read} & {real, *real.parents}:
+        raise OutputError(f"{report}: is or lies in what is verified; write elsewhere")
 
 
 def parse_sample(text: str) -> int | float:
