@@ -270,6 +270,19 @@ def test_gguf_of_another_type_and_copied_tensors(tmp_path: Path) -> None:
     assert values["outputs"][1]["total"]["relative_rms"] > 0.05
 
 
+def test_copied_tensors_are_weighed_too(tmp_path: Path, imatrix: Path) -> None:
+    """Else the signal of an output in total lacks them, and its errors seem larger."""
+    first = convert(WIDE, tmp_path / "m-Q4_K_M.gguf", imatrix=imatrix)
+    again = convert(tmp_path / "m-Q4_K_M.gguf", tmp_path / "n-Q4_K_M.gguf", imatrix=imatrix)
+    for (output,) in (first["outputs"], again["outputs"]):
+        weighed = [t for t in output["tensors"] if t["metrics"]["weighted"] is not None]
+        assert weighed
+        assert all(t["metrics"]["weighted"]["source_squares"] > 0 for t in weighed)
+    before, after = (values["outputs"][0]["total"]["weighted"] for values in (first, again))
+    assert after["error_squares"] == 0
+    assert after["source_squares"] == pytest.approx(before["source_squares"], rel=0.02)
+
+
 def test_report_and_outputs_keep_out_of_each_others_way(tmp_path: Path) -> None:
     output = tmp_path / "m-int4-g32"
     output.mkdir()
