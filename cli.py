@@ -17,8 +17,9 @@ from weightcast.converters import convert as conversion
 from weightcast.converters import describe
 from weightcast.converters.compare_words import comparison_lines
 from weightcast.converters.devices import choose_devices
+from weightcast.converters.error_report import tensor_kind
 from weightcast.converters.execute import MAX_WORKERS, default_workers
-from weightcast.converters.gate import Offender, check_limits, parse_limit
+from weightcast.converters.gate import Offender, check_applicable, check_limits, parse_limit
 from weightcast.converters.measured import BASELINES
 from weightcast.converters.progress import progress
 from weightcast.converters.sources import open_to_inspect
@@ -156,6 +157,8 @@ def convert(
     )
     if report_path is not None:
         check_small_target(report_path, plan)
+    kinds = (tensor_kind(t.gguf_name) for output in plan.outputs for t in output.tensors)
+    check_applicable(gate, kinds, weighed=imatrix is not None)
     offenders: list[Offender] = []
     if dry_run:
         chosen = jobs or default_workers(devices), devices
@@ -165,13 +168,16 @@ def convert(
             summary = conversion.run(plan, jobs, on_progress, devices, measuring)
         if report_path is not None:
             conversion.write_report(summary, report_path)
-        offenders = check_limits(summary.report or {}, gate)
+        if summary.report is not None:
+            offenders = check_limits(summary.report, gate)
         values, lines = summary.describe(), describe.summary_lines(summary)
     if as_json:
         _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
         _print(lines)
-    _fail_over(offenders)
+    _name_offenders(offenders)
+    if offenders:
+        sys.exit(1)
 
 
 @commands.command()
@@ -211,6 +217,7 @@ def compare(
     """
     gate = [parse_limit(text) for text in limits]
     sides = comparison.open_sides(a, b, spec)
+    check_applicable(gate, (tensor_kind(p.gguf) for p in sides.pairing.pairs), weighed=False)
     if report_path is not None:
         comparison.check_report_path(report_path, sides, [spec])
     with progress(sides.read_bytes, quiet=quiet or as_json) as on_progress:
@@ -222,9 +229,11 @@ def compare(
     elif not quiet:
         _print(comparison_lines(found, all_tensors=all_tensors))
     offenders = check_limits(found.report, gate)
+    _name_offenders(offenders)
     if found.problem is not None:
         raise LayoutError(found.problem)
-    _fail_over(offenders)
+    if offenders:
+        sys.exit(1)
 
 
 @commands.command()
@@ -300,12 +309,9 @@ def demo(keep: Path | None) -> None:
     _print(run_demo(keep))
 
 
-def _fail_over(offenders: Sequence[Offender]) -> None:
-    """Name what is beyond a limit on stderr, and exit with 1."""
+def _name_offenders(offenders: Sequence[Offender]) -> None:
     for offender in offenders:
         click.echo(_visible(f"beyond a limit: {offender.text}"), err=True)
-    if offenders:
-        sys.exit(1)
 
 
 def _print(lines: Iterable[str]) -> None:

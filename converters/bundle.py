@@ -6,7 +6,7 @@ is in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import stat_result
 from pathlib import Path
@@ -26,7 +26,7 @@ from weightcast.converters.complete_files import write_files
 from weightcast.converters.execute import default_workers
 from weightcast.converters.hashing import Digests, FileToHash, hash_files
 from weightcast.converters.inputs import InputFile
-from weightcast.converters.model_card import model_card
+from weightcast.converters.model_card import CardErrors, model_card
 from weightcast.converters.outputs import Output, Request
 from weightcast.converters.plan import Plan
 from weightcast.formats import gguf, safetensors
@@ -49,13 +49,13 @@ def write_bundles(
     plan: Plan,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
-    error_lines: Mapping[int, Sequence[str]] | None = None,
+    errors: Mapping[int, CardErrors] | None = None,
 ) -> tuple[tuple[Path, ...], ...]:
     """Hash what was read and written, and write the bundles of all outputs, last and whole.
 
-    `error_lines` are what was measured of an output, by its number: lines of Markdown. Returns the
-    files of each bundle. Raises CheckpointError if a file vanished or changed since the conversion;
-    the outputs are complete then, but have no bundle.
+    `errors` are what was measured of an output, by its number. Returns the files of each bundle.
+    Raises CheckpointError if a file vanished or changed since the conversion; the outputs are
+    complete then, but have no bundle.
     """
     try:
         outputs = [_Contents.of(output) for output in plan.outputs]
@@ -66,7 +66,7 @@ def write_bundles(
         dependencies = dict(zip(plan.inputs.files, digests, strict=False))
         known = {file.path: found for file, found in zip(files, digests, strict=True)}
         made = [
-            _make(plan, number, contents, dependencies, known, (error_lines or {}).get(number, ()))
+            _make(plan, number, contents, dependencies, known, (errors or {}).get(number))
             for number, contents in enumerate(outputs)
         ]
         for contents, bundle in zip(outputs, made, strict=True):
@@ -148,14 +148,14 @@ def _make(
     contents: _Contents,
     dependencies: Mapping[InputFile, Digests],
     known: Mapping[Path, Digests],
-    error_lines: Sequence[str],
+    errors: CardErrors | None,
 ) -> dict[Path, bytes]:
     """Make the files of one bundle, in the order in which they get their names."""
     output = contents.output
     paths = bundle_paths(output.request.path, output.request.kind)
     files = {path.name: known[path].sha256 for path in contents.states}
     tensors = provenance.tensor_list(contents.hashed_tensors(known))
-    card = model_card(plan, number, error_lines).encode("utf-8", "replace")
+    card = model_card(plan, number, errors).encode("utf-8", "replace")
     statement = provenance.statement(
         output.request,
         plan.inputs,

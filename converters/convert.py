@@ -21,6 +21,7 @@ from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.inputs import Given, Inputs, list_inputs
 from weightcast.converters.measured import Measuring, parse_baseline
+from weightcast.converters.model_card import CardErrors
 from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.provenance import source_date
@@ -336,13 +337,16 @@ def run(
     counts = execute.run(plan, workers, on_progress, devices, measuring)
     done = time.monotonic()
     summary = Summary(plan, counts, done - start, devices)
-    error_lines: dict[int, list[str]] = {}
+    errors: dict[int, CardErrors] = {}
     if measuring is not None:
         report = conversion_report(plan, measuring.finished(), measuring.baseline)
         summary = replace(summary, report=report)
         described = parse_report(report)
-        error_lines = {n: card_lines(described, n) for n in range(len(plan.outputs))}
+        errors = {
+            n: CardErrors(card_lines(described, n), described.baseline)
+            for n in range(len(plan.outputs))
+        }
     if not plan.has_bundles:
         return summary
-    bundles = write_bundles(plan, jobs, on_progress, error_lines)
+    bundles = write_bundles(plan, jobs, on_progress, errors)
     return replace(summary, bundles=bundles, bundle_seconds=time.monotonic() - done)

@@ -198,7 +198,7 @@ def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterat
 def error_line(output: dict[str, Any], baseline: str) -> str:
     """The errors of an output of a report in short."""
     total = output["total"]
-    against = "the stored values" if baseline == "stored" else "these rounded to bf16"
+    against = "the stored values" if baseline == "stored" else "those rounded to bf16"
     if total["error_squares"] == 0:
         return f"  no error against {against}"
     sizes = [tensor["metrics"]["relative_rms"] for tensor in output["tensors"]]

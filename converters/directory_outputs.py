@@ -239,10 +239,13 @@ def _why_not_carried(source: Tensor, group_type: GroupType) -> str | None:
     size = group_type.group_size or source.shape[-1]
     if of_source % size == 0:
         return None
+    fitting = next((n for n in (256, 128, 64, 32) if of_source % n == 0), None)
+    exact = "no smaller groups keep it exact"
+    if fitting is not None:
+        exact = f"groups of {fitting} keep it exact (int8-g{fitting}-gptq, for example)"
     return (
-        f"its scales cover {of_source} values each, which are not whole groups of {size}: smaller "
-        "groups keep it exact (int8-gptq has 128, int8-g32-gptq 32); --allow-requantize "
-        "quantizes it anew"
+        f"its scales cover {of_source} values each, which are not whole groups of {size}: {exact}; "
+        "--allow-requantize quantizes it anew"
     )
 
 

@@ -15,7 +15,12 @@ from weightcast.converters.measured import MatrixErrors
 from weightcast.quant.error import Baseline, Errors, merged
 
 VERSION: Final = 1
-_LAYER: Final = re.compile(r"(?:^|\.)blk\.(\d+)\.")
+_LAYER: Final = re.compile(r"(?P<stack>^|\.)blk\.(?P<layer>\d+)\.")
+
+
+def tensor_kind(gguf: str) -> str:
+    """What a tensor is in its layer: attn_q, ffn_down_exps, token_embd, v.attn_q of an encoder."""
+    return _LAYER.sub(r"\g<stack>", gguf).removesuffix(".weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +37,12 @@ class MeasuredTensor:
 
     @property
     def kind(self) -> str:
-        """What it is in its layer: attn_q, ffn_down_exps, token_embd."""
-        return _LAYER.sub("", self.gguf).removesuffix(".weight")
+        return tensor_kind(self.gguf)
 
     @property
     def layer(self) -> int | None:
         match = _LAYER.search(self.gguf)
-        return int(match[1]) if match else None
+        return int(match["layer"]) if match else None
 
     @property
     def total(self) -> Errors:

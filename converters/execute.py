@@ -302,7 +302,8 @@ class _Run:
             self._files.write(destination, stored.data, offset)
             if self._measuring is not None and item.view.dtype in TYPES:
                 matrix = as_matrix(slab.piece(row0, row1))
-                found = self._measuring.measure(matrix, TYPES[item.view.dtype], stored)
+                dtype = TYPES[item.view.dtype]
+                found = self._measuring.measure(matrix, dtype, stored, destination.importance)
                 self._measuring.add(destination, item.out0 + row0, found)
             return BlockCounts()
         nbytes = (row1 - row0) * row_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,6 +46,14 @@ class Limit:
         return abs(value) <= self.limit
 
     @property
+    def is_weighted(self) -> bool:
+        return self.metric.startswith("weighted.")
+
+    @property
+    def name(self) -> str:
+        return self.metric if self.kind is None else f"{self.kind}:{self.metric}"
+
+    @property
     def text(self) -> str:
         return f"{'at least' if METRICS[self.metric] else 'at most'} {self.limit:g}"
 
@@ -85,20 +93,35 @@ def parse_limit(text: str) -> Limit:
     return Limit(metric, limit, match["kind"])
 
 
+def check_applicable(limits: Iterable[Limit], kinds: Iterable[str], *, weighed: bool) -> None:
+    """Refuse limits that nothing could be beyond: before hours of work, not after.
+
+    `kinds` are those of all tensors; `weighed`: there is an importance matrix. Raises RequestError.
+    """
+    known = dict.fromkeys(kinds)
+    for limit in limits:
+        if limit.kind not in (None, TOTAL, *known):
+            raise RequestError(
+                f"--fail-over {limit.name}: no tensor is of this kind; there are "
+                f"{', '.join(known)} and {TOTAL}"
+            )
+        if limit.is_weighted and not weighed:
+            raise RequestError(
+                f"--fail-over {limit.name}: without an importance matrix nothing is weighed"
+            )
+
+
 def check_limits(report: Mapping[str, Any], limits: Sequence[Limit]) -> list[Offender]:
-    """Find what a report has beyond the limits. Raises RequestError for a kind that no output has.
+    """Find what a report has beyond the limits. Raises RequestError for one that is about nothing.
 
     A metric that is not finite is beyond any limit, but for the SQNR where there is no error.
     """
+    tensors = [tensor for output in report["outputs"] for tensor in output["tensors"]]
+    weighed = any(tensor["metrics"].get("weighted") is not None for tensor in tensors)
+    check_applicable(limits, (tensor["kind"] for tensor in tensors), weighed=weighed)
     offenders: list[Offender] = []
     for limit in limits:
         found = [case for output in report["outputs"] for case in _cases(output, limit)]
-        if not found:
-            kinds = {tensor["kind"]: None for o in report["outputs"] for tensor in o["tensors"]}
-            raise RequestError(
-                f"--fail-over {limit.kind}:{limit.metric}: no tensor of this kind was measured; "
-                f"there are {', '.join(kinds)} and {TOTAL}"
-            )
         offenders += [
             Offender(path, name, value, limit)
             for path, name, value in found

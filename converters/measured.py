@@ -80,9 +80,15 @@ class Measuring:
         self.baseline = baseline
         self._collector: Collector[tuple[int, str, int | None]] = Collector()
 
-    def measure(self, matrix: Matrix, quant_type: QuantType, rows: NDArray[np.uint8]) -> Errors:
+    def measure(
+        self,
+        matrix: Matrix,
+        quant_type: QuantType,
+        rows: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None,
+    ) -> Errors:
         """Compare rows of blocks with a matrix."""
-        return measure_matrix(matrix, quant_type, rows, None, self.baseline)
+        return measure_matrix(matrix, quant_type, rows, importance, self.baseline)
 
     def add(self, destination: Destination, row0: int, errors: Errors) -> None:
         """Add rows [row0, ...) of a matrix that went to a destination, an entry each."""

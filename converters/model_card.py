@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from weightcast.converters import grok1, grok1_gguf
@@ -30,19 +31,27 @@ _LICENSE_KEY: Final = "general.license"
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 
 
-def model_card(plan: Plan, number: int, error_lines: Sequence[str] = ()) -> str:
-    """Write the card of output `number`; `error_lines` are Markdown, for the section on errors."""
+@dataclass(frozen=True, slots=True)
+class CardErrors:
+    """What a card says of errors, in lines of Markdown, and what they were measured against."""
+
+    lines: Sequence[str]
+    baseline: str = "stored"
+
+
+def model_card(plan: Plan, number: int, errors: CardErrors | None = None) -> str:
+    """Write the card of output `number`, with a section on errors if they were measured."""
     output = plan.outputs[number]
     sections = [
         _front_matter(plan.graph, output),
         [f"# {_title(output)}", "", *_what_it_is(plan, output)],
         ["## Files", "", *_files(output)],
         ["## Types", "", *_types(output)],
-        ["## How it was made", "", *_how(plan, number)],
+        ["## How it was made", "", *_how(plan, number, errors)],
         ["## Running it", "", *running(output, no_tokenizer=plan.inputs.given.no_tokenizer)],
     ]
-    if error_lines:
-        sections.append(["## Errors", "", *error_lines])
+    if errors is not None:
+        sections.append(["## Errors", "", *errors.lines])
     sections.append(["## License", "", *_license_text(plan.graph)])
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
@@ -147,11 +156,11 @@ def _types(output: Output) -> Iterator[str]:
         yield f"| `{in_code(kind)}` | {type_name} | {len(found):,} | {nbytes:,} | {bits} |"
 
 
-def _how(plan: Plan, number: int) -> Iterator[str]:
+def _how(plan: Plan, number: int, errors: CardErrors | None) -> Iterator[str]:
     inputs = plan.inputs
     yield f"By weightcast {weightcast_version()}:"
     yield ""
-    yield f"    {_command(plan, number)}"
+    yield f"    {_command(plan, number, errors)}"
     yield ""
     yield (
         f"It read {count(len(inputs.files), 'file')}, {inputs.nbytes:,} bytes. The same command on "
@@ -164,8 +173,8 @@ def _how(plan: Plan, number: int) -> Iterator[str]:
         yield from (f"- {_prose(without_folders(note, inputs.files))}" for note in notes)
 
 
-def _command(plan: Plan, number: int) -> str:
-    """The command that makes this output alone, files without their folders."""
+def _command(plan: Plan, number: int, errors: CardErrors | None) -> str:
+    """The command that makes this output and its bundle alone, files without their folders."""
     inputs, output = plan.inputs, plan.outputs[number]
     given = inputs.given
     words = ["weightcast", "convert", inputs.source_name, output.request.path.name]
@@ -180,6 +189,8 @@ def _command(plan: Plan, number: int) -> str:
     if given.split_bytes:
         words += ["--split", str(given.split_bytes)]
     words += [f"--{flag}" for flag, is_given in _flags(inputs) if is_given]
+    if errors is not None:  # without them the card would be another one
+        words += ["--baseline", errors.baseline]
     return one_line(" ".join(map(shlex.quote, [*words, "--bundle"])))
 
 

@@ -97,7 +97,10 @@ class GroupPacking:
     may_change: bool = False
 
     def parts(self, n_out: int, n_in: int) -> tuple[Part, ...]:
-        return self.layout.parts(self.type, n_out, n_in)
+        parts = self.layout.parts(self.type, n_out, n_in)
+        # Layouts can store channels of any length, which kernels cannot make.
+        self.type.size_in(n_in)
+        return parts
 
     def row_multiple(self) -> int:
         return self.layout.row_multiple(self.type)

@@ -10,17 +10,25 @@ from weightcast.quant.errors import OutputError
 
 
 def write_small(path: Path, content: bytes) -> None:
-    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays."""
+    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays.
+
+    Links are followed. What is there and no regular file, such as a pipe or /dev/null, is written
+    to as it is: root could rename a file over it.
+    """
     if path.is_dir():
         raise OutputError(f"{path}: is a directory")
-    partial = partial_path(path)
+    real = Path(os.path.realpath(path))
+    partial = partial_path(real)
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         with os.fdopen(fd, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, real)
     except OSError as problem:
         partial.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None

@@ -165,7 +165,7 @@ def _relative_rms(
 
 def _decibels(relative_rms: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(divide="ignore"):
-        return -20 * np.log10(relative_rms)
+        return 0.0 - 20 * np.log10(relative_rms)  # not -0.0
 
 
 def of_moments(moments: NDArray[np.void], n_in: int) -> Errors:

@@ -26,6 +26,7 @@ from support import Golden
 import weightcast
 from weightcast.converters import bundle, complete_files, convert, hashing, provenance
 from weightcast.converters.bundle_files import NAMES, BundlePaths, written_before
+from weightcast.converters.model_card import CardErrors
 
 RECIPE = """
 base = "Q4_K_M"
@@ -452,7 +453,7 @@ def test_the_command_line(tiny: Path, tmp_path: Path) -> None:
 def test_what_was_measured_is_in_the_card(tiny: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / "m-Q8_0.gguf", tmp_path / "m-bf16"]
     plan = make(tiny, *outputs).plan
-    bundle.write_bundles(plan, error_lines={1: ["0.002 of the values"]})
+    bundle.write_bundles(plan, errors={1: CardErrors(["0.002 of the values"])})
     assert "\n## Errors\n\n0.002 of the values\n" in (outputs[1] / "README.md").read_text()
     assert "## Errors" not in (tmp_path / "m-Q8_0.README.md").read_text()
     assert checked_by_sha256sum(outputs[1] / "SHA256SUMS") == 0

@@ -11,6 +11,7 @@ import gguf_files
 import jsonschema
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from directories import Tensors, read_directory, unpacked
 from gguf import GGMLQuantizationType, quants
 from gguf_files import Part, floats, string, write
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from support import GOLDEN, Golden
 
 import weightcast
+from weightcast.cli import commands
 from weightcast.converters import paired_rows, pairing
 from weightcast.converters.compare import (
     Comparison,
@@ -385,6 +387,16 @@ def test_another_model(tmp_path: Path) -> None:
         expected = metrics_of(x, y)
         assert_close(tensor["metrics"], expected, tensor["name"])
     assert any("no weights, the same bytes: ids.weight, double" in line for line in said(found))
+
+
+def test_what_is_beyond_a_limit_is_named_beside_what_is_missing(tmp_path: Path) -> None:
+    a, b = llama(), llama()
+    del b["token_embd.weight"]
+    paths = [str(model(tmp_path / "a.gguf", a)), str(model(tmp_path / "b.gguf", b))]
+    command = ["compare", *paths, "--fail-over", "total:bits_per_weight=1"]
+    done = CliRunner().invoke(commands, command)
+    assert isinstance(done.exception, LayoutError)
+    assert "beyond a limit: " in done.output
 
 
 def said(found: Comparison, *, all_tensors: bool = False) -> list[str]:

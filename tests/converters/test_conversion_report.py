@@ -23,6 +23,7 @@ from tests.quant.test_error import compared
 from weightcast.converters import execute, plan
 from weightcast.converters.describe import stored_bytes
 from weightcast.converters.directory_types import directory_type
+from weightcast.converters.error_report import tensor_kind
 from weightcast.converters.gate import METRICS, Limit, check_limits, parse_limit
 from weightcast.converters.grok1 import places
 from weightcast.converters.recipe import gguf_tensors
@@ -269,6 +270,19 @@ def test_gguf_of_another_type_and_copied_tensors(tmp_path: Path) -> None:
     assert values["outputs"][1]["total"]["relative_rms"] > 0.05
 
 
+def test_copied_tensors_are_weighed_too(tmp_path: Path, imatrix: Path) -> None:
+    """Else the signal of an output in total lacks them, and its errors seem larger."""
+    first = convert(WIDE, tmp_path / "m-Q4_K_M.gguf", imatrix=imatrix)
+    again = convert(tmp_path / "m-Q4_K_M.gguf", tmp_path / "n-Q4_K_M.gguf", imatrix=imatrix)
+    for (output,) in (first["outputs"], again["outputs"]):
+        weighed = [t for t in output["tensors"] if t["metrics"]["weighted"] is not None]
+        assert weighed
+        assert all(t["metrics"]["weighted"]["source_squares"] > 0 for t in weighed)
+    before, after = (values["outputs"][0]["total"]["weighted"] for values in (first, again))
+    assert after["error_squares"] == 0
+    assert after["source_squares"] == pytest.approx(before["source_squares"], rel=0.02)
+
+
 def test_report_and_outputs_keep_out_of_each_others_way(tmp_path: Path) -> None:
     output = tmp_path / "m-int4-g32"
     output.mkdir()
@@ -309,7 +323,8 @@ def test_gate(tmp_path: Path) -> None:
     assert beyond("total:bits_per_weight=8") == {("m-Q8_0.gguf", "total")}
     assert not beyond("mean_error=1e-3")
     assert beyond("attn_q:mean_error=1e-12")  # either sign
-    assert not beyond("weighted.sqnr_db=100")  # nothing was weighed
+    with pytest.raises(RequestError, match=r"weighted\.sqnr_db: without an importance matrix"):
+        beyond("weighted.sqnr_db=100")
     with pytest.raises(RequestError, match="there are token_embd, ffn_gate_exps"):
         beyond("attn:sqnr_db=30")
     for metric, more_is_better in METRICS.items():
@@ -326,6 +341,33 @@ def test_errors_that_are_not_finite_pass_no_gate() -> None:
     lossless = {**metrics, "error_squares": 0.0, "relative_rms": 0.0}
     report["outputs"][0]["tensors"] = [{**tensor, "metrics": lossless}]
     assert not check_limits(report, [parse_limit("sqnr_db=200")])
+
+
+def test_limits_about_nothing_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for limit, problem in (
+        ("attn_w:sqnr_db=30", "no tensor is of this kind; there are token_embd, "),
+        ("total:weighted.sqnr_db=30", "without an importance matrix nothing is weighed"),
+    ):
+        command = [*MAIN, "convert", str(WIDE), "m-Q4_0.gguf", "--no-tokenizer"]
+        for options in ([], ["--dry-run"]):
+            done = subprocess.run(
+                [*command, *options, "--fail-over", limit],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                check=False,
+            )
+            assert done.returncode == 2
+            assert done.stderr.startswith(f"usage error: --fail-over {limit[:-3]}: {problem}")
+            assert not list(tmp_path.iterdir())
+
+
+def test_kinds_of_tensors() -> None:
+    assert tensor_kind("blk.12.attn_q.weight") == "attn_q"
+    assert tensor_kind("blk.0.attn_q.bias") == "attn_q.bias"
+    assert tensor_kind("v.blk.3.attn_q.weight") == "v.attn_q"  # of a vision projector
+    assert tensor_kind("dec.blk.3.cross_attn_q.weight") == "dec.cross_attn_q"
+    assert tensor_kind("token_embd.weight") == "token_embd"
 
 
 def test_gate_on_the_command_line(tmp_path: Path) -> None:

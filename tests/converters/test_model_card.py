@@ -24,7 +24,8 @@ def plan(source: Path, output: Path, **options: Any) -> Plan:
 
 
 def card(source: Path, output: Path, errors: tuple[str, ...] = (), **options: Any) -> str:
-    return model_card.model_card(plan(source, output, **options), 0, errors)
+    found = model_card.CardErrors(errors) if errors else None
+    return model_card.model_card(plan(source, output, **options), 0, found)
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -111,6 +112,25 @@ def test_the_command_can_be_given_again(
     done = CliRunner().invoke(commands, shlex.split(command)[1:], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "m.README.md").read_text() == text
+
+
+def test_the_command_makes_the_same_bundle_with_errors(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "two" / tiny.name).symlink_to(tiny)
+    (tmp_path / "two" / "spec.json").symlink_to(tiny / "spec.json")
+    made = tmp_path / "one" / "m-Q4_0.gguf"
+    convert.convert(tiny, made, no_tokenizer=True, bundle=True, baseline="bf16")
+    text = (tmp_path / "one" / "m-Q4_0.README.md").read_text()
+    assert "\n## Errors\n\nMeasured against the stored values rounded to bfloat16" in text
+    (command,) = re.findall(r"(?m)^    (weightcast .+)$", text)
+    monkeypatch.chdir(tmp_path / "two")
+    done = CliRunner().invoke(commands, shlex.split(command)[1:], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_notes_and_errors(tiny: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from directories import BFLOAT16, matrices, parts_of, read_directory, unpacked, 
 from support import Golden
 
 import weightcast
+from weightcast.converters import convert as conversion
 from weightcast.converters import execute, plan
 from weightcast.converters.describe import summary_lines
 from weightcast.converters.devices import ProcessorLane
@@ -149,9 +150,21 @@ def test_importance_weighs_the_search(tmp_path: Path) -> None:
 
 
 def test_int8_that_would_not_be_exact_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(weightcast.LayoutError, match=r"w2\.weight: its scales cover 64 values"):
+    told = r"w2\.weight: its scales cover 64 values each, .* groups of 256: groups of 64 keep it"
+    with pytest.raises(weightcast.LayoutError, match=told):
         weightcast.convert(Golden("wide").path, tmp_path / "m-int8", no_tokenizer=True)
+    told = r"its scales cover 16 values each, .* groups of 32: no smaller groups keep it exact; "
+    with pytest.raises(weightcast.LayoutError, match=told):
+        weightcast.convert(Golden("deep").path, tmp_path / "m-int8-g32", no_tokenizer=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_kernels_cannot_group_are_refused_in_the_plan(tmp_path: Path) -> None:
+    changes = {"emb_size": 120, "key_size": 12, "num_q_heads": 10, "num_kv_heads": 2}
+    source = write_checkpoint(tmp_path, tiny_spec(**changes, num_experts=2, num_layers=1))
+    told = r"^model\.layers\.0\..*\.weight: a row of 120 values does not fill groups of 32$"
+    with pytest.raises(weightcast.LayoutError, match=told):
+        conversion.prepare(source, [tmp_path / "m-int4-channel"], no_tokenizer=True)
 
 
 def test_int8_that_may_change_is_searched(tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def test_metrics_follow_their_definitions():
     np.testing.assert_allclose(
         found.sqnr_db, [-20 * math.log10(0.8), math.inf, -math.inf, 0, math.inf], atol=1e-14
     )
+    assert not np.signbit(found.sqnr_db[3])  # which would read -0.00 dB
     np.testing.assert_array_equal(found.cosine, [9 / 15, 1, 0, 0, 1])
     np.testing.assert_array_equal(found.mean_error, [-1, 0, 0.25, -1, 0])
     np.testing.assert_array_equal(found.share_exact, [0.75, 1, 0.75, 0, 1])
