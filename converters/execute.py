@@ -29,6 +29,7 @@ from weightcast.converters.outputs import Packed
 from weightcast.converters.pieces import Cut, PieceBytes, keeps_bytes, largest_pieces
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.slabs import Slab, named, read_slab
+from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.group_library import InexactScaleError, NotCarriedError
 from weightcast.quant.library import BlockCounts, RangeError, SourceValueError
@@ -301,9 +302,13 @@ class _Run:
             stored = slab.stored_rows(row0, row1)
             self._files.write(destination, stored.data, offset)
             if self._measuring is not None and item.view.dtype in TYPES:
-                matrix = as_matrix(slab.piece(row0, row1))
-                dtype = TYPES[item.view.dtype]
-                found = self._measuring.measure(matrix, dtype, stored, destination.importance)
+                found = measure_matrix(
+                    as_matrix(slab.piece(row0, row1)),
+                    TYPES[item.view.dtype],
+                    stored,
+                    destination.importance,
+                    self._measuring.baseline_of(destination),
+                )
                 self._measuring.add(destination, item.out0 + row0, found)
             return BlockCounts()
         nbytes = (row1 - row0) * row_bytes
@@ -315,7 +320,7 @@ class _Run:
             if self._measuring is None:
                 counts = worker.lane.quantize(*what)
             else:
-                baseline = self._measuring.baseline
+                baseline = self._measuring.baseline_of(destination)
                 counts, found = worker.lane.quantize_and_measure(*what, baseline)
                 self._measuring.add(destination, item.out0 + row0, found)
         except SourceValueError as error:
@@ -340,8 +345,8 @@ class _Run:
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
         if self._measuring is not None:
-            baseline, importance = self._measuring.baseline, destination.importance
-            found = made.measure(as_matrix(rows), importance, baseline)
+            baseline = self._measuring.baseline_of(destination)
+            found = made.measure(as_matrix(rows), destination.importance, baseline)
             self._measuring.add(destination, row0, found)
         return made.counts
 

@@ -13,14 +13,10 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from weightcast.converters.plan import Destination
 from weightcast.quant.error import MOMENTS, Baseline, Errors, merged, of_moments
-from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import RequestError
-from weightcast.quant.library import Matrix
-from weightcast.quant.types import QuantType
 
 WORST_ROWS: Final = 8
 BASELINES: Final = {baseline.name.lower(): baseline for baseline in Baseline}
@@ -80,15 +76,9 @@ class Measuring:
         self.baseline = baseline
         self._collector: Collector[tuple[int, str, int | None]] = Collector()
 
-    def measure(
-        self,
-        matrix: Matrix,
-        quant_type: QuantType,
-        rows: NDArray[np.uint8],
-        importance: NDArray[np.float32] | None,
-    ) -> Errors:
-        """Compare rows of blocks with a matrix."""
-        return measure_matrix(matrix, quant_type, rows, importance, self.baseline)
+    def baseline_of(self, destination: Destination) -> Baseline:
+        """What the rows for a destination are measured against."""
+        return Baseline.STORED if destination.stays_float else self.baseline
 
     def add(self, destination: Destination, row0: int, errors: Errors) -> None:
         """Add rows [row0, ...) of a matrix that went to a destination, an entry each."""

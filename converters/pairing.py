@@ -39,6 +39,7 @@ from weightcast.converters.paired_rows import (
     row_multiple,
 )
 from weightcast.converters.plan import whole
+from weightcast.converters.recipes import is_quantized
 from weightcast.converters.slabs import Slab, check_readable, slab_bytes
 from weightcast.converters.sources import AnyGraph, kind_of, open_carried, open_grok1
 from weightcast.formats.stored import read_into
@@ -212,6 +213,11 @@ def bytes_to_read(pairs: Sequence[Pair], sample: Sample = None) -> int:
     return sum(rows.read_bytes for _, rows in _paired_rows(pairs, sample))
 
 
+def _baseline_of(pair: Pair, baseline: Baseline) -> Baseline:
+    """Norms and routers are not rounded by anybody: they are measured as they are stored."""
+    return baseline if is_quantized(pair.gguf, pair.source.shape, "") else Baseline.STORED
+
+
 def measure_pairs(
     pairs: Sequence[Pair],
     baseline: Baseline,
@@ -231,7 +237,8 @@ def measure_pairs(
     work = list(_paired_rows(pairs, sample))
     slots = [_Slot.of([rows for _, rows in work]) for _ in range(2)]
     with ThreadPoolExecutor(jobs) as pool:
-        measurement = _Measurement(baseline, jobs, pool, on_progress)
+        baselines = [_baseline_of(pair, baseline) for pair in pairs]
+        measurement = _Measurement(baselines, jobs, pool, on_progress)
         try:
             for number, (key, rows) in enumerate(work):
                 slot = slots[number % 2]
@@ -278,7 +285,7 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Measurement:
-    baseline: Baseline
+    baselines: Sequence[Baseline]  # of the pairs
     jobs: int
     pool: ThreadPoolExecutor
     on_progress: Callable[[int], None]
@@ -290,7 +297,7 @@ class _Measurement:
         output = read_rows(rows.output, rows.out0, rows.out1, memoryview(slot.output))
 
         def measure(row0: int, row1: int, nbytes: int) -> None:
-            errors = measure_rows(source, output, row0, row1, self.baseline)
+            errors = measure_rows(source, output, row0, row1, self.baselines[key[0]])
             self.collector.add(key, rows.row0 + row0, errors)
             self.on_progress(nbytes)
 

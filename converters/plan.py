@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
 from weightcast.converters.inputs import Inputs
 from weightcast.converters.outputs import Output, Packed
+from weightcast.converters.recipes import is_quantized
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
 from weightcast.quant.types import QuantType
 
@@ -42,6 +43,7 @@ class Destination:
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     is_copied: bool = False
     packed: Packed | None = None
+    stays_float: bool = False  # a norm, a router: nothing rounds it
 
     def row_bytes(self, n_in: int) -> int:
         """Bytes that a row takes while it is made."""
@@ -137,6 +139,7 @@ def make_plan(
                         None if planned.importance is None else planned.importance[n],
                         is_copied=not isinstance(planned.tensor.origin, Quantize),
                         packed=planned.packed,
+                        stays_float=not is_quantized(planned.gguf_name, planned.tensor.shape, ""),
                     )
                 )
                 if planned.packed is None:

@@ -222,7 +222,7 @@ def test_baseline_of_the_reference(tmp_path: Path) -> None:
     for output in values["outputs"][:2]:
         matrices = [t for t in output["tensors"] if len(t["shape"]) > 1 and t["type"] == "BF16"]
         assert len(matrices) > 10
-        assert all(tensor["metrics"]["share_exact"] == 1 for tensor in matrices)
+        assert output["total"]["share_exact"] == 1  # norms and router are float32 in both
     assert values["outputs"][2]["total"]["error_squares"] > 0
 
 
