@@ -17,7 +17,7 @@ from weightcast.converters import convert as conversion
 from weightcast.converters import describe
 from weightcast.converters.compare_words import comparison_lines
 from weightcast.converters.devices import choose_devices
-from weightcast.converters.error_report import tensor_kind
+from weightcast.converters.error_report import tensor_kind, write_report
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.gate import Offender, check_applicable, check_limits, parse_limit
 from weightcast.converters.measured import BASELINES
@@ -166,8 +166,8 @@ def convert(
     else:
         with progress(plan.progress_bytes, quiet=quiet or as_json) as on_progress:
             summary = conversion.run(plan, jobs, on_progress, devices, measuring)
-        if report_path is not None:
-            conversion.write_report(summary, report_path)
+        if report_path is not None and summary.report is not None:
+            write_report(report_path, summary.report)
         if summary.report is not None:
             offenders = check_limits(summary.report, gate)
         values, lines = summary.describe(), describe.summary_lines(summary)
@@ -223,7 +223,7 @@ def compare(
     with progress(sides.read_bytes, quiet=quiet or as_json) as on_progress:
         found = comparison.measure_sides(sides, BASELINES[baseline], jobs, on_progress)
     if report_path is not None:
-        comparison.write_report(found, report_path)
+        write_report(report_path, found.report)
     if as_json:
         _print(json.dumps(found.describe(), indent=1).split("\n"))
     elif not quiet:

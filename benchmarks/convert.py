@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def timed(command: list[str]) -> dict[str, float]:
     return {"wall_s": wall, "cpu_s": cpu, "peak_mib": usage.ru_maxrss / 1024}
 
 
+@contextmanager
+def checkpoint(data: Path | None, spec: Mapping[str, int | float]) -> Iterator[Path]:
+    """Give a folder with shards in ckpt-0, made unless they are in `data` already."""
+    with tempfile.TemporaryDirectory() if data is None else nullcontext(str(data)) as folder:
+        if not (Path(folder) / "ckpt-0").is_dir():
+            click.echo(f"making {total_bytes(spec) / 1e9:.1f} GB of shards ...")
+            write_checkpoint(Path(folder), spec)
+        subprocess.run(["sync"], check=True)
+        yield Path(folder)
+
+
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Keep the checkpoint in DIR.")
 @click.option("--layers", default=1, show_default=True)
@@ -52,13 +64,8 @@ def timed(command: list[str]) -> dict[str, float]:
 def main(data: Path | None, layers: int, type_name: str, repeat: int, output: Path | None) -> None:
     """Measure a conversion against cp in one run."""
     spec = {**GROK_1, "num_layers": layers}
-    with tempfile.TemporaryDirectory() if data is None else nullcontext(str(data)) as folder:
-        source = Path(folder) / "ckpt-0"
-        if not source.is_dir():
-            click.echo(f"making {total_bytes(spec) / 1e9:.1f} GB of shards ...")
-            write_checkpoint(Path(folder), spec)
-        subprocess.run(["sync"], check=True)
-        figures = measure(Path(folder), type_name, repeat)
+    with checkpoint(data, spec) as folder:
+        figures = measure(folder, type_name, repeat)
     report = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {isa()} kernels",

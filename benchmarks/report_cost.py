@@ -14,18 +14,14 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
-from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
 import click
 
-from benchmarks.convert import timed
+from benchmarks.convert import checkpoint, timed
 from weightcast.converters.grok1_spec import GROK_1
-from weightcast.converters.grok1_synthetic import total_bytes, write_checkpoint
 from weightcast.quant.library import isa
 
 OUTPUTS = ("x-Q8_0.gguf", "x-int8", "x-int8-gptq", "x-Q4_K_M.gguf", "x-int4-g128")
@@ -39,19 +35,14 @@ OUTPUTS = ("x-Q8_0.gguf", "x-int8", "x-int8-gptq", "x-Q4_K_M.gguf", "x-int4-g128
 def main(data: Path | None, repeat: int, names: tuple[str, ...], output: Path | None) -> None:
     """Measure conversions with and without a report."""
     spec = {**GROK_1, "num_layers": 1}
-    with tempfile.TemporaryDirectory() if data is None else nullcontext(str(data)) as folder:
-        source = Path(folder) / "ckpt-0"
-        if not source.is_dir():
-            click.echo(f"making {total_bytes(spec) / 1e9:.1f} GB of shards ...")
-            write_checkpoint(Path(folder), spec)
-        subprocess.run(["sync"], check=True)
+    with checkpoint(data, spec) as folder:
         found: dict[str, dict[str, list[dict[str, float]]]] = {
             name: {"plain": [], "report": []} for name in names
         }
         for _ in range(repeat):
             for name in names:
                 for kind, runs in found[name].items():
-                    runs.append(_convert(source, Path(folder), name, with_report=kind == "report"))
+                    runs.append(_convert(folder, name, with_report=kind == "report"))
                     click.echo(f"{name} {kind}: {runs[-1]}")
     rows = {name: _row(kinds) for name, kinds in found.items()}
     _print(rows)
@@ -60,11 +51,11 @@ def main(data: Path | None, repeat: int, names: tuple[str, ...], output: Path | 
         output.write_text(json.dumps({**machine, "repeat": repeat, "rows": rows}, indent=1) + "\n")
 
 
-def _convert(source: Path, folder: Path, name: str, *, with_report: bool) -> dict[str, float]:
+def _convert(folder: Path, name: str, *, with_report: bool) -> dict[str, float]:
     """Convert once, from files in the cache as far as memory goes."""
     main_program = [sys.executable, "-c", "from weightcast.cli import main; main()"]
     target = folder / name
-    command = [*main_program, "convert", str(source), str(target), "--no-tokenizer", "--quiet"]
+    command = [*main_program, "convert", str(folder), str(target), "--no-tokenizer", "--quiet"]
     if with_report:
         command += ["--report", str(folder / "report.json")]
     try:

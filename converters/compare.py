@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,6 @@ from weightcast.converters.pairing import (
 from weightcast.converters.recipes import RECIPES
 from weightcast.converters.sources import AnyGraph, kind_of
 from weightcast.converters.words import count
-from weightcast.converters.written import write_small
 from weightcast.formats.gguf import read_file
 from weightcast.quant.error import Baseline
 from weightcast.quant.errors import LayoutError, OutputError
@@ -210,8 +208,3 @@ def _directories(sides: Sides) -> Iterator[Path]:
     for graph in (sides.source, sides.output):
         if os.path.isdir(graph.source):
             yield Path(os.path.realpath(graph.source))
-
-
-def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the report, which `weightcast report` shows. Raises OutputError."""
-    write_small(path, f"{json.dumps(comparison.report, indent=1, allow_nan=False)}\n".encode())

@@ -1,4 +1,4 @@
-"""Small files that appear together, each whole, or not at all."""
+"""Small files that have their names only when they are whole: one, or several together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from weightcast.converters.held import signals_held
 from weightcast.converters.output_files import explained, partial_path, sync_directory
+from weightcast.quant.errors import OutputError
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
@@ -34,6 +35,30 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for partial in pending:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def write_small(path: Path, content: bytes) -> None:
+    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays.
+
+    Links are followed. What is there and no regular file, such as a pipe or /dev/null, is written
+    to as it is: root could rename a file over it.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory")
+    real = Path(os.path.realpath(path))
+    partial = partial_path(real)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        _write_flushed(partial, content)
+        os.replace(partial, real)
+    except OSError as problem:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _write_flushed(path: Path, content: bytes) -> None:

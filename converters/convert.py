@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from weightcast.converters.conversion_report import conversion_report
 from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
 from weightcast.converters.directory_outputs import lay_out_directory
 from weightcast.converters.disk_space import check_free_space
+from weightcast.converters.error_report import write_report
 from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
@@ -31,7 +31,6 @@ from weightcast.converters.report_markdown import card_lines
 from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_small_target, check_targets
-from weightcast.converters.written import write_small
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.errors import CheckpointError, RequestError
 from weightcast.quant.library import BlockCounts
@@ -299,8 +298,8 @@ def convert(
     if report is not None:
         check_small_target(Path(report), plan)
     summary = run(plan, jobs, on_progress, devices, measuring)
-    if report is not None:
-        write_report(summary, Path(report))
+    if report is not None and summary.report is not None:
+        write_report(Path(report), summary.report)
     return summary
 
 
@@ -309,11 +308,6 @@ def measuring_of(baseline: str | None, *asked: object) -> Measuring | None:
     if baseline is None and not any(asked):
         return None
     return Measuring(parse_baseline(baseline or "stored"))
-
-
-def write_report(summary: Summary, path: Path) -> None:
-    """Write the errors that were measured as JSON. Raises OutputError."""
-    write_small(path, (json.dumps(summary.report, indent=1) + "\n").encode())
 
 
 def run(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
+from weightcast.converters.complete_files import write_small
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.measured import MatrixErrors
 from weightcast.quant.error import Baseline, Errors, merged
@@ -79,6 +82,11 @@ def report_values(
         "baseline": baseline.name.lower(),
         "outputs": [_output_values(output) for output in outputs],
     }
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report's values as JSON. Raises OutputError; an earlier file stays then."""
+    write_small(path, f"{json.dumps(report, indent=1, allow_nan=False)}\n".encode())
 
 
 def recipe_values(

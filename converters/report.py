@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.converters import report_markdown, report_page
+from weightcast.converters.complete_files import write_small
 from weightcast.converters.report_file import Report, read_report
 from weightcast.converters.report_words import size_text
 from weightcast.converters.words import count
-from weightcast.converters.written import write_small
 from weightcast.quant.errors import RequestError
 
 _FORMS: Final[dict[str, Callable[[Sequence[Report]], str]]] = {

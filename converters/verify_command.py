@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightcast.converters.error_report import write_report
 from weightcast.converters.progress import progress
 from weightcast.converters.verification import Verification
 from weightcast.converters.verify import verify
-from weightcast.converters.written import write_small
 from weightcast.formats.small_files import shown
 from weightcast.quant.errors import OutputError, RequestError
 
@@ -37,7 +36,7 @@ def verify_with_progress(
             **options,
         )
     if report is not None and found.report is not None:
-        write_small(report, (json.dumps(found.report, indent=1) + "\n").encode())
+        write_report(report, found.report)
     return found
 
 

@@ -66,6 +66,18 @@ def _is_damaged(there: bytes, wanted: bytes) -> bool:
     return len(wanted) >= _LONG_BYTES and int(np.count_nonzero(unlike)) <= _FEW_BYTES
 
 
+def _judge_header(path: Path, there: bytes, wanted: bytes, around: Around) -> bool:
+    """Whether a header is what weightcast writes, or that but for damage, which is a problem."""
+    if there == wanted:
+        return True
+    if not _is_damaged(there, wanted):
+        return False
+    place = f"{path} at byte {_first_difference(there, wanted)}"
+    what = "the header is damaged or edited: some bytes are not what weightcast writes"
+    around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
+    return True
+
+
 def _first_difference(there: bytes, wanted: bytes) -> int:
     pairs = zip(there, wanted, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(there), len(wanted)))
@@ -82,13 +94,7 @@ def _check_headers(structure: Structure, output: Output, around: Around) -> None
             continue
         with file.open("rb") as opened:
             there = opened.read(len(header))
-        if there == header:
-            continue
-        if _is_damaged(there, header):
-            place = f"{file} at byte {_first_difference(there, header)}"
-            what = "the header is damaged or edited: some bytes are not what weightcast writes"
-            around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
-        else:
+        if not _judge_header(file, there, header, around):
             unlike.append(file.name)
     if unlike:
         around.unchecked.append(
@@ -248,13 +254,7 @@ def _check_gguf_headers(structure: Structure, around: Around) -> None:
             continue
         with path.open("rb") as file:
             there = file.read(len(wanted))
-        if there == wanted:
-            continue
-        if _is_damaged(there, wanted):
-            place = f"{path} at byte {_first_difference(there, wanted)}"
-            what = "the header is damaged or edited: some bytes are not what weightcast writes"
-            around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
-        else:
+        if not _judge_header(path, there, wanted, around):
             unlike.append(path.name)
     if unlike:
         around.unchecked.append(f"headers laid out in another way ({', '.join(unlike[:3])})")

@@ -26,10 +26,10 @@ from weightcast.converters.compare import (
     check_report_path,
     compare,
     open_sides,
-    write_report,
 )
 from weightcast.converters.compare_words import comparison_lines
 from weightcast.converters.directory_types import directory_type
+from weightcast.converters.error_report import write_report
 from weightcast.converters.graph import matrices
 from weightcast.converters.grok1 import places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
@@ -561,7 +561,7 @@ def test_a_file_that_shrinks(made: Path, tmp_path: Path) -> None:
 
 def test_report(made: Path, tmp_path: Path) -> None:
     found = compare(WIDE.path, made / "a-Q4_K_M.gguf")
-    write_report(found, tmp_path / "r.json")
+    write_report(tmp_path / "r.json", found.report)
     jsonschema.Draft202012Validator(SCHEMA).validate(json.loads((tmp_path / "r.json").read_text()))
     report = read_report(tmp_path / "r.json")
     total = found.report["outputs"][0]["total"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from weightcast.converters.written import write_small
+from weightcast.converters.complete_files import write_small
 from weightcast.quant.errors import OutputError
 
 
