@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -21,7 +22,9 @@ from weightcast.converters.error_report import tensor_kind, write_report
 from weightcast.converters.execute import MAX_WORKERS, default_workers
 from weightcast.converters.gate import Offender, check_applicable, check_limits, parse_limit
 from weightcast.converters.measured import BASELINES
+from weightcast.converters.plan import Plan
 from weightcast.converters.progress import progress
+from weightcast.converters.resume import GOING_ON, kept_work
 from weightcast.converters.sources import open_to_inspect
 from weightcast.converters.targets import check_small_target
 from weightcast.quant.errors import CheckpointError, LayoutError, RequestError
@@ -104,6 +107,11 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
 )
 @fail_over
 @click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    help="Go on with what an interrupted run had finished (default), or start over.",
+)
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
@@ -126,6 +134,7 @@ def convert(
     baseline: str | None,
     limits: tuple[str, ...],
     dry_run: bool,
+    resume: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -164,8 +173,11 @@ def convert(
         chosen = jobs or default_workers(devices), devices
         values, lines = describe.plan_values(plan, *chosen), describe.plan_lines(plan, *chosen)
     else:
-        with progress(plan.progress_bytes, quiet=quiet or as_json) as on_progress:
-            summary = conversion.run(plan, jobs, on_progress, devices, measuring)
+        kept = kept_work(plan) if resume and not quiet else ""
+        if kept:
+            _tell([f"going on after {kept}, which is checked first"])
+        with _kept_work_told(plan), progress(plan.progress_bytes, quiet=quiet or as_json) as done:
+            summary = conversion.run(plan, jobs, done, devices, measuring, resume=resume)
         if report_path is not None and summary.report is not None:
             write_report(report_path, summary.report)
         if summary.report is not None:
@@ -309,9 +321,26 @@ def demo(keep: Path | None) -> None:
     _print(run_demo(keep))
 
 
+@contextmanager
+def _kept_work_told(plan: Plan) -> Iterator[None]:
+    """Tell what an interrupted run keeps for another one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = kept_work(plan)
+        if not kept:
+            raise
+        _tell([f"interrupted: {kept} is finished and kept; {GOING_ON}"])
+        sys.exit(130)
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(_visible(line), err=True)
+
+
 def _name_offenders(offenders: Sequence[Offender]) -> None:
-    for offender in offenders:
-        click.echo(_visible(f"beyond a limit: {offender.text}"), err=True)
+    _tell(f"beyond a limit: {offender.text}" for offender in offenders)
 
 
 def _print(lines: Iterable[str]) -> None:

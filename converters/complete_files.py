@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from weightcast.converters.held import signals_held
-from weightcast.converters.output_files import explained, partial_path, sync_directory
+from weightcast.converters.output_files import partial_path
+from weightcast.converters.system_files import explained, sync_directory
 from weightcast.quant.errors import OutputError
 
 

@@ -29,6 +29,7 @@ from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_fi
 from weightcast.converters.report_file import parse_report
 from weightcast.converters.report_markdown import card_lines
 from weightcast.converters.requests import parse_output, parse_size, with_rules
+from weightcast.converters.resume import GOING_ON, kept_work
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_small_target, check_targets
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
@@ -254,6 +255,7 @@ def convert(
     device: str = "cpu",
     report: str | Path | None = None,
     baseline: str | None = None,
+    resume: bool = True,
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
@@ -276,6 +278,9 @@ def convert(
     they are measured against: "stored" values exactly (the default), or these rounded to "bf16",
     which the reference multiplies with; with either of them `Summary.report` has them too.
 
+    What an interrupted conversion of the same source to the same output had finished is checked and
+    kept; without `resume` it is made anew.
+
     Raises CheckpointError; what is left behind then, `execute.run` says.
     """
     devices = choose_devices(device)
@@ -297,7 +302,7 @@ def convert(
     )
     if report is not None:
         check_small_target(Path(report), plan)
-    summary = run(plan, jobs, on_progress, devices, measuring)
+    summary = run(plan, jobs, on_progress, devices, measuring, resume=resume)
     if report is not None and summary.report is not None:
         write_report(Path(report), summary.report)
     return summary
@@ -316,6 +321,8 @@ def run(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     devices: Devices = PROCESSOR,
     measuring: Measuring | None = None,
+    *,
+    resume: bool = True,
 ) -> Summary:
     """Carry out a plan; `on_progress` gets the bytes that were read, of `plan.progress_bytes`.
 
@@ -328,7 +335,12 @@ def run(
     check_free_space(plan.outputs)
     start = time.monotonic()
     workers = jobs or execute.default_workers(devices)
-    counts = execute.run(plan, workers, on_progress, devices, measuring)
+    try:
+        counts = execute.run(plan, workers, on_progress, devices, measuring, resume=resume)
+    except CheckpointError as error:
+        if kept := kept_work(plan):
+            error.args = (f"{error} ({kept} is finished and kept; {GOING_ON})",)
+        raise
     done = time.monotonic()
     summary = Summary(plan, counts, done - start, devices)
     errors: dict[int, CardErrors] = {}

@@ -15,7 +15,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Final
 
@@ -23,11 +23,19 @@ import numpy as np
 
 from weightcast.converters.devices import PROCESSOR, Devices, Lane, ProcessorLane, as_matrix
 from weightcast.converters.held import Held, signals_held
+from weightcast.converters.journal import Finished, MatrixRecord, Write
 from weightcast.converters.measured import Measuring
 from weightcast.converters.output_files import OutputFiles
 from weightcast.converters.outputs import Packed
-from weightcast.converters.pieces import Cut, PieceBytes, keeps_bytes, largest_pieces
+from weightcast.converters.pieces import (
+    Cut,
+    PieceBytes,
+    is_measured,
+    keeps_bytes,
+    largest_pieces,
+)
 from weightcast.converters.plan import Destination, Plan, WorkItem
+from weightcast.converters.resume import remainder, rows_of
 from weightcast.converters.slabs import Slab, named, read_slab
 from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import CheckpointError
@@ -56,7 +64,8 @@ class _Loan:
     buffer: mmap.mmap
     owner: SimpleQueue[mmap.mmap]
     pieces: int
-    lock: threading.Lock
+    made: _Made
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def finish(self) -> None:
         with self.lock:
@@ -64,6 +73,25 @@ class _Loan:
             last = self.pieces == 0
         if last:
             self.owner.put(self.buffer)
+
+
+@dataclass(slots=True)
+class _Made:
+    """What the pieces of one item made, by the number of the destination."""
+
+    pieces: int
+    counts: dict[int, BlockCounts] = field(default_factory=lambda: defaultdict(BlockCounts))
+    writes: dict[int, list[Write]] = field(default_factory=lambda: defaultdict(list))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, made: Sequence[tuple[BlockCounts, Sequence[Write]]]) -> bool:
+        """Add what a piece made, destination by destination; whether it was the last piece."""
+        with self.lock:
+            for number, (counts, writes) in enumerate(made):
+                self.counts[number] += counts
+                self.writes[number].extend(writes)
+            self.pieces -= 1
+            return self.pieces == 0
 
 
 def slab_buffer(nbytes: int) -> mmap.mmap:
@@ -146,21 +174,31 @@ def run(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     devices: Devices = PROCESSOR,
     measuring: Measuring | None = None,
+    *,
+    resume: bool = True,
 ) -> Counts:
     """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
 
-    With `measuring`, what is written is compared with its source at once.
+    With `measuring`, what is written is compared with its source at once. What an interrupted run
+    of the same plan had finished is kept, unless `resume` is off.
 
     Returns how Q8_0 blocks and int8 groups came about, per output and tensor. Raises
     CheckpointError; no output appears then and an earlier one under the same name stays as it was,
     unless the renaming of several outputs failed at the last step: the error names those that were
-    complete before.
+    complete before. What is finished is kept for another run, unless it is the source that is
+    wrong.
     """
-    with OutputFiles(plan.outputs) as files:
+    with OutputFiles(plan, resume=resume) as files:
+        left = remainder(plan, files, measuring)
+        on_progress(left.read_bytes)
+        rest = replace(plan, items=left.items)
         with Held() as held:
-            counts = _Run(plan, workers, devices, files, held, on_progress, measuring).run()
+            run = _Run(rest, workers, devices, files, held, on_progress, measuring)
+            run.counts.update(left.counts)
+            run.run()
+        plan.inputs.check()
         files.commit()
-    return counts
+    return dict(run.counts)
 
 
 class _Run:
@@ -181,7 +219,7 @@ class _Run:
         self._held = held
         self._on_progress = on_progress
         self._cut = _cut(workers, devices)
-        self._counts: Counts = defaultdict(BlockCounts)
+        self.counts: Counts = defaultdict(BlockCounts)
         self._counts_lock = threading.Lock()
         self._errors: list[tuple[int, BaseException]] = []
         self._stop = threading.Event()
@@ -189,7 +227,7 @@ class _Run:
         self._pieces: SimpleQueue[_Piece | None] = SimpleQueue()
         self._finished: SimpleQueue[int] = SimpleQueue()
 
-    def run(self) -> Counts:
+    def run(self) -> None:
         # Between the main thread and the others there are only simple queues: an interrupt in the
         # middle of a pool's own locks could leave them locked.
         threads = [threading.Thread(target=self._work, args=(w,)) for w in self._prepare()]
@@ -212,7 +250,6 @@ class _Run:
                         thread.join()
         if self._errors:
             raise min(self._errors, key=lambda numbered: numbered[0])[1]
-        return dict(self._counts)
 
     def _start(self, threads: Sequence[threading.Thread]) -> None:
         try:
@@ -260,7 +297,7 @@ class _Run:
             ) from None
         step = self._cut.rows_per_piece(item)
         starts = range(0, slab.rows, step)
-        loan = _Loan(buffer, self._slabs, len(starts), threading.Lock())
+        loan = _Loan(buffer, self._slabs, len(starts), _Made(len(starts)))
         share = item.read_bytes // len(starts)
         rest = item.read_bytes - share * (len(starts) - 1)
         for index, row0 in enumerate(starts):
@@ -283,15 +320,35 @@ class _Run:
                 self._finished.put(piece.number)
 
     def _make(self, worker: _Worker, piece: _Piece) -> None:
+        made = []
         for destination in piece.item.destinations:
             if self._stop.is_set():
                 return
-            counts = self._convert(worker, piece, destination)
+            counts, writes = self._convert(worker, piece, destination)
             with self._counts_lock:
-                self._counts[destination.output, destination.tensor] += counts
+                self.counts[destination.output, destination.tensor] += counts
+            made.append((counts, writes))
+        if piece.loan.made.add(made):
+            self._note(piece.item, piece.loan.made)
         self._on_progress(piece.nbytes)
 
-    def _convert(self, worker: _Worker, piece: _Piece, destination: Destination) -> BlockCounts:
+    def _note(self, item: WorkItem, made: _Made) -> None:
+        """Note in the journals that an item is finished."""
+        for number, destination in enumerate(item.destinations):
+            rows = rows_of(item, destination)
+            done = Finished(rows, made.counts[number], tuple(made.writes[number]))
+            self._files.note_rows(destination.output, done)
+            if self._measuring is None or not is_measured(item, destination):
+                continue
+            errors = self._measuring.matrix(destination, item.view.shape[0])
+            if errors is not None:
+                baseline = self._measuring.baseline_of(destination).name
+                record = MatrixRecord(rows.tensor, rows.expert, baseline, errors.values())
+                self._files.note_errors(destination.output, record)
+
+    def _convert(
+        self, worker: _Worker, piece: _Piece, destination: Destination
+    ) -> tuple[BlockCounts, Sequence[Write]]:
         item, slab, row0, row1 = piece.item, piece.slab, piece.row0, piece.row1
         if destination.packed is not None:
             return self._pack(worker, piece, destination, destination.packed)
@@ -300,8 +357,8 @@ class _Run:
         offset = destination.offset + (item.out0 + row0) * row_bytes
         if keeps_bytes(item, destination):
             stored = slab.stored_rows(row0, row1)
-            self._files.write(destination, stored.data, offset)
-            if self._measuring is not None and item.view.dtype in TYPES:
+            write = self._files.write(destination, stored.data, offset)
+            if self._measuring is not None and is_measured(item, destination):
                 found = measure_matrix(
                     as_matrix(slab.piece(row0, row1)),
                     TYPES[item.view.dtype],
@@ -310,7 +367,7 @@ class _Run:
                     self._measuring.baseline_of(destination),
                 )
                 self._measuring.add(destination, item.out0 + row0, found)
-            return BlockCounts()
+            return BlockCounts(), [write]
         nbytes = (row1 - row0) * row_bytes
         # One row can be longer than a piece; buffers for devices are made for the longest.
         target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
@@ -325,22 +382,24 @@ class _Run:
                 self._measuring.add(destination, item.out0 + row0, found)
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
-        self._files.write(destination, rows.data, offset)
-        return counts
+        return counts, [self._files.write(destination, rows.data, offset)]
 
     def _pack(
         self, worker: _Worker, piece: _Piece, destination: Destination, packed: Packed
-    ) -> BlockCounts:
+    ) -> tuple[BlockCounts, Sequence[Write]]:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""
         rows = piece.slab.piece(piece.row0, piece.row1)
         n_out, row0 = piece.item.view.shape[0], piece.item.out0 + piece.row0
+        writes = []
         try:
             made = packed.packing.pack(rows, n_out, row0, destination.importance, worker.lane)
             for segment in made.segments:
                 file, start = packed.places[segment.suffix]
                 offset = start + segment.offset
-                self._files.write_runs(
-                    destination.output, file, segment.data, offset, segment.stride
+                writes.append(
+                    self._files.write_runs(
+                        destination.output, file, segment.data, offset, segment.stride
+                    )
                 )
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
@@ -348,7 +407,7 @@ class _Run:
             baseline = self._measuring.baseline_of(destination)
             found = made.measure(as_matrix(rows), destination.importance, baseline)
             self._measuring.add(destination, row0, found)
-        return made.counts
+        return made.counts, writes
 
     def _explained(
         self, error: SourceValueError, piece: _Piece, destination: Destination

@@ -11,7 +11,7 @@ from typing import Final
 from weightcast.converters.graph import Spec, TensorGraph, matrices
 from weightcast.converters.sources import checkpoint_directory, find_spec, kind_of
 from weightcast.formats import safetensors
-from weightcast.quant.errors import CheckpointError
+from weightcast.quant.errors import ChangedError, CheckpointError
 
 SOURCE: Final = "source"
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
@@ -27,9 +27,9 @@ class InputFile:
     mtime_ns: int
 
     def check(self, status: os.stat_result) -> None:
-        """Raise CheckpointError if the file is no longer what it was."""
+        """Raise ChangedError if the file is no longer what it was."""
         if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise CheckpointError(f"{self.path}: {CHANGED}")
+            raise ChangedError(f"{self.path}: {CHANGED}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,14 @@ class Inputs:
     @property
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    def check(self) -> None:
+        """Raise ChangedError if a file is no longer what it was."""
+        for file in self.files:
+            try:
+                file.check(file.path.stat())
+            except OSError as problem:
+                raise ChangedError(f"{file.path}: vanished ({problem.strerror})") from None
 
     @property
     def source_name(self) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,21 @@ class MatrixErrors:
 
     total: Errors
     worst: tuple[tuple[int, float], ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """All of it, exactly, as JSON values."""
+        total = {field.name: getattr(self.total, field.name).tolist() for field in fields(Errors)}
+        return {"total": total, "worst": self.worst}
+
+
+def matrix_errors(values: dict[str, Any]) -> MatrixErrors:
+    """Undo `MatrixErrors.values`."""
+    empty = of_moments(np.zeros(0, MOMENTS), 0)
+    total = {
+        field.name: np.asarray(values["total"][field.name], getattr(empty, field.name).dtype)[()]
+        for field in fields(Errors)
+    }
+    return MatrixErrors(Errors(**total), tuple((row, size) for row, size in values["worst"]))
 
 
 @dataclass(slots=True)
@@ -63,6 +78,17 @@ class Collector(Generic[_Key]):
                 matrix.total = merged((matrix.total, rows)).total()
                 matrix.rows += len(rows.rows)
 
+    def matrix(self, key: _Key, n_out: int) -> MatrixErrors | None:
+        """Give what was measured of a matrix [n_out, n_in], if all its rows were added."""
+        with self._lock:
+            matrix = self._matrices[key]
+            return MatrixErrors(matrix.total, matrix.worst) if matrix.rows == n_out else None
+
+    def restore(self, key: _Key, errors: MatrixErrors, n_out: int) -> None:
+        """Take a whole matrix that was measured before."""
+        with self._lock:
+            self._matrices[key] = _Matrix(errors.total, errors.worst, n_out)
+
     def finished(self) -> dict[_Key, MatrixErrors]:
         """Give what was measured of each matrix, all of whose rows were added."""
         assert not any(matrix.waiting for matrix in self._matrices.values())
@@ -82,13 +108,23 @@ class Measuring:
 
     def add(self, destination: Destination, row0: int, errors: Errors) -> None:
         """Add rows [row0, ...) of a matrix that went to a destination, an entry each."""
-        self._collector.add(
-            (destination.output, destination.tensor, destination.expert), row0, errors
-        )
+        self._collector.add(_key(destination), row0, errors)
+
+    def matrix(self, destination: Destination, n_out: int) -> MatrixErrors | None:
+        """Give what was measured of a matrix, if all its rows were added."""
+        return self._collector.matrix(_key(destination), n_out)
+
+    def restore(self, destination: Destination, errors: MatrixErrors, n_out: int) -> None:
+        """Take a whole matrix that was measured before."""
+        self._collector.restore(_key(destination), errors, n_out)
 
     def finished(self) -> dict[tuple[int, str, int | None], MatrixErrors]:
         """Give what was measured of each matrix."""
         return self._collector.finished()
+
+
+def _key(destination: Destination) -> tuple[int, str, int | None]:
+    return destination.output, destination.tensor, destination.expert
 
 
 def _worst(

@@ -1,33 +1,49 @@
 """Files that appear under their final name only when they are complete.
 
 Each output is written beside its final name as .NAME.partial, flushed to the disk, then renamed;
-an earlier output under that name stays untouched until that moment. The partial files are locked,
-so two conversions of one output exclude each other.
+an earlier output under that name stays untouched until that moment. A journal beside it says what
+is finished, for a run that goes on. It and the partial files are locked, so two conversions of one
+output exclude each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
-import resource
 import shutil
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from weightcast.converters import bundle_files
 from weightcast.converters.held import signals_held
+from weightcast.converters.journal import (
+    Contents,
+    Finished,
+    Journal,
+    MatrixRecord,
+    Write,
+    journal_path,
+)
 from weightcast.converters.outputs import Output
-from weightcast.converters.plan import Destination
-from weightcast.quant.errors import OutputError
+from weightcast.converters.plan import Destination, Plan
+from weightcast.converters.settings import settings_of, what_changed
+from weightcast.converters.system_files import (
+    allow_open_files,
+    explained,
+    open_locked,
+    sync_directory,
+    write_all,
+)
+from weightcast.quant.errors import ChangedError, FormatError, LayoutError, OutputError
 
 # The files of a directory that a conversion writes, and so may replace.
 _OWN_NAMES: Final = re.compile(
@@ -60,36 +76,54 @@ def foreign_entry(directory: Path) -> Path | None:
 
 def stale_bytes(output: Output) -> int:
     """Bytes that a killed conversion of the same output left on the disk; they will be reused."""
-    paths = [partial_path(file.path) for file in output.files]
+    paths = _partial_paths(output)
     if output.request.kind == "safetensors":
         folder = partial_path(output.request.path)
         paths = list(folder.iterdir()) if folder.is_dir() else []
     return sum(path.lstat().st_blocks * 512 for path in paths if path.is_file())
 
 
-class OutputFiles:
-    """The open files of all outputs; a context that removes them unless `commit` was reached."""
+def _partial_paths(output: Output) -> list[Path]:
+    """Where the files of an output grow."""
+    if output.request.kind == "safetensors":
+        folder = partial_path(output.request.path)
+        return [folder / file.path.name for file in output.files]
+    return [partial_path(file.path) for file in output.files]
 
-    def __init__(self, outputs: Sequence[Output]) -> None:
-        self._outputs = outputs
+
+class OutputFiles:
+    """The open files of all outputs; a context that removes them unless `commit` was reached.
+
+    What an interrupted run had finished is kept, and added to; so is what this run finished, if
+    another could go on with it. With `resume` off it starts over.
+    """
+
+    def __init__(self, plan: Plan, *, resume: bool = True) -> None:
+        self._plan = plan
+        self._outputs = plan.outputs
+        self._resume = resume
         self._fds: dict[tuple[int, int], int] = {}
         self._turns: dict[tuple[int, int], threading.Lock] = {}
         self._folder_fds: list[int] = []
-        # Partial path -> final path, in the order of renaming.
-        self._pending: dict[Path, Path] = {}
+        self._journals: dict[int, Journal] = {}
+        # Partial path -> number of the output, final path; in the order of renaming.
+        self._pending: dict[Path, tuple[int, Path]] = {}
+        self._complete: set[int] = set()
 
     def __enter__(self) -> OutputFiles:
         path: Path | None = None
         try:
-            _allow_open_files(sum(len(output.files) for output in self._outputs))
+            allow_open_files(sum(len(output.files) + 2 for output in self._outputs))
             for number, output in enumerate(self._outputs):
                 path = output.request.path
                 self._create(number, output)
+            for parent in self._parents():
+                sync_directory(parent)
         except OSError as problem:
-            self._close()
+            self._close(keep=True)
             raise explained(problem, problem.filename or path) from None
         except BaseException:
-            self._close()
+            self._close(keep=True)
             raise
         return self
 
@@ -99,14 +133,17 @@ class OutputFiles:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        # Nothing can be made of a source that is wrong.
+        self._close(keep=not isinstance(error, ChangedError | FormatError | LayoutError))
 
     def _create(self, number: int, output: Output) -> None:
         final = output.request.path
+        journal = self._open_journal(number, output)
         is_directory = output.request.kind == "safetensors"
         folder = final.parent
         if is_directory:
-            folder = self._create_folder(final)
+            kept = {file.path.name for file in output.files} if journal.has_work else set()
+            folder = self._create_folder(number, final, kept)
             for name, content in output.companions.items():
                 with (folder / name).open("wb") as companion:
                     companion.write(content)
@@ -114,18 +151,35 @@ class OutputFiles:
                     os.fsync(companion.fileno())
         for index, file in enumerate(output.files):
             path = folder / file.path.name if is_directory else partial_path(file.path)
-            fd = _open_locked(path, os.O_RDWR | os.O_CREAT)
+            fd = open_locked(path, os.O_RDWR | os.O_CREAT)
             self._fds[number, index] = fd
             self._turns[number, index] = threading.Lock()
             if not is_directory:
-                self._pending[path] = file.path
-            os.ftruncate(fd, 0)
+                self._pending[path] = number, file.path
+            if not journal.has_work:
+                os.ftruncate(fd, 0)
             os.ftruncate(fd, file.size)
-            _write_all(fd, memoryview(file.header), 0)
+            write_all(fd, memoryview(file.header), 0)
         for index, offset, content in output.constants:
-            _write_all(self._fds[number, index], memoryview(content), offset)
+            write_all(self._fds[number, index], memoryview(content), offset)
 
-    def _create_folder(self, final: Path) -> Path:
+    def _open_journal(self, number: int, output: Output) -> Journal:
+        """Open the journal, which excludes other runs. Raises OutputError."""
+        final = output.request.path
+        settings = settings_of(self._plan.inputs, output)
+        # A run that was killed when it was complete may have left a journal of nothing.
+        resume = self._resume and any(path.exists() for path in _partial_paths(output))
+        journal = Journal(journal_path(final), settings, resume=resume)
+        self._journals[number] = journal
+        before = journal.earlier.settings
+        if before is not None and before != settings:
+            raise OutputError(
+                f"{final}: an interrupted conversion cannot be continued: "
+                f"{what_changed(before, settings)}; --no-resume starts over"
+            )
+        return journal
+
+    def _create_folder(self, number: int, final: Path, kept: set[str]) -> Path:
         folder = partial_path(final)
         if replaced_path(final).exists():
             raise OutputError(
@@ -134,32 +188,58 @@ class OutputFiles:
             )
         if not folder.is_symlink():
             folder.mkdir(exist_ok=True)
-        self._folder_fds.append(_open_locked(folder, os.O_RDONLY | os.O_DIRECTORY))
-        self._pending[folder] = final
+        self._folder_fds.append(open_locked(folder, os.O_RDONLY | os.O_DIRECTORY))
+        self._pending[folder] = number, final
         for leftover in folder.iterdir():  # of a run that was killed
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
-            else:
+            elif leftover.name not in kept:
                 leftover.unlink()
         return folder
 
-    def write(self, destination: Destination, data: memoryview, offset: int) -> None:
+    def earlier(self, output: int) -> Contents:
+        """What an interrupted run noted of an output; nothing says yet that it is so."""
+        return self._journals[output].earlier
+
+    def has(self, output: int, finished: Finished) -> bool:
+        """Whether rows that an interrupted run had written are in the files. Raises OutputError."""
+        for write in finished.writes:
+            fd = self._fds.get((output, write.file))
+            try:
+                if fd is None or not write.is_in(fd):
+                    return False
+            except OSError as problem:
+                raise explained(problem, self._outputs[output].request.path) from None
+        return True
+
+    def note_rows(self, output: int, finished: Finished) -> None:
+        """Note that rows were written. Raises OutputError."""
+        self._journals[output].add_rows(finished)
+
+    def note_errors(self, output: int, record: MatrixRecord) -> None:
+        """Note what a matrix differs by from its source. Raises OutputError."""
+        self._journals[output].add_errors(record)
+
+    def write(self, destination: Destination, data: memoryview, offset: int) -> Write:
         """Write bytes at an offset of a file. Raises OutputError."""
         runs = np.frombuffer(data, np.uint8).reshape(1, -1)
-        self.write_runs(destination.output, destination.file, runs, offset, 0)
+        return self.write_runs(destination.output, destination.file, runs, offset, 0)
 
     def write_runs(
         self, output: int, file: int, runs: NDArray[np.uint8], offset: int, stride: int
-    ) -> None:
+    ) -> Write:
         """Write runs of bytes [n, run_bytes], `stride` apart from an offset on."""
         key = output, file
+        digest = xxhash.xxh3_128()
         try:
             # The kernel lets one writer at a time into a file, and the others spin until then.
             with self._turns[key]:
                 for number, run in enumerate(runs):
-                    _write_all(self._fds[key], run.data, offset + number * stride)
+                    write_all(self._fds[key], run.data, offset + number * stride)
+                    digest.update(run.data)
         except OSError as problem:
             raise explained(problem, self._outputs[output].files[file].path) from None
+        return Write(file, offset, runs.shape[1], len(runs), stride, digest.hexdigest())
 
     def commit(self) -> None:
         """Flush everything to the disk, then give each output its name. Raises OutputError."""
@@ -173,12 +253,16 @@ class OutputFiles:
                 os.fsync(fd)
             earlier = [path for output in self._outputs for path in _earlier_bundle(output)]
             with signals_held():
-                for partial, path in list(self._pending.items()):
+                for partial, (number, path) in list(self._pending.items()):
                     _replace(partial, path)
-                    done.append(self._pending.pop(partial))
+                    del self._pending[partial]
+                    done.append(path)
+                    if all(number != pending for pending, _ in self._pending.values()):
+                        self._complete.add(number)
+                        self._journals[number].remove()
                 for path in earlier:
                     path.unlink(missing_ok=True)
-            for parent in {output.request.path.parent for output in self._outputs}:
+            for parent in self._parents():
                 sync_directory(parent)
         except (OSError, OutputError) as problem:
             error = problem if isinstance(problem, OutputError) else explained(problem, path)
@@ -187,16 +271,28 @@ class OutputFiles:
                 error = OutputError(f"{error} (complete before that: {complete})")
             raise error from None
 
-    def _close(self) -> None:
-        for path in self._pending:
+    def _parents(self) -> set[Path]:
+        return {output.request.path.parent for output in self._outputs}
+
+    def _close(self, *, keep: bool) -> None:
+        """Close all files; delete what has no name yet, but `keep` what another run can use."""
+        kept = {n for n, journal in self._journals.items() if keep and journal.has_work}
+        for path, (number, _) in self._pending.items():
+            if number in kept:
+                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        self._pending.clear()
+        for number, journal in self._journals.items():
+            if number not in kept | self._complete:
+                with contextlib.suppress(OSError):
+                    journal.remove()
+            journal.close()
         for fd in [*self._fds.values(), *self._folder_fds]:
             os.close(fd)
-        self._fds.clear()
+        for held in (self._pending, self._journals, self._fds):
+            held.clear()
         self._folder_fds.clear()
 
 
@@ -207,33 +303,6 @@ def _earlier_bundle(output: Output) -> list[Path]:
     return bundle_files.written_before(
         bundle_files.bundle_paths(output.request.path, output.request.kind)
     )
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise the soft limit of open files if the outputs need more than it allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 128
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-
-
-def _open_locked(path: Path, flags: int) -> int:
-    """Open and lock a partial file. Raises OutputError if another conversion has it."""
-    while True:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between opening and locking, another conversion may have renamed it to its final name.
-            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-                return fd
-        except BlockingIOError:
-            os.close(fd)
-            raise OutputError(f"{path}: another conversion is writing this output") from None
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
 
 
 def _replace(partial: Path, final: Path) -> None:
@@ -272,33 +341,3 @@ def _exchange(a: Path, b: Path) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL):
         return False
     raise OSError(code, os.strerror(code), str(b))
-
-
-def sync_directory(path: Path) -> None:
-    """Flush the names in a directory to the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
-def explained(problem: OSError, path: object) -> OutputError:
-    """What went wrong while a file was written, and the remedy."""
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{path}: the disk is full; free some space and run the command again")
-    if problem.errno == errno.EFBIG:
-        return OutputError(
-            f"{path}: the file system, or ulimit -f, does not allow files this large; use --split"
-        )
-    if problem.errno == errno.EMFILE:
-        return OutputError(f"{path}: too many open files; use a larger --split or ulimit -n")
-    if problem.errno == errno.ELOOP:
-        return OutputError(f"{path}: is a link; remove it")
-    return OutputError(f"{path}: cannot be written: {problem.strerror or problem}")

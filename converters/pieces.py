@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from weightcast.converters.plan import Destination, WorkItem, whole
+from weightcast.quant.types import TYPES
 
 # The kernels work on 64 columns of a source at a time: one cache line of int8.
 _ROW_STEP: Final = 64
@@ -46,6 +47,11 @@ def keeps_bytes(item: WorkItem, destination: Destination) -> bool:
     if destination.packed is not None:
         return False
     return destination.is_copied or (view.is_blocked and view.dtype == destination.type.name)
+
+
+def is_measured(item: WorkItem, destination: Destination) -> bool:
+    """Whether what goes to a destination are weights, which have errors."""
+    return not keeps_bytes(item, destination) or item.view.dtype in TYPES
 
 
 def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from weightcast.converters.bundle_files import NAMES as BUNDLE_NAMES
 from weightcast.converters.bundle_files import bundle_paths, foreign_files
 from weightcast.converters.inputs import Inputs
+from weightcast.converters.journal import journal_path
 from weightcast.converters.output_files import foreign_entry, partial_path, replaced_path
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Plan
@@ -67,7 +68,8 @@ def _absolute(output: Output, plan: Plan) -> set[Path]:
 def _on_the_way(output: Output, plan: Plan) -> set[Path]:
     """The paths that an output has, and those that it grows under."""
     finals = _absolute(output, plan)
-    return finals | {make(path) for make in (partial_path, replaced_path) for path in finals}
+    growing = {make(path) for make in (partial_path, replaced_path) for path in finals}
+    return finals | growing | {journal_path(Path(os.path.realpath(output.request.path)))}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

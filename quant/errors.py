@@ -34,6 +34,10 @@ class MissingTensorError(CheckpointError):
     """A tensor or file that the model needs is not there."""
 
 
+class ChangedError(CheckpointError):
+    """A file is not what it was when the work began."""
+
+
 class OutputError(CheckpointError):
     """The output cannot be written: no space, no permission, in use."""
 

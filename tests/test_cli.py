@@ -63,6 +63,24 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def interrupt_after(reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a conversion be interrupted as it reads a slab."""
+    real, done = execute.read_slab, []
+
+    def read_slab(*arguments):
+        done.append(arguments)
+        if len(done) == reads:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+
+
+def growing(*outputs: str) -> list[str]:
+    """The names of what an interrupted run keeps of outputs."""
+    return sorted(f".{name}.{what}" for name in outputs for what in ("journal", "partial"))
+
+
 def test_several_outputs_of_one_read(run, tiny: Path, tmp_path: Path) -> None:
     done = run("convert", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16", "--no-tokenizer")
     assert (done.code, done.err) == (0, "")
@@ -277,29 +295,34 @@ def test_a_disk_that_fills_up_in_the_middle(
         return real(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16")
+    outputs = "a-Q8_0.gguf", "a-bf16"
+    done = run("convert", "--no-tokenizer", tiny, *(tmp_path / name for name in outputs))
     assert done.code == 1
     assert "the disk is full" in done.err
+    assert "is finished and kept" in done.err
     assert len(done.err.splitlines()) == 1
-    assert names(tmp_path) == []
+    assert names(tmp_path) == growing(*outputs)
+    monkeypatch.undo()
+    done = run("convert", "--no-tokenizer", tiny, *(tmp_path / name for name in outputs))
+    assert (done.code, "going on after" in done.err) == (0, True)
+    assert names(tmp_path) == list(outputs)
 
 
-def test_ctrl_c_leaves_nothing_behind(
-    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("reads", "is_kept"), [(1, False), (20, True)])
+def test_ctrl_c_keeps_what_is_finished(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: int, is_kept: bool
 ) -> None:
-    real, reads = execute.read_slab, []
-
-    def read_slab(*arguments):
-        reads.append(arguments)
-        if len(reads) == 20:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(execute, "read_slab", read_slab)
-    done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16")
+    interrupt_after(reads, monkeypatch)
+    outputs = "a-Q8_0.gguf", "a-bf16"
+    done = run("convert", "--no-tokenizer", tiny, *(tmp_path / name for name in outputs))
     assert done.code == 130
-    assert "interrupted: nothing incomplete was left behind" in done.err
-    assert names(tmp_path) == []
+    said = done.err.splitlines()[-1]
+    if is_kept:
+        assert "is finished and kept; the same command goes on" in said
+        assert names(tmp_path) == growing(*outputs)
+    else:
+        assert "interrupted: nothing incomplete was left behind" in said
+        assert names(tmp_path) == []
 
 
 def test_sigterm_ends_a_real_process_cleanly(tiny: Path, tmp_path: Path) -> None:
@@ -504,7 +527,7 @@ def test_a_failed_rename_gives_the_earlier_directory_back(
     monkeypatch.setattr(os, "rename", rename)
     done = run("convert", "--no-tokenizer", tiny, target)
     assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert names(tmp_path) == ["a-bf16"]
+    assert names(tmp_path) == [*growing("a-bf16"), "a-bf16"]
     assert (target / "model.safetensors").stat().st_ino == before
 
 
@@ -632,7 +655,7 @@ def test_a_file_that_was_renamed_while_it_was_locked_is_not_touched(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     plan = conversion.prepare(tiny, [final], no_tokenizer=True)
-    with output_files.OutputFiles(plan.outputs):
+    with output_files.OutputFiles(plan):
         assert final.read_bytes() == b"finished by another"
     assert len(calls) == 2
 
@@ -1105,7 +1128,7 @@ def test_an_impatient_ctrl_c_in_python(
     machine = Machine(during=during).install(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         weightcast.convert(tiny, tmp_path / "a-Q8_0.gguf", no_tokenizer=True, device="cuda", jobs=1)
-    assert names(tmp_path) == []
+    assert names(tmp_path) in ([], growing("a-Q8_0.gguf"))
     machine.assert_given_back()
 
 

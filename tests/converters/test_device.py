@@ -373,7 +373,7 @@ BROKEN = {
 def test_a_device_that_fails(
     where: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line, no partial output, the earlier output as it was, everything given back."""
+    """One line, the earlier output as it was, what is finished kept, everything given back."""
     small_pieces(monkeypatch)
     options = {k: v() if callable(v) else v for k, v in BROKEN[where].items()}
     machine = Machine(2, **options).install(monkeypatch)
@@ -385,7 +385,9 @@ def test_a_device_that_fails(
     assert "\n" not in str(caught.value)
     if "piece" in where:
         assert caught.value is OUT_OF_MEMORY
-    assert contents(tmp_path) == {earlier.name: b"earlier"}
+    assert earlier.read_bytes() == b"earlier"
+    kept = {".a-bf16.partial", *(f".{path.name}.journal" for path in outputs)}
+    assert {p.name for p in tmp_path.iterdir()} <= {earlier.name, f".{earlier.name}.partial", *kept}
     assert machine.pins or where == "first buffer"
     machine.assert_given_back()
 

@@ -1,0 +1,223 @@
+"""The journal of an output that grows: what of it is finished, so that another run can go on.
+
+.NAME.journal beside the output is text. A line is the XXH3 checksum (64 bits, hexadecimal digits)
+of what follows it, a space, a JSON object:
+
+    {"journal": 1, "settings": {...}}       the first: what is made of what (`settings`)
+    {"rows": [tensor, expert, out0, out1],  rows of a matrix that were written, how their blocks
+     "counts": [...], "writes": [...]}      came about, and the writes that made them
+    {"errors": [tensor, expert],            what a whole matrix differs by from its source, if that
+     "baseline": ..., "values": ...}        is measured
+
+Lines are appended and never changed. One that is not whole, as the last may be when a machine went
+down, does not count. Nor does what is not in the files: each write has the digest of its bytes
+(XXH3, 128 bits), which is compared when a run is continued.
+Source of XXH3: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import xxhash
+
+from weightcast.converters.system_files import explained, open_locked
+from weightcast.quant.library import BlockCounts
+
+_VERSION: Final = 1
+# A machine that goes down loses so much work; the disk is not asked to flush more often.
+_FLUSH_SECONDS: Final = 5.0
+_READ_BYTES: Final = 4 << 20
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Runs of bytes in a file of an output, `stride` apart from `offset` on, and their digest."""
+
+    file: int
+    offset: int
+    run_bytes: int
+    runs: int
+    stride: int
+    digest: str
+
+    def is_in(self, fd: int) -> bool:
+        """Whether the file has these very bytes. Raises OSError."""
+        size = os.fstat(fd).st_size
+        end = self.offset + (self.runs - 1) * self.stride + self.run_bytes
+        if min(self.offset, self.run_bytes, self.stride) < 0 or end > size:
+            return False
+        if self.runs * self.run_bytes > size:
+            return False
+        state = xxhash.xxh3_128()
+        for run in range(self.runs):
+            start = self.offset + run * self.stride
+            for done in range(0, self.run_bytes, _READ_BYTES):
+                length = min(_READ_BYTES, self.run_bytes - done)
+                state.update(os.pread(fd, length, start + done))
+        return state.hexdigest() == self.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows [out0, out1) of a matrix: of a tensor, or of one of its experts."""
+
+    tensor: str
+    expert: int | None
+    out0: int
+    out1: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Rows that were written: how their blocks came about, and where they went."""
+
+    rows: Rows
+    counts: BlockCounts
+    writes: tuple[Write, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(write.runs * write.run_bytes for write in self.writes)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRecord:
+    """What a whole matrix differs by from its source, against a baseline."""
+
+    tensor: str
+    expert: int | None
+    baseline: str
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a journal says; the last line about the same rows counts."""
+
+    settings: Settings | None = None
+    finished: dict[Rows, Finished] = field(default_factory=dict)
+    errors: dict[tuple[str, int | None, str], dict[str, Any]] = field(default_factory=dict)
+
+
+def journal_path(path: Path) -> Path:
+    """Where the journal of an output lies."""
+    return path.with_name(f".{path.name}.journal")
+
+
+def read_journal(path: Path) -> Contents:
+    """Read what a journal says, without a lock; nothing if it is no journal, or not there."""
+    contents = Contents()
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            for said in _lines(file.read()):
+                if contents.settings is None and said.get("journal") != _VERSION:
+                    break
+                _add(contents, said)
+    except OSError:
+        return Contents()
+    return contents
+
+
+class Journal:
+    """The open, locked journal of one output. `earlier` is what an interrupted run left in it."""
+
+    def __init__(self, path: Path, settings: Settings, *, resume: bool) -> None:
+        """Open and lock it; without `resume` what it says is forgotten.
+
+        Raises OutputError if another run has it, or if what was finished was made otherwise.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        self._fd = open_locked(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        try:
+            self.earlier = read_journal(path) if resume else Contents()
+            if not self.earlier.finished:
+                self.earlier = Contents()
+                os.ftruncate(self._fd, 0)
+                self._append({"journal": _VERSION, "settings": settings})
+            else:
+                # The last line may have no end.
+                os.write(self._fd, b"\n")
+        except OSError as problem:
+            os.close(self._fd)
+            raise explained(problem, path) from None
+        self.has_work = bool(self.earlier.finished)
+        self._flushed = time.monotonic()
+
+    def add_rows(self, done: Finished) -> None:
+        """Note rows that were written, from any thread. Raises OutputError."""
+        said = {
+            "rows": astuple(done.rows),
+            "counts": astuple(done.counts),
+            "writes": [astuple(write) for write in done.writes],
+        }
+        self._add(said)
+        self.has_work = True
+
+    def add_errors(self, record: MatrixRecord) -> None:
+        """Note what a matrix differs by, from any thread. Raises OutputError."""
+        named = [record.tensor, record.expert]
+        self._add({"errors": named, "baseline": record.baseline, "values": record.values})
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        """Delete it, before it is closed: the lock keeps others from an output without it."""
+        self._path.unlink(missing_ok=True)
+
+    def _add(self, said: dict[str, Any]) -> None:
+        try:
+            with self._lock:
+                self._append(said)
+                now = time.monotonic()
+                if now - self._flushed < _FLUSH_SECONDS:
+                    return
+                self._flushed = now
+            os.fdatasync(self._fd)
+        except OSError as problem:
+            raise explained(problem, self._path) from None
+
+    def _append(self, said: dict[str, Any]) -> None:
+        text = json.dumps(said, separators=(",", ":")).encode()
+        line = memoryview(b"%s %s\n" % (_checksum(text), text))
+        while line:
+            line = line[os.write(self._fd, line) :]
+
+
+def _checksum(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode()
+
+
+def _lines(raw: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of the lines that are whole."""
+    for line in raw.split(b"\n"):
+        checksum, _, text = line.partition(b" ")
+        if not text or checksum != _checksum(text):
+            continue
+        said = json.loads(text)
+        if isinstance(said, dict):
+            yield said
+
+
+def _add(contents: Contents, said: dict[str, Any]) -> None:
+    if "settings" in said:
+        contents.settings = said["settings"]
+    elif "rows" in said:
+        rows = Rows(*said["rows"])
+        writes = tuple(Write(*write) for write in said["writes"])
+        contents.finished[rows] = Finished(rows, BlockCounts(*said["counts"]), writes)
+    elif "errors" in said:
+        tensor, expert = said["errors"]
+        contents.errors[tensor, expert, said["baseline"]] = said["values"]

@@ -1,0 +1,72 @@
+"""Calls to the system that writing outputs needs: locked files, whole writes, and what failed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+from pathlib import Path
+
+from weightcast.quant.errors import OutputError
+
+# Beside the outputs: the source, journals, libraries, a terminal.
+_OTHER_FILES = 128
+
+
+def allow_open_files(count: int) -> None:
+    """Raise the soft limit of open files if so many outputs need more than it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def open_locked(path: Path, flags: int) -> int:
+    """Open and lock what an output grows in. Raises OutputError if another conversion has it."""
+    while True:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between opening and locking, another conversion may have renamed it to its final name.
+            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise OutputError(f"{path}: another conversion is writing this output") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """Write all bytes at an offset."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def explained(problem: OSError, path: object) -> OutputError:
+    """What went wrong while a file was written, and the remedy."""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{path}: the disk is full; free some space and run the command again")
+    if problem.errno == errno.EFBIG:
+        return OutputError(
+            f"{path}: the file system, or ulimit -f, does not allow files this large; use --split"
+        )
+    if problem.errno == errno.EMFILE:
+        return OutputError(f"{path}: too many open files; use a larger --split or ulimit -n")
+    if problem.errno == errno.ELOOP:
+        return OutputError(f"{path}: is a link; remove it")
+    return OutputError(f"{path}: cannot be written: {problem.strerror or problem}")
