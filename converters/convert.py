@@ -336,7 +336,10 @@ def run(
     start = time.monotonic()
     workers = jobs or execute.default_workers(devices)
     try:
-        counts = execute.run(plan, workers, on_progress, devices, measuring, resume=resume)
+        try:
+            counts = execute.run(plan, workers, on_progress, devices, measuring, resume=resume)
+        except MemoryError:
+            raise CheckpointError("out of memory; use fewer --jobs") from None
     except CheckpointError as error:
         if kept := kept_work(plan):
             error.args = (f"{error} ({kept} is finished and kept; {GOING_ON})",)
