@@ -217,6 +217,7 @@ class Trial:
     folder: Path
     wanted: dict[str, str]
     random: random.Random
+    calls: dict[str, int] = field(default_factory=dict)  # of an undisturbed run, by fault
     struck: Counter[str] = field(default_factory=Counter)
 
     def arguments(self) -> list[str]:
@@ -233,7 +234,9 @@ class Trial:
         victim = self.random.choice(sorted((self.source / "ckpt-0").iterdir()))
         slab = self.random.choice((1 << 18, 1 << 20))
         before = digests(self.folder)
-        at = 1 + int(self.random.random() ** 1.5 * self._calls(what))
+        if what not in self.calls:
+            self.calls[what] = self._calls(what)
+        at = 1 + int(self.random.random() ** 1.5 * self.calls[what])
         code = run(self.arguments(), log, Fault(what, at, victim), slab)
         said = log.read_text()
         if gone(victim).exists():
@@ -319,11 +322,13 @@ def main(runs: int, seed: int, kinds: tuple[str, ...], faults: tuple[str, ...]) 
             name: reference(KINDS[name], folder / "source", folder / "out")
             for name in kinds or KINDS
         }
+        calls: dict[str, dict[str, int]] = {name: {} for name in wanted}
         while sum(struck.values()) < runs:
             name = chance.choice(sorted(wanted))
             shutil.rmtree(folder / "out")
             (folder / "out").mkdir()
-            trial = Trial(KINDS[name], folder / "source", folder / "out", wanted[name], chance)
+            named = KINDS[name], folder / "source", folder / "out", wanted[name]
+            trial = Trial(*named, chance, calls[name])
             if chance.random() < 0.3:
                 trial.finish()  # now there is an earlier output
             for _ in range(chance.randrange(1, 4)):

@@ -1,0 +1,303 @@
+"""Interrupted conversions go on, with the bytes of undisturbed ones; nothing else ever counts."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+
+import weightcast
+from weightcast.converters import execute, journal, settings
+from weightcast.converters.journal import journal_path, read_journal
+from weightcast.converters.output_files import partial_path
+from weightcast.quant.errors import ChangedError, OutputError
+
+
+@pytest.mark.parametrize(("seed", "name"), enumerate(faults.KINDS))
+def test_disturbed_conversions_end_as_undisturbed_ones(
+    seed: int, name: str, tiny: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(tiny, source)
+    wanted = faults.reference(faults.KINDS[name], source, out)
+    shutil.rmtree(out)
+    out.mkdir()
+    trial = faults.Trial(faults.KINDS[name], source, out, wanted, random.Random(seed))
+    everything = sorted(faults.FAULTS)
+    trial.strike(everything[seed % len(everything)])
+    trial.strike("power lost" if seed % 2 else faults.KILL)
+    trial.finish()
+
+
+def interrupted(
+    source: Path, *outputs: Path, monkeypatch: pytest.MonkeyPatch, reads: int = 30, **options: Any
+) -> None:
+    """Convert, until so many slabs were read."""
+    real, done = execute.read_slab, []
+
+    def read_slab(*arguments: Any) -> Any:
+        done.append(arguments)
+        if len(done) == reads:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(execute, "read_slab", read_slab)
+        with pytest.raises(KeyboardInterrupt):
+            weightcast.convert(source, *outputs, no_tokenizer=True, jobs=1, **options)
+    assert all(read_journal(journal_path(path)).finished for path in outputs)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    real, done = execute.read_slab, []
+
+    def read_slab(*arguments: Any) -> Any:
+        done.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+    return done
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_finished_is_not_read_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole-Q4_0.gguf", tmp_path / "cut-Q4_0.gguf"
+    reads = count_reads(monkeypatch)
+    weightcast.convert(tiny, whole, no_tokenizer=True)
+    n_items = len(reads)
+    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    reads.clear()
+    progress: list[int] = []
+    done = weightcast.convert(tiny, cut, no_tokenizer=True, on_progress=progress.append)
+    assert n_items - 29 <= len(reads) <= n_items - 25
+    assert sum(progress) == done.plan.progress_bytes
+    assert cut.read_bytes() == whole.read_bytes()
+    assert names(tmp_path) == ["cut-Q4_0.gguf", "whole-Q4_0.gguf"]
+
+
+def test_one_of_several_outputs_can_go_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = [tmp_path / "a-Q4_0.gguf", tmp_path / "a-bf16"]
+    interrupted(tiny, *outputs, monkeypatch=monkeypatch)
+    reads = count_reads(monkeypatch)
+    weightcast.convert(tiny, outputs[1], no_tokenizer=True)
+    assert reads
+    assert sorted(names(tmp_path)) == [".a-Q4_0.gguf.journal", ".a-Q4_0.gguf.partial", "a-bf16"]
+    weightcast.convert(tiny, outputs[0], no_tokenizer=True)
+    assert names(tmp_path) == ["a-Q4_0.gguf", "a-bf16"]
+
+
+def test_bytes_that_are_not_those_noted_are_made_anew(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole-Q4_0.gguf", tmp_path / "cut-Q4_0.gguf"
+    weightcast.convert(tiny, whole, no_tokenizer=True)
+    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    write = next(iter(read_journal(journal_path(cut)).finished.values())).writes[0]
+    with partial_path(cut).open("r+b") as file:
+        file.seek(write.offset + write.run_bytes - 1)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([last ^ 1]))
+    weightcast.convert(tiny, cut, no_tokenizer=True)
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def damage_first_line(path: Path) -> None:
+    path.write_bytes(b"0" + path.read_bytes()[1:])
+
+
+def damage_all(path: Path) -> None:
+    path.write_bytes(os.urandom(5000))
+
+
+def of_another_version(path: Path) -> None:
+    text = (
+        path.read_bytes().split(b" ", 1)[1].split(b"\n")[0].replace(b'"journal":1', b'"journal":2')
+    )
+    path.write_bytes(journal._checksum(text) + b" " + text + b"\n")
+
+
+@pytest.mark.parametrize("damage", [damage_first_line, damage_all, of_another_version, os.unlink])
+def test_without_a_journal_everything_is_made_anew(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
+) -> None:
+    whole, cut = tmp_path / "whole-Q4_0.gguf", tmp_path / "cut-Q4_0.gguf"
+    reads = count_reads(monkeypatch)
+    weightcast.convert(tiny, whole, no_tokenizer=True)
+    n_items = len(reads)
+    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    damage(journal_path(cut))
+    reads.clear()
+    weightcast.convert(tiny, cut, no_tokenizer=True)
+    assert len(reads) == n_items
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_no_resume_starts_over(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = tmp_path / "cut-Q4_0.gguf"
+    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    reads = count_reads(monkeypatch)
+    weightcast.convert(tiny, cut, no_tokenizer=True, resume=False)
+    first = len(reads)
+    weightcast.convert(tiny, cut, no_tokenizer=True)
+    assert len(reads) == 2 * first
+    assert names(tmp_path) == [cut.name]
+
+
+def other_option(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"tensor_types": ["attn_q=Q8_0"]}
+
+
+def other_type(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"types": ["Q4_1"]}
+
+
+def other_split(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"split": "1G"}
+
+
+def other_version(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(settings, "weightcast_version", lambda: "9.9")
+    return {}
+
+
+def other_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    shard = source / "ckpt-0" / "tensor00003_000"
+    os.utime(shard, ns=(1, shard.stat().st_mtime_ns + 1))
+    return {}
+
+
+def other_spec(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    path = source / "spec.json"
+    path.write_text(path.read_text() + "\n")
+    return {}
+
+
+CHANGES = {
+    other_option: "--tensor-type was not given and is attn_q=Q8_0",
+    other_type: "the type was Q4_0 and is Q4_1",
+    other_split: "--split was not given and is 1,000,000,000 bytes",
+    other_version: "weightcast was",
+    other_source: "tensor00003_000 of the source has changed since",
+    other_spec: "the spec file has changed since",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_is_named_and_nothing_is_lost(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, pytest.MonkeyPatch], dict[str, Any]],
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny, source)
+    cut = tmp_path / "cut-Q4_0.gguf"
+    interrupted(source, cut, monkeypatch=monkeypatch)
+    kept = {path: path.read_bytes() for path in (partial_path(cut), journal_path(cut))}
+    options = change(source, monkeypatch)
+    with pytest.raises(OutputError, match="cannot be continued") as caught:
+        weightcast.convert(source, cut, no_tokenizer=True, **options)
+    assert CHANGES[change] in str(caught.value)
+    assert "--no-resume starts over" in str(caught.value)
+    assert all(path.read_bytes().startswith(before) for path, before in kept.items())
+    weightcast.convert(source, cut, no_tokenizer=True, resume=False, **options)
+    assert names(tmp_path) == ["cut-Q4_0.gguf", "source"]
+
+
+def test_a_report_is_that_of_an_undisturbed_run(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightcast.converters.plan.SLAB_BYTES", 1 << 18)
+    cut = tmp_path / "a-Q4_0.gguf"
+    whole = weightcast.convert(tiny, cut, no_tokenizer=True, baseline="bf16").report
+    cut.unlink()
+    for reads in (3, 20):  # the first ends within the embedding, which is several items
+        interrupted(tiny, cut, monkeypatch=monkeypatch, reads=reads, baseline="bf16")
+    assert weightcast.convert(tiny, cut, no_tokenizer=True, baseline="bf16").report == whole
+    # Nobody measured what a run without a report finished, so that is made anew.
+    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    reads_again = count_reads(monkeypatch)
+    assert weightcast.convert(tiny, cut, no_tokenizer=True, baseline="bf16").report == whole
+    assert len(reads_again) == len(whole_plan_items(tiny, cut))
+
+
+def whole_plan_items(source: Path, output: Path) -> tuple[Any, ...]:
+    from weightcast.converters import convert
+
+    return convert.prepare(source, [output], no_tokenizer=True).items
+
+
+def test_two_runs_exclude_each_other(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut-bf16"
+    real, said = execute.read_slab, []
+
+    def other() -> None:
+        try:
+            weightcast.convert(tiny, cut, no_tokenizer=True)
+        except OutputError as problem:
+            said.append(str(problem))
+
+    def read_slab(*arguments: Any) -> Any:
+        if not said:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        return real(*arguments)
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+    weightcast.convert(tiny, cut, no_tokenizer=True)
+    assert len(said) == 1
+    assert "another conversion is writing this output" in said[0]
+    assert names(tmp_path) == ["cut-bf16"]
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [(append, "was changed while it was read"), (os.unlink, "cannot be read|vanished")],
+)
+def test_a_source_that_changes_under_way_is_refused(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[[Path], None],
+    what: str,
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny, source)
+    real = execute.read_slab
+
+    def read_slab(view: Any, *arguments: Any) -> Any:
+        slab = real(view, *arguments)
+        if view.array.path.name == "tensor00001_000" and view.array.path.exists():
+            how(view.array.path)
+        return slab
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+    with pytest.raises(weightcast.CheckpointError, match=what) as caught:
+        weightcast.convert(source, tmp_path / "a-Q4_0.gguf", no_tokenizer=True)
+    assert "tensor00001_000" in str(caught.value)
+    if how is append:
+        assert isinstance(caught.value, ChangedError)
+        assert names(tmp_path) == ["source"]
