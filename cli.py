@@ -24,9 +24,9 @@ from weightcast.converters.gate import Offender, check_applicable, check_limits,
 from weightcast.converters.measured import BASELINES
 from weightcast.converters.plan import Plan
 from weightcast.converters.progress import progress
-from weightcast.converters.resume import GOING_ON, kept_work
+from weightcast.converters.resume import kept_work
 from weightcast.converters.sources import open_to_inspect
-from weightcast.converters.targets import check_small_target
+from weightcast.converters.targets import check_small_target, taken_places
 from weightcast.quant.errors import CheckpointError, LayoutError, RequestError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -165,7 +165,7 @@ def convert(
         bundle=bundle,
     )
     if report_path is not None:
-        check_small_target(report_path, plan)
+        check_small_target(report_path, taken_places(plan))
     kinds = (tensor_kind(t.gguf_name) for output in plan.outputs for t in output.tensors)
     check_applicable(gate, kinds, weighed=imatrix is not None)
     offenders: list[Offender] = []
@@ -203,6 +203,7 @@ def convert(
     help="What errors are differences from: A's values as stored, or rounded to bf16.",
     show_default=True,
 )
+@click.option("--imatrix", type=PATH, help="Weigh errors, too, by this importance matrix.")
 @click.option("--all", "all_tensors", is_flag=True, help="A line for each tensor.")
 @click.option("--report", "report_path", type=PATH, help="Write the errors, as JSON.")
 @fail_over
@@ -214,6 +215,7 @@ def compare(
     b: Path,
     spec: Path | None,
     baseline: str,
+    imatrix: Path | None,
     all_tensors: bool,
     report_path: Path | None,
     limits: tuple[str, ...],
@@ -228,10 +230,11 @@ def compare(
     tensors that only one of them has, or in another shape, are.
     """
     gate = [parse_limit(text) for text in limits]
-    sides = comparison.open_sides(a, b, spec)
-    check_applicable(gate, (tensor_kind(p.gguf) for p in sides.pairing.pairs), weighed=False)
+    sides = comparison.open_sides(a, b, spec, imatrix)
+    kinds = (tensor_kind(p.gguf) for p in sides.pairing.pairs)
+    check_applicable(gate, kinds, weighed=imatrix is not None)
     if report_path is not None:
-        comparison.check_report_path(report_path, sides, [spec])
+        check_small_target(report_path, [*sides.places, *filter(None, (spec, imatrix))])
     with progress(sides.read_bytes, quiet=quiet or as_json) as on_progress:
         found = comparison.measure_sides(sides, BASELINES[baseline], jobs, on_progress)
     if report_path is not None:
@@ -326,12 +329,9 @@ def _kept_work_told(plan: Plan) -> Iterator[None]:
     """Tell what an interrupted run keeps for another one."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         kept = kept_work(plan)
-        if not kept:
-            raise
-        _tell([f"interrupted: {kept} is finished and kept; {GOING_ON}"])
-        sys.exit(130)
+        raise KeyboardInterrupt(f"{kept} is finished and kept" if kept else str(stop)) from None
 
 
 def _tell(lines: Iterable[str]) -> None:
@@ -390,11 +390,10 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "interrupted: nothing incomplete was left behind; run the same command to start over",
-            err=True,
-        )
+    except (click.Abort, KeyboardInterrupt) as stop:
+        told = str(stop.__cause__ or stop)  # click makes an Abort of an interrupt
+        left = told or "nothing incomplete was left behind"
+        click.echo(_visible(f"interrupted: {left}; run the same command again"), err=True)
         sys.exit(130)
     except RequestError as error:
         click.echo(_visible(f"usage error: {error}"), err=True)

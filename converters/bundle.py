@@ -55,8 +55,9 @@ def write_bundles(
 
     `errors` are what was measured of an output, by its number. Returns the files of each bundle.
     Raises CheckpointError if a file vanished or changed since the conversion; the outputs are
-    complete then, but have no bundle.
+    complete then, but have no bundle, or not all of them. KeyboardInterrupt says so, too.
     """
+    written = 0
     try:
         outputs = [_Contents.of(output) for output in plan.outputs]
         files = [FileToHash(file.path, file.check) for file in plan.inputs.files]
@@ -72,9 +73,17 @@ def write_bundles(
         for contents, bundle in zip(outputs, made, strict=True):
             contents.check_again()
             write_files(bundle)
+            written += 1
     except CheckpointError as problem:
-        raise CheckpointError(f"{problem} (the outputs are complete, but have no bundle)") from None
+        raise CheckpointError(f"{problem} ({_complete_but(written)})") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_complete_but(written)) from None
     return tuple(tuple(bundle) for bundle in made)
+
+
+def _complete_but(written: int) -> str:
+    lacking = "not all have a bundle" if written else "have no bundle"
+    return f"the outputs are complete, but {lacking}"
 
 
 @dataclass(frozen=True)

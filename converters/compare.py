@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from weightcast.converters.error_report import (
 from weightcast.converters.execute import default_workers
 from weightcast.converters.gguf_outputs import FILE_TYPE_KEY
 from weightcast.converters.graph import matrices
+from weightcast.converters.importance import Weighing, weigh_named
 from weightcast.converters.measured import MatrixErrors, parse_baseline
 from weightcast.converters.pairing import (
     Pair,
@@ -28,12 +28,13 @@ from weightcast.converters.pairing import (
     open_pair,
     pair_tensors,
 )
-from weightcast.converters.recipes import RECIPES
+from weightcast.converters.recipes import RECIPES, is_quantized
 from weightcast.converters.sources import AnyGraph, kind_of
 from weightcast.converters.words import count
 from weightcast.formats.gguf import read_file
+from weightcast.formats.imatrix import read_imatrix
 from weightcast.quant.error import Baseline
-from weightcast.quant.errors import LayoutError, OutputError
+from weightcast.quant.errors import LayoutError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +44,25 @@ class Sides:
     source: AnyGraph
     output: AnyGraph
     pairing: Pairing
+    weighing: Weighing = field(default_factory=Weighing)
 
     @property
     def read_bytes(self) -> int:
         return bytes_to_read(self.pairing.pairs)
+
+    @property
+    def places(self) -> set[Path]:
+        """The files that are compared, and what they were named by."""
+        named = {Path(self.source.source), Path(self.output.source)}
+        return named | _files(self.source) | _files(self.output)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What B differs by from A.
 
-    `report` has the errors as docs/report.schema.json says. Of numbers that are no weights only
-    the bytes are compared: `same` and `different` are their names.
+    `report` has the errors as docs/report.schema.json says, `weighing` what weighed them. Of
+    numbers that are no weights only the bytes are compared: `same` and `different` are their names.
     """
 
     a: str
@@ -63,6 +71,7 @@ class Comparison:
     report: dict[str, Any] = field(repr=False)
     same: tuple[str, ...] = ()
     different: tuple[str, ...] = ()
+    weighing: Weighing = field(default_factory=Weighing, repr=False)
 
     @property
     def problem(self) -> str | None:
@@ -89,19 +98,33 @@ class Comparison:
                 {"name": name, "a": list(a), "b": list(b)} for name, a, b in pairing.reshaped
             ],
             "not_compared": list(pairing.unlike),
+            "not_weighed": list(self.weighing.missing),
             "same_bytes": list(self.same),
             "different_bytes": list(self.different),
         }
 
 
-def open_sides(a: str | Path, b: str | Path, spec: str | Path | None = None) -> Sides:
-    """Open two checkpoints and pair their tensors. Raises CheckpointError."""
+def open_sides(
+    a: str | Path,
+    b: str | Path,
+    spec: str | Path | None = None,
+    imatrix: str | Path | None = None,
+) -> Sides:
+    """Open two checkpoints, pair their tensors, and find what weighs each.
+
+    Raises CheckpointError.
+    """
     file = None if spec is None else Path(spec)
     source, output = open_pair(Path(a), Path(b), file, file)
     pairing = pair_tensors(source, output)
     if not (pairing.pairs or pairing.plain):
         raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
-    return Sides(source, output, pairing)
+    if imatrix is None:
+        return Sides(source, output, pairing)
+    shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
+    wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
+    weighing = weigh_named(read_imatrix(imatrix), shapes, wanted)
+    return Sides(source, output, pairing, weighing)
 
 
 def measure_sides(
@@ -117,8 +140,14 @@ def measure_sides(
     for pair in pairing.plain:
         (same if has_same_bytes(pair) else different).append(pair.name)
     workers = default_workers() if jobs is None else jobs
-    measured = measure_pairs(pairing.pairs, baseline, jobs=workers, on_progress=on_progress)
-    output = measured_output(sides.output, pairing.pairs, measured)
+    measured = measure_pairs(
+        pairing.pairs,
+        baseline,
+        jobs=workers,
+        importance=sides.weighing.rows,
+        on_progress=on_progress,
+    )
+    output = measured_output(sides.output, pairing.pairs, measured, sides.weighing)
     return Comparison(
         sides.source.source,
         sides.output.source,
@@ -126,17 +155,24 @@ def measure_sides(
         report_values(sides.source, baseline, [output]),
         tuple(same),
         tuple(different),
+        sides.weighing,
     )
 
 
 def measured_output(
-    graph: AnyGraph, pairs: Sequence[Pair], measured: Mapping[Pair, tuple[MatrixErrors, ...]]
+    graph: AnyGraph,
+    pairs: Sequence[Pair],
+    measured: Mapping[Pair, tuple[MatrixErrors, ...]],
+    weighing: Weighing,
 ) -> MeasuredOutput:
     """Describe B as an output of A."""
     kind = kind_of(Path(graph.source))
     type_name = _type_name(graph, kind, pairs)
     tensors = (
-        MeasuredTensor(p.name, p.gguf, p.type, p.output.shape, p.nbytes, measured[p]) for p in pairs
+        MeasuredTensor(
+            p.name, p.gguf, p.type, p.output.shape, p.nbytes, measured[p], p.gguf in weighing.rows
+        )
+        for p in pairs
     )
     return MeasuredOutput(
         path=graph.source,
@@ -145,6 +181,7 @@ def measured_output(
         nbytes=sum(path.stat().st_size for path in _files(graph)),
         tensors=tuple(tensors),
         recipe=recipe_values(type_name, (), pure=False),
+        imatrix=None if weighing.matrix is None else str(weighing.matrix.path),
     )
 
 
@@ -172,6 +209,7 @@ def compare(
     b: str | Path,
     *,
     spec: str | Path | None = None,
+    imatrix: str | Path | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
@@ -181,30 +219,12 @@ def compare(
     Either is a checkpoint directory, a GGUF file or safetensors; of models other than Grok-1 both
     are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family.
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
-    to bfloat16. `jobs` is the number of workers; the numbers do not depend on it.
+    to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
+    by the importance of their columns, as in reports of conversions. `jobs` is the number of
+    workers; the numbers do not depend on it.
 
     Raises CheckpointError. Tensors that only one of them has are no error here: see
     `Comparison.problem`.
     """
-    return measure_sides(open_sides(a, b, spec), parse_baseline(baseline), jobs, on_progress)
-
-
-def check_report_path(path: Path, sides: Sides, inputs: Sequence[Path | None] = ()) -> None:
-    """Refuse a report over what is compared, or where none can be written. Raises OutputError."""
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: no such directory; create it first")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory; name a file")
-    if not path.exists():
-        return
-    taken = {*_files(sides.source), *_files(sides.output), *filter(None, inputs)}
-    holders = set(_directories(sides))
-    if any(path.samefile(file) for file in taken) or holders & {folder, *folder.parents}:
-        raise OutputError(f"{path}: belongs to what is compared; name another file")
-
-
-def _directories(sides: Sides) -> Iterator[Path]:
-    for graph in (sides.source, sides.output):
-        if os.path.isdir(graph.source):
-            yield Path(os.path.realpath(graph.source))
+    against = parse_baseline(baseline)
+    return measure_sides(open_sides(a, b, spec, imatrix), against, jobs, on_progress)

@@ -20,6 +20,7 @@ from weightcast.converters.words import count, some
 
 _WORST = 5
 _HEADERS = ("SQNR", "relative RMS", "cosine", "largest error")
+_WEIGHED = ("weighed SQNR", "weighed RMS")
 
 
 def comparison_lines(comparison: Comparison, *, all_tensors: bool) -> Iterator[str]:
@@ -31,11 +32,26 @@ def comparison_lines(comparison: Comparison, *, all_tensors: bool) -> Iterator[s
     yield f"{output.path}: {output.type}, {size_text(output.bytes)}, {bits}"
     if output.tensors:
         yield f"errors are differences from {BASELINES[report.baseline]}"
+        yield from _weighed(comparison)
         yield ""
         yield from _table(_tensor_rows(output) if all_tensors else _kind_rows(output))
         yield ""
         yield from _summary(output)
     yield from _not_measured(comparison)
+
+
+def _weighed(comparison: Comparison) -> Iterator[str]:
+    weighing = comparison.weighing
+    if weighing.matrix is None:
+        return
+    file = weighing.matrix.path
+    yield f"weighed: squares times the importance of their column in {file}"
+    if weighing.missing:
+        missing = count(len(weighing.missing), "tensor")
+        yield f"note: {file} has no entry for {missing}, not weighed: {some(weighing.missing)}"
+    zeros = [name for name, rows in weighing.rows.items() if not rows.any()]
+    if zeros:
+        yield f"note: the importance of every column is 0 in {some(zeros)}"
 
 
 def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Iterator[str]:
@@ -50,31 +66,41 @@ def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Itera
 
 
 def _kind_rows(output: OutputErrors) -> list[list[str]]:
-    rows = [["kind", "type", "tensors", "bits/weight", *_HEADERS]]
+    headers = _headers(output)
+    rows = [["kind", "type", "tensors", "bits/weight", *headers]]
     for kind in output.kinds:
         tensors = [tensor for tensor in output.tensors if tensor.kind == kind.kind]
         types = some(list(dict.fromkeys(tensor.type for tensor in tensors)))
         bits = f"{kind.bits_per_weight:.3f}"
-        rows.append([kind.kind, types, f"{len(tensors):,}", bits, *_cells(kind.metrics)])
+        rows.append([kind.kind, types, f"{len(tensors):,}", bits, *_cells(kind.metrics, headers)])
     bits = f"{output.bits_per_weight:.3f}"
-    return [*rows, ["total", "", f"{len(output.tensors):,}", bits, *_cells(output.total)]]
+    return [*rows, ["total", "", f"{len(output.tensors):,}", bits, *_cells(output.total, headers)]]
 
 
 def _tensor_rows(output: OutputErrors) -> list[list[str]]:
-    rows = [["tensor", "type", "bits/weight", *_HEADERS]]
+    headers = _headers(output)
+    rows = [["tensor", "type", "bits/weight", *headers]]
     for tensor in output.tensors:
         bits = f"{tensor.bits_per_weight:.3f}"
-        rows.append([tensor.name, tensor.type, bits, *_cells(tensor.metrics)])
-    return [*rows, ["total", "", f"{output.bits_per_weight:.3f}", *_cells(output.total)]]
+        rows.append([tensor.name, tensor.type, bits, *_cells(tensor.metrics, headers)])
+    bits = f"{output.bits_per_weight:.3f}"
+    return [*rows, ["total", "", bits, *_cells(output.total, headers)]]
 
 
-def _cells(metrics: Metrics) -> list[str]:
-    return [
+def _headers(output: OutputErrors) -> tuple[str, ...]:
+    return _HEADERS if output.total.weighted is None else (*_HEADERS, *_WEIGHED)
+
+
+def _cells(metrics: Metrics, headers: Sequence[str]) -> list[str]:
+    cells = [
         sqnr_text(metrics),
         relative_text(metrics.relative_rms),
         cosine_text(metrics.cosine),
         number_text(metrics.largest_error),
     ]
+    if metrics.weighted is not None:
+        cells += [sqnr_text(metrics.weighted), relative_text(metrics.weighted.relative_rms)]
+    return cells + [""] * (len(headers) - len(cells))
 
 
 def _summary(output: OutputErrors) -> Iterator[str]:

@@ -31,7 +31,7 @@ from weightcast.converters.report_markdown import card_lines
 from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.resume import GOING_ON, kept_work
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
-from weightcast.converters.targets import check_small_target, check_targets
+from weightcast.converters.targets import check_small_target, check_targets, taken_places
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.errors import CheckpointError, RequestError
 from weightcast.quant.library import BlockCounts
@@ -301,7 +301,7 @@ def convert(
         bundle=bundle,
     )
     if report is not None:
-        check_small_target(Path(report), plan)
+        check_small_target(Path(report), taken_places(plan))
     summary = run(plan, jobs, on_progress, devices, measuring, resume=resume)
     if report is not None and summary.report is not None:
         write_report(Path(report), summary.report)

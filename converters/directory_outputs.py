@@ -21,7 +21,7 @@ from weightcast.converters.directory_types import (
 from weightcast.converters.graph import Tensor, TensorGraph, matrices, quantized, take
 from weightcast.converters.grok1 import EMBEDDING, Place
 from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.importance import Weighing, weigh_packed
+from weightcast.converters.importance import Weighing, weigh_named
 from weightcast.converters.module_names import Module
 from weightcast.converters.outputs import (
     Output,
@@ -95,7 +95,7 @@ def lay_out_directory(
     weighing = Weighing()
     if kind.is_packed and imatrix is not None:
         searched = {i.place.gguf for i in items if _is_searched(i)}
-        weighing = weigh_packed(imatrix, gguf_tensors(graph), searched)
+        weighing = weigh_named(imatrix, gguf_tensors(graph), searched)
         notes += tuple(weighing.notes())
     shards = _shards(items, split_bytes or DEFAULT_SHARD_BYTES)
     files, tensors, weight_map = [], [], {}

@@ -11,19 +11,31 @@ from typing import Any, Final
 from weightcast.formats.small_files import shown
 from weightcast.quant.errors import RequestError
 
-# Metrics of docs/report.schema.json, and whether more of it is better.
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Whether more of a metric is better, and what values it can have."""
+
+    more_is_better: bool
+    least: float = -math.inf
+    most: float = math.inf
+
+
+_SIZE: Final = Metric(False, least=0)
+_SHARE_LOST: Final = Metric(False, least=0, most=1)
+# Metrics of docs/report.schema.json. The mean error is gated by its size, whatever its sign.
 METRICS: Final = {
-    "relative_rms": False,
-    "sqnr_db": True,
-    "cosine": True,
-    "mean_error": False,
-    "largest_error": False,
-    "share_exact": True,
-    "share_zeroed": False,
-    "share_clipped": False,
-    "bits_per_weight": False,
-    "weighted.relative_rms": False,
-    "weighted.sqnr_db": True,
+    "relative_rms": _SIZE,
+    "sqnr_db": Metric(True),
+    "cosine": Metric(True, least=-1, most=1),
+    "mean_error": _SIZE,
+    "largest_error": _SIZE,
+    "share_exact": Metric(True, least=0, most=1),
+    "share_zeroed": _SHARE_LOST,
+    "share_clipped": _SHARE_LOST,
+    "bits_per_weight": _SIZE,
+    "weighted.relative_rms": _SIZE,
+    "weighted.sqnr_db": Metric(True),
 }
 TOTAL: Final = "total"
 _LIMIT: Final = re.compile(
@@ -41,7 +53,7 @@ class Limit:
     kind: str | None = None
 
     def is_kept(self, value: float) -> bool:
-        if METRICS[self.metric]:
+        if METRICS[self.metric].more_is_better:
             return value >= self.limit
         return abs(value) <= self.limit
 
@@ -55,7 +67,8 @@ class Limit:
 
     @property
     def text(self) -> str:
-        return f"{'at least' if METRICS[self.metric] else 'at most'} {self.limit:g}"
+        more = METRICS[self.metric].more_is_better
+        return f"{'at least' if more else 'at most'} {self.limit:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,13 @@ def parse_limit(text: str) -> Limit:
     if metric not in METRICS:
         raise RequestError(
             f"--fail-over {shown(text)[1:-1]}: unknown metric; known: {', '.join(METRICS)}"
+        )
+    known = METRICS[metric]
+    if not known.least <= limit <= known.most:
+        bound = "" if known.most == math.inf else f" and at most {known.most:g}"
+        raise RequestError(
+            f"--fail-over {shown(text)[1:-1]}: {metric} is at least {known.least:g}{bound}; no "
+            "other limit makes sense"
         )
     return Limit(metric, limit, match["kind"])
 
@@ -152,5 +172,6 @@ def _value(holder: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) -
     value = metrics[name]
     if value is None:
         no_error = name == "sqnr_db" and metrics["error_squares"] == 0
-        return None if no_error else (-math.inf if METRICS[metric] else math.inf)
+        worst = -math.inf if METRICS[metric].more_is_better else math.inf
+        return None if no_error else worst
     return float(value)

@@ -58,8 +58,9 @@ def lay_out_carried(
             shapes, decide(recipe, shapes, facts, request.overrides, pure=request.pure), strict=True
         )
     ]
-    weighing = weigh(imatrix, shapes, decisions)
     made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
+    copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
+    weighing = weigh(imatrix, shapes, decisions, copied)
     entries = [gguf.Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
     layouts = gguf.lay_out_raw(_metadata(graph.spec, recipe, weighing.matrix), entries, split_bytes)
     files, found = place_files(request.path, layouts)

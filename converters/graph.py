@@ -223,6 +223,11 @@ class View:
         return ITEM_BYTES[self.dtype]
 
 
+def is_stored_as(tensor: Tensor, type_name: str) -> bool:
+    """Whether a tensor is stored in the blocks of a type, so that these can be copied."""
+    return all(view.is_blocked and view.dtype == type_name for view in matrices(tensor))
+
+
 def matrices(tensor: Tensor) -> list[View]:
     """Resolve a tensor [..., out, in] to its matrices in order; [in] is one row."""
     origin = tensor.origin

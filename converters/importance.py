@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
@@ -25,7 +25,8 @@ class Weighing:
     """Importance by GGUF name, float32 [matrices, in], and what to say about it.
 
     `missing` are quantized without, though their type could use it; `unused` are experts without
-    data, whose columns count the same; `refused` (with their types) must not be made without.
+    data, whose columns count the same; of the matrices in `zeros` no column counts; `refused` (with
+    their types) must not be made without. Tensors that are copied are in none of these.
     """
 
     matrix: ImportanceMatrix | None = None
@@ -33,6 +34,7 @@ class Weighing:
     missing: tuple[str, ...] = ()
     unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    zeros: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any] | None:
         """What was used, as JSON values."""
@@ -43,6 +45,7 @@ class Weighing:
             "entries": len(self.matrix.entries),
             "missing": list(self.missing),
             "unused_experts": {name: list(found) for name, found in self.unused.items()},
+            "all_zeros": {name: list(found) for name, found in self.zeros.items()},
         }
 
     def notes(self) -> Iterator[str]:
@@ -60,6 +63,14 @@ class Weighing:
             yield (
                 f"no data for {count(experts, 'expert')} in {count(len(self.unused), 'tensor')} of "
                 f"the importance matrix, all columns count the same: {some(examples)}"
+            )
+        if self.zeros:
+            several = {name for name, rows in self.rows.items() if len(rows) > 1}
+            named = [f"{n} {list(found)}" if n in several else n for n, found in self.zeros.items()]
+            yield (
+                f"the importance of every column is 0 in {count(len(self.zeros), 'tensor')}, whose "
+                "weights are lost by that, as in llama-quantize; an importance matrix without "
+                f"these entries keeps them: {some(named)}"
             )
 
     def why_refused(self) -> str:
@@ -82,49 +93,67 @@ def weigh(
     matrix: ImportanceMatrix | None,
     tensors: Sequence[tuple[str, tuple[int, ...]]],
     decisions: Sequence[Decision],
+    copied: Collection[str] = (),
 ) -> Weighing:
     """Find the importance of every tensor whose type can use it, as llama-quantize does.
 
-    Where all is plain floats there is nothing to weigh, and the matrix does not matter. Raises
-    LayoutError for an entry of another size than its tensor, and for a matrix that has nothing to
-    do with the model.
+    Of those that are `copied`, by name, nothing is made that could lack importance: they are
+    weighed only where their errors are measured. Where all is plain floats there is nothing to
+    weigh, and the matrix does not matter. Raises LayoutError for an entry of another size than its
+    tensor, and for a matrix that has nothing to do with the model.
     """
     if all(decision.type in (None, *FLOAT_TYPES) for decision in decisions):
         return Weighing()
     if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
         raise _foreign(matrix)
-    rows, missing, unused, refused = {}, [], {}, []
+    rows, missing, refused = {}, [], []
     for (name, shape), decision in zip(tensors, decisions, strict=True):
         if decision.type is None or decision.type.importance == "ignored":
             continue
         found = None if matrix is None else _rows(matrix, name, shape)
         if found is not None:
-            assert matrix is not None
             rows[name] = found
-            if name in matrix.unused:
-                unused[name] = matrix.unused[name]
+        elif name in copied:
             continue
-        if decision.needs_importance:
+        elif decision.needs_importance:
             refused.append(f"{name} as {decision.type.name}")
         else:
             missing.append(name)
-    return Weighing(matrix, rows, tuple(missing), unused, tuple(refused))
+    made = [name for name in rows if name not in copied]
+    unused = _unused(matrix, made)
+    return Weighing(matrix, rows, tuple(missing), unused, tuple(refused), _zeros(rows, made))
 
 
-def weigh_packed(
+def _unused(matrix: ImportanceMatrix | None, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    if matrix is None:
+        return {}
+    return {name: matrix.unused[name] for name in names if name in matrix.unused}
+
+
+def _zeros(
+    rows: Mapping[str, NDArray[np.float32]], names: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    """Find the matrices of tensors whose columns do not count at all."""
+    found = {name: tuple(np.flatnonzero(~rows[name].any(axis=1)).tolist()) for name in names}
+    return {name: matrices for name, matrices in found.items() if matrices}
+
+
+def weigh_named(
     matrix: ImportanceMatrix,
     tensors: Sequence[tuple[str, tuple[int, ...]]],
     wanted: Collection[str],
 ) -> Weighing:
-    """Find the importance of the tensors that are packed with a search; raises LayoutError."""
+    """Find the importance of the tensors that are wanted by name. Raises LayoutError.
+
+    They are packed with a search, which does not mind an importance of 0, or only measured.
+    """
     shapes = dict(tensors)
     if not any(name in matrix.entries for name in shapes):
         raise _foreign(matrix)
     found = {name: _rows(matrix, name, shapes[name]) for name in shapes if name in wanted}
     rows = {name: values for name, values in found.items() if values is not None}
     missing = tuple(name for name, values in found.items() if values is None)
-    unused = {name: matrix.unused[name] for name in rows if name in matrix.unused}
-    return Weighing(matrix, rows, missing, unused)
+    return Weighing(matrix, rows, missing, _unused(matrix, rows))
 
 
 def _foreign(matrix: ImportanceMatrix) -> LayoutError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters import grok1_gguf
 from weightcast.converters.directory_types import DirectoryType, WeightType, type_label
-from weightcast.converters.graph import Tensor, TensorGraph, quantized
+from weightcast.converters.graph import Tensor, TensorGraph, is_stored_as, quantized
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.importance import Weighing, provenance, weigh
 from weightcast.converters.packing import Packing
@@ -213,7 +213,8 @@ def lay_out_gguf(
         pure=request.pure,
         has_importance=imatrix is not None,
     )
-    weighing = weigh(imatrix, gguf_tensors(graph), [decision for _, decision in chosen])
+    copied = {p.gguf for p, d in chosen if is_stored_as(graph[p.name], type_of(d).name)}
+    weighing = weigh(imatrix, gguf_tensors(graph), [decision for _, decision in chosen], copied)
     entries = [gguf.Entry(p.gguf, type_of(d), graph[p.name].shape) for p, d in chosen]
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import ceil, lcm
 from typing import Final
 
@@ -96,8 +96,18 @@ def read_rows(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
         raise CheckpointError(f"{view.array.path}: cannot be read: {problem.strerror}") from None
 
 
-def measure_rows(source: Slab, output: Slab, row0: int, row1: int, baseline: Baseline) -> Errors:
-    """Measure rows [row0, row1) of two slabs; whatever is stored in rows goes in as it is."""
+def measure_rows(
+    source: Slab,
+    output: Slab,
+    row0: int,
+    row1: int,
+    baseline: Baseline,
+    importance: NDArray[np.float32] | None = None,
+) -> Errors:
+    """Measure rows [row0, row1) of two slabs; whatever is stored in rows goes in as it is.
+
+    `importance`, float32 [in], weighs columns. The same NaN or infinity in both is no error.
+    """
     matrix = as_matrix(source.piece(row0, row1))
     view = output.view
     stored: tuple[QuantType, NDArray[np.uint8]]
@@ -106,7 +116,18 @@ def measure_rows(source: Slab, output: Slab, row0: int, row1: int, baseline: Bas
         stored = TYPES[view.dtype], output.stored_rows(row0, row1)
     else:
         stored = F32, floats(output, row0, row1).reshape(-1).view(np.uint8)
-    return measure_matrix(matrix, *stored, baseline=baseline)
+    errors = measure_matrix(matrix, *stored, importance, baseline)
+    infinite = ~np.isfinite(errors.error_squares)
+    if infinite.any():
+        x, y = (floats(slab, row0, row1)[infinite] for slab in (source, output))
+        same = ~np.isfinite(x) & (x.view(np.uint32) == y.view(np.uint32))
+        x[same] = y[same] = 0  # no error, and no size to compare one with
+        n_out, n_in = x.shape
+        matrix = Matrix(x.reshape(-1), F32.name, n_out, n_in, n_in, 1)
+        again = measure_matrix(matrix, F32, y.reshape(-1).view(np.uint8), importance, baseline)
+        for part in fields(Errors):
+            getattr(errors, part.name)[infinite] = getattr(again, part.name)
+    return errors
 
 
 def floats(slab: Slab, row0: int, row1: int) -> NDArray[np.float32]:

@@ -7,10 +7,11 @@ each matrix the same rows of both come into memory, a slab at a time, and worker
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,12 +225,14 @@ def measure_pairs(
     *,
     jobs: int,
     sample: Sample = None,
+    importance: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[Pair, tuple[MatrixErrors, ...]]:
     """Measure the errors of B against A: of each pair those of its matrices, experts in order.
 
     The numbers are the same for any number of workers (`jobs`). `sample` is `chosen_rows`'s;
-    places are those in the whole matrix all the same. `on_progress` gets bytes of both that were
+    places are those in the whole matrix all the same. `importance`, float32 [matrices, in] by GGUF
+    name, weighs the errors of columns. `on_progress` gets bytes of both that were
     finished, from any thread. Holds two slabs of each side. Raises CheckpointError.
     """
     if type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS:
@@ -238,7 +241,8 @@ def measure_pairs(
     slots = [_Slot.of([rows for _, rows in work]) for _ in range(2)]
     with ThreadPoolExecutor(jobs) as pool:
         baselines = [_baseline_of(pair, baseline) for pair in pairs]
-        measurement = _Measurement(baselines, jobs, pool, on_progress)
+        weights = [importance.get(pair.gguf) for pair in pairs]
+        measurement = _Measurement(baselines, weights, jobs, pool, on_progress)
         try:
             for number, (key, rows) in enumerate(work):
                 slot = slots[number % 2]
@@ -286,6 +290,7 @@ class _Slot:
 @dataclass(frozen=True, slots=True)
 class _Measurement:
     baselines: Sequence[Baseline]  # of the pairs
+    importance: Sequence[NDArray[np.float32] | None]  # of the pairs
     jobs: int
     pool: ThreadPoolExecutor
     on_progress: Callable[[int], None]
@@ -296,8 +301,11 @@ class _Measurement:
         source = read_rows(rows.source, rows.out0, rows.out1, memoryview(slot.source))
         output = read_rows(rows.output, rows.out0, rows.out1, memoryview(slot.output))
 
+        (pair, matrix), of_pair = key, self.importance[key[0]]
+        weights = None if of_pair is None else of_pair[matrix]
+
         def measure(row0: int, row1: int, nbytes: int) -> None:
-            errors = measure_rows(source, output, row0, row1, self.baselines[key[0]])
+            errors = measure_rows(source, output, row0, row1, self.baselines[pair], weights)
             self.collector.add(key, rows.row0 + row0, errors)
             self.on_progress(nbytes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from weightcast.converters.bundle_files import NAMES as BUNDLE_NAMES
@@ -36,16 +37,26 @@ def check_targets(plan: Plan) -> None:
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None
 
 
-def check_small_target(path: Path, plan: Plan) -> None:
-    """Raise OutputError for a file that is an output, lies in one, or is read."""
+def check_small_target(path: Path, taken: Iterable[Path]) -> None:
+    """Raise OutputError for a file that cannot be, or is or lies in one of some files and folders.
+
+    Links, and other names of the same place, are seen through.
+    """
     real = Path(os.path.realpath(path))
     if not real.parent.is_dir():
         raise OutputError(f"{real.parent}: no such directory; create it first")
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; name a file")
-    taken = _source_files(plan.inputs).union(*(_on_the_way(o, plan) for o in plan.outputs))
-    if taken & {real, *real.parents}:
-        raise OutputError(f"{path}: is or lies in a source or an output; write elsewhere")
+    places = {Path(os.path.realpath(place)) for place in taken}
+    identities = {_identity(place) for place in places} - {None}
+    for place in (real, *real.parents):
+        if place in places or _identity(place) in identities:
+            raise OutputError(f"{path}: is or lies in what is read or written; write elsewhere")
+
+
+def taken_places(plan: Plan) -> set[Path]:
+    """The files that a conversion reads, and the paths that its outputs have or grow under."""
+    return _source_files(plan.inputs).union(*(_on_the_way(o, plan) for o in plan.outputs))
 
 
 def _source_files(inputs: Inputs) -> set[Path]:

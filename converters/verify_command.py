@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from weightcast.converters.error_report import write_report
 from weightcast.converters.progress import progress
+from weightcast.converters.targets import check_small_target
 from weightcast.converters.verification import Verification
 from weightcast.converters.verify import verify
 from weightcast.formats.small_files import shown
-from weightcast.quant.errors import OutputError, RequestError
+from weightcast.quant.errors import RequestError
 
 
 def verify_with_progress(
@@ -27,7 +27,8 @@ def verify_with_progress(
     if report is not None and source is None:
         raise RequestError("report: of use with a source only")
     if report is not None:
-        _check_report(report, [path for path in (artifact, source) if path is not None])
+        named = (artifact, source, options.get("spec"), options.get("imatrix"))
+        check_small_target(report, [Path(path) for path in named if path is not None])
     with contextlib.ExitStack() as shown:
         found = verify(
             artifact,
@@ -38,15 +39,6 @@ def verify_with_progress(
     if report is not None and found.report is not None:
         write_report(report, found.report)
     return found
-
-
-def _check_report(report: Path, read: Sequence[Path]) -> None:
-    """Raise OutputError for a report that cannot be written, or is or lies in what is read."""
-    real = report.resolve()
-    if not real.parent.is_dir():
-        raise OutputError(f"{real.parent}: no such directory; create it first")
-    if {path.resolve() for path in read} & {real, *real.parents}:
-        raise OutputError(f"{report}: is or lies in what is verified; write elsewhere")
 
 
 def parse_sample(text: str) -> int | float:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import gguf_files
@@ -23,8 +24,8 @@ from support import GOLDEN
 
 import weightcast
 from weightcast import cli
+from weightcast.converters import bundle, execute, output_files, pairing, progress
 from weightcast.converters import convert as conversion
-from weightcast.converters import execute, output_files, pairing, progress
 from weightcast.converters.disk_space import DiskSpace, disk_space
 from weightcast.converters.graph import first_array
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
@@ -318,11 +319,50 @@ def test_ctrl_c_keeps_what_is_finished(
     assert done.code == 130
     said = done.err.splitlines()[-1]
     if is_kept:
-        assert "is finished and kept; the same command goes on" in said
+        assert "is finished and kept; run the same command again" in said
         assert names(tmp_path) == growing(*outputs)
     else:
         assert "interrupted: nothing incomplete was left behind" in said
         assert names(tmp_path) == []
+
+
+def test_ctrl_c_when_only_the_bundle_is_missing(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hash_files(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(bundle, "hash_files", hash_files)
+    done = run("convert", "--quiet", "--no-tokenizer", "--bundle", tiny, tmp_path / "a-F16.gguf")
+    assert done.code == 130
+    assert "interrupted: the outputs are complete, but have no bundle; run the" in done.err
+    assert names(tmp_path) == ["a-F16.gguf"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_the_first_moment(number: int) -> None:
+    """While the command is imported, wherever that is: no traceback."""
+    script = (
+        "import os, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy':\n"
+        f"            os.kill(os.getpid(), {number:d})\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from weightcast.start import main\n"
+        "print('started', flush=True)\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "started\n", "interrupted\n")
+
+
+def test_the_command_starts_there() -> None:
+    (script,) = entry_points(group="console_scripts", name="weightcast")
+    assert script.value == "weightcast.start:main"
 
 
 def test_sigterm_ends_a_real_process_cleanly(tiny: Path, tmp_path: Path) -> None:
@@ -1202,7 +1242,10 @@ def test_compare_what_lacks_a_tensor(run, tiny: Path, converted: Path, tmp_path:
         (["{tiny}", "{a}", "--spec", "{tmp}/s.json"], 1, "error: {tmp}/s.json: no such file"),
         (["{tiny}", "{a}", "--report", "{tmp}/x/r.json"], 1, "error: {tmp}/x: no such directory"),
         (["{tiny}", "{a}", "--report", "{tmp}"], 1, "error: {tmp}: is a directory"),
-        (["{tiny}", "{a}", "--report", "{a}"], 1, "error: {a}: belongs to what is compared"),
+        (["{tiny}", "{a}", "--report", "{a}"], 1, "error: {a}: is or lies in what is read or wr"),
+        (["{tiny}", "{a}", "--imatrix", "{tmp}/i"], 1, "error: {tmp}/i: no such file"),
+        (["{tiny}", "{a}", "--fail-over", "relative_rms=-1"], 2, "relative_rms is at least 0;"),
+        (["{tiny}", "{a}", "--fail-over", "weighted.sqnr_db=1"], 2, "nothing is weighed"),
     ],
 )
 def test_compare_bad_input(

@@ -299,9 +299,25 @@ def test_ctrl_c_while_files_are_hashed(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(hashing, "SimpleQueue", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="the outputs are complete, but have no bundle"):
         make(tiny, tmp_path / "m-F16.gguf")
     assert names(tmp_path) == ["m-F16.gguf"]
+
+
+def test_ctrl_c_between_two_bundles(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, written = bundle.write_files, []
+
+    def write_files(contents: Any) -> None:
+        written.append(contents)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        real(contents)
+
+    monkeypatch.setattr(bundle, "write_files", write_files)
+    with pytest.raises(KeyboardInterrupt, match="complete, but not all have a bundle"):
+        make(tiny, tmp_path / "m-F16.gguf", tmp_path / "n-F16.gguf")
 
 
 def test_a_disk_that_is_full_when_the_bundle_is_written(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf_files
+import imatrices
 import jsonschema
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from weightcast.cli import commands
 from weightcast.converters import paired_rows, pairing
 from weightcast.converters.compare import (
     Comparison,
-    check_report_path,
     compare,
     open_sides,
 )
@@ -34,8 +34,10 @@ from weightcast.converters.graph import matrices
 from weightcast.converters.grok1 import places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.pairing import measure_pairs, open_pair, pair_tensors, rows_float32
+from weightcast.converters.recipe import gguf_tensors
 from weightcast.converters.report_file import read_report
 from weightcast.converters.slabs import load_float32
+from weightcast.converters.targets import check_small_target
 from weightcast.quant.error import Baseline
 from weightcast.quant.errors import (
     CheckpointError,
@@ -453,6 +455,29 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
         assert any("not finite" in line for line in said(found))
 
 
+def test_the_same_nan_is_no_error(tmp_path: Path) -> None:
+    """Else a file with NaN would differ from itself; other values are measured as ever."""
+    x = normal(0, 4, 64)
+    x[1, 5], x[2, :3] = np.nan, np.inf
+    a = model(tmp_path / "a.gguf", {"w.weight": floats(x)})
+    found = compare(a, a, baseline="bf16").report["outputs"][0]["total"]
+    stored = compare(a, a).report["outputs"][0]["total"]
+    jsonschema.Draft202012Validator(SCHEMA).validate(compare(a, a).report)
+    assert (stored["share_exact"], stored["error_squares"], stored["cosine"]) == (1, 0, 1)
+    assert found["share_exact"] < 1
+    assert found["relative_rms"] is not None
+    y = x.copy()
+    y[1, 6] += 1
+    b = model(tmp_path / "b.gguf", {"w.weight": floats(y)})
+    changed = compare(a, b).report["outputs"][0]["total"]
+    assert changed["error_squares"] == pytest.approx((float(y[1, 6]) - float(x[1, 6])) ** 2)
+    assert changed["largest_at"] is None  # of several tensors
+    assert changed["share_exact"] == 1 - 1 / x.size
+    y[2, 0] = -np.inf
+    c = model(tmp_path / "c.gguf", {"w.weight": floats(y)})
+    assert compare(a, c).report["outputs"][0]["total"]["relative_rms"] is None
+
+
 def test_scales_that_are_not_finite(tmp_path: Path) -> None:
     """int8 codes with such scales go through numpy instead of the kernels."""
     source = tmp_path / "a-int8-g32"
@@ -568,12 +593,48 @@ def test_report(made: Path, tmp_path: Path) -> None:
     assert report.outputs[0].total.sqnr_db == total["sqnr_db"]
 
 
-@pytest.mark.parametrize("name", ["a-Q8_0.gguf", "a-bf16/config.json", "a-bf16", "none/r.json"])
+def test_importance(made: Path, tmp_path: Path) -> None:
+    """The numbers of `convert --report`, and those of plain numpy; what is not weighed is told."""
+    entries = imatrices.model_entries(dict(gguf_tensors(weightcast.open(WIDE.path))))
+    imatrix = imatrices.write_gguf(tmp_path / "i.gguf", entries)
+    report = tmp_path / "r.json"
+    weightcast.convert(
+        WIDE.path, tmp_path / "b-Q4_K_M.gguf", no_tokenizer=True, imatrix=imatrix, report=report
+    )
+    found = compare(WIDE.path, tmp_path / "b-Q4_K_M.gguf", imatrix=imatrix, jobs=2)
+    jsonschema.Draft202012Validator(SCHEMA).validate(found.report)
+    (output,), (told,) = found.report["outputs"], json.loads(report.read_text())["outputs"]
+    assert output["imatrix"] == str(imatrix)
+    by_name = {t["name"]: t["metrics"]["weighted"] for t in told["tensors"]}
+    weighed = {t["name"]: t["metrics"]["weighted"] for t in output["tensors"]}
+    both = [name for name, values in by_name.items() if values is not None]
+    assert len(both) >= 10
+    assert {name: by_name[name] for name in both} == {name: weighed[name] for name in both}
+    name = "blk.0.ffn_down_exps.weight"
+    x, y = (values_of(p)[name] for p in (WIDE.path, tmp_path / "b-Q4_K_M.gguf"))
+    sums, counts = entries[name]
+    factors = np.where(counts[:, None] > 0, sums / np.maximum(counts[:, None], 1), 1)
+    squares = (y.astype(np.float64) - x) ** 2 * factors[:, None, :].astype(np.float32)
+    assert weighed[name]["error_squares"] == pytest.approx(squares.sum(), rel=CLOSE)
+    assert found.describe()["not_weighed"] == ["blk.1.attn_output.weight"]
+    lines = list(comparison_lines(found, all_tensors=True))
+    assert any("weighed SQNR" in line for line in lines)
+    assert any("no entry for 1 tensor, not weighed: blk.1.attn_output" in line for line in lines)
+    row = next(line for line in lines if line.split()[:1] == [name])
+    assert f"{weighed[name]['sqnr_db']:.2f} dB" in row
+    wrong = imatrices.write_old(tmp_path / "x.dat", {"x": (1, np.ones(4, np.float32))})
+    with pytest.raises(LayoutError, match="belongs to another model"):
+        compare(WIDE.path, made / "a-bf16", imatrix=wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["a-Q8_0.gguf", "a-bf16/config.json", "a-bf16/r.json", "a-bf16", "none/r.json"]
+)
 def test_reports_go_over_nothing_that_is_read(name: str, made: Path) -> None:
     sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
     with pytest.raises(OutputError):
-        check_report_path(made / name, sides)
-    check_report_path(made / "r.json", sides)
+        check_small_target(made / name, sides.places)
+    check_small_target(made / "r.json", sides.places)
 
 
 def test_a_link_to_what_is_read(made: Path, tmp_path: Path) -> None:
@@ -581,8 +642,8 @@ def test_a_link_to_what_is_read(made: Path, tmp_path: Path) -> None:
     (tmp_path / "s.json").symlink_to(made / "a-Q8_0.gguf")
     sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
     for name in ("r.json", "s.json"):
-        with pytest.raises(OutputError, match="belongs to what is compared"):
-            check_report_path(tmp_path / name, sides)
+        with pytest.raises(OutputError, match="is or lies in what is read"):
+            check_small_target(tmp_path / name, sides.places)
 
 
 def test_loaded_values_are_those_of_other_packages(made: Path) -> None:

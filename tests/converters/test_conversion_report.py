@@ -304,6 +304,18 @@ def test_limits() -> None:
             parse_limit(text)
     with pytest.raises(RequestError, match="unknown metric; known: relative_rms, sqnr_db"):
         parse_limit("rms=0.1")
+    for text, problem in (
+        ("relative_rms=-1", "relative_rms is at least 0; no other limit"),
+        ("attn_q:mean_error=-0.1", "mean_error is at least 0;"),
+        ("total:weighted.relative_rms=-1e-9", r"weighted\.relative_rms is at least 0;"),
+        ("share_exact=1.5", "share_exact is at least 0 and at most 1;"),
+        ("cosine=-2", "cosine is at least -1 and at most 1;"),
+        ("relative_rms=nan", "write it as"),
+    ):
+        with pytest.raises(RequestError, match=problem):
+            parse_limit(text)
+    assert parse_limit("sqnr_db=-3").limit == -3
+    assert parse_limit("relative_rms=0").limit == 0
 
 
 def test_gate(tmp_path: Path) -> None:
@@ -327,8 +339,8 @@ def test_gate(tmp_path: Path) -> None:
         beyond("weighted.sqnr_db=100")
     with pytest.raises(RequestError, match="there are token_embd, ffn_gate_exps"):
         beyond("attn:sqnr_db=30")
-    for metric, more_is_better in METRICS.items():
-        edge = -math.inf if more_is_better else math.inf
+    for metric, known in METRICS.items():
+        edge = -math.inf if known.more_is_better else math.inf
         assert Limit(metric, edge).is_kept(0.5)
 
 
@@ -336,7 +348,7 @@ def test_errors_that_are_not_finite_pass_no_gate() -> None:
     metrics = {"relative_rms": None, "sqnr_db": None, "error_squares": None, "cosine": None}
     tensor = {"name": "a", "kind": "a", "metrics": metrics}
     report = {"outputs": [{"path": "p", "tensors": [tensor]}]}
-    for text in ("relative_rms=1e30", "sqnr_db=-1e30", "cosine=-2"):
+    for text in ("relative_rms=1e30", "sqnr_db=-1e30", "cosine=-1"):
         assert len(check_limits(report, [parse_limit(text)])) == 1
     lossless = {**metrics, "error_squares": 0.0, "relative_rms": 0.0}
     report["outputs"][0]["tensors"] = [{**tensor, "metrics": lossless}]

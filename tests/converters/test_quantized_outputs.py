@@ -156,6 +156,7 @@ def test_notes_and_metadata_of_importance(
             for layer in range(2)
             for kind in ("gate", "down", "up")
         },
+        "all_zeros": {},
     }
     notes = "\n".join(described[0]["notes"])
     assert "no entry for 1 quantized tensor, made without: blk.1.attn_output.weight" in notes
@@ -170,6 +171,49 @@ def test_notes_and_metadata_of_importance(
     # Plain floats are not weighed.
     assert described[1]["importance"] is None
     assert "quantize.imatrix.file" not in gguf.GGUFReader(tmp_path / "m-F16.gguf").fields
+
+
+def test_importance_that_is_all_zeros_is_told(tmp_path: Path) -> None:
+    """It wipes what it weighs, as in ggml; what ignores it or is copied is not named."""
+    entries = imatrices.model_entries(shapes(WIDE))
+    entries["blk.0.attn_q.weight"][0][:] = 0
+    entries["blk.1.ffn_up_exps.weight"][0][5] = 0
+    imatrix = imatrices.write_gguf(tmp_path / "i.gguf", entries)
+    outputs = [tmp_path / f"m-{name}" for name in ("Q4_K_S.gguf", "Q8_0.gguf", "int4-g32")]
+    plan = weightcast.converters.convert.prepare(WIDE, outputs, no_tokenizer=True, imatrix=imatrix)
+    said = "0 in 2 tensors, whose weights are lost by that, as in llama-quantize; "
+    (note,) = [note for note in plan.outputs[0].notes if said in note]
+    assert note.endswith(": blk.0.attn_q.weight, blk.1.ffn_up_exps.weight [5]")
+    assert plan.outputs[0].describe()["importance"]["all_zeros"] == {
+        "blk.0.attn_q.weight": [0],
+        "blk.1.ffn_up_exps.weight": [5],
+    }
+    for output in plan.outputs[1:]:  # the search of int4 does not mind
+        assert not any("every column" in note for note in output.notes)
+    weightcast.converters.convert.run(plan)
+    made = gguf.GGUFReader(outputs[0])
+    (lost,) = [t for t in made.tensors if t.name == "blk.0.attn_q.weight"]
+    assert not gguf.quants.dequantize(lost.data, lost.tensor_type).any()
+
+
+@pytest.mark.parametrize("no_tokenizer", [False, True])
+def test_copied_tensors_need_no_importance(tmp_path: Path, no_tokenizer: bool) -> None:
+    """Carried over with all metadata, or with only the weights of a Grok-1."""
+    source = tmp_path / "m-IQ2_XS.gguf"
+    full = imatrices.model_entries(shapes(WIDE))
+    full["blk.1.attn_output.weight"] = full["blk.0.attn_output.weight"]
+    imatrix = imatrices.write_gguf(tmp_path / "i.gguf", full)
+    convert(WIDE, source, imatrix=imatrix, tensor_types=["attn_output=IQ2_XS"])
+    partly = {name: (sums * 0, counts) for name, (sums, counts) in full.items() if "_q." in name}
+    zeros = imatrices.write_gguf(tmp_path / "z.gguf", partly)
+    options = {"tensor_types": ["attn_output=IQ2_XS", "attn_v=Q5_K"], "allow_requantize": True}
+    plan = weightcast.converters.convert.prepare(
+        source, [tmp_path / "n-IQ2_XS.gguf"], imatrix=zeros, no_tokenizer=no_tokenizer, **options
+    )
+    missing = plan.outputs[0].weighing.missing
+    assert missing == ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
+    assert not plan.outputs[0].weighing.zeros
+    assert not plan.outputs[0].weighing.refused
 
 
 def test_the_old_format_weighs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

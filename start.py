@@ -1,0 +1,29 @@
+"""The entry point of the command: quiet when it is interrupted, from its first moment on.
+
+What the command needs takes a moment to import, and nothing is written before that is done.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main() -> None:
+    """Import the command line and run it; exit code 130 if interrupted meanwhile."""
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
+            signal.signal(number, _stop)
+    from weightcast.cli import main as run
+
+    run()
+
+
+def _stop(signum: int, frame: object) -> None:
+    # An exception would surface wherever an import is, and some imports catch all of them.
+    try:
+        os.write(2, b"interrupted\n")
+    finally:
+        os._exit(130)
