@@ -13,6 +13,7 @@ from weightcast.converters.bundle_files import bundle_paths
 from weightcast.converters.convert import Summary
 from weightcast.converters.devices import PROCESSOR, Devices
 from weightcast.converters.disk_space import disk_space
+from weightcast.converters.estimate import Estimate, estimate
 from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import Spec, Tensor, TensorGraph, View, first_array, matrices
 from weightcast.converters.outputs import Output
@@ -171,6 +172,7 @@ def plan_values(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> dict[
             {"folder": str(space.folder), "needed_bytes": space.needed, "free_bytes": space.free}
             for space in disk_space(plan.outputs)
         ],
+        "estimate": estimate(plan, workers, devices).describe(),
         "notes": sparse_notes(plan.graph),
     }
 
@@ -193,6 +195,24 @@ def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterat
         yield f"disk: {bytes_text(space.needed)} needed, {space.free:,} free at {space.folder}"
         if space.needed > space.free:
             yield f"  NOT ENOUGH: {bytes_text(space.needed - space.free)} more must be freed"
+    yield estimate_line(estimate(plan, workers, devices))
+
+
+def estimate_line(found: Estimate) -> str:
+    """How long it will take, and what that is made of."""
+    if found.disk_bytes_per_s is None:
+        disk = "the disk's speed is not known"
+    else:
+        disk = f"reading {duration(found.read_s)} and writing {duration(found.write_s)} at "
+        disk += f"{found.disk_bytes_per_s / 1e6:,.0f} MB/s"
+    return f"time: about {duration(found.total_s)} (computing {duration(found.compute_s)}, {disk})"
+
+
+def duration(seconds: float) -> str:
+    """A time to read: 0.4 s, 35 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def error_line(output: dict[str, Any], baseline: str) -> str:

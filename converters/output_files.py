@@ -37,6 +37,7 @@ from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Destination, Plan
 from weightcast.converters.settings import settings_of, what_changed
 from weightcast.converters.system_files import (
+    allocate,
     allow_open_files,
     explained,
     open_locked,
@@ -158,7 +159,7 @@ class OutputFiles:
                 self._pending[path] = number, file.path
             if not journal.has_work:
                 os.ftruncate(fd, 0)
-            os.ftruncate(fd, file.size)
+            allocate(fd, file.size)
             write_all(fd, memoryview(file.header), 0)
         for index, offset, content in output.constants:
             write_all(self._fds[number, index], memoryview(content), offset)

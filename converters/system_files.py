@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -39,6 +40,25 @@ def open_locked(path: Path, flags: int) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def allocate(fd: int, size: int) -> None:
+    """Give a file its size and its blocks on the disk. Raises OSError if the disk is too full.
+
+    File systems that cannot reserve blocks give it a size alone.
+    """
+    os.ftruncate(fd, size)
+    libc = ctypes.CDLL(None, use_errno=True)
+    # glibc's posix_fallocate, which is Python's, would write zeros there, for hours.
+    if not hasattr(libc, "fallocate64") or size == 0:
+        return
+    start, length = ctypes.c_int64(0), ctypes.c_int64(size)
+    while libc.fallocate64(fd, 0, start, length) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise OSError(code, os.strerror(code))
+        if code != errno.EINTR:
+            return
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:
