@@ -152,6 +152,8 @@ class OutputFiles:
         self, output: int, file: int, runs: NDArray[np.uint8], offset: int, stride: int
     ) -> None:
         """Write runs of bytes [n, run_bytes], `stride` apart from an offset on."""
+        if stride == runs.shape[1] and runs.flags.c_contiguous:
+            runs = runs.reshape(1, -1)
         key = output, file
         try:
             # The kernel lets one writer at a time into a file, and the others spin until then.
