@@ -164,7 +164,7 @@ def plan_values(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> dict[
         "parameters": plan.graph.parameters,
         "read_bytes": plan.read_bytes,
         "outputs": [output.describe() for output in plan.outputs],
-        "buffer_bytes": memory.host,
+        "buffer_bytes": memory.host + memory.staged,
         "pinned_bytes": memory.host if devices.cuda else 0,
         "bytes_on_each_device": memory.device,
         **devices.describe(),
@@ -189,6 +189,8 @@ def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterat
     memory = memory_estimate(plan, workers, devices)
     kind = "page-locked buffers" if devices.cuda else "buffers"
     yield f"memory: {memory.host / 2**20:,.0f} MiB of {kind} for {count(workers, 'worker')}"
+    if memory.staged:
+        yield f"  and {memory.staged / 2**20:,.0f} MiB to put words together that lie across rows"
     if devices.cuda:
         yield f"  and {memory.device / 2**20:,.0f} MiB on each device: {devices.text}"
     for space in disk_space(plan.outputs):

@@ -37,6 +37,13 @@ from weightcast.converters.pieces import (
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.resume import remainder, rows_of
 from weightcast.converters.slabs import Slab, named, read_slab
+from weightcast.converters.staging import (
+    Strip,
+    Strips,
+    rows_per_strip,
+    staging_buffers,
+    write_segment,
+)
 from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.group_library import InexactScaleError, NotCarriedError
@@ -129,14 +136,19 @@ class _Piece:
     row1: int
     nbytes: int
     loan: _Loan
+    strip: Strip
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of buffers: here, beside the interpreter's own 100 MB or so, and on each device."""
+    """Bytes of buffers: here, beside the interpreter's own 100 MB or so, and on each device.
+
+    What is `staged` comes on top of `host`, and is never page-locked.
+    """
 
     host: int
     device: int
+    staged: int = 0
 
 
 def default_workers(devices: Devices = PROCESSOR) -> int:
@@ -147,14 +159,15 @@ def default_workers(devices: Devices = PROCESSOR) -> int:
 
 
 def memory_estimate(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Memory:
-    """What buffers will take; on devices all of those here are page-locked."""
+    """What buffers will take; on devices those of `host` are page-locked."""
     cut = _cut(workers, devices)
     host = 2 * plan.slab_bytes + workers * _buffer_bytes(plan, cut, devices)
+    staged = sum(staging_buffers(plan.items, cut))
     if not devices.cuda:
-        return Memory(host, 0)
+        return Memory(host, 0, staged)
     sizes = largest_pieces(plan.items, cut)
     lanes = -(-workers // len(devices.cuda))
-    return Memory(host, lanes * (sizes.source + sizes.floats + sizes.output))
+    return Memory(host, lanes * (sizes.source + sizes.floats + sizes.output), staged)
 
 
 def _cut(workers: int, devices: Devices) -> Cut:
@@ -219,6 +232,7 @@ class _Run:
         self._held = held
         self._on_progress = on_progress
         self._cut = _cut(workers, devices)
+        self._strips = Strips(self._cut, files)
         self.counts: Counts = defaultdict(BlockCounts)
         self._counts_lock = threading.Lock()
         self._errors: list[tuple[int, BaseException]] = []
@@ -264,6 +278,8 @@ class _Run:
         """Make the buffers and open the lanes, of the devices in turn."""
         for _ in range(2):
             self._slabs.put(self._pinned(self._plan.slab_bytes))
+        for nbytes in staging_buffers(self._plan.items, self._cut):
+            self._strips.add(slab_buffer(nbytes))
         buffer_bytes = _buffer_bytes(self._plan, self._cut, self._devices)
         buffers = [self._pinned(buffer_bytes) for _ in range(self._cut.workers)]
         sizes = largest_pieces(self._plan.items, self._cut)
@@ -295,15 +311,19 @@ class _Run:
             raise CheckpointError(
                 f"{item.view.array.path}: cannot be read: {problem.strerror}"
             ) from None
-        step = self._cut.rows_per_piece(item)
+        step, strip_rows = self._cut.rows_per_piece(item), rows_per_strip(self._cut, item)
         starts = range(0, slab.rows, step)
         loan = _Loan(buffer, self._slabs, len(starts), _Made(len(starts)))
         share = item.read_bytes // len(starts)
         rest = item.read_bytes - share * (len(starts) - 1)
         for index, row0 in enumerate(starts):
             row1 = min(row0 + step, slab.rows)
+            if row0 % strip_rows == 0:
+                end = min(row0 + strip_rows, slab.rows)
+                pieces = len(range(row0, end, step))
+                strip = self._strips.open(item, item.out0 + row0, item.out0 + end, pieces)
             nbytes = share if row0 else rest
-            self._pieces.put(_Piece(number + index, item, slab, row0, row1, nbytes, loan))
+            self._pieces.put(_Piece(number + index, item, slab, row0, row1, nbytes, loan, strip))
         return len(starts)
 
     def _work(self, worker: _Worker) -> None:
@@ -320,14 +340,18 @@ class _Run:
                 self._finished.put(piece.number)
 
     def _make(self, worker: _Worker, piece: _Piece) -> None:
-        made = []
-        for destination in piece.item.destinations:
-            if self._stop.is_set():
-                return
-            counts, writes = self._convert(worker, piece, destination)
-            with self._counts_lock:
-                self.counts[destination.output, destination.tensor] += counts
-            made.append((counts, writes))
+        made: list[tuple[BlockCounts, list[Write]]] = []
+        with piece.strip:
+            for destination in piece.item.destinations:
+                if self._stop.is_set():
+                    piece.strip.give_up()
+                    return
+                counts, writes = self._convert(worker, piece, destination)
+                with self._counts_lock:
+                    self.counts[destination.output, destination.tensor] += counts
+                made.append((counts, writes))
+        for number, write in piece.strip.take_writes():
+            made[number][1].append(write)
         if piece.loan.made.add(made):
             self._note(piece.item, piece.loan.made)
         self._on_progress(piece.nbytes)
@@ -348,7 +372,7 @@ class _Run:
 
     def _convert(
         self, worker: _Worker, piece: _Piece, destination: Destination
-    ) -> tuple[BlockCounts, Sequence[Write]]:
+    ) -> tuple[BlockCounts, list[Write]]:
         item, slab, row0, row1 = piece.item, piece.slab, piece.row0, piece.row1
         if destination.packed is not None:
             return self._pack(worker, piece, destination, destination.packed)
@@ -386,21 +410,18 @@ class _Run:
 
     def _pack(
         self, worker: _Worker, piece: _Piece, destination: Destination, packed: Packed
-    ) -> tuple[BlockCounts, Sequence[Write]]:
+    ) -> tuple[BlockCounts, list[Write]]:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""
         rows = piece.slab.piece(piece.row0, piece.row1)
         n_out, row0 = piece.item.view.shape[0], piece.item.out0 + piece.row0
+        room = piece.strip.room(destination)
+        what = rows, n_out, row0, destination.importance, worker.lane, room.place
         writes = []
         try:
-            made = packed.packing.pack(rows, n_out, row0, destination.importance, worker.lane)
+            made = packed.packing.pack(*what)
             for segment in made.segments:
-                file, start = packed.places[segment.suffix]
-                offset = start + segment.offset
-                writes.append(
-                    self._files.write_runs(
-                        destination.output, file, segment.data, offset, segment.stride
-                    )
-                )
+                if not room.holds(segment.suffix):  # else written with all of its strip
+                    writes.append(write_segment(self._files, destination, segment))
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
         if self._measuring is not None:

@@ -230,6 +230,8 @@ class OutputFiles:
         self, output: int, file: int, runs: NDArray[np.uint8], offset: int, stride: int
     ) -> Write:
         """Write runs of bytes [n, run_bytes], `stride` apart from an offset on."""
+        if stride == runs.shape[1] and runs.flags.c_contiguous:
+            runs = runs.reshape(1, -1)
         key = output, file
         digest = xxhash.xxh3_128()
         try:

@@ -33,7 +33,13 @@ from weightcast.quant.groups import (
 from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import F32
 
+Place = Callable[[Segment], Segment]
 Measure = Callable[[Matrix, NDArray[np.float32] | None, Baseline], Errors]
+
+
+def as_made(segment: Segment) -> Segment:
+    """Leave a segment in the memory that it was made in."""
+    return segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +80,11 @@ class Packing(Protocol):
         row0: int,
         importance: NDArray[np.float32] | None,
         lane: Lane,
+        place: Place = as_made,
     ) -> Made:
         """Quantize rows [row0, row0 + rows.n_out) of a matrix and say where their bytes go.
 
+        `place` brings segments into the memory that they are written from, and gives them there.
         What is searched for goes through `lane`; what is only copied, or made of 8-bit floats, is
         done here. Raises SourceValueError, LayoutError and, on a device, DeviceError.
         """
@@ -119,10 +127,11 @@ class GroupPacking:
         row0: int,
         importance: NDArray[np.float32] | None,
         lane: Lane,
+        place: Place = as_made,
     ) -> Made:
         if self.is_carried:
             try:
-                return self._carry(as_matrix(rows), n_out, row0)
+                return self._carry(as_matrix(rows), n_out, row0, place)
             except InexactScaleError:
                 if not self.may_change:
                     raise
@@ -130,11 +139,12 @@ class GroupPacking:
         was_int8 = isinstance(rows, Matrix) and rows.scales is not None and self.type.bits == 8
         n_groups = groups.scales.size if was_int8 else 0
         counts = BlockCounts(requantized=n_groups)
-        return Made(self._pack(groups, n_out, row0), self._measure(groups), counts)
+        segments = tuple(place(segment) for segment in self._pack(groups, n_out, row0))
+        return Made(segments, self._measure(groups), counts)
 
-    def _carry(self, matrix: Matrix, n_out: int, row0: int) -> Made:
+    def _carry(self, matrix: Matrix, n_out: int, row0: int, place: Place) -> Made:
         groups = carry_groups(matrix, self.type)
-        segments = tuple(self._pack(groups, n_out, row0))
+        segments = tuple(place(segment) for segment in self._pack(groups, n_out, row0))
         shape, row1 = (n_out, matrix.n_in), row0 + matrix.n_out
         seen = packed_rows(self.layout, segments, self.type, shape, row0, row1)
         check_carried(matrix, seen, self.type)
@@ -178,6 +188,7 @@ class Fp4Packing:
         row0: int,
         importance: NDArray[np.float32] | None,
         lane: Lane,
+        place: Place = as_made,
     ) -> Made:
         quant_type = self.layout.type
         row_bytes = quant_type.row_bytes(rows.n_in)
@@ -220,6 +231,7 @@ class Fp8Packing:
         row0: int,
         importance: NDArray[np.float32] | None,
         lane: Lane,
+        place: Place = as_made,
     ) -> Made:
         matrix = as_matrix(rows)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)

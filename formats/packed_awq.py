@@ -95,17 +95,17 @@ class Awq:
 
 
 def _pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pack [rows, n] codes, rows side by side: uint8 [n, rows / 2]."""
+    """Pack [rows, n] codes, rows side by side: uint8 [n, rows / 2], transposed."""
     rows, n = codes.shape
     eights = codes.reshape(rows // 8, 8, n)
     packed = eights[:, _LOW] | eights[:, _HIGH] << 4
-    return np.ascontiguousarray(packed.reshape(rows // 2, n).T)
+    return packed.reshape(rows // 2, n).T
 
 
 def _unpack(words: NDArray[Any]) -> NDArray[np.uint8]:
     """Undo `_pack`: int32 [n, rows / 8] into codes [rows, n]."""
     n, eighth = words.shape
-    packed = np.ascontiguousarray(as_bytes(words).T).reshape(eighth, 4, n)
+    packed = as_bytes(as_bytes(words).T).reshape(eighth, 4, n)
     codes = np.empty((eighth, 8, n), np.uint8)
     codes[:, _LOW] = packed & 15
     codes[:, _HIGH] = packed >> 4

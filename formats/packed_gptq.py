@@ -64,7 +64,7 @@ class Gptq:
         )
 
     def row_multiple(self, group_type: GroupType) -> int:
-        return 32 // group_type.bits  # zero points of so many share a word
+        return 32 // group_type.bits  # zero points of so many rows share a word
 
     def pack(
         self, groups: Groups, group_type: GroupType, n_out: int, n_in: int, row0: int

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from weightcast.formats.stored import ITEM_BYTES
 from weightcast.quant.errors import LayoutError, MissingTensorError
 from weightcast.quant.groups import Groups, GroupType
+from weightcast.quant.transposition import copy_turned
 from weightcast.quant.types import QuantType
 
 NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -31,8 +32,6 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-# Of a transposed matrix: so few are still in the cache when their next elements are copied.
-_COLUMNS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Bytes of a part: `data` is uint8 [n, run_bytes], n runs of bytes.
+    """Bytes of a part: `data` is uint8 [n, run_bytes], n runs of bytes, each contiguous.
 
     Run i starts at byte `offset + i * stride` of the part. The data may be those of the groups
     that were packed, not a copy.
@@ -262,7 +261,8 @@ def packed_rows(
         one_run = len(segment.data) == 1
         if segment.offset != first or not (one_run or segment.stride == row_bytes):
             raise LayoutError(f"{part.suffix} of rows {row0} to {row1} is not where it belongs")
-        return np.ascontiguousarray(segment.data).reshape(-1).view(dtype).reshape(lengths)
+        found = segment.data.view(dtype)  # where it lies: runs need not follow each other
+        return found.reshape(lengths) if one_run else found
 
     return unpack_rows(layout, read, group_type, shape, row0, row1)
 
@@ -301,9 +301,7 @@ def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.flags.c_contiguous or array.strides[0] >= array.strides[1]:
         return np.ascontiguousarray(array).view(np.uint8)
     turned = np.empty(array.shape, array.dtype)
-    for column in range(0, array.shape[1], _COLUMNS_AT_ONCE):
-        columns = slice(column, column + _COLUMNS_AT_ONCE)
-        turned[:, columns] = array[:, columns]
+    copy_turned(turned, array)
     return turned.view(np.uint8)
 
 

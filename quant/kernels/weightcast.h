@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define WEIGHTCAST_ABI_VERSION 3
+#define WEIGHTCAST_ABI_VERSION 4
 
 /* Types, numbered as ggml numbers them. WEIGHTCAST_I8 is a source type only and needs scales. */
 enum {
@@ -205,6 +205,12 @@ WEIGHTCAST_API int32_t weightcast_measure_groups(const weightcast_source* source
                                                  int32_t baseline, const weightcast_group_type* type,
                                                  const weightcast_groups* groups,
                                                  weightcast_moments* moments);
+
+/* Turn a matrix [rows, columns] of items of 1, 2 or 4 bytes around: dst [columns, rows]. Strides between
+ * rows are in items; both are aligned to items and do not overlap. BAD_TYPE: items of another size. */
+WEIGHTCAST_API int32_t weightcast_transpose(const void* src, int64_t src_stride, int64_t rows,
+                                            int64_t columns, int32_t item_bytes, void* dst,
+                                            int64_t dst_stride);
 
 /* The tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call; NULL
  * and 0 bytes for other types. For kernels on a device, which need a copy there. */
