@@ -85,15 +85,18 @@ WC_INLINE double infinity() {
 }
 
 // The bin of a run: 31 if there is no error, 0 if it is as large as the weights or not finite; between
-// them k, for a ratio r of squares with 2^-k <= r < 2^(1 - k), at most 30.
-WC_INLINE int error_bin(double error_squares, double source_squares) {
+// them k, for a ratio r of the squares of error and source with 2^-k <= r < 2^(1 - k), at most 30.
+WC_INLINE int bin_of(double error_squares, double ratio) {
   if (error_squares == 0) return kErrorBins - 1;
-  const double ratio = error_squares / source_squares;
   if (!(ratio < 1.0)) return 0;
   uint64_t bits;
   std::memcpy(&bits, &ratio, 8);
   const int k = 1023 - static_cast<int>(bits >> 52);
   return k < kErrorBins - 2 ? k : kErrorBins - 2;
+}
+
+WC_INLINE int error_bin(double error_squares, double source_squares) {
+  return bin_of(error_squares, error_squares / source_squares);
 }
 
 // One run of some rows: sums of products, counts, largest values. (The sums of products are made in one
@@ -128,6 +131,27 @@ struct RunSums {
         weighted_source_squares[h] += w * source_square;
       }
     }
+  }
+
+  // The next weights of a run in which every value is its source: all other sums stay 0.
+  template <bool weighed>
+  WC_INLINE void add_exact(const float* x, D w) {
+    const X size = size_of(load_values(x));
+    largest_source = larger(size, largest_source);
+    largest_output = largest_source;
+    for (int h = 0; h < kHalves; ++h) {
+      const D source = load_doubles(x + h * kDoubles);
+      const D source_square = source * source;
+      source_squares[h] += source_square;
+      if constexpr (weighed) weighted_source_squares[h] += w * source_square;
+    }
+  }
+
+  // Whether no square of a source was NaN or infinite.
+  WC_INLINE bool has_finite_sources() const {
+    bool finite = true;
+    for (int h = 0; h < kHalves; ++h) finite &= all_lanes(source_squares[h] < D{} + infinity());
+    return finite;
   }
 
   // Whether no error was NaN or infinite.

@@ -202,10 +202,14 @@ inline int32_t check_carried(const weightcast_source& s, const weightcast_group_
   return codes_differ(s, made.codes, result) ? WEIGHTCAST_NOT_CARRIED : WEIGHTCAST_OK;
 }
 
+inline int zero_point_at(const weightcast_group_type& type, const weightcast_groups& groups, int64_t at) {
+  return type.symmetric ? 1 << (type.bits - 1) : groups.zero_points[at];
+}
+
 // (q - zero_point) * scale of n values in a group, which is rounded once.
 inline void dequantize_run(const weightcast_group_type& type, const weightcast_groups& src, int64_t group,
                            const uint8_t* codes, int64_t n, float* x) {
-  const int zero = type.symmetric ? 1 << (type.bits - 1) : src.zero_points[group];
+  const int zero = zero_point_at(type, src, group);
   const float scale = stored_scale_at(type.scale_type, src.scales, group);
   for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(codes[i] - zero) * scale;
 }

@@ -12,17 +12,34 @@ namespace {
 static_assert(kErrorChunk % kMaxDepth == 0, "chunks are whole tiles");
 static_assert(kMaxDepth % kErrorRun == 0, "tiles are whole runs");
 
+constexpr int kMeasured = 16;  // columns that are compared together, so that bytes fill squares
+static_assert(kMeasured % kTransposed == 0 && kMeasured % kErrorRows == 0 && kWidth % kMeasured == 0);
+
+// Values of a few columns, turned around from rows.
+struct Unpacked {
+  alignas(64) float rows[kMeasured][kMaxDepth];
+  alignas(64) float columns[kMaxDepth][kMeasured];
+};
+
 // Rows of blocks, stride bytes apart.
 struct BlockRows {
   const Dequantizer& layout;
   const uint8_t* first;
   int64_t stride;
 
-  void unpack(int64_t out, int64_t in, int depth, float* y) const {
-    const uint8_t* blocks = first + out * stride + in / layout.elements * layout.bytes;
-    const int n_blocks = depth / layout.elements;
-    prefetch(blocks, kTransposed * stride, n_blocks * layout.bytes);
-    layout.blocks(blocks, n_blocks, y);
+  // Fill `columns` [depth] with rows [out, out + count), which have a multiple of kErrorRun values here.
+  void unpack(int64_t out, int count, int64_t in, int depth, Unpacked& to) const {
+    for (int c = 0; c < count; ++c) {
+      const uint8_t* blocks = first + (out + c) * stride + in / layout.elements * layout.bytes;
+      const int n_blocks = depth / layout.elements;
+      prefetch(blocks, kMeasured * stride, n_blocks * layout.bytes);
+      layout.blocks(blocks, n_blocks, to.rows[c]);
+    }
+    for (int i = 0; i < depth; i += kSquare<float>) {
+      for (int c = 0; c < count; c += kTransposed) {
+        transpose_rows(to.rows[c] + i, kMaxDepth, &to.columns[i][c], kMeasured);
+      }
+    }
   }
 };
 
@@ -31,13 +48,35 @@ struct GroupRows {
   const weightcast_group_type& type;
   const weightcast_groups& groups;
 
-  void unpack(int64_t out, int64_t in, int depth, float* y) const {
-    const uint8_t* codes = groups.codes + out * groups.groups * type.group_size + in;
+  void unpack(int64_t out, int count, int64_t in, int depth, Unpacked& to) const {
+    static_assert(kMeasured == kSquare<uint8_t> && kErrorRun % kMeasured == 0, "bytes fill squares");
+    alignas(64) uint8_t codes[kMeasured][kMaxDepth], turned[kMaxDepth][kMeasured];
+    const int64_t n_in = groups.groups * type.group_size;
+    for (int c = 0; c < kMeasured; ++c) {
+      const uint8_t* row = groups.codes + (out + c) * n_in + in;
+      if (c < count) {
+        prefetch(row, kMeasured * n_in, depth);
+        std::memcpy(codes[c], row, static_cast<size_t>(depth));
+      } else {
+        std::memset(codes[c], 0, static_cast<size_t>(depth));
+      }
+    }
+    for (int i = 0; i < depth; i += kMeasured) transpose_square(&codes[0][i], kMaxDepth, turned[i], kMeasured);
     for (int i = 0; i < depth;) {
       const int64_t group = (in + i) / type.group_size;
-      const int n = at_most((group + 1) * type.group_size - in - i, depth - i);
-      dequantize_run(type, groups, out * groups.groups + group, codes + i, n, y + i);
-      i += n;
+      const int end = i + at_most((group + 1) * type.group_size - in - i, depth - i);
+      alignas(64) float scales[kMeasured] = {}, zeros[kMeasured] = {};
+      for (int c = 0; c < count; ++c) {
+        const int64_t at = (out + c) * groups.groups + group;
+        scales[c] = stored_scale_at(type.scale_type, groups.scales, at);
+        zeros[c] = static_cast<float>(zero_point_at(type, groups, at));
+      }
+      for (; i < end; ++i) {
+        // Differences of small integers are exact, so that this is what dequantize_run gives.
+        for (int c = 0; c < kMeasured; ++c) {
+          to.columns[i][c] = (static_cast<float>(turned[i][c]) - zeros[c]) * scales[c];
+        }
+      }
     }
   }
 };
@@ -53,8 +92,7 @@ struct MeasureJob {
 struct MeasureWorkspace {
   Stage stage;
   Tile tile;
-  alignas(64) float rows[kTransposed][kMaxDepth];
-  alignas(64) float columns[kMaxDepth][kTransposed];
+  Unpacked unpacked;
   Sums sums[kMaxRun / kErrorRows];  // of the chunk that is at hand
 };
 
@@ -67,7 +105,7 @@ struct Part {
   int64_t in;
 
   Part run(int first) const {
-    return {x + first * kWidth, y + first * kTransposed, w == nullptr ? nullptr : w + first,
+    return {x + first * kWidth, y + first * kMeasured, w == nullptr ? nullptr : w + first,
             at_most(n - first, kErrorRun), in + first};
   }
 
@@ -76,8 +114,31 @@ struct Part {
     RunSums made;
     for (int i = 0; i < n; ++i) {
       const D weight = weighed ? D{} + static_cast<double>(w[i]) : D{};
-      made.add<weighed, bounded>(x + i * kWidth, y + i * kTransposed, weight);
+      made.add<weighed, bounded>(x + i * kWidth, y + i * kMeasured, weight);
     }
+    return made;
+  }
+
+  // Whether every value is its source.
+  WC_INLINE bool is_exact() const {
+    for (int c = 0; c < kErrorRows; ++c) {
+      if (x[c] != y[c]) return false;  // nearly all runs that are not end here
+    }
+    XI equals{};
+    for (int i = 0; i < n; ++i) count(equals, equal(load_values(x + i * kWidth), load_values(y + i * kMeasured)));
+    bool exact = true;
+    for (int c = 0; c < kErrorRows; ++c) exact &= lane(equals, c) == n;
+    return exact;
+  }
+
+  // The sums where every value is its source.
+  template <bool weighed>
+  WC_INLINE RunSums exact_sums() const {
+    RunSums made;
+    for (int i = 0; i < n; ++i) {
+      made.add_exact<weighed>(x + i * kWidth, weighed ? D{} + static_cast<double>(w[i]) : D{});
+    }
+    made.exact = XI{} + n;
     return made;
   }
 
@@ -85,7 +146,7 @@ struct Part {
   int64_t place_of(double square, int64_t run, int c) const {
     int i = static_cast<int>(run - in);
     for (; i < n - 1; ++i) {
-      const double error = static_cast<double>(y[i * kTransposed + c]) - static_cast<double>(x[i * kWidth + c]);
+      const double error = static_cast<double>(y[i * kMeasured + c]) - static_cast<double>(x[i * kWidth + c]);
       const double found = error * error;
       if (!(found < square)) break;  // NaN counts as infinite
     }
@@ -96,12 +157,16 @@ struct Part {
 // Add a run: to the sums of a chunk, and for `columns` of its rows to the histograms of whole rows.
 template <bool weighed>
 WC_INLINE void add_run(const Part& run, int columns, Sums& sums, weightcast_moments* moments) {
-  RunSums made = run.sums<weighed, false>();
-  if (!made.is_finite()) made = run.sums<weighed, true>();
+  // A matrix that was carried is exact throughout, of others hardly a run is.
+  const bool is_exact = run.is_exact();
+  RunSums made = is_exact ? run.exact_sums<weighed>() : run.sums<weighed, false>();
+  if (is_exact ? !made.has_finite_sources() : !made.is_finite()) made = run.sums<weighed, true>();
   sums.add<weighed>(made, run.in);
-  for (int c = 0; c < columns; ++c) {
-    const int h = c / kDoubles, n = c % kDoubles;
-    ++moments[c].histogram[error_bin(lane(made.error_squares[h], n), lane(made.source_squares[h], n))];
+  for (int h = 0; h < kHalves; ++h) {
+    const D ratios = made.error_squares[h] / made.source_squares[h];
+    for (int n = 0; n < kDoubles && h * kDoubles + n < columns; ++n) {
+      ++moments[h * kDoubles + n].histogram[bin_of(lane(made.error_squares[h], n), lane(ratios, n))];
+    }
   }
 }
 
@@ -123,21 +188,19 @@ void add_part(const Part& part, int columns, Sums& sums, weightcast_moments* mom
 template <class Rows>
 void measure_tile(const MeasureJob& job, const Rows& rows, int64_t out0, int width, int64_t in0, int depth,
                   MeasureWorkspace& work, Sums* sums) {
-  for (int c0 = 0; c0 < width; c0 += kTransposed) {
-    const int columns = at_most(width - c0, kTransposed);
-    for (int c = 0; c < columns; ++c) rows.unpack(out0 + c0 + c, in0, depth, work.rows[c]);
-    for (int i = 0; i < depth; i += kSquare<float>) {
-      transpose_rows(work.rows[0] + i, kMaxDepth, work.columns[i], kTransposed);
-    }
+  for (int c0 = 0; c0 < width; c0 += kMeasured) {
+    const int columns = at_most(width - c0, kMeasured);
+    rows.unpack(out0 + c0, columns, in0, depth, work.unpacked);
     for (int c = 0; c < columns; c += kErrorRows) {
       const int count = at_most(columns - c, kErrorRows);
       Sums& sum = sums[(c0 + c) / kErrorRows];
       weightcast_moments* moments = job.moments + out0 + c0 + c;
       const float* x = &work.tile.x[0][c0 + c];
+      const float* y = &work.unpacked.columns[0][c];
       if (job.importance != nullptr) {
-        add_part<true>({x, &work.columns[0][c], job.importance + in0, depth, in0}, count, sum, moments);
+        add_part<true>({x, y, job.importance + in0, depth, in0}, count, sum, moments);
       } else {
-        add_part<false>({x, &work.columns[0][c], nullptr, depth, in0}, count, sum, moments);
+        add_part<false>({x, y, nullptr, depth, in0}, count, sum, moments);
       }
     }
   }
@@ -153,7 +216,7 @@ template <class Rows>
 void measure_rows(const MeasureJob& job, const Rows& rows) {
   const weightcast_source& s = job.s;
   MeasureWorkspace work;
-  std::memset(work.rows, 0, sizeof work.rows);  // lanes beyond the last column are summed too
+  std::memset(&work.unpacked, 0, sizeof work.unpacked);  // lanes beyond the last column are summed too
   std::memset(&work.tile, 0, sizeof work.tile);
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
