@@ -99,7 +99,7 @@ def _pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     rows, n = codes.shape
     eights = codes.reshape(rows // 8, 8, n)
     packed = eights[:, _LOW] | eights[:, _HIGH] << 4
-    return packed.reshape(rows // 2, n).T
+    return np.asarray(packed.reshape(rows // 2, n).T, np.uint8)
 
 
 def _unpack(words: NDArray[Any]) -> NDArray[np.uint8]:
