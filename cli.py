@@ -92,6 +92,7 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     type=click.IntRange(1, MAX_WORKERS),
     help="Workers (default: cores + 1, or 4 for a GPU).",
 )
+@click.option("--memory", metavar="SIZE", help="Most memory to take, such as 400M (default: 0.8G).")
 @click.option(
     "--device",
     metavar="cpu|auto|cuda|cuda:N",
@@ -129,6 +130,7 @@ def convert(
     allow_requantize: bool,
     bundle: bool,
     jobs: int | None,
+    memory: str | None,
     device: str,
     report_path: Path | None,
     baseline: str | None,
@@ -163,6 +165,7 @@ def convert(
         imatrix=imatrix,
         allow_requantize=allow_requantize,
         bundle=bundle,
+        memory=memory,
     )
     if report_path is not None:
         check_small_target(report_path, taken_places(plan))

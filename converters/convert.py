@@ -108,6 +108,7 @@ def prepare(
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
     bundle: bool = False,
+    memory: str | int | None = None,
 ) -> Plan:
     """Plan a conversion without writing anything. Raises CheckpointError."""
     if tokenizer is not None and no_tokenizer:
@@ -137,7 +138,8 @@ def prepare(
         source_date()
     else:
         planned = [replace(o, notes=(*o.notes, *earlier_notes(o.request))) for o in planned]
-    plan = make_plan(graph, inputs, planned, has_bundles=bundle)
+    budget = None if memory is None else parse_size(str(memory))
+    plan = make_plan(graph, inputs, planned, memory=budget, has_bundles=bundle)
     check_targets(plan)
     return plan
 
@@ -252,6 +254,7 @@ def convert(
     allow_requantize: bool = False,
     bundle: bool = False,
     jobs: int | None = None,
+    memory: str | int | None = None,
     device: str = "cpu",
     report: str | Path | None = None,
     baseline: str | None = None,
@@ -262,7 +265,8 @@ def convert(
 
     The name of an output says what it is: NAME-Q8_0.gguf, NAME-Q4_K_M.gguf, or a directory
     NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"), `jobs` is the number of workers. `device` is what
+    file (bytes, or text such as "48G"), `jobs` is the number of workers, `memory` the most that
+    the process may take (as `split`; without it no more than helps, 0.8 GiB). `device` is what
     quantizes: "cpu", "cuda" (all CUDA devices), "cuda:0", or "auto" for CUDA where there is some;
     the bytes are the same.
 
@@ -299,6 +303,7 @@ def convert(
         imatrix=imatrix,
         allow_requantize=allow_requantize,
         bundle=bundle,
+        memory=memory,
     )
     if report is not None:
         check_small_target(Path(report), taken_places(plan))

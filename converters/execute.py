@@ -9,18 +9,18 @@ write at once.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
 
+from weightcast.converters import memory
 from weightcast.converters.devices import PROCESSOR, Devices, Lane, ProcessorLane, as_matrix
 from weightcast.converters.held import Held, signals_held
 from weightcast.converters.journal import Finished, MatrixRecord, Write
@@ -36,107 +36,21 @@ from weightcast.converters.pieces import (
 )
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.resume import remainder, rows_of
-from weightcast.converters.slabs import Slab, named, read_slab
-from weightcast.converters.staging import (
-    Strip,
-    Strips,
-    rows_per_strip,
-    staging_buffers,
-    write_segment,
-)
+from weightcast.converters.slabs import named, read_slab
+from weightcast.converters.staging import Strips, rows_per_strip, staging_buffers, write_segment
+from weightcast.converters.work import Loan, Made, Piece, Worker, slab_buffer
 from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.group_library import InexactScaleError, NotCarriedError
 from weightcast.quant.library import BlockCounts, RangeError, SourceValueError
 from weightcast.quant.types import BF16, F32, TYPES
 
-PIECE_BYTES: Final = 8 << 20
-# Pieces of all workers together, so that memory does not grow with the number of cores.
-MAX_PIECES_BYTES: Final = 64 << 20
-# A device has thousands of threads to fill, and starts a piece in some microseconds.
-DEVICE_PIECE_BYTES: Final = 32 << 20
-MAX_DEVICE_PIECES_BYTES: Final = 1 << 30
 # One copies in, one computes, one copies out, one writes.
 WORKERS_PER_DEVICE: Final = 4
 # More would only wait for each other.
 MAX_WORKERS: Final = 512
 
 Counts = dict[tuple[int, str], BlockCounts]
-
-
-@dataclass(slots=True)
-class _Loan:
-    """A slab buffer on loan to the pieces of one item; the last one gives it back."""
-
-    buffer: mmap.mmap
-    owner: SimpleQueue[mmap.mmap]
-    pieces: int
-    made: _Made
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def finish(self) -> None:
-        with self.lock:
-            self.pieces -= 1
-            last = self.pieces == 0
-        if last:
-            self.owner.put(self.buffer)
-
-
-@dataclass(slots=True)
-class _Made:
-    """What the pieces of one item made, by the number of the destination."""
-
-    pieces: int
-    counts: dict[int, BlockCounts] = field(default_factory=lambda: defaultdict(BlockCounts))
-    writes: dict[int, list[Write]] = field(default_factory=lambda: defaultdict(list))
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, made: Sequence[tuple[BlockCounts, Sequence[Write]]]) -> bool:
-        """Add what a piece made, destination by destination; whether it was the last piece."""
-        with self.lock:
-            for number, (counts, writes) in enumerate(made):
-                self.counts[number] += counts
-                self.writes[number].extend(writes)
-            self.pieces -= 1
-            return self.pieces == 0
-
-
-def slab_buffer(nbytes: int) -> mmap.mmap:
-    buffer = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
-    # Columns are read at strides of many pages, which huge pages make cheap.
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them is only slower
-            buffer.madvise(mmap.MADV_HUGEPAGE)
-    return buffer
-
-
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """What a thread keeps to itself: a lane, and a buffer for the rows that it makes."""
-
-    lane: Lane
-    buffer: mmap.mmap
-    # Held while there is a piece in the making.
-    busy: threading.Lock = field(default_factory=threading.Lock)
-
-    def close(self) -> None:
-        """Close the lane, after the piece in the making: not every thread can be waited for."""
-        with self.busy:
-            self.lane.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rows [row0, row1) of a slab, for one worker; `nbytes` of what was read count for it."""
-
-    number: int
-    item: WorkItem
-    slab: Slab
-    row0: int
-    row1: int
-    nbytes: int
-    loan: _Loan
-    strip: Strip
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +74,7 @@ def default_workers(devices: Devices = PROCESSOR) -> int:
 
 def memory_estimate(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Memory:
     """What buffers will take; on devices those of `host` are page-locked."""
-    cut = _cut(workers, devices)
+    cut = _cut(plan, workers, devices)
     host = 2 * plan.slab_bytes + workers * _buffer_bytes(plan, cut, devices)
     staged = sum(staging_buffers(plan.items, cut))
     if not devices.cuda:
@@ -170,10 +84,11 @@ def memory_estimate(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> M
     return Memory(host, lanes * (sizes.source + sizes.floats + sizes.output), staged)
 
 
-def _cut(workers: int, devices: Devices) -> Cut:
+def _cut(plan: Plan, workers: int, devices: Devices) -> Cut:
+    most, budget = memory.PIECE_BYTES, plan.budget.pieces
     if devices.cuda:
-        return Cut(workers, min(DEVICE_PIECE_BYTES, MAX_DEVICE_PIECES_BYTES // workers))
-    return Cut(workers, min(PIECE_BYTES, MAX_PIECES_BYTES // workers))
+        most, budget = memory.DEVICE_PIECE_BYTES, plan.budget.device_pieces
+    return Cut(workers, min(most, budget // workers), plan.budget.staged)
 
 
 def _buffer_bytes(plan: Plan, cut: Cut, devices: Devices) -> int:
@@ -231,14 +146,14 @@ class _Run:
         self._files = files
         self._held = held
         self._on_progress = on_progress
-        self._cut = _cut(workers, devices)
+        self._cut = _cut(plan, workers, devices)
         self._strips = Strips(self._cut, files)
         self.counts: Counts = defaultdict(BlockCounts)
         self._counts_lock = threading.Lock()
         self._errors: list[tuple[int, BaseException]] = []
         self._stop = threading.Event()
         self._slabs: SimpleQueue[mmap.mmap] = SimpleQueue()
-        self._pieces: SimpleQueue[_Piece | None] = SimpleQueue()
+        self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._finished: SimpleQueue[int] = SimpleQueue()
 
     def run(self) -> None:
@@ -274,7 +189,7 @@ class _Run:
                 f"cannot start {len(threads)} workers ({problem}); use fewer --jobs"
             ) from None
 
-    def _prepare(self) -> list[_Worker]:
+    def _prepare(self) -> list[Worker]:
         """Make the buffers and open the lanes, of the devices in turn."""
         for _ in range(2):
             self._slabs.put(self._pinned(self._plan.slab_bytes))
@@ -285,7 +200,7 @@ class _Run:
         sizes = largest_pieces(self._plan.items, self._cut)
         workers = []
         for number, buffer in enumerate(buffers):
-            workers.append(_Worker(self._open_lane(number, sizes), buffer))
+            workers.append(Worker(self._open_lane(number, sizes), buffer))
             self._held.add(workers[-1].close)
         return workers
 
@@ -313,7 +228,7 @@ class _Run:
             ) from None
         step, strip_rows = self._cut.rows_per_piece(item), rows_per_strip(self._cut, item)
         starts = range(0, slab.rows, step)
-        loan = _Loan(buffer, self._slabs, len(starts), _Made(len(starts)))
+        loan = Loan(buffer, self._slabs, len(starts), Made(len(starts)))
         share = item.read_bytes // len(starts)
         rest = item.read_bytes - share * (len(starts) - 1)
         for index, row0 in enumerate(starts):
@@ -323,10 +238,10 @@ class _Run:
                 pieces = len(range(row0, end, step))
                 strip = self._strips.open(item, item.out0 + row0, item.out0 + end, pieces)
             nbytes = share if row0 else rest
-            self._pieces.put(_Piece(number + index, item, slab, row0, row1, nbytes, loan, strip))
+            self._pieces.put(Piece(number + index, item, slab, row0, row1, nbytes, loan, strip))
         return len(starts)
 
-    def _work(self, worker: _Worker) -> None:
+    def _work(self, worker: Worker) -> None:
         """Make pieces until there are no more."""
         while (piece := self._pieces.get()) is not None:
             try:
@@ -339,7 +254,7 @@ class _Run:
                 piece.loan.finish()
                 self._finished.put(piece.number)
 
-    def _make(self, worker: _Worker, piece: _Piece) -> None:
+    def _make(self, worker: Worker, piece: Piece) -> None:
         made: list[tuple[BlockCounts, list[Write]]] = []
         with piece.strip:
             for destination in piece.item.destinations:
@@ -356,7 +271,7 @@ class _Run:
             self._note(piece.item, piece.loan.made)
         self._on_progress(piece.nbytes)
 
-    def _note(self, item: WorkItem, made: _Made) -> None:
+    def _note(self, item: WorkItem, made: Made) -> None:
         """Note in the journals that an item is finished."""
         for number, destination in enumerate(item.destinations):
             rows = rows_of(item, destination)
@@ -371,7 +286,7 @@ class _Run:
                 self._files.note_errors(destination.output, record)
 
     def _convert(
-        self, worker: _Worker, piece: _Piece, destination: Destination
+        self, worker: Worker, piece: Piece, destination: Destination
     ) -> tuple[BlockCounts, list[Write]]:
         item, slab, row0, row1 = piece.item, piece.slab, piece.row0, piece.row1
         if destination.packed is not None:
@@ -409,7 +324,7 @@ class _Run:
         return counts, [self._files.write(destination, rows.data, offset)]
 
     def _pack(
-        self, worker: _Worker, piece: _Piece, destination: Destination, packed: Packed
+        self, worker: Worker, piece: Piece, destination: Destination, packed: Packed
     ) -> tuple[BlockCounts, list[Write]]:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""
         rows = piece.slab.piece(piece.row0, piece.row1)
@@ -431,7 +346,7 @@ class _Run:
         return made.counts, writes
 
     def _explained(
-        self, error: SourceValueError, piece: _Piece, destination: Destination
+        self, error: SourceValueError, piece: Piece, destination: Destination
     ) -> CheckpointError:
         """The error with the tensor's name, its place there, and what to do about it."""
         name = destination.tensor

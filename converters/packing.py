@@ -55,7 +55,9 @@ class Made:
 
 
 class Packing(Protocol):
-    """What is made of a matrix [n_out, n_in]."""
+    """What is made of a matrix [n_out, n_in]; frozen, so that it can be a key."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def label(self) -> str:

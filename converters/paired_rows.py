@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from weightcast.converters.devices import as_matrix
 from weightcast.converters.graph import View
-from weightcast.converters.plan import SLAB_BYTES, whole
+from weightcast.converters.memory import SLAB_BYTES
+from weightcast.converters.plan import whole
 from weightcast.converters.slabs import Slab, read_slab, rows_per_slab, slab_bytes
 from weightcast.formats.packed_parts import NUMPY_DTYPES
 from weightcast.quant.error import Baseline, Errors

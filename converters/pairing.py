@@ -17,17 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.describe import stored_as, stored_bytes
-from weightcast.converters.execute import (
-    MAX_PIECES_BYTES,
-    MAX_WORKERS,
-    PIECE_BYTES,
-    slab_buffer,
-)
+from weightcast.converters.execute import MAX_WORKERS
 from weightcast.converters.graph import Tensor, View, first_array, matrices
 from weightcast.converters.grok1 import LAYER_ROLES, Place, places
 from weightcast.converters.grok1_gguf import ARCHITECTURE
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.measured import Collector, MatrixErrors
+from weightcast.converters.memory import MAX_PIECES_BYTES, PIECE_BYTES
 from weightcast.converters.paired_rows import (
     RUN_ROWS,
     PairedRows,
@@ -43,6 +39,7 @@ from weightcast.converters.plan import whole
 from weightcast.converters.recipes import is_quantized
 from weightcast.converters.slabs import Slab, check_readable, slab_bytes
 from weightcast.converters.sources import AnyGraph, kind_of, open_carried, open_grok1
+from weightcast.converters.work import slab_buffer
 from weightcast.formats.stored import read_into
 from weightcast.quant.error import Baseline
 from weightcast.quant.errors import CheckpointError, LayoutError, RequestError

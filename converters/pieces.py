@@ -15,10 +15,14 @@ _ROW_STEP: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Pieces of at most `limit_bytes` each, enough of them for all workers."""
+    """Pieces of at most `limit_bytes` each, enough of them for all workers.
+
+    Strips that are put together from pieces take `staged_bytes` at most.
+    """
 
     workers: int
     limit_bytes: int
+    staged_bytes: int
 
     def rows_per_piece(self, item: WorkItem) -> int:
         n_in = item.view.shape[1]

@@ -10,20 +10,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import lcm
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
 from weightcast.converters.inputs import Inputs
+from weightcast.converters.memory import Budget, budget_of
 from weightcast.converters.outputs import Output, Packed
 from weightcast.converters.recipes import is_quantized
 from weightcast.converters.slabs import rows_per_slab, slab_bytes
 from weightcast.quant.types import QuantType
-
-# One expert of the release: read as a whole, so that shards are read front to back.
-SLAB_BYTES: Final = 192 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +84,7 @@ class Plan:
     inputs: Inputs = field(repr=False)
     outputs: tuple[Output, ...] = field(repr=False)
     items: tuple[WorkItem, ...] = field(repr=False)
+    budget: Budget
     has_bundles: bool = False
 
     @property
@@ -119,9 +117,14 @@ def make_plan(
     inputs: Inputs,
     outputs: Sequence[Output],
     *,
+    memory: int | None = None,
     has_bundles: bool = False,
 ) -> Plan:
-    """Cut the work for laid out outputs into items in the order of the source files."""
+    """Cut the work for laid out outputs into items in the order of the source files.
+
+    Raises RequestError if it cannot be done with `memory` bytes.
+    """
+    budget = budget_of(memory)
     by_view: dict[View, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
         for planned in output.tensors:
@@ -149,8 +152,8 @@ def make_plan(
         packed = view.array.packed
         of_source = 1 if packed is None else packed.row_multiple
         multiple = lcm(of_source, *(d.row_multiple for d in by_view[view]))
-        rows = whole(rows_per_slab(view, SLAB_BYTES), multiple)
+        rows = whole(rows_per_slab(view, budget.slab), multiple)
         for out0 in range(0, view.shape[0], rows):
             out1 = min(out0 + rows, view.shape[0])
             items.append(WorkItem(view, out0, out1, tuple(by_view[view])))
-    return Plan(graph, inputs, tuple(outputs), tuple(items), has_bundles)
+    return Plan(graph, inputs, tuple(outputs), tuple(items), budget, has_bundles)

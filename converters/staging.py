@@ -26,8 +26,6 @@ from weightcast.converters.plan import Destination, WorkItem, whole
 from weightcast.formats.packed_parts import NUMPY_DTYPES, Part, Segment
 from weightcast.quant.errors import LayoutError
 
-# One expert of the release with its scales, a byte a weight; or two with half a byte.
-STAGED_BYTES: Final = 224 << 20
 _ALIGNMENT: Final = 64
 
 
@@ -187,7 +185,8 @@ def rows_per_strip(cut: Cut, item: WorkItem) -> int:
     n_out = item.view.shape[0]
     staged = (part for parts in _parts(item).values() for part in parts)
     row_bytes = sum(-(-part.nbytes // n_out) for part in staged)
-    return rows if rows * row_bytes <= STAGED_BYTES else whole(STAGED_BYTES // row_bytes, step)
+    fitting = cut.staged_bytes // max(row_bytes, 1)
+    return rows if rows <= fitting else whole(fitting, step)
 
 
 def staging_buffers(items: Iterable[WorkItem], cut: Cut) -> list[int]:
@@ -202,7 +201,7 @@ def staging_buffers(items: Iterable[WorkItem], cut: Cut) -> list[int]:
             largest = max(largest, nbytes)
     if not largest:
         return []
-    return [largest] * (2 if 2 * largest <= STAGED_BYTES else 1)
+    return [largest] * (2 if 2 * largest <= cut.staged_bytes else 1)
 
 
 def _parts(item: WorkItem) -> dict[int, tuple[Part, ...]]:

@@ -18,9 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.execute import MAX_PIECES_BYTES, PIECE_BYTES, slab_buffer
 from weightcast.converters.graph import View
 from weightcast.converters.measured import Collector, MatrixErrors
+from weightcast.converters.memory import MAX_PIECES_BYTES, PIECE_BYTES
 from weightcast.converters.paired_rows import (
     RUN_ROWS,
     PairedRows,
@@ -34,6 +34,7 @@ from weightcast.converters.plan import whole
 from weightcast.converters.slabs import Slab, slab_bytes
 from weightcast.converters.verify_names import Held
 from weightcast.converters.verify_rows import Piece, compare, packing_of
+from weightcast.converters.work import slab_buffer
 from weightcast.quant.error import Baseline, Errors
 from weightcast.quant.errors import CheckpointError
 

@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.execute import slab_buffer
 from weightcast.converters.graph import View
 from weightcast.converters.paired_rows import floats, read_rows
 from weightcast.converters.pairing import rows_float32
 from weightcast.converters.slabs import slab_bytes
+from weightcast.converters.work import slab_buffer
 
 _ROWS: Final = 16
 

@@ -173,13 +173,13 @@ def run(
 
 def _in_child(arguments: Sequence[str], log: Path, fault: Fault | None, slab: int) -> int:
     from weightcast import cli
-    from weightcast.converters import execute, plan
+    from weightcast.converters import memory
 
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    plan.SLAB_BYTES = slab  # type: ignore[misc]
-    execute.PIECE_BYTES = slab // 4  # type: ignore[misc]
+    memory.SLAB_BYTES = slab  # type: ignore[misc]
+    memory.PIECE_BYTES = slab // 4  # type: ignore[misc]
     sys.argv = ["weightcast", *arguments]
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     if fault is not None:

@@ -20,7 +20,7 @@ from support import DATA, GOLDEN, Golden
 
 import weightcast
 from tests.quant.test_error import compared
-from weightcast.converters import execute, plan
+from weightcast.converters import memory
 from weightcast.converters.describe import stored_bytes
 from weightcast.converters.directory_types import directory_type
 from weightcast.converters.error_report import tensor_kind
@@ -240,8 +240,8 @@ def test_numbers_do_not_depend_on_who_works(
         return Path("report.json").read_text()
 
     whole = made("whole", jobs=1)
-    monkeypatch.setattr(plan, "SLAB_BYTES", 50_000)
-    monkeypatch.setattr(execute, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)
+    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
     assert made("cut", jobs=3) == whole
 
 

@@ -20,7 +20,7 @@ from support import Golden
 
 import weightcast
 from weightcast.converters import convert as conversion
-from weightcast.converters import devices, execute, plan
+from weightcast.converters import devices, execute, memory
 from weightcast.converters.devices import choose_devices
 from weightcast.converters.execute import memory_estimate
 from weightcast.converters.graph import matrices
@@ -34,8 +34,8 @@ WIDE = Golden("wide").path
 
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs of a few columns, pieces of a few rows: gathered reads and many seams."""
-    monkeypatch.setattr(plan, "SLAB_BYTES", 200_000)
-    monkeypatch.setattr(execute, "DEVICE_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 200_000)
+    monkeypatch.setattr(memory, "DEVICE_PIECE_BYTES", 20_000)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -211,7 +211,7 @@ def test_columns_between_others(
     items = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], no_tokenizer=True).items
     items = [item for item in items if item.view.array.path == stored.path]
     wanted = max(item.view.shape[0] * item.view.shape[1] * 8 for item in items)
-    assert largest_pieces(items, Cut(1, 1 << 30)).source == wanted
+    assert largest_pieces(items, Cut(1, 1 << 30, 1 << 30)).source == wanted
     weightcast.convert(source, tmp_path / "a-Q4_K.gguf", no_tokenizer=True)
     machine = Machine().install(monkeypatch)
     weightcast.convert(source, tmp_path / "b-Q4_K.gguf", no_tokenizer=True, device="cuda")

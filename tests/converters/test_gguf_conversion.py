@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
-from weightcast.converters import describe, gguf_model, plan
+from weightcast.converters import describe, gguf_model, memory
 from weightcast.converters.convert import prepare
 from weightcast.formats import gguf as formats_gguf
 from weightcast.quant.errors import (
@@ -276,7 +276,7 @@ def test_slabs_do_not_change_bytes(
         weightcast.convert(
             tmp_path / f"{name}.gguf", tmp_path / f"{name}-1.gguf", types=[type_name]
         )
-    monkeypatch.setattr(plan, "SLAB_BYTES", 1000)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 1000)
     monkeypatch.setattr(gguf_model, "_MAX_ROW_ELEMENTS", 80)
     monkeypatch.setattr(gguf_model, "_MAX_EXPERTS", 3)
     for name in MODELS:

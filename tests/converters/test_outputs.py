@@ -14,7 +14,7 @@ from safetensors import safe_open
 from support import Golden, as_stored
 
 import weightcast
-from weightcast.converters import execute, plan
+from weightcast.converters import memory
 from weightcast.converters.grok1 import EMBEDDING, places
 from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
 
@@ -172,8 +172,8 @@ def test_bytes_do_not_depend_on_workers_slabs_or_company(
     for name in names:
         convert(tiny, tmp_path / "alone" / name, jobs=1)
     # Slabs of a few columns, pieces of a few rows: gathered reads and many seams.
-    monkeypatch.setattr(plan, "SLAB_BYTES", 20_000)
-    monkeypatch.setattr(execute, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 20_000)
+    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
     convert(tiny, *(tmp_path / "together" / name for name in names), jobs=5)
     files = [p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.*")]
     assert len([f for f in files if f.suffix in (".gguf", ".safetensors")]) == 3

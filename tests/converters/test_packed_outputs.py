@@ -15,7 +15,7 @@ from support import Golden
 
 import weightcast
 from weightcast.converters import convert as conversion
-from weightcast.converters import execute, plan
+from weightcast.converters import memory
 from weightcast.converters.describe import summary_lines
 from weightcast.converters.devices import ProcessorLane
 from weightcast.converters.directory_types import directory_type, name_in
@@ -111,8 +111,8 @@ def test_bytes_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.Monk
         return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
 
     whole = made(tmp_path / "whole", jobs=1)
-    monkeypatch.setattr(plan, "SLAB_BYTES", 50_000)
-    monkeypatch.setattr(execute, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)
+    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
     assert made(tmp_path / "cut", jobs=3) == whole
 
 

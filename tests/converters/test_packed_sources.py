@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from support import Golden
 
 import weightcast
-from weightcast.converters import grok1_forward, plan, slabs
+from weightcast.converters import grok1_forward, memory, slabs
 from weightcast.converters.describe import graph_lines, graph_values
 from weightcast.converters.grok1 import EMBEDDING, places
 from weightcast.converters.slabs import load_float32
@@ -219,7 +219,7 @@ def test_groups_become_what_they_mean(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Slabs of a few rows: every matrix is read in pieces.
-    monkeypatch.setattr(plan, "SLAB_BYTES", 24 << 10)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 24 << 10)
     source, expected = packed_as(layout, group_type)
     assert len(weightcast.converters.convert.prepare(source, [tmp_path / "n-F32.gguf"],
         no_tokenizer=True).items) > 150  # fmt: skip
@@ -237,7 +237,7 @@ def test_two_types_in_one_directory(layout: str, plain: Path, tmp_path: Path) ->
 def test_floats_become_what_they_mean(
     kind: QuantType | Fp8Type, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "SLAB_BYTES", 24 << 10)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 24 << 10)
     expected = pack_floats(plain, tmp_path / "src", kind)
     check_values(tmp_path / "src", tmp_path, expected)
     if isinstance(kind, QuantType):

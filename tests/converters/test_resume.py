@@ -222,7 +222,7 @@ def test_what_has_changed_is_named_and_nothing_is_lost(
 def test_a_report_is_that_of_an_undisturbed_run(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightcast.converters.plan.SLAB_BYTES", 1 << 18)
+    monkeypatch.setattr("weightcast.converters.memory.SLAB_BYTES", 1 << 18)
     cut = tmp_path / "a-Q4_0.gguf"
     whole = weightcast.convert(tiny, cut, no_tokenizer=True, baseline="bf16").report
     cut.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from support import Golden
 
 import weightcast
 from weightcast.converters import convert as conversion
-from weightcast.converters import execute, output_files, plan, staging
+from weightcast.converters import execute, memory, output_files, staging
 from weightcast.converters.describe import plan_lines, plan_values
+from weightcast.converters.pieces import Cut
 from weightcast.formats.packed_parts import Part, Segment
 from weightcast.quant.errors import LayoutError
 
@@ -35,22 +37,22 @@ def test_bytes_do_not_depend_on_strips(
     staged_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = converted(tmp_path / "whole", jobs=1)
-    monkeypatch.setattr(staging, "STAGED_BYTES", staged_bytes)
-    monkeypatch.setattr(execute, "PIECE_BYTES", 5_000)
-    monkeypatch.setattr(plan, "SLAB_BYTES", 50_000)
+    monkeypatch.setattr(memory, "STAGED_BYTES", staged_bytes)
+    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)
     assert converted(tmp_path / "cut", jobs=3) == whole
 
 
 def test_whole_matrices_are_single_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
-    write_all = output_files._write_all
+    write_all = output_files.write_all
 
     def counted(fd: int, data: memoryview, offset: int) -> None:
         runs.append(len(data))
         write_all(fd, data, offset)
 
-    monkeypatch.setattr(output_files, "_write_all", counted)
-    monkeypatch.setattr(execute, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(output_files, "write_all", counted)
+    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
     path = tmp_path / "m-int8-g32-gptq"
     weightcast.convert(Golden("wide").path, path, no_tokenizer=True)
     wanted = Counter(
@@ -68,21 +70,21 @@ def test_memory_is_told(tmp_path: Path) -> None:
     rows = conversion.prepare(source, [tmp_path / "m-int8-g32"], **options)
     columns = conversion.prepare(source, [tmp_path / "m-int8-g32-gptq"], **options)
     assert execute.memory_estimate(rows, 2).staged == 0
-    memory = execute.memory_estimate(columns, 2)
-    assert 0 < memory.staged <= staging.STAGED_BYTES
-    assert plan_values(columns, 2)["buffer_bytes"] == memory.host + memory.staged
+    buffers = execute.memory_estimate(columns, 2)
+    assert 0 < buffers.staged <= memory.STAGED_BYTES
+    assert plan_values(columns, 2)["buffer_bytes"] == buffers.host + buffers.staged
     assert any("words" in line and "across rows" in line for line in plan_lines(columns, 2))
     assert not any("across rows" in line for line in plan_lines(rows, 2))
 
 
-def test_one_buffer_where_two_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_buffer_where_two_do_not_fit(tmp_path: Path) -> None:
     prepared = conversion.prepare(
         Golden("wide").path, [tmp_path / "m-int8-g32-gptq"], no_tokenizer=True
     )
-    cut = execute._cut(2, execute.PROCESSOR)
+    cut = Cut(2, memory.PIECE_BYTES, memory.STAGED_BYTES)
     two = staging.staging_buffers(prepared.items, cut)
     assert len(two) == 2
-    monkeypatch.setattr(staging, "STAGED_BYTES", 2 * two[0] - 1)
+    cut = replace(cut, staged_bytes=2 * two[0] - 1)
     assert staging.staging_buffers(prepared.items, cut) == two[:1]
 
 

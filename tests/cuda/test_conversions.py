@@ -17,7 +17,7 @@ from support import Golden
 
 import weightcast
 from tests.cuda.stand_in import StandIn
-from weightcast.converters import execute, plan
+from weightcast.converters import memory
 
 WIDE = Golden("wide").path
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -55,8 +55,8 @@ def test_files_are_those_of_the_cpu(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan, "SLAB_BYTES", 200_000)
-    monkeypatch.setattr(execute, "DEVICE_PIECE_BYTES", 50_000)
+    monkeypatch.setattr(memory, "SLAB_BYTES", 200_000)
+    monkeypatch.setattr(memory, "DEVICE_PIECE_BYTES", 50_000)
     folders = {device: tmp_path / device for device in ("cpu", "cuda")}
     summaries = {}
     for device, folder in folders.items():
