@@ -114,10 +114,13 @@ def _read_gguf(structure: Structure) -> None:
     match = gguf.SPLIT_NAME.fullmatch(path.name)
     if match is None:
         header = _read_gguf_file(structure, path)
-        if header is not None and header.metadata.get("split.count", 1) not in (0, 1):
+        if header is None:
+            return
+        said = gguf.whole_number(header.metadata, "split.count")
+        if said not in (None, 0, 1):
             structure.add(
                 path,
-                f"is one of {header.metadata['split.count']} files, but not named like it",
+                f"is one of {said} files, but not named like it",
                 remedy="give it the name it had, NAME-00001-of-0000N.gguf",
             )
         return
@@ -134,7 +137,7 @@ def _read_gguf(structure: Structure) -> None:
             _check_part(structure, part, number, count, _read_gguf_file(structure, part))
         else:
             structure.add(part, f"missing: part {number + 1} of {count}")
-    told = None if structure.metadata is None else structure.metadata.get("split.tensors.count")
+    told = gguf.whole_number(structure.metadata or {}, "split.tensors.count")
     if len(there) == count and told not in (None, len(structure.tensors)):
         what = f"{len(structure.tensors)} tensors in {count} files, where the first says {told}"
         structure.add(parts[0], what)
@@ -146,14 +149,14 @@ def _check_part(
     """Compare what a part says with its name."""
     if header is None:
         return
-    said = {key: header.metadata.get(key) for key in gguf.SPLIT_KEYS}
+    said = {key: gguf.whole_number(header.metadata, key) for key in gguf.SPLIT_KEYS}
     wanted = {"split.no": number, "split.count": count}
     for key, value in wanted.items():
         if said[key] != value:
             structure.add(part, f"{key} is {said[key]} where the name says {value}")
     first = structure.metadata
     if number and first is not None:
-        total = first.get("split.tensors.count")
+        total = gguf.whole_number(first, "split.tensors.count")
         if said["split.tensors.count"] != total:
             what = (
                 f"split.tensors.count is {said['split.tensors.count']}, in the first file {total}"
