@@ -21,6 +21,8 @@ TENSORS: Final = "tensors.json"
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 _ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _CHUNK_BYTES: Final = 1 << 20
+# Of Linux; looking for a longer one is an error, not a file that is missing.
+_MAX_NAME_BYTES: Final = 255
 _REMEDY: Final = "copy the file again from where the checksums are from"
 
 
@@ -81,6 +83,11 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
         if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
             problems.append(
                 Problem(f"{path}, line {number}", f"{plain(name)}: is in another folder")
+            )
+            continue
+        if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES or "\0" in name:
+            problems.append(
+                Problem(f"{path}, line {number}", f"{plain(name)}: is no name that a file can have")
             )
             continue
         digests[path.parent / name] = match[2].decode().lower()

@@ -19,7 +19,7 @@ MAX_JSON_BYTES: Final = 1 << 26
 # A tokenizer.json with a vocabulary of 262,144 has two millions; they take 0.3 GB at most.
 MAX_JSON_VALUES: Final = 1 << 22
 _MAX_SHOWN: Final = 100
-_CHUNK_BYTES: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 16
 
 
 def read_small(path: Path, limit_bytes: int) -> bytes:

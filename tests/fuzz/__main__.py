@@ -75,7 +75,7 @@ def _fuzz(arguments: argparse.Namespace) -> None:
     options = [
         f"-max_total_time={arguments.seconds}",
         f"-max_len={target.max_bytes}",
-        f"-dict={words}",
+        *([f"-dict={words}"] if target.words else []),
         "-timeout=10",
         "-rss_limit_mb=4096",
         "-print_final_stats=1",

@@ -17,7 +17,7 @@ from tests.fuzz.inputs import split_files, write_files
 from weightcast.converters import grok1_gguf, report_markdown
 from weightcast.converters.describe import graph_lines, graph_values
 from weightcast.converters.error_report import tensor_kind
-from weightcast.converters.grok1_spec import Dimensions, read_spec, solve
+from weightcast.converters.grok1_spec import GROK_1, Dimensions, read_spec, solve
 from weightcast.converters.packed_sources import join_packed
 from weightcast.converters.recipe_files import read_recipe_file
 from weightcast.converters.report_file import read_report
@@ -215,7 +215,7 @@ TARGETS = {
     ),
     "imatrix": Target(_imatrix, 4096, (*_GGUF_WORDS, b".in_sum2", b".counts", b"imatrix.datasets")),
     "recipe": Target(_recipe, 2048, (b"base", b"[[rule]]", b"pattern", b"type", b'"""', b"Q4_K_M")),
-    "spec": Target(_spec, 2048),
+    "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in GROK_1)),
     "report": Target(_report, 16384, _REPORT_WORDS),
     "tokenizer": Target(_tokenizer, 4096, (b"\x0a", b"\x12", b"\x1a", b"<unk>")),
 }
