@@ -20,6 +20,9 @@ from weightcast.quant.errors import CheckpointError
 
 FETCH: Final = "copy the file again, or convert again"
 _CHUNK_BYTES: Final = 1 << 20
+# A file's name can speak of 99,999 others, those of a directory of as many sets as there are.
+_MAX_MISSING: Final = 100
+_MAX_SETS: Final = 10
 
 
 @dataclass
@@ -39,6 +42,13 @@ class Structure:
     def add(self, file: Path, what: str, tensor: str | None = None, remedy: str = FETCH) -> None:
         """Take note of a problem."""
         self.problems.append(Problem(str(file), what, tensor, remedy))
+
+    def add_missing(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Take note of files that are not there: of the first by name, of the rest by number."""
+        for file, what in files[:_MAX_MISSING]:
+            self.add(file, what)
+        if len(files) > _MAX_MISSING:
+            self.add(self.path, f"{len(files) - _MAX_MISSING:,} more files are missing")
 
     def refused(self, problem: Exception) -> None:
         """Take note of what a reader refused; the message names its place."""
@@ -126,7 +136,7 @@ def _read_gguf(structure: Structure) -> None:
         return
     count = int(match[3])
     parts = [path.with_name(gguf.split_name(match[1], n, count)) for n in range(min(count, 65535))]
-    there = [part for part in parts if part.is_file()]
+    there = {part for part in parts if part.is_file()}
     known = set(parts)
     for other in sorted(path.parent.glob("*.gguf")):
         found = gguf.SPLIT_NAME.fullmatch(other.name)
@@ -135,8 +145,8 @@ def _read_gguf(structure: Structure) -> None:
     for number, part in enumerate(parts):
         if part in there:
             _check_part(structure, part, number, count, _read_gguf_file(structure, part))
-        else:
-            structure.add(part, f"missing: part {number + 1} of {count}")
+    missing = [(part, n) for n, part in enumerate(parts, 1) if part not in there]
+    structure.add_missing([(part, f"missing: part {n} of {count}") for part, n in missing])
     told = gguf.whole_number(structure.metadata or {}, "split.tensors.count")
     if len(there) == count and told not in (None, len(structure.tensors)):
         what = f"{len(structure.tensors)} tensors in {count} files, where the first says {told}"
@@ -272,13 +282,13 @@ def _check_numbering(structure: Structure) -> None:
         if len(words) == 4 and words[2] == "of" and words[3].isdecimal():
             counts[int(words[3])].append(name)
     if len(counts) > 1:
-        said = ", ".join(f"{len(found)} of {total}" for total, found in sorted(counts.items()))
+        sets = sorted(counts.items())[:_MAX_SETS]
+        said = ", ".join(f"{len(found)} of {total}" for total, found in sets)
         structure.add(structure.path, f"holds files of different sets: {said}")
-    for total in counts:
-        for number in range(min(total, 100_000)):
-            wanted = safetensors.shard_name(number, total) if total > 1 else ""
-            if wanted and wanted not in names:
-                structure.add(structure.path / wanted, "missing")
+    for total in sorted(counts)[:_MAX_SETS]:
+        wanted = [safetensors.shard_name(n, total) for n in range(min(total, 100_000))]
+        missing = [structure.path / name for name in wanted if total > 1 and name not in names]
+        structure.add_missing([(file, "missing") for file in missing])
 
 
 def _check_index(structure: Structure, index: Path) -> None:

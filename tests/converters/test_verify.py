@@ -590,3 +590,32 @@ def test_names_in_checksums_that_no_file_can_have(tmp_path: Path) -> None:
     sums = path.with_name("a.gguf.SHA256SUMS")
     sums.write_bytes(b"%064d  %s\n%064d  a\0b\n" % (0, b"x" * 300, 0))
     assert lines(weightcast.verify(path)).count("is no name that a file can have") == 2
+
+
+def test_what_is_wrong_many_times_is_told_some_times(tmp_path: Path) -> None:
+    """A name that speaks of thousands of files, lines that are no checksums."""
+    tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
+    path = gguf_files.write(tmp_path / "a-00001-of-65535.gguf", {}, {"a.weight": tensor})
+    path.with_name(f"{path.stem}.SHA256SUMS").write_bytes(b"\n" * 100_000)
+    found = weightcast.verify(path)
+    assert len(found.problems) < 300
+    assert "part 2 of 65535" in lines(found)
+    assert "65,434 more files are missing" in lines(found)
+    assert "from line 101 on: was not looked at" in lines(found)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for count in range(2000, 2030):
+        _empty_safetensors(folder / f"model-00001-of-{count:05}.safetensors")
+    found = weightcast.verify(folder)
+    assert len(found.problems) < 1100
+    assert "1,899 more files are missing" in lines(found)
+
+
+def _empty_safetensors(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 2) + b"{}")
+
+
+def test_a_split_of_none(tmp_path: Path) -> None:
+    tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
+    path = gguf_files.write(tmp_path / "a-00001-of-00000.gguf", {}, {"a.weight": tensor})
+    assert "no part of the 0 files of a" in lines(weightcast.verify(path))

@@ -278,3 +278,11 @@ def test_metadata_that_are_no_texts_beside_packed_codes(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
     with pytest.raises(FormatError, match="__metadata__ is not a map of texts"):
         join_packed(path, tmp_path / "config.json", safetensors.read_directory(path))
+
+
+def test_pieces_that_once_overflowed_the_stack(tmp_path: Path) -> None:
+    """A unigram model: sentencepiece before 0.2.2 follows its pieces by recursion."""
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece("a", "b" * 1_000_000).removesuffix(b"\x12\x02\x18\x02"))
+    with pytest.raises(FormatError):
+        tokenizer.read_sentencepiece(path)
