@@ -6,8 +6,9 @@ Readers stop at the first contradiction; here all are listed, as far as the head
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,12 +44,12 @@ class Structure:
         """Take note of a problem."""
         self.problems.append(Problem(str(file), what, tensor, remedy))
 
-    def add_missing(self, files: Sequence[tuple[Path, str]]) -> None:
-        """Take note of files that are not there: of the first by name, of the rest by number."""
-        for file, what in files[:_MAX_MISSING]:
+    def add_missing(self, files: Iterable[tuple[Path, str]], total: int) -> None:
+        """Take note of `total` files that are not there: of the first by name, then how many."""
+        for file, what in islice(files, min(total, _MAX_MISSING)):
             self.add(file, what)
-        if len(files) > _MAX_MISSING:
-            self.add(self.path, f"{len(files) - _MAX_MISSING:,} more files are missing")
+        if total > _MAX_MISSING:
+            self.add(self.path, f"{total - _MAX_MISSING:,} more files are missing")
 
     def refused(self, problem: Exception) -> None:
         """Take note of what a reader refused; the message names its place."""
@@ -135,22 +136,32 @@ def _read_gguf(structure: Structure) -> None:
             )
         return
     count = int(match[3])
-    parts = [path.with_name(gguf.split_name(match[1], n, count)) for n in range(min(count, 65535))]
-    there = {part for part in parts if part.is_file()}
-    known = set(parts)
-    for other in sorted(path.parent.glob("*.gguf")):
-        found = gguf.SPLIT_NAME.fullmatch(other.name)
-        if found and found[1] == match[1] and other not in known:
-            structure.add(other, f"no part of the {count} files of {match[1]}", remedy="remove it")
-    for number, part in enumerate(parts):
-        if part in there:
-            _check_part(structure, part, number, count, _read_gguf_file(structure, part))
-    missing = [(part, n) for n, part in enumerate(parts, 1) if part not in there]
-    structure.add_missing([(part, f"missing: part {n} of {count}") for part, n in missing])
+    there = _parts_there(structure, match[1], count)
+    for number, part in sorted(there.items()):
+        _check_part(structure, part, number, count, _read_gguf_file(structure, part))
+    missing = (n for n in range(count) if n not in there)
+    names = ((gguf.split_name(match[1], n, count), n + 1) for n in missing)
+    files = ((path.with_name(name), f"missing: part {n} of {count}") for name, n in names)
+    structure.add_missing(files, count - len(there))
     told = gguf.whole_number(structure.metadata or {}, "split.tensors.count")
     if len(there) == count and told not in (None, len(structure.tensors)):
         what = f"{len(structure.tensors)} tensors in {count} files, where the first says {told}"
-        structure.add(parts[0], what)
+        structure.add(path.with_name(gguf.split_name(match[1], 0, count)), what)
+
+
+def _parts_there(structure: Structure, stem: str, count: int) -> dict[int, Path]:
+    """The parts of a split that are there, by their number from 0; others of its name are told."""
+    there = {}
+    for file in sorted(structure.path.parent.glob("*.gguf")):
+        found = gguf.SPLIT_NAME.fullmatch(file.name)
+        if found is None or found[1] != stem:
+            continue
+        number = int(found[2]) - 1
+        if not 0 <= number < count or file.name != gguf.split_name(stem, number, count):
+            structure.add(file, f"no part of the {count} files of {stem}", remedy="remove it")
+        elif file.is_file():
+            there[number] = file
+    return there
 
 
 def _check_part(
@@ -286,9 +297,21 @@ def _check_numbering(structure: Structure) -> None:
         said = ", ".join(f"{len(found)} of {total}" for total, found in sets)
         structure.add(structure.path, f"holds files of different sets: {said}")
     for total in sorted(counts)[:_MAX_SETS]:
-        wanted = [safetensors.shard_name(n, total) for n in range(min(total, 100_000))]
-        missing = [structure.path / name for name in wanted if total > 1 and name not in names]
-        structure.add_missing([(file, "missing") for file in missing])
+        if total < 2:
+            continue
+        # Those that are there, by their number, are as many as the directory has at most.
+        there = {n for n in _shard_numbers(counts[total]) if 0 <= n < total}
+        missing = (safetensors.shard_name(n, total) for n in range(total) if n not in there)
+        files = ((structure.path / name, "missing") for name in missing)
+        structure.add_missing(files, total - len(there))
+
+
+def _shard_numbers(names: Iterable[str]) -> Iterator[int]:
+    """The numbers of files model-0000N-of-0000M, from 0, where they are written like that."""
+    for name in names:
+        _, number, _, total = name.removesuffix(".safetensors").split("-")
+        if number.isdecimal() and name == safetensors.shard_name(int(number) - 1, int(total)):
+            yield int(number) - 1
 
 
 def _check_index(structure: Structure, index: Path) -> None:

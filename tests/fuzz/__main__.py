@@ -57,6 +57,7 @@ def _fuzz(arguments: argparse.Namespace) -> None:
 
     with atheris.instrument_imports(include=["weightcast"]):
         sys.meta_path.insert(1, _PlainFiles())
+        from tests.fuzz.mutate import mutate_json
         from tests.fuzz.oracle import check
         from tests.fuzz.targets import TARGETS
     target = TARGETS[arguments.target]
@@ -82,7 +83,16 @@ def _fuzz(arguments: argparse.Namespace) -> None:
         f"-artifact_prefix={arguments.corpus}/finding-{arguments.target}-",
     ]
     folders = [str(folder) for folder in (corpus, *seeds) if folder.is_dir()]
-    atheris.Setup([sys.argv[0], *options, *folders], lambda raw: check(target, where, raw))
+
+    def mutate(raw: bytes, max_size: int, seed: int) -> bytes:
+        changed = mutate_json(raw, seed) if seed % 2 else None
+        return atheris.Mutate(raw, max_size) if changed is None else changed[:max_size]
+
+    atheris.Setup(
+        [sys.argv[0], *options, *folders],
+        lambda raw: check(target, where, raw),
+        custom_mutator=mutate if target.has_json else None,
+    )
     _limit_memory()
     atheris.Fuzz()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import weightcast
 from tests.fuzz import pickle_oracle
-from tests.fuzz.inputs import split_files, write_files
+from tests.fuzz.inputs import write_files
 from weightcast.converters import grok1_gguf, report_markdown
 from weightcast.converters.describe import graph_lines, graph_values
 from weightcast.converters.error_report import tensor_kind
@@ -33,12 +33,13 @@ from weightcast.formats.tokenizer_json import tokenizer_json
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, the longest input worth trying, and words that its inputs are made of."""
+    """A reader, the longest input worth trying, words of its inputs, whether these hold JSON."""
 
     read: Callable[[Path, bytes], None]
     max_bytes: int = 4096
     words: tuple[bytes, ...] = ()
     memory_bytes: int = 4 << 20
+    has_json: bool = False
 
 
 def _write(folder: Path, name: str, raw: bytes) -> Path:
@@ -206,17 +207,17 @@ TARGETS = {
     "gguf_split": Target(_gguf_split, 4096, (*_GGUF_WORDS, b"\n=== m-00002-of-00002.gguf ===\n")),
     "convert": Target(_convert, 4096, _GGUF_WORDS),
     "safetensors": Target(_safetensors, 4096, _SAFETENSORS_WORDS),
-    "directory": Target(_directory, 8192, _DIRECTORY_WORDS),
-    "grok1_directory": Target(_grok1_directory, 16384, _DIRECTORY_WORDS),
+    "directory": Target(_directory, 8192, _DIRECTORY_WORDS, has_json=True),
+    "grok1_directory": Target(_grok1_directory, 16384, _DIRECTORY_WORDS, has_json=True),
     "verify": Target(
         _verify,
         16384,
         (*_DIRECTORY_WORDS, *_GGUF_WORDS, b"\n=== SHA256SUMS ===\n", b"tensors.json"),
+        has_json=True,
     ),
     "imatrix": Target(_imatrix, 4096, (*_GGUF_WORDS, b".in_sum2", b".counts", b"imatrix.datasets")),
     "recipe": Target(_recipe, 2048, (b"base", b"[[rule]]", b"pattern", b"type", b'"""', b"Q4_K_M")),
-    "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in GROK_1)),
-    "report": Target(_report, 16384, _REPORT_WORDS),
+    "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in GROK_1), has_json=True),
+    "report": Target(_report, 16384, _REPORT_WORDS, has_json=True),
     "tokenizer": Target(_tokenizer, 4096, (b"\x0a", b"\x12", b"\x1a", b"<unk>")),
 }
-assert split_files(b"=== a ===\nb") == {"a": b"b"}
