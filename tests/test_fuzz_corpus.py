@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz.inputs import join_files, safetensors_file, safetensors_input, split_files
+from tests.fuzz.mutate import mutate_json
 from tests.fuzz.oracle import FindingError, check, check_with_memory, folder
 from tests.fuzz.targets import TARGETS, Target
 from weightcast.quant.errors import CheckpointError
@@ -87,3 +89,20 @@ def test_inputs_of_several_files() -> None:
     raw = safetensors_file(header + b"\0ab")
     assert raw == len(header).to_bytes(8, "little") + header + b"ab\0"
     assert safetensors_input(raw) == header + b"\0ab"
+
+
+def test_edits_of_json_leave_it_json() -> None:
+    files = {"config.json": b'{"a":[1,{"b":null}],"c":{"d":"e"}}', "x.gguf": b"GGUF\xff"}
+    raw = join_files(files)
+    seen = set()
+    for seed in range(300):
+        changed = mutate_json(raw, seed)
+        assert changed is not None
+        found = split_files(changed)
+        assert found["x.gguf"] == files["x.gguf"]
+        assert isinstance(json.loads(found["config.json"]), dict)
+        seen.add(changed)
+    assert len(seen) > 200
+    assert mutate_json(raw, 1) == mutate_json(raw, 1)
+    assert mutate_json(b"GGUF", 1) is None
+    assert mutate_json(b"{", 1) is None
