@@ -31,7 +31,7 @@ from weightcast.converters.pairing import (
 from weightcast.converters.recipes import RECIPES
 from weightcast.converters.sources import AnyGraph, kind_of
 from weightcast.converters.words import count
-from weightcast.formats.gguf import read_file, whole_number
+from weightcast.formats.gguf import read_file
 from weightcast.quant.error import Baseline
 from weightcast.quant.errors import LayoutError, OutputError
 
@@ -151,9 +151,9 @@ def measured_output(
 def _type_name(graph: AnyGraph, kind: str, pairs: Sequence[Pair]) -> str:
     """Name what a checkpoint is: as GGUF files say themselves, else what most weights are in."""
     if kind == "gguf":
-        said = whole_number(read_file(Path(graph.source)).metadata, FILE_TYPE_KEY)
+        said = read_file(Path(graph.source)).metadata.get(FILE_TYPE_KEY)
         for recipe in RECIPES.values():
-            if recipe.file_type == said:
+            if type(said) is int and recipe.file_type == said:
                 return recipe.name
     weights: Counter[str] = Counter()
     for pair in pairs:
