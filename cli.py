@@ -27,7 +27,7 @@ from weightcast.converters.progress import progress
 from weightcast.converters.resume import kept_work
 from weightcast.converters.sources import open_to_inspect
 from weightcast.converters.targets import check_small_target, taken_places
-from weightcast.quant.errors import CheckpointError, LayoutError, RequestError
+from weightcast.quant.errors import CheckpointError, LayoutError, RequestError, visible
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What cannot be read is bad input, as what is not there; click would call it wrong usage.
@@ -150,7 +150,7 @@ def convert(
     measuring = conversion.measuring_of(baseline, report_path, gate)
     devices = choose_devices(device)
     if devices.note and not quiet:
-        click.echo(_visible(f"note: {devices.note}"), err=True)
+        click.echo(visible(f"note: {devices.note}"), err=True)
     plan = conversion.prepare(
         source,
         outputs,
@@ -339,7 +339,7 @@ def _kept_work_told(plan: Plan) -> Iterator[None]:
 
 def _tell(lines: Iterable[str]) -> None:
     for line in lines:
-        click.echo(_visible(line), err=True)
+        click.echo(visible(line), err=True)
 
 
 def _name_offenders(offenders: Sequence[Offender]) -> None:
@@ -350,15 +350,10 @@ def _print(lines: Iterable[str]) -> None:
     """Print results; a reader that has enough of them (head, less) is no failure."""
     try:
         for line in lines:
-            click.echo(_visible(line))
+            click.echo(visible(line))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _visible(line: str) -> str:
-    """Escape what would control a terminal: names in files can hold anything."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _stop(signum: int, frame: object) -> None:
@@ -396,17 +391,17 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as stop:
         told = str(stop.__cause__ or stop)  # click makes an Abort of an interrupt
         left = told or "nothing incomplete was left behind"
-        click.echo(_visible(f"interrupted: {left}; run the same command again"), err=True)
+        click.echo(visible(f"interrupted: {left}; run the same command again"), err=True)
         sys.exit(130)
     except RequestError as error:
-        click.echo(_visible(f"usage error: {error}"), err=True)
+        click.echo(visible(f"usage error: {error}"), err=True)
         sys.exit(2)
     except CheckpointError as error:
-        click.echo(_visible(f"error: {error}"), err=True)
+        click.echo(visible(f"error: {error}"), err=True)
         sys.exit(1)
     except OSError as problem:
         place = f"{problem.filename}: " if problem.filename else ""
-        click.echo(_visible(f"error: {place}{problem.strerror or problem}"), err=True)
+        click.echo(visible(f"error: {place}{problem.strerror or problem}"), err=True)
         sys.exit(1)
     except MemoryError:
         click.echo("error: out of memory", err=True)

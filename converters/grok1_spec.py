@@ -58,6 +58,7 @@ _FLOATS: Final = {
     "attn_logit_cap",
 }
 _KEYS: Final = {*GROK_1, *_DEFAULTS, "ffn_size"}
+_MAX_KEYS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,15 @@ def read_spec(path: Path) -> dict[str, Number]:
     Keys that are not hyperparameters are ignored, unless they look like a misspelt one.
     """
     raw = read_json_object(path)
+    if len(raw) > _MAX_KEYS:  # each unknown one is compared with all that there are
+        raise FormatError(path, None, f"{len(raw):,} keys; a specification has some {len(_KEYS)}")
+    unused = _KEYS - raw.keys()
     given: dict[str, Number] = {}
     for key, value in raw.items():
         if key in _KEYS:
             given[key] = checked(path, key, key, value)
             continue
-        close = difflib.get_close_matches(key[:64], _KEYS - raw.keys(), 1, cutoff=0.85)
+        close = difflib.get_close_matches(key[:64], unused, 1, cutoff=0.85)
         if close:
             raise FormatError(path, None, f"unknown key {shown(key)}; did you mean {close[0]!r}?")
     missing = [key for key in _REQUIRED if key not in given]

@@ -23,6 +23,7 @@ from weightcast.converters.plan import Plan
 from weightcast.converters.provenance import weightcast_version
 from weightcast.converters.runtimes import running
 from weightcast.converters.words import count, in_code, one_line
+from weightcast.formats import gguf
 
 BASE_MODEL: Final = "xai-org/grok-1"
 _NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
@@ -67,7 +68,10 @@ def is_release(graph: TensorGraph[Spec]) -> bool:
         return False
     if isinstance(graph.spec, GGUFModel):
         metadata = graph.spec.metadata
-        found = [metadata.get(f"grok.{key}") for key in ("block_count", "embedding_length")]
+        found = [
+            gguf.whole_number(metadata, f"grok.{key}")
+            for key in ("block_count", "embedding_length")
+        ]
         return found == [GROK_1["num_layers"], GROK_1["emb_size"]]
     spec = graph.spec.describe()
     names = ("num_layers", "emb_size", "num_experts", "vocab_size")

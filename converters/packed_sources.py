@@ -11,7 +11,7 @@ from weightcast.formats.packed_directory import PackedMatrix, recognize
 from weightcast.formats.packed_stored import main_part, stored_matrix
 from weightcast.formats.small_files import read_json_object, shown
 from weightcast.formats.stored import StoredArray
-from weightcast.quant.errors import CheckpointError, LayoutError
+from weightcast.quant.errors import LayoutError, MissingTensorError
 from weightcast.quant.groups import GroupType
 
 _WEIGHT: Final = ".weight"
@@ -31,7 +31,7 @@ def join_packed(
     config = read_json_object(config_file).get(_KEY) if config_file.is_file() else None
     try:
         found = recognize(config, arrays)
-    except CheckpointError as problem:
+    except (LayoutError, MissingTensorError) as problem:  # a FormatError names the file itself
         raise type(problem)(f"{source}: {problem}") from None
     joined = dict(arrays)
     for name, matrix in found.items():

@@ -26,6 +26,7 @@ else:
 MAX_RECIPE_BYTES: Final = 1 << 18
 # tomllib's memory grows with the square of the dots in a key.
 _MAX_LINE_BYTES: Final = 1000
+_MAX_PATTERN: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,9 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
     """Check one rule. Raises FormatError that names its source and place."""
     if not isinstance(pattern, str) or not pattern:
         raise FormatError(source, None, f"{place}pattern {shown(pattern)} is not a regex")
+    if len(pattern) > _MAX_PATTERN:
+        problem_text = f"{place}pattern {shown(pattern)} has more than {_MAX_PATTERN} characters"
+        raise FormatError(source, None, problem_text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # such as [[a]: most likely a slip

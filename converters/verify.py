@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.execute import MAX_WORKERS, default_workers
+from weightcast.converters.gguf_model import GGUFModel
 from weightcast.converters.grok1 import LAYER_ROLES
 from weightcast.converters.grok1_gguf import ARCHITECTURE
 from weightcast.converters.packed_sources import join_packed
@@ -194,7 +195,7 @@ class _Verifier:
         structure = self._structure
         if structure.kind == "gguf":
             assert structure.metadata is not None
-            if structure.metadata.get("general.architecture") != ARCHITECTURE:
+            if GGUFModel(structure.metadata).architecture != ARCHITECTURE:
                 return
             if _is_another_grok(structure):
                 self._unchecked.append("shapes beside the metadata: not a Grok-1")

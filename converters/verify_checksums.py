@@ -12,7 +12,7 @@ from typing import Any, Final
 from weightcast.converters.hashing import FileToHash, hash_files
 from weightcast.converters.verify_problems import Problem, plain
 from weightcast.formats import gguf
-from weightcast.formats.small_files import MAX_JSON_BYTES, read_json_object, read_small
+from weightcast.formats.small_files import read_json_object, read_small
 from weightcast.formats.stored import StoredArray
 from weightcast.quant.errors import CheckpointError
 
@@ -21,6 +21,11 @@ TENSORS: Final = "tensors.json"
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 _ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _CHUNK_BYTES: Final = 1 << 20
+# Forty thousand lines; of those that are none so many are named.
+_MAX_SUMS_BYTES: Final = 1 << 22
+_MAX_BAD_LINES: Final = 100
+# Of Linux; looking for a longer one is an error, not a file that is missing.
+_MAX_NAME_BYTES: Final = 255
 _REMEDY: Final = "copy the file again from where the checksums are from"
 
 
@@ -66,11 +71,15 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
     """Read lines as sha256sum writes them; those that are not are problems."""
     digests = {}
     try:
-        raw = read_small(path, MAX_JSON_BYTES)
+        raw = read_small(path, _MAX_SUMS_BYTES)
     except CheckpointError as problem:
         problems.append(Problem(str(problem), "cannot be used"))
         return {}
+    most = len(problems) + _MAX_BAD_LINES
     for number, line in enumerate(raw.splitlines(), 1):
+        if len(problems) >= most:
+            problems.append(Problem(f"{path}, from line {number} on", "was not looked at"))
+            break
         match = _LINE.fullmatch(line)
         if match is None:
             problems.append(Problem(f"{path}, line {number}", "is no line of sha256sum"))
@@ -81,6 +90,11 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
         if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
             problems.append(
                 Problem(f"{path}, line {number}", f"{plain(name)}: is in another folder")
+            )
+            continue
+        if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES or "\0" in name:
+            problems.append(
+                Problem(f"{path}, line {number}", f"{plain(name)}: is no name that a file can have")
             )
             continue
         digests[path.parent / name] = match[2].decode().lower()

@@ -85,7 +85,8 @@ def _lay_out(
 def _has_no_tokenizer(structure: Structure) -> bool:
     if structure.metadata is None:
         return structure.path.is_dir() and not (structure.path / "tokenizer.model").is_file()
-    return structure.metadata.get("tokenizer.ggml.model") in (None, "no_vocab")
+    model = structure.metadata.get("tokenizer.ggml.model")
+    return model is None or (isinstance(model, str) and model == "no_vocab")
 
 
 def _request(structure: Structure, held: Sequence[Held]) -> Request:
@@ -110,7 +111,7 @@ def recipe_of(structure: Structure) -> Recipe:
     if named is not None:
         return named
     assert structure.metadata is not None
-    file_type = structure.metadata.get(FILE_TYPE_KEY)
+    file_type = gguf.whole_number(structure.metadata, FILE_TYPE_KEY)
     return next((r for r in RECIPES.values() if r.file_type == file_type), RECIPES["F16"])
 
 

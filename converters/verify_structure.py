@@ -6,8 +6,9 @@ Readers stop at the first contradiction; here all are listed, as far as the head
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ from weightcast.quant.errors import CheckpointError
 
 FETCH: Final = "copy the file again, or convert again"
 _CHUNK_BYTES: Final = 1 << 20
+# A file's name can speak of 99,999 others, those of a directory of as many sets as there are.
+_MAX_MISSING: Final = 100
+_MAX_SETS: Final = 10
 
 
 @dataclass
@@ -39,6 +43,13 @@ class Structure:
     def add(self, file: Path, what: str, tensor: str | None = None, remedy: str = FETCH) -> None:
         """Take note of a problem."""
         self.problems.append(Problem(str(file), what, tensor, remedy))
+
+    def add_missing(self, files: Iterable[tuple[Path, str]], total: int) -> None:
+        """Take note of `total` files that are not there: of the first by name, then how many."""
+        for file, what in islice(files, min(total, _MAX_MISSING)):
+            self.add(file, what)
+        if total > _MAX_MISSING:
+            self.add(self.path, f"{total - _MAX_MISSING:,} more files are missing")
 
     def refused(self, problem: Exception) -> None:
         """Take note of what a reader refused; the message names its place."""
@@ -114,30 +125,43 @@ def _read_gguf(structure: Structure) -> None:
     match = gguf.SPLIT_NAME.fullmatch(path.name)
     if match is None:
         header = _read_gguf_file(structure, path)
-        if header is not None and header.metadata.get("split.count", 1) not in (0, 1):
+        if header is None:
+            return
+        said = gguf.whole_number(header.metadata, "split.count")
+        if said not in (None, 0, 1):
             structure.add(
                 path,
-                f"is one of {header.metadata['split.count']} files, but not named like it",
+                f"is one of {said} files, but not named like it",
                 remedy="give it the name it had, NAME-00001-of-0000N.gguf",
             )
         return
     count = int(match[3])
-    parts = [path.with_name(gguf.split_name(match[1], n, count)) for n in range(min(count, 65535))]
-    there = [part for part in parts if part.is_file()]
-    known = set(parts)
-    for other in sorted(path.parent.glob("*.gguf")):
-        found = gguf.SPLIT_NAME.fullmatch(other.name)
-        if found and found[1] == match[1] and other not in known:
-            structure.add(other, f"no part of the {count} files of {match[1]}", remedy="remove it")
-    for number, part in enumerate(parts):
-        if part in there:
-            _check_part(structure, part, number, count, _read_gguf_file(structure, part))
-        else:
-            structure.add(part, f"missing: part {number + 1} of {count}")
-    told = None if structure.metadata is None else structure.metadata.get("split.tensors.count")
+    there = _parts_there(structure, match[1], count)
+    for number, part in sorted(there.items()):
+        _check_part(structure, part, number, count, _read_gguf_file(structure, part))
+    missing = (n for n in range(count) if n not in there)
+    names = ((gguf.split_name(match[1], n, count), n + 1) for n in missing)
+    files = ((path.with_name(name), f"missing: part {n} of {count}") for name, n in names)
+    structure.add_missing(files, count - len(there))
+    told = gguf.whole_number(structure.metadata or {}, "split.tensors.count")
     if len(there) == count and told not in (None, len(structure.tensors)):
         what = f"{len(structure.tensors)} tensors in {count} files, where the first says {told}"
-        structure.add(parts[0], what)
+        structure.add(path.with_name(gguf.split_name(match[1], 0, count)), what)
+
+
+def _parts_there(structure: Structure, stem: str, count: int) -> dict[int, Path]:
+    """The parts of a split that are there, by their number from 0; others of its name are told."""
+    there = {}
+    for file in sorted(structure.path.parent.glob("*.gguf")):
+        found = gguf.SPLIT_NAME.fullmatch(file.name)
+        if found is None or found[1] != stem:
+            continue
+        number = int(found[2]) - 1
+        if not 0 <= number < count or file.name != gguf.split_name(stem, number, count):
+            structure.add(file, f"no part of the {count} files of {stem}", remedy="remove it")
+        elif file.is_file():
+            there[number] = file
+    return there
 
 
 def _check_part(
@@ -146,14 +170,14 @@ def _check_part(
     """Compare what a part says with its name."""
     if header is None:
         return
-    said = {key: header.metadata.get(key) for key in gguf.SPLIT_KEYS}
+    said = {key: gguf.whole_number(header.metadata, key) for key in gguf.SPLIT_KEYS}
     wanted = {"split.no": number, "split.count": count}
     for key, value in wanted.items():
         if said[key] != value:
             structure.add(part, f"{key} is {said[key]} where the name says {value}")
     first = structure.metadata
     if number and first is not None:
-        total = first.get("split.tensors.count")
+        total = gguf.whole_number(first, "split.tensors.count")
         if said["split.tensors.count"] != total:
             what = (
                 f"split.tensors.count is {said['split.tensors.count']}, in the first file {total}"
@@ -269,13 +293,25 @@ def _check_numbering(structure: Structure) -> None:
         if len(words) == 4 and words[2] == "of" and words[3].isdecimal():
             counts[int(words[3])].append(name)
     if len(counts) > 1:
-        said = ", ".join(f"{len(found)} of {total}" for total, found in sorted(counts.items()))
+        sets = sorted(counts.items())[:_MAX_SETS]
+        said = ", ".join(f"{len(found)} of {total}" for total, found in sets)
         structure.add(structure.path, f"holds files of different sets: {said}")
-    for total in counts:
-        for number in range(min(total, 100_000)):
-            wanted = safetensors.shard_name(number, total) if total > 1 else ""
-            if wanted and wanted not in names:
-                structure.add(structure.path / wanted, "missing")
+    for total in sorted(counts)[:_MAX_SETS]:
+        if total < 2:
+            continue
+        # Those that are there, by their number, are as many as the directory has at most.
+        there = {n for n in _shard_numbers(counts[total]) if 0 <= n < total}
+        missing = (safetensors.shard_name(n, total) for n in range(total) if n not in there)
+        files = ((structure.path / name, "missing") for name in missing)
+        structure.add_missing(files, total - len(there))
+
+
+def _shard_numbers(names: Iterable[str]) -> Iterator[int]:
+    """The numbers of files model-0000N-of-0000M, from 0, where they are written like that."""
+    for name in names:
+        _, number, _, total = name.removesuffix(".safetensors").split("-")
+        if number.isdecimal() and name == safetensors.shard_name(int(number) - 1, int(total)):
+            yield int(number) - 1
 
 
 def _check_index(structure: Structure, index: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from weightcast.formats.gguf_header import (
     MAX_HEADER_BYTES,
@@ -38,6 +38,8 @@ ALIGNMENT_KEY: Final = "general.alignment"
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 _MAX_NAME_BYTES = 256
 _MAX_AXES = 4
+# Large models have some thousands, each expert by itself ten times as many.
+MAX_TENSORS: Final = 1 << 17
 # split.count is a uint16.
 _MAX_PARTS = 65535
 SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -130,6 +132,8 @@ def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
     n_tensors, n_values = header.unsigned(8), header.unsigned(8)
     # The least that a tensor info and a metadata entry can take.
     header.require(n_tensors * 32 + n_values * 13)
+    if n_tensors > MAX_TENSORS:
+        raise header.error(f"{n_tensors:,} tensors; {MAX_TENSORS:,} are read")
     metadata = Metadata(header.pairs(n_values))
     infos = [_tensor_info(header) for _ in range(n_tensors)]
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
@@ -201,7 +205,7 @@ def read_split(path: Path) -> GGUFIndex:
             None,
             f"one of {count} files, but not named like it (NAME-00001-of-{count:05}.gguf)",
         )
-    if _number(first, "split.no") != 0:
+    if whole_number(first.metadata, "split.no") != 0:
         raise FormatError(path, None, f"not the first file: open {split_name(match[1], 0, count)}")
     tensors, paths = dict(first.tensors), [path]
     for number in range(1, count):
@@ -209,22 +213,23 @@ def read_split(path: Path) -> GGUFIndex:
         if not part.is_file():
             raise MissingTensorError(f"{part}: missing part {number + 1} of {count}")
         index = read_file(part)
-        if _number(index, "split.no") != number or _number(index, "split.count") != count:
+        said = [whole_number(index.metadata, key) for key in ("split.no", "split.count")]
+        if said != [number, count]:
             raise FormatError(part, None, f"says it is another part than {number + 1} of {count}")
         for name, array in index.tensors.items():
             if name in tensors:
                 raise FormatError(part, None, f"tensor {name!r} is also in {tensors[name].path}")
             tensors[name] = array
         paths.append(part)
-    expected = _number(first, "split.tensors.count")
+    expected = whole_number(first.metadata, "split.tensors.count")
     if expected not in (None, len(tensors)):
         raise MissingTensorError(f"{path}: {len(tensors)} tensors in {count} files, not {expected}")
     return GGUFIndex(first.metadata, tensors, tuple(paths))
 
 
-def _number(index: GGUFIndex, key: str) -> int | None:
-    """A whole number of the metadata; -1 for anything else, None if it is absent."""
-    value = index.metadata.get(key)
+def whole_number(metadata: Mapping[str, Any], key: str) -> int | None:
+    """Look a whole number up in metadata; -1 for anything else, None if it is absent."""
+    value = metadata.get(key)
     return value if value is None or type(value) is int else -1
 
 

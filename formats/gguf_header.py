@@ -20,6 +20,9 @@ from weightcast.quant.errors import FormatError
 # The tokenizer of a 256k vocabulary takes 15 MB; nothing that belongs in a header is larger.
 MAX_HEADER_BYTES: Final = 1 << 28
 MAX_KEY_BYTES: Final = 65535
+# Far more than files have: each of them is a Python object, larger than the bytes it is read from.
+MAX_VALUES: Final = 1 << 16
+MAX_STRINGS: Final = 1 << 22
 _SCALARS: Final = {
     0: "<u1",
     1: "<i1",
@@ -60,6 +63,7 @@ class HeaderReader:
         self._file = file
         self._path = path
         self._left = min(self.size, MAX_HEADER_BYTES)
+        self._strings_left = MAX_STRINGS
         self.position = 0
 
     def error(self, problem: str) -> FormatError:
@@ -111,6 +115,9 @@ class HeaderReader:
             raise self.error(f"metadata of unknown type {element} in an array")
         # Each string takes at least its 8-byte length.
         self.require(8 * count)
+        self._strings_left -= count
+        if self._strings_left < 0:
+            raise self.error(f"more than {MAX_STRINGS:,} strings in arrays")
         raw = bytearray(head + inner)
         for _ in range(count):
             length = self.take(8)
@@ -120,6 +127,8 @@ class HeaderReader:
 
     def pairs(self, count: int) -> dict[str, bytes]:
         """Keys and raw values, in order. Raises FormatError for a key that occurs twice."""
+        if count > MAX_VALUES:
+            raise self.error(f"{count:,} metadata values; {MAX_VALUES:,} are read")
         raw: dict[str, bytes] = {}
         for _ in range(count):
             key = self.name(MAX_KEY_BYTES)

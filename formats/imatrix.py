@@ -24,6 +24,7 @@ from weightcast.quant.errors import CheckpointError, FormatError
 # Grok-1's takes 0.2 GB.
 MAX_FILE_BYTES: Final = 1 << 32
 _MAX_NAME_BYTES: Final = 1 << 12
+_MAX_ENTRIES: Final = gguf.MAX_TENSORS
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 # The least that an entry of the old format can take: two lengths, a count, one value.
 _LEAST_ENTRY_BYTES: Final = 16
@@ -139,7 +140,7 @@ class _OldFile:
         self._size = size
 
     def read(self) -> ImportanceMatrix:
-        n_entries = self._number(1, self._left // _LEAST_ENTRY_BYTES, "entries")
+        n_entries = self._number(1, min(_MAX_ENTRIES, self._left // _LEAST_ENTRY_BYTES), "entries")
         entries: dict[str, NDArray[np.float32]] = {}
         for _ in range(n_entries):
             name = self._text(self._number(1, _MAX_NAME_BYTES, "bytes of a name"))

@@ -141,7 +141,8 @@ def _fp8_type(scale: StoredArray, n_out: int, config: Mapping[str, Any]) -> Fp8T
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if isinstance(weights, Mapping) and weights.get("block_structure") is not None:
-            blocks.add(str(weights["block_structure"]))
+            said = weights["block_structure"]
+            blocks.add(said if isinstance(said, str) else shown(said))
     if not blocks:
         return Fp8Type()
     block = _square(blocks.pop()) if len(blocks) == 1 else 0

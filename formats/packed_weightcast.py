@@ -25,8 +25,8 @@ from weightcast.formats.packed_parts import (
     rows_of,
     unpack_codes,
 )
-from weightcast.formats.small_files import shown
-from weightcast.quant.errors import LayoutError
+from weightcast.formats.small_files import parse_json, shown
+from weightcast.quant.errors import FormatError, LayoutError
 from weightcast.quant.groups import Groups, GroupType
 
 CODES: Final = ".codes"
@@ -117,8 +117,8 @@ def read_metadata(metadata: Mapping[str, str]) -> dict[str, Described]:
     if METADATA_KEY not in metadata:
         return {}
     try:
-        value = json.loads(metadata[METADATA_KEY])
-    except (ValueError, RecursionError):
+        value = parse_json(METADATA_KEY, metadata[METADATA_KEY])
+    except FormatError:
         value = None
     if not isinstance(value, dict) or not isinstance(value.get("matrices"), dict):
         raise LayoutError("the weightcast metadata are not a JSON object with matrices")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from weightcast.formats.layout import Layout
-from weightcast.formats.small_files import read_json_object
+from weightcast.formats.small_files import parse_json, read_json_object
 from weightcast.formats.stored import ITEM_BYTES, StoredArray
 from weightcast.quant.errors import FormatError, MissingTensorError
 
@@ -115,10 +115,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         text = os.pread(fd, length, 8)
     finally:
         os.close(fd)
-    try:
-        header = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise FormatError(path, 8, "the header is not valid JSON") from None
+    header = parse_json(path, text, offset=8, what="the header is ", object_pairs_hook=_unique)
     if not isinstance(header, dict):
         raise FormatError(path, 8, "the header is not a JSON object")
     return header, 8 + length, size

@@ -1,15 +1,25 @@
-"""Reading small files whole: configurations, indexes, tokenizers; bounded, regular files."""
+"""Reading small files whole: configurations, indexes, tokenizers; bounded, regular files.
+
+Bounded in memory too: Python takes 64 bytes and more for what is three in JSON, so the values of a
+text are counted before it is parsed.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from weightcast.quant.errors import CheckpointError, FormatError
 
 MAX_JSON_BYTES: Final = 1 << 26
-_MAX_SHOWN = 100
+# A tokenizer.json with a vocabulary of 262,144 has two millions; they take 0.3 GB at most.
+MAX_JSON_VALUES: Final = 1 << 22
+_MAX_SHOWN: Final = 100
+_CHUNK_BYTES: Final = 1 << 16
 
 
 def read_small(path: Path, limit_bytes: int) -> bytes:
@@ -18,7 +28,10 @@ def read_small(path: Path, limit_bytes: int) -> bytes:
         raise CheckpointError(f"{path}: no such file, or not a regular one")
     try:
         with path.open("rb") as file:
-            raw = file.read(limit_bytes + 1)
+            # Never all that may be read: room for it would be made before it is.
+            raw = file.read(min(os.fstat(file.fileno()).st_size, limit_bytes) + 1)
+            while len(raw) <= limit_bytes and (more := file.read(_CHUNK_BYTES)):
+                raw += more
     except OSError as problem:
         raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
     if len(raw) > limit_bytes:
@@ -30,16 +43,55 @@ def read_small(path: Path, limit_bytes: int) -> bytes:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FormatError if the file holds anything else."""
-    try:
-        value = json.loads(read_small(path, MAX_JSON_BYTES))
-    except (ValueError, RecursionError):
-        raise FormatError(path, None, "not valid JSON") from None
+    value = parse_json(path, read_small(path, MAX_JSON_BYTES))
     if not isinstance(value, dict):
         raise FormatError(path, None, "not a JSON object")
     return value
 
 
+def parse_json(
+    path: object,
+    raw: bytes | str,
+    *,
+    offset: int | None = None,
+    what: str = "",
+    limit: int = MAX_JSON_VALUES,
+    **hooks: Any,
+) -> Any:
+    """Parse JSON (UTF-8) of at most `limit` values. Raises FormatError, of `path` at `offset`.
+
+    `what` comes before "not valid JSON" in the message, `hooks` go to json.loads.
+    """
+    try:
+        text = raw.decode() if isinstance(raw, bytes) else raw
+        if sum(map(text.count, ",[{")) > limit:
+            raise FormatError(path, offset, f"{what}JSON of more than {limit:,} values")
+        return json.loads(text, **hooks)
+    except (ValueError, RecursionError):  # bad UTF-8 and integers without end are ValueErrors too
+        raise FormatError(path, offset, f"{what}not valid JSON") from None
+
+
 def shown(value: object) -> str:
     """Show a value from a file in a message: one line, printable, not long."""
-    text = " ".join(ascii(value).split())
+    text = " ".join(ascii(_beginning(value, _Count())).split())
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+@dataclass(slots=True)
+class _Count:
+    """Values that may still be shown: each takes a character at least."""
+
+    left: int = 2 * _MAX_SHOWN
+
+
+def _beginning(value: object, count: _Count) -> object:
+    """Cut a value from JSON or TOML down to what is shown of it, however large and deep it is."""
+    count.left -= 1
+    if isinstance(value, str):
+        return value[: 2 * _MAX_SHOWN]
+    if isinstance(value, dict):
+        items = islice(value.items(), max(count.left, 0))
+        return {_beginning(key, count): _beginning(each, count) for key, each in items}
+    if isinstance(value, list):
+        return [_beginning(each, count) for each in islice(value, max(count.left, 0))]
+    return value

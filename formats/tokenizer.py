@@ -17,6 +17,9 @@ from weightcast.quant.errors import FormatError, LayoutError
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 # The release's has 2.2 MB.
 MAX_MODEL_BYTES: Final = 1 << 27
+# Vocabularies have up to 262,144 pieces, of 16 characters where nothing else was asked for.
+MAX_PIECES: Final = 1 << 22
+MAX_PIECE_CHARACTERS: Final = 1000
 _KEY: Final = "tokenizer.ggml."
 _ID_KEYS: Final = {
     "bos": "bos_token_id",
@@ -44,6 +47,8 @@ class Vocabulary:
 
         Raises LayoutError if there are more pieces than the model has rows.
         """
+        if vocab_size > MAX_PIECES:
+            raise LayoutError(f"a vocabulary of {vocab_size:,} pieces; {MAX_PIECES:,} are the most")
         missing = vocab_size - len(self.tokens)
         if missing < 0:
             raise LayoutError(
@@ -76,6 +81,11 @@ def read_sentencepiece(path: Path) -> Vocabulary:
         tokens = [processor.IdToPiece(n) for n in ids]
     except (RuntimeError, UnicodeDecodeError):
         raise FormatError(path, None, "not a SentencePiece model") from None
+
+    if len(ids) > MAX_PIECES:
+        raise FormatError(path, None, f"{len(ids):,} pieces; {MAX_PIECES:,} are read")
+    if any(len(token) > MAX_PIECE_CHARACTERS for token in tokens):
+        raise FormatError(path, None, f"a piece of more than {MAX_PIECE_CHARACTERS:,} characters")
 
     def token_type(n: int) -> int:
         if processor.IsUnknown(n):

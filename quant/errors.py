@@ -5,9 +5,25 @@ Every message is one line that names the file, the place and, where there is one
 
 from __future__ import annotations
 
+from typing import Final
+
+# Names in files have any length; what there is to say fits easily.
+_MAX_MESSAGE: Final = 4000
+
+
+def visible(text: str) -> str:
+    """Escape what would end a line or control a terminal: names in files can hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class CheckpointError(Exception):
     """Root of all errors about input or output that weightcast raises on purpose."""
+
+    def __init__(self, message: object = "") -> None:
+        text = visible(str(message))
+        super().__init__(text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}...")
 
 
 class RequestError(CheckpointError):

@@ -541,3 +541,81 @@ def test_what_cannot_be_verified_is_refused(artifacts: Path, source: Path, tmp_p
         result = CliRunner().invoke(commands, ["verify", *map(str, arguments)])
         assert isinstance(result.exception, weightcast.CheckpointError)
         assert message in str(result.exception)
+
+
+LISTS = {
+    "split.count": gguf_files.array(4, struct.pack("<II", 1, 2)),
+    "split.no": gguf_files.array(4, struct.pack("<II", 1, 2)),
+    "split.tensors.count": gguf_files.array(4, struct.pack("<II", 1, 2)),
+    "general.architecture": gguf_files.array(4, struct.pack("<II", 1, 2)),
+    "general.file_type": gguf_files.array(4, struct.pack("<II", 1, 2)),
+    "general.license": gguf_files.array(4, struct.pack("<II", 1, 2)),
+    "tokenizer.ggml.model": gguf_files.array(4, struct.pack("<II", 1, 2)),
+    "grok.block_count": gguf_files.array(4, struct.pack("<II", 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "a-00001-of-00002.gguf"])
+def test_metadata_of_another_type_than_they_have(name: str, tmp_path: Path) -> None:
+    """Lists where numbers and names belong: problems, or nothing, never a failure."""
+    tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
+    for key, value in [*LISTS.items(), ("", b"")]:
+        metadata = {key: value} if key else LISTS
+        path = gguf_files.write(tmp_path / name, metadata, {"a.weight": tensor})
+        found = weightcast.verify(path)
+        assert all(line.isprintable() for line in found.problem_lines())
+        if key.startswith("split.") and name != "a.gguf":
+            assert f"{key} is -1" in lines(found) or "split.tensors" in key
+
+
+def test_lists_in_the_metadata_of_the_source_of_a_bundle(tmp_path: Path) -> None:
+    """What a model card and a comparison look up."""
+    tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
+    grok = {**LISTS, "general.architecture": gguf_files.string("grok")}
+    del grok["split.count"]
+    path = gguf_files.write(tmp_path / "a.gguf", grok, {"a.weight": tensor})
+    out = tmp_path / "out-Q8_0.gguf"
+    weightcast.convert(path, out, bundle=True)
+    assert weightcast.compare(path, out).report["outputs"]
+    other = {**grok, "general.architecture": gguf_files.string("llama")}
+    path = gguf_files.write(tmp_path / "b.gguf", other, {"a.weight": tensor})
+    out = tmp_path / "b-q.gguf"
+    weightcast.convert(path, out, types=["Q8_0"])
+    assert weightcast.verify(out, path).lines()
+
+
+def test_names_in_checksums_that_no_file_can_have(tmp_path: Path) -> None:
+    tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
+    path = gguf_files.write(tmp_path / "a.gguf", {}, {"a.weight": tensor})
+    sums = path.with_name("a.gguf.SHA256SUMS")
+    sums.write_bytes(b"%064d  %s\n%064d  a\0b\n" % (0, b"x" * 300, 0))
+    assert lines(weightcast.verify(path)).count("is no name that a file can have") == 2
+
+
+def test_what_is_wrong_many_times_is_told_some_times(tmp_path: Path) -> None:
+    """A name that speaks of thousands of files, lines that are no checksums."""
+    tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
+    path = gguf_files.write(tmp_path / "a-00001-of-65535.gguf", {}, {"a.weight": tensor})
+    path.with_name(f"{path.stem}.SHA256SUMS").write_bytes(b"\n" * 100_000)
+    found = weightcast.verify(path)
+    assert len(found.problems) < 300
+    assert "part 2 of 65535" in lines(found)
+    assert "65,434 more files are missing" in lines(found)
+    assert "from line 101 on: was not looked at" in lines(found)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for count in range(2000, 2030):
+        _empty_safetensors(folder / f"model-00001-of-{count:05}.safetensors")
+    found = weightcast.verify(folder)
+    assert len(found.problems) < 1100
+    assert "1,899 more files are missing" in lines(found)
+
+
+def _empty_safetensors(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 2) + b"{}")
+
+
+def test_a_split_of_none(tmp_path: Path) -> None:
+    tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
+    path = gguf_files.write(tmp_path / "a-00001-of-00000.gguf", {}, {"a.weight": tensor})
+    assert "no part of the 0 files of a" in lines(weightcast.verify(path))

@@ -1,0 +1,236 @@
+"""The readers that are fuzzed: each takes a folder and the bytes of an input.
+
+A target reads what it wrote into the folder, and goes on with what was read as far as commands do
+without weights. It may raise CheckpointError; all else that escapes is a finding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import weightcast
+from tests.fuzz import pickle_oracle
+from tests.fuzz.inputs import write_files
+from weightcast.converters import grok1_gguf, report_markdown, verify_checksums
+from weightcast.converters.describe import graph_lines, graph_values
+from weightcast.converters.error_report import tensor_kind
+from weightcast.converters.grok1_spec import GROK_1, Dimensions, read_spec, solve
+from weightcast.converters.hashing import FileToHash
+from weightcast.converters.packed_sources import join_packed
+from weightcast.converters.recipe_files import read_recipe_file
+from weightcast.converters.report_file import read_report
+from weightcast.converters.sources import open_carried, open_to_inspect
+from weightcast.formats import gguf, safetensors
+from weightcast.formats.imatrix import read_imatrix
+from weightcast.formats.jax_pickle import read_pickle
+from weightcast.formats.shards import read_shards
+from weightcast.formats.stored import StoredArray
+from weightcast.formats.tokenizer import from_gguf, read_sentencepiece
+from weightcast.formats.tokenizer_json import tokenizer_json
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader, the longest input worth trying, words of its inputs, whether these hold JSON."""
+
+    read: Callable[[Path, bytes], None]
+    max_bytes: int = 4096
+    words: tuple[bytes, ...] = ()
+    memory_bytes: int = 4 << 20
+    has_json: bool = False
+
+
+def _write(folder: Path, name: str, raw: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(raw)
+    return path
+
+
+def _pickle(folder: Path, raw: bytes) -> None:
+    path = _write(folder, "tensor00000_000", raw)
+    pickle_oracle.compare(path, read_pickle(path))
+
+
+def _shards(folder: Path, raw: bytes) -> None:
+    """A name a line; the first empty files may be shards."""
+    for name in raw.split(b"\n")[:16]:
+        if name.strip(b".") and b"/" not in name and b"\0" not in name and len(name) < 256:
+            (folder / name.decode(errors="surrogateescape")).write_bytes(b"")
+    read_shards(folder)
+
+
+def _gguf(folder: Path, raw: bytes) -> None:
+    path = _write(folder, "model.gguf", raw)
+    _look_at_gguf(path)
+
+
+def _gguf_split(folder: Path, raw: bytes) -> None:
+    """The files NAME-00001-of-0000N.gguf of an input, opened by the first of them."""
+    write_files(folder, raw)
+    for path in sorted(folder.glob("*.gguf"))[:1]:
+        _look_at_gguf(path)
+
+
+def _look_at_gguf(path: Path) -> None:
+    carried = open_carried(path)
+    assert carried is not None
+    json.dumps(graph_values(carried, ()))
+    index = gguf.read_split(path)
+    for array in index.tensors.values():
+        assert array.offset + array.nbytes <= array.path.stat().st_size
+    try:
+        vocabulary = from_gguf(path, index.metadata)
+        if vocabulary is not None:
+            tokenizer_json(vocabulary)
+    finally:
+        if carried.family == grok1_gguf.ARCHITECTURE:
+            graph, notes = open_to_inspect(path, None)
+            list(graph_lines(graph, notes, all_tensors=True))
+
+
+def _convert(folder: Path, raw: bytes) -> None:
+    """A GGUF file of whatever model, quantized again: rules, kernels, a model card."""
+    path = _write(folder, "model.gguf", raw)
+    out = folder / "out-Q4_K_M.gguf"
+    weightcast.convert(path, out, allow_requantize=True, bundle=True, jobs=1)
+
+
+def _safetensors(folder: Path, raw: bytes) -> None:
+    path = _write(folder, "model.safetensors", raw)
+    _read_packed(join_packed(path, folder / "config.json", safetensors.read_directory(path)))
+
+
+def _directory(folder: Path, raw: bytes) -> None:
+    """A directory of any tensors: index, files, config.json; rows of packed ones are read."""
+    write_files(folder, raw)
+    _read_packed(join_packed(folder, folder / "config.json", safetensors.read_directory(folder)))
+
+
+def _read_packed(arrays: dict[str, StoredArray]) -> None:
+    for array in arrays.values():
+        assert array.packed is not None or array.offset + array.nbytes <= array.path.stat().st_size
+        packed = array.packed
+        if packed is None or packed.row_bytes > 1 << 20:
+            continue
+        rows = min(array.shape[0], packed.row_multiple)
+        held = packed.read(0, rows, memoryview(bytearray(rows * packed.row_bytes)))
+        if held.decode is not None:
+            held.decode(0, rows)
+
+
+def _grok1_directory(folder: Path, raw: bytes) -> None:
+    """A directory of a Grok-1 for transformers, as a source."""
+    write_files(folder, raw)
+    graph, notes = open_to_inspect(folder, None)
+    json.dumps(graph_values(graph, notes))
+    list(graph_lines(graph, notes, all_tensors=True))
+
+
+def _verify(folder: Path, raw: bytes) -> None:
+    """Any artifact with its checksums: the first GGUF file, or else the directory."""
+    write_files(folder, raw)
+    path = next(iter(sorted(folder.glob("*.gguf"))), folder)
+    # Threads for some bytes take most of the time, and are not what is looked at.
+    with patch.object(verify_checksums, "hash_files", _hash_at_once):
+        found = weightcast.verify(path, jobs=1)
+    json.dumps(found.describe())
+    for line in found.lines():
+        assert len(line) < 100_000
+
+
+def _hash_at_once(
+    files: Sequence[FileToHash], jobs: int, on_progress: Callable[[int], None]
+) -> list[SimpleNamespace]:
+    digests = [hashlib.sha256(file.path.read_bytes()).hexdigest() for file in files]
+    return [SimpleNamespace(sha256=digest) for digest in digests]
+
+
+def _imatrix(folder: Path, raw: bytes) -> None:
+    read_imatrix(_write(folder, "imatrix", raw))
+
+
+def _recipe(folder: Path, raw: bytes) -> None:
+    read_recipe_file(_write(folder, "recipe.toml", raw))
+
+
+def _spec(folder: Path, raw: bytes) -> None:
+    path = _write(folder, "spec.json", raw)
+    given = read_spec(path)
+    sizes = {"emb_size": 6144, "vocab_size": 131072, "num_layers": 64, "num_experts": 8}
+    dimensions = Dimensions(given, str(path))
+    for name, size in {**sizes, "q_size": 6144, "kv_size": 1024, "ffn_size": 32768}.items():
+        dimensions.check(name, size, "a shard")
+    solve(dimensions, given).describe()
+
+
+def _report(folder: Path, raw: bytes) -> None:
+    report = read_report(_write(folder, "report.json", raw))
+    report_markdown.markdown([report])
+    for output in report.outputs:
+        for tensor in output.tensors:
+            tensor_kind(tensor.name)
+
+
+def _tokenizer(folder: Path, raw: bytes) -> None:
+    vocabulary = read_sentencepiece(_write(folder, "tokenizer.model", raw))
+    json.loads(tokenizer_json(vocabulary))
+
+
+_GGUF_WORDS = (
+    b"GGUF", b"general.alignment", b"general.architecture", b"split.no", b"split.count",
+    b"split.tensors.count", b"tokenizer.ggml.model", b"tokenizer.ggml.tokens", b"llama", b"grok",
+    b"tokenizer.ggml.scores", b"tokenizer.ggml.token_type", b"grok.block_count",
+    b"\x09\0\0\0\x08\0\0\0", b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"\0\0\0\0\0\0\0\x80",
+)  # fmt: skip
+_SAFETENSORS_WORDS = (
+    b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"weightcast"', b'"F32"',
+    b'"I32"', b'"U8"', b'"I64"', b'"BF16"', b'"F8_E4M3"', b'"F16"', b".weight_packed",
+    b".weight_scale", b".weight_shape", b".weight_zero_point", b".weight_global_scale", b".qweight",
+    b".qzeros", b".scales", b".g_idx", b".codes", b".zero_points", b".weight",
+)  # fmt: skip
+_DIRECTORY_WORDS = (
+    *_SAFETENSORS_WORDS, b"\n=== config.json ===\n", b"\n=== model.safetensors ===\n",
+    b"\n=== model.safetensors.index.json ===\n", b'"weight_map"', b'"quantization_config"',
+    b'"quant_method"', b'"compressed-tensors"', b'"gptq"', b'"gptq_v2"', b'"awq"',
+    b'"config_groups"', b'"block_structure"', b'"checkpoint_format"', b'"dynamic"', b'"sym"',
+    b'"bits"', b'"group_size"', b"../", b"/etc/passwd",
+)  # fmt: skip
+_PICKLE_WORDS = (
+    b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"cnumpy._core.multiarray\n_reconstruct\n",
+    b"cnumpy._core.numeric\n_frombuffer\n", b"c__main__\nQuantizedWeight8bit\n",
+    b"c_codecs\nencode\n",
+    b"cjax._src.array\n_reconstruct_array\n", b"cml_dtypes\nbfloat16\n", b"cbuiltins\nbytes\n",
+    b"X\x06\0\0\0latin1", b"X\x02\0\0\0f4", b"\x8c\x06weight", b"\x8c\x06scales",
+)  # fmt: skip
+_REPORT_WORDS = (
+    b'"format"', b'"weightcast-report"', b'"outputs"', b'"tensors"', b'"metrics"', b'"experts"',
+    b'"histogram"', b'"weighted"', b'"largest_at"', b"null", b"1e999", b"-1", b'"\\ud800"',
+)  # fmt: skip
+
+TARGETS = {
+    "pickle": Target(_pickle, 2048, _PICKLE_WORDS),
+    "shards": Target(_shards, 512, (b"tensor00000_000", b".incomplete", b"_001")),
+    "gguf": Target(_gguf, 4096, _GGUF_WORDS),
+    "gguf_split": Target(_gguf_split, 4096, (*_GGUF_WORDS, b"\n=== m-00002-of-00002.gguf ===\n")),
+    "convert": Target(_convert, 4096, _GGUF_WORDS),
+    "safetensors": Target(_safetensors, 4096, _SAFETENSORS_WORDS),
+    "directory": Target(_directory, 8192, _DIRECTORY_WORDS, has_json=True),
+    "grok1_directory": Target(_grok1_directory, 16384, _DIRECTORY_WORDS, has_json=True),
+    "verify": Target(
+        _verify,
+        16384,
+        (*_DIRECTORY_WORDS, *_GGUF_WORDS, b"\n=== SHA256SUMS ===\n", b"tensors.json"),
+        has_json=True,
+    ),
+    "imatrix": Target(_imatrix, 4096, (*_GGUF_WORDS, b".in_sum2", b".counts", b"imatrix.datasets")),
+    "recipe": Target(_recipe, 2048, (b"base", b"[[rule]]", b"pattern", b"type", b'"""', b"Q4_K_M")),
+    "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in GROK_1), has_json=True),
+    "report": Target(_report, 16384, _REPORT_WORDS, has_json=True),
+    "tokenizer": Target(_tokenizer, 4096, (b"\x0a", b"\x12", b"\x1a", b"<unk>")),
+}
