@@ -54,9 +54,7 @@ class Write:
         """Whether the file has these very bytes. Raises OSError."""
         size = os.fstat(fd).st_size
         end = self.offset + (self.runs - 1) * self.stride + self.run_bytes
-        if min(self.offset, self.run_bytes, self.stride) < 0 or end > size:
-            return False
-        if self.runs * self.run_bytes > size:
+        if end > size or self.runs * max(self.run_bytes, 1) > size:
             return False
         state = xxhash.xxh3_128()
         for run in range(self.runs):
@@ -191,33 +189,65 @@ class Journal:
 
     def _append(self, said: dict[str, Any]) -> None:
         text = json.dumps(said, separators=(",", ":")).encode()
-        line = memoryview(b"%s %s\n" % (_checksum(text), text))
+        line = memoryview(b"%s %s\n" % (checksum(text), text))
         while line:
             line = line[os.write(self._fd, line) :]
 
 
-def _checksum(text: bytes) -> bytes:
+def checksum(text: bytes) -> bytes:
+    """What stands before a line."""
     return xxhash.xxh3_64_hexdigest(text).encode()
 
 
 def _lines(raw: bytes) -> Iterator[dict[str, Any]]:
     """The objects of the lines that are whole."""
     for line in raw.split(b"\n"):
-        checksum, _, text = line.partition(b" ")
-        if not text or checksum != _checksum(text):
+        before, _, text = line.partition(b" ")
+        if not text or before != checksum(text):
             continue
-        said = json.loads(text)
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
         if isinstance(said, dict):
             yield said
 
 
 def _add(contents: Contents, said: dict[str, Any]) -> None:
-    if "settings" in said:
+    """Take a line; one that says something else than these do is none."""
+    if isinstance(said.get("settings"), dict):
         contents.settings = said["settings"]
     elif "rows" in said:
-        rows = Rows(*said["rows"])
-        writes = tuple(Write(*write) for write in said["writes"])
-        contents.finished[rows] = Finished(rows, BlockCounts(*said["counts"]), writes)
+        done = _finished(said)
+        if done is not None:
+            contents.finished[done.rows] = done
     elif "errors" in said:
-        tensor, expert = said["errors"]
-        contents.errors[tensor, expert, said["baseline"]] = said["values"]
+        tensor, expert, *_ = _listed(said["errors"], 2)
+        baseline, values = said.get("baseline"), said.get("values")
+        if isinstance(values, dict) and _is_name(tensor, expert) and isinstance(baseline, str):
+            contents.errors[tensor, expert, baseline] = values
+
+
+def _finished(said: dict[str, Any]) -> Finished | None:
+    tensor, expert, *ends = _listed(said["rows"], 4)
+    counts = _listed(said.get("counts"), 3)
+    writes = [_listed(write, 6) for write in _listed(said.get("writes"))]
+    numbers = (*ends, *counts, *(value for write in writes for value in write[:5]))
+    digests = [write[5] for write in writes]
+    if not _is_name(tensor, expert) or not all(type(n) is int and n >= 0 for n in numbers):
+        return None
+    if not all(isinstance(digest, str) for digest in digests):
+        return None
+    rows = Rows(tensor, expert, *ends)
+    return Finished(rows, BlockCounts(*counts), tuple(Write(*write) for write in writes))
+
+
+def _listed(value: object, length: int | None = None) -> list[Any]:
+    """A list of that length; anything else becomes one of nothings."""
+    if isinstance(value, list) and length in (None, len(value)):
+        return value
+    return [None] * (length or 0)
+
+
+def _is_name(tensor: object, expert: object) -> bool:
+    return isinstance(tensor, str) and (expert is None or type(expert) is int)

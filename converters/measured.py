@@ -43,14 +43,18 @@ class MatrixErrors:
         return {"total": total, "worst": self.worst}
 
 
-def matrix_errors(values: dict[str, Any]) -> MatrixErrors:
-    """Undo `MatrixErrors.values`."""
+def matrix_errors(values: dict[str, Any]) -> MatrixErrors | None:
+    """Undo `MatrixErrors.values`; None if these are no such values."""
     empty = of_moments(np.zeros(0, MOMENTS), 0)
-    total = {
-        field.name: np.asarray(values["total"][field.name], getattr(empty, field.name).dtype)[()]
-        for field in fields(Errors)
-    }
-    return MatrixErrors(Errors(**total), tuple((row, size) for row, size in values["worst"]))
+    try:
+        total = {
+            field.name: np.array(values["total"][field.name], getattr(empty, field.name).dtype)[()]
+            for field in fields(Errors)
+        }
+        worst = tuple((int(row), float(size)) for row, size in values["worst"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return MatrixErrors(Errors(**total), worst)
 
 
 @dataclass(slots=True)

@@ -111,7 +111,8 @@ def _restored(
     baseline = measuring.baseline_of(destination).name
     errors = files.earlier(destination.output).errors
     values = errors.get((destination.tensor, destination.expert, baseline))
-    if values is None:
+    found = None if values is None else matrix_errors(values)
+    if found is None:
         return False
-    measuring.restore(destination, matrix_errors(values), item.view.shape[0])
+    measuring.restore(destination, found, item.view.shape[0])
     return True

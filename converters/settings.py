@@ -56,19 +56,24 @@ def _changes(before: Settings, now: Settings) -> Iterator[str]:
         yield f"weightcast was {before.get('version')} and is {now['version']}"
     if before.get("type") != now["type"]:
         yield f"the type was {before.get('type')} and is {now['type']}"
-    options = before.get("options", {})
+    options = _part(before, "options")
     for name, value in now["options"].items():
         if options.get(name) != value:
             yield f"{_OPTIONS[name]} was {_shown(options.get(name))} and is {_shown(value)}"
-    extras = before.get("extras", {})
+    extras = _part(before, "extras")
     for role in sorted({*extras, *now["extras"]}):
         if extras.get(role) != now["extras"].get(role):
             yield f"the {role} file {_how(role, extras, now['extras'])}"
-    source = before.get("source", {})
+    source = _part(before, "source")
     for name in sorted({*source, *now["source"]}):
         if source.get(name) != now["source"].get(name):
             yield f"{name} of the source {_how(name, source, now['source'])}"
             break
+
+
+def _part(settings: Settings, name: str) -> Settings:
+    part = settings.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _how(name: str, before: Settings, now: Settings) -> str:

@@ -128,7 +128,7 @@ def of_another_version(path: Path) -> None:
     text = (
         path.read_bytes().split(b" ", 1)[1].split(b"\n")[0].replace(b'"journal":1', b'"journal":2')
     )
-    path.write_bytes(journal._checksum(text) + b" " + text + b"\n")
+    path.write_bytes(journal.checksum(text) + b" " + text + b"\n")
 
 
 @pytest.mark.parametrize("damage", [damage_first_line, damage_all, of_another_version, os.unlink])

@@ -17,14 +17,16 @@ from unittest.mock import patch
 import weightcast
 from tests.fuzz import pickle_oracle
 from tests.fuzz.inputs import write_files
-from weightcast.converters import grok1_gguf, report_markdown, verify_checksums
+from weightcast.converters import grok1_gguf, journal, report_markdown, verify_checksums
 from weightcast.converters.describe import graph_lines, graph_values
 from weightcast.converters.error_report import tensor_kind
 from weightcast.converters.grok1_spec import GROK_1, Dimensions, read_spec, solve
 from weightcast.converters.hashing import FileToHash
+from weightcast.converters.measured import matrix_errors
 from weightcast.converters.packed_sources import join_packed
 from weightcast.converters.recipe_files import read_recipe_file
 from weightcast.converters.report_file import read_report
+from weightcast.converters.settings import what_changed
 from weightcast.converters.sources import open_carried, open_to_inspect
 from weightcast.formats import gguf, safetensors
 from weightcast.formats.imatrix import read_imatrix
@@ -44,6 +46,22 @@ class Target:
     words: tuple[bytes, ...] = ()
     memory_bytes: int = 4 << 20
     has_json: bool = False
+
+
+def _journal(folder: Path, raw: bytes) -> None:
+    """Lines that are whole, and say anything; what they say of a file is looked for."""
+    texts = [raw, *raw.split(b"\n")]
+    lines = (b"%s %s\n" % (journal.checksum(text), text) for text in texts)
+    path = _write(folder, ".x.journal", b"".join(lines))
+    found = journal.read_journal(path)
+    with path.open("rb") as file:
+        for done in found.finished.values():
+            for write in done.writes:
+                write.is_in(file.fileno())
+    for values in found.errors.values():
+        matrix_errors(values)
+    if found.settings is not None:
+        what_changed(found.settings, _SETTINGS)
 
 
 def _write(folder: Path, name: str, raw: bytes) -> Path:
@@ -213,6 +231,11 @@ _REPORT_WORDS = (
     b'"histogram"', b'"weighted"', b'"largest_at"', b"null", b"1e999", b"-1", b'"\\ud800"',
 )  # fmt: skip
 
+_JOURNAL_WORDS = tuple(
+    f'"{word}"'.encode()
+    for word in ("journal", "settings", "rows", "counts", "writes", "errors", "baseline", "values")
+)
+_SETTINGS = {"version": "1", "type": "Q8_0", "options": {}, "extras": {}, "source": {}, "files": []}
 TARGETS = {
     "pickle": Target(_pickle, 2048, _PICKLE_WORDS),
     "shards": Target(_shards, 512, (b"tensor00000_000", b".incomplete", b"_001")),
@@ -232,5 +255,6 @@ TARGETS = {
     "recipe": Target(_recipe, 2048, (b"base", b"[[rule]]", b"pattern", b"type", b'"""', b"Q4_K_M")),
     "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in GROK_1), has_json=True),
     "report": Target(_report, 16384, _REPORT_WORDS, has_json=True),
+    "journal": Target(_journal, 4096, _JOURNAL_WORDS, has_json=True),
     "tokenizer": Target(_tokenizer, 4096, (b"\x0a", b"\x12", b"\x1a", b"<unk>")),
 }
