@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-POLL_S = 0.05
+POLL_S = 0.2
 _OWN = ("RssAnon", "RssShmem")
 
 
@@ -18,7 +18,7 @@ def measured(command: list[str], log: Path) -> dict[str, float]:
     """Run a command, its output in a file, and give what it took.
 
     `peak_gb` is the largest resident set, which counts files that are mapped; `own_gb` is the same
-    without files, looked at every 0.05 s. `disk_read_gb` is what came from the disk and not from
+    without files, looked at every 0.2 s. `disk_read_gb` is what came from the disk and not from
     the cache.
     """
     with log.open("wb") as file:

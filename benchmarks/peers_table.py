@@ -46,7 +46,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(first: str, rows: Mapping[str, Mapping[str, float]], *, times: bool) -> Iterator[str]:
     heads = [first, *(head for head, _, _ in _CELLS)]
-    heads += [f"weightcast's {what} times" for what in ("wall", "peak", "not files")] * times
+    heads += [f"{what} / weightcast's" for what in ("wall", "peak", "not files")] * times
     yield f"| {' | '.join(heads)} |"
     yield f"| --- |{' ---: |' * (len(heads) - 1)}"
     for name, row in rows.items():
