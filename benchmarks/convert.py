@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -50,7 +51,13 @@ def checkpoint(data: Path | None, spec: Mapping[str, int | float]) -> Iterator[P
     with tempfile.TemporaryDirectory() if data is None else nullcontext(str(data)) as folder:
         if not (Path(folder) / "ckpt-0").is_dir():
             click.echo(f"making {total_bytes(spec) / 1e9:.1f} GB of shards ...")
-            write_checkpoint(Path(folder), spec)
+            # In a process of its own: no child has a smaller peak of memory than its parent had.
+            arguments = Path(folder), dict(spec)
+            maker = get_context("spawn").Process(target=write_checkpoint, args=arguments)
+            maker.start()
+            maker.join()
+            if maker.exitcode:
+                sys.exit("the shards could not be made")
         subprocess.run(["sync"], check=True)
         yield Path(folder)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peak resident memory of conversions with matrices of the release's true sizes, by output kind.
 
-1.9 GB of shards are made once (`--data DIR` keeps them): one layer with two experts and a small
+1.7 GB of shards are made once (`--data DIR` keeps them): one layer with two experts and a small
 vocabulary, since neither changes the largest buffers. Needs 6 GB of free disk.
 
     .venv/bin/python -m benchmarks.memory --output benchmarks/results/memory.json

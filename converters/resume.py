@@ -64,7 +64,8 @@ def kept_work(plan: Plan) -> str:
         path = output.request.path
         done = sum(found.nbytes for found in read_journal(journal_path(path)).finished.values())
         if done:
-            shares.append(f"{done / max(output.data_bytes, 1):.0%} of {path.name}")
+            # Runs that cut their work otherwise may have noted some rows twice.
+            shares.append(f"{min(done / output.data_bytes, 1):.0%} of {path.name}")
     return ", ".join(shares)
 
 
