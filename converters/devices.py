@@ -18,7 +18,12 @@ from weightcast.converters.words import count, some
 from weightcast.quant.error import Baseline, Errors
 from weightcast.quant.error_library import measure_matrix
 from weightcast.quant.errors import DeviceError, RequestError
-from weightcast.quant.groups import Groups, GroupType, quantize_groups
+from weightcast.quant.groups import (
+    Groups,
+    GroupType,
+    quantize_and_measure_groups,
+    quantize_groups,
+)
 from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import QuantType
 
@@ -62,6 +67,15 @@ class Lane(Protocol):
     ) -> Groups:
         """Make groups of a matrix: what `groups.quantize_groups` does; raises as `quantize`."""
 
+    def quantize_and_measure_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
+    ) -> tuple[Groups, Errors]:
+        """Do as `quantize_groups` does, and compare the groups with the matrix."""
+
     def close(self) -> None:
         """Give back what the lane holds."""
 
@@ -97,6 +111,15 @@ class ProcessorLane:
         importance: NDArray[np.float32] | None = None,
     ) -> Groups:
         return quantize_groups(as_matrix(source), group_type, importance)
+
+    def quantize_and_measure_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
+    ) -> tuple[Groups, Errors]:
+        return quantize_and_measure_groups(as_matrix(source), group_type, importance, baseline)
 
     def close(self) -> None:
         """Nothing is held."""

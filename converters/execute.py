@@ -330,7 +330,9 @@ class _Run:
         rows = piece.slab.piece(piece.row0, piece.row1)
         n_out, row0 = piece.item.view.shape[0], piece.item.out0 + piece.row0
         room = piece.strip.room(destination)
-        what = rows, n_out, row0, destination.importance, worker.lane, room.place
+        measuring = self._measuring
+        baseline = None if measuring is None else measuring.baseline_of(destination)
+        what = rows, n_out, row0, destination.importance, worker.lane, room.place, baseline
         writes = []
         try:
             made = packed.packing.pack(*what)
@@ -339,10 +341,8 @@ class _Run:
                     writes.append(write_segment(self._files, destination, segment))
         except SourceValueError as error:
             raise self._explained(error, piece, destination) from None
-        if self._measuring is not None:
-            baseline = self._measuring.baseline_of(destination)
-            found = made.measure(as_matrix(rows), destination.importance, baseline)
-            self._measuring.add(destination, row0, found)
+        if measuring is not None and made.errors is not None:
+            measuring.add(destination, row0, made.errors)
         return made.counts, writes
 
     def _explained(

@@ -34,7 +34,6 @@ from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matri
 from weightcast.quant.types import F32
 
 Place = Callable[[Segment], Segment]
-Measure = Callable[[Matrix, NDArray[np.float32] | None, Baseline], Errors]
 
 
 def as_made(segment: Segment) -> Segment:
@@ -44,13 +43,13 @@ def as_made(segment: Segment) -> Segment:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Bytes of some rows; `measure` compares what a reader gets of them with a matrix.
+    """Bytes of some rows; `counts` says how many of their groups carry int8 codes unchanged.
 
-    `counts` says how many of their groups carry the source's int8 codes unchanged.
+    `errors` compares what a reader gets of them with the matrix; None if it was not asked for.
     """
 
     segments: Iterable[Segment]
-    measure: Measure
+    errors: Errors | None
     counts: BlockCounts = field(default_factory=BlockCounts)
 
 
@@ -83,12 +82,14 @@ class Packing(Protocol):
         importance: NDArray[np.float32] | None,
         lane: Lane,
         place: Place = as_made,
+        baseline: Baseline | None = None,
     ) -> Made:
         """Quantize rows [row0, row0 + rows.n_out) of a matrix and say where their bytes go.
 
         `place` brings segments into the memory that they are written from, and gives them there.
         What is searched for goes through `lane`; what is only copied, or made of 8-bit floats, is
-        done here. Raises SourceValueError, LayoutError and, on a device, DeviceError.
+        done here. What is made is compared with `baseline`, or with nothing. Raises
+        SourceValueError, LayoutError and, on a device, DeviceError.
         """
 
 
@@ -130,32 +131,44 @@ class GroupPacking:
         importance: NDArray[np.float32] | None,
         lane: Lane,
         place: Place = as_made,
+        baseline: Baseline | None = None,
     ) -> Made:
         if self.is_carried:
             try:
-                return self._carry(as_matrix(rows), n_out, row0, place)
+                return self._carry(as_matrix(rows), n_out, row0, importance, place, baseline)
             except InexactScaleError:
                 if not self.may_change:
                     raise
-        groups = lane.quantize_groups(rows, self.type, importance)
+        errors = None
+        if baseline is None:
+            groups = lane.quantize_groups(rows, self.type, importance)
+        else:
+            what = rows, self.type, importance, baseline
+            groups, errors = lane.quantize_and_measure_groups(*what)
         was_int8 = isinstance(rows, Matrix) and rows.scales is not None and self.type.bits == 8
         n_groups = groups.scales.size if was_int8 else 0
         counts = BlockCounts(requantized=n_groups)
         segments = tuple(place(segment) for segment in self._pack(groups, n_out, row0))
-        return Made(segments, self._measure(groups), counts)
+        return Made(segments, errors, counts)
 
-    def _carry(self, matrix: Matrix, n_out: int, row0: int, place: Place) -> Made:
+    def _carry(
+        self,
+        matrix: Matrix,
+        n_out: int,
+        row0: int,
+        importance: NDArray[np.float32] | None,
+        place: Place,
+        baseline: Baseline | None,
+    ) -> Made:
         groups = carry_groups(matrix, self.type)
         segments = tuple(place(segment) for segment in self._pack(groups, n_out, row0))
         shape, row1 = (n_out, matrix.n_in), row0 + matrix.n_out
         seen = packed_rows(self.layout, segments, self.type, shape, row0, row1)
         check_carried(matrix, seen, self.type)
-        return Made(segments, self._measure(seen), BlockCounts(exact=groups.scales.size))
-
-    def _measure(self, groups: Groups) -> Measure:
-        return lambda matrix, importance, baseline: measure_groups(
-            matrix, groups, self.type, importance, baseline
-        )
+        errors = None
+        if baseline is not None:
+            errors = measure_groups(matrix, seen, self.type, importance, baseline)
+        return Made(segments, errors, BlockCounts(exact=groups.scales.size))
 
     def _pack(self, groups: Groups, n_out: int, row0: int) -> Iterator[Segment]:
         return self.layout.pack(groups, self.type, n_out, groups.codes.shape[1], row0)
@@ -191,6 +204,7 @@ class Fp4Packing:
         importance: NDArray[np.float32] | None,
         lane: Lane,
         place: Place = as_made,
+        baseline: Baseline | None = None,
     ) -> Made:
         quant_type = self.layout.type
         row_bytes = quant_type.row_bytes(rows.n_in)
@@ -199,12 +213,10 @@ class Fp4Packing:
         else:
             blocks = np.empty((rows.n_out, row_bytes), np.uint8)
             lane.quantize(rows, quant_type, blocks)
-        return Made(
-            self.layout.pack(blocks, n_out, rows.n_in, row0),
-            lambda matrix, importance, baseline: measure_matrix(
-                matrix, quant_type, blocks, importance, baseline
-            ),
-        )
+        errors = None
+        if baseline is not None:
+            errors = measure_matrix(as_matrix(rows), quant_type, blocks, importance, baseline)
+        return Made(self.layout.pack(blocks, n_out, rows.n_in, row0), errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,24 +246,24 @@ class Fp8Packing:
         importance: NDArray[np.float32] | None,
         lane: Lane,
         place: Place = as_made,
+        baseline: Baseline | None = None,
     ) -> Made:
         matrix = as_matrix(rows)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)
         quantize_matrix(matrix, F32, values.view(np.uint8))
         segments = tuple(packed_fp8.pack(values, self.type, n_out, matrix.n_in, row0))
+        errors = None
+        if baseline is not None:
+            read = self._read(segments, matrix.n_out, matrix.n_in).view(np.uint8)
+            errors = measure_matrix(matrix, F32, read, importance, baseline)
+        return Made(segments, errors)
 
-        def measure(
-            matrix: Matrix, importance: NDArray[np.float32] | None, baseline: Baseline
-        ) -> Errors:
-            parts = {
-                part.suffix: segment.data.reshape(-1)
-                .view(NUMPY_DTYPES[part.dtype])
-                .reshape(part.shape)
-                for part, segment in zip(
-                    packed_fp8.parts(self.type, matrix.n_out, matrix.n_in), segments, strict=True
-                )
-            }
-            read = packed_fp8.unpack(parts, self.type, matrix.n_out, matrix.n_in)
-            return measure_matrix(matrix, F32, read.view(np.uint8), importance, baseline)
-
-        return Made(segments, measure)
+    def _read(self, segments: tuple[Segment, ...], n_out: int, n_in: int) -> NDArray[np.float32]:
+        """Multiply the weights of segments [n_out, n_in] by their scales, as readers do."""
+        parts = {
+            part.suffix: segment.data.reshape(-1).view(NUMPY_DTYPES[part.dtype]).reshape(part.shape)
+            for part, segment in zip(
+                packed_fp8.parts(self.type, n_out, n_in), segments, strict=True
+            )
+        }
+        return packed_fp8.unpack(parts, self.type, n_out, n_in)

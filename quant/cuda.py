@@ -30,7 +30,7 @@ from weightcast.quant.cuda_jobs import (
     scratch_bytes,
 )
 from weightcast.quant.error import MOMENTS, Baseline, Errors, of_moments
-from weightcast.quant.groups import Groups, GroupType, empty_groups
+from weightcast.quant.groups import Groups, GroupType, empty_groups, measure_groups
 from weightcast.quant.library import (
     BlockCounts,
     Blocks,
@@ -157,6 +157,18 @@ class Lane:
         copy_groups_out(self._stream, job, groups)
         report_groups(job, self._found(job.found))
         return groups
+
+    def quantize_and_measure_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
+    ) -> tuple[Groups, Errors]:
+        """Do as `quantize_groups` does, and compare the groups with the matrix on the processor."""
+        groups = self.quantize_groups(source, group_type, importance)
+        matrix = source.dequantized() if isinstance(source, Blocks) else source
+        return groups, measure_groups(matrix, groups, group_type, importance, baseline)
 
     def measure(
         self,

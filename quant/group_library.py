@@ -88,13 +88,8 @@ def make(
     """
     if matrix.n_out == 0 or matrix.n_in == 0:
         return
-    library.check_matrix(matrix)
-    assert codes.shape == (matrix.n_out, matrix.n_in)
-    assert scales.shape == (matrix.n_out, matrix.n_in // made.group_size)
-    assert scales.itemsize == (4 if made.scale_type == SOURCE_TYPES["F32"].ggml_id else 2)
-    assert bool(made.symmetric) == (zero_points is None)
-    source, groups = library._source(matrix), _as_groups(codes, scales, zero_points)
-    result = library._Result()
+    groups = _room(matrix, made, codes, scales, zero_points)
+    source, result = library._source(matrix), library._Result()
     last = (ctypes.byref(made), ctypes.byref(groups), ctypes.byref(result))
     if carry:
         status = load().weightcast_carry_groups(ctypes.byref(source), *last)
@@ -103,6 +98,50 @@ def make(
         status = load().weightcast_quantize_groups(ctypes.byref(source), factors, *last)
     if status != library.OK:
         raise _error(status, matrix, made, result)
+
+
+def make_and_measure(
+    matrix: Matrix,
+    made: _GroupType,
+    importance: NDArray[np.float32] | None,
+    baseline: Baseline,
+    codes: NDArray[np.uint8],
+    scales: NDArray[Any],
+    zero_points: NDArray[np.uint8] | None,
+) -> NDArray[np.void]:
+    """Do as `make` and `measure` do, in one call: MOMENTS [n_out]; raises as they do."""
+    moments = np.zeros(matrix.n_out, MOMENTS)
+    if matrix.n_out == 0 or matrix.n_in == 0:
+        return moments
+    groups, result = _room(matrix, made, codes, scales, zero_points), library._Result()
+    status = load().weightcast_quantize_and_measure_groups(
+        ctypes.byref(library._source(matrix)),
+        None if importance is None else importance.ctypes.data,
+        baseline.value,
+        ctypes.byref(made),
+        ctypes.byref(groups),
+        moments.ctypes.data,
+        ctypes.byref(result),
+    )
+    if status != library.OK:
+        raise _error(status, matrix, made, result)
+    return moments
+
+
+def _room(
+    matrix: Matrix,
+    made: _GroupType,
+    codes: NDArray[np.uint8],
+    scales: NDArray[Any],
+    zero_points: NDArray[np.uint8] | None,
+) -> _Groups:
+    """Describe the arrays that the groups of a matrix are made in. Raises LayoutError."""
+    library.check_matrix(matrix)
+    assert codes.shape == (matrix.n_out, matrix.n_in)
+    assert scales.shape == (matrix.n_out, matrix.n_in // made.group_size)
+    assert scales.itemsize == (4 if made.scale_type == SOURCE_TYPES["F32"].ggml_id else 2)
+    assert bool(made.symmetric) == (zero_points is None)
+    return _as_groups(codes, scales, zero_points)
 
 
 def check_carried(
@@ -201,6 +240,14 @@ def load() -> ctypes.CDLL:
         groups = (structure(_GroupType), structure(_Groups))
         source, result = structure(library._Source), structure(library._Result)
         loaded.weightcast_quantize_groups.argtypes = [source, pointer, *groups, result]
+        loaded.weightcast_quantize_and_measure_groups.argtypes = [
+            source,
+            pointer,
+            ctypes.c_int32,
+            *groups,
+            pointer,
+            result,
+        ]
         loaded.weightcast_carry_groups.argtypes = [source, *groups, result]
         loaded.weightcast_check_carried.argtypes = [source, *groups, result]
         loaded.weightcast_measure_groups.argtypes = [

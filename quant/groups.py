@@ -115,6 +115,24 @@ def quantize_groups(
     return groups
 
 
+def quantize_and_measure_groups(
+    matrix: Matrix,
+    group_type: GroupType,
+    importance: NDArray[np.float32] | None = None,
+    baseline: Baseline = Baseline.STORED,
+    *,
+    search: bool = True,
+) -> tuple[Groups, Errors]:
+    """Do as `quantize_groups` and then `measure_groups` do, to the same bits, in less time."""
+    groups = empty_groups(group_type, matrix.n_out, matrix.n_in)
+    if importance is not None:
+        importance = shaped_importance(importance, matrix.n_in)
+    described = _described(group_type, matrix.n_in, search)
+    made = groups.codes, groups.scales, groups.zero_points
+    moments = group_library.make_and_measure(matrix, described, importance, baseline, *made)
+    return groups, of_moments(moments, matrix.n_in)
+
+
 def carry_groups(matrix: Matrix, group_type: GroupType) -> Groups:
     """Carry an int8 matrix as it is: codes plus 128, scales repeated for each group.
 

@@ -19,8 +19,9 @@ import pytest
 from numpy.typing import NDArray
 
 from weightcast.converters import devices
+from weightcast.quant.error import Baseline, Errors
 from weightcast.quant.errors import DeviceError
-from weightcast.quant.groups import Groups, GroupType, quantize_groups
+from weightcast.quant.groups import Groups, GroupType, measure_groups, quantize_groups
 from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.types import QuantType
 
@@ -160,6 +161,17 @@ class Lane:
             nbytes = sum(part.nbytes for part in made if part is not None)
             assert nbytes <= self.blocks_bytes
             return groups
+
+    def quantize_and_measure_groups(
+        self,
+        source: Matrix | Blocks,
+        group_type: GroupType,
+        importance: NDArray[np.float32] | None = None,
+        baseline: Baseline = Baseline.STORED,
+    ) -> tuple[Groups, Errors]:
+        groups = self.quantize_groups(source, group_type, importance)
+        matrix = devices.as_matrix(source)
+        return groups, measure_groups(matrix, groups, group_type, importance, baseline)
 
     @contextmanager
     def _at_work(self, source: Matrix | Blocks, made: str) -> Iterator[Matrix]:

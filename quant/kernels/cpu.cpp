@@ -7,6 +7,7 @@
 #include "floats.h"
 #include "groups.h"
 #include "groups_exact.h"
+#include "groups_measured.h"
 #include "measure.h"
 #include "q8_0.h"
 #include "quantize_fp4.h"
@@ -76,6 +77,13 @@ void measure_groups(const weightcast_source& s, const float* importance, int32_t
   measure_groups(job, type, groups);
 }
 
+int32_t quantize_and_measure_groups(const weightcast_source& s, const float* importance, int32_t baseline,
+                                    const weightcast_group_type& type, const weightcast_groups& dst,
+                                    weightcast_moments* moments, weightcast_result& result) {
+  const MeasureJob job{s, importance, baseline == WEIGHTCAST_ROUNDED_BF16, moments};
+  return quantize_and_measure_groups(job, type, dst, result);
+}
+
 template <class Grid, int entries>
 const void* tables(const uint16_t (&grid)[entries], int64_t& nbytes) {
   nbytes = sizeof(Grid);
@@ -102,7 +110,7 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
 #define WC_NAME_OF(isa) #isa
 #define WC_NAME(isa) WC_NAME_OF(isa)
 extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize, measure,
-                                         measure_groups, quantize_groups, carry_groups, check_carried,
-                                         dequantize_groups, grid_tables};
+                                         measure_groups, quantize_groups, quantize_and_measure_groups,
+                                         carry_groups, check_carried, dequantize_groups, grid_tables};
 
 }  // namespace weightcast

@@ -17,6 +17,10 @@ struct Kernels {
   int32_t (*quantize_groups)(const weightcast_source&, const float* importance,
                              const weightcast_group_type&, const weightcast_groups&,
                              weightcast_result&);
+  int32_t (*quantize_and_measure_groups)(const weightcast_source&, const float* importance,
+                                         int32_t baseline, const weightcast_group_type&,
+                                         const weightcast_groups&, weightcast_moments*,
+                                         weightcast_result&);
   int32_t (*carry_groups)(const weightcast_source&, const weightcast_group_type&,
                           const weightcast_groups&, weightcast_result&);
   int32_t (*check_carried)(const weightcast_source&, const weightcast_group_type&,

@@ -176,6 +176,25 @@ int32_t weightcast_quantize_groups(const weightcast_source* source, const float*
   return weightcast::kernels().quantize_groups(*source, importance, *type, *dst, *result);
 }
 
+int32_t weightcast_quantize_and_measure_groups(const weightcast_source* source, const float* importance,
+                                               int32_t baseline, const weightcast_group_type* type,
+                                               const weightcast_groups* dst, weightcast_moments* moments,
+                                               weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  bool empty;
+  int32_t status = weightcast::check_source(s, importance, *result, empty);
+  if (status != WEIGHTCAST_OK) return status;
+  if (empty) {
+    for (int64_t out = 0; out < s.n_out; ++out) moments[out] = weightcast_moments{};
+    return WEIGHTCAST_OK;
+  }
+  status = weightcast::check_groups(*type, *dst, s.n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  return weightcast::kernels().quantize_and_measure_groups(s, importance, baseline, *type, *dst, moments,
+                                                           *result);
+}
+
 int32_t weightcast_carry_groups(const weightcast_source* source, const weightcast_group_type* type,
                                 const weightcast_groups* dst, weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;

@@ -65,18 +65,35 @@ void make_groups(GroupJob& job, Strip strip, int64_t out0, int columns, int64_t 
   }
 }
 
+inline bool are_small(const weightcast_group_type& type) { return type.group_size <= kMaxDepth; }
+
+// In-rows of a tile of small groups.
+inline int small_groups_depth(const weightcast_group_type& type) {
+  const int size = static_cast<int>(type.group_size);
+  return size >= kGroupDepth ? size : kGroupDepth / size * size;
+}
+
+// Watches small groups being made, part by part of a run of columns; this one does nothing.
+struct NoWatch {
+  void begin(int64_t /*out0*/, int /*columns*/) {}
+  // Codes were made of the strip x, `columns` from column c of the run on; the scales are stored.
+  void add(Strip /*x*/, Bytes /*codes*/, int /*c*/, int /*columns*/, int64_t /*in0*/, int /*depth*/) {}
+  // After the parts that end at `in`.
+  void end(int64_t /*in*/) {}
+};
+
 // Groups of at most a tile.
-template <bool weighed>
-int32_t quantize_small_groups(GroupJob& job) {
+template <bool weighed, class Watch>
+int32_t quantize_small_groups(GroupJob& job, Watch& watch) {
   const weightcast_source& s = job.s;
-  const int size = static_cast<int>(job.type.group_size);
-  const int tile_depth = size >= kGroupDepth ? size : kGroupDepth / size * size;
+  const int tile_depth = small_groups_depth(job.type);
   Stage stage;
   Tile tile;
   MadeCodes made;
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int count = at_most(s.n_out - out0, run);
+    watch.begin(out0, count);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += tile_depth) {
       const int depth = at_most(s.n_in - in0, tile_depth);
       const Piece piece = piece_at(s, out0, count, in0, depth, stage);
@@ -87,10 +104,13 @@ int32_t quantize_small_groups(GroupJob& job) {
         for (int c0 = 0; c0 < width; c0 += kLanes) {
           const int64_t first = out0 + skip + c0;
           const int columns = at_most(width - c0, kLanes);
-          make_groups<weighed>(job, Strip{&tile.x[0][c0]}, first, columns, in0, depth, made);
+          const Strip x{&tile.x[0][c0]};
+          make_groups<weighed>(job, x, first, columns, in0, depth, made);
+          watch.add(x, Bytes{made.rows}, skip + c0, columns, in0, depth);
           store_columns(made.rows, depth, columns, job.dst.codes + first * s.n_in + in0, s.n_in);
         }
       }
+      watch.end(in0 + depth);
     }
   }
   return job.overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
@@ -157,13 +177,26 @@ int32_t quantize_long_groups(GroupJob& job) {
   return job.overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
 }
 
+template <class Watch>
+int32_t quantize_small_groups(GroupJob& job, Watch& watch) {
+  return job.importance != nullptr ? quantize_small_groups<true>(job, watch)
+                                   : quantize_small_groups<false>(job, watch);
+}
+
+inline GroupJob group_job(const weightcast_source& s, const float* importance,
+                          const weightcast_group_type& type, const weightcast_groups& dst,
+                          weightcast_result& result) {
+  const GroupRule rule = group_rule(type.bits, type.symmetric != 0, type.scale_type, type.search != 0);
+  return {s, importance, type, dst, result, rule, false};
+}
+
 inline int32_t quantize_groups(const weightcast_source& s, const float* importance,
                                const weightcast_group_type& type, const weightcast_groups& dst,
                                weightcast_result& result) {
-  GroupJob job{s, importance, type, dst, result,
-               group_rule(type.bits, type.symmetric != 0, type.scale_type, type.search != 0), false};
-  if (type.group_size <= kMaxDepth) {
-    return importance != nullptr ? quantize_small_groups<true>(job) : quantize_small_groups<false>(job);
+  GroupJob job = group_job(s, importance, type, dst, result);
+  if (are_small(type)) {
+    NoWatch watch;
+    return quantize_small_groups(job, watch);
   }
   return importance != nullptr ? quantize_long_groups<true>(job) : quantize_long_groups<false>(job);
 }

@@ -43,6 +43,27 @@ struct BlockRows {
   }
 };
 
+// The scale and zero point of a group in each of n neighbouring rows, as they are stored; zeros beyond
+// `count` rows.
+template <int n>
+struct StoredScales {
+  alignas(64) float scales[n] = {}, zeros[n] = {};
+
+  StoredScales(const weightcast_group_type& type, const weightcast_groups& groups, int64_t out, int count,
+               int64_t group) {
+    for (int c = 0; c < count; ++c) {
+      const int64_t at = (out + c) * groups.groups + group;
+      scales[c] = stored_scale_at(type.scale_type, groups.scales, at);
+      zeros[c] = static_cast<float>(zero_point_at(type, groups, at));
+    }
+  }
+
+  // What codes [n] stand for. Differences of small integers are exact: this is what dequantize_run gives.
+  WC_INLINE void dequantize(const uint8_t* codes, float* y) const {
+    for (int c = 0; c < n; ++c) y[c] = (static_cast<float>(codes[c]) - zeros[c]) * scales[c];
+  }
+};
+
 // Rows of groups; depths may end inside one.
 struct GroupRows {
   const weightcast_group_type& type;
@@ -65,18 +86,8 @@ struct GroupRows {
     for (int i = 0; i < depth;) {
       const int64_t group = (in + i) / type.group_size;
       const int end = i + at_most((group + 1) * type.group_size - in - i, depth - i);
-      alignas(64) float scales[kMeasured] = {}, zeros[kMeasured] = {};
-      for (int c = 0; c < count; ++c) {
-        const int64_t at = (out + c) * groups.groups + group;
-        scales[c] = stored_scale_at(type.scale_type, groups.scales, at);
-        zeros[c] = static_cast<float>(zero_point_at(type, groups, at));
-      }
-      for (; i < end; ++i) {
-        // Differences of small integers are exact, so that this is what dequantize_run gives.
-        for (int c = 0; c < kMeasured; ++c) {
-          to.columns[i][c] = (static_cast<float>(turned[i][c]) - zeros[c]) * scales[c];
-        }
-      }
+      const StoredScales<kMeasured> stored(type, groups, out, count, group);
+      for (; i < end; ++i) stored.dequantize(turned[i], to.columns[i]);
     }
   }
 };
@@ -93,7 +104,6 @@ struct MeasureWorkspace {
   Stage stage;
   Tile tile;
   Unpacked unpacked;
-  Sums sums[kMaxRun / kErrorRows];  // of the chunk that is at hand
 };
 
 // A part of some rows: x and y [n], the importance of its columns, and where it begins.
@@ -184,24 +194,55 @@ void add_part(const Part& part, int columns, Sums& sums, weightcast_moments* mom
   sums = sum;
 }
 
-// Add the tile at hand, columns [out0, out0 + width), to `sums`.
+// Sums of the rows of a run of columns, part by part from the first to the last.
+class RowSums {
+ public:
+  explicit RowSums(const MeasureJob& job) : job_(job) {}
+
+  void begin(int64_t out0, int columns) {
+    out0_ = out0;
+    columns_ = columns;
+    for (Sums& sums : sums_) sums = Sums{};
+    for (int c = 0; c < columns; ++c) job_.moments[out0 + c] = weightcast_moments{};
+  }
+
+  // The part [in0, in0 + depth) of kErrorRows rows, the first of which is column c of the run.
+  void add(int c, const float* x, const float* y, int64_t in0, int depth) {
+    const int count = at_most(columns_ - c, kErrorRows);
+    Sums& sums = sums_[c / kErrorRows];
+    weightcast_moments* moments = job_.moments + out0_ + c;
+    if (job_.importance != nullptr) {
+      add_part<true>({x, y, job_.importance + in0, depth, in0}, count, sums, moments);
+    } else {
+      add_part<false>({x, y, nullptr, depth, in0}, count, sums, moments);
+    }
+  }
+
+  // After the parts that end at `in`; they do not reach over the end of a chunk.
+  void end(int64_t in) {
+    if (in % kErrorChunk != 0 && in < job_.s.n_in) return;
+    for (int c = 0; c < columns_; ++c) {
+      add_chunk(job_.moments[out0_ + c], sums_[c / kErrorRows].of(c % kErrorRows));
+    }
+    for (Sums& sums : sums_) sums.restart();
+  }
+
+ private:
+  const MeasureJob& job_;
+  int64_t out0_ = 0;
+  int columns_ = 0;
+  Sums sums_[kMaxRun / kErrorRows];  // of the chunk that is at hand
+};
+
+// Add the tile at hand, `width` columns from `skip` on of the run that begins at out0.
 template <class Rows>
-void measure_tile(const MeasureJob& job, const Rows& rows, int64_t out0, int width, int64_t in0, int depth,
-                  MeasureWorkspace& work, Sums* sums) {
+void measure_tile(const Rows& rows, int64_t out0, int skip, int width, int64_t in0, int depth,
+                  MeasureWorkspace& work, RowSums& sums) {
   for (int c0 = 0; c0 < width; c0 += kMeasured) {
     const int columns = at_most(width - c0, kMeasured);
-    rows.unpack(out0 + c0, columns, in0, depth, work.unpacked);
+    rows.unpack(out0 + skip + c0, columns, in0, depth, work.unpacked);
     for (int c = 0; c < columns; c += kErrorRows) {
-      const int count = at_most(columns - c, kErrorRows);
-      Sums& sum = sums[(c0 + c) / kErrorRows];
-      weightcast_moments* moments = job.moments + out0 + c0 + c;
-      const float* x = &work.tile.x[0][c0 + c];
-      const float* y = &work.unpacked.columns[0][c];
-      if (job.importance != nullptr) {
-        add_part<true>({x, y, job.importance + in0, depth, in0}, count, sum, moments);
-      } else {
-        add_part<false>({x, y, nullptr, depth, in0}, count, sum, moments);
-      }
+      sums.add(skip + c0 + c, &work.tile.x[0][c0 + c], &work.unpacked.columns[0][c], in0, depth);
     }
   }
 }
@@ -218,29 +259,21 @@ void measure_rows(const MeasureJob& job, const Rows& rows) {
   MeasureWorkspace work;
   std::memset(&work.unpacked, 0, sizeof work.unpacked);  // lanes beyond the last column are summed too
   std::memset(&work.tile, 0, sizeof work.tile);
+  RowSums sums(job);
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int columns = at_most(s.n_out - out0, run);
-    for (int c = 0; c < columns; ++c) job.moments[out0 + c] = weightcast_moments{};
+    sums.begin(out0, columns);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
-      if (in0 % kErrorChunk == 0) {
-        for (Sums& sums : work.sums) {
-          if (in0 == 0) sums = Sums{};
-          else sums.restart();
-        }
-      }
       const int depth = at_most(s.n_in - in0, kMaxDepth);
       const Piece piece = piece_at(s, out0, columns, in0, depth, work.stage);
       for (int skip = 0; skip < columns; skip += kWidth) {
         const int width = at_most(columns - skip, kWidth);
         load_tile(s, piece, skip, out0 + skip, width, in0, depth, work.tile);
         if (job.rounded) round_tile(work.tile, depth);
-        measure_tile(job, rows, out0 + skip, width, in0, depth, work, work.sums + skip / kErrorRows);
+        measure_tile(rows, out0, skip, width, in0, depth, work, sums);
       }
-      if ((in0 + depth) % kErrorChunk != 0 && in0 + depth < s.n_in) continue;
-      for (int c = 0; c < columns; ++c) {
-        add_chunk(job.moments[out0 + c], work.sums[c / kErrorRows].of(c % kErrorRows));
-      }
+      sums.end(in0 + depth);
     }
   }
 }

@@ -206,6 +206,13 @@ WEIGHTCAST_API int32_t weightcast_measure_groups(const weightcast_source* source
                                                  const weightcast_groups* groups,
                                                  weightcast_moments* moments);
 
+/* weightcast_quantize_groups and then weightcast_measure_groups, to the same bits, in less time: the source
+ * is read once. `moments` [n_out] are valid if the call returns OK. */
+WEIGHTCAST_API int32_t weightcast_quantize_and_measure_groups(
+    const weightcast_source* source, const float* importance, int32_t baseline,
+    const weightcast_group_type* type, const weightcast_groups* dst, weightcast_moments* moments,
+    weightcast_result* result);
+
 /* Turn a matrix [rows, columns] of items of 1, 2 or 4 bytes around: dst [columns, rows]. Strides between
  * rows are in items; both are aligned to items and do not overlap. BAD_TYPE: items of another size. */
 WEIGHTCAST_API int32_t weightcast_transpose(const void* src, int64_t src_stride, int64_t rows,

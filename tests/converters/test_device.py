@@ -185,7 +185,7 @@ def test_bytes_are_those_of_the_processor(
     machine.takes_pageable = case == "packed int4"
     machine.makes_pageable = case == "floats of 4 and 8 bits"
     small_pieces(monkeypatch)
-    for name in ("quantize_matrix", "quantize_groups"):
+    for name in ("quantize_matrix", "quantize_groups", "quantize_and_measure_groups"):
         monkeypatch.setattr(devices, name, lambda *given: pytest.fail("on the processor"))
     made = run_case(case, tmp_path, request, device="cuda", jobs=workers)
     assert contents(tmp_path) == files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from unittest import mock
 
 import ml_dtypes
@@ -21,6 +22,7 @@ from weightcast.quant.groups import (
     GroupType,
     dequantize_groups,
     measure_groups,
+    quantize_and_measure_groups,
     quantize_groups,
 )
 from weightcast.quant.library import Matrix, dequantize_bytes
@@ -232,6 +234,65 @@ def test_groups(isa, bits, size, symmetric):
     check(found, compared(x, dequantize_groups(groups, group_type), importance))
     with pytest.raises(LayoutError, match="for a matrix"):
         measure_groups(sources.matrix(x[1:]), groups, group_type)
+
+
+def assert_same_in_one_call(
+    source: Matrix,
+    group_type: GroupType,
+    importance: NDArray[np.float32] | None,
+    baseline: Baseline,
+) -> None:
+    """Groups and their errors have the same bits whether they are made in one call or two."""
+    wanted = quantize_groups(source, group_type, importance)
+    errors = measure_groups(source, wanted, group_type, importance, baseline)
+    made, found = quantize_and_measure_groups(source, group_type, importance, baseline)
+    for name in ("codes", "scales", "zero_points"):
+        one, two = getattr(made, name), getattr(wanted, name)
+        assert (one is None and two is None) or one.tobytes() == two.tobytes()
+    for field in fields(Errors):
+        assert getattr(found, field.name).tobytes() == getattr(errors, field.name).tobytes()
+
+
+# More than a chunk of a row, and less than a tile at its end. Tiles of groups of 96 and of rows are
+# cut otherwise than chunks.
+@pytest.mark.parametrize(
+    ("size", "n_in"), [(32, 2080), (64, 2240), (96, 2112), (128, 2176), (256, 2304), (0, 2112)]
+)
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "I8"])
+def test_groups_in_one_call(isa, dtype, size, n_in):
+    importance = np.random.default_rng(4).uniform(0, 3, n_in).astype(np.float32)
+    importance[::7] = 0
+    kinds = (  # a pair of importance and baseline each
+        (None, Baseline.STORED, GroupType(4, size)),
+        (importance, Baseline.BF16, GroupType(4, size, symmetric=False, scale_dtype="F32")),
+        (importance, Baseline.STORED, GroupType(8, size)),
+        (None, Baseline.BF16, GroupType(4, size)),
+    )
+    for n_out, layout, used in ((1, "out_in", 4), (37, "in_out", 4), (200, "in_out", 2)):
+        x = weights(n_out, n_in)
+        scales = None
+        if dtype == "I8":
+            given = np.clip(np.rint(x * 30), -127, 127).astype(np.int8)
+            scales = np.random.default_rng(5).uniform(0.1, 1, (2, n_out)).astype(np.float32)
+        else:
+            given = sources.source_of(x, dtype)
+        source = sources.matrix(sources.place(given, layout), scales)
+        for factors, baseline, group_type in kinds[:used]:
+            assert_same_in_one_call(source, group_type, factors, baseline)
+
+
+def test_groups_in_one_call_refuse_what_groups_refuse():
+    x = weights(70, 256)
+    x[60, 200] = np.nan
+    with pytest.raises(LayoutError, match=r"NaN or infinity at \[60, 200\]"):
+        quantize_and_measure_groups(sources.matrix(x), GroupType(4, 128))
+    x[60, 200] = 1e30
+    with pytest.raises(LayoutError, match="too large for a scale of F16"):
+        quantize_and_measure_groups(sources.matrix(x), GroupType(4, 128, scale_dtype="F16"))
+    with pytest.raises(LayoutError, match=r"importance of shape \[7\]"):
+        quantize_and_measure_groups(sources.matrix(x), GroupType(4, 128), np.ones(7, np.float32))
+    _, found = quantize_and_measure_groups(sources.matrix(x[:, :0]), GroupType(4, 128))
+    assert found.exact.tolist() == [0] * 70
 
 
 def test_every_bin_of_the_histogram():

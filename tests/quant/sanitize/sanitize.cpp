@@ -488,9 +488,60 @@ void check_measured_groups() {
   }
 }
 
+bool same_bytes(const Bytes& a, const Bytes& b, int64_t n) {
+  return std::memcmp(a.get(), b.get(), static_cast<size_t>(n)) == 0;
+}
+
+// In one call as in two, over more than a chunk of a row, with depths that are cut alike and not.
+void check_groups_measured_at_once() {
+  const int64_t widths[] = {1, 33, 70, 16, 37, 7}, sizes[] = {32, 64, 96, 128, 256, 2304};
+  const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F16, WEIGHTCAST_BF16};
+  for (int round = 0; round < 24; ++round) {
+    const int64_t n_out = widths[round * 5 % 6], n_in = 2304;
+    const weightcast_group_type type{round % 4 == 0 ? 8 : 4, round / 2 % 2, WEIGHTCAST_F32, round % 3 == 0,
+                                     sizes[round % 6]};
+    Source source = make_source(sources[round / 6], n_out, n_in, round % kLayouts, 2);
+    const Bytes importance = make_importance(n_in);
+    const auto* factors = round % 2 == 0 ? nullptr : reinterpret_cast<const float*>(importance.get());
+    const int64_t bytes = n_out * static_cast<int64_t>(sizeof(weightcast_moments));
+    const Bytes wanted = allocate(bytes, 0xff), found = allocate(bytes, 0xff);
+    auto* rows = reinterpret_cast<weightcast_moments*>(found.get());
+    Groups apart(n_out, n_in, type), at_once(n_out, n_in, type);
+    weightcast_result result;
+    CHECK(weightcast_quantize_groups(&source.view, factors, &type, &apart.view, &result) ==
+          WEIGHTCAST_OK);
+    CHECK(weightcast_measure_groups(&source.view, factors, round / 3 % 2, &type, &apart.view,
+                                    reinterpret_cast<weightcast_moments*>(wanted.get())) ==
+          WEIGHTCAST_OK);
+    CHECK(weightcast_quantize_and_measure_groups(&source.view, factors, round / 3 % 2, &type,
+                                                 &at_once.view, rows, &result) == WEIGHTCAST_OK);
+    CHECK(same_bytes(wanted, found, bytes));
+    CHECK(same_bytes(apart.codes, at_once.codes, n_out * n_in));
+    CHECK(same_bytes(apart.scales, at_once.scales, apart.scale_bytes()));
+    CHECK(type.symmetric || same_bytes(apart.zero_points, at_once.zero_points, n_out * apart.view.groups));
+    add_moments(rows, n_out, n_in);
+    ++calls;
+  }
+  weightcast_source s{};
+  weightcast_group_type type{4, 1, WEIGHTCAST_BF16, 1, 32};
+  weightcast_groups groups{};
+  weightcast_result result;
+  weightcast_moments row;
+  std::memset(&row, 0xff, sizeof row);
+  s.n_out = 1;
+  const auto status = [&](weightcast_moments* moments) {
+    return weightcast_quantize_and_measure_groups(&s, nullptr, 0, &type, &groups, moments, &result);
+  };
+  CHECK(status(&row) == WEIGHTCAST_OK);  // [1, 0]
+  CHECK(row.source_squares == 0 && row.exact == 0 && row.largest_in == 0);
+  s.n_in = 33;
+  CHECK(status(nullptr) == WEIGHTCAST_BAD_SHAPE);
+}
+
 // Blocks of exactly the size that is needed, of any bits, so also with infinite scales.
 void check_measure() {
   check_measured_groups();
+  check_groups_measured_at_once();
   const int64_t widths[] = {1, 7, 16, 33, 64, 70, 257, 300};
   const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F16, WEIGHTCAST_BF16};
   for (int32_t type = 0; type < 100; ++type) {
