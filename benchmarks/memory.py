@@ -35,13 +35,21 @@ SEVERAL = "x-Q8_0.gguf", "x-Q4_K_M.gguf", "x-int4-g128-gptq", "x-int8-gptq"
 @click.option("--data", type=click.Path(path_type=Path), help="Keep the checkpoint in DIR.")
 @click.option("--jobs", default=2, show_default=True)
 @click.option("--memory", "budgets", multiple=True, default=("", "500M"), show_default=True)
+@click.option("--name", "chosen", multiple=True, help="Only these kinds.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
-def main(data: Path | None, jobs: int, budgets: tuple[str, ...], output: Path | None) -> None:
+def main(
+    data: Path | None,
+    jobs: int,
+    budgets: tuple[str, ...],
+    chosen: tuple[str, ...],
+    output: Path | None,
+) -> None:
     """Convert to every kind, with a report and without, and within budgets of --memory."""
     spec = {**GROK_1, "num_layers": 1, "num_experts": 2, "vocab_size": 16384}
     rows = []
     with checkpoint(data, spec) as folder:
-        for names in (*((name,) for name in OUTPUTS), SEVERAL):
+        several = () if chosen else (SEVERAL,)
+        for names in (*((name,) for name in chosen or OUTPUTS), *several):
             row: dict[str, object] = {"outputs": ", ".join(names)}
             for budget in budgets:
                 options = ["--memory", budget] if budget else []
