@@ -538,7 +538,7 @@ def test_a_converted_directory_with_something_of_yours_is_not_replaced(
 
 def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend a file system where two directories cannot change places."""
-    monkeypatch.setattr(output_files, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(output_files, "exchange", lambda a, b: False)
 
 
 def test_a_directory_is_replaced_without_exchange_too(
