@@ -114,12 +114,12 @@ def journal_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.journal")
 
 
-def read_journal(path: Path) -> Contents:
+def read_journal(path: Path, *, settings_only: bool = False) -> Contents:
     """Read what a journal says, without a lock; nothing if it is no journal, or not there."""
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags), "rb") as file:
-            return _contents(file.read() or b"")
+            return _contents((file.readline() if settings_only else file.read()) or b"")
     except OSError:
         return Contents()
 

@@ -90,7 +90,8 @@ def _partial_paths(output: Output) -> list[Path]:
 def _other_parts(output: Output) -> list[Path]:
     """Where files grew that the journal names and this run does not, as by another --split."""
     path = output.request.path
-    names = file_names(read_journal(journal_path(path)).settings or {})
+    told = read_journal(journal_path(path), settings_only=True)
+    names = file_names(told.settings or {})
     if output.request.kind == "safetensors":
         found = {partial_path(path) / name for name in names if _OWN_NAMES.fullmatch(name)}
     else:
