@@ -179,7 +179,10 @@ def convert(
         kept = kept_work(plan) if resume and not quiet else ""
         if kept:
             _tell([f"going on after {kept}, which is checked first"])
-        with _kept_work_told(plan), progress(plan.progress_bytes, quiet=quiet or as_json) as done:
+        with (
+            _kept_work_told(plan, resume=resume),
+            progress(plan.progress_bytes, quiet=quiet or as_json) as done,
+        ):
             summary = conversion.run(plan, jobs, done, devices, measuring, resume=resume)
         if report_path is not None and summary.report is not None:
             write_report(report_path, summary.report)
@@ -328,13 +331,15 @@ def demo(keep: Path | None) -> None:
 
 
 @contextmanager
-def _kept_work_told(plan: Plan) -> Iterator[None]:
+def _kept_work_told(plan: Plan, *, resume: bool) -> Iterator[None]:
     """Tell what an interrupted run keeps for another one."""
     try:
         yield
     except KeyboardInterrupt as stop:
         kept = kept_work(plan)
-        raise KeyboardInterrupt(f"{kept} is finished and kept" if kept else str(stop)) from None
+        unless = "" if resume else ", unless --no-resume is given again"
+        told = f"{kept} is finished and kept{unless}" if kept else str(stop)
+        raise KeyboardInterrupt(told) from None
 
 
 def _tell(lines: Iterable[str]) -> None:

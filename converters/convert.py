@@ -29,11 +29,11 @@ from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_fi
 from weightcast.converters.report_file import parse_report
 from weightcast.converters.report_markdown import card_lines
 from weightcast.converters.requests import parse_output, parse_size, with_rules
-from weightcast.converters.resume import GOING_ON, kept_work
+from weightcast.converters.resume import GOING_ON, NOT_GOING_ON, kept_work
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
 from weightcast.converters.targets import check_small_target, check_targets, taken_places
 from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
-from weightcast.quant.errors import CheckpointError, RequestError
+from weightcast.quant.errors import CheckpointError, RequestError, TakenError
 from weightcast.quant.library import BlockCounts
 
 
@@ -345,9 +345,12 @@ def run(
             counts = execute.run(plan, workers, on_progress, devices, measuring, resume=resume)
         except MemoryError:
             raise CheckpointError("out of memory; use fewer --jobs") from None
+    except TakenError:
+        raise  # the same command cannot go on
     except CheckpointError as error:
         if kept := kept_work(plan):
-            error.args = (f"{error} ({kept} is finished and kept; {GOING_ON})",)
+            how = GOING_ON if resume else NOT_GOING_ON
+            error.args = (f"{error} ({kept} is finished and kept; {how})",)
         raise
     done = time.monotonic()
     summary = Summary(plan, counts, done - start, devices)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightcast.converters.output_files import stale_bytes
+from weightcast.converters.output_files import grown_paths, partial_path
 from weightcast.converters.outputs import Output
 from weightcast.quant.errors import OutputError
 
@@ -31,7 +31,7 @@ def disk_space(outputs: Sequence[Output]) -> list[DiskSpace]:
         parent = output.request.path.parent
         device = parent.stat().st_dev
         needed[device] += output.size
-        stale[device] += stale_bytes(output)
+        stale[device] += _stale_bytes(output)
         folders.setdefault(device, parent)
     return [
         DiskSpace(folder, needed[device], shutil.disk_usage(folder).free + stale[device])
@@ -47,3 +47,12 @@ def check_free_space(outputs: Sequence[Output]) -> None:
                 f"{space.folder}: {space.needed:,} bytes are needed, but {space.free:,} are free; "
                 "free some space or write elsewhere"
             )
+
+
+def _stale_bytes(output: Output) -> int:
+    """Bytes that a killed conversion of the same output left on the disk; they will be reused."""
+    paths = grown_paths(output)
+    if output.request.kind == "safetensors":
+        folder = partial_path(output.request.path)
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+    return sum(path.lstat().st_blocks * 512 for path in paths if path.is_file())

@@ -57,12 +57,13 @@ class Inputs:
         return sum(file.size for file in self.files)
 
     def check(self) -> None:
-        """Raise ChangedError if a file is no longer what it was."""
+        """Raise ChangedError if a file is no longer what it was, CheckpointError if it is gone."""
         for file in self.files:
             try:
                 file.check(file.path.stat())
             except OSError as problem:
-                raise ChangedError(f"{file.path}: vanished ({problem.strerror})") from None
+                # Perhaps for a moment only, as on a network.
+                raise CheckpointError(f"{file.path}: vanished ({problem.strerror})") from None
 
     @property
     def source_name(self) -> str:

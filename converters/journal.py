@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from typing import Any, Final
 import xxhash
 
 from weightcast.converters.system_files import explained, open_locked
+from weightcast.quant.errors import OutputError
 from weightcast.quant.library import BlockCounts
 
 _VERSION: Final = 1
@@ -112,19 +114,14 @@ def journal_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.journal")
 
 
-def read_journal(path: Path) -> Contents:
+def read_journal(path: Path, *, settings_only: bool = False) -> Contents:
     """Read what a journal says, without a lock; nothing if it is no journal, or not there."""
-    contents = Contents()
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags), "rb") as file:
-            for said in _lines(file.read()):
-                if contents.settings is None and said.get("journal") != _VERSION:
-                    break
-                _add(contents, said)
+            return _contents((file.readline() if settings_only else file.read()) or b"")
     except OSError:
         return Contents()
-    return contents
 
 
 class Journal:
@@ -139,7 +136,8 @@ class Journal:
         self._lock = threading.Lock()
         self._fd = open_locked(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
-            self.earlier = read_journal(path) if resume else Contents()
+            # What cannot be read is not nothing: then all that is finished would be forgotten.
+            self.earlier = self._read() if resume else Contents()
             if not self.earlier.finished:
                 self.earlier = Contents()
                 os.ftruncate(self._fd, 0)
@@ -150,6 +148,9 @@ class Journal:
         except OSError as problem:
             os.close(self._fd)
             raise explained(problem, path) from None
+        except BaseException:
+            os.close(self._fd)
+            raise
         self.has_work = bool(self.earlier.finished)
         self._flushed = time.monotonic()
 
@@ -175,6 +176,13 @@ class Journal:
         """Delete it, before it is closed: the lock keeps others from an output without it."""
         self._path.unlink(missing_ok=True)
 
+    def _read(self) -> Contents:
+        """Read it where it is locked: some file systems let no other descriptor read it then."""
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise OutputError(f"{self._path}: is not a file; remove it")
+        with open(self._fd, "rb", closefd=False) as file:
+            return _contents(file.read())
+
     def _add(self, said: dict[str, Any]) -> None:
         try:
             with self._lock:
@@ -197,6 +205,15 @@ class Journal:
 def checksum(text: bytes) -> bytes:
     """What stands before a line."""
     return xxhash.xxh3_64_hexdigest(text).encode()
+
+
+def _contents(raw: bytes) -> Contents:
+    contents = Contents()
+    for said in _lines(raw):
+        if contents.settings is None and said.get("journal") != _VERSION:
+            break
+        _add(contents, said)
+    return contents
 
 
 def _lines(raw: bytes) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,6 @@ output exclude each other.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
 import re
 import shutil
@@ -32,19 +30,21 @@ from weightcast.converters.journal import (
     MatrixRecord,
     Write,
     journal_path,
+    read_journal,
 )
 from weightcast.converters.outputs import Output
 from weightcast.converters.plan import Destination, Plan
-from weightcast.converters.settings import settings_of, what_changed
+from weightcast.converters.settings import file_names, settings_of, what_changed
 from weightcast.converters.system_files import (
     allocate,
     allow_open_files,
+    exchange,
     explained,
     open_locked,
     sync_directory,
     write_all,
 )
-from weightcast.quant.errors import ChangedError, FormatError, LayoutError, OutputError
+from weightcast.quant.errors import ChangedError, FormatError, LayoutError, OutputError, TakenError
 
 # The files of a directory that a conversion writes, and so may replace.
 _OWN_NAMES: Final = re.compile(
@@ -75,21 +75,30 @@ def foreign_entry(directory: Path) -> Path | None:
     return None
 
 
-def stale_bytes(output: Output) -> int:
-    """Bytes that a killed conversion of the same output left on the disk; they will be reused."""
-    paths = _partial_paths(output)
-    if output.request.kind == "safetensors":
-        folder = partial_path(output.request.path)
-        paths = list(folder.iterdir()) if folder.is_dir() else []
-    return sum(path.lstat().st_blocks * 512 for path in paths if path.is_file())
+def grown_paths(output: Output) -> list[Path]:
+    """Where the files of an output grow, or grew in an interrupted run."""
+    return [*_partial_paths(output), *_other_parts(output)]
 
 
 def _partial_paths(output: Output) -> list[Path]:
-    """Where the files of an output grow."""
     if output.request.kind == "safetensors":
         folder = partial_path(output.request.path)
         return [folder / file.path.name for file in output.files]
     return [partial_path(file.path) for file in output.files]
+
+
+def _other_parts(output: Output) -> list[Path]:
+    """Where files grew that the journal names and this run does not, as by another --split."""
+    path = output.request.path
+    told = read_journal(journal_path(path), settings_only=True)
+    names = file_names(told.settings or {})
+    if output.request.kind == "safetensors":
+        found = {partial_path(path) / name for name in names if _OWN_NAMES.fullmatch(name)}
+    else:
+        stem = re.escape(path.name.removesuffix(".gguf"))
+        part = re.compile(stem + r"(-\d{5}-of-\d{5})?\.gguf")
+        found = {partial_path(path.with_name(name)) for name in names if part.fullmatch(name)}
+    return sorted(found.difference(_partial_paths(output)))
 
 
 class OutputFiles:
@@ -135,7 +144,8 @@ class OutputFiles:
         trace: TracebackType | None,
     ) -> None:
         # Nothing can be made of a source that is wrong.
-        self._close(keep=not isinstance(error, ChangedError | FormatError | LayoutError))
+        with signals_held():
+            self._close(keep=not isinstance(error, ChangedError | FormatError | LayoutError))
 
     def _create(self, number: int, output: Output) -> None:
         final = output.request.path
@@ -169,15 +179,18 @@ class OutputFiles:
         final = output.request.path
         settings = settings_of(self._plan.inputs, output)
         # A run that was killed when it was complete may have left a journal of nothing.
-        resume = self._resume and any(path.exists() for path in _partial_paths(output))
+        resume = self._resume and any(path.exists() for path in grown_paths(output))
+        others = _other_parts(output)
         journal = Journal(journal_path(final), settings, resume=resume)
         self._journals[number] = journal
         before = journal.earlier.settings
         if before is not None and before != settings:
-            raise OutputError(
+            raise TakenError(
                 f"{final}: an interrupted conversion cannot be continued: "
                 f"{what_changed(before, settings)}; --no-resume starts over"
             )
+        for path in () if journal.has_work else others:
+            path.unlink(missing_ok=True)
         return journal
 
     def _create_folder(self, number: int, final: Path, kept: set[str]) -> Path:
@@ -257,12 +270,15 @@ class OutputFiles:
             earlier = [path for output in self._outputs for path in _earlier_bundle(output)]
             with signals_held():
                 for partial, (number, path) in list(self._pending.items()):
-                    _replace(partial, path)
+                    replaced = _replace(partial, path)
                     del self._pending[partial]
                     done.append(path)
                     if all(number != pending for pending, _ in self._pending.values()):
                         self._complete.add(number)
                         self._journals[number].remove()
+                    # After the journal: nobody may go on in the files of an earlier output.
+                    if replaced is not None:
+                        shutil.rmtree(replaced, ignore_errors=True)
                 for path in earlier:
                     path.unlink(missing_ok=True)
             for parent in self._parents():
@@ -308,17 +324,17 @@ def _earlier_bundle(output: Output) -> list[Path]:
     )
 
 
-def _replace(partial: Path, final: Path) -> None:
+def _replace(partial: Path, final: Path) -> Path | None:
+    """Give an output its name; returns where the earlier directory lies, which is to be deleted."""
     if not partial.is_dir() or not final.is_dir():
         os.replace(partial, final)
-        return
+        return None
     foreign = foreign_entry(final)
     if foreign is not None:
         raise OutputError(f"{foreign}: appeared during the conversion; name another directory")
     # A directory that is not empty cannot be replaced at once, but two can change places.
-    if _exchange(partial, final):
-        shutil.rmtree(partial, ignore_errors=True)
-        return
+    if exchange(partial, final):
+        return partial
     old = replaced_path(final)
     os.rename(final, old)
     try:
@@ -326,21 +342,4 @@ def _replace(partial: Path, final: Path) -> None:
     except BaseException:
         os.rename(old, final)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Let two paths change places at once; False where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    at_working_directory, exchange = -100, 2
-    status = libc.renameat2(
-        at_working_directory, os.fsencode(a), at_working_directory, os.fsencode(b), exchange
-    )
-    if status == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL):
-        return False
-    raise OSError(code, os.strerror(code), str(b))
+    return old

@@ -34,23 +34,30 @@ def progress(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[int], None]
 
 
 class ProgressLines:
-    """Plain lines with an estimate, every 15 seconds."""
+    """Plain lines with an estimate, every 15 seconds.
+
+    The first bytes only start the clock: an interrupted run may have finished them.
+    """
 
     def __init__(self, total_bytes: int) -> None:
         self._total = total_bytes
         self._done = 0
-        self._start = self._last = time.monotonic()
+        self._earlier: int | None = None
+        self._start = self._last = 0.0
         self._lock = threading.Lock()
 
     def update(self, nbytes: int) -> None:
         with self._lock:
             self._done += nbytes
             now = time.monotonic()
-            if now - self._last < INTERVAL_S:
+            if self._earlier is None:
+                self._earlier = self._done
+                self._start = self._last = now
+            made = self._done - self._earlier
+            if now - self._last < INTERVAL_S or made == 0:
                 return
             self._last = now
-            share = self._done / self._total
-            left = (now - self._start) * (1 - share) / share
+            left = (now - self._start) * (self._total - self._done) / made
             with contextlib.suppress(OSError):
-                text = f"{share:.0%} done, about {left / 60:.0f} min left"
+                text = f"{self._done / self._total:.0%} done, about {left / 60:.0f} min left"
                 print(text, file=sys.stderr, flush=True)

@@ -9,12 +9,13 @@ from typing import Final
 
 from weightcast.converters.journal import Finished, Rows, journal_path, read_journal
 from weightcast.converters.measured import Measuring, matrix_errors
-from weightcast.converters.output_files import OutputFiles
+from weightcast.converters.output_files import OutputFiles, grown_paths
 from weightcast.converters.pieces import is_measured
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.quant.library import BlockCounts
 
 GOING_ON: Final = "the same command goes on, --no-resume starts over"
+NOT_GOING_ON: Final = "the same command without --no-resume goes on"
 _Matrix = tuple[int, str, int | None]
 
 
@@ -63,7 +64,8 @@ def kept_work(plan: Plan) -> str:
     for output in plan.outputs:
         path = output.request.path
         done = sum(found.nbytes for found in read_journal(journal_path(path)).finished.values())
-        if done:
+        # A run that was killed when it was complete may have left a journal alone.
+        if done and any(grown.exists() for grown in grown_paths(output)):
             # Runs that cut their work otherwise may have noted some rows twice.
             shares.append(f"{min(done / output.data_bytes, 1):.0%} of {path.name}")
     return ", ".join(shares)

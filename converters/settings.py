@@ -46,6 +46,13 @@ def settings_of(inputs: Inputs, output: Output) -> Settings:
     }
 
 
+def file_names(settings: Settings) -> set[str]:
+    """The names of the output's files; none of what are no such settings."""
+    files = settings.get("files")
+    listed = files if isinstance(files, list) else []
+    return {str(file[0]) for file in listed if isinstance(file, list) and file}
+
+
 def what_changed(before: Settings, now: Settings) -> str:
     """Name what differs, the first of each kind, for a message."""
     return ", ".join(_changes(before, now)) or "its layout differs"

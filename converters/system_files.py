@@ -9,7 +9,7 @@ import os
 import resource
 from pathlib import Path
 
-from weightcast.quant.errors import OutputError
+from weightcast.quant.errors import OutputError, TakenError
 
 # Beside the outputs: the source, journals, libraries, a terminal.
 _OTHER_FILES = 128
@@ -35,7 +35,7 @@ def open_locked(path: Path, flags: int) -> int:
                 return fd
         except BlockingIOError:
             os.close(fd)
-            raise OutputError(f"{path}: another conversion is writing this output") from None
+            raise TakenError(f"{path}: another conversion is writing this output") from None
         except BaseException:
             os.close(fd)
             raise
@@ -75,6 +75,23 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places at once; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    at_working_directory, exchange = -100, 2
+    status = libc.renameat2(
+        at_working_directory, os.fsencode(a), at_working_directory, os.fsencode(b), exchange
+    )
+    if status == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(b))
 
 
 def explained(problem: OSError, path: object) -> OutputError:

@@ -93,12 +93,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _check_overlap(output: Output, plan: Plan) -> None:
-    mine = _absolute(output, plan)
+    mine, growing = _absolute(output, plan), _on_the_way(output, plan)
     for other in plan.outputs:
         if other is output:
             continue
         theirs = _absolute(other, plan)
-        if mine & theirs:
+        # Parts of other sizes have other names, but the journal is that of the name asked for.
+        if growing & _on_the_way(other, plan):
             raise RequestError(f"{output.request.path}: two outputs have the same name")
         for path in theirs:
             if mine & set(path.parents):

@@ -58,5 +58,9 @@ class OutputError(CheckpointError):
     """The output cannot be written: no space, no permission, in use."""
 
 
+class TakenError(OutputError):
+    """Another run has the output, or left it unfinished and was to make something else."""
+
+
 class DeviceError(CheckpointError):
     """A CUDA device cannot do the work: no package, driver, device, memory; a failed launch."""

@@ -14,9 +14,11 @@ import faults
 import pytest
 
 import weightcast
-from weightcast.converters import execute, journal, settings
+from weightcast.converters import convert, execute, journal, settings
+from weightcast.converters.inputs import Inputs
 from weightcast.converters.journal import journal_path, read_journal
 from weightcast.converters.output_files import partial_path
+from weightcast.converters.resume import kept_work
 from weightcast.quant.errors import ChangedError, OutputError
 
 
@@ -237,8 +239,6 @@ def test_a_report_is_that_of_an_undisturbed_run(
 
 
 def whole_plan_items(source: Path, output: Path) -> tuple[Any, ...]:
-    from weightcast.converters import convert
-
     return convert.prepare(source, [output], no_tokenizer=True).items
 
 
@@ -301,3 +301,102 @@ def test_a_source_that_changes_under_way_is_refused(
     if how is append:
         assert isinstance(caught.value, ChangedError)
         assert names(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("name", ["cut-Q4_0.gguf", "cut-bf16"])
+def test_other_parts_are_neither_forgotten_nor_left_behind(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cut = tmp_path / name
+    interrupted(tiny, cut, monkeypatch=monkeypatch, split="1M")
+    kept = names(tmp_path)
+    with pytest.raises(OutputError, match="--split was 1,000,000 bytes and is not given"):
+        weightcast.convert(tiny, cut, no_tokenizer=True)
+    assert names(tmp_path) == kept
+    assert read_journal(journal_path(cut)).finished
+    weightcast.convert(tiny, cut, no_tokenizer=True, resume=False)
+    assert names(tmp_path) == [cut.name]
+
+
+def test_messages_promise_only_what_the_same_command_does(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut-Q4_0.gguf"
+    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    with pytest.raises(OutputError, match=r"--no-resume starts over$"):
+        weightcast.convert(tiny, cut, no_tokenizer=True, types=["Q4_1"])
+    real, done = execute.read_slab, []
+
+    def read_slab(*arguments: Any) -> Any:
+        done.append(arguments)
+        if len(done) == 30:
+            raise OSError(5, "Input/output error")
+        return real(*arguments)
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+    with pytest.raises(weightcast.CheckpointError, match="without --no-resume goes on"):
+        weightcast.convert(tiny, cut, no_tokenizer=True, jobs=1, resume=False)
+    partial_path(cut).unlink()  # what a run leaves that was killed when it was complete
+    assert read_journal(journal_path(cut)).finished
+    assert not kept_work(convert.prepare(tiny, [cut], no_tokenizer=True))
+
+
+def test_a_journal_that_cannot_be_read_is_not_forgotten(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut-Q4_0.gguf"
+    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    before = journal_path(cut).read_bytes()
+
+    def fail(self: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal.Journal, "_read", fail)
+        with pytest.raises(OutputError, match="Input/output error"):
+            weightcast.convert(tiny, cut, no_tokenizer=True)
+    assert journal_path(cut).read_bytes() == before
+    assert partial_path(cut).stat().st_size
+
+
+def test_nobody_goes_on_in_the_files_of_an_earlier_output(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, real = tmp_path / "a-bf16", shutil.rmtree
+    weightcast.convert(tiny, target, no_tokenizer=True)
+    seen = []
+
+    def rmtree(path: Path, **named: Any) -> None:
+        seen.append((path.name, journal_path(target).exists()))
+        real(path, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    weightcast.convert(tiny, target, no_tokenizer=True)
+    assert seen == [(".a-bf16.partial", False)]
+
+
+def test_a_source_that_is_gone_at_the_end_costs_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, cut = tmp_path / "source", tmp_path / "cut-Q4_0.gguf"
+    shutil.copytree(tiny, source)
+    real = Inputs.check
+
+    def check(self: Inputs) -> None:
+        source.rename(tmp_path / "gone")
+        real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Inputs, "check", check)
+        with pytest.raises(weightcast.CheckpointError, match=r"vanished .* is finished and kept"):
+            weightcast.convert(source, cut, no_tokenizer=True)
+    (tmp_path / "gone").rename(source)
+    reads = count_reads(monkeypatch)
+    weightcast.convert(source, cut, no_tokenizer=True)
+    assert not reads
+
+
+def test_two_splits_of_one_name_are_refused(tiny: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "a.gguf"] * 2
+    with pytest.raises(weightcast.RequestError, match="two outputs have the same name"):
+        weightcast.convert(tiny, *outputs, types=["Q8_0", "Q4_0"], no_tokenizer=True, split="1M")
