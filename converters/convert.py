@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -343,8 +344,10 @@ def run(
     try:
         try:
             counts = execute.run(plan, workers, on_progress, devices, measuring, resume=resume)
-        except MemoryError:
-            raise CheckpointError("out of memory; use fewer --jobs") from None
+        except (MemoryError, OSError) as problem:
+            if isinstance(problem, OSError) and problem.errno != errno.ENOMEM:
+                raise
+            raise CheckpointError("out of memory; use fewer --jobs or --memory SIZE") from None
     except TakenError:
         raise  # the same command cannot go on
     except CheckpointError as error:

@@ -118,6 +118,7 @@ def run(
     """
     with OutputFiles(plan, resume=resume) as files:
         left = remainder(plan, files, measuring)
+        files.forget_earlier()
         on_progress(left.read_bytes)
         rest = replace(plan, items=left.items)
         with Held() as held:
@@ -357,7 +358,9 @@ class _Run:
             remedy = "; --allow-requantize quantizes what cannot be carried"
         if isinstance(error, NotCarriedError):
             remedy = "; the memory of this machine may be faulty: convert again"
-        return named(error, name, piece.item.view, piece.item.out0 + piece.row0, remedy)
+        found = named(error, name, piece.item.view, piece.item.out0 + piece.row0, remedy)
+        # Not the source's fault: what is finished is kept.
+        return CheckpointError(str(found)) if isinstance(error, NotCarriedError) else found
 
     def _remedy(self, destination: Destination) -> str:
         """What to do about values that are too large for a type."""

@@ -104,6 +104,8 @@ def explained(problem: OSError, path: object) -> OutputError:
         )
     if problem.errno == errno.EMFILE:
         return OutputError(f"{path}: too many open files; use a larger --split or ulimit -n")
+    if problem.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+        return OutputError(f"{path}: the file system cannot lock files; write to another one")
     if problem.errno == errno.ELOOP:
         return OutputError(f"{path}: is a link; remove it")
     return OutputError(f"{path}: cannot be written: {problem.strerror or problem}")

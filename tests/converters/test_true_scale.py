@@ -60,6 +60,8 @@ class NoFiles:
     def earlier(self, output: int) -> Contents:
         return Contents()
 
+    def forget_earlier(self) -> None: ...
+
     def write(self, destination: Destination, data: memoryview, offset: int) -> Write:
         self.written[destination.output, destination.file].append((offset, offset + len(data)))
         return Write(destination.file, offset, len(data), 1, 0, "")
