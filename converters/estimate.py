@@ -37,8 +37,8 @@ _WORK_SECONDS: Final = 0.005
 # Multiples of all groups and squares.
 _MOST_IN: Final = 4096
 _ROWS: Final = (128, 1024)
-# What the system itself takes to copy bytes out of and into its cache, on one core (measured:
-# benchmarks/results/true-scale-2026-11-22.md).
+# What the system itself takes to copy bytes out of and into its cache, on one core: rough, of the
+# right size for the CPU time of conversions to Q8_0.
 _COPY_OUT_BYTES_PER_S: Final = 4e9
 _COPY_IN_BYTES_PER_S: Final = 1.5e9
 
