@@ -36,7 +36,7 @@ from weightcast.converters.pieces import (
 )
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.converters.resume import remainder, rows_of
-from weightcast.converters.slabs import named, read_slab
+from weightcast.converters.slabs import forget_rows, named, read_slab
 from weightcast.converters.staging import Strips, rows_per_strip, staging_buffers, write_segment
 from weightcast.converters.work import Loan, Made, Piece, Worker, slab_buffer
 from weightcast.quant.error_library import measure_matrix
@@ -227,6 +227,8 @@ class _Run:
             raise CheckpointError(
                 f"{item.view.array.path}: cannot be read: {problem.strerror}"
             ) from None
+        if self._plan.outgrows_cache:
+            forget_rows(item.view, item.out0, item.out1)
         step, strip_rows = self._cut.rows_per_piece(item), rows_per_strip(self._cut, item)
         starts = range(0, slab.rows, step)
         loan = Loan(buffer, self._slabs, len(starts), Made(len(starts)))

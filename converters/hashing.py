@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from weightcast.converters import page_cache
 from weightcast.converters.held import signals_held
 from weightcast.quant.errors import CheckpointError
 
@@ -75,6 +76,7 @@ class _Run:
     def __init__(self, files: Sequence[FileToHash], on_progress: Callable[[int], None]) -> None:
         self._files = files
         self._on_progress = on_progress
+        self._is_large = page_cache.outgrows(sum(_size(file.path) for file in files))
         self._numbers: SimpleQueue[int] = SimpleQueue()
         self.finished: SimpleQueue[int] = SimpleQueue()
         self.stop = threading.Event()
@@ -131,6 +133,8 @@ class _Run:
                     break
                 run = slice(max(start - position, 0), min(end - position, count))
                 parts[n].update(buffer[run])
+            if self._is_large:
+                page_cache.forget(fd, position, count)
             position += count
             self._on_progress(count)
         return Digests(whole.hexdigest(), tuple(part.hexdigest() for part in parts), position)

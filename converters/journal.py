@@ -52,11 +52,15 @@ class Write:
     stride: int
     digest: str
 
+    @property
+    def span(self) -> int:
+        """Bytes from the first to the last, with the gaps."""
+        return (self.runs - 1) * self.stride + self.run_bytes
+
     def is_in(self, fd: int) -> bool:
         """Whether the file has these very bytes. Raises OSError."""
         size = os.fstat(fd).st_size
-        end = self.offset + (self.runs - 1) * self.stride + self.run_bytes
-        if end > size or self.runs * max(self.run_bytes, 1) > size:
+        if self.offset + self.span > size or self.runs * max(self.run_bytes, 1) > size:
             return False
         state = xxhash.xxh3_128()
         for run in range(self.runs):

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from weightcast.converters import bundle_files
+from weightcast.converters import bundle_files, page_cache
 from weightcast.converters.held import signals_held
 from weightcast.converters.journal import (
     Contents,
@@ -119,6 +119,7 @@ class OutputFiles:
         # Partial path -> number of the output, final path; in the order of renaming.
         self._pending: dict[Path, tuple[int, Path]] = {}
         self._complete: set[int] = set()
+        self._written = page_cache.WrittenPages() if plan.outgrows_cache else None
 
     def __enter__(self) -> OutputFiles:
         path: Path | None = None
@@ -169,7 +170,7 @@ class OutputFiles:
                 self._pending[path] = number, file.path
             if journal.has_work:
                 # What could not be flushed may still be in the cache: the disk is what counts.
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                page_cache.forget(fd)
             else:
                 os.ftruncate(fd, 0)
             allocate(fd, file.size)
@@ -224,6 +225,8 @@ class OutputFiles:
             fd = self._fds.get((output, write.file))
             with contextlib.suppress(OSError):
                 if fd is not None and write.is_in(fd):
+                    if self._written is not None:
+                        page_cache.forget(fd, write.offset, write.span)
                     continue
             return False
         return True
@@ -262,6 +265,9 @@ class OutputFiles:
                     digest.update(run.data)
         except OSError as problem:
             raise explained(problem, self._outputs[output].files[file].path) from None
+        # Runs with gaps share pages with others that are still to come.
+        if self._written is not None and len(runs) == 1:
+            self._written.add(self._fds[key], offset, runs.shape[1])
         return Write(file, offset, runs.shape[1], len(runs), stride, digest.hexdigest())
 
     def commit(self) -> None:
@@ -272,6 +278,8 @@ class OutputFiles:
             for (number, index), fd in self._fds.items():
                 path = self._outputs[number].files[index].path
                 os.fsync(fd)
+                if self._written is not None:
+                    page_cache.forget(fd)
             for fd in self._folder_fds:
                 os.fsync(fd)
             earlier = [path for output in self._outputs for path in _earlier_bundle(output)]

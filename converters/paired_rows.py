@@ -14,7 +14,7 @@ from weightcast.converters.devices import as_matrix
 from weightcast.converters.graph import View
 from weightcast.converters.memory import SLAB_BYTES
 from weightcast.converters.plan import whole
-from weightcast.converters.slabs import Slab, read_slab, rows_per_slab, slab_bytes
+from weightcast.converters.slabs import Slab, bytes_to_read, forget_rows, read_slab, rows_per_slab
 from weightcast.formats.packed_parts import NUMPY_DTYPES
 from weightcast.quant.error import Baseline, Errors
 from weightcast.quant.error_library import measure_matrix
@@ -39,14 +39,12 @@ class PairedRows:
 
     @property
     def read_bytes(self) -> int:
-        return sum(_read_bytes(v, self.out0, self.out1) for v in (self.source, self.output))
+        return sum(bytes_to_read(v, self.out0, self.out1) for v in (self.source, self.output))
 
-
-def _read_bytes(view: View, out0: int, out1: int) -> int:
-    packed, n_out = view.array.packed, view.shape[0]
-    if packed is None:
-        return slab_bytes(view, out1 - out0)
-    return view.array.nbytes * out1 // n_out - view.array.nbytes * out0 // n_out
+    def forget(self) -> None:
+        """Let the system's page cache forget both."""
+        for view in (self.source, self.output):
+            forget_rows(view, self.out0, self.out1)
 
 
 def chosen_rows(n_out: int, sample: Sample, multiple: int = 1) -> list[tuple[int, int]]:

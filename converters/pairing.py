@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.converters import page_cache
 from weightcast.converters.describe import stored_as, stored_bytes
 from weightcast.converters.execute import MAX_WORKERS
 from weightcast.converters.graph import Tensor, View, first_array, matrices
@@ -235,6 +236,7 @@ def measure_pairs(
     if type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS:
         raise RequestError(f"{jobs} jobs; 1 to {MAX_WORKERS} are possible")
     work = list(_paired_rows(pairs, sample))
+    is_large = page_cache.outgrows(sum(rows.read_bytes for _, rows in work))
     slots = [_Slot.of([rows for _, rows in work]) for _ in range(2)]
     with ThreadPoolExecutor(jobs) as pool:
         baselines = [_baseline_of(pair, baseline) for pair in pairs]
@@ -245,6 +247,8 @@ def measure_pairs(
                 slot = slots[number % 2]
                 slot.wait()
                 slot.pieces += measurement.hand_out(key, rows, slot)
+                if is_large:
+                    rows.forget()
             for slot in slots:
                 slot.wait()
         except BaseException:

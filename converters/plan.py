@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.converters import page_cache
 from weightcast.converters.graph import Quantize, Spec, TensorGraph, View, matrices
 from weightcast.converters.inputs import Inputs
 from weightcast.converters.memory import Budget, budget_of
 from weightcast.converters.outputs import Output, Packed
 from weightcast.converters.recipes import is_quantized
-from weightcast.converters.slabs import rows_per_slab, slab_bytes
+from weightcast.converters.slabs import bytes_to_read, rows_per_slab, slab_bytes
 from weightcast.quant.types import QuantType
 
 
@@ -70,10 +72,7 @@ class WorkItem:
     @property
     def read_bytes(self) -> int:
         """Bytes to read: those in memory, unless the matrix is packed."""
-        array, n_out = self.view.array, self.view.shape[0]
-        if array.packed is None:
-            return self.nbytes
-        return array.nbytes * self.out1 // n_out - array.nbytes * self.out0 // n_out
+        return bytes_to_read(self.view, self.out0, self.out1)
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,11 @@ class Plan:
     @property
     def write_bytes(self) -> int:
         return sum(output.size for output in self.outputs)
+
+    @cached_property
+    def outgrows_cache(self) -> bool:
+        """Whether the run is too large to leave what it reads and writes in the page cache."""
+        return page_cache.outgrows(self.read_bytes + self.write_bytes)
 
     @property
     def slab_bytes(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import Tensor, View, matrices
+from weightcast.converters.page_cache import forget_read
 from weightcast.formats.packed_stored import Decode
 from weightcast.formats.stored import read_stored
 from weightcast.quant.errors import LayoutError
@@ -63,6 +64,14 @@ def slab_bytes(view: View, rows: int) -> int:
     if _is_gathered(view, rows):
         return view.shape[1] * ((rows - 1) * view.strides[0] + 1) * view.item_bytes
     return _span(view, rows) * view.item_bytes
+
+
+def bytes_to_read(view: View, out0: int, out1: int) -> int:
+    """Bytes to read for output rows: those in memory, unless the matrix is packed."""
+    packed, n_out = view.array.packed, view.shape[0]
+    if packed is None:
+        return slab_bytes(view, out1 - out0)
+    return view.array.nbytes * out1 // n_out - view.array.nbytes * out0 // n_out
 
 
 def _span(view: View, rows: int) -> int:
@@ -142,6 +151,31 @@ def read_slab(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
         os.close(fd)
     data = np.frombuffer(used, np.dtype(f"u{view.item_bytes}"))
     return Slab(view, rows, data, stride_in, scales)
+
+
+def forget_rows(view: View, out0: int, out1: int) -> None:
+    """Let the system's page cache forget output rows that were read.
+
+    Where others lie between them, all are forgotten with the last.
+    """
+    array, n_in = view.array, view.shape[1]
+    first, last = (out0, out1) if not _is_scattered(view, out1 - out0) else (0, view.shape[0])
+    if array.text is not None or out1 < last:
+        return
+    if array.packed is not None:
+        for part in array.packed.matrix.parts.values():
+            forget_read(part.path, part.offset, part.nbytes)
+    elif view.is_blocked:
+        row_bytes = TYPES[view.dtype].row_bytes(n_in)
+        start = array.offset + (view.start // n_in + first) * row_bytes
+        forget_read(array.path, start, (last - first) * row_bytes)
+    else:
+        start = array.offset + (view.start + first * view.strides[0]) * view.item_bytes
+        forget_read(array.path, start, _span(view, last - first) * view.item_bytes)
+
+
+def _is_scattered(view: View, rows: int) -> bool:
+    return view.array.packed is not None or (not view.is_blocked and _is_gathered(view, rows))
 
 
 def _read_scales(fd: int, scales: View) -> NDArray[np.float32]:

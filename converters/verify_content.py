@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.converters import page_cache
 from weightcast.converters.graph import View
 from weightcast.converters.measured import Collector, MatrixErrors
 from weightcast.converters.memory import MAX_PIECES_BYTES, PIECE_BYTES
@@ -99,6 +100,14 @@ def check_content(
     CheckpointError if the source cannot be read or converted.
     """
     work = list(_work(held, sample))
+    is_large = page_cache.outgrows(sum(rows.read_bytes for _, rows in work))
+
+    def finish(number: int) -> None:
+        for piece in waiting[number % 2]:
+            piece.result()
+        if is_large and number >= 0:  # packed rows were read again until now
+            work[number][1].forget()
+
     check = _Check(held, importance, jobs, on_progress)
     sizes = [
         max(
@@ -112,12 +121,11 @@ def check_content(
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for number, (key, rows) in enumerate(work):
-                for piece in waiting[number % 2]:
-                    piece.result()
+                finish(number - 2)
                 source, artifact = (memoryview(buffer) for buffer in slots[number % 2])
                 waiting[number % 2] = check.hand_out(pool, key, rows, source, artifact)
-            for piece in (*waiting[0], *waiting[1]):
-                piece.result()
+            for number in range(len(work) - 2, len(work)):
+                finish(number)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
