@@ -1,13 +1,13 @@
 """Release bundles: provenance, checksums, a list of tensors and a model card for each output.
 
-They are made when the outputs are complete, from what is then on the disk; docs/bundle.md says what
-is in them.
+They are made when the outputs are complete, from what is then on the disk, and get their names
+right after them; docs/bundle.md says what is in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import stat_result
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from weightcast.converters.execute import default_workers
 from weightcast.converters.hashing import Digests, FileToHash, hash_files
 from weightcast.converters.inputs import InputFile
 from weightcast.converters.model_card import CardErrors, model_card
+from weightcast.converters.output_files import grown_path
 from weightcast.converters.outputs import Output, Request
 from weightcast.converters.plan import Plan
 from weightcast.formats import gguf, safetensors
@@ -45,40 +46,62 @@ def earlier_notes(request: Request) -> Iterator[str]:
             yield f"{path.name} was edited and stays, though it describes the earlier output"
 
 
-def write_bundles(
-    plan: Plan,
-    workers: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
-    errors: Mapping[int, CardErrors] | None = None,
-) -> tuple[tuple[Path, ...], ...]:
-    """Hash what was read and written, and write the bundles of all outputs, last and whole.
+class Bundles:
+    """The bundles of all outputs of a plan: made, then written."""
 
-    `errors` are what was measured of an output, by its number. Returns the files of each bundle.
-    Raises CheckpointError if a file vanished or changed since the conversion; the outputs are
-    complete then, but have no bundle, or not all of them. KeyboardInterrupt says so, too.
-    """
-    written = 0
-    try:
-        outputs = [_Contents.of(output) for output in plan.outputs]
-        files = [FileToHash(file.path, file.check) for file in plan.inputs.files]
-        for contents in outputs:
-            files += contents.files
-        digests = hash_files(files, workers or default_workers(), on_progress)
-        dependencies = dict(zip(plan.inputs.files, digests, strict=False))
-        known = {file.path: found for file, found in zip(files, digests, strict=True)}
-        made = [
-            _make(plan, number, contents, dependencies, known, (errors or {}).get(number))
-            for number, contents in enumerate(outputs)
-        ]
-        for contents, bundle in zip(outputs, made, strict=True):
-            contents.check_again()
-            write_files(bundle)
-            written += 1
-    except CheckpointError as problem:
-        raise CheckpointError(f"{problem} ({_complete_but(written)})") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_complete_but(written)) from None
-    return tuple(tuple(bundle) for bundle in made)
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._made: list[tuple[_Contents, dict[Path, bytes]]] = []
+        self._problem: CheckpointError | None = None
+
+    def make(
+        self,
+        workers: int | None = None,
+        on_progress: Callable[[int], None] = lambda nbytes: None,
+        errors: Mapping[int, CardErrors] | None = None,
+        where: Callable[[Output, Path], Path] = grown_path,
+    ) -> None:
+        """Hash what was read and written; `errors` are those of an output, by its number.
+
+        The files of outputs need not have their names: `where` says where they lie. What is wrong
+        with a file that was read is kept for `write`: the outputs are good without a bundle.
+        Raises CheckpointError if an output is not what was planned.
+        """
+        plan = self._plan
+        outputs = [_Contents.of(output, where) for output in plan.outputs]
+        try:
+            files = [FileToHash(file.path, file.check) for file in plan.inputs.files]
+            for contents in outputs:
+                files += contents.files
+            digests = hash_files(files, workers or default_workers(), on_progress)
+            dependencies = dict(zip(plan.inputs.files, digests, strict=False))
+            known = {file.path: found for file, found in zip(files, digests, strict=True)}
+            self._made = [
+                (contents, _make(plan, n, contents, dependencies, known, (errors or {}).get(n)))
+                for n, contents in enumerate(outputs)
+            ]
+        except CheckpointError as problem:
+            self._problem = problem
+
+    def write(self) -> tuple[tuple[Path, ...], ...]:
+        """Write the bundles beside the outputs, which have their names; returns their files.
+
+        Raises CheckpointError if a file vanished or changed since the conversion; the outputs are
+        complete then, but have no bundle, or not all of them. KeyboardInterrupt says so, too.
+        """
+        written = 0
+        try:
+            if self._problem is not None:
+                raise self._problem
+            for contents, bundle in self._made:
+                contents.check_again()
+                write_files(bundle)
+                written += 1
+        except CheckpointError as problem:
+            raise CheckpointError(f"{problem} ({_complete_but(written)})") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_complete_but(written)) from None
+        return tuple(tuple(bundle) for _, bundle in self._made)
 
 
 def _complete_but(written: int) -> str:
@@ -88,31 +111,37 @@ def _complete_but(written: int) -> str:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What is on the disk of one output: its files as they are now, the tensors in each."""
+    """What is on the disk of one output: its files as they are now, the tensors in each.
+
+    All by the names that the files have in the end.
+    """
 
     output: Output
     states: dict[Path, InputFile]
     tensors: dict[str, StoredArray]
 
     @classmethod
-    def of(cls, output: Output) -> _Contents:
+    def of(cls, output: Output, where: Callable[[Output, Path], Path]) -> _Contents:
         """Take stock of a complete output. Raises CheckpointError if it is not what was planned."""
-        request = output.request
         sizes = {file.path: file.size for file in output.files}
-        sizes.update({request.path / n: len(raw) for n, raw in output.companions.items()})
-        states = {path: _state(path, size) for path, size in sizes.items()}
-        if request.kind == "gguf":
-            tensors = gguf.read_split(output.files[0].path).tensors
-        else:
-            tensors = safetensors.read_directory(request.path)
-        return cls(output, states, dict(tensors))
+        sizes.update({output.request.path / n: len(raw) for n, raw in output.companions.items()})
+        states = {path: _state(where(output, path), size) for path, size in sizes.items()}
+        tensors = {}
+        for file in output.files:
+            grown = where(output, file.path)
+            is_gguf = output.request.kind == "gguf"
+            found = gguf.read_file(grown).tensors if is_gguf else safetensors.read_index(grown)
+            tensors.update({n: replace(array, path=file.path) for n, array in found.items()})
+        return cls(output, states, tensors)
 
     @property
     def files(self) -> list[FileToHash]:
         """The files, with the places of their tensors."""
         return [
             FileToHash(
-                path, state.check, tuple((a.offset, a.nbytes) for _, a in self._tensors_in(path))
+                state.path,
+                state.check,
+                tuple((a.offset, a.nbytes) for _, a in self._tensors_in(path)),
             )
             for path, state in self.states.items()
         ]
@@ -124,14 +153,16 @@ class _Contents:
         """The tensors with their digests."""
         return [
             provenance.HashedTensor(name, array, sha)
-            for path in self.states
-            for (name, array), sha in zip(self._tensors_in(path), known[path].regions, strict=True)
+            for path, state in self.states.items()
+            for (name, array), sha in zip(
+                self._tensors_in(path), known[state.path].regions, strict=True
+            )
         ]
 
     def check_again(self) -> None:
         """Raise CheckpointError if another output has taken the place of what was hashed."""
         for path, state in self.states.items():
-            state.check(_status(path))
+            replace(state, path=path).check(_status(path))
 
 
 def _state(path: Path, size: int) -> InputFile:
@@ -162,7 +193,7 @@ def _make(
     """Make the files of one bundle, in the order in which they get their names."""
     output = contents.output
     paths = bundle_paths(output.request.path, output.request.kind)
-    files = {path.name: known[path].sha256 for path in contents.states}
+    files = {path.name: known[state.path].sha256 for path, state in contents.states.items()}
     tensors = provenance.tensor_list(contents.hashed_tensors(known))
     card = model_card(plan, number, errors).encode("utf-8", "replace")
     statement = provenance.statement(

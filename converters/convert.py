@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from weightcast.converters import execute
-from weightcast.converters.bundle import earlier_notes, write_bundles
-from weightcast.converters.conversion_report import conversion_report
+from weightcast.converters.bundle import earlier_notes
 from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
 from weightcast.converters.directory_outputs import lay_out_directory
 from weightcast.converters.disk_space import check_free_space
 from weightcast.converters.error_report import write_report
+from weightcast.converters.finish import Finish
 from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.grok1_spec import Grok1Spec
 from weightcast.converters.inputs import Given, Inputs, list_inputs
 from weightcast.converters.measured import Measuring, parse_baseline
-from weightcast.converters.model_card import CardErrors
 from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
 from weightcast.converters.plan import Plan, make_plan
 from weightcast.converters.provenance import source_date
 from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
-from weightcast.converters.report_file import parse_report
-from weightcast.converters.report_markdown import card_lines
 from weightcast.converters.requests import parse_output, parse_size, with_rules
 from weightcast.converters.resume import GOING_ON, NOT_GOING_ON, kept_work
 from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
@@ -341,9 +338,18 @@ def run(
     check_free_space(plan.outputs)
     start = time.monotonic()
     workers = jobs or execute.default_workers(devices)
+    finish = Finish(plan, jobs, on_progress, measuring)
     try:
         try:
-            counts = execute.run(plan, workers, on_progress, devices, measuring, resume=resume)
+            counts = execute.run(
+                plan,
+                workers,
+                on_progress,
+                devices,
+                measuring,
+                resume=resume,
+                on_complete=finish,
+            )
         except (MemoryError, OSError) as problem:
             if isinstance(problem, OSError) and problem.errno != errno.ENOMEM:
                 raise
@@ -355,18 +361,8 @@ def run(
             how = GOING_ON if resume else NOT_GOING_ON
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
         raise
-    done = time.monotonic()
-    summary = Summary(plan, counts, done - start, devices)
-    errors: dict[int, CardErrors] = {}
-    if measuring is not None:
-        report = conversion_report(plan, measuring.finished(), measuring.baseline)
-        summary = replace(summary, report=report)
-        described = parse_report(report)
-        errors = {
-            n: CardErrors(card_lines(described, n), described.baseline)
-            for n in range(len(plan.outputs))
-        }
+    seconds = time.monotonic() - start - finish.bundle_seconds
+    summary = Summary(plan, counts, seconds, devices, report=finish.report)
     if not plan.has_bundles:
         return summary
-    bundles = write_bundles(plan, jobs, on_progress, errors)
-    return replace(summary, bundles=bundles, bundle_seconds=time.monotonic() - done)
+    return replace(summary, bundles=finish.bundles.write(), bundle_seconds=finish.bundle_seconds)

@@ -1,19 +1,18 @@
 """How long a conversion will take, from what this machine does in half a second.
 
-A few rows of each kind of work are made of random weights, and a few megabytes of the source are
-read past the cache. Reading, computing and writing overlap, so the longest of them counts; on one
-disk reading and writing take turns. Nothing is written, so a disk that outputs have to themselves
-is taken to write as fast as the source is read.
+A few rows of each kind of work are made of random weights, and some megabytes of the source are
+read that the cache was made to forget. Reading, computing and writing overlap, so the longest of
+them counts; on one disk reading and writing take turns. Nothing is written, so a disk that outputs
+have to themselves is taken to write as fast as the source is read.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,14 +21,16 @@ from typing import Any, Final
 import numpy as np
 
 from weightcast.converters.devices import PROCESSOR, Devices, ProcessorLane
+from weightcast.converters.page_cache import forget_read
 from weightcast.converters.pieces import keeps_bytes
 from weightcast.converters.plan import Destination, Plan, WorkItem
 from weightcast.quant.errors import CheckpointError
 from weightcast.quant.library import Matrix
 from weightcast.quant.types import F32, I8
 
-# Read at this many places of the source, so much at each.
+# Read at this many places of the source, so much at each: the system reads ahead.
 _PLACES: Final = 8
+_PLACE_BYTES: Final = 32 << 20
 _READ_BYTES: Final = 8 << 20
 # The most that is spent on the disk, and so much work of each kind is enough.
 _DISK_SECONDS: Final = 0.4
@@ -37,17 +38,17 @@ _WORK_SECONDS: Final = 0.005
 # Multiples of all groups and squares.
 _MOST_IN: Final = 4096
 _ROWS: Final = (128, 1024)
-# What the system itself takes to copy bytes out of and into its cache, on one core: rough, of the
-# right size for the CPU time of conversions to Q8_0.
-_COPY_OUT_BYTES_PER_S: Final = 4e9
-_COPY_IN_BYTES_PER_S: Final = 1.5e9
+# Bytes a second that the system itself copies out of and into its cache, on one core, where it has
+# to find new pages and where it has used ones: rough, of the right size for the CPU time of
+# conversions to Q8_0.
+_COPIES: Final = {"new": (4e9, 1.5e9), "used": (8e9, 4e9)}
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Seconds that reading, computing and writing take by themselves, and all of it together.
 
-    `disk_bytes_per_s` is what was measured; None if the source cannot be read past the cache.
+    `disk_bytes_per_s` is what was measured; None if the source is too small for that.
     """
 
     read_s: float
@@ -69,7 +70,8 @@ def estimate(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Estimate
     if rate is not None:
         read_s, write_s = plan.read_bytes / rate, plan.write_bytes / rate
     cores = min(workers + 1, len(os.sched_getaffinity(0)))
-    copying = plan.read_bytes / _COPY_OUT_BYTES_PER_S + plan.write_bytes / _COPY_IN_BYTES_PER_S
+    out_of, into = _COPIES["used" if plan.outgrows_cache else "new"]
+    copying = plan.read_bytes / out_of + plan.write_bytes / into
     compute_s = _kernel_seconds(plan, devices) + copying / cores
     on_disks = read_s + write_s if _is_one_disk(plan) else max(read_s, write_s)
     return Estimate(read_s, compute_s, write_s, max(on_disks, compute_s), rate)
@@ -82,21 +84,28 @@ def _is_one_disk(plan: Plan) -> bool:
 
 def _disk_rate(paths: Sequence[Path]) -> float | None:
     """Bytes a second that the source can be read at, without what is in the cache already."""
-    chance = random.Random(0)
-    buffer = mmap.mmap(-1, _READ_BYTES)  # at a page's start, as direct reads need
     done, start = 0, time.perf_counter()
-    with closing(buffer), suppress(OSError):
-        for path in chance.choices([p for p in paths if p.stat().st_size > 0], k=_PLACES):
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-            try:
-                room = max(path.stat().st_size - _READ_BYTES, 0) // mmap.PAGESIZE
-                done += os.preadv(fd, [buffer], chance.randint(0, room) * mmap.PAGESIZE)
-            finally:
-                os.close(fd)
+    with suppress(OSError), closing(_reads(paths)) as reads:
+        for count in reads:
+            done += count
             if time.perf_counter() - start > _DISK_SECONDS:
                 break
     seconds = time.perf_counter() - start
     return done / seconds if done >= _READ_BYTES else None
+
+
+def _reads(paths: Sequence[Path]) -> Generator[int]:
+    """Read at places that the cache was made to forget; gives the bytes of each read."""
+    chance, buffer = random.Random(0), bytearray(_READ_BYTES)
+    for path in chance.choices([p for p in paths if p.stat().st_size > 0], k=_PLACES):
+        place = chance.randint(0, max(path.stat().st_size - _PLACE_BYTES, 0))
+        forget_read(path, place, _PLACE_BYTES)
+        try:
+            with path.open("rb", buffering=0) as file:
+                for position in range(place, place + _PLACE_BYTES, _READ_BYTES):
+                    yield os.preadv(file.fileno(), [buffer], position)
+        finally:
+            forget_read(path, place, _PLACE_BYTES)
 
 
 def _kernel_seconds(plan: Plan, devices: Devices) -> float:

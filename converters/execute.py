@@ -104,8 +104,12 @@ def run(
     measuring: Measuring | None = None,
     *,
     resume: bool = True,
+    on_complete: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
+
+    `on_complete` is called when all files are complete and on the disk, before they get their
+    names; what it raises leaves them to another run.
 
     With `measuring`, what is written is compared with its source at once. What an interrupted run
     of the same plan had finished is kept, unless `resume` is off.
@@ -126,6 +130,8 @@ def run(
             run.counts.update(left.counts)
             run.run()
         plan.inputs.check()
+        files.flush()
+        on_complete()
         files.commit()
     return dict(run.counts)
 

@@ -80,11 +80,15 @@ def grown_paths(output: Output) -> list[Path]:
     return [*_partial_paths(output), *_other_parts(output)]
 
 
-def _partial_paths(output: Output) -> list[Path]:
+def grown_path(output: Output, path: Path) -> Path:
+    """Where one of the files of an output grows, which will be `path` in the end."""
     if output.request.kind == "safetensors":
-        folder = partial_path(output.request.path)
-        return [folder / file.path.name for file in output.files]
-    return [partial_path(file.path) for file in output.files]
+        return partial_path(output.request.path) / path.name
+    return partial_path(path)
+
+
+def _partial_paths(output: Output) -> list[Path]:
+    return [grown_path(output, file.path) for file in output.files]
 
 
 def _other_parts(output: Output) -> list[Path]:
@@ -270,9 +274,8 @@ class OutputFiles:
             self._written.add(self._fds[key], offset, runs.shape[1])
         return Write(file, offset, runs.shape[1], len(runs), stride, digest.hexdigest())
 
-    def commit(self) -> None:
-        """Flush everything to the disk, then give each output its name. Raises OutputError."""
-        done: list[Path] = []
+    def flush(self) -> None:
+        """Flush everything to the disk. Raises OutputError."""
         path: Path | None = None
         try:
             for (number, index), fd in self._fds.items():
@@ -282,6 +285,14 @@ class OutputFiles:
                     page_cache.forget(fd)
             for fd in self._folder_fds:
                 os.fsync(fd)
+        except OSError as problem:
+            raise explained(problem, path) from None
+
+    def commit(self) -> None:
+        """Give each output its name. Raises OutputError."""
+        done: list[Path] = []
+        path: Path | None = None
+        try:
             earlier = [path for output in self._outputs for path in _earlier_bundle(output)]
             with signals_held():
                 for partial, (number, path) in list(self._pending.items()):

@@ -28,17 +28,23 @@ from typing import Any
 
 import click
 
+from weightcast import cli
+from weightcast.converters import memory, output_files, page_cache
+from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+
 _WRITES = ("pwrite", "write", "ftruncate", "fsync", "fdatasync")
 _NAMES = ("replace", "rename", "unlink", "mkdir", "rmdir")
 _READS = ("preadv", "pread")
-TORN, KILL = "killed in a write", "killed"
+# Calls to the system that Python does not have, by our own names.
+_OWN = ("allocate", "exchange")
+TORN, KILL, OTHERWISE = "killed in a write", "killed", "other options"
 # Where each fault strikes, and what happens there.
 FAULTS = {
-    KILL: (*_WRITES, *_NAMES, *_READS),
+    KILL: (*_WRITES, *_NAMES, *_READS, *_OWN, "posix_fadvise"),
     TORN: ("pwrite", "write"),
     "power lost": ("pwrite", "write"),
-    "disk full": ("pwrite", "write"),
-    "quota": ("pwrite",),
+    "disk full": ("pwrite", "write", "allocate"),
+    "quota": ("pwrite", "allocate"),
     "output is read-only": ("pwrite", "replace"),
     "read error": _READS,
     "interrupted": (*_WRITES, *_READS),
@@ -47,6 +53,7 @@ FAULTS = {
     "a worker dies": ("pwrite",),
     "source vanishes": ("preadv",),
     "short writes": ("pwrite",),
+    OTHERWISE: (),
 }
 _ERRNO = {
     "disk full": errno.ENOSPC,
@@ -107,7 +114,8 @@ class Fault:
 
     def install(self) -> None:
         for name in FAULTS[self.what]:
-            setattr(os, name, self._counting(getattr(os, name)))
+            place = output_files if name in _OWN else os
+            setattr(place, name, self._counting(getattr(place, name)))
 
     def _counting(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -154,8 +162,16 @@ def gone(path: Path) -> Path:
     return path.with_name(path.name + ".gone")
 
 
+@dataclass(frozen=True)
+class Ways:
+    """What must not change a byte: the size of slabs, and whether the page cache is passed by."""
+
+    slab: int = 1 << 20
+    past_cache: bool = False
+
+
 def run(
-    arguments: Sequence[str], log: Path, fault: Fault | None = None, slab: int = 1 << 20
+    arguments: Sequence[str], log: Path, fault: Fault | None = None, ways: Ways | None = None
 ) -> int:
     """Run the command line in a fork: its exit code, or minus the signal that ended it."""
     sys.stdout.flush()
@@ -164,22 +180,20 @@ def run(
     if child == 0:
         code = 70
         try:
-            code = _in_child(arguments, log, fault, slab)
+            code = _in_child(arguments, log, fault, ways or Ways())
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def _in_child(arguments: Sequence[str], log: Path, fault: Fault | None, slab: int) -> int:
-    from weightcast import cli
-    from weightcast.converters import memory
-
+def _in_child(arguments: Sequence[str], log: Path, fault: Fault | None, ways: Ways) -> int:
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    memory.SLAB_BYTES = slab  # type: ignore[misc]
-    memory.PIECE_BYTES = slab // 4  # type: ignore[misc]
+    memory.SLAB_BYTES = ways.slab  # type: ignore[misc]
+    memory.PIECE_BYTES = ways.slab // 4  # type: ignore[misc]
+    page_cache.outgrows = lambda nbytes: ways.past_cache
     sys.argv = ["weightcast", *arguments]
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     if fault is not None:
@@ -198,12 +212,12 @@ def _in_child(arguments: Sequence[str], log: Path, fault: Fault | None, slab: in
     return code
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of all files in a folder, without those that grow."""
+def digests(folder: Path, *, growing: bool = False) -> dict[str, str]:
+    """SHA-256 of all files in a folder, without those that are `growing`, or with them."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and not name.startswith("."):
+        if path.is_file() and (growing or not name.startswith(".")):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -230,14 +244,17 @@ class Trial:
 
     def strike(self, what: str) -> None:
         """Run it with a fault at a random place, and check what it leaves."""
+        if what == OTHERWISE:
+            self._run_otherwise()
+            return
         log = self.folder.with_suffix(".log")
         victim = self.random.choice(sorted((self.source / "ckpt-0").iterdir()))
-        slab = self.random.choice((1 << 18, 1 << 20))
+        ways = Ways(self.random.choice((1 << 18, 1 << 20)), self.random.random() < 0.5)
         before = digests(self.folder)
         if what not in self.calls:
             self.calls[what] = self._calls(what)
         at = 1 + int(self.random.random() ** 1.5 * self.calls[what])
-        code = run(self.arguments(), log, Fault(what, at, victim), slab)
+        code = run(self.arguments(), log, Fault(what, at, victim), ways)
         said = log.read_text()
         if gone(victim).exists():
             gone(victim).rename(victim)
@@ -251,6 +268,19 @@ class Trial:
             assert len([line for line in said.splitlines() if "error: " in line]) == 1, said
         for name, digest in digests(self.folder).items():
             assert digest in (before.get(name), self.wanted[name]), (what, at, name)
+        self._check_rest(is_done=code == 0)
+
+    def _run_otherwise(self) -> None:
+        """Run it with one more option: refused if there is work to go on with, else made so."""
+        if "--split" in self.kind.options:
+            return  # other sizes have other names
+        log, before = self.folder.with_suffix(".log"), digests(self.folder, growing=True)
+        code = run([*self.arguments(), "--tensor-type", "attn_v=F16"], log)
+        said = log.read_text()
+        self.struck[f"{OTHERWISE}: {'ended' if code == 0 else 'stopped'}"] += 1
+        if code != 0:
+            assert (code, "--no-resume starts over" in said) == (1, True), said
+            assert digests(self.folder, growing=True) == before
         self._check_rest(is_done=code == 0)
 
     def finish(self) -> None:
@@ -310,8 +340,6 @@ def reference(kind: Kind, source: Path, folder: Path) -> dict[str, str]:
 @click.option("--fault", "faults", multiple=True, type=click.Choice(list(FAULTS)))
 def main(runs: int, seed: int, kinds: tuple[str, ...], faults: tuple[str, ...]) -> None:
     """Disturb conversions at random; print how often each fault struck."""
-    from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
-
     chance = random.Random(seed)
     struck: Counter[str] = Counter()
     start = time.monotonic()

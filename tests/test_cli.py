@@ -336,8 +336,9 @@ def test_ctrl_c_when_only_the_bundle_is_missing(
     monkeypatch.setattr(bundle, "hash_files", hash_files)
     done = run("convert", "--quiet", "--no-tokenizer", "--bundle", tiny, tmp_path / "a-F16.gguf")
     assert done.code == 130
-    assert "interrupted: the outputs are complete, but have no bundle; run the" in done.err
-    assert names(tmp_path) == ["a-F16.gguf"]
+    said = "interrupted: 100% of a-F16.gguf is finished and kept; run the same command again"
+    assert said in done.err
+    assert names(tmp_path) == growing("a-F16.gguf")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

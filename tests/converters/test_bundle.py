@@ -24,9 +24,10 @@ from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 from support import Golden
 
 import weightcast
-from weightcast.converters import bundle, complete_files, convert, hashing, provenance
+from weightcast.converters import bundle, complete_files, convert, execute, hashing, provenance
 from weightcast.converters.bundle_files import NAMES, BundlePaths, written_before
 from weightcast.converters.model_card import CardErrors
+from weightcast.converters.output_files import partial_path
 
 RECIPE = """
 base = "Q4_K_M"
@@ -282,7 +283,7 @@ def test_an_output_that_is_replaced_meanwhile_is_found(
 
     def replace(*arguments: Any) -> Any:
         digests = hashing.hash_files(*arguments)
-        os.utime(out, ns=(1, 1))
+        os.utime(partial_path(out), ns=(1, 1))
         return digests
 
     monkeypatch.setattr(bundle, "hash_files", replace)
@@ -298,10 +299,22 @@ def test_ctrl_c_while_files_are_hashed(
         def get(self, *arguments: Any) -> Any:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(hashing, "SimpleQueue", Interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the outputs are complete, but have no bundle"):
-        make(tiny, tmp_path / "m-F16.gguf")
-    assert names(tmp_path) == ["m-F16.gguf"]
+    outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
+    with monkeypatch.context() as patched:
+        patched.setattr(hashing, "SimpleQueue", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tiny, *outputs)
+    grown = [".m-F16.gguf.journal", ".m-F16.gguf.partial", ".m-bf16.journal", ".m-bf16.partial"]
+    assert names(tmp_path) == grown
+
+    def read_slab(*arguments: Any) -> None:
+        raise AssertionError("nothing is to be read again")
+
+    monkeypatch.setattr(execute, "read_slab", read_slab)
+    assert make(tiny, *outputs).bundles
+    assert names(tmp_path) == sorted([*(f"m-F16.{n}" for n in ("gguf", *NAMES)), "m-bf16"])
+    assert checked_by_sha256sum(tmp_path / "m-F16.SHA256SUMS") == 0
+    assert checked_by_sha256sum(outputs[1] / "SHA256SUMS") == 0
 
 
 def test_ctrl_c_between_two_bundles(
@@ -467,10 +480,17 @@ def test_the_command_line(tiny: Path, tmp_path: Path) -> None:
     assert result["bundle_seconds"] >= 0
 
 
+def in_place(output: object, path: Path) -> Path:
+    """Where the files of a complete output lie."""
+    return path
+
+
 def test_what_was_measured_is_in_the_card(tiny: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / "m-Q8_0.gguf", tmp_path / "m-bf16"]
     plan = make(tiny, *outputs).plan
-    bundle.write_bundles(plan, errors={1: CardErrors(["0.002 of the values"])})
+    bundles = bundle.Bundles(plan)
+    bundles.make(errors={1: CardErrors(["0.002 of the values"])}, where=in_place)
+    bundles.write()
     assert "\n## Errors\n\n0.002 of the values\n" in (outputs[1] / "README.md").read_text()
     assert "## Errors" not in (tmp_path / "m-Q8_0.README.md").read_text()
     assert checked_by_sha256sum(outputs[1] / "SHA256SUMS") == 0
@@ -483,10 +503,29 @@ def test_an_output_that_is_not_what_was_written(tiny: Path, tmp_path: Path, name
     plan = make(tiny, tmp_path / "m-F16.gguf", tmp_path / "m-bf16").plan
     os.truncate(tmp_path / name, 100)
     with pytest.raises(weightcast.CheckpointError, match=r": 100 bytes, not the [\d,]+ that were"):
-        bundle.write_bundles(plan)
+        bundle.Bundles(plan).make(where=in_place)
     (tmp_path / name).unlink()
     with pytest.raises(weightcast.CheckpointError, match="No such file"):
-        bundle.write_bundles(plan)
+        bundle.Bundles(plan).make(where=in_place)
+
+
+def test_an_output_that_is_damaged_before_it_is_hashed_gets_no_name(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m-F16.gguf"
+    real = execute.OutputFiles.flush
+
+    def flush(files: execute.OutputFiles) -> None:
+        real(files)
+        os.truncate(partial_path(out), 100)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(execute.OutputFiles, "flush", flush)
+        with pytest.raises(weightcast.CheckpointError, match=r": 100 bytes, not the [\d,]+ that"):
+            make(tiny, out)
+    assert names(tmp_path) == [".m-F16.gguf.journal", ".m-F16.gguf.partial"]
+    make(tiny, out)
+    assert checked_by_sha256sum(tmp_path / "m-F16.SHA256SUMS") == 0
 
 
 def test_progress_counts_every_byte(tiny: Path, tmp_path: Path) -> None:
