@@ -11,9 +11,7 @@ still there afterwards is what other programs on the machine keep. Reported are 
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
 import shutil
 import statistics
@@ -25,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.children import measured, prepare
+from benchmarks.children import cached, measured, prepare
 from benchmarks.convert import checkpoint
 from weightcast.converters.grok1_spec import GROK_1
 from weightcast.quant.library import isa
@@ -101,25 +99,11 @@ def _convert(folder: Path, names: list[str], other: Path, *, past: bool) -> dict
         found = measured(
             [*program, *map(str, targets), "--no-tokenizer", "--quiet"], folder / "log"
         )
-        found["bystander_kept"] = _cached(other)
+        found["bystander_kept"] = cached(other)
     finally:
         for target in targets:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     return {key: found[key] for key in ("wall_s", "cpu_s", "bystander_kept")}
-
-
-def _cached(path: Path) -> float:
-    """Share of a file that is in the page cache."""
-    size = path.stat().st_size
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE) as mapped:
-        first = ctypes.c_char.from_buffer(mapped)
-        place = ctypes.c_void_p(ctypes.addressof(first))
-        status = ctypes.CDLL(None).mincore(place, ctypes.c_size_t(size), pages)
-        del first
-    if status:
-        sys.exit("this system does not tell what is in its page cache")
-    return sum(page & 1 for page in pages) / len(pages)
 
 
 def _print(rows: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -22,17 +22,17 @@ from weightcast.converters.bundle_files import (
     sha256,
     written_before,
 )
-from weightcast.converters.complete_files import write_files
+from weightcast.converters.complete_files import write_flushed
 from weightcast.converters.execute import default_workers
 from weightcast.converters.hashing import Digests, FileToHash, hash_files
-from weightcast.converters.inputs import InputFile
 from weightcast.converters.model_card import CardErrors, model_card
 from weightcast.converters.output_files import grown_path
 from weightcast.converters.outputs import Output, Request
 from weightcast.converters.plan import Plan
+from weightcast.converters.system_files import explained
 from weightcast.formats import gguf, safetensors
 from weightcast.formats.stored import StoredArray
-from weightcast.quant.errors import CheckpointError, OutputError
+from weightcast.quant.errors import FormatError, LayoutError, OutputError
 
 
 def earlier_notes(request: Request) -> Iterator[str]:
@@ -46,160 +46,158 @@ def earlier_notes(request: Request) -> Iterator[str]:
             yield f"{path.name} was edited and stays, though it describes the earlier output"
 
 
-class Bundles:
-    """The bundles of all outputs of a plan: made, then written."""
+def make_bundles(
+    plan: Plan,
+    workers: int | None = None,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    errors: Mapping[int, CardErrors] | None = None,
+) -> tuple[dict[Path, Path], ...]:
+    """Hash what was read and written, and write bundles where they wait for their names.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._made: list[tuple[_Contents, dict[Path, bytes]]] = []
-        self._problem: CheckpointError | None = None
-
-    def make(
-        self,
-        workers: int | None = None,
-        on_progress: Callable[[int], None] = lambda nbytes: None,
-        errors: Mapping[int, CardErrors] | None = None,
-        where: Callable[[Output, Path], Path] = grown_path,
-    ) -> None:
-        """Hash what was read and written; `errors` are those of an output, by its number.
-
-        The files of outputs need not have their names: `where` says where they lie. What is wrong
-        with a file that was read is kept for `write`: the outputs are good without a bundle.
-        Raises CheckpointError if an output is not what was planned.
-        """
-        plan = self._plan
-        outputs = [_Contents.of(output, where) for output in plan.outputs]
-        try:
-            files = [FileToHash(file.path, file.check) for file in plan.inputs.files]
-            for contents in outputs:
-                files += contents.files
-            digests = hash_files(files, workers or default_workers(), on_progress)
-            dependencies = dict(zip(plan.inputs.files, digests, strict=False))
-            known = {file.path: found for file, found in zip(files, digests, strict=True)}
-            self._made = [
-                (contents, _make(plan, n, contents, dependencies, known, (errors or {}).get(n)))
-                for n, contents in enumerate(outputs)
-            ]
-        except CheckpointError as problem:
-            self._problem = problem
-
-    def write(self) -> tuple[tuple[Path, ...], ...]:
-        """Write the bundles beside the outputs, which have their names; returns their files.
-
-        Raises CheckpointError if a file vanished or changed since the conversion; the outputs are
-        complete then, but have no bundle, or not all of them. KeyboardInterrupt says so, too.
-        """
-        written = 0
-        try:
-            if self._problem is not None:
-                raise self._problem
-            for contents, bundle in self._made:
-                contents.check_again()
-                write_files(bundle)
-                written += 1
-        except CheckpointError as problem:
-            raise CheckpointError(f"{problem} ({_complete_but(written)})") from None
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_complete_but(written)) from None
-        return tuple(tuple(bundle) for _, bundle in self._made)
+    The files of outputs are complete and flushed, and have no names yet, either. `errors` are what
+    was measured of an output, by its number. Returns where each file of a bundle waits, by its
+    name, in the order in which they are to get them. Raises ChangedError if a source file is no
+    longer what was converted, CheckpointError if a file cannot be read, or an output is not what
+    was written.
+    """
+    outputs = [_Contents.of(output) for output in plan.outputs]
+    files = [file for contents in outputs for file in contents.files]
+    files += [FileToHash(file.path, file.check) for file in plan.inputs.files]
+    digests = hash_files(files, workers or default_workers(), on_progress)
+    known = {file.path: found for file, found in zip(files, digests, strict=True)}
+    for contents in outputs:
+        contents.check_again(known)
+    waiting: list[dict[Path, Path]] = []
+    try:
+        for number, contents in enumerate(outputs):
+            bundle = _make(plan, number, contents, known, (errors or {}).get(number))
+            waiting.append({path: grown_path(contents.output, path) for path in bundle})
+            for path, raw in bundle.items():
+                write_flushed(waiting[-1][path], raw)
+    except BaseException as problem:
+        for place in (place for places in waiting for place in places.values()):
+            place.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            raise explained(problem, path) from None
+        raise
+    return tuple(waiting)
 
 
-def _complete_but(written: int) -> str:
-    lacking = "not all have a bundle" if written else "have no bundle"
-    return f"the outputs are complete, but {lacking}"
+@dataclass(frozen=True, slots=True)
+class _Grown:
+    """A file of an output where it grew, as it was when it was complete."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path, size: int) -> _Grown:
+        """Raise OutputError if it has not the `size` that was written."""
+        status = _status(path)
+        if status.st_size != size:
+            raise OutputError(
+                f"{path}: {status.st_size:,} bytes, not the {size:,} that were written"
+            )
+        return cls(path, size, status.st_mtime_ns)
+
+    def check(self, status: stat_result) -> None:
+        """Raise OutputError if it is no longer what it was."""
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise OutputError(f"{self.path}: was changed by something else")
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What is on the disk of one output: its files as they are now, the tensors in each.
-
-    All by the names that the files have in the end.
-    """
+    """What is on the disk of one output: its files by their final names, the tensors in each."""
 
     output: Output
-    states: dict[Path, InputFile]
-    tensors: dict[str, StoredArray]
+    grown: dict[Path, _Grown]
+    tensors: dict[Path, dict[str, StoredArray]]
 
     @classmethod
-    def of(cls, output: Output, where: Callable[[Output, Path], Path]) -> _Contents:
-        """Take stock of a complete output. Raises CheckpointError if it is not what was planned."""
+    def of(cls, output: Output) -> _Contents:
+        """Take stock of a complete output. Raises OutputError if it is not what was planned."""
         sizes = {file.path: file.size for file in output.files}
         sizes.update({output.request.path / n: len(raw) for n, raw in output.companions.items()})
-        states = {path: _state(where(output, path), size) for path, size in sizes.items()}
-        tensors = {}
-        for file in output.files:
-            grown = where(output, file.path)
-            is_gguf = output.request.kind == "gguf"
-            found = gguf.read_file(grown).tensors if is_gguf else safetensors.read_index(grown)
-            tensors.update({n: replace(array, path=file.path) for n, array in found.items()})
-        return cls(output, states, tensors)
+        grown = {path: _Grown.of(grown_path(output, path), size) for path, size in sizes.items()}
+        tensors = {
+            file.path: _tensors_in(grown[file.path].path, output.request.kind)
+            for file in output.files
+        }
+        return cls(output, grown, tensors)
 
     @property
     def files(self) -> list[FileToHash]:
         """The files, with the places of their tensors."""
         return [
             FileToHash(
-                state.path,
-                state.check,
-                tuple((a.offset, a.nbytes) for _, a in self._tensors_in(path)),
+                grown.path,
+                grown.check,
+                tuple((a.offset, a.nbytes) for a in self.tensors.get(path, {}).values()),
             )
-            for path, state in self.states.items()
+            for path, grown in self.grown.items()
         ]
-
-    def _tensors_in(self, path: Path) -> list[tuple[str, StoredArray]]:
-        return [(name, array) for name, array in self.tensors.items() if array.path == path]
 
     def hashed_tensors(self, known: Mapping[Path, Digests]) -> list[provenance.HashedTensor]:
-        """The tensors with their digests."""
+        """The tensors with their digests, in files of their final names."""
         return [
-            provenance.HashedTensor(name, array, sha)
-            for path, state in self.states.items()
+            provenance.HashedTensor(name, replace(array, path=path), sha)
+            for path, tensors in self.tensors.items()
             for (name, array), sha in zip(
-                self._tensors_in(path), known[state.path].regions, strict=True
+                tensors.items(), known[self.grown[path].path].regions, strict=True
             )
         ]
 
-    def check_again(self) -> None:
-        """Raise CheckpointError if another output has taken the place of what was hashed."""
-        for path, state in self.states.items():
-            replace(state, path=path).check(_status(path))
+    def check_again(self, known: Mapping[Path, Digests]) -> None:
+        """Raise OutputError if something changed a file, small ones at any time."""
+        for grown in self.grown.values():
+            grown.check(_status(grown.path))
+        for name, raw in self.output.companions.items():
+            path = self.grown[self.output.request.path / name].path
+            if known[path].sha256 != sha256(raw):
+                raise OutputError(f"{path}: not what was written")
 
 
-def _state(path: Path, size: int) -> InputFile:
-    """A file of an output as it is now."""
-    status = _status(path)
-    if status.st_size != size:
-        raise OutputError(
-            f"{path}: {status.st_size:,} bytes, not the {size:,} that were written; convert again"
-        )
-    return InputFile(path, "output", size, status.st_mtime_ns)
+def _tensors_in(path: Path, kind: str) -> dict[str, StoredArray]:
+    """What the header of a written file says is in it."""
+    try:
+        read = gguf.read_file(path).tensors if kind == "gguf" else safetensors.read_index(path)
+    except (FormatError, LayoutError) as problem:
+        raise OutputError(f"{problem}: not what was written") from None
+    except OSError as problem:
+        raise _unreadable(path, problem) from None
+    return dict(read)
 
 
 def _status(path: Path) -> stat_result:
     try:
         return path.stat()
     except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+        raise _unreadable(path, problem) from None
+
+
+def _unreadable(path: Path, problem: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be read: {problem.strerror}")
 
 
 def _make(
     plan: Plan,
     number: int,
     contents: _Contents,
-    dependencies: Mapping[InputFile, Digests],
     known: Mapping[Path, Digests],
     errors: CardErrors | None,
 ) -> dict[Path, bytes]:
     """Make the files of one bundle, in the order in which they get their names."""
     output = contents.output
     paths = bundle_paths(output.request.path, output.request.kind)
-    files = {path.name: known[state.path].sha256 for path, state in contents.states.items()}
+    files = {path.name: known[grown.path].sha256 for path, grown in contents.grown.items()}
     tensors = provenance.tensor_list(contents.hashed_tensors(known))
     card = model_card(plan, number, errors).encode("utf-8", "replace")
     statement = provenance.statement(
         output.request,
         plan.inputs,
-        {file: found.sha256 for file, found in dependencies.items()},
+        {file: known[file.path].sha256 for file in plan.inputs.files},
         files,
         {paths.path(TENSORS).name: sha256(tensors), paths.path(CARD).name: sha256(card)},
     )

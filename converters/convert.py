@@ -361,8 +361,14 @@ def run(
             how = GOING_ON if resume else NOT_GOING_ON
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
         raise
-    seconds = time.monotonic() - start - finish.bundle_seconds
-    summary = Summary(plan, counts, seconds, devices, report=finish.report)
-    if not plan.has_bundles:
-        return summary
-    return replace(summary, bundles=finish.bundles.write(), bundle_seconds=finish.bundle_seconds)
+    if finish.problem is not None:
+        raise CheckpointError(f"{finish.problem} (the outputs are complete, but have no bundle)")
+    return Summary(
+        plan,
+        counts,
+        time.monotonic() - start - finish.bundle_seconds,
+        devices,
+        finish.report,
+        finish.bundles,
+        finish.bundle_seconds,
+    )

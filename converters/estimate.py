@@ -48,7 +48,7 @@ _COPIES: Final = {"new": (4e9, 1.5e9), "used": (8e9, 4e9)}
 class Estimate:
     """Seconds that reading, computing and writing take by themselves, and all of it together.
 
-    `disk_bytes_per_s` is what was measured; None if the source is too small for that.
+    `disk_bytes_per_s` is what was measured; None if the source is too small, or all in memory.
     """
 
     read_s: float
@@ -102,10 +102,19 @@ def _reads(paths: Sequence[Path]) -> Generator[int]:
         forget_read(path, place, _PLACE_BYTES)
         try:
             with path.open("rb", buffering=0) as file:
+                if _is_cached(file.fileno(), place + _READ_BYTES):
+                    continue  # not to be forgotten: in memory, or not on the disk yet
                 for position in range(place, place + _PLACE_BYTES, _READ_BYTES):
                     yield os.preadv(file.fileno(), [buffer], position)
         finally:
             forget_read(path, place, _PLACE_BYTES)
+
+
+def _is_cached(fd: int, position: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(1)], position, os.RWF_NOWAIT) == 1
+    except OSError:  # there it would have to wait, or the file system cannot tell
+        return False
 
 
 def _kernel_seconds(plan: Plan, devices: Devices) -> float:

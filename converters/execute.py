@@ -13,8 +13,9 @@ import mmap
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
@@ -104,12 +105,13 @@ def run(
     measuring: Measuring | None = None,
     *,
     resume: bool = True,
-    on_complete: Callable[[], None] = lambda: None,
+    on_complete: Callable[[], Mapping[int, Mapping[Path, Path]]] = dict,
 ) -> Counts:
     """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
 
     `on_complete` is called when all files are complete and on the disk, before they get their
-    names; what it raises leaves them to another run.
+    names; what it raises leaves them to another run, and what it gives gets names with them:
+    where files wait, by their names, beside outputs by number.
 
     With `measuring`, what is written is compared with its source at once. What an interrupted run
     of the same plan had finished is kept, unless `resume` is off.
@@ -125,14 +127,27 @@ def run(
         files.forget_earlier()
         on_progress(left.read_bytes)
         rest = replace(plan, items=left.items)
-        with Held() as held:
-            run = _Run(rest, workers, devices, files, held, on_progress, measuring)
-            run.counts.update(left.counts)
-            run.run()
+        counts = _finish_rest(rest, workers, devices, files, on_progress, measuring, left.counts)
         plan.inputs.check()
         files.flush()
-        on_complete()
-        files.commit()
+        files.commit(on_complete())
+    return counts
+
+
+def _finish_rest(
+    plan: Plan,
+    workers: int,
+    devices: Devices,
+    files: OutputFiles,
+    on_progress: Callable[[int], None],
+    measuring: Measuring | None,
+    counts: Mapping[tuple[int, str], BlockCounts],
+) -> Counts:
+    """Do the work of a plan, and give its memory back; adds to what was counted before."""
+    with Held() as held:
+        run = _Run(plan, workers, devices, files, held, on_progress, measuring)
+        run.counts.update(counts)
+        run.run()
     return dict(run.counts)
 
 

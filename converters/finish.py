@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from weightcast.converters.bundle import Bundles
+from weightcast.converters.bundle import make_bundles
 from weightcast.converters.conversion_report import conversion_report
 from weightcast.converters.measured import Measuring
 from weightcast.converters.model_card import CardErrors
 from weightcast.converters.plan import Plan
 from weightcast.converters.report_file import parse_report
 from weightcast.converters.report_markdown import card_lines
+from weightcast.quant.errors import ChangedError
 
 
 class Finish:
-    """Makes a report if there was measuring, and bundles if the plan has them."""
+    """Makes a report if there was measuring, and bundles if the plan has them.
+
+    If the source changed after it was converted, which is the `problem` then, outputs are as good
+    as any, but have no bundle.
+    """
 
     def __init__(
         self,
@@ -29,11 +35,13 @@ class Finish:
         self._jobs = jobs
         self._on_progress = on_progress
         self._measuring = measuring
-        self.bundles = Bundles(plan)
-        self.bundle_seconds = 0.0
         self.report: dict[str, Any] | None = None
+        self.bundles: tuple[tuple[Path, ...], ...] = ()
+        self.bundle_seconds = 0.0
+        self.problem: ChangedError | None = None
 
-    def __call__(self) -> None:
+    def __call__(self) -> Mapping[int, Mapping[Path, Path]]:
+        """Give the files that wait for their names, beside outputs by number; see `commit`."""
         errors: dict[int, CardErrors] = {}
         if self._measuring is not None:
             measuring = self._measuring
@@ -43,7 +51,14 @@ class Finish:
                 n: CardErrors(card_lines(described, n), described.baseline)
                 for n in range(len(self._plan.outputs))
             }
-        if self._plan.has_bundles:
-            start = time.monotonic()
-            self.bundles.make(self._jobs, self._on_progress, errors)
-            self.bundle_seconds = time.monotonic() - start
+        if not self._plan.has_bundles:
+            return {}
+        start = time.monotonic()
+        try:
+            waiting = make_bundles(self._plan, self._jobs, self._on_progress, errors)
+        except ChangedError as problem:
+            self.problem = problem
+            return {}
+        self.bundles = tuple(tuple(places) for places in waiting)
+        self.bundle_seconds = time.monotonic() - start
+        return dict(enumerate(waiting))

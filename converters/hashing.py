@@ -76,14 +76,15 @@ class _Run:
     def __init__(self, files: Sequence[FileToHash], on_progress: Callable[[int], None]) -> None:
         self._files = files
         self._on_progress = on_progress
-        self._is_large = page_cache.outgrows(sum(_size(file.path) for file in files))
+        sizes = [_size(file.path) for file in files]
+        self._is_large = page_cache.outgrows(sum(sizes))
         self._numbers: SimpleQueue[int] = SimpleQueue()
         self.finished: SimpleQueue[int] = SimpleQueue()
         self.stop = threading.Event()
         self.digests: dict[int, Digests] = {}
         self.errors: dict[int, BaseException] = {}
         # The largest first, so that no thread is left alone with one at the end.
-        for number in sorted(range(len(files)), key=lambda n: -_size(files[n].path)):
+        for number in sorted(range(len(files)), key=lambda n: -sizes[n]):
             self._numbers.put(number)
 
     def work(self) -> None:

@@ -52,15 +52,11 @@ class Write:
     stride: int
     digest: str
 
-    @property
-    def span(self) -> int:
-        """Bytes from the first to the last, with the gaps."""
-        return (self.runs - 1) * self.stride + self.run_bytes
-
     def is_in(self, fd: int) -> bool:
         """Whether the file has these very bytes. Raises OSError."""
         size = os.fstat(fd).st_size
-        if self.offset + self.span > size or self.runs * max(self.run_bytes, 1) > size:
+        end = self.offset + (self.runs - 1) * self.stride + self.run_bytes
+        if self.runs < 1 or end > size or self.runs * max(self.run_bytes, 1) > size:
             return False
         state = xxhash.xxh3_128()
         for run in range(self.runs):
@@ -138,6 +134,7 @@ class Journal:
         """
         self._path = path
         self._lock = threading.Lock()
+        self._may_be_torn = False
         self._fd = open_locked(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             # What cannot be read is not nothing: then all that is finished would be forgotten.
@@ -146,16 +143,13 @@ class Journal:
                 self.earlier = Contents()
                 os.ftruncate(self._fd, 0)
                 self._append({"journal": _VERSION, "settings": settings})
-            else:
-                # The last line may have no end.
-                os.write(self._fd, b"\n")
         except OSError as problem:
             os.close(self._fd)
             raise explained(problem, path) from None
         except BaseException:
             os.close(self._fd)
             raise
-        self.has_work = bool(self.earlier.finished)
+        self.has_work = self._may_be_torn = bool(self.earlier.finished)
         self._flushed = time.monotonic()
 
     def add_rows(self, done: Finished) -> None:
@@ -201,7 +195,10 @@ class Journal:
 
     def _append(self, said: dict[str, Any]) -> None:
         text = json.dumps(said, separators=(",", ":")).encode()
-        line = memoryview(b"%s %s\n" % (checksum(text), text))
+        # The last line of an interrupted run may have no end.
+        start = b"\n" if self._may_be_torn else b""
+        self._may_be_torn = False
+        line = memoryview(b"%s%s %s\n" % (start, checksum(text), text))
         while line:
             line = line[os.write(self._fd, line) :]
 

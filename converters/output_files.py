@@ -9,10 +9,12 @@ output exclude each other.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -129,9 +131,10 @@ class OutputFiles:
         path: Path | None = None
         try:
             allow_open_files(sum(len(output.files) + 2 for output in self._outputs))
-            for number, output in enumerate(self._outputs):
-                path = output.request.path
-                self._create(number, output)
+            for create in (self._open_journal, self._create):  # nothing is made of what is refused
+                for number, output in enumerate(self._outputs):
+                    path = output.request.path
+                    create(number, output)
             for parent in self._parents():
                 sync_directory(parent)
         except OSError as problem:
@@ -154,9 +157,12 @@ class OutputFiles:
 
     def _create(self, number: int, output: Output) -> None:
         final = output.request.path
-        journal = self._open_journal(number, output)
+        journal = self._journals[number]
         is_directory = output.request.kind == "safetensors"
         folder = final.parent
+        if not is_directory:  # of a bundle, when a run was killed
+            for path in bundle_files.bundle_paths(final, output.request.kind).all:
+                partial_path(path).unlink(missing_ok=True)
         if is_directory:
             kept = {file.path.name for file in output.files} if journal.has_work else set()
             folder = self._create_folder(number, final, kept)
@@ -182,7 +188,7 @@ class OutputFiles:
         for index, offset, content in output.constants:
             write_all(self._fds[number, index], memoryview(content), offset)
 
-    def _open_journal(self, number: int, output: Output) -> Journal:
+    def _open_journal(self, number: int, output: Output) -> None:
         """Open the journal, which excludes other runs. Raises OutputError."""
         final = output.request.path
         settings = settings_of(self._plan.inputs, output)
@@ -199,7 +205,6 @@ class OutputFiles:
             )
         for path in () if journal.has_work else others:
             path.unlink(missing_ok=True)
-        return journal
 
     def _create_folder(self, number: int, final: Path, kept: set[str]) -> Path:
         folder = partial_path(final)
@@ -229,8 +234,8 @@ class OutputFiles:
             fd = self._fds.get((output, write.file))
             with contextlib.suppress(OSError):
                 if fd is not None and write.is_in(fd):
-                    if self._written is not None:
-                        page_cache.forget(fd, write.offset, write.span)
+                    if self._written is not None and write.runs == 1:
+                        page_cache.forget(fd, write.offset, write.run_bytes)
                     continue
             return False
         return True
@@ -275,12 +280,16 @@ class OutputFiles:
         return Write(file, offset, runs.shape[1], len(runs), stride, digest.hexdigest())
 
     def flush(self) -> None:
-        """Flush everything to the disk. Raises OutputError."""
+        """Flush everything to the disk, and let others read the files. Raises OutputError.
+
+        The lock of the journal still keeps other conversions away.
+        """
         path: Path | None = None
         try:
             for (number, index), fd in self._fds.items():
                 path = self._outputs[number].files[index].path
                 os.fsync(fd)
+                fcntl.flock(fd, fcntl.LOCK_UN)
                 if self._written is not None:
                     page_cache.forget(fd)
             for fd in self._folder_fds:
@@ -288,28 +297,39 @@ class OutputFiles:
         except OSError as problem:
             raise explained(problem, path) from None
 
-    def commit(self) -> None:
-        """Give each output its name. Raises OutputError."""
+    def commit(self, beside: Mapping[int, Mapping[Path, Path]]) -> None:
+        """Give each output its name, and what is `beside` it: places by names, in their order.
+
+        What is beside a directory lies in it already. Raises OutputError.
+        """
         done: list[Path] = []
         path: Path | None = None
         try:
-            earlier = [path for output in self._outputs for path in _earlier_bundle(output)]
+            for fd in self._folder_fds:
+                os.fsync(fd)
+            earlier = [_earlier_bundle(output) for output in self._outputs]
             with signals_held():
-                for partial, (number, path) in list(self._pending.items()):
-                    replaced = _replace(partial, path)
-                    del self._pending[partial]
-                    done.append(path)
-                    if all(number != pending for pending, _ in self._pending.values()):
-                        self._complete.add(number)
-                        self._journals[number].remove()
+                for number, output in enumerate(self._outputs):
+                    own = [item for item in self._pending.items() if item[1][0] == number]
+                    for partial, (_, path) in own:
+                        replaced = _replace(partial, path)
+                        del self._pending[partial]
+                        done.append(path)
+                    self._complete.add(number)
+                    self._journals[number].remove()
                     # After the journal: nobody may go on in the files of an earlier output.
                     if replaced is not None:
                         shutil.rmtree(replaced, ignore_errors=True)
-                for path in earlier:
-                    path.unlink(missing_ok=True)
+                    for path in earlier[number]:
+                        path.unlink(missing_ok=True)
+                    if output.request.kind == "gguf":
+                        for path, place in beside.get(number, {}).items():
+                            os.replace(place, path)
             for parent in self._parents():
                 sync_directory(parent)
         except (OSError, OutputError) as problem:
+            for place in (place for places in beside.values() for place in places.values()):
+                place.unlink(missing_ok=True)
             error = problem if isinstance(problem, OutputError) else explained(problem, path)
             if done:
                 complete = ", ".join(str(path) for path in done)

@@ -14,6 +14,9 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
+# What a container may take, its page cache included: a number, or "max".
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+
 # Smaller runs leave what they read and wrote there, for the next one.
 _SHARE_OF_MEMORY: Final = 4
 # Long enough for the disk to take it: only what has arrived can be forgotten.
@@ -22,8 +25,15 @@ _BEHIND_BYTES: Final = 256 << 20
 
 def outgrows(nbytes: int) -> bool:
     """Whether so many bytes would push much else out of the cache."""
+    return nbytes > memory_bytes() // _SHARE_OF_MEMORY
+
+
+def memory_bytes() -> int:
+    """Memory of the machine, or of the container."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return nbytes > memory // _SHARE_OF_MEMORY
+    with contextlib.suppress(OSError, ValueError):
+        memory = min(memory, int(_CGROUP_LIMIT.read_text()))
+    return memory
 
 
 def forget(fd: int, start: int = 0, length: int = 0) -> None:

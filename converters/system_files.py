@@ -11,8 +11,8 @@ from pathlib import Path
 
 from weightcast.quant.errors import OutputError, TakenError
 
-# Beside the outputs: the source, journals, libraries, a terminal.
-_OTHER_FILES = 128
+# Beside the outputs: what up to 512 threads hash, the source, journals, libraries, a terminal.
+_OTHER_FILES = 640
 
 
 def allow_open_files(count: int) -> None:

@@ -24,7 +24,15 @@ from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 from support import Golden
 
 import weightcast
-from weightcast.converters import bundle, complete_files, convert, execute, hashing, provenance
+from weightcast.converters import (
+    bundle,
+    convert,
+    execute,
+    finish,
+    hashing,
+    output_files,
+    provenance,
+)
 from weightcast.converters.bundle_files import NAMES, BundlePaths, written_before
 from weightcast.converters.model_card import CardErrors
 from weightcast.converters.output_files import partial_path
@@ -271,25 +279,13 @@ def test_a_source_that_changes_is_found(
     with pytest.raises(weightcast.CheckpointError, match=said) as caught:
         make(source, tmp_path / "m-F16.gguf", tmp_path / "m-f16")
     assert str(caught.value).startswith(f"{shard}: ")
+    if change == "vanished":  # perhaps it comes back
+        assert "is finished and kept" in str(caught.value)
+        assert "m-F16.gguf" not in names(tmp_path)
+        return
     assert "complete, but have no bundle" in str(caught.value)
     assert names(tmp_path) == ["m-F16.gguf", "m-f16", "source"]
     assert not set(NAMES) & set(names(tmp_path / "m-f16"))
-
-
-def test_an_output_that_is_replaced_meanwhile_is_found(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "m-F16.gguf"
-
-    def replace(*arguments: Any) -> Any:
-        digests = hashing.hash_files(*arguments)
-        os.utime(partial_path(out), ns=(1, 1))
-        return digests
-
-    monkeypatch.setattr(bundle, "hash_files", replace)
-    with pytest.raises(weightcast.CheckpointError, match=r"m-F16\.gguf: was changed while"):
-        make(tiny, out)
-    assert names(tmp_path) == ["m-F16.gguf"]
 
 
 def test_ctrl_c_while_files_are_hashed(
@@ -320,17 +316,23 @@ def test_ctrl_c_while_files_are_hashed(
 def test_ctrl_c_between_two_bundles(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, written = bundle.write_files, []
+    real, written = bundle.write_flushed, []
 
-    def write_files(contents: Any) -> None:
-        written.append(contents)
-        if len(written) == 2:
+    def write_flushed(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) == 6:
             raise KeyboardInterrupt
-        real(contents)
+        real(path, content)
 
-    monkeypatch.setattr(bundle, "write_files", write_files)
-    with pytest.raises(KeyboardInterrupt, match="complete, but not all have a bundle"):
-        make(tiny, tmp_path / "m-F16.gguf", tmp_path / "n-F16.gguf")
+    outputs = "m-F16.gguf", "n-F16.gguf"
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle, "write_flushed", write_flushed)
+        with pytest.raises(KeyboardInterrupt):
+            make(tiny, *(tmp_path / name for name in outputs))
+    grown = [f".{name}.{what}" for name in outputs for what in ("journal", "partial")]
+    assert names(tmp_path) == grown
+    make(tiny, *(tmp_path / name for name in outputs))
+    assert len(names(tmp_path)) == 10
 
 
 def test_a_disk_that_is_full_when_the_bundle_is_written(
@@ -341,10 +343,10 @@ def test_a_disk_that_is_full_when_the_bundle_is_written(
         if "README" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(complete_files, "_write_flushed", full)
-    with pytest.raises(weightcast.CheckpointError, match=r"README\.md: the disk is full"):
+    monkeypatch.setattr(bundle, "write_flushed", full)
+    with pytest.raises(weightcast.CheckpointError, match=r"README\.md: the disk is full.* kept"):
         make(tiny, tmp_path / "m-F16.gguf")
-    assert names(tmp_path) == ["m-F16.gguf"]
+    assert names(tmp_path) == [".m-F16.gguf.journal", ".m-F16.gguf.partial"]
 
 
 def test_an_earlier_bundle_does_not_stay(tiny: Path, tmp_path: Path) -> None:
@@ -480,17 +482,16 @@ def test_the_command_line(tiny: Path, tmp_path: Path) -> None:
     assert result["bundle_seconds"] >= 0
 
 
-def in_place(output: object, path: Path) -> Path:
-    """Where the files of a complete output lie."""
-    return path
+def test_what_was_measured_is_in_the_card(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_errors(plan: Any, workers: Any, on_progress: Any, errors: Any) -> Any:
+        said = {1: CardErrors(["0.002 of the values"])}
+        return bundle.make_bundles(plan, workers, on_progress, said)
 
-
-def test_what_was_measured_is_in_the_card(tiny: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(finish, "make_bundles", with_errors)
     outputs = [tmp_path / "m-Q8_0.gguf", tmp_path / "m-bf16"]
-    plan = make(tiny, *outputs).plan
-    bundles = bundle.Bundles(plan)
-    bundles.make(errors={1: CardErrors(["0.002 of the values"])}, where=in_place)
-    bundles.write()
+    make(tiny, *outputs)
     assert "\n## Errors\n\n0.002 of the values\n" in (outputs[1] / "README.md").read_text()
     assert "## Errors" not in (tmp_path / "m-Q8_0.README.md").read_text()
     assert checked_by_sha256sum(outputs[1] / "SHA256SUMS") == 0
@@ -498,34 +499,76 @@ def test_what_was_measured_is_in_the_card(tiny: Path, tmp_path: Path) -> None:
     assert digests(byproducts)["README.md"] == sha256(outputs[1] / "README.md")
 
 
-@pytest.mark.parametrize("name", ["m-F16.gguf", "m-bf16/config.json"])
-def test_an_output_that_is_not_what_was_written(tiny: Path, tmp_path: Path, name: str) -> None:
-    plan = make(tiny, tmp_path / "m-F16.gguf", tmp_path / "m-bf16").plan
-    os.truncate(tmp_path / name, 100)
-    with pytest.raises(weightcast.CheckpointError, match=r": 100 bytes, not the [\d,]+ that were"):
-        bundle.Bundles(plan).make(where=in_place)
-    (tmp_path / name).unlink()
-    with pytest.raises(weightcast.CheckpointError, match="No such file"):
-        bundle.Bundles(plan).make(where=in_place)
+def truncate(path: Path) -> None:
+    os.truncate(path, 100)
 
 
-def test_an_output_that_is_damaged_before_it_is_hashed_gets_no_name(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(4096))
+
+
+@pytest.mark.parametrize("moment", ["flush", "hash_files"])
+@pytest.mark.parametrize("name", ["m-F16.gguf", "m-bf16/model.safetensors", "m-bf16/config.json"])
+@pytest.mark.parametrize("damage", [truncate, overwrite, Path.unlink])
+def test_an_output_that_is_damaged_gets_no_name(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Any,
+    name: str,
+    moment: str,
 ) -> None:
-    out = tmp_path / "m-F16.gguf"
-    real = execute.OutputFiles.flush
+    """Before its files are hashed, or after they were: what was there before stays."""
+    outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
+    make(tiny, *outputs)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    top, _, rest = name.partition("/")
+    place = partial_path(tmp_path / top) / rest
+    owner = execute.OutputFiles if moment == "flush" else bundle
+    real = getattr(owner, moment)
 
-    def flush(files: execute.OutputFiles) -> None:
-        real(files)
-        os.truncate(partial_path(out), 100)
+    def damaging(*arguments: Any) -> Any:
+        found = real(*arguments)
+        damage(place)
+        return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(execute.OutputFiles, "flush", flush)
-        with pytest.raises(weightcast.CheckpointError, match=r": 100 bytes, not the [\d,]+ that"):
-            make(tiny, out)
-    assert names(tmp_path) == [".m-F16.gguf.journal", ".m-F16.gguf.partial"]
-    make(tiny, out)
+        patched.setattr(owner, moment, damaging)
+        with pytest.raises(weightcast.CheckpointError) as caught:
+            make(tiny, *outputs)
+    message = str(caught.value)
+    assert message.startswith(f"{place}")
+    assert "is finished and kept" in message
+    assert {path: path.read_bytes() for path in before} == before
+    make(tiny, *outputs)
     assert checked_by_sha256sum(tmp_path / "m-F16.SHA256SUMS") == 0
+    assert checked_by_sha256sum(outputs[1] / "SHA256SUMS") == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("has_bundle", [False, True])
+def test_one_of_several_outputs_that_cannot_get_its_name(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bundle: bool
+) -> None:
+    """The other goes with its bundle, or without the one of an earlier output."""
+    outputs = tmp_path / "m-F16.gguf", tmp_path / "n-F16.gguf"
+    make(tiny, outputs[0], tensor_types=["attn_v=F32"])
+    real = output_files._replace
+
+    def replace(partial: Path, final: Path) -> Path | None:
+        if final == outputs[1]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(partial, final)
+
+    monkeypatch.setattr(output_files, "_replace", replace)
+    with pytest.raises(weightcast.CheckpointError, match=r"n-F16\.gguf: cannot be written"):
+        weightcast.convert(tiny, *outputs, no_tokenizer=True, bundle=has_bundle)
+    bundle_names = [f"m-F16.{name}" for name in NAMES] if has_bundle else []
+    kept = [".n-F16.gguf.journal", ".n-F16.gguf.partial"]
+    assert names(tmp_path) == sorted([*bundle_names, *kept, "m-F16.gguf"])
+    if has_bundle:
+        assert checked_by_sha256sum(tmp_path / "m-F16.SHA256SUMS") == 0
 
 
 def test_progress_counts_every_byte(tiny: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 import weightcast
+from benchmarks.children import cached
 from weightcast.converters import page_cache
 from weightcast.converters.hashing import FileToHash, hash_files
 from weightcast.converters.page_cache import WrittenPages, outgrows
@@ -43,23 +42,6 @@ def flush(*paths: Path) -> None:
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def cached(*paths: Path) -> float:
-    """Share of the pages of files that are in the page cache."""
-    mincore = ctypes.CDLL(None, use_errno=True).mincore
-    there = total = 0
-    for path in paths:
-        size = path.stat().st_size
-        with path.open("rb") as file, mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE) as mapped:
-            pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-            first = ctypes.c_char.from_buffer(mapped)
-            status = mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), pages)
-            del first
-            assert status == 0, os.strerror(ctypes.get_errno())
-            there += sum(page & 1 for page in pages)
-            total += len(pages)
-    return there / total
 
 
 def files_of(*paths: Path) -> list[Path]:
@@ -139,10 +121,19 @@ def test_what_was_written_is_sent_at_once_and_forgotten_when_it_has_arrived(
     assert advised == [*sent[:3], sent[0], sent[3], sent[1], sent[4], sent[2]]
 
 
-def test_a_quarter_of_memory_is_large() -> None:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert not outgrows(memory // 4)
-    assert outgrows(memory // 4 + 1)
+@pytest.mark.parametrize(
+    ("limit", "memory"), [("max\n", None), ("1048576\n", 1048576), (None,) * 2]
+)
+def test_a_quarter_of_memory_is_large(
+    limit: str | None, memory: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit)
+    monkeypatch.setattr(page_cache, "_CGROUP_LIMIT", file)
+    most = (memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 4
+    assert not outgrows(most)
+    assert outgrows(most + 1)
 
 
 def test_what_takes_no_advice_is_left_alone(tmp_path: Path) -> None:

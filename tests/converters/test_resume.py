@@ -33,6 +33,7 @@ def test_disturbed_conversions_end_as_undisturbed_ones(
     out.mkdir()
     trial = faults.Trial(faults.KINDS[name], source, out, wanted, random.Random(seed))
     everything = sorted(faults.FAULTS)
+    trial.strike(faults.KILL)
     trial.strike(everything[seed % len(everything)])
     trial.strike("power lost" if seed % 2 else faults.KILL)
     trial.finish()
