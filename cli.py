@@ -335,11 +335,10 @@ def _kept_work_told(plan: Plan, *, resume: bool) -> Iterator[None]:
     """Tell what an interrupted run keeps for another one."""
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         kept = kept_work(plan)
         unless = "" if resume else ", unless --no-resume is given again"
-        told = f"{kept} is finished and kept{unless}" if kept else str(stop)
-        raise KeyboardInterrupt(told) from None
+        raise KeyboardInterrupt(f"{kept} is finished and kept{unless}" if kept else "") from None
 
 
 def _tell(lines: Iterable[str]) -> None:

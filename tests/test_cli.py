@@ -326,7 +326,7 @@ def test_ctrl_c_keeps_what_is_finished(
         assert names(tmp_path) == []
 
 
-def test_ctrl_c_when_only_the_bundle_is_missing(
+def test_ctrl_c_when_only_the_bundle_is_to_be_made(
     run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hash_files(*arguments: object) -> None:
