@@ -188,6 +188,7 @@ def run(
 
 
 def _in_child(arguments: Sequence[str], log: Path, fault: Fault | None, ways: Ways) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
