@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import faults
 import pytest
+import xxhash
 
 import weightcast
 from weightcast.converters import convert, execute, journal, settings
@@ -401,3 +403,56 @@ def test_two_splits_of_one_name_are_refused(tiny: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / "a.gguf"] * 2
     with pytest.raises(weightcast.RequestError, match="two outputs have the same name"):
         weightcast.convert(tiny, *outputs, types=["Q8_0", "Q4_0"], no_tokenizer=True, split="1M")
+
+
+def journal_of(path: Path, *lines: object) -> Path:
+    """A journal whose lines are whole by their checksums, and say anything."""
+    texts = [json.dumps(line).encode() for line in ({"journal": 1, "settings": {}}, *lines)]
+    path.write_bytes(b"".join(b"%s %s\n" % (journal.checksum(text), text) for text in texts))
+    return path
+
+
+ROWS, WRITE = ["x", None, 0, 1], [0, 0, 1, 1, 1, "digest"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        7,
+        {"rows": None},
+        {"rows": ROWS},
+        {"rows": ROWS, "counts": [0, 0, 0], "writes": [WRITE[:5]]},
+        {"rows": ROWS, "counts": [0, "0", 0], "writes": [WRITE]},
+        {"rows": ROWS, "counts": [0, 0, True], "writes": [WRITE]},
+        {"rows": ["x", [], 0, 1], "counts": [0, 0, 0], "writes": [WRITE]},
+        {"rows": [["x"], None, 0, 1], "counts": [0, 0, 0], "writes": [WRITE]},
+        {"rows": ROWS, "counts": [0, 0, 0], "writes": [[0, -1, 1, 1, 1, "digest"]]},
+        {"rows": ROWS, "counts": [0, 0, 0], "writes": [[0, 0, 1, 1, 1, None]]},
+        {"errors": {}, "baseline": "stored", "values": {}},
+        {"errors": ["x", None], "baseline": None, "values": {}},
+        {"errors": ["x", None], "baseline": "stored", "values": []},
+    ],
+)
+def test_lines_of_a_journal_that_say_something_else_are_none(line: object, tmp_path: Path) -> None:
+    right = {"rows": ROWS, "counts": [0, 0, 0], "writes": [WRITE]}
+    found = read_journal(journal_of(tmp_path / "journal", line, right))
+    assert (list(found.finished), found.errors) == ([journal.Rows("x", None, 0, 1)], {})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        journal.Write(0, 0, 0, 10**12, 0, xxhash.xxh3_128(b"").hexdigest()),
+        journal.Write(0, 10**30, 0, 0, 10**30, xxhash.xxh3_128(b"").hexdigest()),
+        journal.Write(0, 10**30, 1, 1, 1, "digest"),
+        journal.Write(0, 0, 2, 2, 1, xxhash.xxh3_128(b"abbc").hexdigest()),
+    ],
+)
+def test_writes_that_a_file_of_three_bytes_cannot_have(
+    write: journal.Write, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    with path.open("rb") as file:
+        assert not write.is_in(file.fileno())
+        assert journal.Write(0, 0, 1, 2, 2, xxhash.xxh3_128(b"ac").hexdigest()).is_in(file.fileno())
