@@ -328,13 +328,15 @@ class OutputFiles:
             for parent in self._parents():
                 sync_directory(parent)
         except (OSError, OutputError) as problem:
-            for place in (place for places in beside.values() for place in places.values()):
-                place.unlink(missing_ok=True)
             error = problem if isinstance(problem, OutputError) else explained(problem, path)
             if done:
                 complete = ", ".join(str(path) for path in done)
                 error = OutputError(f"{error} (complete before that: {complete})")
             raise error from None
+        finally:
+            for place in (place for places in beside.values() for place in places.values()):
+                with contextlib.suppress(OSError):
+                    place.unlink(missing_ok=True)
 
     def _parents(self) -> set[Path]:
         return {output.request.path.parent for output in self._outputs}
