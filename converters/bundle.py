@@ -1,7 +1,7 @@
 """Release bundles: provenance, checksums, a list of tensors and a model card for each output.
 
 They are made when the outputs are complete, from what is then on the disk, and get their names
-right after them; docs/bundle.md says what is in them.
+with them; docs/bundle.md says what is in them.
 """
 
 from __future__ import annotations
@@ -72,15 +72,20 @@ def make_bundles(
         for number, contents in enumerate(outputs):
             bundle = _make(plan, number, contents, known, (errors or {}).get(number))
             waiting.append({path: grown_path(contents.output, path) for path in bundle})
-            for path, raw in bundle.items():
-                write_flushed(waiting[-1][path], raw)
-    except BaseException as problem:
+            for path, place in waiting[-1].items():
+                _write(path, place, bundle[path])
+    except BaseException:
         for place in (place for places in waiting for place in places.values()):
             place.unlink(missing_ok=True)
-        if isinstance(problem, OSError):
-            raise explained(problem, path) from None
         raise
     return tuple(waiting)
+
+
+def _write(path: Path, place: Path, content: bytes) -> None:
+    try:
+        write_flushed(place, content)
+    except OSError as problem:
+        raise explained(problem, path) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from weightcast.converters.report_markdown import card_lines
 from weightcast.quant.errors import ChangedError
 
 
+@dataclass
 class Finish:
     """Makes a report if there was measuring, and bundles if the plan has them.
 
@@ -24,38 +26,31 @@ class Finish:
     as any, but have no bundle.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        jobs: int | None,
-        on_progress: Callable[[int], None],
-        measuring: Measuring | None,
-    ) -> None:
-        self._plan = plan
-        self._jobs = jobs
-        self._on_progress = on_progress
-        self._measuring = measuring
-        self.report: dict[str, Any] | None = None
-        self.bundles: tuple[tuple[Path, ...], ...] = ()
-        self.bundle_seconds = 0.0
-        self.problem: ChangedError | None = None
+    plan: Plan
+    jobs: int | None
+    on_progress: Callable[[int], None]
+    measuring: Measuring | None
+    report: dict[str, Any] | None = None
+    bundles: tuple[tuple[Path, ...], ...] = ()
+    bundle_seconds: float = 0.0
+    problem: ChangedError | None = None
 
     def __call__(self) -> Mapping[int, Mapping[Path, Path]]:
         """Give the files that wait for their names, beside outputs by number; see `commit`."""
         errors: dict[int, CardErrors] = {}
-        if self._measuring is not None:
-            measuring = self._measuring
-            self.report = conversion_report(self._plan, measuring.finished(), measuring.baseline)
+        if self.measuring is not None:
+            found = self.measuring.finished()
+            self.report = conversion_report(self.plan, found, self.measuring.baseline)
             described = parse_report(self.report)
             errors = {
                 n: CardErrors(card_lines(described, n), described.baseline)
-                for n in range(len(self._plan.outputs))
+                for n in range(len(self.plan.outputs))
             }
-        if not self._plan.has_bundles:
+        if not self.plan.has_bundles:
             return {}
         start = time.monotonic()
         try:
-            waiting = make_bundles(self._plan, self._jobs, self._on_progress, errors)
+            waiting = make_bundles(self.plan, self.jobs, self.on_progress, errors)
         except ChangedError as problem:
             self.problem = problem
             return {}

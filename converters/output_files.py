@@ -280,7 +280,7 @@ class OutputFiles:
         return Write(file, offset, runs.shape[1], len(runs), stride, digest.hexdigest())
 
     def flush(self) -> None:
-        """Flush everything to the disk, and let others read the files. Raises OutputError.
+        """Flush all files to the disk, and let others read the files. Raises OutputError.
 
         The lock of the journal still keeps other conversions away.
         """
@@ -292,8 +292,6 @@ class OutputFiles:
                 fcntl.flock(fd, fcntl.LOCK_UN)
                 if self._written is not None:
                     page_cache.forget(fd)
-            for fd in self._folder_fds:
-                os.fsync(fd)
         except OSError as problem:
             raise explained(problem, path) from None
 
@@ -303,7 +301,7 @@ class OutputFiles:
         What is beside a directory lies in it already. Raises OutputError.
         """
         done: list[Path] = []
-        path: Path | None = None
+        path = self._outputs[0].request.path
         try:
             for fd in self._folder_fds:
                 os.fsync(fd)
