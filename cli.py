@@ -13,21 +13,28 @@ from pathlib import Path
 
 import click
 
-from weightcast.converters import compare as comparison
+from weightcast.commands.progress import progress
+from weightcast.commands.text.compare import comparison_lines
+from weightcast.commands.text.graph import graph_lines, graph_values
+from weightcast.commands.text.plan import plan_lines, plan_values
+from weightcast.commands.text.summary import summary_lines
 from weightcast.converters import convert as conversion
-from weightcast.converters import describe
-from weightcast.converters.compare_words import comparison_lines
-from weightcast.converters.devices import choose_devices
-from weightcast.converters.error_report import tensor_kind, write_report
-from weightcast.converters.execute import MAX_WORKERS, default_workers
-from weightcast.converters.gate import Offender, check_applicable, check_limits, parse_limit
-from weightcast.converters.measured import BASELINES
-from weightcast.converters.plan import Plan
-from weightcast.converters.progress import progress
-from weightcast.converters.resume import kept_work
-from weightcast.converters.sources import open_to_inspect
-from weightcast.converters.targets import check_small_target, taken_places
-from weightcast.quant.errors import CheckpointError, LayoutError, RequestError, visible
+from weightcast.converters.compare import comparison
+from weightcast.converters.engine.executor import MAX_WORKERS, default_workers
+from weightcast.converters.output.overwrite import check_small_target, taken_places
+from weightcast.converters.output.resume import kept_work
+from weightcast.converters.plan.plan import Plan
+from weightcast.converters.report.collector import BASELINES
+from weightcast.converters.report.limits import (
+    Offender,
+    check_applicable,
+    check_limits,
+    parse_limit,
+)
+from weightcast.converters.report.measured import tensor_kind, write_report
+from weightcast.converters.sources.open import open_to_inspect
+from weightcast.errors import CheckpointError, LayoutError, RequestError, visible
+from weightcast.quant.devices import choose_devices
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What cannot be read is bad input, as what is not there; click would call it wrong usage.
@@ -58,9 +65,9 @@ def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> 
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
     graph, notes = open_to_inspect(path, spec)
     if as_json:
-        _print(json.dumps(describe.graph_values(graph, notes), indent=1).split("\n"))
+        _print(json.dumps(graph_values(graph, notes), indent=1).split("\n"))
     else:
-        _print(describe.graph_lines(graph, notes, all_tensors=all_tensors))
+        _print(graph_lines(graph, notes, all_tensors=all_tensors))
 
 
 @commands.command()
@@ -174,7 +181,7 @@ def convert(
     offenders: list[Offender] = []
     if dry_run:
         chosen = jobs or default_workers(devices), devices
-        values, lines = describe.plan_values(plan, *chosen), describe.plan_lines(plan, *chosen)
+        values, lines = plan_values(plan, *chosen), plan_lines(plan, *chosen)
     else:
         kept = kept_work(plan) if resume and not quiet else ""
         if kept:
@@ -188,7 +195,7 @@ def convert(
             write_report(report_path, summary.report)
         if summary.report is not None:
             offenders = check_limits(summary.report, gate)
-        values, lines = summary.describe(), describe.summary_lines(summary)
+        values, lines = summary.describe(), summary_lines(summary)
     if as_json:
         _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
@@ -287,7 +294,7 @@ def verify(
     ARTIFACT is a GGUF file, or a safetensors file or directory, by weightcast or by others. Without
     --source its structure and checksums are checked. Exit code 1 says that there are problems.
     """
-    from weightcast.converters.verify_command import parse_sample, verify_with_progress
+    from weightcast.commands.verify import parse_sample, verify_with_progress
 
     found = verify_with_progress(
         artifact,
@@ -316,7 +323,7 @@ def report(reports: tuple[Path, ...], out: Path) -> None:
     The page is one file that works offline; several reports and outputs are compared in it. The
     summary is Markdown for a pull request or a CI job; - prints it.
     """
-    from weightcast.converters.report import show_reports
+    from weightcast.converters.report.show import show_reports
 
     _print(show_reports(reports, out))
 
@@ -325,7 +332,7 @@ def report(reports: tuple[Path, ...], out: Path) -> None:
 @click.option("--keep", type=PATH, help="Write the files into this directory and keep them.")
 def demo(keep: Path | None) -> None:
     """Make a tiny checkpoint, convert it, run the results in llama.cpp and compare."""
-    from weightcast.converters.demo import run_demo
+    from weightcast.commands.demo import run_demo
 
     _print(run_demo(keep))
 

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import click
 
-from weightcast.converters.grok1_spec import GROK_1
-from weightcast.converters.grok1_synthetic import total_bytes, write_checkpoint
-from weightcast.quant.library import isa
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.synthetic import total_bytes, write_checkpoint
+from weightcast.quant.cpu.library import isa
 
 
 def timed(command: list[str]) -> dict[str, float]:

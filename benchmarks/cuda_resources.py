@@ -21,8 +21,8 @@ from pathlib import Path
 
 import click
 
-from weightcast.quant.cuda_kernels import SOURCE, UNITS, Compiled, compile_unit, nvrtc_version
-from weightcast.quant.library import installed
+from weightcast.quant.cpu.library import installed
+from weightcast.quant.cuda.compile import SOURCE, UNITS, Compiled, compile_unit, nvrtc_version
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 RESULTS = Path(__file__).with_name("results")

@@ -46,12 +46,12 @@ from benchmarks.gpu_work import (
     part,
     quantized_floats,
 )
-from weightcast.converters.grok1_spec import GROK_1
-from weightcast.converters.grok1_synthetic import tiny_spec, total_bytes, write_checkpoint
-from weightcast.quant.cuda_device import Gpu, Memory, Stream, open_gpu
-from weightcast.quant.cuda_driver import call
-from weightcast.quant.cuda_kernels import nvrtc_version
-from weightcast.quant.library import isa
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.synthetic import tiny_spec, total_bytes, write_checkpoint
+from weightcast.quant.cpu.library import isa
+from weightcast.quant.cuda.compile import nvrtc_version
+from weightcast.quant.cuda.device import Gpu, Memory, Stream, open_gpu
+from weightcast.quant.cuda.driver import call
 from weightcast.quant.types import I_TYPES, K_TYPES, SIMPLE_TYPES
 
 N_OUT = 32768  # an expert matrix of Grok-1, with N_IN

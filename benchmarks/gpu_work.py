@@ -10,18 +10,18 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant import cuda_units
-from weightcast.quant.cuda_device import Memory, Stream
-from weightcast.quant.cuda_groups import (
+from weightcast.quant.cpu.library import Matrix, quantize_matrix
+from weightcast.quant.cuda import kernels as cuda_kernels
+from weightcast.quant.cuda.device import Memory, Stream
+from weightcast.quant.cuda.groups import (
     GroupJob,
     copy_groups_out,
     enqueue_groups,
     made_bytes,
     same_groups,
 )
-from weightcast.quant.cuda_jobs import FOUND_BYTES, DeviceMatrix, Job, enqueue, scratch_bytes
+from weightcast.quant.cuda.jobs import FOUND_BYTES, DeviceMatrix, Job, enqueue, scratch_bytes
 from weightcast.quant.groups import Groups, GroupType, empty_groups, quantize_groups
-from weightcast.quant.library import Matrix, quantize_matrix
 from weightcast.quant.types import TYPES, QuantType
 
 N_IN: Final = 6144
@@ -119,7 +119,7 @@ def block_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
     """Make rows of blocks."""
     quant_type, gpu = TYPES[row.split()[0]], stream.gpu
     factors = importance_for(quant_type, weighed)
-    kernels = cuda_units.quantizer(gpu, quant_type, factors is not None)
+    kernels = cuda_kernels.quantizer(gpu, quant_type, factors is not None)
     row_bytes = quant_type.row_bytes(N_IN)
     target = gpu.allocate(n_out * row_bytes)
     scratch = gpu.allocate(scratch_bytes(quant_type, n_out, weighed=factors is not None))
@@ -148,7 +148,7 @@ def group_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
     """Make groups, searched for."""
     group_type, gpu = GROUP_ROWS[row], stream.gpu
     factors = noise_importance() if weighed else None
-    kernels = cuda_units.group_quantizer(gpu, weighed)
+    kernels = cuda_kernels.group_quantizer(gpu, weighed)
     made = empty_groups(group_type, n_out, N_IN)
     target, scratch = gpu.allocate(made_bytes(made)), gpu.allocate(FOUND_BYTES)
     uploaded = None if factors is None else upload(stream, factors)

@@ -37,13 +37,8 @@ from benchmarks.kernels import EVICTING_BYTES, cpu_seconds, make_source, using
 from tests.quant import instruction_sets
 from tests.quant.sources import matrix
 from tests.support import NAMES, Golden
-from weightcast.quant.groups import (
-    GroupType,
-    carry_groups,
-    dequantize_groups,
-    quantize_groups,
-)
-from weightcast.quant.library import quantize_matrix
+from weightcast.quant.cpu.library import quantize_matrix
+from weightcast.quant.groups import GroupType, carry_groups, dequantize_groups, quantize_groups
 from weightcast.quant.types import TYPES
 
 F32 = NDArray[np.float32]

@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 
 from benchmarks.kernel_tables import markdown
 from tests.quant import instruction_sets, oracle
-from weightcast.quant import library
-from weightcast.quant.library import Matrix, dequantize_bytes, quantize_matrix
+from weightcast.quant.cpu import library
+from weightcast.quant.cpu.library import Matrix, dequantize_bytes, quantize_matrix
 from weightcast.quant.types import I_TYPES, K_TYPES, SIMPLE_TYPES, TYPES, QuantType
 
 N_IN, STORED_COLUMNS = 6144, 32768  # an expert matrix of Grok-1

@@ -19,8 +19,8 @@ from pathlib import Path
 import click
 
 from benchmarks.convert import checkpoint, timed
-from weightcast.converters.grok1_spec import GROK_1
-from weightcast.quant.library import isa
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.quant.cpu.library import isa
 
 OUTPUTS = (
     *("x-Q8_0.gguf", "x-Q4_K_M.gguf", "x-IQ4_XS.gguf", "x-BF16.gguf", "x-F32.gguf", "x-bf16"),

@@ -25,8 +25,8 @@ import click
 
 from benchmarks.children import cached, measured, prepare
 from benchmarks.convert import checkpoint
-from weightcast.converters.grok1_spec import GROK_1
-from weightcast.quant.library import isa
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.quant.cpu.library import isa
 
 OUTPUTS = (
     *("x-Q8_0.gguf", "x-Q4_K_M.gguf", "x-int8", "x-int4-g128"),

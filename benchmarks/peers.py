@@ -33,8 +33,8 @@ from benchmarks.children import measured, nbytes, prepare
 from benchmarks.convert import checkpoint
 from benchmarks.llama_cpp_source import CONVERTER, PACKAGE, QUANTIZE, llama_cpp
 from benchmarks.peers_table import markdown
-from weightcast.converters.grok1_spec import GROK_1
-from weightcast.quant.library import isa
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.quant.cpu.library import isa
 
 Run = dict[str, float]
 

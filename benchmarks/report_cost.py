@@ -21,8 +21,8 @@ from pathlib import Path
 import click
 
 from benchmarks.convert import checkpoint, timed
-from weightcast.converters.grok1_spec import GROK_1
-from weightcast.quant.library import isa
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.quant.cpu.library import isa
 
 OUTPUTS = ("x-Q8_0.gguf", "x-int8", "x-int8-gptq", "x-Q4_K_M.gguf", "x-int4-g128")
 

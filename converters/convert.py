@@ -1,38 +1,38 @@
-"""From a request to files: name the outputs, plan, check, run, sum up."""
+"""Convert: parse the request, plan, check, run, and sum up."""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from weightcast.converters import execute
-from weightcast.converters.bundle import earlier_notes
-from weightcast.converters.devices import PROCESSOR, Devices, choose_devices
-from weightcast.converters.directory_outputs import lay_out_directory
-from weightcast.converters.disk_space import check_free_space
-from weightcast.converters.error_report import write_report
-from weightcast.converters.finish import Finish
-from weightcast.converters.gguf_outputs import check_requantized, lay_out_carried
-from weightcast.converters.graph import Spec, TensorGraph
-from weightcast.converters.grok1_spec import Grok1Spec
-from weightcast.converters.inputs import Given, Inputs, list_inputs
-from weightcast.converters.measured import Measuring, parse_baseline
-from weightcast.converters.outputs import Output, Request, lay_out_gguf, with_split_note
-from weightcast.converters.plan import Plan, make_plan
-from weightcast.converters.provenance import source_date
-from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
-from weightcast.converters.requests import parse_output, parse_size, with_rules
-from weightcast.converters.resume import GOING_ON, NOT_GOING_ON, kept_work
-from weightcast.converters.sources import open_carried, open_grok1, open_vocabulary
-from weightcast.converters.targets import check_small_target, check_targets, taken_places
-from weightcast.formats.imatrix import ImportanceMatrix, read_imatrix
-from weightcast.quant.errors import CheckpointError, RequestError, TakenError
-from weightcast.quant.library import BlockCounts
+from weightcast.converters.bundle.model_card import CardErrors
+from weightcast.converters.bundle.provenance import source_date
+from weightcast.converters.bundle.release import earlier_notes, make_bundles
+from weightcast.converters.engine import executor
+from weightcast.converters.output.disk_space import check_free_space
+from weightcast.converters.output.overwrite import check_small_target, check_targets, taken_places
+from weightcast.converters.output.resume import GOING_ON, NOT_GOING_ON, kept_work
+from weightcast.converters.plan.plan import Plan, make_plan
+from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
+from weightcast.converters.report.collector import Measuring, parse_baseline
+from weightcast.converters.report.markdown import card_lines
+from weightcast.converters.report.measured import write_report
+from weightcast.converters.report.of_plan import conversion_report
+from weightcast.converters.report.schema import parse_report
+from weightcast.converters.sources.inputs import Given, Inputs, list_inputs
+from weightcast.converters.targets.gguf_copy import check_requantized
+from weightcast.converters.targets.lay_out import Told, lay_out_all
+from weightcast.converters.targets.names import parse_output, parse_size, with_rules
+from weightcast.converters.targets.target import Request
+from weightcast.errors import ChangedError, CheckpointError, RequestError, TakenError
+from weightcast.formats.gguf.imatrix import read_imatrix
+from weightcast.quant.cpu.library import BlockCounts
+from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Summary:
     """
 
     plan: Plan = field(repr=False)
-    counts: execute.Counts = field(repr=False)
+    counts: executor.Counts = field(repr=False)
     seconds: float
     devices: Devices = PROCESSOR
     report: dict[str, Any] | None = field(default=None, repr=False)
@@ -140,73 +140,6 @@ def prepare(
     plan = make_plan(graph, inputs, planned, memory=budget, has_bundles=bundle)
     check_targets(plan)
     return plan
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the caller says of a Grok-1 beside where it lies."""
-
-    spec: str | Path | None = None
-    tokenizer: str | Path | None = None
-    no_tokenizer: bool = False
-
-
-def lay_out_all(
-    source: Path,
-    requests: Sequence[Request],
-    told: Told,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None,
-) -> tuple[TensorGraph[Spec], list[Output]]:
-    """Open the source and lay out all outputs.
-
-    From GGUF to GGUF everything is kept, unless something is told of a Grok-1; all else is written
-    anew from what is known of Grok-1.
-    """
-    carried = open_carried(source) if told == Told() else None
-    anew = [r for r in requests if carried is None or r.kind != "gguf"]
-    graph: TensorGraph[Spec] | None = carried
-    made: Iterator[Output] = iter(())
-    if anew:
-        graph = grok1 = open_grok1(source, told.spec)
-        made = _lay_out_anew(source, grok1, anew, told, split_bytes, imatrix)
-    assert graph is not None
-    outputs = [
-        next(made)
-        if carried is None or request.kind != "gguf"
-        else lay_out_carried(carried, request, split_bytes, imatrix)
-        for request in requests
-    ]
-    return graph, outputs
-
-
-def _lay_out_anew(
-    source: Path,
-    graph: TensorGraph[Grok1Spec],
-    requests: Sequence[Request],
-    told: Told,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None,
-) -> Iterator[Output]:
-    """Lay out outputs of a Grok-1, with its tokenizer."""
-    vocabulary = None if told.no_tokenizer else open_vocabulary(source, told.tokenizer)
-    if vocabulary is None and not told.no_tokenizer and any(r.kind == "gguf" for r in requests):
-        raise CheckpointError(
-            f"{source}: no tokenizer.model in or beside it, and llama.cpp needs one; "
-            "pass --tokenizer FILE, or --no-tokenizer to do without"
-        )
-    notes: tuple[str, ...] = ()
-    if vocabulary is not None:
-        pieces, size = len(vocabulary.tokens), graph.spec.vocab_size
-        vocabulary = vocabulary.padded(size)
-        if pieces < size:
-            notes = (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
-    for request in requests:
-        lay_out = lay_out_gguf if request.kind == "gguf" else lay_out_directory
-        output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
-        output = with_split_note(output, split_bytes)
-        file = None if vocabulary is None else vocabulary.model_file
-        yield replace(output, notes=(*notes, *output.notes), tokenizer=file)
 
 
 def _requests(
@@ -331,17 +264,17 @@ def run(
 
     With `measuring` the summary has a report of the errors, and bundles tell of them.
     """
-    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= execute.MAX_WORKERS):
-        raise RequestError(f"{jobs} jobs; 1 to {execute.MAX_WORKERS} are possible")
+    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= executor.MAX_WORKERS):
+        raise RequestError(f"{jobs} jobs; 1 to {executor.MAX_WORKERS} are possible")
     for output in plan.outputs:
         output.weighing.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
-    workers = jobs or execute.default_workers(devices)
+    workers = jobs or executor.default_workers(devices)
     finish = Finish(plan, jobs, on_progress, measuring)
     try:
         try:
-            counts = execute.run(
+            counts = executor.run(
                 plan,
                 workers,
                 on_progress,
@@ -372,3 +305,44 @@ def run(
         finish.bundles,
         finish.bundle_seconds,
     )
+
+
+@dataclass
+class Finish:
+    """Makes a report if there was measuring, and bundles if the plan has them.
+
+    If the source changed after it was converted, which is the `problem` then, outputs are as good
+    as any, but have no bundle.
+    """
+
+    plan: Plan
+    jobs: int | None
+    on_progress: Callable[[int], None]
+    measuring: Measuring | None
+    report: dict[str, Any] | None = None
+    bundles: tuple[tuple[Path, ...], ...] = ()
+    bundle_seconds: float = 0.0
+    problem: ChangedError | None = None
+
+    def __call__(self) -> Mapping[int, Mapping[Path, Path]]:
+        """Give the files that wait for their names, beside outputs by number; see `commit`."""
+        errors: dict[int, CardErrors] = {}
+        if self.measuring is not None:
+            found = self.measuring.finished()
+            self.report = conversion_report(self.plan, found, self.measuring.baseline)
+            described = parse_report(self.report)
+            errors = {
+                n: CardErrors(card_lines(described, n), described.baseline)
+                for n in range(len(self.plan.outputs))
+            }
+        if not self.plan.has_bundles:
+            return {}
+        start = time.monotonic()
+        try:
+            waiting = make_bundles(self.plan, self.jobs, self.on_progress, errors)
+        except ChangedError as problem:
+            self.problem = problem
+            return {}
+        self.bundles = tuple(tuple(places) for places in waiting)
+        self.bundle_seconds = time.monotonic() - start
+        return dict(enumerate(waiting))

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 import weightcast
-from weightcast.converters.grok1_forward import logits
-from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.families.grok1.forward import logits
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 
 
 def main() -> None:

@@ -15,10 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from weightcast.formats.layout import Layout
-from weightcast.formats.small_files import parse_json, read_json_object
-from weightcast.formats.stored import ITEM_BYTES, StoredArray
-from weightcast.quant.errors import FormatError, MissingTensorError
+from weightcast.errors import FormatError, MissingTensorError
+from weightcast.formats.array import ITEM_BYTES, Layout, StoredArray
+from weightcast.formats.reading import parse_json, read_json_object
 
 # The limit of the reference implementation.
 MAX_HEADER_BYTES: Final = 100_000_000

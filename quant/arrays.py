@@ -9,16 +9,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant import cuda_arrays
-from weightcast.quant.error import MOMENTS, Errors, check_rows, of_moments
-from weightcast.quant.error_library import measure_moments
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import (
-    Matrix,
-    SourceValueError,
-    dequantize_bytes,
-    quantize_matrix,
-)
+from weightcast.errors import LayoutError
+from weightcast.quant.cpu.library import Matrix, SourceValueError, dequantize_bytes, quantize_matrix
+from weightcast.quant.cpu.metrics import measure_moments
+from weightcast.quant.cuda import arrays as cuda_arrays
+from weightcast.quant.metrics import MOMENTS, Errors, check_rows, of_moments
 from weightcast.quant.types import TYPES, QuantType
 
 if TYPE_CHECKING:

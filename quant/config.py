@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from weightcast.quant.library import LIBRARY_NAME, installed
+from weightcast.quant.cpu.library import LIBRARY_NAME, installed
 
 
 def cflags() -> list[str]:

@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant import group_library
-from weightcast.quant.error import Baseline, Errors, of_moments
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import Matrix, shaped_importance
+from weightcast.errors import LayoutError
+from weightcast.quant.cpu import groups as group_library
+from weightcast.quant.cpu.library import Matrix, shaped_importance
+from weightcast.quant.metrics import Baseline, Errors, of_moments
 
 SCALE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from weightcast.quant.errors import LayoutError
+from weightcast.errors import LayoutError
 
 
 @dataclass(frozen=True, slots=True)

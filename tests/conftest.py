@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import NAMES, Golden
 
-from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 
 
 @pytest.fixture(params=NAMES)

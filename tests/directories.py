@@ -12,13 +12,12 @@ from safetensors import safe_open
 from support import Golden
 
 import weightcast
-from weightcast.converters.grok1 import Place, places
-from weightcast.formats import packed_fp8
-from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed_fp4 import FP4_LAYOUTS
-from weightcast.formats.packed_parts import Fp8Type
+from weightcast.converters.families.grok1.tensors import Place, places
+from weightcast.formats.packed import LAYOUTS, fp8
+from weightcast.formats.packed.fp4 import FP4_LAYOUTS
+from weightcast.formats.packed.layout import Fp8Type
+from weightcast.quant.cpu.library import Matrix
 from weightcast.quant.groups import GroupType, dequantize_groups, quantize_groups
-from weightcast.quant.library import Matrix
 from weightcast.quant.types import BF16, F16
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -73,7 +72,7 @@ def unpacked(tensors: Tensors, module: str, layout: str, weight_type: Any, shape
         groups = LAYOUTS[layout].unpack(parts, weight_type, *shape)
         return dequantize_groups(groups, weight_type)
     if isinstance(weight_type, Fp8Type):
-        return packed_fp8.unpack(parts, weight_type, *shape)
+        return fp8.unpack(parts, weight_type, *shape)
     if weight_type.block_elements == 1:
         return parts[".weight"].astype(np.float32)
     blocks = FP4_LAYOUTS[weight_type.name].unpack(parts, *shape)
@@ -87,7 +86,7 @@ def wanted(values: NDArray[np.float32], weight_type: Any, importance: Any = None
         matrix = Matrix(values.reshape(-1), "F32", n_out, n_in, n_in, 1)
         return dequantize_groups(quantize_groups(matrix, weight_type, importance), weight_type)
     if isinstance(weight_type, Fp8Type):
-        rows, scales = packed_fp8.quantize_fp8(values, weight_type)
+        rows, scales = fp8.quantize_fp8(values, weight_type)
         square = weight_type.block
         if square:
             scales = np.repeat(np.repeat(scales, square, 0), square, 1)

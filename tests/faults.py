@@ -29,8 +29,10 @@ from typing import Any
 import click
 
 from weightcast import cli
-from weightcast.converters import memory, output_files, page_cache
-from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.files import page_cache
+from weightcast.converters.output import files as output_files
+from weightcast.converters.plan import budget as memory
 
 _WRITES = ("pwrite", "write", "ftruncate", "fsync", "fdatasync")
 _NAMES = ("replace", "rename", "unlink", "mkdir", "rmdir")

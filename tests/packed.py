@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from weightcast.formats.packed_parts import NUMPY_DTYPES, Part, Segment
+from weightcast.formats.packed.layout import NUMPY_DTYPES, Part, Segment
 from weightcast.quant.groups import Groups, GroupType
 
 

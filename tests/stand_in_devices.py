@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from weightcast.converters import devices
-from weightcast.quant.error import Baseline, Errors
-from weightcast.quant.errors import DeviceError
+from weightcast.errors import DeviceError
+from weightcast.quant import backend, devices
+from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.groups import Groups, GroupType, measure_groups, quantize_groups
-from weightcast.quant.library import BlockCounts, Blocks, Matrix, quantize_matrix
+from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import QuantType
 
 
@@ -170,7 +170,7 @@ class Lane:
         baseline: Baseline = Baseline.STORED,
     ) -> tuple[Groups, Errors]:
         groups = self.quantize_groups(source, group_type, importance)
-        matrix = devices.as_matrix(source)
+        matrix = backend.as_matrix(source)
         return groups, measure_groups(matrix, groups, group_type, importance, baseline)
 
     @contextmanager

@@ -24,14 +24,18 @@ from support import GOLDEN
 
 import weightcast
 from weightcast import cli
-from weightcast.converters import bundle, execute, output_files, pairing, progress
+from weightcast.commands import progress
 from weightcast.converters import convert as conversion
-from weightcast.converters.disk_space import DiskSpace, disk_space
-from weightcast.converters.graph import first_array
-from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.output_files import partial_path
-from weightcast.formats.jax_pickle import read_pickle
-from weightcast.quant.errors import DeviceError, OutputError
+from weightcast.converters.bundle import release as bundle
+from weightcast.converters.compare import pair as pairing
+from weightcast.converters.engine import executor
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.files.names import partial_path
+from weightcast.converters.graph.view import first_array
+from weightcast.converters.output import files as output_files
+from weightcast.converters.output.disk_space import DiskSpace, disk_space
+from weightcast.errors import DeviceError, OutputError
+from weightcast.formats.jax.arrays import read_pickle
 
 
 class Done:
@@ -66,7 +70,7 @@ def names(folder: Path) -> list[str]:
 
 def interrupt_after(reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a conversion be interrupted as it reads a slab."""
-    real, done = execute.read_slab, []
+    real, done = executor.read_slab, []
 
     def read_slab(*arguments):
         done.append(arguments)
@@ -74,7 +78,7 @@ def interrupt_after(reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(execute, "read_slab", read_slab)
+    monkeypatch.setattr(executor, "read_slab", read_slab)
 
 
 def growing(*outputs: str) -> list[str]:
@@ -369,7 +373,7 @@ def test_the_command_starts_there() -> None:
 def test_sigterm_ends_a_real_process_cleanly(tiny: Path, tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
-        "from weightcast.converters import execute\n"
+        "from weightcast.converters.engine import executor as execute\n"
         "real = execute.read_slab\n"
         "def slow(*a):\n"
         "    print('reading', flush=True)\n"
@@ -613,14 +617,14 @@ def test_something_that_appears_during_the_conversion_is_not_deleted(
     run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "a-bf16"
-    real = execute.read_slab
+    real = executor.read_slab
 
     def read_slab(*arguments):
         target.mkdir(exist_ok=True)
         (target / "thesis.tex").write_text("precious")
         return real(*arguments)
 
-    monkeypatch.setattr(execute, "read_slab", read_slab)
+    monkeypatch.setattr(executor, "read_slab", read_slab)
     done = run("convert", "--no-tokenizer", tiny, target)
     assert (done.code, "appeared during the conversion" in done.err) == (1, True)
     assert (target / "thesis.tex").read_text() == "precious"

@@ -15,7 +15,7 @@ import yaml
 
 import weightcast
 from weightcast import cli
-from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.quant import config
 from weightcast.quant.types import TYPES
 

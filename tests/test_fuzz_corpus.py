@@ -12,7 +12,7 @@ from tests.fuzz.inputs import join_files, safetensors_file, safetensors_input, s
 from tests.fuzz.mutate import mutate_json
 from tests.fuzz.oracle import FindingError, check, check_with_memory, folder
 from tests.fuzz.targets import TARGETS, Target
-from weightcast.quant.errors import CheckpointError
+from weightcast.errors import CheckpointError
 
 DATA = Path(__file__).parent / "data"
 CORPUS = sorted((DATA / "fuzz").glob("*/*"))

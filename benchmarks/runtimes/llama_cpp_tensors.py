@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import weightcast
-from weightcast.converters.directory_types import DirectoryType, directory_type, name_in
-from weightcast.converters.grok1 import places
+from weightcast.converters.families.grok1.tensors import places
+from weightcast.converters.recipes.weight_types import DirectoryType, directory_type, name_in
 from weightcast.formats.packed import LAYOUTS
 from weightcast.quant.groups import GroupType, dequantize_groups
 

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from tests.cuda.stand_in import StandIn
 from tests.quant.kernel_types import overflowed_blocks
 from tests.quant.sources import DTYPES, matrix, products
-from weightcast.quant.cuda import Lane
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import (
+from weightcast.errors import LayoutError
+from weightcast.quant.cpu.library import (
     BlockCounts,
     Blocks,
     Matrix,
@@ -24,6 +23,7 @@ from weightcast.quant.library import (
     ScaleOverflowError,
     quantize_matrix,
 )
+from weightcast.quant.cuda.backend import Lane
 from weightcast.quant.types import QuantType
 
 UNTOUCHED = 0xA5

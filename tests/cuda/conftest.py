@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.cuda_resources import compile_all
 from tests.cuda import stand_in
-from weightcast.quant import cuda_cache, cuda_kernels
-from weightcast.quant.cuda_kernels import Compiled
-from weightcast.quant.library import installed
+from weightcast.quant.cpu.library import installed
+from weightcast.quant.cuda import cache as cuda_cache
+from weightcast.quant.cuda import compile as cuda_compile
+from weightcast.quant.cuda.compile import Compiled
 
 
 @cache
@@ -92,8 +93,8 @@ def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
     """Compile every unit for every architecture, also for the tests that ask for images."""
     made = compile_all()
     for (unit, architecture), parts in made.items():
-        target = cuda_kernels.target_for(architecture)
-        key = cuda_kernels.cache_key(installed(cuda_kernels.SOURCE), unit, target)
+        target = cuda_compile.target_for(architecture)
+        key = cuda_compile.cache_key(installed(cuda_compile.SOURCE), unit, target)
         assert cuda_cache.write(key, parts.cubin)
     return made
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from weightcast.quant.cuda_device import Stream, open_gpu
+from weightcast.quant.cuda.device import Stream, open_gpu
 
 _devices: dict[int, int] = {}  # by address of a storage
 

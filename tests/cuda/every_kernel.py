@@ -7,12 +7,12 @@ from itertools import product
 
 import numpy as np
 
-from weightcast.quant.cuda import Lane
-from weightcast.quant.cuda_device import open_gpu
-from weightcast.quant.cuda_groups import same_groups
-from weightcast.quant.cuda_units import dequantizer, measurer
+from weightcast.quant.cpu.library import Matrix, RangeError, quantize_matrix
+from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.device import open_gpu
+from weightcast.quant.cuda.groups import same_groups
+from weightcast.quant.cuda.kernels import dequantizer, measurer
 from weightcast.quant.groups import GroupType, quantize_groups
-from weightcast.quant.library import Matrix, RangeError, quantize_matrix
 from weightcast.quant.types import TYPES
 
 

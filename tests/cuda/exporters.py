@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant.cuda_device import Gpu, Memory, Stream
+from weightcast.quant.cuda.device import Gpu, Memory, Stream
 
 CUDA_MEMORY = 2  # kDLCUDA
 CODES = {"i": 0, "u": 1, "f": 2}

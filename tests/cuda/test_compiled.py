@@ -10,9 +10,9 @@ from unittest import mock
 import pytest
 
 from benchmarks.cuda_resources import ARCHITECTURES, Usage, usages
-from weightcast.quant import cuda_kernels
-from weightcast.quant.cuda_kernels import UNITS, Compiled, compile_unit
-from weightcast.quant.cuda_launch import (
+from weightcast.quant.cuda import compile as cuda_compile
+from weightcast.quant.cuda.compile import UNITS, Compiled, compile_unit
+from weightcast.quant.cuda.launch import (
     CHECK_THREADS,
     MAX_SHARED_BYTES,
     dequantize_launch,
@@ -185,7 +185,7 @@ def threads(compiled: dict[tuple[str, str], Compiled], unit: str) -> int | None:
 
 @pytest.mark.usefixtures("compiled")
 def test_images_come_from_the_folder() -> None:
-    unused = mock.patch.object(cuda_kernels, "compile_unit", side_effect=AssertionError)
+    unused = mock.patch.object(cuda_compile, "compile_unit", side_effect=AssertionError)
     with unused:
-        image = cuda_kernels.image("dequantize_Q8_0", "sm_80")
+        image = cuda_compile.image("dequantize_Q8_0", "sm_80")
     assert b".text.weightcast_dequantize_Q8_0\0" in image

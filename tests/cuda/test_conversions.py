@@ -17,7 +17,7 @@ from support import Golden
 
 import weightcast
 from tests.cuda.stand_in import StandIn
-from weightcast.converters import memory
+from weightcast.converters.plan import budget as memory
 
 WIDE = Golden("wide").path
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -12,9 +12,9 @@ from tests.cuda.exporters import BFLOAT16, DlpackArray, InterfaceArray, read
 from tests.cuda.stand_in import StandIn
 from tests.quant.families import gaussian
 from tests.quant.kernel_types import least_importance
+from weightcast.errors import LayoutError
 from weightcast.quant.arrays import dequantize, quantize
-from weightcast.quant.cuda_device import Gpu, device_count, open_gpu
-from weightcast.quant.errors import LayoutError
+from weightcast.quant.cuda.device import Gpu, device_count, open_gpu
 from weightcast.quant.types import TYPES
 
 SPEAKERS = {"dlpack": DlpackArray, "interface": InterfaceArray}

@@ -15,9 +15,9 @@ import pytest
 
 from tests.cuda import stand_in
 from tests.cuda.stand_in import StandIn
-from weightcast.quant import cuda_device
-from weightcast.quant.cuda_device import Event, Gpu, Memory, Module, Stream, open_gpu
-from weightcast.quant.errors import DeviceError, RequestError
+from weightcast.errors import DeviceError, RequestError
+from weightcast.quant.cuda import device as cuda_device
+from weightcast.quant.cuda.device import Event, Gpu, Memory, Module, Stream, open_gpu
 
 RANDOM = np.random.default_rng(5)
 
@@ -607,7 +607,7 @@ def test_copies_outside_of_an_allocation_are_refused(
 
 # Machines without: each in a process of its own, since a driver is loaded once
 
-TRY = "from weightcast.quant import cuda_device\n{}\ncuda_device.open_gpu(0)"
+TRY = "from weightcast.quant.cuda import device as cuda_device\n{}\ncuda_device.open_gpu(0)"
 LOAD = "import ctypes; ctypes.CDLL({!r}, ctypes.RTLD_GLOBAL)"
 
 

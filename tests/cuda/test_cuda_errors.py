@@ -11,9 +11,8 @@ from tests.cuda.comparison import assert_same_of, on_device
 from tests.quant.families import grok_like
 from tests.quant.kernel_types import BLOCK_TYPES, importance_of, least_importance, with_kinds
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place
-from weightcast.quant.cuda import Lane
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import (
+from weightcast.errors import LayoutError
+from weightcast.quant.cpu.library import (
     BlockCounts,
     Blocks,
     Matrix,
@@ -21,6 +20,7 @@ from weightcast.quant.library import (
     ScaleOverflowError,
     SourceValueError,
 )
+from weightcast.quant.cuda.backend import Lane
 from weightcast.quant.types import Q4_K, Q8_0, TYPES, QuantType
 
 pytestmark = pytest.mark.usefixtures("kernels")

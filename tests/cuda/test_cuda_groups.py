@@ -15,13 +15,19 @@ from tests.cuda.stand_in import StandIn
 from tests.quant.codes import SCALES, random_codes
 from tests.quant.families import FAMILIES, gaussian, grok_like
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, source_of
-from weightcast.quant import cuda_units
-from weightcast.quant.cuda import Lane
-from weightcast.quant.cuda_device import open_gpu
-from weightcast.quant.cuda_launch import group_launch
-from weightcast.quant.errors import DeviceError, LayoutError
+from weightcast.errors import DeviceError, LayoutError
+from weightcast.quant.cpu.library import (
+    Blocks,
+    Matrix,
+    RangeError,
+    SourceValueError,
+    quantize_matrix,
+)
+from weightcast.quant.cuda import kernels as cuda_kernels
+from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.device import open_gpu
+from weightcast.quant.cuda.launch import group_launch
 from weightcast.quant.groups import SCALE_DTYPES, Groups, GroupType, quantize_groups
-from weightcast.quant.library import Blocks, Matrix, RangeError, SourceValueError, quantize_matrix
 from weightcast.quant.types import Q4_K
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -262,9 +268,9 @@ def test_other_refusals(lane):
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Kernels as at the start of a process, before and after."""
-    cuda_units._group_quantizer.cache_clear()
+    cuda_kernels._group_quantizer.cache_clear()
     yield
-    cuda_units._group_quantizer.cache_clear()
+    cuda_kernels._group_quantizer.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -277,7 +283,7 @@ def test_kernels_that_make_other_bytes_are_not_used(lane, weighed, part, monkeyp
             parts(groups)[part].reshape(-1).view(np.uint8)[-1] ^= 1
         return groups
 
-    monkeypatch.setattr(cuda_units, "quantize_groups", spoiled)
+    monkeypatch.setattr(cuda_kernels, "quantize_groups", spoiled)
     name = f"weightcast_make_{'weighed_' if weighed else ''}groups"
     importance = np.ones(32, np.float32) if weighed else None
     for _ in range(2):
@@ -287,9 +293,9 @@ def test_kernels_that_make_other_bytes_are_not_used(lane, weighed, part, monkeyp
 
 @pytest.mark.usefixtures("fresh")
 def test_kernels_are_proven_once():
-    proven = mock.patch.object(cuda_units, "_prove_groups", wraps=cuda_units._prove_groups)
+    proven = mock.patch.object(cuda_kernels, "_prove_groups", wraps=cuda_kernels._prove_groups)
     with proven as prove:
-        kernels = {id(cuda_units.group_quantizer(open_gpu(0), False)) for _ in range(3)}
+        kernels = {id(cuda_kernels.group_quantizer(open_gpu(0), False)) for _ in range(3)}
     assert len(kernels) == 1
     kinds = [(call.args[1], call.kwargs["codes"]) for call in prove.call_args_list]
     assert len(set(kinds)) == len(kinds) == 24

@@ -14,10 +14,11 @@ from tests.cuda.stand_in import StandIn
 from tests.quant.families import gaussian, grok_like
 from tests.quant.kernel_types import importance_of, is_slow, least_importance, with_kinds
 from tests.quant.sources import LAYOUTS, assert_same_floats, matrix, place, random_rows
-from weightcast.quant import cuda_units
-from weightcast.quant.cuda import Lane
-from weightcast.quant.cuda_device import Gpu, Memory, Stream, open_gpu
-from weightcast.quant.cuda_jobs import (
+from weightcast.quant.cpu.library import Blocks, Matrix, dequantize_bytes
+from weightcast.quant.cuda import kernels as cuda_kernels
+from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.device import Gpu, Memory, Stream, open_gpu
+from weightcast.quant.cuda.jobs import (
     FOUND_BYTES,
     DeviceMatrix,
     Job,
@@ -26,8 +27,7 @@ from weightcast.quant.cuda_jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.cuda_launch import dequantize_launch
-from weightcast.quant.library import Blocks, Matrix, dequantize_bytes
+from weightcast.quant.cuda.launch import dequantize_launch
 from weightcast.quant.types import F32, Q4_0, Q4_K, Q8_0, TYPES
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -59,7 +59,7 @@ def test_rows_anywhere(quant_type, kind, gpu):
     """Rows at any address and distance are whole, and the bytes between them are not touched."""
     e = max(32, quant_type.block_elements)
     stream = gpu.stream()
-    kernels = cuda_units.quantizer(gpu, quant_type, kind != "none")
+    kernels = cuda_kernels.quantizer(gpu, quant_type, kind != "none")
     for number, (n_out, n_blocks, layout) in enumerate(
         [(5, 1, "out_in"), (33, 2, "in_out"), (9, 3, "in_out"), (9, 18, "out_in")]
     ):
@@ -102,7 +102,7 @@ def test_rows_anywhere(quant_type, kind, gpu):
 def test_dequantizers(quant_type, gpu):
     """Any bytes, at any address; counts of blocks around those of a thread block."""
     stream = gpu.stream()
-    kernel = cuda_units.dequantizer(gpu, quant_type)
+    kernel = cuda_kernels.dequantizer(gpu, quant_type)
     threads = dequantize_launch(quant_type, 1, 0).threads
     counts = (1, 2, threads - 1, threads, threads + 1, 2 * threads + 3)
     for n_blocks, shift in zip(counts, (0, 1, 2, 3, 4, 6), strict=True):
@@ -123,7 +123,7 @@ def test_dequantizers(quant_type, gpu):
 
 def test_nothing_is_dequantized(gpu):
     stream = gpu.stream()
-    kernel = cuda_units.dequantizer(gpu, Q4_0)
+    kernel = cuda_kernels.dequantizer(gpu, Q4_0)
     enqueue_dequantize(stream, kernel, Q4_0, 0, 0, 0)
     stream.synchronize()
 
@@ -153,7 +153,7 @@ def test_a_part_of_a_matrix():
 
 def test_only_the_matrix_is_copied(only_stand_in: StandIn):
     x = gaussian(np.random.default_rng(63), (64, 1024))
-    cuda_units.quantizer(open_gpu(0), Q8_0, False)
+    cuda_kernels.quantizer(open_gpu(0), Q8_0, False)
     before = only_stand_in.counter("bytes_in")
     assert_same_of(x[:, 32:96], Q8_0)
     assert_same_of(np.asfortranarray(x)[5:9, :64], Q8_0)
@@ -199,7 +199,7 @@ def test_lanes_of_threads_do_not_disturb_each_other():
 
 
 def test_another_device():
-    from weightcast.quant.cuda_device import device_count
+    from weightcast.quant.cuda.device import device_count
 
     if device_count() < 2:
         pytest.skip("needs two devices")

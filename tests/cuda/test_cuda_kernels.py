@@ -16,9 +16,10 @@ from unittest import mock
 
 import pytest
 
-from weightcast.quant import cuda_cache, cuda_kernels
-from weightcast.quant.cuda_kernels import Compiled, Target, image_of
-from weightcast.quant.errors import DeviceError
+from weightcast.errors import DeviceError
+from weightcast.quant.cuda import cache as cuda_cache
+from weightcast.quant.cuda import compile as cuda_compile
+from weightcast.quant.cuda.compile import Compiled, Target, image_of
 
 UNIT = "quantize_Q4_K"
 SOURCE = """
@@ -52,8 +53,8 @@ def write_sources(folder: Path) -> Path:
 
 def forget() -> None:
     """Make the next call start as a new process does."""
-    cuda_kernels._image_once.cache_clear()
-    cuda_kernels._sources.cache_clear()
+    cuda_compile._image_once.cache_clear()
+    cuda_compile._sources.cache_clear()
 
 
 @contextmanager
@@ -65,9 +66,9 @@ def counted() -> Iterator[list[str]]:
         names.append(name)
         return original(source, name, architecture)
 
-    original = cuda_kernels.compile_unit
+    original = cuda_compile.compile_unit
     forget()
-    with mock.patch.object(cuda_kernels, "compile_unit", compile_unit):
+    with mock.patch.object(cuda_compile, "compile_unit", compile_unit):
         yield names
 
 
@@ -96,7 +97,7 @@ def test_a_second_process_compiles_nothing(source: Path) -> None:
 def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
     def key(name: str = UNIT, target: Target = Target("sm_90", True)) -> str:  # noqa: B008
         forget()
-        return cuda_kernels.cache_key(source, name, target)
+        return cuda_compile.cache_key(source, name, target)
 
     first = key()
     keys = [
@@ -107,11 +108,11 @@ def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
         key(name="checks"),
     ]
     keys += [key(target=Target("sm_80", True)), key(target=Target("sm_90", False))]
-    with mock.patch.object(cuda_kernels, "nvrtc_build", return_value=("13.6", "1", "2")):
+    with mock.patch.object(cuda_compile, "nvrtc_build", return_value=("13.6", "1", "2")):
         keys.append(key())
-    options = cuda_kernels._options(UNIT, "sm_90")
+    options = cuda_compile._options(UNIT, "sm_90")
     options.max_register_count = 64
-    with mock.patch.object(cuda_kernels, "_options", return_value=options):
+    with mock.patch.object(cuda_compile, "_options", return_value=options):
         keys.append(key())
     header = source.parent / "arithmetic.h"
     header.write_text(HEADER + "\n")
@@ -130,7 +131,7 @@ def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
     other = source.with_name("other.cu")
     other.write_text(SOURCE)
     keys.append(key())
-    keys.append(cuda_kernels.cache_key(other, UNIT, Target("sm_90", True)))
+    keys.append(cuda_compile.cache_key(other, UNIT, Target("sm_90", True)))
     other.unlink()
     assert len(set(keys)) == len(keys)
     assert key() == first
@@ -138,7 +139,7 @@ def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
     assert key() == first
     forget()
     moved = write_sources(tmp_path / "elsewhere")
-    assert cuda_kernels.cache_key(moved, UNIT, Target("sm_90", True)) == first
+    assert cuda_compile.cache_key(moved, UNIT, Target("sm_90", True)) == first
 
 
 @pytest.mark.parametrize("damage", ["empty", "digest", "half", "last byte", "flipped", "longer"])
@@ -257,14 +258,14 @@ def test_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_threads_make_each_image_once_and_different_ones_at_the_same_time(source: Path) -> None:
     units = ("quantize_Q4_K", "dequantize_Q4_K")
     both_inside = threading.Barrier(2, timeout=60)
-    compile_unit = cuda_kernels.compile_unit
+    compile_unit = cuda_compile.compile_unit
 
     def wait_for_the_other(source: Path, name: str, architecture: str) -> Compiled:
         both_inside.wait()
         return compile_unit(source, name, architecture)
 
     with (
-        mock.patch.object(cuda_kernels, "compile_unit", wait_for_the_other),
+        mock.patch.object(cuda_compile, "compile_unit", wait_for_the_other),
         counted() as names,
         ThreadPoolExecutor(8) as pool,
     ):
@@ -274,16 +275,16 @@ def test_threads_make_each_image_once_and_different_ones_at_the_same_time(source
 
 
 def test_nvrtc_compiles_the_same_in_parallel(source: Path) -> None:
-    alone = cuda_kernels.compile_unit(source, UNIT, "sm_90")
+    alone = cuda_compile.compile_unit(source, UNIT, "sm_90")
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: cuda_kernels.compile_unit(source, UNIT, "sm_90"), range(8)))
+        made = list(pool.map(lambda _: cuda_compile.compile_unit(source, UNIT, "sm_90"), range(8)))
     assert {compiled.cubin for compiled in made} == {alone.cubin}
     assert {compiled.ptx for compiled in made} == {alone.ptx}
 
 
 def test_processes_share_the_folder(source: Path) -> None:
     script = (
-        "import hashlib, pathlib, sys; from weightcast.quant.cuda_kernels import image_of\n"
+        "import hashlib, pathlib, sys; from weightcast.quant.cuda.compile import image_of\n"
         "for unit in ('quantize_Q4_K', 'checks'):\n"
         "    image = image_of(pathlib.Path(sys.argv[1]), unit, 'sm_90')\n"
         "    print(hashlib.sha256(image).hexdigest())\n"
@@ -314,7 +315,7 @@ def test_compiler_errors_name_the_place_in_one_line(source: Path) -> None:
     assert not entries()
     header.unlink()
     with pytest.raises(DeviceError, match=r'device\.cu\(2\): .*error: .* file "arithmetic\.h"'):
-        cuda_kernels.compile_unit(source, UNIT, "sm_90")
+        cuda_compile.compile_unit(source, UNIT, "sm_90")
     header.write_text(HEADER)
     forget()
     assert image_of(source, UNIT, "sm_90")
@@ -332,36 +333,36 @@ def test_standard_headers_lie_beside_the_source(source: Path) -> None:
 def test_headers_of_the_current_folder_are_not_used(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = cuda_kernels.compile_unit(source, UNIT, "sm_90").cubin
+    expected = cuda_compile.compile_unit(source, UNIT, "sm_90").cubin
     (tmp_path / "arithmetic.h").write_text("#error the wrong file\n")
     monkeypatch.chdir(tmp_path)
-    assert cuda_kernels.compile_unit(source, UNIT, "sm_90").cubin == expected
+    assert cuda_compile.compile_unit(source, UNIT, "sm_90").cubin == expected
 
 
 def test_arithmetic_is_not_contracted(source: Path) -> None:
-    ptx = cuda_kernels.compile_unit(source, UNIT, "sm_90").ptx.decode()
+    ptx = cuda_compile.compile_unit(source, UNIT, "sm_90").ptx.decode()
     assert re.search(r"mul\.rn\.f32", ptx)
     assert re.search(r"add\.rn\.f32", ptx)
     assert "fma" not in ptx
-    ptx = cuda_kernels.compile_unit(source, "dequantize_Q4_K", "sm_90").ptx.decode()
+    ptx = cuda_compile.compile_unit(source, "dequantize_Q4_K", "sm_90").ptx.decode()
     assert re.search(r"div\.rn\.f32", ptx)
 
 
 def test_devices_newer_than_the_compiler_get_ptx(source: Path) -> None:
-    newest = cuda_kernels.supported_architectures()[-1]
+    newest = cuda_compile.supported_architectures()[-1]
     image = image_of(source, UNIT, "sm_999")
     assert f".target sm_{newest}\n".encode() in image
     assert image.endswith(b"}\n\0") or image.endswith(b"}\n\n\0")
     assert image_of(source, UNIT, f"sm_{newest}").startswith(b"\x7fELF")
-    known = mock.patch.object(cuda_kernels, "supported_architectures", return_value=(80, 90, 100))
+    known = mock.patch.object(cuda_compile, "supported_architectures", return_value=(80, 90, 100))
     with known:
-        assert cuda_kernels.target_for("sm_90") == Target("sm_90", True)
-        assert cuda_kernels.target_for("sm_89") == Target("sm_80", False)
-        assert cuda_kernels.target_for("sm_103") == Target("sm_100", False)
+        assert cuda_compile.target_for("sm_90") == Target("sm_90", True)
+        assert cuda_compile.target_for("sm_89") == Target("sm_80", False)
+        assert cuda_compile.target_for("sm_103") == Target("sm_100", False)
 
 
 def test_devices_that_the_compiler_gave_up_are_refused(source: Path) -> None:
-    oldest = cuda_kernels.supported_architectures()[0]
+    oldest = cuda_compile.supported_architectures()[0]
     assert image_of(source, UNIT, f"sm_{oldest}").startswith(b"\x7fELF")
     for architecture in ("sm_35", "gfx90a"):
         with pytest.raises(
@@ -373,12 +374,12 @@ def test_devices_that_the_compiler_gave_up_are_refused(source: Path) -> None:
 @pytest.fixture
 def not_asked_yet() -> Iterator[None]:
     """NVRTC's version is asked anew, as in a new process, also after the test."""
-    cuda_kernels.nvrtc_version.cache_clear()
-    cuda_kernels.supported_architectures.cache_clear()
+    cuda_compile.nvrtc_version.cache_clear()
+    cuda_compile.supported_architectures.cache_clear()
     forget()
     yield
-    cuda_kernels.nvrtc_version.cache_clear()
-    cuda_kernels.supported_architectures.cache_clear()
+    cuda_compile.nvrtc_version.cache_clear()
+    cuda_compile.supported_architectures.cache_clear()
 
 
 @pytest.mark.usefixtures("not_asked_yet")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from weightcast.quant import cuda_launch
-from weightcast.quant.cuda_launch import (
+from weightcast.errors import LayoutError
+from weightcast.quant.cuda import launch as cuda_launch
+from weightcast.quant.cuda.launch import (
     MAX_SHARED_BYTES,
     MAX_THREAD_BLOCKS,
     Launch,
@@ -23,7 +24,6 @@ from weightcast.quant.cuda_launch import (
     staged_pitch,
     word_of,
 )
-from weightcast.quant.errors import LayoutError
 from weightcast.quant.types import F32, FLOAT_TYPES, Q4_0, Q4_K, TYPES, QuantType
 
 with_type = pytest.mark.parametrize("quant_type", TYPES.values(), ids=TYPES)

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from tests.cuda.exporters import DeviceArray, DlpackArray, InterfaceArray
 from tests.cuda.stand_in import StandIn
 from tests.quant import sources
-from weightcast.quant import cuda_units
+from weightcast.errors import DeviceError, LayoutError
 from weightcast.quant.arrays import measure, quantize
-from weightcast.quant.cuda import Lane
-from weightcast.quant.cuda_device import open_gpu
-from weightcast.quant.cuda_jobs import moments_bytes
-from weightcast.quant.cuda_launch import chunks_of, error_launch
-from weightcast.quant.error import MOMENTS, Errors
-from weightcast.quant.error_library import measure_matrix
-from weightcast.quant.errors import DeviceError, LayoutError
-from weightcast.quant.library import Blocks, Matrix, quantize_matrix
+from weightcast.quant.cpu.library import Blocks, Matrix, quantize_matrix
+from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.cuda import kernels as cuda_kernels
+from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.device import open_gpu
+from weightcast.quant.cuda.jobs import moments_bytes
+from weightcast.quant.cuda.launch import chunks_of, error_launch
+from weightcast.quant.metrics import MOMENTS, Errors
 from weightcast.quant.types import F16, Q4_K, Q8_0, TYPES, QuantType
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -135,16 +135,16 @@ def test_refusals(lane: Lane) -> None:
 
 
 def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda_units.measurer.cache_clear()
-    enqueue_measure = cuda_units.enqueue_measure
+    cuda_kernels.measurer.cache_clear()
+    enqueue_measure = cuda_kernels.enqueue_measure
 
     def and_forget_a_row(stream, measurer, job, moments, baseline):  # type: ignore[no-untyped-def]
         enqueue_measure(stream, measurer, job, moments, baseline)
         stream.fill(moments + 36 * MOMENTS.itemsize, 8)
 
-    monkeypatch.setattr(cuda_units, "enqueue_measure", and_forget_a_row)
+    monkeypatch.setattr(cuda_kernels, "enqueue_measure", and_forget_a_row)
     with pytest.raises(DeviceError, match="weightcast_measure_Q4_K makes other bytes"):
-        cuda_units.measurer(open_gpu(0), Q4_K)
+        cuda_kernels.measurer(open_gpu(0), Q4_K)
 
 
 @pytest.mark.parametrize("speaker", [DlpackArray, InterfaceArray])

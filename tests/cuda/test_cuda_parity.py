@@ -25,10 +25,7 @@ from tests.quant.kernel_types import (
     with_kinds,
 )
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, source_of
-from weightcast.quant.library import (
-    Blocks,
-    quantize_matrix,
-)
+from weightcast.quant.cpu.library import Blocks, quantize_matrix
 from weightcast.quant.types import F32, FLOAT_TYPES, Q4_K, Q8_0, TYPES, QuantType
 
 pytestmark = pytest.mark.usefixtures("kernels")

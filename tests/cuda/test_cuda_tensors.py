@@ -13,10 +13,10 @@ from tests.cuda.device_tensors import RealTorch, StandInTorch
 from tests.cuda.stand_in import StandIn
 from tests.quant.families import gaussian
 from tests.quant.kernel_types import importance_of, kinds_for
+from weightcast.errors import LayoutError
 from weightcast.quant.arrays import dequantize, quantize
-from weightcast.quant.cuda_device import device_count, open_gpu
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import ScaleOverflowError, SourceValueError
+from weightcast.quant.cpu.library import ScaleOverflowError, SourceValueError
+from weightcast.quant.cuda.device import device_count, open_gpu
 from weightcast.quant.types import TYPES
 
 AnyTorch = StandInTorch | RealTorch

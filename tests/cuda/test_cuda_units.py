@@ -19,18 +19,19 @@ from tests.cuda.comparison import assert_same_of
 from tests.cuda.stand_in import StandIn
 from tests.quant.families import gaussian
 from tests.quant.sources import matrix
-from weightcast.quant import cuda_kernels, cuda_units
-from weightcast.quant.cuda import Lane
-from weightcast.quant.cuda_device import open_gpu
-from weightcast.quant.errors import DeviceError
+from weightcast.errors import DeviceError
+from weightcast.quant.cuda import compile as cuda_compile
+from weightcast.quant.cuda import kernels as cuda_kernels
+from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.types import IQ3_S, Q4_0, Q8_0, TYPES
 
 
 def forget() -> None:
     """Make the next use of a kernel the first one."""
-    cuda_units._quantizer.cache_clear()
-    cuda_units._dequantizer.cache_clear()
-    cuda_units._module.cache_clear()
+    cuda_kernels._quantizer.cache_clear()
+    cuda_kernels._dequantizer.cache_clear()
+    cuda_kernels._module.cache_clear()
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_kernel_that_makes_other_bytes_is_refused():
         assert caught.match(f"^{problem.format('quantize')}$")
         assert (rows == 7).all()
     with pytest.raises(DeviceError, match=f"^{problem.format('dequantize')}$"):
-        cuda_units.dequantizer(open_gpu(0), Q4_0)
+        cuda_kernels.dequantizer(open_gpu(0), Q4_0)
     # Other types are not to blame.
     assert_same_of(gaussian(np.random.default_rng(71), (3, 32)), Q8_0)
 
@@ -82,8 +83,8 @@ def test_a_device_that_the_compiler_does_not_know(monkeypatch):
     gpu = open_gpu(0)
     monkeypatch.setattr(gpu, "architecture", "sm_35")
     for make in (
-        lambda: cuda_units.quantizer(gpu, Q4_0, False),
-        lambda: cuda_units.dequantizer(gpu, Q4_0),
+        lambda: cuda_kernels.quantizer(gpu, Q4_0, False),
+        lambda: cuda_kernels.dequantizer(gpu, Q4_0),
         lambda: Lane(0, 0, 0).quantize(
             matrix(np.ones((1, 32), np.float32)), Q4_0, np.empty(18, np.uint8)
         ),
@@ -97,16 +98,16 @@ def test_a_device_that_the_compiler_does_not_know(monkeypatch):
 def test_of_threads_that_are_the_first_one_loads(quant_type):
     gpu = open_gpu(0)
     proven = []
-    prove = cuda_units._prove
+    prove = cuda_kernels._prove
 
     def slow(*args: Any, **options: Any) -> None:
         proven.append(options["codes"])
         time.sleep(0.05)  # so that the others come meanwhile
         prove(*args, **options)
 
-    with mock.patch.object(cuda_units, "_prove", slow), ThreadPoolExecutor(6) as pool:
-        made = list(pool.map(lambda _: cuda_units.quantizer(gpu, quant_type, False), range(6)))
-        unpacked = list(pool.map(lambda _: cuda_units.dequantizer(gpu, quant_type), range(6)))
+    with mock.patch.object(cuda_kernels, "_prove", slow), ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: cuda_kernels.quantizer(gpu, quant_type, False), range(6)))
+        unpacked = list(pool.map(lambda _: cuda_kernels.dequantizer(gpu, quant_type), range(6)))
     assert proven == [False, True]
     assert len({id(kernels) for kernels in made}) == 1
     assert len({id(kernel) for kernel in unpacked}) == 1
@@ -129,8 +130,8 @@ def test_tables_belong_to_their_type():
 def test_kernels_are_made_and_proven_once():
     x = gaussian(np.random.default_rng(74), (5, 256))
     with (
-        mock.patch.object(cuda_kernels, "image", wraps=cuda_kernels.image) as image,
-        mock.patch.object(cuda_units, "_prove", wraps=cuda_units._prove) as prove,
+        mock.patch.object(cuda_compile, "image", wraps=cuda_compile.image) as image,
+        mock.patch.object(cuda_kernels, "_prove", wraps=cuda_kernels._prove) as prove,
     ):
         for _ in range(3):
             assert_same_of(x, Q8_0)

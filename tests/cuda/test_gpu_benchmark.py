@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from benchmarks import gpu as benchmark
 from benchmarks import gpu_work
 from tests.cuda.stand_in import StandIn
+from weightcast.quant.cpu.library import Matrix
 from weightcast.quant.groups import Groups, GroupType, empty_groups
-from weightcast.quant.library import Matrix
 
 
 def run(*args: object) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weightcast.formats.stored import ITEM_BYTES, StoredArray, read_stored
+from weightcast.formats.array import ITEM_BYTES, StoredArray, read_stored
 
 
 @pytest.fixture(scope="session")

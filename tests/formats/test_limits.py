@@ -16,19 +16,24 @@ from pathlib import Path
 import gguf_files
 import pytest
 
-from weightcast.converters.grok1_spec import GROK_1, read_spec
-from weightcast.converters.packed_sources import join_packed
-from weightcast.converters.recipe_files import parse_tensor_type, read_recipe_file
-from weightcast.converters.report_file import read_report
-from weightcast.formats import gguf, gguf_header, imatrix, safetensors, small_files, tokenizer
-from weightcast.formats.small_files import parse_json, read_json_object, read_small, shown
-from weightcast.quant.errors import (
+from weightcast.converters.families.grok1.spec import GROK_1, read_spec
+from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
+from weightcast.converters.report.schema import read_report
+from weightcast.converters.sources.packed import join_packed
+from weightcast.errors import (
     CheckpointError,
     FormatError,
     LayoutError,
     RequestError,
     UnsafePickleError,
 )
+from weightcast.formats import reading, safetensors
+from weightcast.formats.gguf import header as gguf_header
+from weightcast.formats.gguf import imatrix
+from weightcast.formats.gguf import read as gguf
+from weightcast.formats.reading import parse_json, read_json_object, read_small
+from weightcast.formats.tokenizer import sentencepiece as tokenizer
+from weightcast.text import shown
 
 Writer = Callable[..., Path]
 
@@ -110,7 +115,7 @@ def test_json_of_too_many_values(text: str) -> None:
 def test_values_are_counted_before_they_are_made(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw = b'{"a":[' + b"[]," * (small_files.MAX_JSON_VALUES // 2) + b"[]]}"
+    raw = b'{"a":[' + b"[]," * (reading.MAX_JSON_VALUES // 2) + b"[]]}"
     path = write(raw, "many.json")
     with (
         little_memory(3 * len(raw)),
@@ -120,7 +125,7 @@ def test_values_are_counted_before_they_are_made(
     header = write(len(raw).to_bytes(8, "little") + raw, "many.safetensors")
     with little_memory(3 * len(raw)), pytest.raises(FormatError, match="byte 8: the header is"):
         safetensors.read_index(header)
-    monkeypatch.setattr("weightcast.converters.report_file._MAX_VALUES", 1000)
+    monkeypatch.setattr("weightcast.converters.report.schema._MAX_VALUES", 1000)
     with pytest.raises(FormatError, match="more than 1,000 values"):
         read_report(path)
 

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import load_file, save_file
 
+from weightcast.errors import CheckpointError, FormatError, MissingTensorError
+from weightcast.formats.array import ITEM_BYTES, StoredArray
 from weightcast.formats.safetensors import (
     INDEX_NAME,
     MAX_HEADER_BYTES,
@@ -28,8 +30,6 @@ from weightcast.formats.safetensors import (
     read_directory,
     read_index,
 )
-from weightcast.formats.stored import ITEM_BYTES, StoredArray
-from weightcast.quant.errors import CheckpointError, FormatError, MissingTensorError
 
 Writer = Callable[..., Path]
 Bytes = Callable[..., bytes]

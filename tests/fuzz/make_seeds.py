@@ -13,10 +13,10 @@ from typing import Any
 
 import weightcast
 from tests.fuzz.inputs import join_files, safetensors_input
-from weightcast.converters.grok1_spec import GROK_1
-from weightcast.converters.grok1_synthetic import tiny_spec, write_checkpoint
-from weightcast.formats.gguf import Entry, lay_out_raw
-from weightcast.formats.gguf_header import raw_number, raw_string
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.formats.gguf.header import raw_number, raw_string
+from weightcast.formats.gguf.layout import Entry, lay_out_raw
 from weightcast.quant.types import F32, Q4_0
 
 _DATA = Path(__file__).parents[1] / "data" / "fuzz"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.fuzz.targets import Target
-from weightcast.quant.errors import CheckpointError
+from weightcast.errors import CheckpointError
 
 _MAX_MESSAGE = 8192
 # Python's own overhead: JSON of three bytes becomes an object of 64 and a place in a list.

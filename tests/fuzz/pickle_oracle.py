@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightcast.formats.jax_pickle import QuantizedArray
-from weightcast.formats.stored import StoredArray, dense_strides, read_stored
+from weightcast.formats.array import StoredArray, dense_strides, read_stored
+from weightcast.formats.jax.arrays import QuantizedArray
 
 _ML_DTYPES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 _KINDS = {"b1": "BOOL", "i1": "I8", "u1": "U8", "f2": "F16", "f4": "F32", "f8": "F64"}

@@ -17,24 +17,28 @@ from unittest.mock import patch
 import weightcast
 from tests.fuzz import pickle_oracle
 from tests.fuzz.inputs import write_files
-from weightcast.converters import grok1_gguf, journal, report_markdown, verify_checksums
-from weightcast.converters.describe import graph_lines, graph_values
-from weightcast.converters.error_report import tensor_kind
-from weightcast.converters.grok1_spec import GROK_1, Dimensions, read_spec, solve
-from weightcast.converters.hashing import FileToHash
-from weightcast.converters.measured import matrix_errors
-from weightcast.converters.packed_sources import join_packed
-from weightcast.converters.recipe_files import read_recipe_file
-from weightcast.converters.report_file import read_report
-from weightcast.converters.settings import what_changed
-from weightcast.converters.sources import open_carried, open_to_inspect
-from weightcast.formats import gguf, safetensors
-from weightcast.formats.imatrix import read_imatrix
-from weightcast.formats.jax_pickle import read_pickle
-from weightcast.formats.shards import read_shards
-from weightcast.formats.stored import StoredArray
-from weightcast.formats.tokenizer import from_gguf, read_sentencepiece
-from weightcast.formats.tokenizer_json import tokenizer_json
+from weightcast.commands.text.graph import graph_lines, graph_values
+from weightcast.converters.families.grok1 import gguf as grok1_gguf
+from weightcast.converters.families.grok1.spec import GROK_1, Dimensions, read_spec, solve
+from weightcast.converters.files.hashing import FileToHash
+from weightcast.converters.output import journal
+from weightcast.converters.output.fingerprint import what_changed
+from weightcast.converters.recipes.file import read_recipe_file
+from weightcast.converters.report import markdown
+from weightcast.converters.report.collector import matrix_errors
+from weightcast.converters.report.measured import tensor_kind
+from weightcast.converters.report.schema import read_report
+from weightcast.converters.sources.open import open_carried, open_to_inspect
+from weightcast.converters.sources.packed import join_packed
+from weightcast.converters.verify import checksums
+from weightcast.formats import safetensors
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf import read as gguf
+from weightcast.formats.gguf.imatrix import read_imatrix
+from weightcast.formats.jax.arrays import read_pickle
+from weightcast.formats.jax.shards import read_shards
+from weightcast.formats.tokenizer.hugging_face import tokenizer_json
+from weightcast.formats.tokenizer.sentencepiece import from_gguf, read_sentencepiece
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def _verify(folder: Path, raw: bytes) -> None:
     write_files(folder, raw)
     path = next(iter(sorted(folder.glob("*.gguf"))), folder)
     # Threads for some bytes take most of the time, and are not what is looked at.
-    with patch.object(verify_checksums, "hash_files", _hash_at_once):
+    with patch.object(checksums, "hash_files", _hash_at_once):
         found = weightcast.verify(path, jobs=1)
     json.dumps(found.describe())
     for line in found.lines():
@@ -189,7 +193,7 @@ def _spec(folder: Path, raw: bytes) -> None:
 
 def _report(folder: Path, raw: bytes) -> None:
     report = read_report(_write(folder, "report.json", raw))
-    report_markdown.markdown([report])
+    markdown.markdown([report])
     for output in report.outputs:
         for tensor in output.tensors:
             tensor_kind(tensor.name)

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from tests.quant import instruction_sets
-from weightcast.quant import library
+from weightcast.quant.cpu import library
 
 
 @pytest.fixture(scope="session")

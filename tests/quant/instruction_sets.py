@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import weightcast.quant
-from weightcast.quant import library
+from weightcast.quant.cpu import library
 
 LOAD = library.load  # fixtures replace the name by another library
 # What the processor must have, as /proc/cpuinfo spells it; best first.

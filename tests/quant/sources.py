@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.quant.families import BFLOAT16
-from weightcast.quant.library import BlockCounts, Matrix, ScaleOverflowError, quantize_matrix
+from weightcast.quant.cpu.library import BlockCounts, Matrix, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import QuantType
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": BFLOAT16}

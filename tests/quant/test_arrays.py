@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.quant import oracle
 from tests.quant.families import FAMILIES, gaussian, random_finite
 from tests.quant.sources import DTYPES, place
+from weightcast.errors import CheckpointError, LayoutError
 from weightcast.quant.arrays import dequantize, quantize, type_named
-from weightcast.quant.errors import CheckpointError, LayoutError
-from weightcast.quant.library import SourceValueError
+from weightcast.quant.cpu.library import SourceValueError
 from weightcast.quant.types import TYPES
 
 many = settings(max_examples=60, deadline=None)

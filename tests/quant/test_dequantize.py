@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.quant import oracle
 from tests.quant.sources import assert_same_floats, random_rows
+from weightcast.errors import LayoutError
 from weightcast.quant.arrays import dequantize
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import BAD_SHAPE, BAD_TYPE, OK, dequantize_bytes, load
+from weightcast.quant.cpu.library import BAD_SHAPE, BAD_TYPE, OK, dequantize_bytes, load
 from weightcast.quant.types import I8, TYPES
 
 many = settings(max_examples=60, deadline=None)

@@ -14,8 +14,8 @@ from tests.quant import compilers, instruction_sets
 from tests.quant.families import FAMILIES, random_finite
 from tests.quant.kernel_types import least_importance
 from tests.quant.sources import place, quantized
-from weightcast.quant import library
 from weightcast.quant.arrays import dequantize
+from weightcast.quant.cpu import library
 from weightcast.quant.types import Q8_0, TYPES
 
 # Bits of MXCSR, the control register of SSE and AVX.

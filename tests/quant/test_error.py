@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 import weightcast
 from tests.quant import instruction_sets, sources
 from tests.quant.kernel_types import least_importance, overflowed_blocks
-from weightcast.quant import library
-from weightcast.quant.error import MOMENTS, Baseline, Errors, merged, of_moments
-from weightcast.quant.error_library import measure_matrix
-from weightcast.quant.errors import LayoutError
+from weightcast.errors import LayoutError
+from weightcast.quant.cpu import library
+from weightcast.quant.cpu.library import Matrix, dequantize_bytes
+from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.groups import (
     GroupType,
     dequantize_groups,
@@ -25,7 +25,7 @@ from weightcast.quant.groups import (
     quantize_and_measure_groups,
     quantize_groups,
 )
-from weightcast.quant.library import Matrix, dequantize_bytes
+from weightcast.quant.metrics import MOMENTS, Baseline, Errors, merged, of_moments
 from weightcast.quant.types import F16, F32, Q4_0, Q4_K, Q8_0, TYPES, QuantType
 
 # float64 sums of 5000 terms: two orders of adding them differ by less.

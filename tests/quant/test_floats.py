@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.quant.families import grok_like, random_finite
 from tests.quant.kernel_types import least_importance
 from tests.quant.sources import DTYPES, LAYOUTS, place, products, quantized
+from weightcast.errors import LayoutError
 from weightcast.quant.arrays import quantize
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import BlockCounts, SourceValueError
+from weightcast.quant.cpu.library import BlockCounts, SourceValueError
 from weightcast.quant.types import Q8_0, TYPES
 
 PLAIN = ("F32", "F16", "BF16")

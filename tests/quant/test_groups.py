@@ -11,8 +11,9 @@ import pytest
 from tests.quant import group_reference
 from tests.quant.families import FAMILIES
 from tests.quant.sources import LAYOUTS, matrix, place, products, source_of
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.group_library import InexactScaleError, NotCarriedError
+from weightcast.errors import LayoutError
+from weightcast.quant.cpu.groups import InexactScaleError, NotCarriedError
+from weightcast.quant.cpu.library import Matrix, RangeError, SourceValueError
 from weightcast.quant.groups import (
     SCALE_DTYPES,
     Groups,
@@ -22,7 +23,6 @@ from weightcast.quant.groups import (
     dequantize_groups,
     quantize_groups,
 )
-from weightcast.quant.library import Matrix, RangeError, SourceValueError
 
 TYPES = [
     GroupType(bits, size, symmetric, scale_dtype)

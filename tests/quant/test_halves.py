@@ -12,7 +12,7 @@ from tests.quant import oracle
 from tests.quant.families import BFLOAT16, random_finite
 from tests.quant.sources import DTYPES, place
 from weightcast.quant.arrays import dequantize, quantize
-from weightcast.quant.library import SourceValueError
+from weightcast.quant.cpu.library import SourceValueError
 
 ALL_HALVES = np.arange(1 << 16, dtype=np.uint16)
 # The least magnitude that rounds to infinity: half a step above the largest half.

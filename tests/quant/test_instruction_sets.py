@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.quant import instruction_sets
-from weightcast.quant import library
+from weightcast.quant.cpu import library
 
 
 def test_forced(isa):

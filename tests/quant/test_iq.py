@@ -21,8 +21,8 @@ from tests.quant.compilers import KERNELS
 from tests.quant.families import gaussian
 from tests.quant.kernel_types import overflowed_blocks
 from tests.quant.sources import matrix, quantized
-from weightcast.quant import library
-from weightcast.quant.library import NEEDS_IMPORTANCE, ScaleOverflowError, quantize_matrix
+from weightcast.quant.cpu import library
+from weightcast.quant.cpu.library import NEEDS_IMPORTANCE, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import TYPES, QuantType
 
 NAMES = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")

@@ -33,9 +33,9 @@ from tests.quant.kernel_types import (
     with_kinds,
 )
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quantized, source_of
-from weightcast.quant import library
-from weightcast.quant.errors import LayoutError
-from weightcast.quant.library import ScaleOverflowError, quantize_matrix
+from weightcast.errors import LayoutError
+from weightcast.quant.cpu import library
+from weightcast.quant.cpu.library import ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import TYPES, QuantType
 
 seeds = st.integers(0, 2**32 - 1)

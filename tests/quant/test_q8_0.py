@@ -17,7 +17,7 @@ from tests.quant import oracle
 from tests.quant.codes import SCALES, mixed, random_codes
 from tests.quant.families import FAMILIES
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quantized, source_of
-from weightcast.quant.library import BlockCounts, ScaleOverflowError, quantize_matrix
+from weightcast.quant.cpu.library import BlockCounts, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import Q8_0
 
 many = settings(max_examples=60, deadline=None)

@@ -14,8 +14,9 @@ import pytest
 
 from tests.quant import compilers, instruction_sets
 from tests.quant.kernel_types import BLOCK_TYPES
-from weightcast.quant import group_library, library
-from weightcast.quant.error import MOMENTS
+from weightcast.quant.cpu import groups as group_library
+from weightcast.quant.cpu import library
+from weightcast.quant.metrics import MOMENTS
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 SANITIZE = (

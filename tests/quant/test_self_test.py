@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.quant import golden, instruction_sets
-from weightcast.quant import library
+from weightcast.quant.cpu import library
 from weightcast.quant.types import I8, TYPES
 
 TABLE = Path(__file__).parents[2] / "quant" / "kernels" / "self_test_golden.inc"
@@ -64,6 +64,6 @@ def test_contraction_to_fma_is_noticed(tmp_path):
 
 
 def test_import_runs_it():
-    code = "from weightcast.quant import library as l; l.load(); print(l.check_build.cache_info())"
+    code = "from weightcast.quant.cpu import library as l; l.load(); print(l.check_build.cache_info())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"misses={sum(not t.has_grid for t in TYPES.values())}" in done.stdout

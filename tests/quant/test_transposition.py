@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from weightcast.quant import transposition
+from weightcast.quant.cpu import transpose
 
 SHAPES = [
     (1, 1),
@@ -34,7 +34,7 @@ def test_every_item_arrives(shape: tuple[int, int], dtype: Any) -> None:
     source = drawn(shape, dtype)
     room = drawn((shape[1] + 2, shape[0] + 5), dtype)
     before = room.copy()
-    transposition.copy_turned(room[1:-1, 2:-3], source.T)
+    transpose.copy_turned(room[1:-1, 2:-3], source.T)
     before[1:-1, 2:-3] = source.T
     np.testing.assert_array_equal(room, before)  # and nothing around them changed
 
@@ -43,5 +43,5 @@ def test_sources_that_are_not_turned() -> None:
     source = drawn((40, 96), np.int32)
     for view in (source, source[::2, ::3], source.T[::-1], source.T[:, ::-1], source[:0].T):
         made = np.zeros(view.shape, np.int32)
-        transposition.copy_turned(made, view)
+        transpose.copy_turned(made, view)
         np.testing.assert_array_equal(made, view)

@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from tests.quant import oracle
-from weightcast.quant.library import load
+from weightcast.quant.cpu.library import load
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 NEWER_THAN_GGUF = {"Q2_0"}  # the pinned gguf-py does not know it, the oracle does

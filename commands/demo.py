@@ -1,0 +1,125 @@
+"""The demo: a tiny checkpoint, converted, run in llama.cpp and by the forward, compared."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.commands import llama_cpp
+from weightcast.converters.convert import convert
+from weightcast.converters.families.grok1 import forward
+from weightcast.converters.families.grok1.spec import Grok1Spec
+from weightcast.converters.families.grok1.synthetic import (
+    sample_tokens,
+    tiny_spec,
+    write_checkpoint,
+)
+from weightcast.converters.graph.tensor import TensorGraph
+from weightcast.converters.sources.open import open_grok1
+from weightcast.errors import CheckpointError, OutputError
+
+_SEED: Final = 20
+
+
+_SEQUENCES, _POSITIONS = 4, 24
+
+
+# Where two experts are closer than this, rounding decides between them, in any implementation.
+_ROUTING_MARGIN: Final = 5e-3
+
+
+_TRIES: Final = 50
+
+
+def clear_tokens(graph: TensorGraph[Grok1Spec], seed: int = _SEED) -> NDArray[np.int64]:
+    """Draw token ids [sequences, positions] that no routing decision is close for."""
+    rng = np.random.default_rng(seed)
+    chosen: list[NDArray[np.int64]] = []
+    for _ in range(_TRIES):
+        tokens = sample_tokens(rng, graph.spec.describe(), _SEQUENCES, _POSITIONS)
+        margins = forward.run(graph, tokens).margins
+        chosen += [row for row, m in zip(tokens, margins, strict=True) if m.min() > _ROUTING_MARGIN]
+        if len(chosen) >= _SEQUENCES:
+            return np.stack(chosen[:_SEQUENCES])
+    raise CheckpointError("found no token ids with clear routing")
+
+
+def run_demo(keep: Path | None = None) -> Iterator[str]:
+    """Run the demo and yield what to print; files go to `keep`, or are removed at the end."""
+    if keep is not None:
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise OutputError(f"{keep}: cannot be written: {problem.strerror}") from None
+    with tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep)) as folder:
+        yield from _run(Path(folder))
+
+
+def _run(folder: Path) -> Iterator[str]:
+    source = write_checkpoint(folder / "tiny-grok", tiny_spec(), _SEED)
+    graph = open_grok1(source)
+    yield f"A tiny Grok-1: {graph.parameters:,} parameters in {len(list(source.iterdir()))} shards."
+    targets = [folder / name for name in ("tiny-F32.gguf", "tiny-Q8_0.gguf", "tiny-bf16")]
+    summary = convert(source, *targets, no_tokenizer=True)
+    yield (
+        f"Converted to {', '.join(t.name for t in targets)} in one read, {summary.seconds:.2f} s:"
+    )
+    lossless = len(summary.block_origins(1)["lossless"])
+    yield f"  tiny-Q8_0.gguf carries the int8 codes of {lossless} tensors unchanged."
+    yield ""
+    tokens = clear_tokens(graph)
+    start = time.monotonic()
+    expected = forward.logits(graph, tokens)
+    table = _Table(expected)
+    size = sum(file.stat().st_size for file in source.iterdir())
+    yield table.HEADER
+    yield table.line("shards", "forward", size, time.monotonic() - start, expected)
+    for target, output in zip(targets, summary.plan.outputs, strict=True):
+        start = time.monotonic()
+        logits = forward.logits(open_grok1(target), tokens)
+        yield table.line(target.name, "forward", output.size, time.monotonic() - start, logits)
+        if target.suffix == ".gguf" and llama_cpp.library_path() is not None:
+            start = time.monotonic()
+            logits = llama_cpp.logits(target, tokens.tolist())
+            seconds = time.monotonic() - start
+            yield table.line(target.name, "llama.cpp", output.size, seconds, logits)
+    yield ""
+    if llama_cpp.library_path() is None:
+        yield "llama.cpp is not installed: pip install 'weightcast[llama-cpp]' to run it as well."
+    yield "forward is weightcast's float32 reference; the difference is that of log-probabilities."
+    yield "llama.cpp rounds activations to 8 bits before it multiplies them with Q8_0 weights."
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-softmax over the last axis, in float64."""
+    x = logits.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return result
+
+
+class _Table:
+    HEADER = (
+        f"{'artifact':<16} {'run by':<10} {'MB':>7} {'seconds':>8} {'difference':>11}  next tokens"
+    )
+
+    def __init__(self, expected: NDArray[np.float32]) -> None:
+        self._expected = log_probabilities(expected)
+
+    def line(
+        self, name: str, runner: str, size: int, seconds: float, logits: NDArray[np.float32]
+    ) -> str:
+        found = log_probabilities(logits)
+        difference = np.abs(found - self._expected).max()
+        same = found.argmax(axis=-1) == self._expected.argmax(axis=-1)
+        return (
+            f"{name:<16} {runner:<10} {size / 1e6:>7.2f} {seconds:>8.2f} {difference:>11.1e}  "
+            f"{same.sum()} of {same.size} agree"
+        )

@@ -1,0 +1,145 @@
+"""A comparison in words: what `compare` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from weightcast.converters.compare.comparison import Comparison
+from weightcast.converters.report.schema import Metrics, OutputErrors, TensorErrors, parse_report
+from weightcast.converters.report.text import (
+    BASELINES,
+    cosine_text,
+    is_lossless,
+    number_text,
+    relative_text,
+    size_text,
+    sqnr_text,
+    worst_tensors,
+)
+from weightcast.text import count, some
+
+_WORST = 5
+
+
+_HEADERS = ("SQNR", "relative RMS", "cosine", "largest error")
+
+
+_WEIGHED = ("weighed SQNR", "weighed RMS")
+
+
+def comparison_lines(comparison: Comparison, *, all_tensors: bool) -> Iterator[str]:
+    """A line for each kind of tensor, or for each tensor; the worst; what was not measured."""
+    report = parse_report(comparison.report)
+    output = report.outputs[0]
+    yield f"{report.source}: {report.family}, {report.parameters:,} parameters"
+    bits = f"{output.bits_per_weight:.3f} bits per weight"
+    yield f"{output.path}: {output.type}, {size_text(output.bytes)}, {bits}"
+    if output.tensors:
+        yield f"errors are differences from {BASELINES[report.baseline]}"
+        yield from _weighed(comparison)
+        yield ""
+        yield from _table(_tensor_rows(output) if all_tensors else _kind_rows(output))
+        yield ""
+        yield from _summary(output)
+    yield from _not_measured(comparison)
+
+
+def _weighed(comparison: Comparison) -> Iterator[str]:
+    weighing = comparison.weighing
+    if weighing.matrix is None:
+        return
+    file = weighing.matrix.path
+    yield f"weighed: squares times the importance of their column in {file}"
+    if weighing.missing:
+        missing = count(len(weighing.missing), "tensor")
+        yield f"note: {file} has no entry for {missing}, not weighed: {some(weighing.missing)}"
+    zeros = [name for name, rows in weighing.rows.items() if not rows.any()]
+    if zeros:
+        yield f"note: the importance of every column is 0 in {some(zeros)}"
+
+
+def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Iterator[str]:
+    """Align cells: those of some columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield f"  {'  '.join(cells)}".rstrip()
+
+
+def _kind_rows(output: OutputErrors) -> list[list[str]]:
+    headers = _headers(output)
+    rows = [["kind", "type", "tensors", "bits/weight", *headers]]
+    for kind in output.kinds:
+        tensors = [tensor for tensor in output.tensors if tensor.kind == kind.kind]
+        types = some(list(dict.fromkeys(tensor.type for tensor in tensors)))
+        bits = f"{kind.bits_per_weight:.3f}"
+        rows.append([kind.kind, types, f"{len(tensors):,}", bits, *_cells(kind.metrics, headers)])
+    bits = f"{output.bits_per_weight:.3f}"
+    return [*rows, ["total", "", f"{len(output.tensors):,}", bits, *_cells(output.total, headers)]]
+
+
+def _tensor_rows(output: OutputErrors) -> list[list[str]]:
+    headers = _headers(output)
+    rows = [["tensor", "type", "bits/weight", *headers]]
+    for tensor in output.tensors:
+        bits = f"{tensor.bits_per_weight:.3f}"
+        rows.append([tensor.name, tensor.type, bits, *_cells(tensor.metrics, headers)])
+    bits = f"{output.bits_per_weight:.3f}"
+    return [*rows, ["total", "", bits, *_cells(output.total, headers)]]
+
+
+def _headers(output: OutputErrors) -> tuple[str, ...]:
+    return _HEADERS if output.total.weighted is None else (*_HEADERS, *_WEIGHED)
+
+
+def _cells(metrics: Metrics, headers: Sequence[str]) -> list[str]:
+    cells = [
+        sqnr_text(metrics),
+        relative_text(metrics.relative_rms),
+        cosine_text(metrics.cosine),
+        number_text(metrics.largest_error),
+    ]
+    if metrics.weighted is not None:
+        cells += [sqnr_text(metrics.weighted), relative_text(metrics.weighted.relative_rms)]
+    return cells + [""] * (len(headers) - len(cells))
+
+
+def _summary(output: OutputErrors) -> Iterator[str]:
+    tensors = output.tensors
+    exact = sum(is_lossless(tensor.metrics) for tensor in tensors)
+    if exact == len(tensors):
+        yield f"no error: every weight of {count(exact, 'tensor')} is the same"
+        return
+    yield "worst tensors:"
+    rows = [_worst_row(tensor) for tensor in worst_tensors(output, _WORST)]
+    yield from _table(rows, left=(0, 1, 4))
+    if exact:
+        yield f"no error in {exact:,} of {count(len(tensors), 'tensor')}"
+
+
+def _worst_row(tensor: TensorErrors) -> list[str]:
+    metrics = tensor.metrics
+    place = "" if metrics.largest_at is None else f" at {list(metrics.largest_at)}"
+    largest = f"largest error {number_text(metrics.largest_error)}{place}"
+    relative = relative_text(metrics.relative_rms)
+    return [tensor.name, tensor.type, sqnr_text(metrics), relative, largest]
+
+
+def _not_measured(comparison: Comparison) -> Iterator[str]:
+    pairing = comparison.pairing
+    if comparison.same:
+        yield f"no weights, the same bytes: {some(comparison.same)}"
+    if comparison.different:
+        yield f"no weights, OTHER BYTES: {some(comparison.different)}"
+    if pairing.unlike:
+        yield f"NOT COMPARED, stored in types that cannot be: {some(pairing.unlike)}"
+    if pairing.only_source:
+        yield f"ONLY IN {comparison.a}: {some(pairing.only_source)}"
+    if pairing.only_output:
+        yield f"ONLY IN {comparison.b}: {some(pairing.only_output)}"
+    if pairing.reshaped:
+        shapes = [f"{name} {list(a)} became {list(b)}" for name, a, b in pairing.reshaped]
+        yield f"OTHER SHAPES: {some(shapes)}"

@@ -1,0 +1,97 @@
+"""Describe a graph: what `inspect` prints."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from weightcast.converters.graph.stored import stored_as, stored_bytes
+from weightcast.converters.graph.tensor import Spec, Tensor, TensorGraph
+from weightcast.converters.graph.view import first_array, matrices
+from weightcast.text import bytes_text, count, shown
+
+_LAYER: Final = re.compile(r"^(transformer/decoder_layer_[0-9]+/|([a-z]+\.)?blk\.[0-9]+\.)")
+
+
+def graph_values(graph: TensorGraph[Spec], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """A graph as JSON values."""
+    return {
+        "family": graph.family,
+        "source": graph.source,
+        "parameters": graph.parameters,
+        "hyperparameters": graph.spec.describe(),
+        "tensors": [
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "stored_as": stored_as(tensor),
+                "bytes": stored_bytes(tensor),
+                "file": first_array(tensor).path.name,
+            }
+            for tensor in graph.values()
+        ],
+        "notes": [*notes, *sparse_notes(graph)],
+    }
+
+
+def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
+    """Warn of files with holes: a download that reserved its space before it had the data."""
+    paths = sorted({first_array(tensor).path for tensor in graph.values()})
+    holes = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:  # gone since it was read
+            continue
+        # Compressing file systems also take fewer blocks, but hardly less than half for weights.
+        if status.st_blocks * 512 < status.st_size // 2:
+            holes.append(path.name)
+    if not holes:
+        return []
+    return [
+        f"{count(len(holes), 'file')} are mostly holes ({holes[0]}): "
+        "if this was downloaded, the download is not complete"
+    ]
+
+
+def graph_lines(
+    graph: TensorGraph[Spec], notes: Sequence[str] = (), *, all_tensors: bool
+) -> Iterator[str]:
+    """A graph for reading: a line for each kind of tensor, or for each tensor."""
+    spec = graph.spec
+    total = sum(stored_bytes(tensor) for tensor in graph.values())
+    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
+    yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
+    values = spec.describe()
+    width = max(28, min(46, max(map(len, values), default=0)))
+    for name, value in values.items():
+        yield f"  {name:<{width}} {_value_text(value)}"
+    yield ""
+    if all_tensors:
+        for tensor in graph.values():
+            yield _tensor_line(tensor.name, tensor, first_array(tensor).path.name)
+    else:
+        kinds: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
+        for tensor in graph.values():
+            leaf = _LAYER.sub("layer N: ", tensor.name)
+            kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
+        for (leaf, _, _), tensors in kinds.items():
+            yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
+    yield from (f"note: {note}" for note in (*notes, *sparse_notes(graph)))
+
+
+def _value_text(value: Any) -> str:
+    """A hyperparameter, or metadata: numbers in a column, the rest in short."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:>17}"
+    if isinstance(value, dict):
+        return f"{value['length']:,} x {value['array']}"
+    return shown(value)
+
+
+def _tensor_line(name: str, tensor: Tensor, last: str) -> str:
+    shape = " x ".join(map(str, tensor.shape))
+    return f"  {name:<52} {shape:>20}  {stored_as(tensor):<14} {last}"

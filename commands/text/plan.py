@@ -1,0 +1,92 @@
+"""Describe what a conversion would do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from weightcast.commands.text.graph import sparse_notes
+from weightcast.converters.engine.executor import memory_estimate
+from weightcast.converters.files.bundle_names import bundle_paths
+from weightcast.converters.output.disk_space import disk_space
+from weightcast.converters.plan.estimate import Estimate, estimate
+from weightcast.converters.plan.plan import Plan
+from weightcast.converters.targets.target import Output
+from weightcast.quant.devices import PROCESSOR, Devices
+from weightcast.text import bytes_text, count, duration
+
+
+def output_lines(output: Output) -> Iterator[str]:
+    """An output's size and what is in it."""
+    types = Counter(planned.type_name for planned in output.tensors)
+    listed = ", ".join(f"{name} {n:,}" for name, n in sorted(types.items()))
+    yield f"{output.request.path}: {bytes_text(output.size)}"
+    yield (
+        f"  tensor data {output.data_bytes:,} bytes = {output.data_bytes / 2**20:,.2f} MiB, "
+        f"{output.bits_per_weight:.2f} bits per weight; "
+        f"{count(len(output.tensors), 'tensor')} ({listed}) in {count(len(output.files), 'file')}"
+    )
+    if len(output.files) > 1:
+        yield from (f"    {file.path.name}: {file.size:,} bytes" for file in output.files)
+    yield from (f"  note: {note}" for note in output.notes)
+
+
+def bundle_lines(plan: Plan, output: Output) -> Iterator[str]:
+    if plan.has_bundles:
+        paths = bundle_paths(output.request.path, output.request.kind)
+        yield f"  bundle: {', '.join(path.name for path in paths.all)}"
+
+
+def plan_values(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> dict[str, Any]:
+    """What a conversion would do, as JSON values."""
+    memory = memory_estimate(plan, workers, devices)
+    return {
+        "source": plan.graph.source,
+        "parameters": plan.graph.parameters,
+        "read_bytes": plan.read_bytes,
+        "outputs": [output.describe() for output in plan.outputs],
+        "buffer_bytes": memory.host + memory.staged,
+        "pinned_bytes": memory.host if devices.cuda else 0,
+        "bytes_on_each_device": memory.device,
+        **devices.describe(),
+        "disk": [
+            {"folder": str(space.folder), "needed_bytes": space.needed, "free_bytes": space.free}
+            for space in disk_space(plan.outputs)
+        ],
+        "estimate": estimate(plan, workers, devices).describe(),
+        "notes": sparse_notes(plan.graph),
+    }
+
+
+def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterator[str]:
+    """What a conversion would do."""
+    graph = plan.graph
+    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    yield from (f"note: {note}" for note in sparse_notes(graph))
+    yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
+    for output in plan.outputs:
+        yield from output_lines(output)
+        yield from bundle_lines(plan, output)
+    memory = memory_estimate(plan, workers, devices)
+    kind = "page-locked buffers" if devices.cuda else "buffers"
+    yield f"memory: {memory.host / 2**20:,.0f} MiB of {kind} for {count(workers, 'worker')}"
+    if memory.staged:
+        yield f"  and {memory.staged / 2**20:,.0f} MiB to put words together that lie across rows"
+    if devices.cuda:
+        yield f"  and {memory.device / 2**20:,.0f} MiB on each device: {devices.text}"
+    for space in disk_space(plan.outputs):
+        yield f"disk: {bytes_text(space.needed)} needed, {space.free:,} free at {space.folder}"
+        if space.needed > space.free:
+            yield f"  NOT ENOUGH: {bytes_text(space.needed - space.free)} more must be freed"
+    yield estimate_line(estimate(plan, workers, devices))
+
+
+def estimate_line(found: Estimate) -> str:
+    """How long it will take, and what that is made of."""
+    if found.disk_bytes_per_s is None:
+        disk = "the disk's speed is not known"
+    else:
+        disk = f"reading {duration(found.read_s)} and writing {duration(found.write_s)} at "
+        disk += f"{found.disk_bytes_per_s / 1e6:,.0f} MB/s"
+    return f"time: about {duration(found.total_s)} (computing {duration(found.compute_s)}, {disk})"

@@ -1,0 +1,230 @@
+"""The model card of an output: a README.md with front matter that model hubs read.
+
+It says what the files are, how they were made and what runs them; nothing of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from weightcast.converters.bundle.runtimes import running
+from weightcast.converters.families.any_gguf import GGUFModel
+from weightcast.converters.families.grok1 import gguf as grok1_gguf
+from weightcast.converters.families.grok1 import tensors as grok1
+from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.files.bundle_names import SUMS, TENSORS, bundle_paths
+from weightcast.converters.files.version import weightcast_version
+from weightcast.converters.graph.tensor import Spec, TensorGraph
+from weightcast.converters.plan.plan import Plan
+from weightcast.converters.sources.inputs import Inputs, without_folders
+from weightcast.converters.targets.target import Output, PlannedTensor
+from weightcast.formats.gguf import read as gguf
+from weightcast.text import count, in_code, one_line
+
+BASE_MODEL: Final = "xai-org/grok-1"
+
+
+_NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+
+
+_LICENSE_KEY: Final = "general.license"
+
+
+# How model hubs write licences; anything else in metadata is left out.
+_LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
+
+
+@dataclass(frozen=True, slots=True)
+class CardErrors:
+    """What a card says of errors, in lines of Markdown, and what they were measured against."""
+
+    lines: Sequence[str]
+    baseline: str = "stored"
+
+
+def model_card(plan: Plan, number: int, errors: CardErrors | None = None) -> str:
+    """Write the card of output `number`, with a section on errors if they were measured."""
+    output = plan.outputs[number]
+    sections = [
+        _front_matter(plan.graph, output),
+        [f"# {_title(output)}", "", *_what_it_is(plan, output)],
+        ["## Files", "", *_files(output)],
+        ["## Types", "", *_types(output)],
+        ["## How it was made", "", *_how(plan, number, errors)],
+        ["## Running it", "", *running(output, no_tokenizer=plan.inputs.given.no_tokenizer)],
+    ]
+    if errors is not None:
+        sections.append(["## Errors", "", *errors.lines])
+    sections.append(["## License", "", *_license_text(plan.graph)])
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def is_grok_1(graph: TensorGraph[Spec]) -> bool:
+    """Whether a model is of Grok-1's family, of whatever size."""
+    return graph.family in (grok1.FAMILY, grok1_gguf.ARCHITECTURE)
+
+
+def is_release(graph: TensorGraph[Spec]) -> bool:
+    """Whether a model has the released Grok-1's dimensions."""
+    if not is_grok_1(graph):
+        return False
+    if isinstance(graph.spec, GGUFModel):
+        metadata = graph.spec.metadata
+        found = [
+            gguf.whole_number(metadata, f"grok.{key}")
+            for key in ("block_count", "embedding_length")
+        ]
+        return found == [GROK_1["num_layers"], GROK_1["emb_size"]]
+    spec = graph.spec.describe()
+    names = ("num_layers", "emb_size", "num_experts", "vocab_size")
+    return all(spec[name] == GROK_1[name] for name in names)
+
+
+def _license(graph: TensorGraph[Spec]) -> str | None:
+    """The licence as model hubs call it: what a GGUF file says, or Grok-1's."""
+    if isinstance(graph.spec, GGUFModel):
+        told = graph.spec.metadata.get(_LICENSE_KEY)
+        if isinstance(told, str) and _LICENSE.fullmatch(told.lower()):
+            return told.lower()
+    return "apache-2.0" if is_grok_1(graph) else None
+
+
+def _front_matter(graph: TensorGraph[Spec], output: Output) -> list[str]:
+    is_gguf = output.request.kind == "gguf"
+    values: dict[str, Any] = {}
+    told = _license(graph)
+    if told is not None:
+        values["license"] = told
+    if is_release(graph):
+        values["base_model"] = BASE_MODEL
+        values["base_model_relation"] = "quantized"
+    values["library_name"] = "gguf" if is_gguf else "transformers"
+    values["pipeline_tag"] = "text-generation"
+    directory = output.request.directory
+    tags = ["grok-1"] if is_grok_1(graph) else []
+    tags += ["weightcast", "gguf" if is_gguf else "safetensors", output.request.type_name.lower()]
+    if directory is not None and directory.is_packed:
+        tags.append(directory.layout)
+    lines = ["---"]
+    for key, value in values.items():
+        plain = re.fullmatch(r"[a-z][\w./-]*", value)
+        lines.append(f"{key}: {value if plain else json.dumps(value)}")
+    # A JSON list is YAML too, whatever is in it.
+    return [*lines, f"tags: {json.dumps(list(dict.fromkeys(tags)))}", "---"]
+
+
+def _title(output: Output) -> str:
+    return in_code(output.request.path.name.removesuffix(".gguf"))
+
+
+def _what_it_is(plan: Plan, output: Output) -> Iterator[str]:
+    graph, request = plan.graph, output.request
+    form = "GGUF" if request.kind == "gguf" else "safetensors"
+    model = f"a model of architecture {in_code(graph.family)}"
+    if is_release(graph):
+        model = "[Grok-1](https://github.com/xai-org/grok-1), the released weights of xAI"
+    elif is_grok_1(graph):
+        model = "a model of Grok-1's architecture"
+    yield f"{form}, {request.type_name}, of {model}: {graph.parameters:,} parameters."
+
+
+def _files(output: Output) -> Iterator[str]:
+    yield "| file | bytes |"
+    yield "| --- | ---: |"
+    for file in output.files:
+        yield f"| `{in_code(file.path.name)}` | {file.size:,} |"
+    for name, content in sorted(output.companions.items()):
+        yield f"| `{in_code(name)}` | {len(content):,} |"
+    yield ""
+    paths = bundle_paths(output.request.path, output.request.kind)
+    sums = in_code(shlex.quote(paths.path(SUMS).name))
+    yield f"`sha256sum -c {sums}` checks these files."
+    yield f"`{in_code(paths.path(TENSORS).name)}` has the SHA-256 of each tensor."
+
+
+def _types(output: Output) -> Iterator[str]:
+    """What each kind of tensor is stored as."""
+    yield (
+        f"{output.bits_per_weight:.2f} bits per weight: {output.data_bytes:,} bytes of "
+        f"{count(len(output.tensors), 'tensor')}."
+    )
+    yield ""
+    yield "| tensors | type | number | bytes | bits per weight |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    kinds: dict[tuple[str, str], list[PlannedTensor]] = {}
+    for planned in output.tensors:
+        kind = _NUMBER.sub("*", planned.tensor.name)
+        kinds.setdefault((kind, planned.type_name), []).append(planned)
+    for (kind, type_name), found in kinds.items():
+        nbytes = sum(planned.nbytes for planned in found)
+        weights = sum(planned.tensor.size for planned in found)
+        bits = f"{8 * nbytes / weights:.2f}" if weights else ""
+        yield f"| `{in_code(kind)}` | {type_name} | {len(found):,} | {nbytes:,} | {bits} |"
+
+
+def _how(plan: Plan, number: int, errors: CardErrors | None) -> Iterator[str]:
+    inputs = plan.inputs
+    yield f"By weightcast {weightcast_version()}:"
+    yield ""
+    yield f"    {_command(plan, number, errors)}"
+    yield ""
+    yield (
+        f"It read {count(len(inputs.files), 'file')}, {inputs.nbytes:,} bytes. The same command on "
+        "the same files gives the same bytes on any machine. The in-toto statement beside this "
+        "page has the SHA-256 of every file that was read and written."
+    )
+    notes = plan.outputs[number].notes
+    if notes:
+        yield ""
+        yield from (f"- {_prose(without_folders(note, inputs.files))}" for note in notes)
+
+
+def _command(plan: Plan, number: int, errors: CardErrors | None) -> str:
+    """The command that makes this output and its bundle alone, files without their folders."""
+    inputs, output = plan.inputs, plan.outputs[number]
+    given = inputs.given
+    words = ["weightcast", "convert", inputs.source_name, output.request.path.name]
+    if given.types:
+        words += ["--type", given.types[number]]
+    for text in given.tensor_types:
+        words += ["--tensor-type", text]
+    extras = inputs.extras
+    for role in ("recipe", "imatrix", "spec", "tokenizer"):
+        if role in extras:
+            words += [f"--{role}", extras[role].path.name]
+    if given.split_bytes:
+        words += ["--split", str(given.split_bytes)]
+    words += [f"--{flag}" for flag, is_given in _flags(inputs) if is_given]
+    if errors is not None:  # without them the card would be another one
+        words += ["--baseline", errors.baseline]
+    return one_line(" ".join(map(shlex.quote, [*words, "--bundle"])))
+
+
+def _flags(inputs: Inputs) -> Iterator[tuple[str, bool]]:
+    yield "no-tokenizer", inputs.given.no_tokenizer
+    yield "pure", inputs.given.pure
+    yield "allow-requantize", inputs.given.allow_requantize
+
+
+def _license_text(graph: TensorGraph[Spec]) -> Iterator[str]:
+    told = _license(graph)
+    if is_release(graph):
+        yield (
+            "xAI released the code and the weights of Grok-1 under the Apache License 2.0, which "
+            "holds for these files too."
+        )
+    elif told is not None:
+        whose = "Grok-1's" if is_grok_1(graph) else "what the source says"
+        yield f"{told}: {whose}."
+    else:
+        yield "That of the source, which does not say."
+
+
+def _prose(text: str) -> str:
+    """A text with nothing that Markdown takes for its own."""
+    return re.sub(r"([\\`*<\[])", r"\\\1", one_line(text))

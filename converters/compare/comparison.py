@@ -1,0 +1,225 @@
+"""From two paths to the errors of one checkpoint against the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
+from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
+from weightcast.converters.engine.executor import default_workers
+from weightcast.converters.graph.view import matrices
+from weightcast.converters.recipes.decide import is_quantized
+from weightcast.converters.recipes.importance import Weighing, weigh_named
+from weightcast.converters.recipes.recipe import RECIPES
+from weightcast.converters.report.collector import MatrixErrors, parse_baseline
+from weightcast.converters.report.measured import (
+    MeasuredOutput,
+    MeasuredTensor,
+    recipe_values,
+    report_values,
+)
+from weightcast.converters.sources.detect import kind_of
+from weightcast.converters.sources.open import AnyGraph
+from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
+from weightcast.errors import LayoutError
+from weightcast.formats.gguf.imatrix import read_imatrix
+from weightcast.formats.gguf.read import read_file
+from weightcast.quant.metrics import Baseline
+from weightcast.text import count
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Two checkpoints that can be compared, opened; no weights were read."""
+
+    source: AnyGraph
+    output: AnyGraph
+    pairing: Pairing
+    weighing: Weighing = field(default_factory=Weighing)
+
+    @property
+    def read_bytes(self) -> int:
+        return bytes_to_read(self.pairing.pairs)
+
+    @property
+    def places(self) -> set[Path]:
+        """The files that are compared, and what they were named by."""
+        named = {Path(self.source.source), Path(self.output.source)}
+        return named | _files(self.source) | _files(self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What B differs by from A.
+
+    `report` has the errors as docs/report.schema.json says, `weighing` what weighed them. Of
+    numbers that are no weights only the bytes are compared: `same` and `different` are their names.
+    """
+
+    a: str
+    b: str
+    pairing: Pairing = field(repr=False)
+    report: dict[str, Any] = field(repr=False)
+    same: tuple[str, ...] = ()
+    different: tuple[str, ...] = ()
+    weighing: Weighing = field(default_factory=Weighing, repr=False)
+
+    @property
+    def problem(self) -> str | None:
+        """Say why not all of them could be compared; None if it could. Errors are no problem."""
+        pairing = self.pairing
+        found = (
+            (len(pairing.only_source), f"only in {self.a}"),
+            (len(pairing.only_output), f"only in {self.b}"),
+            (len(pairing.reshaped), "of another shape"),
+            (len(pairing.unlike), "in types that cannot be compared"),
+            (len(self.different), "of numbers that are no weights, with other bytes"),
+        )
+        told = [f"{count(number, 'tensor')} {what}" for number, what in found if number]
+        return f"{self.b} is not another form of {self.a}: {', '.join(told)}" if told else None
+
+    def describe(self) -> dict[str, Any]:
+        """The report, and what was not measured, as JSON values."""
+        pairing = self.pairing
+        return {
+            **self.report,
+            "only_in_a": list(pairing.only_source),
+            "only_in_b": list(pairing.only_output),
+            "reshaped": [
+                {"name": name, "a": list(a), "b": list(b)} for name, a, b in pairing.reshaped
+            ],
+            "not_compared": list(pairing.unlike),
+            "not_weighed": list(self.weighing.missing),
+            "same_bytes": list(self.same),
+            "different_bytes": list(self.different),
+        }
+
+
+def open_sides(
+    a: str | Path,
+    b: str | Path,
+    spec: str | Path | None = None,
+    imatrix: str | Path | None = None,
+) -> Sides:
+    """Open two checkpoints, pair their tensors, and find what weighs each.
+
+    Raises CheckpointError.
+    """
+    file = None if spec is None else Path(spec)
+    source, output = open_pair(Path(a), Path(b), file, file)
+    pairing = pair_tensors(source, output)
+    if not (pairing.pairs or pairing.plain):
+        raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
+    if imatrix is None:
+        return Sides(source, output, pairing)
+    shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
+    wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
+    weighing = weigh_named(read_imatrix(imatrix), shapes, wanted)
+    return Sides(source, output, pairing, weighing)
+
+
+def measure_sides(
+    sides: Sides,
+    baseline: Baseline = Baseline.STORED,
+    jobs: int | None = None,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+) -> Comparison:
+    """Measure all tensors; `on_progress` gets bytes of `read_bytes`. Raises CheckpointError."""
+    pairing = sides.pairing
+    same: list[str] = []
+    different: list[str] = []
+    for pair in pairing.plain:
+        (same if has_same_bytes(pair) else different).append(pair.name)
+    workers = default_workers() if jobs is None else jobs
+    measured = measure_pairs(
+        pairing.pairs,
+        baseline,
+        jobs=workers,
+        importance=sides.weighing.rows,
+        on_progress=on_progress,
+    )
+    output = measured_output(sides.output, pairing.pairs, measured, sides.weighing)
+    return Comparison(
+        sides.source.source,
+        sides.output.source,
+        pairing,
+        report_values(sides.source, baseline, [output]),
+        tuple(same),
+        tuple(different),
+        sides.weighing,
+    )
+
+
+def measured_output(
+    graph: AnyGraph,
+    pairs: Sequence[Pair],
+    measured: Mapping[Pair, tuple[MatrixErrors, ...]],
+    weighing: Weighing,
+) -> MeasuredOutput:
+    """Describe B as an output of A."""
+    kind = kind_of(Path(graph.source))
+    type_name = _type_name(graph, kind, pairs)
+    tensors = (
+        MeasuredTensor(
+            p.name, p.gguf, p.type, p.output.shape, p.nbytes, measured[p], p.gguf in weighing.rows
+        )
+        for p in pairs
+    )
+    return MeasuredOutput(
+        path=graph.source,
+        kind=kind,
+        type=type_name,
+        nbytes=sum(path.stat().st_size for path in _files(graph)),
+        tensors=tuple(tensors),
+        recipe=recipe_values(type_name, (), pure=False),
+        imatrix=None if weighing.matrix is None else str(weighing.matrix.path),
+    )
+
+
+def _type_name(graph: AnyGraph, kind: str, pairs: Sequence[Pair]) -> str:
+    """Name what a checkpoint is: as GGUF files say themselves, else what most weights are in."""
+    if kind == "gguf":
+        said = read_file(Path(graph.source)).metadata.get(FILE_TYPE_KEY)
+        for recipe in RECIPES.values():
+            if type(said) is int and recipe.file_type == said:
+                return recipe.name
+    weights: Counter[str] = Counter()
+    for pair in pairs:
+        weights[pair.type] += pair.output.size
+    most = weights.most_common(1)[0][0] if weights else "unknown"
+    return most.lower() if kind == "safetensors" else most
+
+
+def _files(graph: AnyGraph) -> set[Path]:
+    arrays = (view.array.path for tensor in graph.values() for view in matrices(tensor))
+    return {*graph.files, *arrays}
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    spec: str | Path | None = None,
+    imatrix: str | Path | None = None,
+    baseline: str = "stored",
+    jobs: int | None = None,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+) -> Comparison:
+    """Measure the errors of every tensor of B against the same one of A.
+
+    Either is a checkpoint directory, a GGUF file or safetensors; of models other than Grok-1 both
+    are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family.
+    Errors are differences from what A stores: with the baseline "bf16" from these values rounded
+    to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
+    by the importance of their columns, as in reports of conversions. `jobs` is the number of
+    workers; the numbers do not depend on it.
+
+    Raises CheckpointError. Tensors that only one of them has are no error here: see
+    `Comparison.problem`.
+    """
+    against = parse_baseline(baseline)
+    return measure_sides(open_sides(a, b, spec, imatrix), against, jobs, on_progress)

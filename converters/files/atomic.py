@@ -1,0 +1,42 @@
+"""Small files that have their names only when they are whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from weightcast.converters.files.names import partial_path
+from weightcast.errors import OutputError
+
+
+def write_small(path: Path, content: bytes) -> None:
+    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays.
+
+    Links are followed. What is there and no regular file, such as a pipe or /dev/null, is written
+    to as it is: root could rename a file over it.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory")
+    real = Path(os.path.realpath(path))
+    partial = partial_path(real)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        write_flushed(partial, content)
+        os.replace(partial, real)
+    except OSError as problem:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a whole file and flush it to the disk; links are not followed. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,126 @@
+"""Going on with an interrupted run: what of a plan is finished, and what is left to do."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from weightcast.converters.files.names import journal_path
+from weightcast.converters.output.files import OutputFiles, grown_paths
+from weightcast.converters.output.journal import Finished, Rows, read_journal
+from weightcast.converters.plan.plan import Destination, Plan, WorkItem
+from weightcast.converters.plan.tiling import is_measured
+from weightcast.converters.report.collector import Measuring, matrix_errors
+from weightcast.quant.cpu.library import BlockCounts
+
+GOING_ON: Final = "the same command goes on, --no-resume starts over"
+
+
+NOT_GOING_ON: Final = "the same command without --no-resume goes on"
+
+
+_Matrix = tuple[int, str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """What is left of a plan: items, with the destinations that have to be made.
+
+    `counts` are those of what is finished, by output and tensor, `read_bytes` what of the source
+    need not be read again.
+    """
+
+    items: tuple[WorkItem, ...]
+    counts: dict[tuple[int, str], BlockCounts]
+    read_bytes: int
+
+
+def remainder(plan: Plan, files: OutputFiles, measuring: Measuring | None) -> Remainder:
+    """Find what is left, after every write that an interrupted run noted was read and compared.
+
+    With `measuring` a matrix is finished if its errors were noted, too: these are restored.
+    Raises OutputError.
+    """
+    finished = _finished_rows(plan, files)
+    if measuring is not None:
+        finished = _measured_rows(plan, files, measuring, finished)
+    counts: dict[tuple[int, str], BlockCounts] = defaultdict(BlockCounts)
+    for (output, rows), done in finished.items():
+        counts[output, rows.tensor] += done.counts
+    items = []
+    for item in plan.items:
+        left = tuple(d for d in item.destinations if (d.output, rows_of(item, d)) not in finished)
+        if left:
+            items.append(replace(item, destinations=left))
+    read_bytes = plan.read_bytes - sum(item.read_bytes for item in items)
+    return Remainder(tuple(items), dict(counts), read_bytes)
+
+
+def rows_of(item: WorkItem, destination: Destination) -> Rows:
+    """What a journal calls the rows of an item that go to a destination."""
+    return Rows(destination.tensor, destination.expert, item.out0, item.out1)
+
+
+def kept_work(plan: Plan) -> str:
+    """Tell what an interrupted run keeps of each output for another one; nothing if it is none."""
+    shares = []
+    for output in plan.outputs:
+        path = output.request.path
+        done = sum(found.nbytes for found in read_journal(journal_path(path)).finished.values())
+        # A run that was killed when it was complete may have left a journal alone.
+        if done and any(grown.exists() for grown in grown_paths(output)):
+            # Runs that cut their work otherwise may have noted some rows twice.
+            shares.append(f"{min(done / output.data_bytes, 1):.0%} of {path.name}")
+    return ", ".join(shares)
+
+
+def _finished_rows(plan: Plan, files: OutputFiles) -> dict[tuple[int, Rows], Finished]:
+    """The rows that are noted, and in the files."""
+    noted = [files.earlier(number).finished for number in range(len(plan.outputs))]
+    found = {}
+    for item in plan.items:
+        for destination in item.destinations:
+            rows = rows_of(item, destination)
+            done = noted[destination.output].get(rows)
+            if done is not None and files.has(destination.output, done):
+                found[destination.output, rows] = done
+    return found
+
+
+def _measured_rows(
+    plan: Plan,
+    files: OutputFiles,
+    measuring: Measuring,
+    finished: dict[tuple[int, Rows], Finished],
+) -> dict[tuple[int, Rows], Finished]:
+    """Those of matrices that are finished as a whole and whose errors are noted."""
+    by_matrix: dict[_Matrix, list[tuple[WorkItem, Destination]]] = defaultdict(list)
+    for item in plan.items:
+        for destination in item.destinations:
+            key = destination.output, destination.tensor, destination.expert
+            by_matrix[key].append((item, destination))
+    found = {}
+    for made in by_matrix.values():
+        keys = [(destination.output, rows_of(item, destination)) for item, destination in made]
+        if all(key in finished for key in keys) and _restored(made, files, measuring):
+            found.update({key: finished[key] for key in keys})
+    return found
+
+
+def _restored(
+    made: Sequence[tuple[WorkItem, Destination]], files: OutputFiles, measuring: Measuring
+) -> bool:
+    """Restore the errors of a matrix; False if they are not noted."""
+    item, destination = made[0]
+    if not is_measured(item, destination):
+        return True
+    baseline = measuring.baseline_of(destination).name
+    errors = files.earlier(destination.output).errors
+    values = errors.get((destination.tensor, destination.expert, baseline))
+    found = None if values is None else matrix_errors(values)
+    if found is None:
+        return False
+    measuring.restore(destination, found, item.view.shape[0])
+    return True

@@ -1,0 +1,164 @@
+"""The plan: what is read, what is made of it and where it goes, known before a weight is read.
+
+A work item is one slab of one stored matrix with everything that is made of it, so one read feeds
+all outputs. Items are independent and write to places of their own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import lcm
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.files import page_cache
+from weightcast.converters.graph.read import bytes_to_read, rows_per_slab, slab_bytes
+from weightcast.converters.graph.tensor import Quantize, Spec, TensorGraph
+from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.plan.budget import Budget, budget_of
+from weightcast.converters.recipes.decide import is_quantized
+from weightcast.converters.sources.inputs import Inputs
+from weightcast.converters.targets.target import Output, Packed
+from weightcast.quant.types import QuantType
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the rows of one matrix go: output, file, byte offset of its first row.
+
+    `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
+    go there as they are; what is `packed` goes to several places.
+    """
+
+    output: int
+    file: int
+    offset: int
+    type: QuantType
+    tensor: str
+    expert: int | None
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    is_copied: bool = False
+    packed: Packed | None = None
+    stays_float: bool = False  # a norm, a router: nothing rounds it
+
+    def row_bytes(self, n_in: int) -> int:
+        """Bytes that a row takes while it is made."""
+        made = self.type if self.packed is None else self.packed.packing
+        return made.row_bytes(n_in)
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows that must be made together."""
+        return 1 if self.packed is None else self.packed.packing.row_multiple()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """Rows [out0, out1) of a stored matrix and all that is made of them."""
+
+    view: View
+    out0: int
+    out1: int
+    destinations: tuple[Destination, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows in memory."""
+        return slab_bytes(self.view, self.out1 - self.out0)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes to read: those in memory, unless the matrix is packed."""
+        return bytes_to_read(self.view, self.out0, self.out1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All outputs and all work; with `has_bundles` each output is to have a release bundle."""
+
+    graph: TensorGraph[Spec]
+    inputs: Inputs = field(repr=False)
+    outputs: tuple[Output, ...] = field(repr=False)
+    items: tuple[WorkItem, ...] = field(repr=False)
+    budget: Budget
+    has_bundles: bool = False
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(item.read_bytes for item in self.items)
+
+    @property
+    def progress_bytes(self) -> int:
+        """Bytes that are read in all: the source's, and all files again for their digests."""
+        hashed = self.inputs.nbytes + self.write_bytes if self.has_bundles else 0
+        return self.read_bytes + hashed
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(output.size for output in self.outputs)
+
+    @cached_property
+    def outgrows_cache(self) -> bool:
+        """Whether the run is too large to leave what it reads and writes in the page cache."""
+        return page_cache.outgrows(self.read_bytes + self.write_bytes)
+
+    @property
+    def slab_bytes(self) -> int:
+        """The largest slab."""
+        return max((item.nbytes for item in self.items), default=0)
+
+
+def whole(rows: int, multiple: int) -> int:
+    """Round rows down to a multiple, but to no less than one."""
+    return max(rows // multiple, 1) * multiple
+
+
+def make_plan(
+    graph: TensorGraph[Spec],
+    inputs: Inputs,
+    outputs: Sequence[Output],
+    *,
+    memory: int | None = None,
+    has_bundles: bool = False,
+) -> Plan:
+    """Cut the work for laid out outputs into items in the order of the source files.
+
+    Raises RequestError if it cannot be done with `memory` bytes.
+    """
+    budget = budget_of(memory)
+    by_view: dict[View, list[Destination]] = defaultdict(list)
+    for number, output in enumerate(outputs):
+        for planned in output.tensors:
+            offset = planned.offset
+            views = matrices(planned.tensor)
+            for n, view in enumerate(views):
+                by_view[view].append(
+                    Destination(
+                        number,
+                        planned.file,
+                        offset,
+                        planned.type,
+                        planned.tensor.name,
+                        n if len(views) > 1 else None,
+                        None if planned.importance is None else planned.importance[n],
+                        is_copied=not isinstance(planned.tensor.origin, Quantize),
+                        packed=planned.packed,
+                        stays_float=not is_quantized(planned.gguf_name, planned.tensor.shape, ""),
+                    )
+                )
+                if planned.packed is None:
+                    offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
+    items = []
+    for view in sorted(by_view, key=lambda v: (v.array.path, v.array.offset, v.start)):
+        packed = view.array.packed
+        of_source = 1 if packed is None else packed.row_multiple
+        multiple = lcm(of_source, *(d.row_multiple for d in by_view[view]))
+        rows = whole(rows_per_slab(view, budget.slab), multiple)
+        for out0 in range(0, view.shape[0], rows):
+            out1 = min(out0 + rows, view.shape[0])
+            items.append(WorkItem(view, out0, out1, tuple(by_view[view])))
+    return Plan(graph, inputs, tuple(outputs), tuple(items), budget, has_bundles)

@@ -1,0 +1,195 @@
+"""Importance matrices meet recipes: which tensor is weighed by what, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.recipes.decide import Decision, category
+from weightcast.errors import LayoutError
+from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.quant.types import FLOAT_TYPES
+from weightcast.text import count, some
+
+# What llama-quantize's fixed buffer holds.
+_MAX_TEXT_BYTES: Final = 127
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """Importance by GGUF name, float32 [matrices, in], and what to say about it.
+
+    `missing` are quantized without, though their type could use it; `unused` are experts without
+    data, whose columns count the same; of the matrices in `zeros` no column counts; `refused` (with
+    their types) must not be made without. Tensors that are copied are in none of these.
+    """
+
+    matrix: ImportanceMatrix | None = None
+    rows: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+    zeros: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any] | None:
+        """What was used, as JSON values."""
+        if self.matrix is None:
+            return None
+        return {
+            "file": str(self.matrix.path),
+            "entries": len(self.matrix.entries),
+            "missing": list(self.missing),
+            "unused_experts": {name: list(found) for name, found in self.unused.items()},
+            "all_zeros": {name: list(found) for name, found in self.zeros.items()},
+        }
+
+    def notes(self) -> Iterator[str]:
+        """What the user should know."""
+        if self.refused:
+            yield self.why_refused()
+        if self.matrix is not None and self.missing:
+            missing = count(len(self.missing), "quantized tensor")
+            yield (
+                f"{self.matrix.path} has no entry for {missing}, made without: {some(self.missing)}"
+            )
+        if self.unused:
+            experts = sum(map(len, self.unused.values()))
+            examples = [f"{name} {list(found)}" for name, found in self.unused.items()]
+            yield (
+                f"no data for {count(experts, 'expert')} in {count(len(self.unused), 'tensor')} of "
+                f"the importance matrix, all columns count the same: {some(examples)}"
+            )
+        if self.zeros:
+            several = {name for name, rows in self.rows.items() if len(rows) > 1}
+            named = [f"{n} {list(found)}" if n in several else n for n, found in self.zeros.items()]
+            yield (
+                f"the importance of every column is 0 in {count(len(self.zeros), 'tensor')}, whose "
+                "weights are lost by that, as in llama-quantize; an importance matrix without "
+                f"these entries keeps them: {some(named)}"
+            )
+
+    def why_refused(self) -> str:
+        """Why nothing can be written."""
+        remedy = "; give one with --imatrix FILE"
+        if self.matrix is not None:
+            remedy = f" with entries that {self.matrix.path} lacks"
+        return (
+            f"needs an importance matrix{remedy}: without, these would be garbage: "
+            f"{some(self.refused)}"
+        )
+
+    def check(self, output: object) -> None:
+        """Raise LayoutError if something must not be made without importance, and has none."""
+        if self.refused:
+            raise LayoutError(f"{output}: {self.why_refused()}")
+
+
+def weigh(
+    matrix: ImportanceMatrix | None,
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    decisions: Sequence[Decision],
+    copied: Collection[str] = (),
+) -> Weighing:
+    """Find the importance of every tensor whose type can use it, as llama-quantize does.
+
+    Of those that are `copied`, by name, nothing is made that could lack importance: they are
+    weighed only where their errors are measured. Where all is plain floats there is nothing to
+    weigh, and the matrix does not matter. Raises LayoutError for an entry of another size than its
+    tensor, and for a matrix that has nothing to do with the model.
+    """
+    if all(decision.type in (None, *FLOAT_TYPES) for decision in decisions):
+        return Weighing()
+    if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
+        raise _foreign(matrix)
+    rows, missing, refused = {}, [], []
+    for (name, shape), decision in zip(tensors, decisions, strict=True):
+        if decision.type is None or decision.type.importance == "ignored":
+            continue
+        found = None if matrix is None else _rows(matrix, name, shape)
+        if found is not None:
+            rows[name] = found
+        elif name in copied:
+            continue
+        elif decision.needs_importance:
+            refused.append(f"{name} as {decision.type.name}")
+        else:
+            missing.append(name)
+    made = [name for name in rows if name not in copied]
+    unused = _unused(matrix, made)
+    return Weighing(matrix, rows, tuple(missing), unused, tuple(refused), _zeros(rows, made))
+
+
+def _unused(matrix: ImportanceMatrix | None, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    if matrix is None:
+        return {}
+    return {name: matrix.unused[name] for name in names if name in matrix.unused}
+
+
+def _zeros(
+    rows: Mapping[str, NDArray[np.float32]], names: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    """Find the matrices of tensors whose columns do not count at all."""
+    found = {name: tuple(np.flatnonzero(~rows[name].any(axis=1)).tolist()) for name in names}
+    return {name: matrices for name, matrices in found.items() if matrices}
+
+
+def weigh_named(
+    matrix: ImportanceMatrix,
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    wanted: Collection[str],
+) -> Weighing:
+    """Find the importance of the tensors that are wanted by name. Raises LayoutError.
+
+    They are packed with a search, which does not mind an importance of 0, or only measured.
+    """
+    shapes = dict(tensors)
+    if not any(name in matrix.entries for name in shapes):
+        raise _foreign(matrix)
+    found = {name: _rows(matrix, name, shapes[name]) for name in shapes if name in wanted}
+    rows = {name: values for name, values in found.items() if values is not None}
+    missing = tuple(name for name, values in found.items() if values is None)
+    return Weighing(matrix, rows, missing, _unused(matrix, rows))
+
+
+def _foreign(matrix: ImportanceMatrix) -> LayoutError:
+    return LayoutError(
+        f"{matrix.path}: belongs to another model: none of its {len(matrix.entries)} entries "
+        f"is named like a tensor of this one (its first is {min(matrix.entries)})"
+    )
+
+
+def _rows(
+    matrix: ImportanceMatrix, name: str, shape: tuple[int, ...]
+) -> NDArray[np.float32] | None:
+    values = matrix.entries.get(name)
+    if values is None:
+        return None
+    matrices, n_in = prod(shape[:-2]), shape[-1]
+    if values.size == matrices * n_in:
+        return values.reshape(matrices, n_in)
+    if category(name) == "token_embd":
+        return None  # llama.cpp looks rows up in it, so what is recorded is something else
+    raise LayoutError(
+        f"{matrix.path}: {name}: {values.size} values for {matrices} x {n_in} columns; the "
+        "importance matrix belongs to another model"
+    )
+
+
+def provenance(matrix: ImportanceMatrix) -> dict[str, str | int]:
+    """The metadata that llama-quantize leaves: where the importance came from. Numbers: uint32."""
+    values: dict[str, str | int] = {"quantize.imatrix.file": _cut(str(matrix.path))}
+    if matrix.datasets:
+        values["quantize.imatrix.dataset"] = _cut(matrix.datasets[0])
+    values["quantize.imatrix.entries_count"] = len(matrix.entries)
+    if matrix.chunks:
+        values["quantize.imatrix.chunks_count"] = matrix.chunks
+    return values
+
+
+def _cut(text: str) -> str:
+    return text.encode(errors="replace")[:_MAX_TEXT_BYTES].decode(errors="ignore")

@@ -1,0 +1,144 @@
+"""Errors of matrices, added up from the pieces that workers made of them.
+
+Rows are added in their order, whatever order pieces come in: the sums have the same bits for any
+number of workers. Of a matrix only its totals and worst rows are kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+
+from weightcast.converters.plan.plan import Destination
+from weightcast.errors import RequestError
+from weightcast.quant.metrics import MOMENTS, Baseline, Errors, merged, of_moments
+
+WORST_ROWS: Final = 8
+
+
+BASELINES: Final = {baseline.name.lower(): baseline for baseline in Baseline}
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+def parse_baseline(name: str) -> Baseline:
+    """Look a baseline up by name. Raises RequestError."""
+    if name not in BASELINES:
+        raise RequestError(f"{name!r} is no baseline; use {' or '.join(BASELINES)}")
+    return BASELINES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixErrors:
+    """What a matrix differs by from its source; the rows with the largest relative errors first."""
+
+    total: Errors
+    worst: tuple[tuple[int, float], ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """All of it, exactly, as JSON values."""
+        total = {field.name: getattr(self.total, field.name).tolist() for field in fields(Errors)}
+        return {"total": total, "worst": self.worst}
+
+
+def matrix_errors(values: dict[str, Any]) -> MatrixErrors | None:
+    """Undo `MatrixErrors.values`; None if these are no such values."""
+    empty = of_moments(np.zeros(0, MOMENTS), 0)
+    try:
+        total = {
+            field.name: np.array(values["total"][field.name], getattr(empty, field.name).dtype)[()]
+            for field in fields(Errors)
+        }
+        worst = tuple((int(row), float(size)) for row, size in values["worst"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return MatrixErrors(Errors(**total), worst)
+
+
+@dataclass(slots=True)
+class _Matrix:
+    total: Errors = field(default_factory=lambda: of_moments(np.zeros(0, MOMENTS), 0).total())
+    worst: tuple[tuple[int, float], ...] = ()
+    rows: int = 0
+    waiting: dict[int, Errors] = field(default_factory=dict)
+
+
+class Collector(Generic[_Key]):
+    """Adds up what workers measured, by matrix."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[_Key, _Matrix] = defaultdict(_Matrix)
+        self._lock = threading.Lock()
+
+    def add(self, key: _Key, row0: int, errors: Errors) -> None:
+        """Add rows [row0, ...) of a matrix, an entry each."""
+        with self._lock:
+            matrix = self._matrices[key]
+            matrix.waiting[row0] = errors
+            while (rows := matrix.waiting.pop(matrix.rows, None)) is not None:
+                matrix.worst = _worst(matrix.worst, rows, matrix.rows)
+                matrix.total = merged((matrix.total, rows)).total()
+                matrix.rows += len(rows.rows)
+
+    def matrix(self, key: _Key, n_out: int) -> MatrixErrors | None:
+        """Give what was measured of a matrix [n_out, n_in], if all its rows were added."""
+        with self._lock:
+            matrix = self._matrices[key]
+            return MatrixErrors(matrix.total, matrix.worst) if matrix.rows == n_out else None
+
+    def restore(self, key: _Key, errors: MatrixErrors, n_out: int) -> None:
+        """Take a whole matrix that was measured before."""
+        with self._lock:
+            self._matrices[key] = _Matrix(errors.total, errors.worst, n_out)
+
+    def finished(self) -> dict[_Key, MatrixErrors]:
+        """Give what was measured of each matrix, all of whose rows were added."""
+        assert not any(matrix.waiting for matrix in self._matrices.values())
+        return {key: MatrixErrors(m.total, m.worst) for key, m in self._matrices.items()}
+
+
+class Measuring:
+    """What a conversion measures, and against what: by output, tensor and expert."""
+
+    def __init__(self, baseline: Baseline = Baseline.STORED) -> None:
+        self.baseline = baseline
+        self._collector: Collector[tuple[int, str, int | None]] = Collector()
+
+    def baseline_of(self, destination: Destination) -> Baseline:
+        """What the rows for a destination are measured against."""
+        return Baseline.STORED if destination.stays_float else self.baseline
+
+    def add(self, destination: Destination, row0: int, errors: Errors) -> None:
+        """Add rows [row0, ...) of a matrix that went to a destination, an entry each."""
+        self._collector.add(_key(destination), row0, errors)
+
+    def matrix(self, destination: Destination, n_out: int) -> MatrixErrors | None:
+        """Give what was measured of a matrix, if all its rows were added."""
+        return self._collector.matrix(_key(destination), n_out)
+
+    def restore(self, destination: Destination, errors: MatrixErrors, n_out: int) -> None:
+        """Take a whole matrix that was measured before."""
+        self._collector.restore(_key(destination), errors, n_out)
+
+    def finished(self) -> dict[tuple[int, str, int | None], MatrixErrors]:
+        """Give what was measured of each matrix."""
+        return self._collector.finished()
+
+
+def _key(destination: Destination) -> tuple[int, str, int | None]:
+    return destination.output, destination.tensor, destination.expert
+
+
+def _worst(
+    before: tuple[tuple[int, float], ...], errors: Errors, row0: int
+) -> tuple[tuple[int, float], ...]:
+    sizes = np.nan_to_num(errors.relative_rms, nan=np.inf, posinf=np.inf)
+    order = np.argsort(-sizes, kind="stable")[:WORST_ROWS]
+    found = [(row0 + int(row), float(sizes[row])) for row in order if sizes[row] > 0]
+    return tuple(sorted((*before, *found), key=lambda row: (-row[1], row[0]))[:WORST_ROWS])

@@ -1,0 +1,64 @@
+"""Tell what a path holds, and find the spec and the tokenizer beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from weightcast.errors import CheckpointError
+from weightcast.formats import safetensors
+from weightcast.formats.gguf import read as gguf
+from weightcast.formats.jax import shards
+
+TOKENIZER_NAME: Final = "tokenizer.model"
+
+
+SPEC_NAME: Final = "spec.json"
+
+
+def kind_of(path: Path) -> str:
+    """Say what a path is: "shards", "gguf" or "safetensors". Raises CheckpointError."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return "gguf"
+        if path.suffix == ".safetensors":
+            return "safetensors"
+        with path.open("rb") as file:
+            if file.read(4) == gguf.MAGIC:
+                return "gguf"
+        raise CheckpointError(
+            f"{path}: not a checkpoint; give a ckpt-0 directory, a .gguf or .safetensors file"
+        )
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or directory")
+    if checkpoint_directory(path) is not None:
+        return "shards"
+    if any(path.glob("*.safetensors")) or (path / safetensors.INDEX_NAME).is_file():
+        return "safetensors"
+    first = sorted(path.glob("*.gguf"))
+    hint = f"; did you mean {first[0]}?" if first else ""
+    raise CheckpointError(f"{path}: holds neither shards (tensor00000_000) nor safetensors{hint}")
+
+
+def checkpoint_directory(path: Path) -> Path | None:
+    """The directory with the shards: the path itself or the one ckpt-N directory in it."""
+    if shards.has_shards(path):
+        return path
+    inside = [d for d in sorted(path.glob("ckpt-*")) if d.is_dir() and shards.has_shards(d)]
+    if len(inside) > 1:
+        names = ", ".join(d.name for d in inside)
+        raise CheckpointError(f"{path}: holds several checkpoints ({names}); name one of them")
+    return inside[0] if inside else None
+
+
+def find_beside(path: Path, name: str) -> Path | None:
+    """Look for a file in a directory and beside it."""
+    path = Path(os.path.abspath(path))  # "." has neighbours too; links are not followed
+    folders = [path, path.parent] if path.is_dir() else [path.parent]
+    return next((f / name for f in folders if (f / name).is_file()), None)
+
+
+def find_spec(directory: Path) -> Path | None:
+    """Look for hyperparameters in the directory of the shards and beside it."""
+    return find_beside(directory, SPEC_NAME)

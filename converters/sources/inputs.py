@@ -1,0 +1,124 @@
+"""The files that a conversion reads, as they were when it was planned, and the options given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from weightcast.converters.graph.tensor import Spec, TensorGraph
+from weightcast.converters.graph.view import matrices
+from weightcast.converters.sources.detect import checkpoint_directory, find_spec, kind_of
+from weightcast.errors import ChangedError, CheckpointError
+from weightcast.formats import safetensors
+
+SOURCE: Final = "source"
+
+
+CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file that is read: what for, and its size and time of change (ns) before that."""
+
+    path: Path
+    role: str
+    size: int
+    mtime_ns: int
+
+    def check(self, status: os.stat_result) -> None:
+        """Raise ChangedError if the file is no longer what it was."""
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise ChangedError(f"{self.path}: {CHANGED}")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The options that change bytes, without those that name files; `types` one for each output."""
+
+    types: tuple[str, ...] = ()
+    tensor_types: tuple[str, ...] = ()
+    split_bytes: int = 0
+    no_tokenizer: bool = False
+    pure: bool = False
+    allow_requantize: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was given to a conversion: its source, all files that it reads, options."""
+
+    source: Path
+    files: tuple[InputFile, ...] = field(repr=False)
+    given: Given = Given()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def check(self) -> None:
+        """Raise ChangedError if a file is no longer what it was, CheckpointError if it is gone."""
+        for file in self.files:
+            try:
+                file.check(file.path.stat())
+            except OSError as problem:
+                # Perhaps for a moment only, as on a network.
+                raise CheckpointError(f"{file.path}: vanished ({problem.strerror})") from None
+
+    @property
+    def source_name(self) -> str:
+        """The source's own name, wherever it lies."""
+        return Path(os.path.abspath(self.source)).name
+
+    @property
+    def extras(self) -> dict[str, InputFile]:
+        """The files beside the source, by their role."""
+        return {file.role: file for file in self.files if file.role != SOURCE}
+
+
+def list_inputs(
+    source: Path, graph: TensorGraph[Spec], given: Mapping[str, str | Path | None]
+) -> tuple[InputFile, ...]:
+    """Name every file that a conversion of `graph` reads, with its state at this moment.
+
+    `given` are files beside the source by their role, such as an importance matrix; a spec that
+    was found beside the source is added. Raises CheckpointError for a file that vanished.
+    """
+    roles = {path: SOURCE for path in sorted(source_files(graph))}
+    kind = kind_of(source)
+    if kind == "safetensors":
+        folder = source if source.is_dir() else source.parent
+        for name in ("config.json", safetensors.INDEX_NAME):
+            if (folder / name).is_file() and (name == "config.json" or source.is_dir()):
+                roles[folder / name] = SOURCE
+    found = dict(given)
+    if kind == "shards" and found.get("spec") is None:
+        directory = checkpoint_directory(source)
+        assert directory is not None
+        found["spec"] = find_spec(directory)
+    roles.update({Path(path): role for role, path in found.items() if path is not None})
+    return tuple(_input(path, role) for path, role in roles.items())
+
+
+def source_files(graph: TensorGraph[Spec]) -> set[Path]:
+    """The files that hold a model's tensors."""
+    views = (view for tensor in graph.values() for view in matrices(tensor))
+    return {view.array.path for view in views} | set(graph.files)
+
+
+def _input(path: Path, role: str) -> InputFile:
+    try:
+        status = path.stat()
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+    return InputFile(path, role, status.st_size, status.st_mtime_ns)
+
+
+def without_folders(text: str, files: Iterable[InputFile]) -> str:
+    """Replace the paths of files in a text by their names."""
+    for path in sorted((str(file.path) for file in files), key=len, reverse=True):
+        text = text.replace(path, Path(path).name)
+    return text

@@ -1,0 +1,140 @@
+"""GGUF from GGUF: the same metadata and tensors in the same order, tensors in other types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.families.any_gguf import GGUFModel
+from weightcast.converters.graph.tensor import Quantize, Rows, Tensor, TensorGraph, quantized
+from weightcast.converters.graph.view import matrices
+from weightcast.converters.recipes.decide import Decision, decide, facts_from_metadata
+from weightcast.converters.recipes.importance import Weighing, provenance, weigh
+from weightcast.converters.recipes.recipe import Recipe
+from weightcast.converters.targets.target import (
+    Output,
+    PlannedTensor,
+    Request,
+    choice_notes,
+    place_files,
+    with_split_note,
+)
+from weightcast.errors import LayoutError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf import layout as gguf_layout
+from weightcast.formats.gguf.header import raw_number, raw_string
+from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
+from weightcast.text import shown
+
+FILE_TYPE_KEY: Final = "general.file_type"
+
+
+QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
+
+
+_EXACT: Final = {t.name for t in FLOAT_TYPES}
+
+
+_LOSSY: Final = TYPES.keys() - _EXACT
+
+
+def lay_out_carried(
+    graph: TensorGraph[GGUFModel],
+    request: Request,
+    split_bytes: int,
+    imatrix: ImportanceMatrix | None = None,
+) -> Output:
+    """Lay out a GGUF output that keeps everything but types. Raises CheckpointError."""
+    recipe = request.recipe
+    facts = facts_from_metadata(graph.spec.metadata, has_importance=imatrix is not None)
+    shapes = [(name, tensor.shape) for name, tensor in graph.items()]
+    decisions = [
+        _possible(graph[name], decision)
+        for (name, _), decision in zip(
+            shapes, decide(recipe, shapes, facts, request.overrides, pure=request.pure), strict=True
+        )
+    ]
+    made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
+    copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
+    weighing = weigh(imatrix, shapes, decisions, copied)
+    entries = [gguf_layout.Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
+    layouts = gguf_layout.lay_out_raw(
+        _metadata(graph.spec, recipe, weighing.matrix), entries, split_bytes
+    )
+    files, found = place_files(request.path, layouts)
+    tensors = tuple(
+        PlannedTensor(tensor, entry.type, *found[entry.name], _importance(weighing, tensor))
+        for tensor, entry in zip(made, entries, strict=True)
+    )
+    notes = (*choice_notes(zip(graph, decisions, strict=True)), *weighing.notes())
+    return with_split_note(Output(request, files, tensors, {}, notes, weighing), split_bytes)
+
+
+def _possible(tensor: Tensor, decision: Decision) -> Decision:
+    """What can be done: whole numbers and float64 are no weights, they stay."""
+    if decision.type is None or decision.type.name == tensor.dtype or tensor.dtype in TYPES:
+        return decision
+    if decision.override is None:
+        return Decision(None)
+    raise LayoutError(
+        f"{decision.override}: {shown(tensor.name)} is {tensor.dtype}, which cannot become "
+        f"{decision.type.name}"
+    )
+
+
+def _made(tensor: Tensor, decision: Decision) -> Tensor:
+    """The tensor in its new type, or itself if it stays: its bytes are copied then."""
+    if decision.type is None or decision.type.name == tensor.dtype:
+        return tensor
+    return quantized(tensor.name, tensor, decision.type.name)
+
+
+def _importance(weighing: Weighing, tensor: Tensor) -> NDArray[np.float32] | None:
+    if not isinstance(tensor.origin, Quantize):
+        return None
+    rows = weighing.rows.get(tensor.name)
+    if rows is not None and isinstance(tensor.origin.source.origin, Rows):
+        raise LayoutError(
+            f"{shown(tensor.name)}: no importance can be given to shape {list(tensor.shape)}"
+        )
+    return rows
+
+
+def _metadata(
+    model: GGUFModel, recipe: Recipe, imatrix: ImportanceMatrix | None
+) -> dict[str, bytes]:
+    """All metadata, and what says how tensors are stored. As in llama-quantize."""
+    from gguf import GGML_QUANT_VERSION
+
+    values: dict[str, str | int] = {
+        QUANTIZATION_VERSION_KEY: GGML_QUANT_VERSION,
+        FILE_TYPE_KEY: recipe.file_type,
+        **(provenance(imatrix) if imatrix else {}),
+    }
+    new = {
+        key: raw_string(value) if isinstance(value, str) else raw_number("uint32", value)
+        for key, value in values.items()
+    }
+    return {**model.metadata.raw, **new}
+
+
+def check_requantized(outputs: Sequence[Output]) -> None:
+    """Raise LayoutError for a tensor that would be quantized a second time."""
+    for output in outputs:
+        for planned in output.tensors:
+            for stored in {view.array: None for view in matrices(planned.tensor)}:
+                _check_requantized(planned, stored)
+
+
+def _check_requantized(planned: PlannedTensor, stored: StoredArray) -> None:
+    if stored.dtype not in _LOSSY or planned.type.name in (stored.dtype, *_EXACT):
+        return
+    raise LayoutError(
+        f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
+        f"{planned.type.name} made of that loses more than made of the original weights; "
+        "convert those, or pass --allow-requantize"
+    )

@@ -1,0 +1,213 @@
+"""Outputs laid out: every file's header, size and offsets, known before a weight is read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.graph.tensor import Tensor
+from weightcast.converters.recipes.decide import Decision, Override
+from weightcast.converters.recipes.importance import Weighing
+from weightcast.converters.recipes.recipe import Recipe
+from weightcast.converters.recipes.weight_types import DirectoryType, WeightType, type_label
+from weightcast.converters.targets.packing import Packing
+from weightcast.formats.array import Layout
+from weightcast.formats.gguf import read as gguf
+from weightcast.quant.types import QuantType
+from weightcast.text import count
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One output asked for: where, "gguf" or "safetensors", by which recipe.
+
+    For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
+    `overrides` ask for types that the output can hold.
+    """
+
+    path: Path
+    kind: str
+    recipe: Recipe
+    overrides: tuple[Override, ...] = ()
+    pure: bool = False
+    directory: DirectoryType | None = None
+
+    @property
+    def type_name(self) -> str:
+        """What was asked for, as the name of the output says it."""
+        packed = self.directory is not None and self.directory.is_packed
+        return self.directory.name if self.directory and packed else self.recipe.name
+
+    def that_may_change(self) -> Request:
+        """The same, but int8 codes that cannot be carried unchanged are quantized anew."""
+        if self.directory is None:
+            return self
+        return replace(self, directory=replace(self.directory, may_change=True))
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file to be written: final path, first bytes, size in bytes."""
+
+    path: Path
+    header: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """How a matrix is packed, and where each of its parts goes: (file, byte offset) by suffix."""
+
+    packing: Packing
+    places: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of an output and its place: index of the file, byte offset in it.
+
+    `importance`, float32 [matrices, in], weighs the errors of its columns. What is `packed` has
+    several places, and `type` is that of the values that are packed.
+    """
+
+    tensor: Tensor
+    type: QuantType
+    file: int
+    offset: int
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    packed: Packed | None = None
+    gguf: str = ""  # its name there, if that is another one
+
+    @property
+    def gguf_name(self) -> str:
+        return self.gguf or self.tensor.name
+
+    @property
+    def type_name(self) -> str:
+        return self.type.name if self.packed is None else self.packed.packing.label
+
+    @property
+    def nbytes(self) -> int:
+        if self.packed is not None:
+            n_out, n_in = self.tensor.shape
+            return sum(part.nbytes for part in self.packed.packing.parts(n_out, n_in))
+        rows = self.tensor.size // self.tensor.shape[-1]
+        return rows * self.type.row_bytes(self.tensor.shape[-1])
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output: its large files, the small files of a directory, its tensors.
+
+    `constants` are bytes that do not depend on the weights: file, offset, content. `tokenizer` is
+    the file that its tokens come from, if it is not the source's own.
+    """
+
+    request: Request
+    files: tuple[PlannedFile, ...]
+    tensors: tuple[PlannedTensor, ...]
+    companions: dict[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    weighing: Weighing = field(default_factory=Weighing)
+    constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
+    tokenizer: Path | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size for file in self.files) + sum(map(len, self.companions.values()))
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of tensor data alone, without headers and padding."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each weight that is stored; 0 for a file of metadata alone."""
+        weights = sum(planned.tensor.size for planned in self.tensors)
+        return 8 * self.data_bytes / weights if weights else 0.0
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "path": str(self.request.path),
+            "kind": self.request.kind,
+            "type": self.request.type_name,
+            "bytes": self.size,
+            "tensor_bytes": self.data_bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "tensors": len(self.tensors),
+            "types": dict(sorted(Counter(t.type_name for t in self.tensors).items())),
+            "files": [{"name": file.path.name, "bytes": file.size} for file in self.files],
+            "importance": self.weighing.describe(),
+            "notes": list(self.notes),
+        }
+
+
+def with_split_note(output: Output, split_bytes: int) -> Output:
+    """Say so if tensors are larger than the limit of a file."""
+    larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
+    if larger:
+        note = f"tensors larger than --split have a file of their own: {len(larger)}"
+        output = replace(output, notes=(*output.notes, note))
+    return output
+
+
+def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
+    """What became another type than the recipe's, and why."""
+    return grouped_notes((name, _why(decision)) for name, decision in chosen)
+
+
+def _why(decision: Decision) -> str | None:
+    if decision.type is not None and decision.override:
+        return asked_note(decision.type, decision.override)
+    if decision.type is not None and decision.fallback:
+        return f"stored as {decision.type.name}, because {decision.fallback}"
+    return None
+
+
+def asked_note(weight_type: WeightType, origin: str) -> str:
+    return f"stored as {type_label(weight_type)}, as {origin} asks"
+
+
+def grouped_notes(said: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
+    """Say the same of many tensors once."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, what in said:
+        if what is not None:
+            found[what].append(name)
+    return tuple(
+        f"{what}: {count(len(names), 'tensor')}, for example {names[0]}"
+        for what, names in found.items()
+    )
+
+
+def type_of(decision: Decision) -> QuantType:
+    assert decision.type is not None
+    return decision.type
+
+
+def place_files(
+    path: Path, layouts: list[Layout]
+) -> tuple[tuple[PlannedFile, ...], dict[str, tuple[int, int]]]:
+    """Name the files of a GGUF output; tell the file (its index) and offset of each tensor."""
+    stem = path.name.removesuffix(".gguf")
+    names = [path.name]
+    if len(layouts) > 1:
+        names = [gguf.split_name(stem, n, len(layouts)) for n in range(len(layouts))]
+    files = tuple(
+        PlannedFile(path.with_name(name), layout.header, layout.size)
+        for name, layout in zip(names, layouts, strict=True)
+    )
+    found = {
+        name: (n, offset)
+        for n, layout in enumerate(layouts)
+        for name, offset in layout.offsets.items()
+    }
+    return files, found

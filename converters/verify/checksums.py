@@ -1,0 +1,188 @@
+"""Checksums: SHA256SUMS beside or in an artifact, and the list of tensors of a release bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from weightcast.converters.files.hashing import FileToHash, hash_files
+from weightcast.converters.verify.result import Problem, plain
+from weightcast.errors import CheckpointError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf import read as gguf
+from weightcast.formats.reading import read_json_object, read_small
+
+SUMS: Final = "SHA256SUMS"
+
+
+TENSORS: Final = "tensors.json"
+
+
+_LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
+
+
+_ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
+
+
+_CHUNK_BYTES: Final = 1 << 20
+
+
+# Forty thousand lines; of those that are none so many are named.
+_MAX_SUMS_BYTES: Final = 1 << 22
+
+
+_MAX_BAD_LINES: Final = 100
+
+
+# Of Linux; looking for a longer one is an error, not a file that is missing.
+_MAX_NAME_BYTES: Final = 255
+
+
+_REMEDY: Final = "copy the file again from where the checksums are from"
+
+
+@dataclass
+class Sums:
+    """Checksums that were found: the files that have them, by name, and those read for them."""
+
+    files: tuple[Path, ...] = ()
+    digests: dict[Path, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def find_sums(artifact: Path, files: Iterable[Path]) -> Sums:
+    """Read the checksums of an artifact: in a directory, or beside a GGUF file under its name.
+
+    A plain SHA256SUMS beside a file counts if it names one of `files`.
+    """
+    files = list(files)
+    sums = Sums()
+    if artifact.is_dir():
+        candidates = [artifact / SUMS]
+    else:
+        match = gguf.SPLIT_NAME.fullmatch(artifact.name)
+        names = [artifact.name, artifact.stem]
+        if match is not None:
+            names += [f"{match[1]}.gguf", match[1]]
+        candidates = [artifact.with_name(f"{name}.{SUMS}") for name in names]
+        candidates.append(artifact.with_name(SUMS))
+    for path in candidates:
+        if not path.is_file():
+            continue
+        digests = _read(path, sums.problems)
+        if path.name == SUMS and not artifact.is_dir():
+            digests = {file: sha for file, sha in digests.items() if file in files}
+            if not digests:
+                continue
+        sums.files = (*sums.files, path)
+        sums.digests.update(digests)
+    return sums
+
+
+def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
+    """Read lines as sha256sum writes them; those that are not are problems."""
+    digests = {}
+    try:
+        raw = read_small(path, _MAX_SUMS_BYTES)
+    except CheckpointError as problem:
+        problems.append(Problem(str(problem), "cannot be used"))
+        return {}
+    most = len(problems) + _MAX_BAD_LINES
+    for number, line in enumerate(raw.splitlines(), 1):
+        if len(problems) >= most:
+            problems.append(Problem(f"{path}, from line {number} on", "was not looked at"))
+            break
+        match = _LINE.fullmatch(line)
+        if match is None:
+            problems.append(Problem(f"{path}, line {number}", "is no line of sha256sum"))
+            continue
+        name = match[3].decode(errors="surrogateescape")
+        if match[1]:
+            name = re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], name)
+        if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
+            problems.append(
+                Problem(f"{path}, line {number}", f"{plain(name)}: is in another folder")
+            )
+            continue
+        if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES or "\0" in name:
+            problems.append(
+                Problem(f"{path}, line {number}", f"{plain(name)}: is no name that a file can have")
+            )
+            continue
+        digests[path.parent / name] = match[2].decode().lower()
+    return digests
+
+
+def check_sums(
+    sums: Sums,
+    files: Iterable[Path],
+    tensors: Mapping[str, StoredArray],
+    *,
+    jobs: int,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+) -> list[Problem]:
+    """Hash all files that have checksums; say which differ, are missing, or have none.
+
+    Where a list of tensors lies beside, the tensors that differ are named.
+    """
+    problems = list(sums.problems)
+    there = [path for path in sums.digests if path.is_file()]
+    for path in sums.digests:
+        if path not in there:
+            where = sums.files[-1].name
+            problems.append(Problem(str(path), f"missing, but {where} names it", remedy=_REMEDY))
+    wanted = [FileToHash(path, check=lambda status: None) for path in there]
+    found = hash_files(wanted, jobs, on_progress)
+    listed = _listed_tensors(sums)
+    for path, hashed in zip(there, found, strict=True):
+        if hashed.sha256 == sums.digests[path]:
+            continue
+        what = "its SHA-256 is another than SHA256SUMS says"
+        problems.append(Problem(str(path), what, remedy=_REMEDY, mistake="checksum"))
+        problems += _damaged_tensors(path, tensors, listed)
+    for path in files:
+        if sums.digests and path not in sums.digests:
+            what = f"has no checksum in {sums.files[-1].name}"
+            problems.append(Problem(str(path), what, remedy="remove it, or add it there"))
+    return problems
+
+
+def _listed_tensors(sums: Sums) -> dict[tuple[str, str], str]:
+    """Digests of tensors by file and name, from the lists of release bundles beside the sums."""
+    listed = {}
+    for path in sums.digests:
+        if path.name != TENSORS and not path.name.endswith(f".{TENSORS}"):
+            continue
+        try:
+            entries: Any = read_json_object(path).get("tensors")
+        except CheckpointError:
+            continue  # its own checksum tells
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("sha256"), str):
+                listed[str(entry.get("file")), str(entry.get("name"))] = entry["sha256"]
+    return listed
+
+
+def _damaged_tensors(
+    path: Path, tensors: Mapping[str, StoredArray], listed: Mapping[tuple[str, str], str]
+) -> Iterable[Problem]:
+    for name, array in tensors.items():
+        wanted = listed.get((path.name, name))
+        if array.path == path and wanted is not None and _region(array) != wanted:
+            what = "its SHA-256 is another than the list of tensors says"
+            yield Problem(str(path), what, name, _REMEDY, "checksum")
+
+
+def _region(array: StoredArray) -> str:
+    sha = hashlib.sha256()
+    with array.path.open("rb") as file:
+        file.seek(array.offset)
+        left = array.nbytes
+        while left and (chunk := file.read(min(_CHUNK_BYTES, left))):
+            sha.update(chunk)
+            left -= len(chunk)
+    return sha.hexdigest()

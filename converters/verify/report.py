@@ -1,0 +1,73 @@
+"""The errors of an artifact as docs/report.schema.json says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weightcast.converters.graph.stored import stored_as
+from weightcast.converters.graph.tensor import stored
+from weightcast.converters.report.measured import (
+    MeasuredOutput,
+    MeasuredTensor,
+    recipe_values,
+    report_values,
+)
+from weightcast.converters.sources.open import AnyGraph
+from weightcast.converters.verify.content import Key, Tally
+from weightcast.converters.verify.expected import recipe_of
+from weightcast.converters.verify.match import Held
+from weightcast.converters.verify.structure import Structure
+from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.quant.metrics import Baseline
+
+
+def errors_report(
+    structure: Structure,
+    graph: AnyGraph,
+    imatrix: ImportanceMatrix | None,
+    held: Sequence[Held],
+    tallies: Mapping[Key, Tally],
+) -> dict[str, Any]:
+    """The errors of all tensors; experts that are tensors of their own are one."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, tensor in enumerate(held):
+        groups[tensor.name if tensor.expert is None else tensor.gguf].append(number)
+    measured = []
+    for numbers in groups.values():
+        keys = [key for key in tallies if key[0] in numbers and tallies[key].failure is None]
+        if keys:
+            measured.append(_measured([held[n] for n in numbers], [tallies[k] for k in keys]))
+    kind = structure.kind
+    name = recipe_of(structure).name if kind == "gguf" else structure.path.name
+    output = MeasuredOutput(
+        str(structure.path),
+        kind,
+        name,
+        sum(path.stat().st_size for path in structure.files),
+        tuple(measured),
+        recipe_values(name, [], pure=False),
+        None if imatrix is None else str(imatrix.path),
+    )
+    return report_values(graph, Baseline.STORED, [output])
+
+
+def _measured(held: Sequence[Held], tallies: Sequence[Tally]) -> MeasuredTensor:
+    first = held[0]
+    types = dict.fromkeys(stored_as(stored(t.name, t.array)) for t in held)
+    name, gguf, shape = first.name, first.gguf, first.array.shape
+    if first.expert is not None:
+        assert first.place is not None
+        name = first.place.hugging_face().replace("experts.None", "experts.*")
+        shape = (len(held), *shape)
+    if name in ("lm_head.weight", "output.weight"):
+        gguf = "output.weight"
+    return MeasuredTensor(
+        name,
+        gguf,
+        " + ".join(types),
+        shape,
+        sum(tensor.array.nbytes for tensor in held),
+        tuple(tally.made for tally in tallies),
+    )

@@ -1,0 +1,297 @@
+"""Whether an artifact is whole, and whether it holds the source's weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.compare.rows import Sample
+from weightcast.converters.engine.executor import MAX_WORKERS, default_workers
+from weightcast.converters.families.any_gguf import GGUFModel
+from weightcast.converters.families.grok1.gguf import ARCHITECTURE
+from weightcast.converters.families.grok1.tensors import LAYER_ROLES
+from weightcast.converters.sources.detect import kind_of
+from weightcast.converters.sources.open import AnyGraph, open_graph, open_grok1
+from weightcast.converters.sources.packed import join_packed
+from weightcast.converters.verify.checksums import Sums, check_sums, find_sums
+from weightcast.converters.verify.content import check_content, read_bytes
+from weightcast.converters.verify.expected import Layout, expected_layout, planned_name
+from weightcast.converters.verify.judge import Judgement, judge
+from weightcast.converters.verify.layout import check_layout
+from weightcast.converters.verify.match import Held, match
+from weightcast.converters.verify.mistakes import Mistakes
+from weightcast.converters.verify.report import errors_report
+from weightcast.converters.verify.result import Problem, Verification
+from weightcast.converters.verify.rows import packing_of
+from weightcast.converters.verify.structure import FETCH, Structure, read_structure
+from weightcast.errors import CheckpointError, RequestError
+from weightcast.formats.array import StoredArray, read_into
+from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
+from weightcast.quant.types import TYPES
+from weightcast.text import count
+
+
+def verify(
+    artifact: str | Path,
+    source: str | Path | None = None,
+    *,
+    spec: str | Path | None = None,
+    imatrix: str | Path | None = None,
+    sample: Sample = None,
+    jobs: int | None = None,
+    on_start: Callable[[int], Callable[[int], None]] = lambda total: lambda nbytes: None,
+) -> Verification:
+    """Check that an artifact is whole and, with a source, that it holds the source's weights.
+
+    `artifact` is a GGUF file (a split one by any of its files) or a safetensors file or directory,
+    `source` what it was made of, `imatrix` the importance matrix that was used. `sample` takes only
+    some rows of each matrix: their number, or a share below 1. `on_start` gets the bytes that will
+    be read, and gives what is told of those that are done. Raises CheckpointError if nothing can be
+    verified; what is wrong with the artifact are problems of the result.
+    """
+    path = Path(artifact)
+    _check_request(source, imatrix, sample, jobs)
+    kind = kind_of(path)
+    if kind == "shards":
+        raise CheckpointError(f"{path}: a checkpoint of shards is a source, no artifact")
+    return _Verifier(path, kind, sample, jobs or default_workers(), on_start).run(
+        None if source is None else Path(source),
+        None if spec is None else Path(spec),
+        None if imatrix is None else read_imatrix(imatrix),
+    )
+
+
+def _check_request(source: object, imatrix: object, sample: Sample, jobs: int | None) -> None:
+    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS):
+        raise RequestError(f"{jobs} jobs; 1 to {MAX_WORKERS} are possible")
+    if source is None and (imatrix is not None or sample is not None):
+        given = "sample" if imatrix is None else "imatrix"
+        raise RequestError(f"{given}: of use with a source only")
+    if sample is None:
+        return
+    is_share = isinstance(sample, float) and 0 < sample < 1
+    if not is_share and (isinstance(sample, bool | float) or sample < 1):
+        raise RequestError(f"a sample of {sample}: give a number of rows, or a share below 1")
+
+
+class _Verifier:
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        sample: Sample,
+        jobs: int,
+        on_start: Callable[[int], Callable[[int], None]],
+    ) -> None:
+        self._path = path
+        self._sample = sample
+        self._jobs = jobs
+        self._on_start = on_start
+        self._structure = read_structure(path, kind)
+        self._problems = self._structure.problems
+        self._notes: list[str] = []
+        self._checked: list[str] = []
+        self._unchecked: list[str] = []
+        self._matrices: Counter[str] = Counter()
+
+    def run(
+        self, source: Path | None, spec: Path | None, imatrix: ImportanceMatrix | None
+    ) -> Verification:
+        structure = self._structure
+        what = f"{count(len(structure.tensors), 'tensor')} in {count(len(structure.files), 'file')}"
+        self._checked.append(f"structure: {what}, offsets, sizes, names, padding")
+        arrays = self._joined()
+        sums = find_sums(self._path, structure.files)
+        held: list[Held] = []
+        graph = None
+        if source is not None:
+            graph = (
+                open_graph(source, spec) if structure.kind == "gguf" else open_grok1(source, spec)
+            )
+            if arrays is not None:
+                held, problems = match(graph, arrays, structure.kind, self._path)
+                self._problems += problems
+                held = self._comparable(held)
+        if not self._problems:
+            self._check_alone()
+        total = read_bytes(held, self._sample) + sum(
+            path.stat().st_size for path in sums.digests if path.is_file()
+        )
+        on_progress = self._on_start(total)
+        self._check_sums(sums, on_progress)
+        report = None
+        if arrays is None:
+            self._unchecked.append("the weights: how they are packed cannot be told")
+        elif graph is not None and source is not None:
+            report = self._compare(graph, source, spec, imatrix, held, on_progress)
+        elif not sums.digests:
+            self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
+        else:
+            self._unchecked.append("the weights, beside their checksums: no source was given")
+        return Verification(
+            str(self._path),
+            None if source is None else str(source),
+            tuple(dict.fromkeys(self._problems)),
+            tuple(self._notes),
+            tuple(self._checked),
+            tuple(self._unchecked),
+            self._matrices,
+            report,
+        )
+
+    def _joined(self) -> dict[str, StoredArray] | None:
+        """The tensors, those of packed matrices as one; None if the parts are not understood.
+
+        Parts that are constant are compared.
+        """
+        arrays = dict(self._structure.tensors)
+        if self._structure.kind == "gguf":
+            return arrays
+        folder = self._path if self._path.is_dir() else self._path.parent
+        try:
+            arrays = join_packed(self._path, folder / "config.json", arrays)
+        except CheckpointError as problem:
+            self._structure.refused(problem)
+            return None
+        for name, array in arrays.items():
+            if array.packed is not None:
+                self._problems += _constant_problems(name, array)
+        return arrays
+
+    def _comparable(self, held: Sequence[Held]) -> list[Held]:
+        """Those that kernels read; the rest is compared as it is stored."""
+        weights = []
+        for tensor in held:
+            try:
+                views = tensor.views
+            except CheckpointError as problem:
+                self._structure.refused(problem)
+                continue
+            if tensor.array.packed is not None or (
+                tensor.array.dtype in TYPES
+                and all(
+                    s.dtype in TYPES or s.scales is not None or s.array.packed for s, _ in views
+                )
+            ):
+                weights.append(tensor)
+            elif not _same_bytes(tensor):
+                what = f"numbers of {tensor.array.dtype} that are not the source's"
+                place = str(tensor.array.path)
+                self._problems.append(Problem(place, what, tensor.name, "convert again", "numbers"))
+        return weights
+
+    def _check_alone(self) -> None:
+        """Hold metadata or config.json against the tensors' shapes, as opening does."""
+        structure = self._structure
+        if structure.kind == "gguf":
+            assert structure.metadata is not None
+            if GGUFModel(structure.metadata).architecture != ARCHITECTURE:
+                return
+            if _is_another_grok(structure):
+                self._unchecked.append("shapes beside the metadata: not a Grok-1")
+                return
+        elif not (self._path / "config.json").is_file():
+            return
+        try:
+            open_grok1(structure.files[0] if structure.kind == "gguf" else self._path)
+        except CheckpointError as problem:
+            structure.refused(problem)
+            return
+        self._checked.append("shapes: those that the metadata or config.json say")
+
+    def _check_sums(self, sums: Sums, on_progress: Callable[[int], None]) -> None:
+        if not sums.files:
+            self._unchecked.append("checksums: no SHA256SUMS was found")
+            return
+        files = self._structure.files
+        if self._path.is_dir():
+            own = {*sums.files}
+            files = [f for f in sorted(self._path.iterdir()) if f.is_file() and f not in own]
+            files = [f for f in files if f.name not in ("README.md",)]
+        found = check_sums(
+            sums, files, self._structure.tensors, jobs=self._jobs, on_progress=on_progress
+        )
+        self._problems += found
+        if not found:
+            names = ", ".join(path.name for path in sums.files)
+            self._checked.append(f"checksums: {count(len(sums.digests), 'file')} as in {names}")
+
+    def _compare(
+        self,
+        graph: AnyGraph,
+        source: Path,
+        spec: Path | None,
+        imatrix: ImportanceMatrix | None,
+        held: Sequence[Held],
+        on_progress: Callable[[int], None],
+    ) -> dict[str, Any]:
+        layout = expected_layout(self._structure, held, source, spec, imatrix)
+        around = check_layout(self._structure, layout, graph.spec)
+        self._problems += around.problems
+        self._checked += around.checked
+        self._unchecked += around.unchecked
+        tallies = check_content(
+            held,
+            _importance(layout, held),
+            jobs=self._jobs,
+            sample=self._sample,
+            on_progress=on_progress,
+        )
+        found: Judgement = judge(held, tallies, Mistakes(graph))
+        self._problems += found.problems
+        self._notes += found.notes
+        self._matrices = found.counts
+        if self._sample is not None:
+            self._unchecked.append("rows that are not in the sample")
+        return errors_report(self._structure, graph, imatrix, held, tallies)
+
+
+def _importance(layout: Layout, held: Sequence[Held]) -> dict[str, NDArray[np.float32]]:
+    """The importance that a conversion gives each tensor, by its name in the artifact."""
+    if layout.output is None:
+        return {}
+    planned = {tensor.tensor.name: tensor.importance for tensor in layout.output.tensors}
+    found = {tensor.name: planned.get(planned_name(tensor, layout.output)) for tensor in held}
+    return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def _is_another_grok(structure: Structure) -> bool:
+    """Whether layers have tensors that are not Grok-1's, as those of Grok-2 have."""
+    known = {name for role in LAYER_ROLES for name in (role.gguf, role.old_gguf)}
+    layers = [name.split(".") for name in structure.tensors if name.startswith("blk.")]
+    found = {words[1] for words in layers}
+    strange = {words[1] for words in layers if len(words) < 3 or words[2] not in known}
+    return len(strange) == len(found) > 0
+
+
+def _constant_problems(name: str, array: StoredArray) -> Iterator[Problem]:
+    """Parts of a packed matrix that are the same for all weights."""
+    packing = packing_of(array)
+    assert packing is not None
+    assert array.packed is not None
+    for suffix, wanted in packing.constants(*array.shape).items():
+        part = array.packed.matrix.parts[suffix]
+        if _read(part) != wanted:
+            stem = name.removesuffix(".weight")
+            what = "is not what belongs there: damaged, or an order of columns of its own"
+            yield Problem(str(part.path), what, stem + suffix, FETCH, "constant")
+
+
+def _read(array: StoredArray) -> bytes:
+    raw = bytearray(array.nbytes)
+    with array.path.open("rb") as file:
+        read_into(file.fileno(), array.path, array.offset, memoryview(raw))
+    return bytes(raw)
+
+
+def _same_bytes(held: Held) -> bool:
+    """Compare numbers that no kernel reads with the source's, as they are stored."""
+    origin = held.source.origin
+    if not isinstance(origin, StoredArray):
+        origin = held.views[0][0].array
+    return origin.dtype == held.array.dtype and _read(origin) == _read(held.array)

@@ -1,0 +1,208 @@
+"""The header of a GGUF file: read within bounds, its metadata kept as the bytes that lie there.
+
+A metadata value is its type (uint32), then its bytes: a number, a length and text, or an array of
+those. Kept raw it goes into another file unchanged, whatever it holds; it is decoded when somebody
+asks for it. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from weightcast.errors import FormatError
+
+# The tokenizer of a 256k vocabulary takes 15 MB; nothing that belongs in a header is larger.
+MAX_HEADER_BYTES: Final = 1 << 28
+
+
+MAX_KEY_BYTES: Final = 65535
+
+
+# Far more than files have: each of them is a Python object, larger than the bytes it is read from.
+MAX_VALUES: Final = 1 << 16
+
+
+MAX_STRINGS: Final = 1 << 22
+
+
+_SCALARS: Final = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
+
+
+_STRING, _ARRAY = 8, 9
+
+
+TYPE_NAMES: Final = {
+    0: "uint8",
+    1: "int8",
+    2: "uint16",
+    3: "int16",
+    4: "uint32",
+    5: "int32",
+    6: "float32",
+    7: "bool",
+    _STRING: "string",
+    _ARRAY: "array",
+    10: "uint64",
+    11: "int64",
+    12: "float64",
+}
+
+
+class HeaderReader:
+    """Reads the header front to back; every length is checked against the file first."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        self._file = file
+        self._path = path
+        self._left = min(self.size, MAX_HEADER_BYTES)
+        self._strings_left = MAX_STRINGS
+        self.position = 0
+
+    def error(self, problem: str) -> FormatError:
+        return FormatError(self._path, self.position, problem)
+
+    def require(self, count: int) -> None:
+        """Refuse a length that the file, or what a header may take of it, cannot hold."""
+        if count > self._left:
+            raise self.error(f"{count} bytes are declared, but only {self._left} are left")
+
+    def take(self, count: int) -> bytes:
+        self.require(count)
+        raw = self._file.read(count)
+        if len(raw) != count:
+            raise self.error("the file shrank while it was read")
+        self.position += count
+        self._left -= count
+        return raw
+
+    def unsigned(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def name(self, limit: int) -> str:
+        """A key or a tensor's name. Raises FormatError if it is not UTF-8 or too long."""
+        count = self.unsigned(8)
+        if count > limit:
+            raise self.error(f"a name of {count} bytes")
+        try:
+            return self.take(count).decode()
+        except UnicodeDecodeError:
+            raise self.error("a name is not valid UTF-8") from None
+
+    def raw_value(self) -> bytes:
+        """A metadata value as it lies in the file: type and bytes."""
+        head = self.take(4)
+        kind = int.from_bytes(head, "little")
+        if kind in _SCALARS:
+            return head + self.take(np.dtype(_SCALARS[kind]).itemsize)
+        if kind == _STRING:
+            length = self.take(8)
+            return head + length + self.take(int.from_bytes(length, "little"))
+        if kind != _ARRAY:
+            raise self.error(f"metadata of unknown type {kind}")
+        inner = self.take(12)
+        element, count = struct.unpack("<IQ", inner)
+        if element in _SCALARS:
+            return head + inner + self.take(count * np.dtype(_SCALARS[element]).itemsize)
+        if element != _STRING:  # arrays of arrays too: llama.cpp refuses them
+            raise self.error(f"metadata of unknown type {element} in an array")
+        # Each string takes at least its 8-byte length.
+        self.require(8 * count)
+        self._strings_left -= count
+        if self._strings_left < 0:
+            raise self.error(f"more than {MAX_STRINGS:,} strings in arrays")
+        raw = bytearray(head + inner)
+        for _ in range(count):
+            length = self.take(8)
+            raw += length
+            raw += self.take(int.from_bytes(length, "little"))
+        return bytes(raw)
+
+    def pairs(self, count: int) -> dict[str, bytes]:
+        """Keys and raw values, in order. Raises FormatError for a key that occurs twice."""
+        if count > MAX_VALUES:
+            raise self.error(f"{count:,} metadata values; {MAX_VALUES:,} are read")
+        raw: dict[str, bytes] = {}
+        for _ in range(count):
+            key = self.name(MAX_KEY_BYTES)
+            if key in raw:
+                raise self.error(f"metadata key {key[:200]!r} occurs twice")
+            raw[key] = self.raw_value()
+        return raw
+
+
+class Metadata(Mapping[str, Any]):
+    """Metadata in the order of the file: raw values, decoded each time they are looked up.
+
+    Numbers become int, float or bool, arrays of numbers numpy arrays, strings str. Bytes that are
+    not UTF-8 become lone surrogates (surrogateescape), so a string never fails to decode.
+    """
+
+    def __init__(self, raw: Mapping[str, bytes]) -> None:
+        self.raw: Final = dict(raw)
+
+    def __getitem__(self, key: str) -> Any:
+        raw, kind = self.raw[key], self.kind(key)
+        if kind == _ARRAY:
+            element, count = struct.unpack_from("<IQ", raw, 4)
+            if element == _STRING:
+                return list(_strings(raw, 16, count))
+            return np.frombuffer(raw, np.dtype(_SCALARS[element]), count, 16)
+        if kind == _STRING:
+            return raw[12:].decode(errors="surrogateescape")
+        return np.frombuffer(raw, np.dtype(_SCALARS[kind]), 1, 4)[0].item()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def kind(self, key: str) -> int:
+        """The type of a value: a key of TYPE_NAMES."""
+        return int.from_bytes(self.raw[key][:4], "little")
+
+    def array_type(self, key: str) -> tuple[str, int] | None:
+        """Type of the elements and length of an array, None for a single value."""
+        if self.kind(key) != _ARRAY:
+            return None
+        element, count = struct.unpack_from("<IQ", self.raw[key], 4)
+        return TYPE_NAMES[element], count
+
+
+def _strings(raw: bytes, start: int, count: int) -> Iterator[str]:
+    for _ in range(count):
+        end = start + 8 + int.from_bytes(raw[start : start + 8], "little")
+        yield raw[start + 8 : end].decode(errors="surrogateescape")
+        start = end
+
+
+def raw_number(type_name: str, value: int) -> bytes:
+    """Encode a whole number as a metadata value of one of TYPE_NAMES."""
+    kind = next(kind for kind, name in TYPE_NAMES.items() if name == type_name)
+    return struct.pack("<I", kind) + np.array(value, _SCALARS[kind]).tobytes()
+
+
+def raw_string(value: str) -> bytes:
+    """Encode text as a metadata value."""
+    raw = value.encode()
+    return struct.pack("<IQ", _STRING, len(raw)) + raw

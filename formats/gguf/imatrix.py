@@ -1,0 +1,201 @@
+"""Importance matrices: llama.cpp's GGUF files and the older .dat, read within bounds.
+
+For each tensor they hold the squared inputs that its columns saw, summed or averaged over the
+tokens of some text; a tensor of experts has a row for each. Sources: common_imatrix_load in
+common/imatrix-loader.cpp and load_imatrix in tools/quantize/quantize.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.errors import CheckpointError, FormatError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf import read as gguf
+from weightcast.text import shown
+
+# Grok-1's takes 0.2 GB.
+MAX_FILE_BYTES: Final = 1 << 32
+
+
+_MAX_NAME_BYTES: Final = 1 << 12
+
+
+_MAX_ENTRIES: Final = gguf.MAX_TENSORS
+
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+
+
+# The least that an entry of the old format can take: two lengths, a count, one value.
+_LEAST_ENTRY_BYTES: Final = 16
+
+
+_NEITHER: Final = "neither a GGUF file nor an older importance matrix"
+
+
+@dataclass(frozen=True)
+class ImportanceMatrix:
+    """Importance of input columns by GGUF tensor name: float32 [matrices * in], finite, not < 0.
+
+    `unused` lists the matrices (experts) that no token reached: all their columns count the same.
+    """
+
+    path: Path
+    entries: dict[str, NDArray[np.float32]]
+    unused: dict[str, tuple[int, ...]]
+    datasets: tuple[str, ...]
+    chunks: int
+
+
+def read_imatrix(path: str | Path) -> ImportanceMatrix:
+    """Read a file of either format. Raises CheckpointError naming file and tensor."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, or not a regular one")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(gguf.MAGIC))
+            size = file.seek(0, io.SEEK_END)
+            if size > MAX_FILE_BYTES:
+                raise FormatError(path, None, f"{size} bytes, which is no importance matrix")
+            if magic == gguf.MAGIC:
+                return _from_gguf(path, file)
+            file.seek(0)
+            return _OldFile(path, file, size).read()
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def _from_gguf(path: Path, file: BinaryIO) -> ImportanceMatrix:
+    index = gguf.read_file(path)
+    metadata = index.metadata
+    datasets = metadata.get("imatrix.datasets")
+    chunks = metadata.get("imatrix.chunk_count")
+    if datasets is None or chunks is None or "imatrix.chunk_size" not in metadata:
+        raise FormatError(path, None, "no importance matrix: it lacks the metadata imatrix.*")
+    if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+        raise FormatError(path, None, "imatrix.datasets is not a list of names")
+    if type(chunks) is not int or not 0 <= chunks < 1 << 31:
+        raise FormatError(path, None, f"imatrix.chunk_count is {shown(chunks)}")
+    entries: dict[str, NDArray[np.float32]] = {}
+    unused: dict[str, tuple[int, ...]] = {}
+    for name in _names(path, index.tensors):
+        sums = _floats(path, file, name, index.tensors[name + _SUMS])
+        counts = _floats(path, file, name, index.tensors[name + _COUNTS])
+        if not counts.size or not sums.size or sums.size % counts.size:
+            raise FormatError(
+                path, None, f"{shown(name)}: {sums.size} sums do not divide into {counts.size}"
+            )
+        # llama.cpp rounds counts, and takes experts without any for equally important columns.
+        rounded = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
+        sums = sums.reshape(counts.size, -1)
+        used = rounded > 0
+        sums[used] /= rounded[used, None]
+        sums[~used] = 1
+        entries[name] = _checked(path, name, sums.reshape(-1))
+        if not used.all():
+            unused[name] = tuple(np.flatnonzero(~used).tolist())
+    if not entries:
+        raise FormatError(path, None, "an importance matrix without entries")
+    return ImportanceMatrix(path, entries, unused, tuple(datasets), chunks)
+
+
+def _names(path: Path, tensors: Mapping[str, StoredArray]) -> list[str]:
+    """Tensors that have both sums and counts; other arrays in the file do not matter."""
+    sums = {name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)}
+    counts = {name.removesuffix(_COUNTS) for name in tensors if name.endswith(_COUNTS)}
+    for name in sorted(sums ^ counts):
+        has, lacks = ("sums", "counts") if name in sums else ("counts", "sums")
+        raise FormatError(path, None, f"{shown(name)} has {has}, but no {lacks}")
+    return sorted(sums)
+
+
+def _floats(path: Path, file: BinaryIO, name: str, array: StoredArray) -> NDArray[np.float32]:
+    if array.dtype != "F32":
+        raise FormatError(path, None, f"{shown(name)}: stored as {array.dtype}, expected F32")
+    file.seek(array.offset)
+    return _checked(path, name, _take_floats(path, file, array.nbytes // 4))
+
+
+def _take_floats(path: Path, file: BinaryIO, count: int) -> NDArray[np.float32]:
+    raw = file.read(4 * count)
+    if len(raw) != 4 * count:
+        raise FormatError(path, None, "the file shrank while it was read")
+    return np.frombuffer(raw, "<f4").astype(np.float32)
+
+
+def _checked(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if bad.size:
+        raise FormatError(
+            path, None, f"{shown(name)}: value {bad[0]} is {values[bad[0]]}; none can be below 0"
+        )
+    return values
+
+
+class _OldFile:
+    """The format before GGUF: a count of entries, then name, calls and values of each."""
+
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self._path = path
+        self._file = file
+        self._size = size
+
+    def read(self) -> ImportanceMatrix:
+        n_entries = self._number(1, min(_MAX_ENTRIES, self._left // _LEAST_ENTRY_BYTES), "entries")
+        entries: dict[str, NDArray[np.float32]] = {}
+        for _ in range(n_entries):
+            name = self._text(self._number(1, _MAX_NAME_BYTES, "bytes of a name"))
+            if name in entries:
+                raise self._error(f"{shown(name)} occurs twice")
+            calls = self._number(-(1 << 31), (1 << 31) - 1, "calls")
+            count = self._number(1, self._left // 4, f"values of {shown(name)}")
+            values = _checked(self._path, name, _take_floats(self._path, self._file, count))
+            if calls > 0:
+                values /= np.float32(calls)
+            entries[name] = values
+        chunks, datasets = self._trailer()
+        return ImportanceMatrix(self._path, entries, {}, datasets, chunks)
+
+    def _trailer(self) -> tuple[int, tuple[str, ...]]:
+        """Chunks and the text they came from; files of the first versions end before either."""
+        if self._left < 4:
+            return 0, ()
+        chunks = self._number(0, (1 << 31) - 1, "chunks")
+        if self._left < 4:
+            return chunks, ()
+        length = self._number(0, self._left, "bytes of a name")
+        return chunks, (self._text(length),) if length else ()
+
+    @property
+    def _left(self) -> int:
+        return self._size - self._file.tell()
+
+    def _error(self, problem: str) -> FormatError:
+        return FormatError(self._path, self._file.tell(), problem)
+
+    def _number(self, least: int, most: int, what: str) -> int:
+        raw = self._file.read(4)
+        if len(raw) != 4:
+            raise self._error(f"{_NEITHER}, ends here")
+        number = int.from_bytes(raw, "little", signed=True)
+        if not least <= number <= most:
+            raise self._error(f"{_NEITHER}, declares {number} {what}")
+        return number
+
+    def _text(self, length: int) -> str:
+        raw = self._file.read(length)
+        if len(raw) != length:
+            raise self._error("ends within a name")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise self._error("a name is not valid UTF-8") from None

@@ -1,0 +1,234 @@
+"""GGUF: metadata, tensor infos, aligned data. Index, and layout of files to be written.
+
+Reading is bounded by the file's size whatever it declares. Metadata of a new file is collected by
+the gguf package, that of another file carried over as it lies there. Shapes are row-major here, and
+reversed only in the file (ggml's `ne` order).
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from weightcast.errors import FormatError, MissingTensorError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.header import HeaderReader, Metadata
+from weightcast.quant.types import STORED_TYPES
+
+MAGIC: Final = b"GGUF"
+
+
+VERSION: Final = 3
+
+
+DEFAULT_ALIGNMENT: Final = 32
+
+
+ALIGNMENT_KEY: Final = "general.alignment"
+
+
+SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
+
+
+_MAX_NAME_BYTES = 256
+
+
+_MAX_AXES = 4
+
+
+# Large models have some thousands, each expert by itself ten times as many.
+MAX_TENSORS: Final = 1 << 17
+
+
+SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+_TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
+
+
+# Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
+_REFUSED_TYPES: Final = {
+    4: "Q4_2",
+    5: "Q4_3",
+    9: "Q8_1",
+    15: "Q8_K",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
+
+
+@dataclass(frozen=True)
+class GGUFIndex:
+    """What a GGUF file (or all files of a split one) says: metadata and where tensors lie.
+
+    Tensors in the order of the files, `paths` all of these; the metadata is that of the first.
+    """
+
+    metadata: Metadata
+    tensors: dict[str, StoredArray]
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as a header declares it: `start` is a byte offset in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What one file's header says, before it is known whether the file keeps to it.
+
+    `end` is where the header ends, `data_start` where the data begin, `size` the file's own.
+    """
+
+    version: int
+    metadata: Metadata
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    end: int
+    data_start: int
+    size: int
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Read one file's header. Raises FormatError naming the file and the offset."""
+    with path.open("rb") as file:
+        return _read_header(file, path)
+
+
+def header_of_bytes(raw: bytes, path: Path) -> GGUFHeader:
+    """Read a header in memory, that of a file to be; see read_header."""
+    return _read_header(io.BytesIO(raw), path)
+
+
+def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
+    header = HeaderReader(file, path)
+    if header.size < 24 or header.take(4) != MAGIC:
+        raise FormatError(path, 0, "not a GGUF file")
+    version = header.unsigned(4)
+    if version not in (2, 3):
+        raise FormatError(path, 4, f"GGUF version {version}; 2 and 3, little-endian, are read")
+    n_tensors, n_values = header.unsigned(8), header.unsigned(8)
+    # The least that a tensor info and a metadata entry can take.
+    header.require(n_tensors * 32 + n_values * 13)
+    if n_tensors > MAX_TENSORS:
+        raise header.error(f"{n_tensors:,} tensors; {MAX_TENSORS:,} are read")
+    metadata = Metadata(header.pairs(n_values))
+    infos = [_tensor_info(header) for _ in range(n_tensors)]
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise header.error("general.alignment is not a power of two")
+    data_start = -(-header.position // alignment) * alignment
+    tensors = tuple(TensorInfo(*info[:3], data_start + info[3], info[4]) for info in infos)
+    return GGUFHeader(
+        version, metadata, tensors, alignment, header.position, data_start, header.size
+    )
+
+
+def read_file(path: Path) -> GGUFIndex:
+    """Index one file. Raises FormatError naming the file and the offset."""
+    header = read_header(path)
+    tensors: dict[str, StoredArray] = {}
+    for info in header.tensors:
+        if info.name in tensors:
+            raise FormatError(path, None, f"tensor {info.name!r} occurs twice")
+        if info.start + info.nbytes > header.size:
+            raise FormatError(
+                path,
+                info.start,
+                f"tensor {info.name!r} takes {info.nbytes} bytes, but the file ends at "
+                f"{header.size}",
+            )
+        tensors[info.name] = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
+    end = 0
+    for array in sorted(tensors.values(), key=lambda a: a.offset):
+        if array.offset < end:
+            raise FormatError(path, array.offset, "two tensors overlap")
+        end = array.offset + array.nbytes
+    return GGUFIndex(header.metadata, tensors, (path,))
+
+
+def _tensor_info(header: HeaderReader) -> tuple[str, str, tuple[int, ...], int, int]:
+    name = header.name(_MAX_NAME_BYTES)
+    n_axes = header.unsigned(4)
+    if n_axes > _MAX_AXES:
+        raise header.error(f"tensor {name!r} has {n_axes} axes")
+    shape = tuple(reversed(struct.unpack(f"<{n_axes}Q", header.take(8 * n_axes))))
+    type_id = header.unsigned(4)
+    offset = header.unsigned(8)
+    if type_id in _REFUSED_TYPES:
+        raise header.error(
+            f"tensor {name!r} is of the type {_REFUSED_TYPES[type_id]} ({type_id}), which ggml has "
+            "no longer in files; make the file again from the original weights"
+        )
+    if type_id not in _TYPES:
+        raise header.error(f"tensor {name!r} is of the unknown type {type_id}")
+    found = _TYPES[type_id]
+    if not shape or not found.fits(shape[-1]):
+        raise header.error(
+            f"tensor {name!r}: shape {list(shape)} does not fill blocks of {found.name}"
+        )
+    return name, found.name, shape, offset, prod(shape[:-1]) * found.row_bytes(shape[-1])
+
+
+def read_split(path: Path) -> GGUFIndex:
+    """Index a file, and the other files if it is the first of a split. Raises FormatError."""
+    first = read_file(path)
+    count = first.metadata.get("split.count", 1)
+    if type(count) is not int or count <= 1:
+        return first
+    match = SPLIT_NAME.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise FormatError(
+            path,
+            None,
+            f"one of {count} files, but not named like it (NAME-00001-of-{count:05}.gguf)",
+        )
+    if whole_number(first.metadata, "split.no") != 0:
+        raise FormatError(path, None, f"not the first file: open {split_name(match[1], 0, count)}")
+    tensors, paths = dict(first.tensors), [path]
+    for number in range(1, count):
+        part = path.with_name(split_name(match[1], number, count))
+        if not part.is_file():
+            raise MissingTensorError(f"{part}: missing part {number + 1} of {count}")
+        index = read_file(part)
+        said = [whole_number(index.metadata, key) for key in ("split.no", "split.count")]
+        if said != [number, count]:
+            raise FormatError(part, None, f"says it is another part than {number + 1} of {count}")
+        for name, array in index.tensors.items():
+            if name in tensors:
+                raise FormatError(part, None, f"tensor {name!r} is also in {tensors[name].path}")
+            tensors[name] = array
+        paths.append(part)
+    expected = whole_number(first.metadata, "split.tensors.count")
+    if expected not in (None, len(tensors)):
+        raise MissingTensorError(f"{path}: {len(tensors)} tensors in {count} files, not {expected}")
+    return GGUFIndex(first.metadata, tensors, tuple(paths))
+
+
+def whole_number(metadata: Mapping[str, Any], key: str) -> int | None:
+    """Look a whole number up in metadata; -1 for anything else, None if it is absent."""
+    value = metadata.get(key)
+    return value if value is None or type(value) is int else -1
+
+
+def split_name(stem: str, number: int, count: int) -> str:
+    """Name part `number` (from 0) of `count`, as llama.cpp does (from 1)."""
+    return f"{stem}-{number + 1:05}-of-{count:05}.gguf"

@@ -1,0 +1,86 @@
+"""A checkpoint directory of numbered shards: tensor00000_000, tensor00001_000, ...
+
+The first number counts tensors, the second the hosts that a tensor was split over; the release
+has one host. Source: checkpoint.py in xai-org/grok-1.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import count, islice
+from pathlib import Path
+
+from weightcast.errors import CheckpointError, FormatError, MissingTensorError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.jax.arrays import QuantizedArray, read_pickle
+
+_SHARD = re.compile(r"tensor([0-9]{5,})_([0-9]{3,})")
+
+
+_UNFINISHED = re.compile(
+    r".*\.(incomplete|aria2|part|partial|crdownload|download|tmp|!qb|!ut|bc!|lock)", re.IGNORECASE
+)
+
+
+# What may lie beside the shards without being one of them.
+_COMPANIONS = re.compile(
+    r"\..*|.*\.(json|npz|md|txt|model|sha256|sha256sums|torrent|magnet)|LICENSE.*|README.*"
+    r"|SHA256SUMS.*|lost\+found",
+    re.IGNORECASE,
+)
+
+
+def has_shards(directory: Path) -> bool:
+    """Whether a directory holds at least one file named like a shard, or part of one."""
+    return any(_SHARD.match(entry.name) for entry in directory.iterdir())
+
+
+def list_shards(directory: Path) -> list[Path]:
+    """List the shards in order, without opening them.
+
+    Raises MissingTensorError for gaps in the numbering and for downloads in progress, FormatError
+    for files that are not part of a checkpoint.
+    """
+    numbered: dict[int, Path] = {}
+    for entry in sorted(directory.iterdir()):
+        match = _SHARD.fullmatch(entry.name)
+        if _UNFINISHED.fullmatch(entry.name):
+            raise MissingTensorError(
+                f"{entry}: a download is still in progress; wait until it has finished "
+                "(or delete this file if it was given up)"
+            )
+        if match is None:
+            if not _COMPANIONS.fullmatch(entry.name):
+                raise FormatError(
+                    entry, None, "not a shard; move it out of the checkpoint directory"
+                )
+            continue
+        if int(match[2]) != 0:
+            raise FormatError(entry, None, "a checkpoint split over several hosts is not supported")
+        if not entry.is_file():
+            raise MissingTensorError(f"{entry}: not a file, or a link that leads nowhere")
+        number = int(match[1])
+        if number in numbered:
+            raise FormatError(entry, None, f"the same tensor as {numbered[number].name}")
+        numbered[number] = entry
+    if not numbered:
+        raise MissingTensorError(f"{directory}: no shards named tensor00000_000 and so on")
+    n_missing = max(numbered) + 1 - len(numbered)
+    if n_missing:
+        # Only as many as are listed: the largest number may be anything.
+        missing = islice((n for n in count() if n not in numbered), min(n_missing, 5))
+        listed = ", ".join(f"tensor{n:05}_000" for n in missing)
+        more = f" and {n_missing - 5} more" if n_missing > 5 else ""
+        raise MissingTensorError(f"{directory}: missing {listed}{more}; download them again")
+    return [numbered[n] for n in sorted(numbered)]
+
+
+def read_shards(directory: Path) -> list[StoredArray | QuantizedArray]:
+    """Describe every shard of a directory, in order; no payload is loaded."""
+    shards = []
+    for path in list_shards(directory):
+        try:
+            shards.append(read_pickle(path))
+        except OSError as problem:
+            raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+    return shards

@@ -1,0 +1,44 @@
+"""Small files are whole or not there, and never take the place of what is no file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from weightcast.converters.files.atomic import write_small
+from weightcast.errors import OutputError
+
+
+def test_an_earlier_file_is_replaced_also_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    file, link = tmp_path / "real" / "r.json", tmp_path / "link.json"
+    link.symlink_to(file)
+    for content in (b"one", b"two"):
+        write_small(link, content)
+        assert file.read_bytes() == content
+    assert link.is_symlink()
+    assert os.listdir(tmp_path / "real") == ["r.json"]
+
+
+def test_a_pipe_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_small(pipe, b"content")
+    reader.join(10)
+    assert found == [b"content"]
+    assert pipe.is_fifo()
+
+
+def test_a_device_stays_one(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="full: cannot be written: No space left on device"):
+        write_small(full, b"content")
+    assert os.listdir(tmp_path) == ["full"]
+    assert Path("/dev/full").is_char_device()

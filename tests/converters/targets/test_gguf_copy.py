@@ -1,0 +1,509 @@
+"""GGUF to GGUF, any architecture: metadata and order as they are, types as the recipe says.
+
+Files are written and taken apart by hand (gguf_files); values are checked against gguf-py's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf_files as files
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+from gguf_files import Part, floats, read, string, strings, u16, u32, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import weightcast
+from weightcast.converters.convert import prepare
+from weightcast.converters.families import any_gguf
+from weightcast.converters.plan import budget as memory
+from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
+from weightcast.formats.gguf import read as formats_gguf
+
+# Every type of metadata, with what a decoding and encoding again would lose.
+METADATA = {
+    "general.architecture": string("llama"),
+    "tokenizer.chat_template": string("{{ a }}\n\u2581\U0001f600"),
+    "uint8": struct.pack("<IB", 0, 255),
+    "int8": struct.pack("<Ib", 1, -128),
+    "uint16": struct.pack("<IH", 2, 65535),
+    "int16": struct.pack("<Ih", 3, -32768),
+    "general.file_type": struct.pack("<Ii", 5, 1),
+    "uint32": u32((1 << 32) - 1),
+    "int32": struct.pack("<Ii", 5, -1),
+    "float32": struct.pack("<If", 6, 1 / 3),
+    "a signalling NaN": struct.pack("<II", 6, 0x7FA00001),
+    "true": struct.pack("<I?", 7, True),
+    "another true": struct.pack("<IB", 7, 2),
+    "general.quantization_version": u32(1),
+    "uint64": struct.pack("<IQ", 10, (1 << 64) - 1),
+    "int64": struct.pack("<Iq", 11, -(1 << 63)),
+    "float64": struct.pack("<Id", 12, -1e300),
+    "no UTF-8": string(b"\xff\xfe\x00a"),
+    "empty": string(""),
+    "tokenizer.ggml.tokens": strings("a", "", b"\xc3", "\u2581b", b"\x00"),
+    "no strings": strings(),
+    "no numbers": files.array(4, b""),
+    "uint8s": files.array(0, bytes(range(256))),
+    "bools": files.array(7, b"\0\1\2"),
+    "float32s": files.array(6, struct.pack("<4I", 0x7FA00001, 0x7F800000, 0x80000000, 1)),
+    "uint64s": files.array(10, struct.pack("<2Q", 0, (1 << 64) - 1)),
+    "int64s": files.array(11, struct.pack("<2q", -1, 1)),
+    "float64s": files.array(12, struct.pack("<2d", 0.1, 1e-320)),
+    "schl\u00fcssel": u32(7),
+}
+CHANGED = {"general.file_type", "general.quantization_version"}
+
+
+def normal(seed: int, *shape: int) -> NDArray[np.float32]:
+    """Values that are exact in bfloat16."""
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def dense() -> dict[str, Part]:
+    """Tensors of a llama, in an order of their own."""
+    return {
+        "output.weight": floats(normal(0, 96, 64)),
+        "blk.1.attn_q.weight": files.bf16(normal(1, 64, 64)),
+        "blk.1.attn_norm.weight": floats(normal(2, 64)),
+        "blk.0.ffn_down.weight": floats(normal(3, 64, 128).astype(np.float16)),
+        "rope_freqs.weight": floats(np.array([1, np.inf, np.nan, -0.0], np.float32)),
+        "blk.0.attn_q.bias": floats(normal(4, 64).astype(np.float16)),
+        "token_embd.weight": files.bf16(normal(5, 96, 64)),
+    }
+
+
+def mixture() -> dict[str, Part]:
+    """Tensors of a model with experts."""
+    return {
+        "blk.0.ffn_gate_inp.weight": floats(normal(0, 4, 64)),
+        "blk.0.ffn_gate_exps.weight": files.bf16(normal(1, 4, 96, 64)),
+        "blk.0.ffn_down_exps.weight": floats(normal(2, 4, 64, 96)),
+        "blk.0.ffn_up_exps.weight": floats(normal(3, 4, 96, 64).astype(np.float16)),
+    }
+
+
+def unknown() -> dict[str, Part]:
+    """Names and shapes that no table has: a vision projector's, and numbers that are no weights."""
+    return {
+        "v.patch_embd.weight": floats(normal(0, 8, 3, 14, 14)),
+        "mm.2.weight": floats(normal(1, 32, 64)),
+        "some.thing": floats(normal(2, 4, 64)),
+        "four.axes.weight": floats(normal(3, 2, 3, 4, 32)),
+        "odd.weight": floats(normal(4, 3, 33)),
+        "ids.weight": Part(files.I32, (2, 32), bytes(range(256))),
+        "long.weight": Part(files.I64, (1, 32), bytes(range(256))),
+        "short": Part(files.I16, (32,), bytes(range(64))),
+        "bytes": Part(files.I8, (2, 32), bytes(range(64))),
+        "double.weight": Part(files.F64, (2, 16), normal(5, 2, 16).astype(np.float64).tobytes()),
+    }
+
+
+MODELS: dict[str, tuple[str, Callable[[], dict[str, Part]]]] = {
+    "dense": ("llama", dense),
+    "experts": ("mixtral-like", mixture),
+    "projector": ("clip", unknown),
+}
+# What stays in every output; all others are quantized.
+KEPT = {
+    "blk.1.attn_norm.weight",
+    "rope_freqs.weight",
+    "blk.0.attn_q.bias",
+    "blk.0.ffn_gate_inp.weight",
+    "v.patch_embd.weight",
+    "some.thing",
+    "ids.weight",
+    "long.weight",
+    "short",
+    "bytes",
+    "double.weight",
+}
+STORED = {files.F32: np.float32, files.F16: np.float16}
+
+
+def values(part: Part) -> NDArray[np.float32]:
+    if part.kind == files.BF16:
+        raw = np.frombuffer(part.data, np.uint16).astype(np.uint32) << 16
+        return raw.view(np.float32).reshape(part.shape)
+    return np.frombuffer(part.data, STORED[part.kind]).astype(np.float32).reshape(part.shape)
+
+
+def write_model(path: Path, name: str = "dense", alignment: int = 32) -> dict[str, Part]:
+    architecture, tensors = MODELS[name]
+    metadata = {**METADATA, "general.architecture": string(architecture)}
+    if alignment != 32:
+        metadata["general.alignment"] = u32(alignment)
+    made = tensors()
+    write(path, metadata, made, alignment)
+    return made
+
+
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("name", MODELS)
+def test_any_model(name: str, type_name: str, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m.gguf", name)
+    summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / f"m-{type_name}.gguf")
+    made = read(tmp_path / f"m-{type_name}.gguf")
+    assert list(made.tensors) == list(source)
+    wanted = GGMLQuantizationType[type_name]
+    for key, part in source.items():
+        found = made.tensors[key]
+        assert found.shape == part.shape
+        if key in KEPT:
+            assert found == part
+            continue
+        kind = GGMLQuantizationType.F16 if key == "odd.weight" and type_name == "Q8_0" else wanted
+        assert found.kind == kind
+        if kind == part.kind:
+            assert found.data == part.data
+        else:
+            assert found.data == quants.quantize(values(part), kind).tobytes()
+    odd = [n for n in summary.plan.outputs[0].notes if "rows of 33 do not fill Q8_0" in n]
+    assert len(odd) == (name == "projector" and type_name == "Q8_0")
+
+
+@pytest.mark.parametrize(("type_name", "file_type"), [("Q8_0", 7), ("F32", 0), ("Q4_K_M", 15)])
+def test_metadata_is_carried(type_name: str, file_type: int, tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(normal(0, 1, 256))})
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / f"o-{type_name}.gguf")
+    made = read(tmp_path / f"o-{type_name}.gguf").metadata
+    assert list(made) == list(METADATA)
+    for key, raw in METADATA.items():
+        if key not in CHANGED:
+            assert made[key] == raw, key
+    assert made["general.file_type"] == u32(file_type)
+    assert made["general.quantization_version"] == u32(2)
+
+
+def test_metadata_that_was_not_there_is_added(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", {"a": u32(1)}, {"a.weight": floats(normal(0, 1, 64))})
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-BF16.gguf")
+    made = read(tmp_path / "o-BF16.gguf").metadata
+    assert made["a"] == u32(1)
+    assert set(made) == {"a", *CHANGED}
+    assert made["general.file_type"] == u32(32)
+
+
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_alignment_is_kept(alignment: int, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m.gguf", alignment=alignment)
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-F32.gguf")
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / "p-F32.gguf", split="10k")
+    made = read(tmp_path / "o-F32.gguf")
+    assert made.metadata["general.alignment"] == u32(alignment)
+    assert made.data_start % alignment == 0
+    parts = [read(path) for path in sorted(tmp_path.glob("p-F32-0*.gguf"))]
+    assert len(parts) > 2
+    assert {k: v for part in parts for k, v in part.tensors.items()} == made.tensors
+    assert list(made.tensors) == list(source)
+    for number, part in enumerate(parts):
+        assert part.metadata["general.alignment"] == u32(alignment)
+        assert part.metadata["split.no"] == u16(number)
+        assert part.metadata["split.count"] == u16(len(parts))
+        assert part.metadata["split.tensors.count"] == struct.pack("<Ii", 5, len(source))
+    assert parts[0].metadata.keys() - made.metadata.keys() == {
+        "split.no",
+        "split.count",
+        "split.tensors.count",
+    }
+
+
+def write_split(folder: Path) -> dict[str, Part]:
+    """Three parts, of which the first has no tensors."""
+    tensors = dense()
+    names = list(tensors)
+    for number, part in enumerate(([], names[:3], names[3:])):
+        metadata = {"split.no": u16(number), "split.count": u16(3)}
+        if number == 0:
+            metadata = {**METADATA, "split.tensors.count": struct.pack("<Ii", 5, 7), **metadata}
+        path = folder / f"m-{number + 1:05}-of-00003.gguf"
+        write(path, metadata, {name: tensors[name] for name in part})
+    return tensors
+
+
+def test_split_source(tmp_path: Path) -> None:
+    tensors = write_split(tmp_path)
+    write(tmp_path / "whole.gguf", METADATA, tensors)
+    weightcast.convert(tmp_path / "m-00001-of-00003.gguf", tmp_path / "a-Q8_0.gguf")
+    weightcast.convert(tmp_path / "whole.gguf", tmp_path / "b-Q8_0.gguf")
+    assert (tmp_path / "a-Q8_0.gguf").read_bytes() == (tmp_path / "b-Q8_0.gguf").read_bytes()
+
+
+def test_no_part_of_the_source_is_overwritten(tmp_path: Path) -> None:
+    """Nor one without tensors, which no work item reads."""
+    write_split(tmp_path)
+    first = tmp_path / "m-00001-of-00003.gguf"
+    before = first.read_bytes()
+    for number in (1, 2, 3):
+        target = tmp_path / f"m-{number:05}-of-00003.gguf"
+        with pytest.raises(OutputError, match="is or holds the source"):
+            weightcast.convert(first, target, types=["F16"])
+    assert first.read_bytes() == before
+
+
+def test_several_outputs_of_one_read(tmp_path: Path) -> None:
+    write_model(tmp_path / "m.gguf", "experts")
+    alone = {}
+    for type_name in ("Q8_0", "F16", "F32"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / f"a-{type_name}.gguf")
+        alone[type_name] = (tmp_path / f"a-{type_name}.gguf").read_bytes()
+    outputs = [tmp_path / f"b-{type_name}.gguf" for type_name in alone]
+    summary = weightcast.convert(tmp_path / "m.gguf", *outputs)
+    assert [path.read_bytes() for path in outputs] == list(alone.values())
+    assert summary.plan.read_bytes == sum(len(part.data) for part in mixture().values())
+
+
+@pytest.mark.parametrize("type_name", ["Q8_0", "F16", "F32", "Q4_0", "MXFP4"])
+def test_slabs_do_not_change_bytes(
+    type_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small slabs, long rows cut, stacks read as one matrix: the same file."""
+    for name in MODELS:
+        write_model(tmp_path / f"{name}.gguf", name)
+        weightcast.convert(
+            tmp_path / f"{name}.gguf", tmp_path / f"{name}-1.gguf", types=[type_name]
+        )
+    monkeypatch.setattr(memory, "SLAB_BYTES", 1000)
+    monkeypatch.setattr(any_gguf, "_MAX_ROW_ELEMENTS", 80)
+    monkeypatch.setattr(any_gguf, "_MAX_EXPERTS", 3)
+    for name in MODELS:
+        source, target = tmp_path / f"{name}.gguf", tmp_path / f"{name}-2.gguf"
+        cut = prepare(source, [target], types=[type_name])
+        assert cut.slab_bytes <= 1000
+        assert len(cut.items) > len(cut.outputs[0].tensors)
+        weightcast.convert(source, target, types=[type_name])
+        assert target.read_bytes() == (tmp_path / f"{name}-1.gguf").read_bytes()
+
+
+# Quantized sources.
+
+
+def quantized_model(path: Path, type_name: str) -> dict[str, Part]:
+    source = path.with_name("original.gguf")
+    tensors = {
+        "token_embd.weight": floats(normal(0, 32, 256)),
+        "blk.0.attn_norm.weight": floats(normal(1, 256)),
+        "blk.0.ffn_up_exps.weight": floats(normal(2, 3, 5, 512)),
+    }
+    write(source, METADATA, tensors)
+    weightcast.convert(source, path, types=[type_name], pure=True)
+    return read(path).tensors
+
+
+SOURCES = [
+    "Q8_0",
+    "Q4_0",
+    "Q5_1",
+    "MXFP4",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_XS",
+    "TQ2_0",
+]
+
+
+@pytest.mark.parametrize("type_name", SOURCES)
+def test_dequantized(type_name: str, tmp_path: Path) -> None:
+    """To floats, without asking for leave: what gguf-py dequantizes."""
+    source = quantized_model(tmp_path / "q.gguf", type_name)
+    weightcast.convert(tmp_path / "q.gguf", tmp_path / "o-F32.gguf", tmp_path / "o-F16.gguf")
+    made, halves = read(tmp_path / "o-F32.gguf").tensors, read(tmp_path / "o-F16.gguf").tensors
+    assert made["blk.0.attn_norm.weight"] == source["blk.0.attn_norm.weight"]
+    for name in ("token_embd.weight", "blk.0.ffn_up_exps.weight"):
+        part = source[name]
+        kind = GGMLQuantizationType(part.kind)
+        blocks = np.frombuffer(part.data, np.uint8).reshape(int(np.prod(part.shape[:-1])), -1)
+        expected = quants.dequantize(blocks, kind)
+        assert made[name].data == expected.tobytes()
+        assert halves[name].data == expected.astype(np.float16).tobytes()
+
+
+@pytest.mark.parametrize("type_name", SOURCES)
+def test_the_same_type_is_copied(type_name: str, tmp_path: Path) -> None:
+    source = quantized_model(tmp_path / "q.gguf", type_name)
+    weightcast.convert(tmp_path / "q.gguf", tmp_path / "o.gguf", types=[type_name], pure=True)
+    assert read(tmp_path / "o.gguf").tensors == source
+
+
+@pytest.mark.parametrize(("old", "new"), [("Q4_K", "Q8_0"), ("Q8_0", "Q4_K"), ("Q6_K", "Q2_K")])
+def test_quantizing_again_must_be_allowed(old: str, new: str, tmp_path: Path) -> None:
+    quantized_model(tmp_path / "q.gguf", old)
+    with pytest.raises(LayoutError) as caught:
+        weightcast.convert(tmp_path / "q.gguf", tmp_path / f"o-{new}.gguf", pure=True)
+    message = str(caught.value)
+    for said in (str(tmp_path / "q.gguf"), "token_embd.weight", old, new, "--allow-requantize"):
+        assert said in message
+    assert "\n" not in message
+    assert not list(tmp_path.glob("o-*"))
+    weightcast.convert(tmp_path / "q.gguf", tmp_path / "f-F32.gguf")
+    weightcast.convert(tmp_path / "f-F32.gguf", tmp_path / f"f-{new}.gguf", pure=True)
+    weightcast.convert(
+        tmp_path / "q.gguf", tmp_path / f"o-{new}.gguf", pure=True, allow_requantize=True
+    )
+    assert read(tmp_path / f"o-{new}.gguf").tensors == read(tmp_path / f"f-{new}.gguf").tensors
+
+
+# Overrides, refusals.
+
+
+def test_types_by_hand(tmp_path: Path) -> None:
+    write_model(tmp_path / "m.gguf")
+    weightcast.convert(
+        tmp_path / "m.gguf",
+        tmp_path / "o-Q8_0.gguf",
+        tensor_types=["attn_q.weight=F16", "blk.1.attn_norm.weight=BF16"],
+    )
+    made = read(tmp_path / "o-Q8_0.gguf").tensors
+    assert made["blk.1.attn_q.weight"].kind == files.F16
+    assert made["blk.1.attn_norm.weight"].kind == files.BF16
+    assert made["token_embd.weight"].kind == files.Q8_0
+
+
+def test_whole_numbers_cannot_be_quantized_by_hand(tmp_path: Path) -> None:
+    write_model(tmp_path / "m.gguf", "projector")
+    with pytest.raises(LayoutError, match=r"'ids.weight' is I32, which cannot become F16"):
+        weightcast.convert(
+            tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", tensor_types=["ids.weight=F16"]
+        )
+
+
+def test_a_bad_value_is_named(tmp_path: Path) -> None:
+    x = normal(0, 2, 3, 64)
+    x[1, 2, 5] = np.nan
+    write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(x)})
+    with pytest.raises(LayoutError, match=r"a.weight, expert 1: NaN or infinity at \[2, 5\]"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"), [((2, 3, 4, 64), [1, 2, 3, 5]), ((2, 1 << 16), [1, 40009]), ((64,), [7])]
+)
+def test_a_bad_value_in_other_rows_is_named(
+    shape: tuple[int, ...], index: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(any_gguf, "_MAX_ROW_ELEMENTS", 1 << 12)
+    x = normal(0, *shape)
+    x[tuple(index)] = np.nan
+    write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(x)})
+    problem = re.escape(f"a.weight: NaN or infinity at {index}")
+    with pytest.raises(LayoutError, match=problem):
+        weightcast.convert(
+            tmp_path / "m.gguf", tmp_path / "o-F16.gguf", tensor_types=["a.weight=F16"]
+        )
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 32), (3, 0), (2, 0, 32)])
+def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensors = {"a": floats(normal(0, 32)), "none.weight": Part(files.F32, shape, b"")}
+    write(tmp_path / "m.gguf", METADATA, tensors)
+    with pytest.raises(LayoutError, match=r"m\.gguf: tensor 'none.weight' is empty: shape"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+
+
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", METADATA, {})
+    summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    assert any("0 tensors" in line for line in summary.summary_lines(summary))
+    assert list(read(tmp_path / "o-Q8_0.gguf").metadata) == list(METADATA)
+
+
+@pytest.mark.parametrize("alignment", [u32(1 << 31), struct.pack("<IQ", 10, 1 << 63)])
+def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", {**METADATA, "general.alignment": alignment}, {})
+    with pytest.raises(CheckpointError, match="a GGUF header cannot be aligned to"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+
+
+def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats_gguf, "_MAX_PARTS", 6)
+    write_model(tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match="7 files; split into larger ones"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", split=1)
+
+
+def test_what_is_for_grok_alone(tmp_path: Path) -> None:
+    write_model(tmp_path / "m.gguf")
+    for outputs, told in ((["o-bf16"], {}), (["o-F16.gguf"], {"no_tokenizer": True})):
+        with pytest.raises(FormatError, match="architecture 'llama': directories, --spec"):
+            weightcast.convert(tmp_path / "m.gguf", *(tmp_path / o for o in outputs), **told)
+    with pytest.raises(RequestError, match="two outputs have the same name"):
+        weightcast.convert(tmp_path / "m.gguf", *[tmp_path / "o-F16.gguf"] * 2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_headers(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Converted, or refused in one line; nothing is left behind then."""
+    folder = tmp_path_factory.mktemp("damaged")
+    tensors = {
+        "blk.0.a.weight": floats(normal(0, 2, 2, 64)),
+        "b": floats(normal(1, 8)),
+        "c.weight": Part(files.Q8_0, (2, 32), bytes(68)),
+    }
+    metadata = {
+        "general.architecture": string("llama"),
+        "llama.attention.head_count": files.array(4, bytes(8)),
+        "general.alignment": u32(32),
+    }
+    path = write(folder / "m.gguf", metadata, tensors)
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(8, read(path).data_start - 1))
+        raw[position] = data.draw(st.sampled_from([0, 1, 2, 3, 128, 255]) | st.integers(0, 255))
+    path.write_bytes(raw)
+    try:
+        weightcast.convert(path, folder / "o-Q4_K_M.gguf", allow_requantize=True)
+        problem = None
+    except CheckpointError as error:
+        problem = str(error)
+    if problem is not None:
+        assert "\n" not in problem
+        assert [entry.name for entry in folder.iterdir()] == ["m.gguf"]
+
+
+# Grok-1.
+
+
+def test_grok_keeps_everything_too(tiny: Path, tmp_path: Path) -> None:
+    """A Grok GGUF with keys of its own, without a tokenizer, and nobody asks for one."""
+    weightcast.convert(tiny, tmp_path / "a-F32.gguf", no_tokenizer=True)
+    made = read(tmp_path / "a-F32.gguf")
+    names = list(made.tensors)[::-1]
+    metadata = {**made.metadata, "mine": string(b"\xff")}
+    write(tmp_path / "b.gguf", metadata, {name: made.tensors[name] for name in names})
+    weightcast.convert(tmp_path / "b.gguf", tmp_path / "c-BF16.gguf", tmp_path / "c-bf16")
+    carried = read(tmp_path / "c-BF16.gguf")
+    assert list(carried.tensors) == names
+    assert {**carried.metadata, "general.file_type": u32(0)} == metadata
+    weightcast.convert(tiny, tmp_path / "d-BF16.gguf", tmp_path / "d-bf16", no_tokenizer=True)
+    assert carried.tensors == read(tmp_path / "d-BF16.gguf").tensors
+    for path in (tmp_path / "d-bf16").iterdir():
+        assert path.read_bytes() == (tmp_path / "c-bf16" / path.name).read_bytes()
+
+
+# What is shown.
+
+
+def test_described(tmp_path: Path) -> None:
+    write_model(tmp_path / "m.gguf")
+    graph = weightcast.open(tmp_path / "m.gguf")
+    assert list(graph) == list(dense())
+    assert graph.family == "llama"
+    told = graph.spec.describe()
+    assert told["uint64"] == (1 << 64) - 1
+    assert told["tokenizer.ggml.tokens"] == ["a", "", "\udcc3", "\u2581b", "\0"]
+    assert told["uint8s"] == {"array": "uint8", "length": 256}
+    assert told["a signalling NaN"] == "nan"
+    assert told["bools"] == [False, True, True]
+    assert json.loads(json.dumps(told, allow_nan=False)) == told

@@ -1,0 +1,73 @@
+"""Put numbers, lists, names and sizes into words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+
+def bytes_text(nbytes: int) -> str:
+    """Bytes in full and in a readable unit."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes:,} bytes ({nbytes / size:.2f} {unit})"
+    return f"{nbytes:,} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A time to read: 0.4 s, 35 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+_MAX_SHOWN: Final = 100
+
+
+def shown(value: object) -> str:
+    """Show a value from a file in a message: one line, printable, not long."""
+    text = " ".join(ascii(_beginning(value, _Count())).split())
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+@dataclass(slots=True)
+class _Count:
+    """Values that may still be shown: each takes a character at least."""
+
+    left: int = 2 * _MAX_SHOWN
+
+
+def _beginning(value: object, count: _Count) -> object:
+    """Cut a value from JSON or TOML down to what is shown of it, however large and deep it is."""
+    count.left -= 1
+    if isinstance(value, str):
+        return value[: 2 * _MAX_SHOWN]
+    if isinstance(value, dict):
+        items = islice(value.items(), max(count.left, 0))
+        return {_beginning(key, count): _beginning(each, count) for key, each in items}
+    if isinstance(value, list):
+        return [_beginning(each, count) for each in islice(value, max(count.left, 0))]
+    return value
+
+
+def count(n: int, noun: str) -> str:
+    """A number and what is counted: 1 tensor, 2,000 tensors."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
+
+
+def one_line(text: str) -> str:
+    """A text with what cannot be printed, line ends among it, spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def in_code(text: str) -> str:
+    """A text for code in Markdown, in tables too: one line, nothing that ends code or a cell."""
+    return one_line(text).replace("|", "\\|").replace("`", "'")
