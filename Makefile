@@ -14,9 +14,11 @@ test: .venv/.development
 lint: .venv/.development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/.development
 	$(BIN)/mypy
+	$(BIN)/pyright
 
 # Editable installs: Python edits are live, C++ edits run these rules again.
 define install
