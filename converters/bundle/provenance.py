@@ -117,7 +117,7 @@ def _parameters(
         "source": readable(inputs.source_name),
         "output": {
             "name": readable(request.path.name),
-            "kind": request.kind,
+            "kind": request.target.name,
             "type": request.type_name,
         },
         "rules": [

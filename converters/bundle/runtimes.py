@@ -27,7 +27,7 @@ def running(output: Output, *, no_tokenizer: bool) -> Iterator[str]:
     """Give the section's lines, in Markdown."""
     yield "All of the weights must fit into memory, of GPUs or of the machine."
     yield ""
-    if output.request.kind == "gguf":
+    if not output.request.target.is_directory:
         yield from _llama_cpp(output)
         if no_tokenizer:
             yield "- There is no tokenizer in it: only token ids go in and come out."

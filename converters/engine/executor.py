@@ -397,6 +397,5 @@ class _Run:
     def _remedy(self, destination: Destination) -> str:
         """What to do about values that are too large for a type."""
         wider = F32 if destination.type == BF16 else BF16
-        if self._plan.outputs[destination.output].request.kind == "gguf":
-            return f"; --tensor-type '{destination.tensor}={wider.name}' gives it a wider range"
-        return f"; write a directory in {wider.name.lower()}"
+        target = self._plan.outputs[destination.output].request.target
+        return target.remedy(destination.tensor, wider)

@@ -47,7 +47,7 @@ def _output(number: int, output: Output, measured: Measured) -> MeasuredOutput:
     weighed_by = output.weighing.matrix
     return MeasuredOutput(
         path=str(request.path),
-        kind=request.kind,
+        kind=request.target.name,
         type=request.type_name,
         nbytes=output.size,
         tensors=tuple(tensors.values()),

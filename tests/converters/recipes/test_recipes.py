@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import DATA
 
-from weightcast.converters.families.grok1.tensors import places
+from tests.grok1 import places
 from weightcast.converters.recipes import decide
 from weightcast.converters.recipes.decide import (
     Decision,

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from support import Golden
 
 import weightcast
+from tests.grok1 import EMBEDDING, places
 from weightcast.commands.text.graph import graph_lines, graph_values
 from weightcast.converters.families.grok1 import forward
-from weightcast.converters.families.grok1.tensors import EMBEDDING, places
 from weightcast.converters.graph import read as slabs
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.plan import budget as memory
@@ -333,7 +333,8 @@ def test_logits_over_int8_are_those_over_the_shards(tmp_path: Path) -> None:
         if expert is not None:
             tensor = weightcast.converters.graph.tensor.take(tensor, expert)
         values = load_float32(tensor)
-        return values.astype(ml_dtypes.bfloat16).astype(np.float32) if name == EMBEDDING else values
+        is_table = name == "token_embd.weight"
+        return values.astype(ml_dtypes.bfloat16).astype(np.float32) if is_table else values
 
     expected = forward.forward(shards.spec, load, WIDE.tokens[:1]).logits
     np.testing.assert_array_equal(forward.logits(found, WIDE.tokens[:1]), expected)

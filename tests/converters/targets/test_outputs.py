@@ -14,8 +14,8 @@ from safetensors import safe_open
 from support import Golden, as_stored
 
 import weightcast
+from tests.grok1 import EMBEDDING, places
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.tensors import EMBEDDING, places
 from weightcast.converters.plan import budget as memory
 
 
@@ -106,7 +106,7 @@ def test_bf16_directory_is_bf16_of_the_product(golden: Golden, tmp_path: Path) -
         for expert in experts:
             found = tensors.pop(place.hugging_face(expert))
             expected = source if expert is None else source[expert]
-            dtype = np.float32 if place.role.stays_float32 else ml_dtypes.bfloat16
+            dtype = np.float32 if place.role.storage == "float32" else ml_dtypes.bfloat16
             assert found.dtype == dtype
             bits = f"u{found.itemsize}"
             np.testing.assert_array_equal(
@@ -128,7 +128,7 @@ def test_plain_float_outputs_agree_with_each_other(tiny: Path, tmp_path: Path, n
     found = weightcast.open(tmp_path / name)
     for place in places(found.spec.num_layers):
         values = dequantized(exact[place.gguf])
-        if not place.role.stays_float32:
+        if place.role.storage != "float32":
             values = values.astype(dtype).astype(np.float32)
         loaded = weightcast.converters.graph.read.load_float32(found[place.name])
         np.testing.assert_array_equal(loaded, values)

@@ -35,7 +35,7 @@ def convert(source: Path, *outputs: Path, **options: Any) -> weightcast.converte
 
 def shapes(source: Path) -> dict[str, tuple[int, ...]]:
     graph = weightcast.open(source)
-    names = weightcast.converters.families.grok1.types.gguf_tensors(graph)
+    names = weightcast.converters.targets.types.shapes_of(graph)
     return dict(names)
 
 
