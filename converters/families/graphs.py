@@ -101,6 +101,8 @@ def graph_from_names(
         tensors[place.name] = tensor if read is None else read(tensor)
     # A copy of a tied tensor under its own name adds nothing.
     for original, tied in family.ties.items():
+        if tied.role.name not in family.names[convention]:
+            continue
         copy = left.pop(family.name_in(tied, convention), None)
         if copy is not None:
             check_tied(family, copy, first_array(tensors[original]))

@@ -7,6 +7,7 @@ of which there is no table keep the names of their source.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from weightcast.converters.graph.dimensions import Dimensions, Number
 from weightcast.converters.graph.tensor import Tensor
+from weightcast.errors import LayoutError
 from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary
 
@@ -65,12 +67,14 @@ class Stored:
     """How a convention stores a role: a name with {layer} and, of single experts, {expert}.
 
     `earlier` are names that files of the past have. `read` turns what is stored into [..., out,
-    in], by operations of the graph: Grok-1's shards transpose their matrices.
+    in], by operations of the graph: Grok-1's shards transpose their matrices. `write` turns that
+    back, for targets of the convention.
     """
 
     name: str
     earlier: tuple[str, ...] = ()
     read: Callable[[Tensor], Tensor] | None = None
+    write: Callable[[Tensor], Tensor] | None = None
 
     @property
     def is_one_expert(self) -> bool:
@@ -272,6 +276,23 @@ class Family:
         """Give a tensor's name in a convention, and then its earlier ones."""
         stored = self.stored(place, convention)
         return [n.format(layer=place.layer) for n in (stored.name, *stored.earlier)]
+
+    def written(self, place: Place, convention: str, tensor: Tensor) -> Tensor:
+        """Turn a tensor, or one expert of it, into what a convention stores.
+
+        Raises LayoutError if the convention stores something else, and the table does not say how
+        to make it.
+        """
+        stored = self.stored(place, convention)
+        if stored.read is not None and stored.write is None:
+            raise LayoutError(f"{place.name}: {self.title} has no way to write it as {stored.name}")
+        return tensor if stored.write is None else stored.write(tensor)
+
+    def layer_pattern(self, convention: str) -> re.Pattern[str]:
+        """Match the start of names of tensors in layers; the first group is the layer."""
+        names = (stored.name for stored in self.names[convention].values())
+        starts = {name.partition("{layer}")[0] for name in names if "{layer}" in name}
+        return re.compile(rf"(?:{'|'.join(map(re.escape, sorted(starts)))})([0-9]{{1,6}})\b")
 
     def renamed(self, name: str) -> str:
         """Give the canonical name of a GGUF tensor that may bear an earlier one."""

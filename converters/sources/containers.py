@@ -6,7 +6,6 @@ model, and which convention of names its tensors follow. What the names mean, a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +35,6 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary, from_gguf
 from weightcast.text import shown
-
-_LAYER_NAME: Final = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
 
 class Container(Protocol):
@@ -187,7 +184,8 @@ class Safetensors:
             told = Told(read_spec(family, spec), str(spec))
         stored = safetensors.read_directory(source)
         arrays = join_packed(source, config, stored)
-        layers = {int(match[1]) for name in arrays if (match := _LAYER_NAME.match(name))}
+        in_layer = family.layer_pattern(self.written)
+        layers = {int(match[1]) for name in arrays if (match := in_layer.match(name))}
         if not layers or max(layers) >= len(layers):
             raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
         graph = graph_from_names(

@@ -116,19 +116,20 @@ GGUF: Final = Gguf()
 def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Output:
     family, recipe, split_bytes = graph.family, request.recipe, context.split_bytes
     chosen = choose(graph, request, has_importance=context.imatrix is not None)
-    copied = {p.name for p, d in chosen if is_stored_as(graph[p.name], type_of(d).name)}
+    tensors = {p.name: family.written(p, GGUF.convention, graph[p.name]) for p, _ in chosen}
+    copied = {p.name for p, d in chosen if is_stored_as(tensors[p.name], type_of(d).name)}
     decisions = [decision for _, decision in chosen]
     weighing = weigh(context.imatrix, shapes_of(graph), decisions, copied)
-    entries = [Entry(p.name, type_of(d), graph[p.name].shape) for p, d in chosen]
+    entries = [Entry(p.name, type_of(d), tensors[p.name].shape) for p, d in chosen]
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do
     assert family.metadata is not None
     metadata = family.metadata(graph, context.vocabulary, recipe.file_type)
     metadata |= provenance_metadata(weighing.matrix)
     made = lay_out_files(request.path, metadata, entries, split_bytes)
-    tensors = tuple(
+    planned = tuple(
         PlannedTensor(
-            quantized(place.name, graph[place.name], type_of(decision).name),
+            quantized(place.name, tensors[place.name], type_of(decision).name),
             type_of(decision),
             *made.offsets[place.name],
             weighing.rows.get(place.name),
@@ -137,4 +138,4 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
     )
     notes = (*choice_notes((p.name, d) for p, d in chosen), *weighing.notes())
     notes += tuple(family.notes(graph, GGUF.name))
-    return Output(request, made.files, tensors, {}, notes, weighing)
+    return Output(request, made.files, planned, {}, notes, weighing)

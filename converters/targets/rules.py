@@ -50,7 +50,11 @@ def choose_types(
     """
     rules = Rules(overrides)
     found = []
-    heads = {name: family.name_in(tied, CONVENTION) for name, tied in family.ties.items()}
+    heads = {
+        name: family.name_in(tied, CONVENTION)
+        for name, tied in family.ties.items()
+        if tied.role.name in family.names[CONVENTION]
+    }
     for place, expert, name, plain in _named(family, tensors):
         names = [place.name, name, *(head for of, head in heads.items() if of == place.name)]
         override = rules.find(*names, whole_name=place.role.storage == "float32")

@@ -277,15 +277,16 @@ def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[Chosen]) -> Ite
     model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
     which no other tensor follows.
     """
+    family = graph.family
     for choice in chosen:
         tensor = graph[choice.place.name]
         source = tensor if choice.expert is None else take(tensor, choice.expert)
-        yield _item(choice, source, kind)
-        tied = graph.family.ties.get(choice.place.name)
-        if tied is not None:
-            name = graph.family.name_in(tied, CONVENTION)
-            head = quantized(name, tensor, choice.plain.name)
-            yield _Item(head, choice.plain, tied, None)
+        yield _item(choice, family.written(choice.place, CONVENTION, source), kind)
+        tied = family.ties.get(choice.place.name)
+        if tied is not None and tied.role.name in family.names[CONVENTION]:
+            name = family.name_in(tied, CONVENTION)
+            copy = family.written(tied, CONVENTION, tensor)
+            yield _Item(quantized(name, copy, choice.plain.name), choice.plain, tied, None)
 
 
 def _item(choice: Chosen, source: Tensor, kind: DirectoryType) -> _Item:

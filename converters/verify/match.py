@@ -110,10 +110,17 @@ def _wanted(
         if family.stored(place, convention).is_one_expert:
             for n in range(tensor.shape[0]):
                 called = family.name_in(place, convention, n)
-                yield _Wanted((called,), name, take(tensor, n), place, n)
+                expert = family.written(place, convention, take(tensor, n))
+                yield _Wanted((called,), name, expert, place, n)
         else:
-            yield _Wanted(tuple(family.names_in(place, convention)), name, tensor, place)
+            names = tuple(family.names_in(place, convention))
+            written = family.written(place, convention, tensor)
+            yield _Wanted(names, name, written, place)
         # A tied tensor need not be there.
         tied = family.ties.get(name)
-        if tied is not None and (head := family.name_in(tied, convention)) in there:
-            yield _Wanted((head,), name, tensor, place, tied=tied.name)
+        if tied is None or tied.role.name not in family.names[convention]:
+            continue
+        head = family.name_in(tied, convention)
+        if head in there:
+            copy = family.written(tied, convention, tensor)
+            yield _Wanted((head,), name, copy, place, tied=tied.name)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.compare.measure import rows_float32
 from weightcast.converters.graph.model import Place, Role, TensorGraph
+from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import View, matrices
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.samples import Fit, columns, fit, middle, unscaled
@@ -63,8 +64,9 @@ class _Candidate:
 class Mistakes:
     """Explains tensors of one artifact by what is in its source."""
 
-    def __init__(self, source: TensorGraph) -> None:
+    def __init__(self, source: TensorGraph, convention: str) -> None:
         self._graph = source
+        self._convention = convention
         self._values = source.spec.describe() if source.family.has_table else {}
         self._rows: OrderedDict[tuple[Any, ...], NDArray[np.float32]] = OrderedDict()
         self._cached = 0
@@ -102,7 +104,7 @@ class Mistakes:
         key = (candidate.place.name, candidate.expert, row0, row1)
         found = self._rows.pop(key, None)
         if found is None:
-            views = matrices(self._graph[candidate.place.name])
+            views = matrices(self._written(candidate.place))
             found = rows_float32(views[candidate.expert or 0], row0, row1)
             self._cached += found.size
         self._rows[key] = found
@@ -152,7 +154,11 @@ class Mistakes:
         return self._graph
 
     def shape_of(self, place: Place) -> tuple[int, ...]:
-        return self._graph[place.name].shape
+        return self._written(place).shape
+
+    def _written(self, place: Place) -> Tensor:
+        """The tensor as the artifact's convention stores it."""
+        return self._graph.family.written(place, self._convention, self._graph[place.name])
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,7 @@ class _Verifier:
             sample=self._sample,
             on_progress=on_progress,
         )
-        found: Judgement = judge(held, tallies, Mistakes(graph))
+        found: Judgement = judge(held, tallies, Mistakes(graph, self._structure.target.convention))
         self._problems += found.problems
         self._notes += found.notes
         self._matrices = found.counts
