@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightcast.errors import CheckpointError, FormatError, MissingTensorError
+from weightcast.formats.array import Layout
 from weightcast.formats.gguf.layout import Entry, lay_out, new_writer
-from weightcast.formats.gguf.read import Layout, read_file, read_split, split_name
+from weightcast.formats.gguf.read import read_file, read_split, split_name
 from weightcast.quant.types import BF16, F16, F32, Q8_0, STORED_TYPES
 
 Writer = Callable[..., Path]
