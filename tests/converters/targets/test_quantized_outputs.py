@@ -20,6 +20,7 @@ import weightcast
 from weightcast.converters.convert import Summary, prepare, run
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.recipe import RECIPES
+from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, LayoutError
 from weightcast.quant import backend
 from weightcast.quant.cpu.library import BlockCounts, Matrix
