@@ -22,12 +22,12 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long v
   return before;
 }
 
-#include "device_blocks.h"
-#include "device_checks.h"
-#include "device_errors.h"
-#include "device_types.h"
+#include "device/blocks.h"
+#include "device/checks.h"
+#include "device/errors.h"
+#include "device/types.h"
 #ifdef WC_HELD
-#include "device_groups.h"
+#include "device/groups.h"
 #endif
 
 namespace weightcast {

@@ -1,0 +1,121 @@
+// Entry points of the kernels for a device, compiled by NVRTC: one unit a type and operation, chosen by
+// WC_QUANTIZE (a type's name) or WC_GROUPS, with WC_WEIGHED if there is an importance, WC_DEQUANTIZE,
+// WC_MEASURE or WC_CHECKS. All arithmetic is in the headers, which the host's library shares; the
+// options that keep its bits are in cuda_kernels.py.
+#define WC_DEVICE __device__
+
+// The number of a thread in its launch.
+#define WC_PLACE (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x)
+
+#define WC_JOIN_2(a, b) a##b
+#define WC_JOIN(a, b) WC_JOIN_2(a, b)
+
+// Types whose blocks are held in registers.
+#define WC_HELD_F32 1
+#define WC_HELD_F16 1
+#define WC_HELD_BF16 1
+#define WC_HELD_Q4_0 1
+#define WC_HELD_Q4_1 1
+#define WC_HELD_Q5_0 1
+#define WC_HELD_Q5_1 1
+#define WC_HELD_Q8_0 1
+#define WC_HELD_Q2_0 1
+#define WC_HELD_MXFP4 1
+#define WC_HELD_NVFP4 1
+#define WC_HELD_IQ4_NL 1
+
+#if defined(WC_QUANTIZE)
+#if WC_JOIN(WC_HELD_, WC_QUANTIZE)
+#define WC_HELD 1
+#endif
+#include "device/types.h"
+
+#ifdef WC_WEIGHED
+#define WC_SYMBOL WC_JOIN(weightcast_quantize_weighed_, WC_QUANTIZE)
+constexpr bool kWeighed = true;
+#else
+#define WC_SYMBOL WC_JOIN(weightcast_quantize_, WC_QUANTIZE)
+constexpr bool kWeighed = false;
+#endif
+using Tile = weightcast::QuantizeTile<weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE), kWeighed>;
+
+extern "C" __global__ void __launch_bounds__(Tile::threads)
+    WC_SYMBOL(const __grid_constant__ weightcast::QuantizeArguments a) {
+  extern __shared__ __align__(16) uint8_t staged[];
+  const Tile tile(a, blockIdx.x);
+  tile.make(static_cast<int>(threadIdx.x), staged);
+  __syncthreads();
+  tile.store(static_cast<int>(threadIdx.x), staged);
+}
+
+// Where the tables of the grids lie, for the types that have one.
+extern "C" __global__ void weightcast_set_tables(const void* tables) {
+  weightcast::device_tables = tables;
+}
+
+#elif defined(WC_GROUPS)
+#define WC_HELD 1
+#include "device/groups.h"
+
+#ifdef WC_WEIGHED
+#define WC_SYMBOL weightcast_make_weighed_groups
+constexpr bool kWeighed = true;
+#else
+#define WC_SYMBOL weightcast_make_groups
+constexpr bool kWeighed = false;
+#endif
+
+// Four blocks fit a multiprocessor: without the limit more registers are taken, for no fewer spills.
+extern "C" __global__ void __launch_bounds__(weightcast::kGroupThreads, 4)
+    WC_SYMBOL(const __grid_constant__ weightcast::GroupArguments a) {
+  weightcast::DeviceGroup<kWeighed>(a, WC_PLACE).make();
+}
+
+#elif defined(WC_DEQUANTIZE)
+#include "device/blocks.h"
+
+using Tile = weightcast::DequantizeTile<weightcast::WC_JOIN(Block, WC_DEQUANTIZE)>;
+
+extern "C" __global__ void __launch_bounds__(Tile::threads)
+    WC_JOIN(weightcast_dequantize_, WC_DEQUANTIZE)(const __grid_constant__ weightcast::DequantizeArguments a) {
+  __shared__ Tile::Staged staged;
+  const Tile tile(a, blockIdx.x);
+  const int thread = static_cast<int>(threadIdx.x);
+  tile.load(thread, staged);
+  __syncthreads();
+  tile.make(thread, staged);
+  __syncthreads();
+  tile.store(thread, staged);
+}
+
+#elif defined(WC_MEASURE)
+#include "device/errors.h"
+
+extern "C" __global__ void __launch_bounds__(128)
+    WC_JOIN(weightcast_measure_, WC_MEASURE)(const __grid_constant__ weightcast::QuantizeArguments a,
+                                             int32_t rounded, weightcast_moments* parts) {
+  weightcast::measure_chunk<weightcast::WC_JOIN(Block, WC_MEASURE)>(a, rounded != 0, parts, WC_PLACE);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    weightcast_add_chunks(weightcast_moments* parts, int64_t n_out, int64_t chunks) {
+  weightcast::add_chunks(parts, n_out, chunks, WC_PLACE);
+}
+
+#elif defined(WC_CHECKS)
+#include "device/checks.h"
+
+extern "C" __global__ void weightcast_check_scales(const __grid_constant__ weightcast::CheckArguments a) {
+  weightcast::check_scale(a, WC_PLACE);
+}
+
+extern "C" __global__ void weightcast_check_importance(
+    const __grid_constant__ weightcast::CheckArguments a) {
+  weightcast::check_importance(a, WC_PLACE);
+}
+
+extern "C" __global__ void weightcast_row_means(const __grid_constant__ weightcast::QuantizeArguments a,
+                                                float* means) {
+  weightcast::row_mean(a, means, WC_PLACE);
+}
+#endif
