@@ -78,7 +78,10 @@ def build_host_kernels(folder: Path) -> Path:
     """Compile the host forms of the package's own kernels."""
     # As the package's library is: contraction would change bytes.
     flags = ("-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{KERNELS}")
-    jobs = {folder / "held.o": ("-DWC_HELD=1",), folder / "read.o": ()}
+    jobs = {
+        folder / "registers.o": ("-DWC_IN_REGISTERS=true",),
+        folder / "memory.o": ("-DWC_IN_REGISTERS=false",),
+    }
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(

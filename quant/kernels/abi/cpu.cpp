@@ -2,6 +2,8 @@
 // all arithmetic is in the block headers.
 #include "abi/cpu.h"
 
+#include <type_traits>
+
 #include "dequantize/rows.h"
 #include "groups/driver.h"
 #include "groups/exact.h"
@@ -22,44 +24,42 @@
 namespace weightcast {
 namespace {
 
+// The rows of one type, made by its quantizer. Plain floats and Q8_0 have drivers of their own.
+template <class Type>
+struct Rows {
+  static int32_t quantize(const weightcast_source& s, const float* importance, uint8_t* dst,
+                          int64_t dst_stride, weightcast_result& result) {
+    return quantize_blocks<Type>(s, importance, dst, dst_stride, result);
+  }
+};
+template <class Emit>
+struct Rows<FloatRows<Emit>> {
+  static int32_t quantize(const weightcast_source& s, const float*, uint8_t* dst, int64_t dst_stride,
+                          weightcast_result& result) {
+    return quantize_floats<Emit>(s, dst, dst_stride, result);
+  }
+};
+template <>
+struct Rows<Q80> {
+  static int32_t quantize(const weightcast_source& s, const float*, uint8_t* dst, int64_t dst_stride,
+                          weightcast_result& result) {
+    return quantize_q8_0(s, dst, dst_stride, result);
+  }
+};
+
+enum class Need { IGNORED, OPTIONAL, REQUIRED };
+
 int32_t quantize(const weightcast_source& s, const float* importance, int32_t type, void* dst,
                  int64_t dst_stride, weightcast_result& result) {
-  auto* bytes = static_cast<uint8_t*>(dst);
+  auto* first = static_cast<uint8_t*>(dst);
   switch (type) {
-    case WEIGHTCAST_F32: return quantize_floats<EmitF32>(s, bytes, dst_stride, result);
-    case WEIGHTCAST_F16: return quantize_floats<EmitF16>(s, bytes, dst_stride, result);
-    case WEIGHTCAST_BF16: return quantize_floats<EmitBF16>(s, bytes, dst_stride, result);
-    case WEIGHTCAST_Q8_0: return quantize_q8_0(s, bytes, dst_stride, result);
-    case WEIGHTCAST_Q4_0: return quantize_blocks<Q40>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q4_1: return quantize_blocks<Q41>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q5_0: return quantize_blocks<Q50>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q5_1: return quantize_blocks<Q51>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q1_0: return quantize_blocks<Q10>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q2_0: return quantize_blocks<Q20>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_TQ1_0: return quantize_blocks<TQ10>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_TQ2_0: return quantize_blocks<TQ20>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_MXFP4: return quantize_blocks<MXFP4>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_NVFP4: return quantize_blocks<NVFP4>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ4_NL: return quantize_blocks<IQ4NL>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ4_XS: return quantize_blocks<IQ4XS>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q2_K: return quantize_blocks<Q2K>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q3_K: return quantize_blocks<Q3K>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q4_K: return quantize_blocks<Q4K>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q5_K: return quantize_blocks<Q5K>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_Q6_K: return quantize_blocks<Q6K>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ2_XXS:
-      if (importance == nullptr) return WEIGHTCAST_NEEDS_IMPORTANCE;
-      return quantize_blocks<IQ2XXS>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ2_XS:
-      if (importance == nullptr) return WEIGHTCAST_NEEDS_IMPORTANCE;
-      return quantize_blocks<IQ2XS>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ2_S: return quantize_blocks<IQ2S>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ3_XXS: return quantize_blocks<IQ3XXS>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ3_S: return quantize_blocks<IQ3S>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ1_S:
-      if (importance == nullptr) return WEIGHTCAST_NEEDS_IMPORTANCE;
-      return quantize_blocks<IQ1S>(s, importance, bytes, dst_stride, result);
-    case WEIGHTCAST_IQ1_M: return quantize_blocks<IQ1M>(s, importance, bytes, dst_stride, result);
+#define WC_TYPE(name, number, elements, bytes, quantizer, need, rows)            \
+  case WEIGHTCAST_##name:                                                        \
+    if (Need::need == Need::REQUIRED && importance == nullptr) {                 \
+      return WEIGHTCAST_NEEDS_IMPORTANCE;                                        \
+    }                                                                            \
+    return Rows<quantizer>::quantize(s, importance, first, dst_stride, result);
+#include "types.inc"
     default: return WEIGHTCAST_BAD_TYPE;
   }
 }
@@ -84,21 +84,27 @@ int32_t quantize_and_measure_groups(const weightcast_source& s, const float* imp
   return quantize_and_measure_groups(job, type, dst, result);
 }
 
-template <class Grid, int entries>
-const void* tables(const uint16_t (&grid)[entries], int64_t& nbytes) {
-  nbytes = sizeof(Grid);
-  return &tables_of<Grid>(grid);
-}
+// The tables of a type with a grid; none for the others.
+template <class Type, class = void>
+struct Tables {
+  static const void* of(int64_t& nbytes) {
+    nbytes = 0;
+    return nullptr;
+  }
+};
+template <class Type>
+struct Tables<Type, std::void_t<typename Type::Grid>> {
+  static const void* of(int64_t& nbytes) {
+    nbytes = sizeof(typename Type::Grid);
+    return &Type::tables();
+  }
+};
 
 const void* grid_tables(int32_t type, int64_t& nbytes) {
   switch (type) {
-    case WEIGHTCAST_IQ2_XXS: return tables<GridIQ2XXS>(kGridIQ2XXS, nbytes);
-    case WEIGHTCAST_IQ2_XS: return tables<GridIQ2XS>(kGridIQ2XS, nbytes);
-    case WEIGHTCAST_IQ2_S: return tables<GridIQ2S>(kGridIQ2S, nbytes);
-    case WEIGHTCAST_IQ3_XXS: return tables<GridIQ3XXS>(kGridIQ3XXS, nbytes);
-    case WEIGHTCAST_IQ3_S: return tables<GridIQ3S>(kGridIQ3S, nbytes);
-    case WEIGHTCAST_IQ1_S:
-    case WEIGHTCAST_IQ1_M: return tables<GridIQ1>(kGridIQ1, nbytes);
+#define WC_TYPE(name, number, elements, bytes, quantizer, importance, rows) \
+  case WEIGHTCAST_##name: return Tables<quantizer>::of(nbytes);
+#include "types.inc"
     default: nbytes = 0; return nullptr;
   }
 }

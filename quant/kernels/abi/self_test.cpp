@@ -25,6 +25,12 @@ constexpr Golden kGolden[] = {
 #include "abi/self_test_golden.inc"
 };
 
+constexpr int kTypes = 0
+#define WC_TYPE(...) +1
+#include "types.inc"
+    ;
+static_assert(sizeof kGolden / sizeof *kGolden == kTypes, "run tests/quant/golden.py: a type has no hash");
+
 uint64_t add_to_hash(uint64_t hash, const uint8_t* bytes, int64_t n) {  // FNV-1a
   for (int64_t i = 0; i < n; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3u;
   return hash;

@@ -38,7 +38,6 @@ struct BlockIQ2_XXS {
   // Of each block of 32, 32 bits: 4 grid indices; 32 bits: 4 times 7 signs, then s.
   uint16_t qs[kIQElements / 32][4];
 };
-static_assert(sizeof(BlockIQ2_XXS) == 66, "IQ2_XXS is 66 bytes per 256 weights");
 
 // x = d * (s + 1/2) / 4 * value * sign, effectively 2.3125 bits per weight.
 struct BlockIQ2_XS {
@@ -47,7 +46,6 @@ struct BlockIQ2_XS {
   uint16_t qs[kIQElements / 8];     // of each group of 8: grid index of 9 bits, then 7 signs
   uint8_t scales[kIQElements / 32];  // of two blocks of 16: s, 4 bits each
 };
-static_assert(sizeof(BlockIQ2_XS) == 74, "IQ2_XS is 74 bytes per 256 weights");
 
 // x = d * (s + 1/2) / 4 * value * sign, effectively 2.5625 bits per weight.
 struct BlockIQ2_S {
@@ -58,7 +56,6 @@ struct BlockIQ2_S {
   uint8_t qh[kIQElements / 32];     // of 4 groups: upper 2 bits of the grid index
   uint8_t scales[kIQElements / 32];  // of two blocks of 16: s, 4 bits each
 };
-static_assert(sizeof(BlockIQ2_S) == 82, "IQ2_S is 82 bytes per 256 weights");
 
 // x = d * (s + 1/2) / 2 * value * sign, effectively 3.0625 bits per weight.
 struct BlockIQ3_XXS {
@@ -67,7 +64,6 @@ struct BlockIQ3_XXS {
   uint8_t qs[kIQElements / 4];    // of each group of 4: grid index
   uint16_t ss[kIQElements / 32][2];  // of each block of 32, 32 bits: 4 times 7 signs, then s
 };
-static_assert(sizeof(BlockIQ3_XXS) == 98, "IQ3_XXS is 98 bytes per 256 weights");
 
 // x = d * (2 * s + 1) * value * sign, effectively 3.4375 bits per weight.
 struct BlockIQ3_S {
@@ -78,7 +74,6 @@ struct BlockIQ3_S {
   uint8_t signs[kIQElements / 8];   // of 8 weights
   uint8_t scales[kIQElements / 64];  // of two blocks of 32: s, 4 bits each
 };
-static_assert(sizeof(BlockIQ3_S) == 110, "IQ3_S is 110 bytes per 256 weights");
 
 // How far the three values of an IQ1 group are moved, to one side or the other.
 constexpr float kIQ1Delta = 0.125f;
@@ -90,7 +85,6 @@ struct BlockIQ1_S {
   uint8_t qs[kIQElements / 8];    // of each group of 8: low 8 bits of the grid index
   uint16_t qh[kIQElements / 32];  // of 4 groups: upper 3 bits of each; 3 bits s; the sign of delta
 };
-static_assert(sizeof(BlockIQ1_S) == 50, "IQ1_S is 50 bytes per 256 weights");
 
 // x = d * (2 * s + 1) * (value +- delta), effectively 1.75 bits per weight.
 struct BlockIQ1_M {
@@ -99,7 +93,6 @@ struct BlockIQ1_M {
   uint8_t qh[kIQElements / 16];       // of 2 groups: upper 3 bits of the index, sign of delta
   uint16_t scales[kIQElements / 64];  // of 4 blocks of 16: s, 3 bits each; a quarter of d's bits
 };
-static_assert(sizeof(BlockIQ1_M) == 56, "IQ1_M is 56 bytes per 256 weights");
 
 }  // namespace
 }  // namespace weightcast

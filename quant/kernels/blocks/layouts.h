@@ -35,7 +35,6 @@ struct BlockQ4_0 {
   uint16_t d;
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockQ4_0) == 18, "Q4_0 is 18 bytes per 32 weights");
 
 // x = d * q + m, q of 4 bits; 5 bits per weight.
 struct BlockQ4_1 {
@@ -43,7 +42,6 @@ struct BlockQ4_1 {
   uint16_t d, m;
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockQ4_1) == 20, "Q4_1 is 20 bytes per 32 weights");
 
 // x = d * (q - 16), q of 5 bits, the fifth of code j being bit j of qh (little-endian); 5.5 bits per
 // weight.
@@ -53,7 +51,6 @@ struct BlockQ5_0 {
   uint8_t qh[4];
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockQ5_0) == 22, "Q5_0 is 22 bytes per 32 weights");
 
 // x = d * q + m, q of 5 bits as in Q5_0; 6 bits per weight.
 struct BlockQ5_1 {
@@ -62,7 +59,6 @@ struct BlockQ5_1 {
   uint8_t qh[4];
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockQ5_1) == 24, "Q5_1 is 24 bytes per 32 weights");
 
 // x = d * q, q of 8 bits with a sign; 8.5 bits per weight.
 struct BlockQ8_0 {
@@ -70,7 +66,6 @@ struct BlockQ8_0 {
   uint16_t d;
   int8_t qs[32];
 };
-static_assert(sizeof(BlockQ8_0) == 34, "Q8_0 is 34 bytes per 32 weights");
 
 // x = d where bit j % 8 of qs[j / 8] is set, -d elsewhere; 1.125 bits per weight.
 struct BlockQ1_0 {
@@ -78,7 +73,6 @@ struct BlockQ1_0 {
   uint16_t d;
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockQ1_0) == 18, "Q1_0 is 18 bytes per 128 weights");
 
 // x = d * (q - 1), q of 2 bits: q_j are bits 2 * (j % 4) of qs[j / 4]; 2.25 bits per weight.
 struct BlockQ2_0 {
@@ -86,7 +80,6 @@ struct BlockQ2_0 {
   uint16_t d;
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockQ2_0) == 18, "Q2_0 is 18 bytes per 64 weights");
 
 // Ternary: x = d * (t - 1), t of 0, 1, 2.
 
@@ -99,7 +92,6 @@ struct BlockTQ1_0 {
   uint8_t qh[4];
   uint16_t d;
 };
-static_assert(sizeof(BlockTQ1_0) == 54, "TQ1_0 is 54 bytes per 256 weights");
 
 // Two bits each: bits 2 * n of qs[32 * h + m] are value 128 * h + 32 * n + m; 2.0625 bits per weight.
 struct BlockTQ2_0 {
@@ -107,7 +99,6 @@ struct BlockTQ2_0 {
   uint8_t qs[64];
   uint16_t d;
 };
-static_assert(sizeof(BlockTQ2_0) == 66, "TQ2_0 is 66 bytes per 256 weights");
 
 // 4-bit floats (E2M1) and codebooks; nibbles as in Q4_0, within each sub-block.
 
@@ -117,7 +108,6 @@ struct BlockMXFP4 {
   uint8_t e;
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockMXFP4) == 17, "MXFP4 is 17 bytes per 32 weights");
 
 // Four sub-blocks of 16: x = ue4m3(d) * fp4(q); 4.5 bits per weight.
 struct BlockNVFP4 {
@@ -125,7 +115,6 @@ struct BlockNVFP4 {
   uint8_t d[4];
   uint8_t qs[32];
 };
-static_assert(sizeof(BlockNVFP4) == 36, "NVFP4 is 36 bytes per 64 weights");
 
 // x = d * codebook[q]; 4.5 bits per weight.
 struct BlockIQ4_NL {
@@ -133,7 +122,6 @@ struct BlockIQ4_NL {
   uint16_t d;
   uint8_t qs[16];
 };
-static_assert(sizeof(BlockIQ4_NL) == 18, "IQ4_NL is 18 bytes per 32 weights");
 
 // Eight sub-blocks of 32: x = d * (s - 32) * codebook[q], s of 6 bits: its low four are nibble b of
 // scales_l, its high two are bits 2 * b of scales_h. 4.25 bits per weight.
@@ -144,7 +132,6 @@ struct BlockIQ4_XS {
   uint8_t scales_l[4];
   uint8_t qs[128];
 };
-static_assert(sizeof(BlockIQ4_XS) == 136, "IQ4_XS is 136 bytes per 256 weights");
 
 // K types: sub-blocks with quantized scales in a super-block. Codes of two bits: bits 2 * n of
 // qs[32 * h + m] are value 128 * h + 32 * n + m.
@@ -157,7 +144,6 @@ struct BlockQ2_K {
   uint8_t qs[64];
   uint16_t d, dmin;
 };
-static_assert(sizeof(BlockQ2_K) == 84, "Q2_K is 84 bytes per 256 weights");
 
 // Sixteen sub-blocks of 16: x = d * (s - 32) * (q - 4), q of 3 bits, the third of value 32 * n + m
 // being bit n of hmask[m]; s of 6 bits: the low four of b are in byte b % 8 of scales (high half
@@ -169,7 +155,6 @@ struct BlockQ3_K {
   uint8_t scales[12];
   uint16_t d;
 };
-static_assert(sizeof(BlockQ3_K) == 110, "Q3_K is 110 bytes per 256 weights");
 
 // Eight sub-blocks of 32: x = d * s * q - dmin * m, q of 4 bits: sub-blocks 2 * k and 2 * k + 1 are
 // the low and the high halves of qs[32 * k ..]. s and m of 6 bits: of sub-blocks 0 to 3 the low six
@@ -181,7 +166,6 @@ struct BlockQ4_K {
   uint8_t scales[12];
   uint8_t qs[128];
 };
-static_assert(sizeof(BlockQ4_K) == 144, "Q4_K is 144 bytes per 256 weights");
 
 // As Q4_K with q of 5 bits, the fifth of value 32 * b + m being bit b of qh[m]; 5.5 bits per weight.
 struct BlockQ5_K {
@@ -191,7 +175,6 @@ struct BlockQ5_K {
   uint8_t qh[32];
   uint8_t qs[128];
 };
-static_assert(sizeof(BlockQ5_K) == 176, "Q5_K is 176 bytes per 256 weights");
 
 // Sixteen sub-blocks of 16: x = d * scales[b] * (q - 32), q of 6 bits. Of value 128 * h + 32 * n + m
 // the low four are in ql[64 * h + 32 * (n % 2) + m] (high half from n = 2 on), the high two are bits
@@ -203,7 +186,6 @@ struct BlockQ6_K {
   int8_t scales[16];
   uint16_t d;
 };
-static_assert(sizeof(BlockQ6_K) == 210, "Q6_K is 210 bytes per 256 weights");
 
 }  // namespace
 }  // namespace weightcast

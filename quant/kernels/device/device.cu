@@ -10,24 +10,13 @@
 #define WC_JOIN_2(a, b) a##b
 #define WC_JOIN(a, b) WC_JOIN_2(a, b)
 
-// Types whose blocks are held in registers.
-#define WC_HELD_F32 1
-#define WC_HELD_F16 1
-#define WC_HELD_BF16 1
-#define WC_HELD_Q4_0 1
-#define WC_HELD_Q4_1 1
-#define WC_HELD_Q5_0 1
-#define WC_HELD_Q5_1 1
-#define WC_HELD_Q8_0 1
-#define WC_HELD_Q2_0 1
-#define WC_HELD_MXFP4 1
-#define WC_HELD_NVFP4 1
-#define WC_HELD_IQ4_NL 1
-
 #if defined(WC_QUANTIZE)
-#if WC_JOIN(WC_HELD_, WC_QUANTIZE)
-#define WC_HELD 1
-#endif
+enum { MEMORY, REGISTERS };
+enum {
+#define WC_TYPE(name, number, elements, bytes, quantizer, importance, rows) rows_of_##name = rows,
+#include "types.inc"
+};
+#define WC_IN_REGISTERS (WC_JOIN(rows_of_, WC_QUANTIZE) == REGISTERS)
 #include "device/types.h"
 
 #ifdef WC_WEIGHED
@@ -54,7 +43,7 @@ extern "C" __global__ void weightcast_set_tables(const void* tables) {
 }
 
 #elif defined(WC_GROUPS)
-#define WC_HELD 1
+#define WC_IN_REGISTERS true
 #include "device/groups.h"
 
 #ifdef WC_WEIGHED

@@ -41,7 +41,7 @@ struct DeviceGroup {
   }
 
   WC_INLINE void read(int64_t in, float (&x)[kGroupChunk]) const {
-    hold(column_at(s, out, in, kGroupChunk), kGroupChunk, x);
+    load_rows(column_at(s, out, in, kGroupChunk), kGroupChunk, x);
   }
 
   // Visit all chunks once; false, with the place noted, if a value is not finite.

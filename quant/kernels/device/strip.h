@@ -1,11 +1,16 @@
 // What block quantizers read on a device, where a thread makes one block of one output column.
 //
-// Blocks of up to kHeld weights are read once into registers (WC_HELD is set then); those of larger
-// ones, which are read in several passes, stay where they are: the caches serve the later passes.
+// The weights of small blocks are read once, into registers. Those of larger blocks stay in memory:
+// they are read in several passes, and the caches serve the later ones. WC_IN_REGISTERS says which it
+// is for all types of a unit (the last column of types.inc).
 #pragma once
 
 #include "simd/lanes.h"
 #include "source/elements.h"
+
+#ifndef WC_IN_REGISTERS
+#define WC_IN_REGISTERS false
+#endif
 
 namespace weightcast {
 namespace {
@@ -94,7 +99,7 @@ WC_UNROLL
 
 // The first `rows` of n rows as floats in registers, zeros behind them.
 template <int n>
-WC_INLINE void hold(const Column& column, int rows, float (&x)[n]) {
+WC_INLINE void load_rows(const Column& column, int rows, float (&x)[n]) {
   switch (column.type) {
     case WEIGHTCAST_F32: return read_rows<WEIGHTCAST_F32>(column, rows, x);
     case WEIGHTCAST_F16: return read_rows<WEIGHTCAST_F16>(column, rows, x);
@@ -111,21 +116,49 @@ WC_UNROLL
   }
 }
 
-#ifdef WC_HELD
-#define WC_UNROLL_HELD WC_UNROLL
-
-struct Strip {
+// The in-rows of a block that were read into registers.
+struct Registers {
   const float* first;
 
   WC_INLINE float operator[](int i) const { return first[i]; }
-  WC_INLINE Strip operator+(int rows) const { return {first + rows}; }
+  WC_INLINE Registers operator+(int rows) const { return {first + rows}; }
 };
 
-#else
-#define WC_UNROLL_HELD
+// Reads the n rows of a block once.
+template <int n>
+struct RowsInRegisters {
+  float x[n];
 
-using Strip = Column;
-#endif
+  WC_INLINE RowsInRegisters(const Column& column, int rows) { load_rows(column, rows, x); }
+  WC_INLINE Registers strip() const { return {x}; }
+};
+
+// Leaves them where they are.
+template <int n>
+struct RowsInMemory {
+  const Column& column;
+
+  WC_INLINE RowsInMemory(const Column& from, int) : column(from) {}
+  WC_INLINE Column strip() const { return column; }
+};
+
+template <bool in_registers>
+struct Access {
+  using Strip = Registers;
+  template <int n>
+  using Rows = RowsInRegisters<n>;
+};
+template <>
+struct Access<false> {
+  using Strip = Column;
+  template <int n>
+  using Rows = RowsInMemory<n>;
+};
+
+// What quantizers are given here.
+using Strip = Access<WC_IN_REGISTERS>::Strip;
+template <int n>
+using BlockRows = Access<WC_IN_REGISTERS>::Rows<n>;
 
 }  // namespace
 }  // namespace weightcast

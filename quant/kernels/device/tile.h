@@ -86,16 +86,25 @@ struct Overflow<FloatRows<Emit>> {
   }
 };
 
-// The first of n rows that is NaN or infinite, or -1. Loops have constant bounds and no exits, so that
-// rows can stay in registers.
+// The first of n rows that is NaN or infinite, or -1. Loops have constant bounds and no exits; rows in
+// registers stay there if they are unrolled as well.
 template <int n>
-WC_INLINE int first_not_finite(Strip x) {
+WC_INLINE int first_not_finite(Registers x) {
   int32_t worst = 0;
-WC_UNROLL_HELD
+WC_UNROLL
   for (int i = 0; i < n; ++i) worst = greater(worst, bits(magnitude(x[i])));
   if (worst < 0x7f800000) return -1;
   int first = 0;
-WC_UNROLL_HELD
+WC_UNROLL
+  for (int i = n - 1; i >= 0; --i) first = is_finite(x[i]) ? first : i;
+  return first;
+}
+template <int n>
+WC_INLINE int first_not_finite(Column x) {
+  int32_t worst = 0;
+  for (int i = 0; i < n; ++i) worst = greater(worst, bits(magnitude(x[i])));
+  if (worst < 0x7f800000) return -1;
+  int first = 0;
   for (int i = n - 1; i >= 0; --i) first = is_finite(x[i]) ? first : i;
   return first;
 }
@@ -153,13 +162,8 @@ struct QuantizeTile {
     if constexpr (kCarriesCodes<Type>) {
       if (a.source_type == WEIGHTCAST_I8 && carry_codes<Type::elements>(column, made)) return;
     }
-#ifdef WC_HELD
-    float held[Type::elements];
-    hold(column, rows, held);
-    const Strip x{held};
-#else
-    const Strip x = column;
-#endif
+    const BlockRows<Type::elements> block(column, rows);
+    const Strip x = block.strip();
     if (a.source_type != WEIGHTCAST_I8) {
       const int bad = first_not_finite<Type::elements>(x);
       if (bad >= 0) return note(a.found->not_finite, out * a.n_in + in0 + bad);

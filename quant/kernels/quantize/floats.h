@@ -6,6 +6,10 @@
 namespace weightcast {
 namespace {
 
+// The quantizer of plain floats, as types.inc names it: quantize_floats does its work.
+template <class Emit>
+struct FloatRows;
+
 constexpr int kDepth = 32;  // in-rows of a tile
 
 // Convert a finite tile; false, with the first offender in `result`, if a value overflows.

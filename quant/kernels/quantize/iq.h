@@ -9,14 +9,16 @@
 namespace weightcast {
 namespace {
 
-// What the driver asks of every type with grids.
-template <int block_bytes>
+// What the driver asks of every type with grids, and the tables of its grid.
+template <class Block, class GridTables, const auto& entries>
 struct TypeIQ {
-  static constexpr int elements = kIQElements;
-  static constexpr int depth = kIQElements;
-  static constexpr int bytes = block_bytes;
+  static constexpr int elements = Block::elements;
+  static constexpr int depth = elements;
+  static constexpr int bytes = sizeof(Block);
   static constexpr bool uses_row_sum = false;
   using halves = Halves<0>;
+  using Grid = GridTables;
+  static const Grid& tables() { return tables_of<Grid>(entries); }
 };
 
 template <int size>
@@ -39,9 +41,9 @@ inline void clear(M empty, Bytes first, int count) {
   for (int b = 0; b < count; ++b) store_bytes(first[b], select(empty, 0, load_bytes(first[b])));
 }
 
-struct IQ2XXS : TypeIQ<66> {
+struct IQ2XXS : TypeIQ<BlockIQ2_XXS, GridIQ2XXS, kGridIQ2XXS> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ2XXS& grid = tables_of<GridIQ2XXS>(kGridIQ2XXS);
+    const Grid& grid = tables();
     const F sigma2 = super_sigma2(x, 1.0f);
     F scales[8];
     I signs[8];
@@ -79,9 +81,9 @@ struct IQ2XXS : TypeIQ<66> {
   }
 };
 
-struct IQ2XS : TypeIQ<74> {
+struct IQ2XS : TypeIQ<BlockIQ2_XS, GridIQ2XS, kGridIQ2XS> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ2XS& grid = tables_of<GridIQ2XS>(kGridIQ2XS);
+    const Grid& grid = tables();
     const F sigma2 = super_sigma2(x, 1.0f);
     F scales[16];
     for (int ib = 0; ib < 16; ++ib) {
@@ -105,9 +107,9 @@ struct IQ2XS : TypeIQ<74> {
   }
 };
 
-struct IQ2S : TypeIQ<82> {
+struct IQ2S : TypeIQ<BlockIQ2_S, GridIQ2S, kGridIQ2S> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ2S& grid = tables_of<GridIQ2S>(kGridIQ2S);
+    const Grid& grid = tables();
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[16];
     I high[8];
@@ -139,9 +141,9 @@ struct IQ2S : TypeIQ<82> {
   }
 };
 
-struct IQ3XXS : TypeIQ<98> {
+struct IQ3XXS : TypeIQ<BlockIQ3_XXS, GridIQ3XXS, kGridIQ3XXS> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ3XXS& grid = tables_of<GridIQ3XXS>(kGridIQ3XXS);
+    const Grid& grid = tables();
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[8];
     I signs[8];
@@ -170,9 +172,9 @@ struct IQ3XXS : TypeIQ<98> {
   }
 };
 
-struct IQ3S : TypeIQ<110> {
+struct IQ3S : TypeIQ<BlockIQ3_S, GridIQ3S, kGridIQ3S> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ3S& grid = tables_of<GridIQ3S>(kGridIQ3S);
+    const Grid& grid = tables();
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[8];
     M zero[8];

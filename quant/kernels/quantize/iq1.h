@@ -150,9 +150,9 @@ struct IQ1Block {
   }
 };
 
-struct IQ1S : TypeIQ<50> {
+struct IQ1S : TypeIQ<BlockIQ1_S, GridIQ1, kGridIQ1> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ1& grid = tables_of<GridIQ1>(kGridIQ1);
+    const Grid& grid = tables();
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[8];
     I high[8];
@@ -226,7 +226,7 @@ inline bool has_overflow(Bytes block, SpreadHalf half) {
   return found;
 }
 
-struct IQ1M : TypeIQ<56> {
+struct IQ1M : TypeIQ<BlockIQ1_M, GridIQ1, kGridIQ1> {
   using halves = SpreadHalf;
 
   static void weigh_block(Strip from, const float* importance, F sigma2, F (&w)[16]) {
@@ -238,7 +238,7 @@ struct IQ1M : TypeIQ<56> {
   }
 
   static void quantize(Strip x, const float* importance, F, Bytes out) {
-    const GridIQ1& grid = tables_of<GridIQ1>(kGridIQ1);
+    const Grid& grid = tables();
     const F sigma2 = super_sigma2(x, 2.0f);
     F scales[16];
     I high[16], codes[16][2];
