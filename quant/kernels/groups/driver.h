@@ -96,10 +96,10 @@ int32_t quantize_small_groups(GroupJob& job, Watch& watch) {
     watch.begin(out0, count);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += tile_depth) {
       const int depth = at_most(s.n_in - in0, tile_depth);
-      const Piece piece = piece_at(s, out0, count, in0, depth, stage);
+      const MemoryView view = view_at(s, out0, count, in0, depth, stage);
       for (int skip = 0; skip < count; skip += kWidth) {
         const int width = at_most(count - skip, kWidth);
-        load_tile(s, piece, skip, out0 + skip, width, in0, depth, tile);
+        load_tile(s, view, skip, out0 + skip, width, in0, depth, tile);
         if (!tile_is_finite(s, tile, out0 + skip, in0, depth, job.result)) return WEIGHTCAST_NOT_FINITE;
         for (int c0 = 0; c0 < width; c0 += kLanes) {
           const int64_t first = out0 + skip + c0;
@@ -123,10 +123,10 @@ bool each_strip(GroupJob& job, int64_t out0, int count, int64_t in0, int64_t len
   Tile tile;
   for (int64_t in = in0; in < in0 + length; in += kMaxDepth) {
     const int depth = at_most(in0 + length - in, kMaxDepth);
-    const Piece piece = piece_at(job.s, out0, count, in, depth, stage);
+    const MemoryView view = view_at(job.s, out0, count, in, depth, stage);
     for (int skip = 0; skip < count; skip += kWidth) {
       const int width = at_most(count - skip, kWidth);
-      load_tile(job.s, piece, skip, out0 + skip, width, in, depth, tile);
+      load_tile(job.s, view, skip, out0 + skip, width, in, depth, tile);
       if (check && !tile_is_finite(job.s, tile, out0 + skip, in, depth, job.result)) return false;
       for (int c0 = 0; c0 < width; c0 += kLanes) {
         use(Strip{&tile.x[0][c0]}, skip + c0, at_most(width - c0, kLanes), in, depth);

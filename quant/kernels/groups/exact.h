@@ -58,13 +58,13 @@ struct alignas(64) StagedCodes {
   int8_t rows[kWidth][kMaxDepth];
 };
 
-// Columns `skip` and on of a piece, transposed; width and depth fill whole squares.
-inline void stage_columns(const Piece& piece, int skip, int width, int depth, StagedCodes& staged) {
+// Columns `skip` and on of a view, transposed; width and depth fill whole squares.
+inline void stage_columns(const MemoryView& view, int skip, int width, int depth, StagedCodes& staged) {
   constexpr int n = kSquare<int8_t>;
-  const auto* codes = static_cast<const int8_t*>(piece.first) + skip;
+  const auto* codes = static_cast<const int8_t*>(view.first) + skip;
   for (int c = 0; c < width; c += n) {
     for (int i = 0; i < depth; i += n) {
-      transpose_square(codes + i * piece.stride_in + c, piece.stride_in, &staged.rows[c][i], kMaxDepth);
+      transpose_square(codes + i * view.stride_in + c, view.stride_in, &staged.rows[c][i], kMaxDepth);
     }
   }
 }
@@ -78,14 +78,14 @@ inline void carry_codes_along_out(const weightcast_source& s, uint8_t* dst) {
     const int count = at_most(s.n_out - out0, run);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
       const int depth = at_most(s.n_in - in0, kMaxDepth);
-      const Piece piece = piece_at(s, out0, count, in0, depth, stage);
+      const MemoryView view = view_at(s, out0, count, in0, depth, stage);
       for (int skip = 0; skip < count; skip += kWidth) {
         const int width = at_most(count - skip, kWidth);
         const int squares = width / n * n;
-        stage_columns(piece, skip, squares, depth, staged);
+        stage_columns(view, skip, squares, depth, staged);
         for (int c = squares; c < width; ++c) {
-          const auto* column = static_cast<const int8_t*>(piece.first) + skip + c;
-          for (int i = 0; i < depth; ++i) staged.rows[c][i] = column[i * piece.stride_in];
+          const auto* column = static_cast<const int8_t*>(view.first) + skip + c;
+          for (int i = 0; i < depth; ++i) staged.rows[c][i] = column[i * view.stride_in];
         }
         uint8_t* row = dst + (out0 + skip) * s.n_in + in0;
         for (int c = 0; c < width; ++c, row += s.n_in) store_offset_codes(staged.rows[c], depth, row);
@@ -167,15 +167,15 @@ inline bool codes_differ(const weightcast_source& s, const uint8_t* codes, weigh
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int count = at_most(s.n_out - out0, run);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
-      const Piece piece = piece_at(s, out0, count, in0, at_most(s.n_in - in0, kMaxDepth), stage);
+      const MemoryView view = view_at(s, out0, count, in0, at_most(s.n_in - in0, kMaxDepth), stage);
       for (int skip = 0; skip < count; skip += kCheckSide) {
         const int width = at_most(count - skip, kCheckSide);
         for (int i = 0; i < kMaxDepth && in0 + i < s.n_in; i += kCheckSide) {
           const int depth = at_most(s.n_in - in0 - i, kCheckSide);
           const uint8_t* square = codes + (out0 + skip) * s.n_in + in0 + i;
-          const auto* stored = static_cast<const uint8_t*>(piece.first) + skip + i * piece.stride_in;
+          const auto* stored = static_cast<const uint8_t*>(view.first) + skip + i * view.stride_in;
           const bool is_square = width == kCheckSide && depth == kCheckSide && s.stride_out == 1;
-          if (is_square && !square_differs(square, s.n_in, stored, piece.stride_in, turned)) continue;
+          if (is_square && !square_differs(square, s.n_in, stored, view.stride_in, turned)) continue;
           if (find_different_code(s, codes, out0 + skip, width, in0 + i, depth, result)) return true;
         }
       }

@@ -266,10 +266,10 @@ void measure_rows(const MeasureJob& job, const Rows& rows) {
     sums.begin(out0, columns);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
       const int depth = at_most(s.n_in - in0, kMaxDepth);
-      const Piece piece = piece_at(s, out0, columns, in0, depth, work.stage);
+      const MemoryView view = view_at(s, out0, columns, in0, depth, work.stage);
       for (int skip = 0; skip < columns; skip += kWidth) {
         const int width = at_most(columns - skip, kWidth);
-        load_tile(s, piece, skip, out0 + skip, width, in0, depth, work.tile);
+        load_tile(s, view, skip, out0 + skip, width, in0, depth, work.tile);
         if (job.rounded) round_tile(work.tile, depth);
         measure_tile(rows, out0, skip, width, in0, depth, work, sums);
       }

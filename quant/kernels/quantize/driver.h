@@ -38,9 +38,9 @@ inline void row_means(const weightcast_source& s, int64_t out0, int columns, Wor
   for (F& mean : work.means) mean = 0.0f;
   for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
     const int depth = at_most(s.n_in - in0, kMaxDepth);
-    const Piece piece = piece_at(s, out0, columns, in0, depth, work.stage);
+    const MemoryView view = view_at(s, out0, columns, in0, depth, work.stage);
     for (int skip = 0; skip < columns; skip += kWidth) {
-      load_tile(s, piece, skip, out0 + skip, at_most(columns - skip, kWidth), in0, depth,
+      load_tile(s, view, skip, out0 + skip, at_most(columns - skip, kWidth), in0, depth,
                 work.tile);
       for (int c0 = 0; c0 < kWidth; c0 += kLanes) {
         const Strip x{&work.tile.x[0][c0]};
@@ -96,7 +96,7 @@ void note_overflow(Bytes bytes, int blocks, int columns, int64_t out0,
   }
 }
 
-// The blocks of one tile: columns [skip, skip + width) of a piece that begins at (out0, in0).
+// The blocks of one tile: columns [skip, skip + width) of a view that begins at (out0, in0).
 template <class Type>
 void quantize_tile(const float* importance, int skip, int width, int64_t out0, int64_t in0,
                    int depth, const Workspace& work, uint8_t* dst, int64_t dst_stride,
@@ -133,10 +133,10 @@ int32_t quantize_blocks(const weightcast_source& s, const float* importance, uin
     if (Type::uses_row_sum && importance != nullptr) row_means(s, out0, columns, work);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += Type::depth) {
       const int depth = at_most(s.n_in - in0, Type::depth);
-      const Piece piece = piece_at(s, out0, columns, in0, depth, work.stage);
+      const MemoryView view = view_at(s, out0, columns, in0, depth, work.stage);
       for (int skip = 0; skip < columns; skip += kWidth) {
         const int width = at_most(columns - skip, kWidth);
-        load_tile(s, piece, skip, out0 + skip, width, in0, depth, work.tile);
+        load_tile(s, view, skip, out0 + skip, width, in0, depth, work.tile);
         if (!tile_is_finite(s, work.tile, out0 + skip, in0, depth, result)) {
           return WEIGHTCAST_NOT_FINITE;
         }

@@ -54,11 +54,11 @@ int32_t quantize_floats(const weightcast_source& s, uint8_t* dst, int64_t dst_st
     const int columns = at_most(s.n_out - out0, run);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kDepth) {
       const int depth = at_most(s.n_in - in0, kDepth);
-      const Piece piece = piece_at(s, out0, columns, in0, depth, stage);
+      const MemoryView view = view_at(s, out0, columns, in0, depth, stage);
       for (int skip = 0; skip < columns; skip += kWidth) {
         const int64_t first = out0 + skip;
         const int width = at_most(columns - skip, kWidth);
-        load_tile(s, piece, skip, first, width, in0, depth, tile);
+        load_tile(s, view, skip, first, width, in0, depth, tile);
         if (!tile_is_finite(s, tile, first, in0, depth, result)) return WEIGHTCAST_NOT_FINITE;
         if (!convert_tile<Emit>(tile, depth, out, first, in0, result)) return WEIGHTCAST_OVERFLOW;
         transpose_tile(out, rows);

@@ -40,13 +40,13 @@ struct ScalesF16 {
   }
 };
 
-// Columns `skip` and on of a piece, from its row `i0` on.
-inline void load_codes(const Piece& piece, int skip, int width, int i0, Codes& codes) {
-  const auto* data = static_cast<const int8_t*>(piece.first) + skip * piece.stride_out;
+// Columns `skip` and on of a view, from its row `i0` on.
+inline void load_codes(const MemoryView& view, int skip, int width, int i0, Codes& codes) {
+  const auto* data = static_cast<const int8_t*>(view.first) + skip * view.stride_out;
   if (width < kWidth) std::memset(&codes, 0, sizeof codes);
   for (int i = 0; i < Q80::elements; ++i) {
-    const int8_t* row = data + (i0 + i) * piece.stride_in;
-    for (int c = 0; c < width; ++c) codes.q[i][c] = row[c * piece.stride_out];
+    const int8_t* row = data + (i0 + i) * view.stride_in;
+    for (int c = 0; c < width; ++c) codes.q[i][c] = row[c * view.stride_out];
   }
 }
 
@@ -66,7 +66,7 @@ inline void stage_codes(const int8_t* codes, int64_t stride, const uint16_t (&d)
 // Columns of a source that are made together, and what was found of them.
 struct Columns {
   int64_t out0;
-  int skip, width;  // in their piece
+  int skip, width;  // in their view
   ScalesF16 scales;
 };
 
@@ -91,8 +91,8 @@ inline void stage_mixed(const Columns& columns, const bool* keep, int block, con
   }
 }
 
-// Stage the blocks of some columns from row `i0` of a piece, in-row `in0` of the source.
-inline void stage_block(const weightcast_source& s, const Piece& piece, Columns& columns, int i0,
+// Stage the blocks of some columns from row `i0` of a view, in-row `in0` of the source.
+inline void stage_block(const weightcast_source& s, const MemoryView& view, Columns& columns, int i0,
                         int64_t in0, Tile& tile, StagedQ8_0& staged, weightcast_result& result,
                         bool& overflow) {
   constexpr bool nothing[kWidth] = {};
@@ -101,12 +101,12 @@ inline void stage_block(const weightcast_source& s, const Piece& piece, Columns&
   ScalesF16& scales = columns.scales;
   if (group != scales.group) scales.load(s, columns.out0, columns.width, group);
   const int block = i0 / Q80::elements;
-  if (one_group && piece.stride_out == 1 && columns.width == kWidth) {
-    const auto* codes = static_cast<const int8_t*>(piece.first) + i0 * piece.stride_in;
-    stage_codes(codes + columns.skip, piece.stride_in, scales.d, block, staged);
+  if (one_group && view.stride_out == 1 && columns.width == kWidth) {
+    const auto* codes = static_cast<const int8_t*>(view.first) + i0 * view.stride_in;
+    stage_codes(codes + columns.skip, view.stride_in, scales.d, block, staged);
   } else if (one_group) {
     Codes codes;
-    load_codes(piece, columns.skip, columns.width, i0, codes);
+    load_codes(view, columns.skip, columns.width, i0, codes);
     stage_codes(codes.q[0], kWidth, scales.d, block, staged);
   }
   if (one_group && scales.all_exact) {
@@ -114,8 +114,8 @@ inline void stage_block(const weightcast_source& s, const Piece& piece, Columns&
     return;
   }
   const bool* keep = one_group ? scales.exact : nothing;
-  const Piece rows{static_cast<const int8_t*>(piece.first) + i0 * piece.stride_in,
-                   piece.stride_out, piece.stride_in};
+  const MemoryView rows{static_cast<const int8_t*>(view.first) + i0 * view.stride_in,
+                        view.stride_out, view.stride_in};
   load_tile(s, rows, columns.skip, columns.out0, columns.width, in0, Q80::elements, tile);
   stage_mixed(columns, keep, block, tile, in0, staged, result, overflow);
   for (int c = 0; c < columns.width; ++c) {
@@ -148,14 +148,14 @@ inline int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int
     Columns strips[kMaxRun / kWidth];
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
       const int depth = at_most(s.n_in - in0, kMaxDepth);
-      const Piece piece = piece_at(s, out0, count, in0, depth, stage);
+      const MemoryView view = view_at(s, out0, count, in0, depth, stage);
       for (int skip = 0; skip < count; skip += kWidth) {
         Columns& columns = strips[skip / kWidth];
         columns.out0 = out0 + skip;
         columns.skip = skip;
         columns.width = at_most(count - skip, kWidth);
         for (int i0 = 0; i0 < depth; i0 += Q80::elements) {
-          stage_block(s, piece, columns, i0, in0 + i0, tile, staged, result, overflow);
+          stage_block(s, view, columns, i0, in0 + i0, tile, staged, result, overflow);
         }
         uint8_t* rows = dst + columns.out0 * dst_stride + in0 / Q80::elements * Q80::bytes;
         const size_t bytes = static_cast<size_t>(depth / Q80::elements) * Q80::bytes;

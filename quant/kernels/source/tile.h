@@ -1,4 +1,4 @@
-// Tile loader: a piece of any source as float32, columns of the matrix side by side.
+// Tile loader: a view of any source as float32, columns of the matrix side by side.
 //
 // Lanes are output columns: sixteen neighbouring `out` are sixteen SIMD lanes, and blocks run down
 // `in`. A JAX source is contiguous along `out`, so loading, dequantizing and transposing are one
@@ -20,7 +20,7 @@ struct alignas(64) Tile {
 };
 
 // Elements of a source from some (out0, in0) on.
-struct Piece {
+struct MemoryView {
   const void* first;
   int64_t stride_out, stride_in;
 };
@@ -51,8 +51,8 @@ inline int run_columns(const weightcast_source& s) {
 }
 
 // The elements from (out0, in0) on, `columns` wide: in place, or copied if that is worth it.
-inline Piece piece_at(const weightcast_source& s, int64_t out0, int columns, int64_t in0, int depth,
-                      Stage& stage) {
+inline MemoryView view_at(const weightcast_source& s, int64_t out0, int columns, int64_t in0,
+                          int depth, Stage& stage) {
   constexpr int kAhead = 16;  // rows
   const int64_t size = element_bytes(s.type);
   const auto* first =
@@ -119,21 +119,21 @@ void load_along_in(const typename Element<type>::stored* data, int64_t stride_ou
   }
 }
 
-// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width), which `piece` begins with; zeros
+// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width), which `view` begins with; zeros
 // beyond them. (Rows of the tile after `depth` hold anything.)
 template <int type>
-void load_typed(const weightcast_source& s, const Piece& piece, int64_t out0, int width,
+void load_typed(const weightcast_source& s, const MemoryView& view, int64_t out0, int width,
                 int64_t in0, int depth, Tile& tile) {
-  const auto* data = static_cast<const typename Element<type>::stored*>(piece.first);
+  const auto* data = static_cast<const typename Element<type>::stored*>(view.first);
   if (width < kWidth) std::memset(&tile, 0, sizeof(tile.x[0]) * static_cast<size_t>(depth));
-  if (piece.stride_out == 1) {
-    load_along_out<type>(data, piece.stride_in, width, depth, tile);
-  } else if (piece.stride_in == 1 && depth % kSquare<float> == 0) {
-    load_along_in<type>(data, piece.stride_out, width, depth, tile);
+  if (view.stride_out == 1) {
+    load_along_out<type>(data, view.stride_in, width, depth, tile);
+  } else if (view.stride_in == 1 && depth % kSquare<float> == 0) {
+    load_along_in<type>(data, view.stride_out, width, depth, tile);
   } else {
     for (int c = 0; c < width; ++c) {
       for (int i = 0; i < depth; ++i) {
-        tile.x[i][c] = Element<type>::value(data[c * piece.stride_out + i * piece.stride_in]);
+        tile.x[i][c] = Element<type>::value(data[c * view.stride_out + i * view.stride_in]);
       }
     }
   }
@@ -154,12 +154,12 @@ void load_typed(const weightcast_source& s, const Piece& piece, int64_t out0, in
   }
 }
 
-// Columns `skip` and on of a piece that begins at (out0 - skip, in0).
-inline void load_tile(const weightcast_source& s, const Piece& piece, int skip, int64_t out0,
+// Columns `skip` and on of a view that begins at (out0 - skip, in0).
+inline void load_tile(const weightcast_source& s, const MemoryView& view, int skip, int64_t out0,
                       int width, int64_t in0, int depth, Tile& tile) {
-  const auto* first = static_cast<const uint8_t*>(piece.first) +
-                      skip * piece.stride_out * element_bytes(s.type);
-  const Piece from{first, piece.stride_out, piece.stride_in};
+  const auto* first = static_cast<const uint8_t*>(view.first) +
+                      skip * view.stride_out * element_bytes(s.type);
+  const MemoryView from{first, view.stride_out, view.stride_in};
   switch (s.type) {
     case WEIGHTCAST_F32: return load_typed<WEIGHTCAST_F32>(s, from, out0, width, in0, depth, tile);
     case WEIGHTCAST_F16: return load_typed<WEIGHTCAST_F16>(s, from, out0, width, in0, depth, tile);
