@@ -1,5 +1,5 @@
-// The CPU driver: walks a source tile by tile. Compiled once per instruction set (WC_ISA names it);
-// all arithmetic is in the block headers.
+// The functions of one instruction set: each finds the quantizer or the layout of a type and hands over
+// to its driver. Compiled once per instruction set, which WC_ISA names. The arithmetic is in headers.
 #include "abi/cpu.h"
 
 #include <type_traits>
@@ -24,7 +24,7 @@
 namespace weightcast {
 namespace {
 
-// The rows of one type, made by its quantizer. Plain floats and Q8_0 have drivers of their own.
+// Makes rows of one type with its quantizer. Plain floats and Q8_0 have drivers of their own.
 template <class Type>
 struct Rows {
   static int32_t quantize(const weightcast_source& s, const float* importance, uint8_t* dst,
@@ -84,7 +84,7 @@ int32_t quantize_and_measure_groups(const weightcast_source& s, const float* imp
   return quantize_and_measure_groups(job, type, dst, result);
 }
 
-// The tables of a type with a grid; none for the others.
+// Finds the tables of a type with a grid; other types have none.
 template <class Type, class = void>
 struct Tables {
   static const void* of(int64_t& nbytes) {

@@ -1,4 +1,4 @@
-// What each instruction set's object offers to dispatch.cpp.
+// The functions that the object of each instruction set exports to dispatch.cpp.
 #pragma once
 
 #include "weightcast.h"

@@ -1,4 +1,4 @@
-// The C ABI: checks arguments, fixes the floating-point environment, calls the best kernels.
+// The C ABI: checks arguments, sets the floating-point environment and calls the best kernels.
 #include <cstdlib>
 #include <cstring>
 
@@ -11,7 +11,7 @@
 namespace weightcast {
 namespace {
 
-// A caller's flush-to-zero or rounding mode would change bytes: use the IEEE default meanwhile.
+// Sets IEEE defaults for as long as it lives: a caller's flush-to-zero or rounding mode would change bytes.
 class DefaultFloatEnvironment {
  public:
   DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
@@ -36,7 +36,7 @@ class DefaultFloatEnvironment {
 #endif
 };
 
-// The best that this processor has, or a lower one that was asked for.
+// Choose the best instruction set of this processor, or a lower one that WEIGHTCAST_ISA asks for.
 const Kernels& choose_kernels() {
   const char* wanted = std::getenv("WEIGHTCAST_ISA");
   if (wanted == nullptr) wanted = "";
@@ -60,7 +60,7 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Whether a source can be read, as a status.
+// Check that a source can be read; return a status.
 int32_t check_shape(const weightcast_source& s) {
   if (s.type != WEIGHTCAST_F32 && s.type != WEIGHTCAST_F16 && s.type != WEIGHTCAST_BF16 &&
       s.type != WEIGHTCAST_I8) {
@@ -72,7 +72,7 @@ int32_t check_shape(const weightcast_source& s) {
   return has_scales ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
-// code * scale is finite for every code if |scale| < 2^121, the largest code being 2^7.
+// Check that every code * scale is finite: it is if |scale| < 2^121, as no code exceeds 2^7.
 bool scales_are_safe(const weightcast_source& s, weightcast_result& result) {
   for (int64_t g = 0; g < s.groups; ++g) {
     const float* scales = s.scales + g * s.scale_stride;
@@ -87,7 +87,7 @@ bool scales_are_safe(const weightcast_source& s, weightcast_result& result) {
   return true;
 }
 
-// Errors are weighed by finite factors of zero or more.
+// Check that importance is finite and not negative, as weights of errors must be.
 bool importance_is_valid(const float* importance, int64_t n_in, weightcast_result& result) {
   for (int64_t in = 0; in < n_in; ++in) {
     if (!(importance[in] >= 0.0f) || !is_finite(importance[in])) {
@@ -98,7 +98,7 @@ bool importance_is_valid(const float* importance, int64_t n_in, weightcast_resul
   return true;
 }
 
-// What every source must be; `empty` if there is nothing to do.
+// Check what all calls require of a source. Sets `empty` if there is nothing to do.
 int32_t check_source(const weightcast_source& s, const float* importance, weightcast_result& result,
                      bool& empty) {
   result = weightcast_result{};
@@ -118,9 +118,9 @@ bool is_float_type(int32_t type) {
   return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
 }
 
-constexpr int64_t kGroupMultiple = 32;  // of values of a group
+constexpr int64_t kGroupMultiple = 32;  // group sizes are multiples of it
 
-// Whether rows of n_in values fill groups that there are.
+// Check that the groups are of a known kind and that rows of n_in values fill them.
 int32_t check_groups(const weightcast_group_type& type, const weightcast_groups& groups, int64_t n_in) {
   if (type.bits != 4 && type.bits != 8) return WEIGHTCAST_BAD_TYPE;
   if (!is_float_type(type.scale_type)) return WEIGHTCAST_BAD_TYPE;
@@ -128,7 +128,7 @@ int32_t check_groups(const weightcast_group_type& type, const weightcast_groups&
   return n_in == groups.groups * type.group_size ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
-// Whether a source's codes can be those of groups; `empty` if there is nothing to do.
+// Check that groups can hold a source's codes unchanged. Sets `empty` if there is nothing to do.
 int32_t check_carriage(const weightcast_source& s, const weightcast_group_type& type,
                        const weightcast_groups& groups, weightcast_result& result, bool& empty) {
   int32_t status = check_source(s, nullptr, result, empty);

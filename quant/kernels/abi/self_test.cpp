@@ -1,8 +1,8 @@
-// Golden bytes: does this build, on this processor, make the blocks that it must?
+// Self test: compares the blocks that this build makes on this processor with golden hashes.
 //
-// A compiler that contracts to FMA, flushes subnormals or reorders sums makes other bytes without
-// any error. The source is small and made of exact operations; the hashes of its blocks come from
-// ggml: tests/quant/golden.py makes and checks them.
+// A compiler that contracts to FMA, flushes subnormals or reorders sums changes bytes without any
+// error. The source is small, and exact operations make it; the hashes of its blocks come from ggml:
+// tests/quant/golden.py makes and checks them.
 #include <cmath>
 #include <cstring>
 
@@ -36,7 +36,7 @@ uint64_t add_to_hash(uint64_t hash, const uint8_t* bytes, int64_t n) {  // FNV-1
   return hash;
 }
 
-// Products of two uniform values in steps of 2^-11, so that both are exact.
+// Fill with products of two uniform values in steps of 2^-11; factors and products are exact.
 void make_values(float* values, int n) {
   uint32_t state = 1;
   for (int i = 0; i < n; ++i) {
@@ -47,7 +47,7 @@ void make_values(float* values, int n) {
   }
 }
 
-// The blocks of the distinct columns, hashed; false if a lane made other ones.
+// Hash the blocks of the distinct columns. Returns false if lanes disagree.
 bool hash_blocks(const weightcast_source& source, const float* importance, int32_t type,
                  uint64_t& hash) {
   uint8_t rows[kOut * kRowBytes];

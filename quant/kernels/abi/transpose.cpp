@@ -1,4 +1,4 @@
-// Matrices turned around, for words and scales that lie along `out` in a file.
+// Transposes matrices of small items: packed words and scales that a file stores along `out`.
 #include "simd/transpose.h"
 
 #include "weightcast.h"
@@ -7,17 +7,17 @@ namespace weightcast {
 namespace {
 
 constexpr int kLine = 64;       // bytes of a cache line
-constexpr int kTurnedRows = 64; // source rows that are turned together
+constexpr int kTurnedRows = 64; // source rows that are transposed together
 
-// Squares are put together here, so that whole cache lines are read and written: rows on both sides
-// often lie a power of two apart, where single lines would evict each other.
+// Collects transposed squares, so that whole cache lines are read and written: rows on both sides are
+// often a power of two apart, and single lines would evict each other.
 template <class T>
 struct alignas(kLine) Turned {
   static constexpr int columns = kLine / static_cast<int>(sizeof(T));
   T rows[columns][kTurnedRows];
 };
 
-// A whole block: kTurnedRows source rows, a cache line of each.
+// Transpose a whole block: one cache line from each of kTurnedRows source rows.
 template <class T>
 void transpose_block(const T* src, int64_t src_stride, T* dst, int64_t dst_stride) {
   constexpr int n = kSquare<T>;

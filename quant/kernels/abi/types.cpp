@@ -1,4 +1,4 @@
-// The table of types in the C ABI: names and sizes of blocks.
+// The table of types in the C ABI: numbers, names and block sizes.
 #include "blocks/iq_layouts.h"
 #include "blocks/layouts.h"
 #include "weightcast.h"
@@ -18,7 +18,7 @@ constexpr Type kTypes[] = {
 #include "types.inc"
 };
 
-// The list states what the public header and the layouts say.
+// The list agrees with the public header and with the block structs.
 #define WC_TYPE(name, number, weights, size, quantizer, importance, rows)                       \
   static_assert(WEIGHTCAST_##name == number, "weightcast.h gives " #name " another number");    \
   static_assert(weightcast::Block##name::elements == weights, #name " has " #weights " weights"); \

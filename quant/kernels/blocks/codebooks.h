@@ -1,4 +1,4 @@
-// Small tables and formats of scales that dequantizers and quantizers share.
+// Codebooks and 8-bit scale formats that quantizers and dequantizers share.
 #pragma once
 
 #include "simd/halves.h"

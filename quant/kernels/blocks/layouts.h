@@ -1,9 +1,10 @@
-// Block layouts: what the bytes of every type mean, except the grid-based ones (iq_blocks.h).
+// Block layouts of all types except those with grids (iq_layouts.h): what each byte means.
 //
 // A block is a run of `elements` values along `in`. Fields have ggml's names: d is the scale, m the
 // minimum, dmin the scale of the minimums, qs the codes, qh their high bits, e an exponent. float16
-// fields are kept as bits. Alignment is at most 2; rows in a file may start anywhere, so a block is
-// copied out with memcpy. Source of the layouts: block_* in ggml-common.h.
+// fields hold bits. Blocks are aligned to at most 2 bytes; rows in a file may start anywhere, so a
+// block is copied out with memcpy. types.inc states the sizes, and abi/types.cpp asserts them.
+// Source of the layouts: block_* in ggml-common.h.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +44,8 @@ struct BlockQ4_1 {
   uint8_t qs[16];
 };
 
-// x = d * (q - 16), q of 5 bits, the fifth of code j being bit j of qh (little-endian); 5.5 bits per
-// weight.
+// x = d * (q - 16), q of 5 bits, of which bit j of qh (little-endian) is the fifth of code j; 5.5 bits
+// per weight.
 struct BlockQ5_0 {
   static constexpr int elements = 32;
   uint16_t d;
@@ -84,8 +85,8 @@ struct BlockQ2_0 {
 // Ternary: x = d * (t - 1), t of 0, 1, 2.
 
 // Five trits a byte: the byte b stands for the fraction b / 256, whose first digits in base 3 are the
-// trits. qs[0..31] hold values 0 to 159 (byte m: m, m + 32, ...), qs[32..47] 160 to 239 in the same
-// way with steps of 16, qh the last 16 with steps of 4 and four trits a byte. 1.6875 bits per weight.
+// trits. qs[0..31] hold values 0 to 159 (byte m: m, m + 32, ...), qs[32..47] values 160 to 239 likewise
+// in steps of 16, and qh the last 16 in steps of 4, four trits a byte. 1.6875 bits per weight.
 struct BlockTQ1_0 {
   static constexpr int elements = kSuper;
   uint8_t qs[48];
@@ -145,9 +146,10 @@ struct BlockQ2_K {
   uint16_t d, dmin;
 };
 
-// Sixteen sub-blocks of 16: x = d * (s - 32) * (q - 4), q of 3 bits, the third of value 32 * n + m
-// being bit n of hmask[m]; s of 6 bits: the low four of b are in byte b % 8 of scales (high half
-// from b = 8 on), the high two are bits 2 * (b / 4) of byte 8 + b % 4. 3.4375 bits per weight.
+// Sixteen sub-blocks of 16: x = d * (s - 32) * (q - 4), q of 3 bits, of which bit n of hmask[m] is the
+// third of value 32 * n + m. s has 6 bits: the low four of sub-block b are in byte b % 8 of scales
+// (in the high half from b = 8 on), the high two are bits 2 * (b / 4) of byte 8 + b % 4. 3.4375 bits
+// per weight.
 struct BlockQ3_K {
   static constexpr int elements = kSuper;
   uint8_t hmask[32];
@@ -157,9 +159,9 @@ struct BlockQ3_K {
 };
 
 // Eight sub-blocks of 32: x = d * s * q - dmin * m, q of 4 bits: sub-blocks 2 * k and 2 * k + 1 are
-// the low and the high halves of qs[32 * k ..]. s and m of 6 bits: of sub-blocks 0 to 3 the low six
-// of scales[b] and scales[b + 4]; of 4 to 7 the halves of scales[b + 4] below the high two bits of
-// scales[b - 4] and scales[b]. 4.5 bits per weight.
+// the low and the high halves of qs[32 * k ..]. s and m have 6 bits: in sub-blocks 0 to 3, the low six
+// of scales[b] and scales[b + 4]; in 4 to 7, the low and the high half of scales[b + 4], below the
+// high two bits of scales[b - 4] and scales[b]. 4.5 bits per weight.
 struct BlockQ4_K {
   static constexpr int elements = kSuper;
   uint16_t d, dmin;
@@ -167,7 +169,8 @@ struct BlockQ4_K {
   uint8_t qs[128];
 };
 
-// As Q4_K with q of 5 bits, the fifth of value 32 * b + m being bit b of qh[m]; 5.5 bits per weight.
+// Like Q4_K with q of 5 bits, of which bit b of qh[m] is the fifth of value 32 * b + m; 5.5 bits per
+// weight.
 struct BlockQ5_K {
   static constexpr int elements = kSuper;
   uint16_t d, dmin;
@@ -176,9 +179,9 @@ struct BlockQ5_K {
   uint8_t qs[128];
 };
 
-// Sixteen sub-blocks of 16: x = d * scales[b] * (q - 32), q of 6 bits. Of value 128 * h + 32 * n + m
-// the low four are in ql[64 * h + 32 * (n % 2) + m] (high half from n = 2 on), the high two are bits
-// 2 * n of qh[32 * h + m]. 6.5625 bits per weight.
+// Sixteen sub-blocks of 16: x = d * scales[b] * (q - 32), q of 6 bits. For value 128 * h + 32 * n + m,
+// the low four are in ql[64 * h + 32 * (n % 2) + m] (in the high half from n = 2 on), and the high two
+// are bits 2 * n of qh[32 * h + m]. 6.5625 bits per weight.
 struct BlockQ6_K {
   static constexpr int elements = kSuper;
   uint8_t ql[128];

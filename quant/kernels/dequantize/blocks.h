@@ -1,4 +1,4 @@
-// Runs of blocks at any alignment to floats, whatever the layout.
+// Dequantizes runs of blocks, of any layout and at any alignment.
 #pragma once
 
 #include "dequantize/codebook.h"
@@ -9,8 +9,8 @@
 namespace weightcast {
 namespace {
 
-// Blocks at any alignment to floats, by the overload of dequantize_block for this layout. Unaligned
-// ones are copied first, which costs half the speed.
+// Dequantize blocks with the layout's overload of dequantize_block. Unaligned blocks are copied first,
+// which halves the speed.
 template <class Block>
 void dequantize_blocks(const uint8_t* src, int64_t n_blocks, float* dst) {
   if (reinterpret_cast<uintptr_t>(src) % alignof(Block) == 0) {

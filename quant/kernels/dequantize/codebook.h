@@ -8,7 +8,7 @@
 namespace weightcast {
 namespace {
 
-// `bytes` bytes of nibbles: first all low halves, then all high halves.
+// Dequantize `bytes` bytes of nibbles: first all low halves, then all high halves.
 template <int bytes>
 inline void dequantize_nibbles(const uint8_t* qs, const int8_t (&values)[16], float d,
                                float* __restrict x) {

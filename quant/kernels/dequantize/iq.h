@@ -1,4 +1,4 @@
-// From the IQ types with grids to float32; products are rounded in ggml's order.
+// Dequantizers of the IQ types with grids. Products are rounded in ggml's order.
 // Source of the rules: dequantize_row_iq2_xxs ... dequantize_row_iq1_m in ggml-quants.c.
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace weightcast {
 namespace {
 
-// `n` weights of a group: levels of `bits` bits in `entry`, signs from bit 0 of `signs` on.
+// Dequantize n weights of a group: levels of `bits` bits in `entry`, signs from bit 0 of `signs` on.
 template <int n, int bits, class Value>
 inline void dequantize_group(uint32_t entry, uint32_t signs, float scale, Value value, float* x) {
   for (int j = 0; j < n; ++j) {
@@ -76,7 +76,7 @@ inline void dequantize_block(const BlockIQ3_S& block, float* x) {
   }
 }
 
-// 8 weights of IQ1: x = scale * (value + delta).
+// Dequantize 8 weights of IQ1: x = scale * (value + delta).
 inline void dequantize_group_iq1(uint32_t entry, float scale, float delta, float* x) {
   for (int j = 0; j < 8; ++j) {
     x[j] = scale * (static_cast<float>(value_iq1(static_cast<int>(entry >> 2 * j & 3))) + delta);

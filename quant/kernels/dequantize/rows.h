@@ -1,4 +1,4 @@
-// Dequantization of rows: a table from type to the function that unpacks a block.
+// Dequantizes rows of any type: a table from type to the function that unpacks its blocks.
 #pragma once
 
 #include <cstring>
@@ -20,7 +20,7 @@ constexpr Dequantizer dequantizer(int32_t type) {
   return {type, Block::elements, sizeof(Block), dequantize_blocks<Block>};
 }
 
-// A layout joins with `elements` and an overload of dequantize_block.
+// Every layout has `elements` and an overload of dequantize_block.
 constexpr Dequantizer kDequantizers[] = {
 #define WC_TYPE(name, number, elements, bytes, quantizer, importance, rows) \
   dequantizer<Block##name>(WEIGHTCAST_##name),

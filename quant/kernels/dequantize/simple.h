@@ -1,7 +1,7 @@
 // Dequantizers of the types with one scale a block: Q4_0 to Q8_0, Q1_0, Q2_0 and the ternary ones.
 //
 // Each writes Block::elements floats. The operations and their order are those of ggml's
-// dequantize_row_*, so the floats are the same bit for bit; loops are free of branches and vectorize.
+// dequantize_row_*, so the floats are the same bit for bit. Loops have no branches and vectorize.
 #pragma once
 
 #include "blocks/layouts.h"
@@ -41,7 +41,7 @@ inline uint32_t word_of(const uint8_t* bytes) {
          static_cast<uint32_t>(bytes[3]) << 24;
 }
 
-// The 5-bit codes of Q5_0 and Q5_1.
+// Unpack the 5-bit codes of Q5_0 and Q5_1.
 inline void unpack_q5(const uint8_t (&qs)[16], const uint8_t (&qh)[4], int (&q)[32]) {
   const uint32_t fifth = word_of(qh);
   for (int j = 0; j < 16; ++j) {
@@ -88,7 +88,7 @@ inline void dequantize_block(const BlockQ2_0& block, float* __restrict x) {
   }
 }
 
-// The first `digits` base-3 digits of `bytes` fractions, digit by digit, minus one, times d.
+// Unpack the first `digits` base-3 digits of `bytes` fractions, digit by digit, minus one, times d.
 template <int bytes, int digits>
 inline void dequantize_trits(const uint8_t* qs, float d, float* __restrict x) {
   uint32_t power = 1;

@@ -1,4 +1,4 @@
-// What is looked at before a source is quantized on a device: scales, importance, sums over rows.
+// Checks before a source is quantized on a device, of scales and importance, and means over rows.
 #pragma once
 
 #include "device/tile.h"
@@ -13,8 +13,8 @@ struct CheckArguments {
   Found* found;
 };
 
-// Scales [groups, n_out]: code * scale is finite for every code if |scale| < 2^121, the largest
-// code being 2^7. Counts how Q8_0 will come about: blocks within one group, of an exact scale.
+// Check one of the scales [groups, n_out]: every code * scale is finite if |scale| < 2^121, as no code
+// exceeds 2^7. Counts the blocks that Q8_0 will carry: those within one group whose scale is exact.
 inline void check_scale(const CheckArguments& a, int64_t index) {
   if (index >= a.rows * a.columns) return;
   const int64_t group = index / a.columns;
@@ -30,14 +30,14 @@ inline void check_scale(const CheckArguments& a, int64_t index) {
   }
 }
 
-// Errors are weighed by finite factors of zero or more.
+// Check that importance is finite and not negative, as weights of errors must be.
 inline void check_importance(const CheckArguments& a, int64_t index) {
   if (index >= a.columns) return;
   const float factor = a.values[index];
   if (!(factor >= 0.0f) || !is_finite(factor)) note(a.found->bad_importance, index);
 }
 
-// The mean of x * x over one row of the output, summed in order as ggml does.
+// Compute the mean of x * x over one row of the output, summed in order as ggml does.
 inline void row_mean(const QuantizeArguments& a, float* means, int64_t out) {
   if (out >= a.n_out) return;
   float sum = 0.0f;

@@ -1,7 +1,7 @@
-// Entry points of the kernels for a device, compiled by NVRTC: one unit a type and operation, chosen by
-// WC_QUANTIZE (a type's name) or WC_GROUPS, with WC_WEIGHED if there is an importance, WC_DEQUANTIZE,
-// WC_MEASURE or WC_CHECKS. All arithmetic is in the headers, which the host's library shares; the
-// options that keep its bits are in cuda_kernels.py.
+// Entry points of the device kernels. NVRTC compiles one unit per type and operation. A macro selects the
+// unit: WC_QUANTIZE, WC_DEQUANTIZE or WC_MEASURE, each with the name of a type, WC_GROUPS or WC_CHECKS.
+// WC_WEIGHED makes quantizers and groups use an importance. All arithmetic is in headers that the CPU
+// library shares; the Python module that runs NVRTC sets the options that keep its bits.
 #define WC_DEVICE __device__
 
 // The number of a thread in its launch.
@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(Tile::threads)
   tile.store(static_cast<int>(threadIdx.x), staged);
 }
 
-// Where the tables of the grids lie, for the types that have one.
+// Set the address of the tables of a grid, for the types that have one.
 extern "C" __global__ void weightcast_set_tables(const void* tables) {
   weightcast::device_tables = tables;
 }
@@ -54,7 +54,8 @@ constexpr bool kWeighed = true;
 constexpr bool kWeighed = false;
 #endif
 
-// Four blocks fit a multiprocessor: without the limit more registers are taken, for no fewer spills.
+// Four thread blocks fit a multiprocessor. Without the limit the compiler takes more registers, and
+// spills no less.
 extern "C" __global__ void __launch_bounds__(weightcast::kGroupThreads, 4)
     WC_SYMBOL(const __grid_constant__ weightcast::GroupArguments a) {
   weightcast::DeviceGroup<kWeighed>(a, WC_PLACE).make();

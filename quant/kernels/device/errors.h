@@ -1,4 +1,4 @@
-// Errors on a device: one thread sums one chunk of one row, then one adds the chunks of a row.
+// Measures errors on a device: one thread sums one chunk of one row, then one adds the chunks of a row.
 #pragma once
 
 #include "dequantize/blocks.h"
@@ -12,7 +12,7 @@ namespace {
 template <class Block>
 constexpr int kUnpacked = Block::elements > kErrorRun ? Block::elements : kErrorRun;
 
-// What one thread compares: weights of one row from `in` on with their values y.
+// The comparison of one thread: weights of one row from `in` on with their values y.
 struct Compared {
   const QuantizeArguments& a;
   const Column& x;
@@ -22,7 +22,7 @@ struct Compared {
 
   float source(int i) const { return rounded ? bf16_to_f32(f32_to_bf16(x[i])) : x[i]; }
 
-  // Rows [first, first + n), a run: to the sums, and to the histogram of a chunk.
+  // Add rows [first, first + n), a run, to the sums and to the histogram of a chunk.
   void add(int first, int n, Sums& sums, weightcast_moments& part) const {
     RunSums run;
     for (int i = first; i < first + n; ++i) {
@@ -37,7 +37,7 @@ struct Compared {
     ++part.histogram[error_bin(run.error_squares[0], run.source_squares[0])];
   }
 
-  // The first row from `first` on where the square of the error is no smaller than the one given.
+  // Find the first row from `first` on with a square of the error no smaller than the given one.
   int64_t place_of(double square, int first, int n) const {
     int i = first;
     for (; i < first + n - 1; ++i) {
@@ -48,8 +48,8 @@ struct Compared {
   }
 };
 
-// Chunk `index` / n_out of row `index` % n_out, in parts [chunks, n_out]. `dst` of the arguments are
-// the blocks.
+// Measure chunk `index` / n_out of row `index` % n_out into parts [chunks, n_out]. The blocks are those
+// at `dst` of the arguments.
 template <class Block>
 void measure_chunk(const QuantizeArguments& a, bool rounded, weightcast_moments* parts, int64_t index) {
   constexpr int unpacked = kUnpacked<Block>;
@@ -78,7 +78,7 @@ void measure_chunk(const QuantizeArguments& a, bool rounded, weightcast_moments*
   parts[index] = part;
 }
 
-// The chunks of row `out`, in order; the row takes the place of its first.
+// Add the chunks of row `out`, in order. The sum replaces the first chunk.
 inline void add_chunks(weightcast_moments* parts, int64_t n_out, int64_t chunks, int64_t out) {
   if (out >= n_out) return;
   weightcast_moments row = parts[out];

@@ -1,4 +1,4 @@
-// What the kernels of a device report of a source, and how.
+// The device kernels' report on a source: bad values and counts.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What block quantizers read on a device, where a thread makes one block of one output column.
+// Strip on a device: what a block quantizer reads. A thread makes one block of one output column.
 //
 // The weights of small blocks are read once, into registers. Those of larger blocks stay in memory:
 // they are read in several passes, and the caches serve the later ones. WC_IN_REGISTERS says which it
@@ -59,7 +59,7 @@ struct alignas(16) Sixteen {
   uint32_t words[4];
 };
 
-// n rows that lie side by side, at an address that is a multiple of 16.
+// Read n adjacent rows from an address that is a multiple of 16.
 template <int element, int n>
 WC_INLINE void read_run(const uint8_t* first, float (&x)[n]) {
   using stored = typename Element<element>::stored;
@@ -82,7 +82,7 @@ WC_UNROLL
   }
 }
 
-// The first `rows` of n rows as they are stored, zeros behind them.
+// Read the first `rows` of n rows as they are stored; the others become zeros.
 template <int element, int n>
 WC_INLINE void read_rows(const Column& column, int rows, float (&x)[n]) {
   const bool is_run = column.stride == 1 && reinterpret_cast<uintptr_t>(column.first) % 16 == 0;
@@ -97,7 +97,7 @@ WC_UNROLL
   }
 }
 
-// The first `rows` of n rows as floats in registers, zeros behind them.
+// Load the first `rows` of n rows as floats into registers; the others become zeros.
 template <int n>
 WC_INLINE void load_rows(const Column& column, int rows, float (&x)[n]) {
   switch (column.type) {
@@ -155,7 +155,7 @@ struct Access<false> {
   using Rows = RowsInMemory<n>;
 };
 
-// What quantizers are given here.
+// The strip that this unit's quantizers read, and the rows of a block behind it.
 using Strip = Access<WC_IN_REGISTERS>::Strip;
 template <int n>
 using BlockRows = Access<WC_IN_REGISTERS>::Rows<n>;

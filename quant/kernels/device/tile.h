@@ -51,7 +51,7 @@ inline Column column_at(const QuantizeArguments& a, int64_t out, int64_t in0, in
   return column;
 }
 
-// Rows of a column in shared memory lie an odd number of words apart, in banks of their own.
+// Columns in shared memory lie an odd number of words apart, so that each begins in another bank.
 constexpr int staged_pitch(int bytes) { return 4 * ((bytes + 3) / 4 | 1); }
 
 // Plain floats are made in runs of rows; the last of a column may be shorter.
@@ -68,7 +68,7 @@ WC_UNROLL
   }
 };
 
-// The first row whose output overflows, or -1; for a block with an infinite scale its first row.
+// Finds the first row whose output overflows, or -1: in a block with an infinite scale, its first row.
 template <class Type>
 struct Overflow {
   static int first(Bytes block, int) {
@@ -109,13 +109,13 @@ WC_INLINE int first_not_finite(Column x) {
   return first;
 }
 
-// Whether codes and scale of a source can be the block, as they can in Q8_0.
+// True for types whose blocks can hold the codes and scale of a source: Q8_0.
 template <class Type>
 constexpr bool kCarriesCodes = false;
 template <>
 constexpr bool kCarriesCodes<Q80> = true;
 
-// Carry a block of codes that have one scale, which float16 holds exactly; false for other blocks.
+// Carry over a block of codes with one scale, which float16 holds exactly. Returns false for others.
 template <int rows>
 WC_INLINE bool carry_codes(const Column& column, Bytes out) {
   const uint16_t d = f32_to_f16(column.scale);

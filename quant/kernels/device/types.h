@@ -1,4 +1,4 @@
-// The block quantizers and layouts by the names of their types.
+// The block quantizers by the names of their types.
 #pragma once
 
 #include "device/tile.h"

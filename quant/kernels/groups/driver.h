@@ -1,5 +1,6 @@
-// Walks a source and makes groups of it: codes of one byte, scales, zero points; all arithmetic is in
-// group_search.h. Groups that fit a tile are made there; longer ones in passes over the source.
+// Driver of groups on the CPU: walks a source and stores codes of one byte, scales and zero points. All
+// arithmetic is in groups/search.h. Groups that fit a tile are made in it; longer ones take several
+// passes over the source.
 #pragma once
 
 #include "groups/search.h"
@@ -8,7 +9,7 @@
 namespace weightcast {
 namespace {
 
-constexpr int kGroupDepth = 128;  // in-rows of a tile of small groups: more fall out of the first cache
+constexpr int kGroupDepth = 128;  // in-rows of a tile of small groups: the first-level cache holds no more
 
 // Store scales and zero points of kLanes columns; note the first whose scale is not finite.
 inline void store_group(const GroupFit& fit, const weightcast_group_type& type, int64_t out0, int columns,
@@ -45,7 +46,7 @@ struct alignas(64) MadeCodes {
   uint8_t rows[kMaxDepth * kLanes];
 };
 
-// All groups of some columns of a tile.
+// Make all groups of some columns of a tile.
 template <bool weighed>
 void make_groups(GroupJob& job, Strip strip, int64_t out0, int columns, int64_t in0, int depth,
                  MadeCodes& made) {
@@ -73,16 +74,16 @@ inline int small_groups_depth(const weightcast_group_type& type) {
   return size >= kGroupDepth ? size : kGroupDepth / size * size;
 }
 
-// Watches small groups being made, part by part of a run of columns; this one does nothing.
+// Observes how small groups are made, part by part of a run of columns. This one does nothing.
 struct NoWatch {
   void begin(int64_t /*out0*/, int /*columns*/) {}
-  // Codes were made of the strip x, `columns` from column c of the run on; the scales are stored.
+  // Called when the codes of strip x are made, `columns` from column c of the run on. Scales are stored.
   void add(Strip /*x*/, Bytes /*codes*/, int /*c*/, int /*columns*/, int64_t /*in0*/, int /*depth*/) {}
-  // After the parts that end at `in`.
+  // Called after all parts that end at `in`.
   void end(int64_t /*in*/) {}
 };
 
-// Groups of at most a tile.
+// Make groups that fit a tile.
 template <bool weighed, class Watch>
 int32_t quantize_small_groups(GroupJob& job, Watch& watch) {
   const weightcast_source& s = job.s;
@@ -136,7 +137,7 @@ bool each_strip(GroupJob& job, int64_t out0, int count, int64_t in0, int64_t len
   return true;
 }
 
-// One group of a run of columns, longer than a tile.
+// Make one group, longer than a tile, of a run of columns.
 template <bool weighed>
 bool make_long_group(GroupJob& job, int64_t out0, int count, int64_t group) {
   const GroupRule& rule = job.rule;

@@ -1,4 +1,4 @@
-// Groups without any choice: int8 codes carried unchanged, the proof of it, and groups back to floats.
+// Exact operations on groups: carries int8 codes over unchanged, checks that, and dequantizes.
 #pragma once
 
 #include "quantize/driver.h"
@@ -6,7 +6,7 @@
 namespace weightcast {
 namespace {
 
-// A scale [at] as it is stored; false if that changes it.
+// Store a scale. Returns false if that changes its value.
 inline bool store_exact_scale(int32_t scale_type, float scale, void* scales, int64_t at) {
   switch (scale_type) {
     case WEIGHTCAST_F32: static_cast<float*>(scales)[at] = scale; return true;
@@ -31,8 +31,8 @@ inline float stored_scale_at(int32_t scale_type, const void* scales, int64_t at)
   }
 }
 
-// The scales of a source, each as often as it has groups; false, with the first of a row in `result`,
-// if one is not exact.
+// Store the scales of a source, each once per group. Returns false if one is not exact, with the first
+// value of its group in `result`.
 inline bool carry_scales(const weightcast_source& s, const weightcast_group_type& type,
                          const weightcast_groups& dst, weightcast_result& result) {
   for (int64_t out = 0; out < s.n_out; ++out) {
@@ -49,7 +49,7 @@ inline bool carry_scales(const weightcast_source& s, const weightcast_group_type
   return true;
 }
 
-// From -128..127 to 0..255.
+// Store codes of -128..127 as 0..255.
 inline void store_offset_codes(const int8_t* codes, int64_t n, uint8_t* dst) {
   for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<uint8_t>(codes[i]) ^ 0x80u;
 }
@@ -58,7 +58,7 @@ struct alignas(64) StagedCodes {
   int8_t rows[kWidth][kMaxDepth];
 };
 
-// Columns `skip` and on of a view, transposed; width and depth fill whole squares.
+// Transpose columns from `skip` on of a view; width and depth fill whole squares.
 inline void stage_columns(const MemoryView& view, int skip, int width, int depth, StagedCodes& staged) {
   constexpr int n = kSquare<int8_t>;
   const auto* codes = static_cast<const int8_t*>(view.first) + skip;
@@ -94,7 +94,7 @@ inline void carry_codes_along_out(const weightcast_source& s, uint8_t* dst) {
   }
 }
 
-// int8 codes plus 128 and their scales, where nothing changes.
+// Store int8 codes plus 128 and their scales, if that changes no value.
 inline int32_t carry_groups(const weightcast_source& s, const weightcast_group_type& type,
                             const weightcast_groups& dst, weightcast_result& result) {
   if (group_rows(s) % type.group_size != 0) return WEIGHTCAST_BAD_SHAPE;
@@ -115,7 +115,7 @@ inline int32_t carry_groups(const weightcast_source& s, const weightcast_group_t
   return WEIGHTCAST_OK;
 }
 
-// Squares of codes that are turned around at once: whole cache lines both ways.
+// The side of a square of codes that is transposed at once: a cache line both ways.
 constexpr int kCheckSide = 64;
 
 struct alignas(64) TurnedCodes {
@@ -127,7 +127,7 @@ inline bool code_differs(const weightcast_source& s, const uint8_t* codes, int64
   return (stored[out * s.stride_out + in * s.stride_in] ^ codes[out * s.n_in + in]) != 0x80u;
 }
 
-// Whether a square of codes differs from the stored ones, rows of which are `stride` apart.
+// True if a square of codes differs from the stored ones, whose rows are `stride` apart.
 inline bool square_differs(const uint8_t* codes, int64_t n_in, const uint8_t* stored, int64_t stride,
                            TurnedCodes& turned) {
   constexpr int n = kSquare<uint8_t>;
@@ -145,7 +145,7 @@ inline bool square_differs(const uint8_t* codes, int64_t n_in, const uint8_t* st
   return different != 0;
 }
 
-// The first code that differs in a part of a source, row by row.
+// Find the first code that differs in a part of a source, row by row.
 inline bool find_different_code(const weightcast_source& s, const uint8_t* codes, int64_t out0, int width,
                                 int64_t in0, int depth, weightcast_result& result) {
   for (int64_t out = out0; out < out0 + width; ++out) {
@@ -159,7 +159,7 @@ inline bool find_different_code(const weightcast_source& s, const uint8_t* codes
   return false;
 }
 
-// Codes are turned back, not the source once more: a mistake in that would not show.
+// Transposes the codes back. Transposing the source again would hide a mistake in transposing.
 inline bool codes_differ(const weightcast_source& s, const uint8_t* codes, weightcast_result& result) {
   Stage stage;
   TurnedCodes turned;
@@ -184,7 +184,7 @@ inline bool codes_differ(const weightcast_source& s, const uint8_t* codes, weigh
   return false;
 }
 
-// Whether groups stand for exactly the codes and scales of a source.
+// Check that groups stand for exactly the codes and scales of a source.
 inline int32_t check_carried(const weightcast_source& s, const weightcast_group_type& type,
                              const weightcast_groups& made, weightcast_result& result) {
   if (group_rows(s) % type.group_size != 0) return WEIGHTCAST_BAD_SHAPE;
@@ -206,7 +206,7 @@ inline int zero_point_at(const weightcast_group_type& type, const weightcast_gro
   return type.symmetric ? 1 << (type.bits - 1) : groups.zero_points[at];
 }
 
-// (q - zero_point) * scale of n values in a group, which is rounded once.
+// Dequantize n values of a group: (q - zero_point) * scale, rounded once.
 inline void dequantize_run(const weightcast_group_type& type, const weightcast_groups& src, int64_t group,
                            const uint8_t* codes, int64_t n, float* x) {
   const int zero = zero_point_at(type, src, group);

@@ -1,4 +1,4 @@
-// Makes groups and measures their errors in one walk, where the tiles of both are cut alike.
+// Makes groups and measures their errors in one walk, if both can use the same tiles.
 #pragma once
 
 #include "groups/driver.h"
@@ -9,7 +9,7 @@ namespace {
 
 static_assert(kLanes % kErrorRows == 0, "strips are whole parts");
 
-// Measures groups while their strip of the source and their codes are at hand.
+// Measures groups while their strip of the source and their codes are in the cache.
 class GroupErrors {
  public:
   GroupErrors(const MeasureJob& job, const weightcast_group_type& type, const weightcast_groups& groups)
@@ -37,7 +37,7 @@ class GroupErrors {
   void end(int64_t in) { sums_.end(in); }
 
  private:
-  // Fill y with columns n and on of a strip that begins at row `out`.
+  // Fill y with columns from n on of a strip that begins at row `out`.
   void unpack(Bytes codes, int n, int64_t out, int columns, int64_t in0, int depth) {
     const int size = static_cast<int>(type_.group_size);
     const int count = at_most(columns - n, kErrorRows);
@@ -56,7 +56,7 @@ class GroupErrors {
   alignas(64) float y_[kMaxDepth][kMeasured];
 };
 
-// Whether tiles of small groups are whole runs, and chunks whole tiles: then sums are made in order.
+// True if tiles of small groups are whole runs, and chunks whole tiles, so that sums keep their order.
 inline bool are_measured_at_once(const weightcast_group_type& type) {
   if (!are_small(type)) return false;
   const int depth = small_groups_depth(type);

@@ -1,22 +1,22 @@
-// Integers with a scale, and maybe a zero point, for each group of a row: x = scale * (q - zero_point).
+// Quantizer of groups: integers with a scale, and perhaps a zero point, for each group of a row,
+// x = scale * (q - zero_point).
 //
-// Which scale and zero point serve a group best is found by trying: candidates are scales as they are
-// stored, rounded; each gets its codes, their error, and the scale that least squares gives for these
-// codes, rounded again. First come candidates that clip the extremes more or less, then neighbours of
-// the best so far. The plain choice, from the extremes alone, is compared last, so that none is ever
-// worse than it.
+// The best scale and zero point are found by trial. A candidate is a scale as it is stored, rounded. It
+// gets codes, their error, and the scale that least squares gives for these codes, rounded again. The
+// first candidates clip the extremes more or less; the next are neighbours of the best so far. The
+// plain choice, from the extremes alone, is compared last, so that no result is worse than it.
 //
 // A group may be a whole row, longer than a tile, so it is visited in passes, kGroupChunk rows at a time:
-//   GroupFit fit;  fit.begin(rule);
+//   GroupFit fit;  fit.begin();
 //   for (int pass = 0; pass < rule.passes; ++pass) {
 //     for (each chunk) fit.visit<weighed>(rule, pass, x, importance);
 //     fit.finish(rule, pass);
 //   }
 //   for (each chunk) fit.store_codes(rule, x, out);
 //
-// Sums are of one chunk first, then of chunks: float32 serves rows of tens of thousands then. They are
-// of residuals x - scale * level and their products with levels, since the squares of values, which
-// would save an operation, drown the error of eight bits.
+// Sums are taken over a chunk first, then over chunks, so that float32 suffices for rows of tens of
+// thousands. They add residuals x - scale * level and their products with levels. Squares of values
+// would save an operation, but drown the error of eight bits.
 //
 // Sources: the alternation of codes and least squares is make_qx_quants's in ggml-quants.c; that of
 // scale and zero point is in Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning
@@ -32,7 +32,7 @@ namespace {
 constexpr int kGroupChunk = 32;  // in-rows that are visited at once; groups are whole chunks
 constexpr int kGroupWays = 4;    // candidates of a pass
 
-// What is the same for all groups of a matrix.
+// Parameters that all groups of a matrix share.
 struct GroupRule {
   int32_t bits, scale_type;
   bool symmetric;
@@ -44,11 +44,11 @@ struct GroupRule {
 
 constexpr int kGroupRefinements = 3;
 
-// The first candidates: the finer the levels, the less is worth clipping.
+// The first candidates. The finer the levels, the less clipping pays.
 struct GroupGrid {
   float factors[4 * kGroupWays];   // by which the extremes are divided
   float opposite[kGroupWays];      // the same, where the largest magnitude gets the highest level: symmetric
-  float one_sided[kGroupWays];     // of one extreme, the other being kept: with a zero point
+  float one_sided[kGroupWays];     // by which one extreme is multiplied: with a zero point
   float steps[kGroupRefinements];  // relative, of the neighbours of the best scale
 };
 constexpr GroupGrid kGrid4 = {{0.80f, 0.85f, 0.90f, 0.95f, 1.00f, 1.05f, 1.10f, 1.15f, 1.20f, 1.25f, 1.30f,
@@ -76,7 +76,7 @@ inline GroupRule group_rule(int32_t bits, bool symmetric, int32_t scale_type, bo
   return rule;
 }
 
-// A scale as it is stored. What overflows is infinite.
+// Round a scale as it will be stored. Overflow gives infinity.
 WC_INLINE F stored_scale(const GroupRule& rule, F scale) {
   switch (rule.scale_type) {
     case WEIGHTCAST_F16: return from_f16(to_f16(scale));
@@ -88,7 +88,7 @@ WC_INLINE F stored_scale(const GroupRule& rule, F scale) {
   }
 }
 
-// One scale in its place among those of a matrix.
+// Store one scale at its place among those of a matrix.
 inline void store_scale(int32_t scale_type, float scale, void* scales, int64_t at) {
   switch (scale_type) {
     case WEIGHTCAST_F32: static_cast<float*>(scales)[at] = scale; break;
@@ -106,6 +106,7 @@ struct GroupCode {
   F scale, low;
 };
 
+// The search in one group of each of kLanes columns.
 struct GroupFit {
   F max, amax;                 // the value of the largest magnitude that counts; any magnitude
   F lowest, highest;           // of the values that count, and 0
@@ -153,7 +154,7 @@ struct GroupFit {
 
   WC_INLINE F zero_point() const { return 0.0f - best.low; }
 
-  // Codes of one chunk, as bytes.
+  // Store the codes of one chunk, a byte each.
   WC_INLINE void store_codes(const GroupRule& rule, Strip x, Bytes out) const {
     const F high = best.low + rule.levels;
 WC_UNROLL
@@ -187,8 +188,8 @@ WC_UNROLL
     }
   }
 
-  // From the extremes alone. Where the scale is stored as zero it is 1, and all codes are the zero
-  // point's: they stand for zeros, and nothing divides by zero.
+  // Choose by the extremes alone. A scale that would be stored as zero becomes 1, and all codes become
+  // the zero point: they stand for zeros, and nothing divides by zero.
   WC_INLINE void choose_plain(const GroupRule& rule) {
     const F middle = 0.0f - F(rule.middle);
     if (rule.symmetric) {
@@ -202,7 +203,7 @@ WC_UNROLL
     plain.low = select(none, middle, plain.low);
   }
 
-  // Levels from `from` <= 0 to `to` >= 0. (The difference of two huge values would be infinite.)
+  // Levels that span `from` <= 0 to `to` >= 0. Both are divided first: their difference may be infinite.
   WC_INLINE GroupCode spanning(const GroupRule& rule, F from, F to) const {
     const F scale = stored_scale(rule, to / rule.levels - from / rule.levels);
     return {scale, level_of(from / scale, 0.0f - F(rule.levels), 0.0f)};
@@ -281,8 +282,8 @@ WC_UNROLL
     }
   }
 
-  // Comparisons with NaN are false, so sums that overflow win nothing. (A scale that is NaN becomes one
-  // in bfloat16 on the processor and -0 on a device, whose NaN has other bits: neither is used.)
+  // Comparisons with NaN are false, so sums that overflow never win. (Rounded to bfloat16, a NaN scale
+  // stays NaN on the CPU and becomes -0 on a device, whose NaN has other bits: neither is used.)
   WC_INLINE void take_better(const GroupRule& rule) {
     for (int way = 0; way < kGroupWays; ++way) {
       const F scale = tried[way].scale;

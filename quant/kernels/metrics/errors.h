@@ -1,9 +1,9 @@
-// Errors of a row: sums over its weights x and what was made of them, y, in doubles and a fixed order.
+// Errors of a row: sums over its weights x and their quantized values y, in doubles and a fixed order.
 //
-// A row is cut into chunks of kErrorChunk weights, these into runs of kErrorRun. Squares of a run are
-// summed in order and counted in a histogram; runs are added in order, and so are chunks. The sums are
-// the same bits for every instruction set, however rows are shared out, and on a device, where a
-// thread sums one chunk. Lanes are rows, as everywhere: D holds kDoubles of them.
+// A row is cut into chunks of kErrorChunk weights, and these into runs of kErrorRun. Squares of a run
+// are summed in order and counted in a histogram; runs are added in order, and so are chunks. The sums
+// have the same bits with every instruction set, however rows are divided among threads, and on a
+// device, where a thread sums one chunk. Lanes are rows, as everywhere: D holds kDoubles of them.
 #pragma once
 
 #include "simd/lanes.h"
@@ -99,16 +99,16 @@ WC_INLINE int error_bin(double error_squares, double source_squares) {
   return bin_of(error_squares, error_squares / source_squares);
 }
 
-// One run of some rows: sums of products, counts, largest values. (The sums of products are made in one
-// order: where y is 0 they cancel exactly.)
+// Sums of products, counts and largest values in one run of some rows. All products are added in the
+// same order, so that their sums cancel exactly where y is 0.
 struct RunSums {
   D error_squares[kHalves]{}, source_squares[kHalves]{}, cross[kHalves]{}, errors[kHalves]{};
   D weighted_error_squares[kHalves]{}, weighted_source_squares[kHalves]{}, largest[kHalves]{};
   X largest_source{}, largest_output{};
   XI exact{};
 
-  // The next weights, which have the importance w. An error that is NaN or infinite counts as
-  // infinite if errors are `bounded`; else there must be none.
+  // Add the next weights, of importance w. If `bounded`, an error that is NaN or infinite counts as
+  // infinite; otherwise there must be none.
   template <bool weighed, bool bounded>
   WC_INLINE void add(const float* x, const float* y, D w) {
     const X x_values = load_values(x), y_values = load_values(y);
@@ -133,7 +133,7 @@ struct RunSums {
     }
   }
 
-  // The next weights of a run in which every value is its source: all other sums stay 0.
+  // Add the next weights of a run in which every value equals its source: all other sums stay 0.
   template <bool weighed>
   WC_INLINE void add_exact(const float* x, D w) {
     const X size = size_of(load_values(x));
@@ -147,14 +147,14 @@ struct RunSums {
     }
   }
 
-  // Whether no square of a source was NaN or infinite.
+  // True if no square of a source was NaN or infinite.
   WC_INLINE bool has_finite_sources() const {
     bool finite = true;
     for (int h = 0; h < kHalves; ++h) finite &= all_lanes(source_squares[h] < D{} + infinity());
     return finite;
   }
 
-  // Whether no error was NaN or infinite.
+  // True if no error was NaN or infinite.
   WC_INLINE bool is_finite() const {
     bool finite = true;
     for (int h = 0; h < kHalves; ++h) finite &= all_lanes(error_squares[h] < D{} + infinity());
@@ -162,8 +162,8 @@ struct RunSums {
   }
 };
 
-// What is summed up of some rows in a chunk. `largest` is the largest square of all chunks so far,
-// `largest_run` where its run begins.
+// Sums of one chunk of some rows. `largest` is the largest square of all chunks so far, `largest_run`
+// the place where its run begins.
 struct Sums {
   D error_squares[kHalves]{}, source_squares[kHalves]{}, cross[kHalves]{}, errors[kHalves]{};
   D weighted_error_squares[kHalves]{}, weighted_source_squares[kHalves]{};
@@ -171,7 +171,7 @@ struct Sums {
   XI exact{}, zeroed{}, clipped{};
   int64_t largest_in[kErrorRows]{};
 
-  // A whole run, which begins at `in`.
+  // Add a whole run, which begins at `in`.
   template <bool weighed>
   WC_INLINE void add(const RunSums& run, int64_t in) {
     exact += run.exact;

@@ -1,4 +1,4 @@
-// Measures the errors of rows against their source on the CPU, tile by tile as the quantizers go.
+// Measures the errors of rows against their source on the CPU, tile by tile as the quantizers do.
 #pragma once
 
 #include "dequantize/rows.h"
@@ -15,7 +15,7 @@ static_assert(kMaxDepth % kErrorRun == 0, "tiles are whole runs");
 constexpr int kMeasured = 16;  // columns that are compared together, so that bytes fill squares
 static_assert(kMeasured % kTransposed == 0 && kMeasured % kErrorRows == 0 && kWidth % kMeasured == 0);
 
-// Values of a few columns, turned around from rows.
+// Dequantized values of a few columns, as rows and transposed.
 struct Unpacked {
   alignas(64) float rows[kMeasured][kMaxDepth];
   alignas(64) float columns[kMaxDepth][kMeasured];
@@ -58,7 +58,7 @@ struct StoredScales {
     }
   }
 
-  // What codes [n] stand for. Differences of small integers are exact: this is what dequantize_run gives.
+  // Dequantize codes [n]. Differences of small integers are exact, so this gives what dequantize_run does.
   WC_INLINE void dequantize(const uint8_t* codes, float* y) const {
     for (int c = 0; c < n; ++c) y[c] = (static_cast<float>(codes[c]) - zeros[c]) * scales[c];
   }
@@ -99,7 +99,7 @@ struct MeasureJob {
   weightcast_moments* moments;
 };
 
-// What measuring keeps at hand: a tile of the source, and a few columns of what was made of it.
+// Buffers of a measurement: a tile of the source, and the quantized values of a few columns.
 struct MeasureWorkspace {
   Stage stage;
   Tile tile;
@@ -129,10 +129,10 @@ struct Part {
     return made;
   }
 
-  // Whether every value is its source.
+  // True if every value equals its source.
   WC_INLINE bool is_exact() const {
     for (int c = 0; c < kErrorRows; ++c) {
-      if (x[c] != y[c]) return false;  // nearly all runs that are not end here
+      if (x[c] != y[c]) return false;  // nearly all inexact runs end here
     }
     XI equals{};
     for (int i = 0; i < n; ++i) count(equals, equal(load_values(x + i * kWidth), load_values(y + i * kMeasured)));
@@ -141,7 +141,7 @@ struct Part {
     return exact;
   }
 
-  // The sums where every value is its source.
+  // The sums of a run in which every value equals its source.
   template <bool weighed>
   WC_INLINE RunSums exact_sums() const {
     RunSums made;
@@ -152,7 +152,7 @@ struct Part {
     return made;
   }
 
-  // The first place in row c, from `run` on, where the square of the error is the one given.
+  // Find the first place in row c, from `run` on, with the given square of the error.
   int64_t place_of(double square, int64_t run, int c) const {
     int i = static_cast<int>(run - in);
     for (; i < n - 1; ++i) {
@@ -167,7 +167,7 @@ struct Part {
 // Add a run: to the sums of a chunk, and for `columns` of its rows to the histograms of whole rows.
 template <bool weighed>
 WC_INLINE void add_run(const Part& run, int columns, Sums& sums, weightcast_moments* moments) {
-  // A matrix that was carried is exact throughout, of others hardly a run is.
+  // A carried matrix is exact throughout; in others hardly any run is.
   const bool is_exact = run.is_exact();
   RunSums made = is_exact ? run.exact_sums<weighed>() : run.sums<weighed, false>();
   if (is_exact ? !made.has_finite_sources() : !made.is_finite()) made = run.sums<weighed, true>();
@@ -194,7 +194,7 @@ void add_part(const Part& part, int columns, Sums& sums, weightcast_moments* mom
   sums = sum;
 }
 
-// Sums of the rows of a run of columns, part by part from the first to the last.
+// Sums up the rows of a run of columns, part by part from the first to the last.
 class RowSums {
  public:
   explicit RowSums(const MeasureJob& job) : job_(job) {}
@@ -206,7 +206,7 @@ class RowSums {
     for (int c = 0; c < columns; ++c) job_.moments[out0 + c] = weightcast_moments{};
   }
 
-  // The part [in0, in0 + depth) of kErrorRows rows, the first of which is column c of the run.
+  // Add the part [in0, in0 + depth) of kErrorRows rows, the first of which is column c of the run.
   void add(int c, const float* x, const float* y, int64_t in0, int depth) {
     const int count = at_most(columns_ - c, kErrorRows);
     Sums& sums = sums_[c / kErrorRows];
@@ -218,7 +218,7 @@ class RowSums {
     }
   }
 
-  // After the parts that end at `in`; they do not reach over the end of a chunk.
+  // Called after all parts that end at `in`. No part crosses the end of a chunk.
   void end(int64_t in) {
     if (in % kErrorChunk != 0 && in < job_.s.n_in) return;
     for (int c = 0; c < columns_; ++c) {
@@ -231,10 +231,10 @@ class RowSums {
   const MeasureJob& job_;
   int64_t out0_ = 0;
   int columns_ = 0;
-  Sums sums_[kMaxRun / kErrorRows];  // of the chunk that is at hand
+  Sums sums_[kMaxRun / kErrorRows];  // of the current chunk
 };
 
-// Add the tile at hand, `width` columns from `skip` on of the run that begins at out0.
+// Add the current tile, `width` columns from `skip` on of the run that begins at out0.
 template <class Rows>
 void measure_tile(const Rows& rows, int64_t out0, int skip, int width, int64_t in0, int depth,
                   MeasureWorkspace& work, RowSums& sums) {

@@ -1,14 +1,15 @@
-// Walks a source tile by tile and makes the blocks of one type; all arithmetic is the type's own.
+// Driver of the block quantizers on the CPU: walks a source tile by tile and stores the blocks that the
+// quantizer of a type makes. All arithmetic is the quantizer's.
 //
-// A type describes itself to the driver:
+// A quantizer describes itself to the driver:
 //   struct TypeX {
 //     static constexpr int elements, bytes;  // of a block
 //     static constexpr int depth;            // in-rows of a tile: whole blocks, at most kMaxDepth
-//     static constexpr bool uses_row_sum;    // whether `row_sum` is needed
+//     static constexpr bool uses_row_sum;    // whether it needs `sigma2`
 //     using halves = Halves<...>;            // where a block has float16 scales
-//     // One block of kLanes columns. `importance` [elements] is null or weighs the errors of its
-//     // in-rows; `row_sum` is the sum of x * x over whole rows, in order, if it was asked for and
-//     // there is an importance, divided by n_in: ggml's sigma2.
+//     // Make one block in each of kLanes columns. `importance` [elements] weighs the errors of the
+//     // in-rows, or is null. `sigma2` is ggml's: the mean of x * x over whole rows, summed in order,
+//     // if there is an importance and uses_row_sum; else 0.
 //     static void quantize(Strip x, const float* importance, F sigma2, Bytes out);
 //   };
 #pragma once
@@ -26,14 +27,14 @@ inline int at_most(int64_t n, int limit) { return n < limit ? static_cast<int>(n
 
 constexpr int kMaxRun = kRunBytes;  // columns of one-byte elements in a run
 
-// What quantizing keeps at hand: part of the source, a tile of it, sums over rows.
+// Buffers of a quantization: part of the source, one tile of it, means over rows.
 struct Workspace {
   Stage stage;
   Tile tile;
   F means[kMaxRun / kLanes];
 };
 
-// The mean of x * x over the rows [out0, out0 + columns), summed in order as ggml does.
+// Compute the means of x * x over the rows [out0, out0 + columns), summed in order as ggml does.
 inline void row_means(const weightcast_source& s, int64_t out0, int columns, Workspace& work) {
   for (F& mean : work.means) mean = 0.0f;
   for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
@@ -52,7 +53,7 @@ inline void row_means(const weightcast_source& s, int64_t out0, int columns, Wor
   for (F& mean : work.means) mean = mean / static_cast<float>(s.n_in);
 }
 
-// Bytes [rows][kLanes] of neighbouring columns, rows of the output in `dst`.
+// Store bytes [rows][kLanes] of neighbouring columns to rows of the output `dst`.
 inline void store_columns(const uint8_t* bytes, int rows, int columns, uint8_t* dst,
                           int64_t dst_stride) {
   constexpr int n = kSquare<uint8_t>;
@@ -96,7 +97,7 @@ void note_overflow(Bytes bytes, int blocks, int columns, int64_t out0,
   }
 }
 
-// The blocks of one tile: columns [skip, skip + width) of a view that begins at (out0, in0).
+// Make the blocks of one tile: columns [skip, skip + width) of a view that begins at (out0, in0).
 template <class Type>
 void quantize_tile(const float* importance, int skip, int width, int64_t out0, int64_t in0,
                    int depth, const Workspace& work, uint8_t* dst, int64_t dst_stride,

@@ -1,6 +1,6 @@
-// Least-squares fits that several types share: which scale (and minimum) serves a block best.
+// Least-squares fits that several types share: they find the best scale (and minimum) of a block.
 //
-// Sums run in order within a lane, so each lane gets the bits that ggml's scalar code gets. Sources
+// Sums run in order within a lane, so that each lane gets the bits of ggml's scalar code. Sources
 // of the algorithms: make_qx_quants, make_qkx2_quants, make_qkx3_quants, make_qp_quants and
 // make_q3_quants in ggml-quants.c.
 #pragma once
@@ -10,7 +10,7 @@
 namespace weightcast {
 namespace {
 
-constexpr float kGroupMaxEps = 1e-15f;  // a block that has no larger magnitude is taken for zero
+constexpr float kGroupMaxEps = 1e-15f;  // a block without a larger magnitude counts as zero
 
 WC_INLINE I clamped(I x, int low, int high) { return greater(lesser(x, high), low); }
 WC_INLINE F clamped(F x, float low, float high) { return greater(lesser(x, high), low); }
@@ -20,7 +20,7 @@ WC_INLINE void load_block(Strip strip, F (&x)[n]) {
   for (int i = 0; i < n; ++i) x[i] = strip[i];
 }
 
-// Weights of errors: importance times sqrt(sigma2 + x * x). X is a strip or an array of F.
+// Compute the weights of errors: importance times sqrt(sigma2 + x * x). X is a strip or an array of F.
 template <class X, int n>
 WC_INLINE void importance_weights(const X& x, const float* importance, F sigma2, F (&w)[n]) {
   for (int i = 0; i < n; ++i) w[i] = importance[i] * root(sigma2 + x[i] * x[i]);
@@ -30,14 +30,14 @@ WC_INLINE I affine_level(F x, F iscale, F min, int nmax) {
   return clamped(nearest_int(iscale * (x - min)), 0, nmax);
 }
 
-// The level of a candidate where there is an importance: clamped, then rounded. Infinities and what
-// is beyond 2^22, where nearest_int gives anything, get the level at their end; NaN gets 0.
+// The level of a candidate if there is an importance: clamped, then rounded. Infinities and values
+// beyond 2^22, for which nearest_int is meaningless, get the first or the last level; NaN gets 0.
 WC_INLINE F affine_level_clamped(F x, F iscale, F min, F top) {
   return nearest_small(lesser(greater(iscale * (x - min), 0.0f), top));
 }
 
-// x = scale * level + min with min <= 0 and levels 0 to nmax. `iscale` and `base` are what the
-// levels of the best candidate were made with.
+// x = scale * level + min with min <= 0 and levels 0 to nmax. The levels of the best candidate were
+// made with `iscale` and `base`.
 struct AffineFit {
   F scale, min;
   F iscale, base;
@@ -45,7 +45,7 @@ struct AffineFit {
   M flat;  // no span, or one so small that errors vanish: scale is 0 and so are the levels
 };
 
-// `weighed`: there was an importance.
+// The level that the search gave x. `weighed`: there was an importance.
 WC_INLINE I searched_level(const AffineFit& fit, F x, int nmax, bool weighed) {
   const F top = static_cast<float>(nmax);
   const I level = weighed ? truncated(affine_level_clamped(x, fit.iscale, fit.base, top))
@@ -59,8 +59,8 @@ struct Candidates {
   int steps;
 };
 
-// One candidate: levels in `level`, their sums. `below` is set if no level needs the upper clamp,
-// `exact` if all are below 2^22 before they are clamped, where rounding in float gives what
+// Compute the levels of one candidate and their sums. `below`: no level needs the upper clamp.
+// `exact`: all levels are below 2^22 before they are clamped, so that rounding in float gives what
 // nearest_int does.
 template <int n, bool weighed>
 WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, bool exact, bool below,
@@ -107,11 +107,11 @@ WC_INLINE F affine_error(const F* x, const F* w, const F* level, F scale, F min)
   return error;
 }
 
-// make_qkx2_quants, or make_qkx3_quants where weights come from an importance (`weighed`). `min`
-// changes with each better candidate, and the next candidates start from it: so does ggml.
+// make_qkx2_quants, or make_qkx3_quants if weights come from an importance (`weighed`). As in ggml,
+// `min` changes with each better candidate, and the next candidates start from it.
 //
-// Releases of ggml differ in make_qkx3_quants: the later one clamps the levels of candidates before
-// it rounds them, which shows only beyond 2^22. This is what it does.
+// Releases of ggml differ in make_qkx3_quants: later ones clamp the levels of candidates before
+// rounding them, which shows only beyond 2^22. This follows the later ones.
 template <int n, bool weighed, bool absolute = false>
 inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candidates) {
   F low = x[0], high = x[0];
@@ -166,18 +166,18 @@ inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candida
   return fit;
 }
 
-// x = scale * (level - nmax), levels 0 to 2 * nmax - 1, made with iscale: symmetric_level.
+// x = scale * (level - nmax), levels 0 to 2 * nmax - 1, which symmetric_level makes with iscale.
 struct SymmetricFit {
   F scale;
   F iscale;
-  M zero;  // no magnitude to speak of: scale and levels are 0
+  M zero;  // all magnitudes are negligible: scale and levels are 0
 };
 
 WC_INLINE I symmetric_level(F x, F iscale, int nmax) {
   return clamped(nearest_int(iscale * x), -nmax, nmax - 1) + nmax;
 }
 
-// The value of the largest magnitude, the first of equals, with its sign.
+// Find the value of the largest magnitude, with its sign; the first of equals.
 template <int n>
 WC_INLINE F signed_maximum(const F* x, F& amax) {
   F max = 0.0f;
@@ -191,8 +191,8 @@ WC_INLINE F signed_maximum(const F* x, F& amax) {
   return max;
 }
 
-// Sums of one candidate. |iscale * x| is at most nmax + 1 for finite x, so rounding in float serves
-// weights; scales of super-blocks can be infinite and take `any_size`.
+// Compute the sums of one candidate. |iscale * x| is at most nmax + 1 for finite x, so that weights can
+// be rounded in float; scales of super-blocks can be infinite and need `any_size`.
 template <int n, bool any_size>
 WC_INLINE void symmetric_sums(const F* x, const F* w, F iscale, int nmax, F& sumlx, F& suml2) {
   sumlx = suml2 = 0.0f;
@@ -209,7 +209,7 @@ WC_INLINE void symmetric_sums(const F* x, const F* w, F iscale, int nmax, F& sum
   }
 }
 
-// make_qx_quants with rmse_type 1; w is x * x where there is no importance.
+// make_qx_quants with rmse_type 1; w is x * x if there is no importance.
 template <int n, bool any_size = false>
 inline SymmetricFit fit_symmetric(const F* x, const F* w, int nmax) {
   F amax;
@@ -293,8 +293,8 @@ inline F fit_positive(const F* x, const F* w, int nmax, I* level) {
   return select(suml2 > 0.0f, select(zero, 0.0f, sumlx / suml2), 0.0f);
 }
 
-// make_q3_quants: symmetric levels (-nmax to nmax - 1) by coordinate descent; adds nmax to them.
-// Each step waits for the one before, so `ways` blocks are descended side by side.
+// make_q3_quants: symmetric levels (-nmax to nmax - 1) by coordinate descent; then nmax is added.
+// Each step depends on the one before, so `ways` blocks descend side by side.
 template <int n, int ways>
 inline void fit_descent(const F (&x)[ways][n], int nmax, I (&level)[ways][n], F (&scale)[ways]) {
   F w[ways][n], sumlx[ways], suml2[ways];

@@ -1,4 +1,4 @@
-// Plain floats as outputs: F32, F16 and BF16, transposed to rows along `in`.
+// Driver of the plain float outputs F32, F16 and BF16: converts tiles, transposed to rows along `in`.
 #pragma once
 
 #include "quantize/driver.h"
@@ -6,13 +6,13 @@
 namespace weightcast {
 namespace {
 
-// The quantizer of plain floats, as types.inc names it: quantize_floats does its work.
+// Stands for the quantizer of a plain float type in types.inc. On the CPU, quantize_floats does the work.
 template <class Emit>
 struct FloatRows;
 
 constexpr int kDepth = 32;  // in-rows of a tile
 
-// Convert a finite tile; false, with the first offender in `result`, if a value overflows.
+// Convert a finite tile. Returns false if a value overflows, with the place of the first in `result`.
 template <class Emit>
 bool convert_tile(const Tile& tile, int depth, typename Emit::stored (&out)[kDepth][kWidth],
                   int64_t out0, int64_t in0, weightcast_result& result) {

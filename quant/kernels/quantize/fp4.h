@@ -1,5 +1,5 @@
-// Quantizers of 4-bit floats: MXFP4 with one exponent for 32 weights, NVFP4 with an unsigned float of
-// 8 bits for each 16. Sources: quantize_row_mxfp4_ref, quantize_row_nvfp4_ref, ggml_fp32_to_ue4m3.
+// Quantizers of 4-bit floats: MXFP4 with an exponent for every 32 weights, NVFP4 with an unsigned 8-bit
+// float for every 16. Sources: quantize_row_mxfp4_ref, quantize_row_nvfp4_ref, ggml_fp32_to_ue4m3.
 #pragma once
 
 #include "blocks/codebooks.h"
@@ -17,8 +17,8 @@ struct Fp4Scaled {
   }
 };
 
-// The code whose value is nearest, the first of equally near ones: so ties go towards zero, and 0 it
-// is if the errors do not differ in float32. A value of the other sign is never nearer than 0.
+// Find the code with the nearest value, the first of equals: ties go towards zero, and errors that do
+// not differ in float32 give 0. A value of the other sign is never nearer than 0.
 WC_INLINE I fp4_code(F x, const Fp4Scaled& scaled) {
   const F size = magnitude(x);
   F best = size;
@@ -31,9 +31,9 @@ WC_INLINE I fp4_code(F x, const Fp4Scaled& scaled) {
   return code | select(code > I(0), (bits(x) >> 28) & 8, 0);
 }
 
-// floor(log2(x)) for x > 0, the logarithm rounded to float32 first, as log2f does: so what lies just
-// below a power of two counts as it. log2(2^k - j * 2^(k - 24)) is k - j * 2^-24 / ln 2, which rounds
-// to k up to j = ln 2 * 2^p, half a step of floats just below |k| being 2^(p - 24).
+// floor(log2(x)) for x > 0, the logarithm being rounded to float32 first, as log2f does: values just
+// below a power of two count as that power. log2(2^k - j * 2^(k - 24)) is k - j * 2^-24 / ln 2, which
+// rounds to k up to j = ln 2 * 2^p, as half a step of the floats just below |k| is 2^(p - 24).
 WC_INLINE I floor_log2(F x) {
   const M subnormal = x < 0x1p-126f;
   const I b = bits(select(subnormal, x * 0x1p23f, x));
@@ -64,7 +64,7 @@ struct MXFP4 {
   }
 };
 
-// x >= 0 to 4 exponent bits (bias 7) and 3 fraction bits, at most 448; half a step rounds up.
+// Convert x >= 0 to 4 exponent bits (bias 7) and 3 fraction bits, at most 448; half a step rounds up.
 WC_INLINE I to_ue4m3(F x) {
   const I small = lesser(truncated(x * 512.0f + 0.5f), 7);
   const I normal = ((bits(x) + 0x80000) >> 20) - (120 << 3);

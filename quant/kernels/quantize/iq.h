@@ -1,6 +1,7 @@
-// IQ2 and IQ3: groups of 8 or 4 magnitudes from a grid, signs, a scale for each 16 or 32 weights.
-// Layouts in iq_blocks.h. Sources of the rules: quantize_row_iq2_xxs_impl, quantize_row_iq2_xs_impl,
-// quantize_row_iq2_s_impl, quantize_row_iq3_xxs_impl, quantize_row_iq3_s_impl in ggml-quants.c.
+// Quantizers of IQ2 and IQ3: groups of 8 or 4 magnitudes from a grid, signs, a scale per 16 or 32 weights.
+// Layouts in blocks/iq_layouts.h. Sources of the rules: quantize_row_iq2_xxs_impl,
+// quantize_row_iq2_xs_impl, quantize_row_iq2_s_impl, quantize_row_iq3_xxs_impl and
+// quantize_row_iq3_s_impl in ggml-quants.c.
 #pragma once
 
 #include "quantize/iq_search.h"
@@ -9,7 +10,7 @@
 namespace weightcast {
 namespace {
 
-// What the driver asks of every type with grids, and the tables of its grid.
+// The part that all types with grids share: what the driver asks for, and the tables of the grid.
 template <class Block, class GridTables, const auto& entries>
 struct TypeIQ {
   static constexpr int elements = Block::elements;
@@ -30,7 +31,7 @@ WC_INLINE void store_word(Bytes out, I word) {
   for (int b = 0; b < 4; ++b) store_bytes(out[b], word >> 8 * b);
 }
 
-// Two scales of four bits share a byte.
+// Store scales of four bits, two in a byte.
 template <int blocks>
 WC_INLINE void store_nibbles(const I (&small)[blocks], Bytes out) {
   for (int ib = 0; ib < blocks; ib += 2) store_bytes(out[ib / 2], small[ib] | small[ib + 1] << 4);
@@ -68,7 +69,7 @@ struct IQ2XXS : TypeIQ<BlockIQ2_XXS, GridIQ2XXS, kGridIQ2XXS> {
     clear(small.empty, out + 2, 64);
   }
 
-  // The first guess has its levels free of the grid, and equally spaced from 0.
+  // The first guess ignores the grid: its levels are equally spaced from 0.
   static void fit(const GridIQ2XXS& grid, IQBlock<GridIQ2XXS, 32>& block) {
     I free_levels[32];
     const F guess = fit_positive<32>(block.x, block.w, 4, free_levels);
@@ -208,8 +209,8 @@ struct IQ3S : TypeIQ<BlockIQ3_S, GridIQ3S, kGridIQ3S> {
     store_nibbles(small.s, out + 106);
   }
 
-  // ggml does not step over a block of zeros in qs and signs: the blocks behind it move up, though
-  // their qh and scales stay. A reader then sees other weights; the bytes are ggml's.
+  // A quirk of ggml's: it does not step over a block of zeros in qs and signs, so that the blocks after
+  // it move up, while their qh and scales stay. A reader sees other weights; the bytes are ggml's.
   static void close_gaps(const M (&zero)[8], Bytes out) {
     M some = zero[0];
     for (int ib = 1; ib < 8; ++ib) some = some | zero[ib];

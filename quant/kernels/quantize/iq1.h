@@ -1,9 +1,9 @@
-// IQ1: groups of 8 ternary weights from a grid, moved by +-1/8, a scale for each 32 or 16 weights.
-// Layouts in iq_blocks.h. Sources of the rules: quantize_row_iq1_s_impl, quantize_row_iq1_m_impl in
-// ggml-quants.c. What iq_search.h says of overflow is true here as well.
+// Quantizers of IQ1: groups of 8 ternary weights from a grid, shifted by +-1/8, a scale per 32 or 16
+// weights. Layouts in blocks/iq_layouts.h. Sources of the rules: quantize_row_iq1_s_impl and
+// quantize_row_iq1_m_impl in ggml-quants.c. The notes on overflow in iq_search.h apply here as well.
 //
-// ggml sorts the weights of a block with the C library's qsort; glibc's keeps the order of equals
-// here, and so does this.
+// ggml sorts the weights of a block with the C library's qsort. glibc's keeps equals in order, and so
+// does this code.
 #pragma once
 
 #include "quantize/iq.h"
@@ -14,7 +14,7 @@ namespace {
 
 using GridIQ1 = Neighbours<8, 2, 2, 3, 22647, 0>;
 
-// The values of levels 0, 1, 2 moved up or down.
+// The values of levels 0, 1, 2, shifted up or down.
 constexpr float kValuesUp[4] = {-1 + kIQ1Delta, kIQ1Delta, 1 + kIQ1Delta, 0};
 constexpr float kValuesDown[4] = {-1 - kIQ1Delta, -kIQ1Delta, 1 - kIQ1Delta, 0};
 
@@ -25,7 +25,7 @@ WC_INLINE F ternary_value(I level, M up) {
   return select(level == 0, low, select(level == 1, middle, high));
 }
 
-// Store a row of lanes at a place that differs by lane.
+// Store each lane of a row at a place of its own.
 template <class T, class Rows>
 WC_INLINE void scatter(const T& row, const int32_t (&place)[kLanes], Rows& rows) {
   float values[kLanes];
@@ -33,8 +33,8 @@ WC_INLINE void scatter(const T& row, const int32_t (&place)[kLanes], Rows& rows)
   for (int c = 0; c < kLanes; ++c) std::memcpy(&rows[place[c]][c], &values[c], sizeof values[c]);
 }
 
-// One block of kLanes columns. Levels are found by trying all pairs of bounds in the sorted weights:
-// `first` are at level 0, those up to `second` at level 1, the rest at level 2.
+// One block in each of kLanes columns. All pairs of bounds in the sorted weights are tried: weights up
+// to `first` get level 0, those up to `second` level 1, the rest level 2.
 template <int size>
 struct IQ1Block {
   static constexpr int groups = size / 8;
@@ -47,7 +47,7 @@ struct IQ1Block {
   F scale;
   F best;
   I first, second;
-  M up[groups];  // which way the values of a group are moved
+  M up[groups];  // whether the values of a group are shifted up, else down
   I code[groups];
 
   WC_OUT_OF_LINE void prepare(Strip from, float eps) {
@@ -71,7 +71,7 @@ struct IQ1Block {
     first = second = -1;
   }
 
-  // Take these sums for the best ones in lanes where they are better, which is returned.
+  // Keep these sums in lanes where they are the best so far. Returns those lanes.
   WC_INLINE M consider(F sumqx, F sumq2, int i1, int i2) {
     const M better = (sumq2 > 0.0f) & (sumqx * sumqx > best * sumq2);
     if (any(better)) {
@@ -83,7 +83,7 @@ struct IQ1Block {
     return better;
   }
 
-  // Levels from the bounds found, on the grid; then the scale that fits them best.
+  // Turn the bounds found into levels on the grid, then choose the scale that fits them best.
   WC_OUT_OF_LINE void settle(const GridIQ1& grid) {
     active = active & !(first < I(0));
     const M minus = scale < 0.0f;
@@ -115,7 +115,7 @@ struct IQ1Block {
     for (I& c : code) c = select(active, c, 0);
   }
 
-  // Replace the codes of a group that are not on the grid; where they were is returned.
+  // Replace the codes of a group that are not on the grid. Returns the lanes that were on it.
   WC_OUT_OF_LINE M snap(const GridIQ1& grid, int k, I key) {
     const LevelValues values[2] = {level_values<2>(kValuesDown), level_values<2>(kValuesUp)};
     const I is_up = select(up[k], I(1), I(0)), is_active = select(active, I(1), I(0));
@@ -279,7 +279,7 @@ struct IQ1M : TypeIQ<BlockIQ1_M, GridIQ1, kGridIQ1> {
     store_scales(small, select(sumq2 > 0.0f, sumqx / sumq2, small.d), out + 48);
   }
 
-  // Words of four scales of three bits, and four bits of d each.
+  // Store four words, each with four scales of three bits and four bits of d.
   static void store_scales(const SmallScales<16>& small, F d, Bytes out) {
     const I half = select(small.empty, 0, to_f16(d * 1.1125f));
     for (int i = 0; i < 4; ++i) {
@@ -289,7 +289,7 @@ struct IQ1M : TypeIQ<BlockIQ1_M, GridIQ1, kGridIQ1> {
     }
   }
 
-  // Sums of the weights below a bound, for one half of the block: its values move on their own.
+  // Sums of the weights below each bound, for one half of the block: halves are shifted independently.
   struct Prefix {
     F x[17], w[17];
   };
@@ -319,7 +319,7 @@ struct IQ1M : TypeIQ<BlockIQ1_M, GridIQ1, kGridIQ1> {
     }
   }
 
-  // Each half may go up or down: four combinations for each pair of bounds.
+  // Each half may be shifted up or down: four combinations for each pair of bounds.
   WC_OUT_OF_LINE static void search(IQ1Block<16>& block) {
     Prefix sums[2];
     prefix_sums(block, sums);

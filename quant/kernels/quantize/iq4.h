@@ -1,5 +1,5 @@
-// Quantizers of the codebook types IQ4_NL and IQ4_XS: x = scale * codebook[q], the scale fitted by
-// least squares over sixteen candidates. Source: quantize_row_iq4_nl_impl in ggml-quants.c.
+// Quantizers of the codebook types IQ4_NL and IQ4_XS: x = scale * codebook[q], with the best of sixteen
+// scales by least squares. Source: quantize_row_iq4_nl_impl in ggml-quants.c.
 #pragma once
 
 #include "blocks/codebooks.h"
@@ -8,13 +8,13 @@
 namespace weightcast {
 namespace {
 
-// Half way between neighbours of the codebook. What is not below the n-th has an index beyond n.
+// Half way between neighbours of the codebook. A value not below the n-th has an index beyond n.
 constexpr float middle(int n) {
   return 0.5f * static_cast<float>(kIq4Values[n] + kIq4Values[n + 1]);
 }
 
-// The middles of a search that halves the codebook: the third and the fourth step look theirs up by
-// what the steps before said (the first step in bit 0), and so does the value at the end.
+// Tables of a binary search: the third and the fourth step look up their middle by the outcomes of the
+// steps before (the first step's in bit 0), and the value is looked up likewise at the end.
 constexpr float kThirdMiddles[8] = {middle(1), middle(9), middle(5), middle(13),
                                     middle(1), middle(9), middle(5), middle(13)};
 constexpr float kFourthMiddles[8] = {middle(0), middle(8), middle(4), middle(12),
@@ -25,8 +25,8 @@ constexpr float kLowerValues[8] = {codebook(0), codebook(8),  codebook(4), codeb
 constexpr float kUpperValues[8] = {codebook(1), codebook(9),  codebook(5), codebook(13),
                                    codebook(3), codebook(11), codebook(7), codebook(15)};
 
-// Finds the codebook value nearest to x, the upper of two; the last for NaN. ggml compares distances
-// (best_index_int8), which are exact near the middles, so comparing with the middles is the same.
+// Finds the codebook value nearest to x, the upper of two equally near; the last for NaN. ggml compares
+// distances (best_index_int8), which are exact near the middles, so comparing with them is the same.
 struct Iq4Search {
   Table third{kThirdMiddles}, fourth{kFourthMiddles};
   Table lower{kLowerValues}, upper{kUpperValues};
@@ -53,7 +53,7 @@ struct Iq4Search {
   }
 };
 
-// The scale of a block of 32; 0 if it has no magnitude to speak of.
+// Find the scale of a block of 32; 0 if all magnitudes are negligible.
 WC_INLINE F iq4_scale(const Iq4Search& search, const F (&x)[32], const F (&w)[32]) {
   F amax;
   const F max = signed_maximum<32>(x, amax);
@@ -84,7 +84,7 @@ WC_INLINE F iq4_scale(const Iq4Search& search, const F (&x)[32], const F (&w)[32
   return select(zero, 0.0f, scale);
 }
 
-// Weights of errors; sigma2 is twice the mean of x * x over a whole block.
+// Compute the weights of errors; sigma2 is twice the mean of x * x over a whole block.
 WC_INLINE void iq4_weights(const F (&x)[32], const float* importance, F sigma2, F (&w)[32]) {
   if (importance != nullptr) {
     importance_weights(x, importance, sigma2, w);
@@ -149,7 +149,7 @@ struct IQ4XS {
     I high = 0, low = 0;
     for (int b = 0; b < 8; ++b) {
       const I level = clamped(nearest_int(inverse * scales[b]), -32, 31);
-      // d before it is rounded to float16: so does ggml.
+      // As in ggml, d before it is rounded to float16.
       store_iq4_codes(search, strip + 32 * b, inverse_of(d * floats(level)), out + (8 + 16 * b));
       const I stored = level + 32;
       high = high | (stored >> 4) << 2 * b;

@@ -1,8 +1,8 @@
-// The search among the neighbours of a point, for one column: here the lanes are neighbours.
+// Search among the neighbours of a point, for one column. Lanes are neighbours here, not columns.
 //
-// A weight's error depends on its level alone, so the errors of all levels are made once, as one
-// small table a weight, and each neighbour adds up entries of these tables: a permutation, where its
-// levels are the indices. The sums are ggml's, in its order: ((t0 + t1) + t2) + ...
+// A weight's error depends on its level alone, so the errors of all levels are computed once, in one
+// small table per weight. The error of a neighbour is a sum of table entries: its levels are the
+// indices of vector permutations. The sums are ggml's, in its order: ((t0 + t1) + t2) + ...
 // Source of the rule: iq2_find_best_neighbour, iq3_find_best_neighbour, iq1_find_best_neighbour2.
 #pragma once
 
@@ -12,7 +12,7 @@
 #include "simd/lanes.h"
 
 #if defined(WC_VECTOR) && !defined(WC_VECTORS_128)
-#define WC_PERMUTES 1  // a vector can be looked up in another one
+#define WC_PERMUTES 1  // a vector can serve as a table, indexed by another one
 #endif
 
 namespace weightcast {
@@ -64,8 +64,8 @@ WC_INLINE unsigned vec_mask(VM m) {
 }
 #endif
 
-// The member of a list that has the least sum of w * (scale * value - x)^2, the first of equals; the
-// first of all where no sum is below FLT_MAX. x and w are a column's, kLanes floats apart.
+// Find the member of a list with the least sum of w * (scale * value - x)^2: the first of equals, or the
+// first of all if no sum is below FLT_MAX. Elements of x and w are one column's, kLanes floats apart.
 template <class Grid>
 WC_INLINE int best_neighbour(NeighbourList list, const float* x, const float* w, float scale,
                              LevelValues values) {
@@ -135,7 +135,7 @@ WC_INLINE int best_neighbour(NeighbourList list, const float* x, const float* w,
 
 #endif
 
-// The rows of an array of F as floats: row i of a column is kLanes floats after row i - 1.
+// View an array of F as floats: row i of a column is kLanes floats after row i - 1.
 WC_INLINE const float* rows(const F* x) {
 #ifdef WC_VECTOR
   return reinterpret_cast<const float*>(x);

@@ -1,8 +1,8 @@
-// Tables derived from the grids: for every combination of levels its grid index or, where it is not
-// in the grid, the neighbours to choose from, in ggml's order. Built at the first use of a type.
+// Tables derived from the grids. They map every combination of levels to its grid index or, if it is
+// not in the grid, to the neighbours to choose from, in ggml's order. Built at the first use of a type.
 // Source of the rule: iq2xs_init_impl and iq3xs_init_impl in ggml-quants.c.
 //
-// Most neighbours can never be chosen if the point is where the weights were rounded to. Weight i,
+// Most neighbours can never be chosen if the point is the one that the weights round to. Weight i,
 // in units of the levels, is then less than 1/2 from the point's level u. If the levels of a
 // neighbour j are all between those of the point and those of a neighbour k, then j's distance to
 // every weight is at most k's: equal where the levels are, otherwise shorter by 2 * margin at least
@@ -60,7 +60,7 @@ class Neighbours {
     }
   }
 
-  // A combination of levels as a number in base top + 1, and as levels side by side.
+  // Convert a combination of levels to a number in base top + 1, and back to levels side by side.
   static int key_of(int code) {
     int key = 0;
     for (int i = n - 1; i >= 0; --i) key = key * (top + 1) + (code >> bits * i & ((1 << bits) - 1));
@@ -74,7 +74,7 @@ class Neighbours {
 
   // ~index of a grid entry; negative exactly for these.
   int32_t point(int32_t key) const { return points_[key]; }
-  // Of a point that is not: the neighbours that can win, if the weights are where they should be.
+  // For a point off the grid, the neighbours that can win if the weights round to the point.
   NeighbourList short_list(int32_t point) const { return list_at(point); }
   // All neighbours.
   NeighbourList full_list(int32_t key) const { return list_at(full_[key]); }
@@ -133,7 +133,7 @@ class Neighbours {
     for (int i = count; i % kRun != 0; ++i) members[i] = members[0];
   }
 
-  // How far each level is above and below the point's: two fields of four bits a weight, at most 7.
+  // Distances of each level above and below the point's: two fields of four bits per weight, at most 7.
   static uint64_t offsets(int point, int member) {
     uint64_t fields = 0;
     for (int i = 0; i < n; ++i) {
@@ -145,7 +145,7 @@ class Neighbours {
     return fields;
   }
 
-  // Copy the members that no earlier one lies in front of.
+  // Copy the members that no earlier member rules out.
   static int shorten(int code, const uint16_t* members, int count, uint16_t* kept) {
     constexpr uint64_t guard = 0x8888888888888888u;
     uint64_t kept_offsets[512];

@@ -1,10 +1,10 @@
-// What the quantizers of IQ2 and IQ3 share: the search for the scale of a block and the grid entries
-// of its groups. Sums run in order within a lane, so each lane gets the bits of ggml's scalar code.
+// Search for the scale of a block and the grid entries of its groups, which IQ2 and IQ3 share. Sums run
+// in order within a lane, so that each lane gets the bits of ggml's scalar code.
 //
-// Where ggml stops the program, this goes on: with the first neighbour if no neighbour has an error
-// below FLT_MAX, and with the scale it had if sums overflow to NaN. That takes weights from about
-// 1e12 on (d is then infinite, which the driver reports) or importance of similar size. Where the
-// mean of the squares overflows, from about 1e19 on, IQ2_XXS and IQ1 give zeros, as ggml's do.
+// Where ggml aborts, this continues: with the first neighbour if none has an error below FLT_MAX, and
+// with the scale so far if sums overflow to NaN. It takes weights of about 1e12 and more (d is infinite
+// then, which the driver reports) or importance of similar size. Where the mean of the squares
+// overflows, from about 1e19 on, IQ2_XXS and IQ1 give zeros, as ggml's do.
 // Source of the algorithm: quantize_row_iq2_xxs_impl ... quantize_row_iq3_s_impl in ggml-quants.c.
 #pragma once
 
@@ -27,7 +27,7 @@ using GridIQ3S = Neighbours<4, 3, 7, 3, 3706, 3591>;
 constexpr float kOddValues2[4] = {1, 3, 5, 7};
 constexpr float kOddValues3[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 
-// The level that stands for x, of the values 1, 3, 5 ... times 1 / inverse.
+// The position of x among levels that stand for 1, 3, 5 ... times 1 / inverse, and the nearest level.
 WC_INLINE F odd_position(F x, F inverse) { return 0.5f * (inverse * x - 1.0f); }
 WC_INLINE I odd_level(F x, F inverse, int max_level) {
   return clamped(nearest_int(odd_position(x, inverse)), 0, max_level);
@@ -36,7 +36,7 @@ WC_INLINE I odd_level(F x, F inverse, int max_level) {
 // A position is clear of the bounds of rounding if it is no farther than this from its level.
 constexpr float kClear = 0.4999f;
 
-// One block of kLanes columns: what is searched, and the best that was found.
+// One block in each of kLanes columns: the input of the search, and the best result so far.
 template <class Grid, int size>
 struct IQBlock {
   static constexpr int n = Grid::elements, bits = Grid::level_bits;
@@ -53,7 +53,7 @@ struct IQBlock {
 
   F scale;
   I code[groups];    // levels, on the grid
-  M on_grid[groups];  // whether they were there before neighbours were searched
+  M on_grid[groups];  // whether they were on it without a search among neighbours
 
   WC_OUT_OF_LINE void take_magnitudes(Strip from) {
     for (int k = 0; k < size / 8; ++k) {
@@ -88,7 +88,7 @@ struct IQBlock {
     }
   }
 
-  // Everything that the weights of errors decide; lanes whose largest value is below eps are zero.
+  // Compute what depends on the weights of errors. Lanes whose largest value is below eps count as zero.
   WC_OUT_OF_LINE void prepare(float eps) {
     max = x[0];
     for (int i = 1; i < size; ++i) max = select(max > x[i], max, x[i]);
@@ -100,7 +100,7 @@ struct IQBlock {
     for (int k = 0; k < groups; ++k) code[k] = 0;
   }
 
-  // The grid entries nearest to x / this_scale, for `lanes` (other lanes get any entry).
+  // Find the grid entries nearest to x / this_scale in `lanes`; other lanes get any entry.
   WC_OUT_OF_LINE void snap(const Grid& grid, F inverse, F this_scale, M lanes, I (&found)[groups],
                            M (&hit)[groups]) const {
     const I wanted = select(lanes, I(1), I(0));
@@ -155,7 +155,7 @@ struct IQBlock {
     }
   }
 
-  // Try the scales span / (top + step * i), i from -steps to steps, each at its best grid entries.
+  // Try the scales span / (top + step * i), i from -steps to steps, each with its best grid entries.
   WC_OUT_OF_LINE void search(const Grid& grid, F span, float step, int steps) {
     F best = 0.0f;
     I found[groups];
@@ -176,8 +176,8 @@ struct IQBlock {
     }
   }
 
-  // Take the grid entries anew at the scale found, in `lanes`, unless `keep_on_grid` and they were
-  // on the grid by themselves; then the scale that fits them best.
+  // Choose the grid entries of `lanes` again at the scale found; with `keep_on_grid`, keep those that
+  // needed no neighbours. Then choose the scale that fits best.
   void refine(const Grid& grid, M lanes, bool keep_on_grid) {
     if (!any(lanes)) return;
     I found[groups];
@@ -193,10 +193,10 @@ struct IQBlock {
     scale = select(lanes & (sumq2 > 0.0f) & (fitted == fitted), fitted, scale);
   }
 
-  // The steps of all types but IQ2_XXS.
+  // The whole search, in all types but IQ2_XXS.
   void search_and_refine(const Grid& grid, float step, int steps, bool keep_on_grid) {
     scale = max / top;
-    // IQ3_S alone refines lanes for which no candidate was any good.
+    // Only IQ3_S refines lanes in which no candidate was any good.
     for (M& hit : on_grid) hit = keep_on_grid ? !no_lane() : no_lane();
     search(grid, max, step, steps);
     M all = on_grid[0];
@@ -237,7 +237,7 @@ struct IQBlock {
   }
 };
 
-// Scales of few bits, x = d * (2 * s + 1) * value, and the lanes where all scales are 0.
+// Scales of a few bits, x = d * (2 * s + 1) * value, and the lanes in which all scales are 0.
 template <int blocks>
 struct SmallScales {
   F d;

@@ -1,4 +1,4 @@
-// Q2_K, Q4_K and Q5_K: blocks of 16 or 32 with a scale and a minimum of few bits each.
+// Quantizers of Q2_K, Q4_K and Q5_K: blocks of 16 or 32 with a scale and a minimum of a few bits each.
 // Sources of layouts and rules: block_q2_K, block_q4_K, block_q5_K in ggml-common.h,
 // quantize_row_q*_K_ref (no importance) and quantize_row_q*_K_impl (with importance) in
 // ggml-quants.c.
@@ -9,7 +9,7 @@
 namespace weightcast {
 namespace {
 
-// Weights without importance for Q4_K and Q5_K: root mean square of the block plus |x|.
+// Compute the weights of errors without importance, for Q4_K and Q5_K: root mean square plus |x|.
 template <int n>
 WC_INLINE void magnitude_weights(const F (&x)[n], F (&w)[n]) {
   F sum = 0.0f;
@@ -18,8 +18,8 @@ WC_INLINE void magnitude_weights(const F (&x)[n], F (&w)[n]) {
   for (int i = 0; i < n; ++i) w[i] = average + magnitude(x[i]);
 }
 
-// Levels from the scales as stored. Where a block's scale is stored as zero, the levels of the
-// search stay, which `searched` gives; that is rare.
+// Compute the levels from the scales as stored. Where a block's scale is stored as zero, which is rare,
+// the levels of the search remain: `searched` returns them.
 template <int n, class Searched>
 WC_INLINE void affine_levels_stored(Strip x, F d, F dmin, int nmax, Searched searched,
                                     Bytes q) {
@@ -32,8 +32,8 @@ WC_INLINE void affine_levels_stored(Strip x, F d, F dmin, int nmax, Searched sea
   }
 }
 
-// The scales and minima of eight blocks as twelve bytes: six bits each, those of the last four
-// split. Gives back what a reader finds there, which differs where ggml lets a byte overflow.
+// Store the scales and minima of eight blocks in twelve bytes: six bits each, those of the last four
+// split. Changes ls and lm to what a reader finds, which differs where ggml lets a byte overflow.
 inline void store_scales_k4(I (&ls)[8], I (&lm)[8], Bytes out) {
   I q[12];
   for (int j = 0; j < 4; ++j) {
@@ -77,7 +77,7 @@ struct AffineK {
     }
   }
 
-  // Six-bit scales and minima, and what they are multiples of.
+  // Choose scales and minima of six bits, and d and dmin, which they are multiples of.
   static void scales_by_maximum(const AffineFit (&fits)[8], I (&ls)[8], I (&lm)[8], F& d, F& dmin) {
     F max_scale = 0.0f, max_min = 0.0f;
     for (const AffineFit& fit : fits) {
@@ -190,7 +190,7 @@ struct Q2K {
     }
   }
 
-  // Four-bit scales (or minima): multiples of the largest over 15, or of the best fit.
+  // Choose scales (or minima) of four bits. Returns their unit: the largest over 15, or the best fit.
   static F scales(const F (&values)[16], const F* weights, I (&level)[16]) {
     if (weights != nullptr) return fit_positive<16>(values, weights, 15, level);
     F max = 0.0f;

@@ -1,4 +1,4 @@
-// Q3_K and Q6_K: blocks of 16 with a scale of few bits each.
+// Quantizers of Q3_K and Q6_K: blocks of 16 with a scale of a few bits each.
 // Sources of layouts and rules: block_q3_K and block_q6_K in ggml-common.h, quantize_row_q*_K_ref
 // (no importance) and quantize_row_q*_K_impl (with importance) in ggml-quants.c.
 #pragma once
@@ -8,7 +8,7 @@
 namespace weightcast {
 namespace {
 
-// Levels of a symmetric block from its scale as stored; where that is zero, those of the search.
+// Compute a symmetric block's levels from its scale as stored; where that is zero, the search's remain.
 template <int n, class Searched>
 WC_INLINE void symmetric_levels_stored(Strip x, F d, int nmax, Searched searched,
                                        Bytes q) {
@@ -30,7 +30,7 @@ struct Q3K {
   static constexpr bool uses_row_sum = false;
   using halves = Halves<108>;
 
-  // Scales 0 to 63 and d; the levels of the search go to `levels`.
+  // Choose scales from 0 to 63 and return d; the levels of the search go to `levels`.
   static F by_descent(Strip strip, I (&ls)[16], Levels& levels) {
     constexpr int ways = 2;
     F scales[16];
@@ -78,7 +78,7 @@ struct Q3K {
     return fit.scale;
   }
 
-  // Sixteen scales of six bits as twelve bytes.
+  // Store sixteen scales of six bits in twelve bytes.
   static void store_scales(const I (&ls)[16], Bytes out) {
     for (int j = 0; j < 8; ++j) store_bytes(out[j], (ls[j] & 15) | (ls[j + 8] & 15) << 4);
     for (int j = 0; j < 4; ++j) {

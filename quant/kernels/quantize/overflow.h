@@ -1,4 +1,4 @@
-// Whether one of the float16 scales of a block is infinite or NaN.
+// Detects blocks with a float16 scale that is infinite or NaN.
 #pragma once
 
 #include "simd/lanes.h"

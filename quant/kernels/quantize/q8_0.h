@@ -1,4 +1,4 @@
-// The quantizer of Q8_0: 32 int8 codes and one float16 scale, x = d * q.
+// Quantizer of Q8_0: 32 int8 codes and one float16 scale, x = d * q.
 // Source of the rule: quantize_row_q8_0_ref in ggml-quants.c.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Q8_0 by ggml's rule or, from int8 codes with a scale that float16 holds exactly, without any change
-// of the weights.
+// Driver of Q8_0. Blocks of int8 codes keep their codes if float16 holds their scale exactly, so that no
+// weight changes; all others are quantized by ggml's rule.
 #pragma once
 
 #include "quantize/driver.h"
@@ -8,19 +8,19 @@
 namespace weightcast {
 namespace {
 
-// Blocks of a column that are staged before they are written: long runs of a row at a time.
+// Blocks of a column that are staged before writing, so that rows are written in long runs.
 constexpr int kStagedBlocks = kMaxDepth / Q80::elements;
 
 struct alignas(64) StagedQ8_0 {
   uint8_t rows[kWidth][kStagedBlocks * Q80::bytes];
 };
 
-// The codes of one block row, in-rows of kWidth columns.
+// The codes of a row of blocks: the in-rows of one block in kWidth columns.
 struct alignas(64) Codes {
   int8_t q[Q80::elements][kWidth];
 };
 
-// Scales of one group for the columns of a tile as float16; which of them are exact.
+// The scales of one group for the columns of a tile as float16, and which of them are exact.
 struct ScalesF16 {
   int64_t group = -1;
   uint16_t d[kWidth];
@@ -40,7 +40,7 @@ struct ScalesF16 {
   }
 };
 
-// Columns `skip` and on of a view, from its row `i0` on.
+// Load the codes of a view from column `skip` and row `i0` on.
 inline void load_codes(const MemoryView& view, int skip, int width, int i0, Codes& codes) {
   const auto* data = static_cast<const int8_t*>(view.first) + skip * view.stride_out;
   if (width < kWidth) std::memset(&codes, 0, sizeof codes);
@@ -50,7 +50,7 @@ inline void load_codes(const MemoryView& view, int skip, int width, int i0, Code
   }
 }
 
-// Codes [32, 64] and their scales as block `block` of the staged rows.
+// Store codes [32, 64] and their scales as block number `block` of the staged rows.
 inline void stage_codes(const int8_t* codes, int64_t stride, const uint16_t (&d)[kWidth],
                         int block, StagedQ8_0& staged) {
   constexpr int n = kSquare<int8_t>;
@@ -63,14 +63,14 @@ inline void stage_codes(const int8_t* codes, int64_t stride, const uint16_t (&d)
   for (int c = 0; c < kWidth; ++c) std::memcpy(&staged.rows[c][block * Q80::bytes], &d[c], 2);
 }
 
-// Columns of a source that are made together, and what was found of them.
+// Columns of a source that are made together, and the scales they have at present.
 struct Columns {
   int64_t out0;
   int skip, width;  // in their view
   ScalesF16 scales;
 };
 
-// One block row by ggml's rule where the codes cannot be kept.
+// Quantize a row of blocks by ggml's rule where the codes cannot be kept.
 inline void stage_mixed(const Columns& columns, const bool* keep, int block, const Tile& tile,
                         int64_t in0, StagedQ8_0& staged, weightcast_result& result,
                         bool& overflow) {
@@ -132,7 +132,7 @@ inline void count_inexact_scales(const weightcast_source& s, weightcast_result& 
   }
 }
 
-// Q8_0 from int8 codes: unchanged (d = scale, q = code) where the block lies in one group and the
+// Make Q8_0 of int8 codes: unchanged (d = scale, q = code) where the block is within one group and the
 // scale is exact in float16, by ggml's rule elsewhere.
 inline int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
                                    weightcast_result& result) {

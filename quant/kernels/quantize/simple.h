@@ -1,6 +1,6 @@
 // Quantizers of blocks with one scale: Q4_0, Q4_1, Q5_0, Q5_1, and Q1_0, Q2_0.
 // Sources of the rules: quantize_row_*_ref (no importance) and quantize_row_*_impl (with it) in
-// ggml-quants.c. What makes a scale infinite or NaN there does so here, with the same codes.
+// ggml-quants.c. Where ggml's scale is infinite or NaN, it is so here, with the same codes.
 #pragma once
 
 #include "blocks/layouts.h"
@@ -9,9 +9,9 @@
 namespace weightcast {
 namespace {
 
-constexpr int kSimpleDepth = 128;  // in-rows of a tile: more fall out of the first cache
+constexpr int kSimpleDepth = 128;  // in-rows of a tile: the first-level cache does not hold more
 
-// 1 / d, and 0 for 0.
+// 1 / d, or 0 if d is 0.
 WC_INLINE F inverse_of(F d) { return select(d == 0.0f, 0.0f, 1.0f / d); }
 
 template <int n>
@@ -21,14 +21,14 @@ WC_INLINE F magnitude_maximum(Strip x) {
   return amax;
 }
 
-// Low halves in pairs: byte j holds codes j and j + 16.
+// Store codes of 4 bits in pairs: byte j holds codes j and j + 16.
 WC_INLINE void store_nibbles(const I (&level)[32], Bytes out) {
   for (int j = 0; j < 16; ++j) {
     store_bytes(out[j], (level[j] & 15) | (level[j + 16] & 15) << 4);
   }
 }
 
-// The fifth bits of 32 codes: bit j of a little-endian word is that of code j.
+// Store the fifth bits of 32 codes: bit j of a little-endian word belongs to code j.
 WC_INLINE void store_fifth_bits(const I (&level)[32], Bytes out) {
   for (int b = 0; b < 4; ++b) {
     I byte = 0;
@@ -66,7 +66,7 @@ WC_INLINE F symmetric_block(Strip strip, const float* importance, F sigma2, I (&
   return d;
 }
 
-// Q4_1 and Q5_1: x = d * q + m, q up to nmax. Gives d, and m in `min`.
+// Q4_1 and Q5_1: x = d * q + m, q up to nmax. Returns d, and m in `min`.
 template <int nmax>
 WC_INLINE F affine_block(Strip strip, const float* importance, F sigma2, I (&level)[32], F& min) {
   if (importance != nullptr) {
@@ -154,7 +154,7 @@ struct Q51 {
   }
 };
 
-// Signs alone; d is the mean magnitude.
+// Signs only; d is the mean magnitude.
 struct Q10 {
   static constexpr int elements = BlockQ1_0::elements;
   static constexpr int bytes = sizeof(BlockQ1_0);

@@ -1,4 +1,4 @@
-// What the K-quants share: levels of a super-block of 256 and how their bits are packed.
+// Levels of a super-block of 256, and the packing of their bits, for all K types.
 #pragma once
 
 #include "blocks/layouts.h"
@@ -16,7 +16,7 @@ struct alignas(64) Levels {
   WC_INLINE Bytes rows(int i) { return {row(i)}; }
 };
 
-// The mean of x * x, or twice that, over a super-block; sums run in order.
+// The mean of x * x over a super-block, summed in order, times `factor`: ggml's sigma2.
 inline F super_sigma2(Strip x, float factor) {
   F sum = 0.0f;
   for (int i = 0; i < kSuper; ++i) sum += x[i] * x[i];

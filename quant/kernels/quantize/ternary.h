@@ -1,5 +1,5 @@
-// Quantizers of the ternary types TQ1_0 and TQ2_0: d is the largest magnitude of a super-block, each
-// weight is rounded to -d, 0 or d. Sources: quantize_row_tq1_0_ref, quantize_row_tq2_0_ref in ggml.
+// Quantizers of the ternary types TQ1_0 and TQ2_0: d is the largest magnitude of a super-block, and
+// each weight becomes -d, 0 or d. Sources: quantize_row_tq1_0_ref, quantize_row_tq2_0_ref in ggml.
 #pragma once
 
 #include "quantize/simple.h"
@@ -7,12 +7,12 @@
 namespace weightcast {
 namespace {
 
-// 0, 1 or 2. Infinity and NaN, from an inverse that overflowed, give 1: their
-// conversion is a multiple of 2^31, as it is one of 2^63 in ggml, where lroundf gives a long.
+// Round to 0, 1 or 2. Infinity and NaN, from an inverse that overflowed, give 1: they convert to a
+// multiple of 2^31 here and to one of 2^63 in ggml, where lroundf returns a long.
 WC_INLINE I trit(F x, F inverse) { return (round_away(x * inverse) + 1) & 3; }
 
-// `trits` digits of rows m, m + bytes, m + 2 * bytes, ... as the fraction that starts with them, for
-// m from 0 to bytes - 1: ceil(q * 256 / 243), q the five-digit number.
+// Store `trits` digits of rows m, m + bytes, m + 2 * bytes, ... as the fraction that starts with them,
+// for m from 0 to bytes - 1: ceil(q * 256 / 243), where q is the five-digit number.
 template <int bytes, int trits>
 WC_INLINE void store_trits(Strip x, F inverse, Bytes out) {
   for (int m = 0; m < bytes; ++m) {

@@ -1,5 +1,5 @@
-// 16-bit floats: float16 and bfloat16 <-> float32, round to nearest even, on bit patterns.
-// Branch-free, so that a loop over lanes vectorizes; the same code is the scalar and the CUDA form.
+// Conversions between float32 and float16 or bfloat16, on bit patterns, rounding to nearest even.
+// They have no branches, so that loops vectorize; devices use the same code.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Functions that must be inlined: vectors are passed in registers then.
+// Marks functions that must be inlined, so that vectors stay in registers, and loops to unroll.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 #define WC_INLINE inline __attribute__((always_inline))
 
-// Before a loop that must be unrolled on a device, so that arrays it indexes stay in registers.
+// Goes before a loop that must be unrolled on a device, so that arrays it indexes stay in registers.
 #ifdef __CUDACC__
 #define WC_UNROLL _Pragma("unroll")
 #else

@@ -1,8 +1,8 @@
-// Lanes: the vector types that block quantizers are written against, one output column a lane.
+// Lanes: the vector types that block quantizers are written against, one output column per lane.
 //
 // F holds kLanes floats, I as many int32, M as many truth values. They are pairs of vectors, of 16
 // lanes with AVX-512, 8 with AVX2 and 4 with NEON or SSE2 (two interleaved vectors hide the latency
-// of one chain of additions); without them, and on a GPU, plain float, int32_t and bool. Every
+// of one chain of additions); without vectors, and on a GPU, plain float, int32_t and bool. Every
 // operation is the scalar one in each lane, so all forms give the same bytes. Comparisons with NaN
 // are false, and `lesser` and `greater` then return their second argument, as `a < b ? a : b` does.
 #pragma once
@@ -99,7 +99,7 @@ struct Table {
   }
 };
 WC_INLINE void store_bytes(uint8_t* p, I a) { vec_store_bytes(p, a.lo, a.hi); }
-// Values from -128 to 127 as two rows: half the work of storing each by itself.
+// Store values from -128 to 127 as two rows: half the work of storing each row by itself.
 WC_INLINE void store_two(uint8_t* p, I a, I b) { vec_store_two(p, a.lo, a.hi, b.lo, b.hi); }
 WC_INLINE I load_bytes(const uint8_t* p) { return {vec_load_bytes(p), vec_load_bytes(p + kVector)}; }
 
@@ -163,8 +163,8 @@ WC_INLINE F magnitude(F a) { return of_bits(bits(a) & 0x7fffffff); }
 WC_INLINE M not_equal(F a, F b) { return !(a == b); }
 WC_INLINE M no_lane() { return F(0.0f) < F(0.0f); }
 
-// ggml's nearest_int: right for |x| < 2^22, and these very bits beyond and for infinities. NaN gives
-// 0, as the NaN that x86 makes does; that of other processors has other low bits.
+// ggml's nearest_int: correct for |x| < 2^22, and ggml's bits beyond and for infinities. NaN gives 0,
+// as the NaN that x86 makes does; other processors make NaNs with other low bits.
 WC_INLINE I nearest_int(F x) {
   const F shifted = x + 12582912.0f;
 #ifdef WC_VECTOR
@@ -174,14 +174,14 @@ WC_INLINE I nearest_int(F x) {
 #endif
 }
 
-// The same as floats, for |x| < 2^22 only.
+// The same as a float, for |x| < 2^22 only.
 #ifdef WC_VECTOR
 WC_INLINE F nearest_small(F x) { return {vec_nearest(x.lo), vec_nearest(x.hi)}; }
 #else
 WC_INLINE F nearest_small(F x) { return (x + 12582912.0f) - 12582912.0f; }
 #endif
 
-// The low byte, with its sign.
+// Sign-extend the low byte.
 WC_INLINE I as_int8(I x) { return ((x & 0xff) ^ 0x80) - 0x80; }
 
 // Round half away from zero, as roundf does: 0.49999997 is the largest float below one half.
@@ -189,11 +189,11 @@ WC_INLINE I round_away(F x) {
   return truncated(x + of_bits((bits(x) & INT32_MIN) | 0x3effffff));
 }
 
-// float16 and back, as f32_to_f16 and f16_to_f32 do, in the low 16 bits.
+// Convert to float16 (in the low 16 bits) and back, as f32_to_f16 and f16_to_f32 do.
 WC_INLINE I to_f16(F x) {
   const I size = bits(x) & 0x7fffffff;
 #ifdef __CUDACC__
-  // The NaN that x86 makes has a sign, that of a CUDA device has none.
+  // x86 makes negative NaNs, a CUDA device positive ones.
   const I sign = select(size > 0x7f800000, 0x8000, (bits(x) >> 16) & 0x8000);
 #else
   const I sign = (bits(x) >> 16) & 0x8000;
@@ -212,7 +212,7 @@ WC_INLINE F from_f16(I h) {
   return of_bits(((h & 0x8000) << 16) | select(shifted > I(0x0f7fffff), special, finite));
 }
 
-// Rows of bytes, kLanes columns side by side: a block that is made, or the levels of one.
+// Rows of bytes of kLanes columns side by side: a block that is being made, or its levels.
 struct Bytes {
   uint8_t* first;
 
@@ -220,7 +220,7 @@ struct Bytes {
   WC_INLINE Bytes operator+(int rows) const { return {first + rows * kLanes}; }
 };
 
-// Where a block has float16 values, as offsets in bytes.
+// The byte offsets of a block's float16 values.
 template <int... offsets>
 struct Halves {};
 

@@ -1,4 +1,4 @@
-// Transposition of small squares, for values that go from tiles along `out` to rows along `in`.
+// Transposes small squares: values go from tiles along `out` to rows along `in`, and back.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +58,7 @@ inline void transpose_square(const T* src, int64_t src_stride, T* dst, int64_t d
 }
 #endif
 
-// [rows, columns] to [columns, rows], both multiples of kSquare<T> and densely packed.
+// Transpose [rows, columns] to [columns, rows], both densely packed multiples of kSquare<T>.
 template <class T, int rows, int columns>
 inline void transpose_tile(const T (&src)[rows][columns], T (&dst)[columns][rows]) {
   static_assert(rows % kSquare<T> == 0 && columns % kSquare<T> == 0, "whole squares only");

@@ -1,4 +1,4 @@
-// Vectors of 128 bits, 4 lanes, by the compiler's vector types: NEON, SSE2.
+// 128-bit vectors of 4 lanes, for NEON and SSE2, in the compiler's own vector types.
 #pragma once
 
 #include "simd/inline.h"
@@ -57,14 +57,14 @@ WC_INLINE VTable vec_table(const float* p) { return vec_loaded<VTable>(p); }
 WC_INLINE VF vec_lookup(const VTable& table, VI i) {
   return VF{table.of[i[0] & 7], table.of[i[1] & 7], table.of[i[2] & 7], table.of[i[3] & 7]};
 }
-// Half a vector of floats as doubles.
+// Widen half a vector of floats to doubles.
 typedef double VD __attribute__((vector_size(16), may_alias));
 WC_INLINE VD vec_doubles(const float* p) {
   return VD{static_cast<double>(p[0]), static_cast<double>(p[1])};
 }
 WC_INLINE VD vec_lesser(VD a, VD b) { return a < b ? a : b; }
 WC_INLINE VD vec_greater(VD a, VD b) { return a > b ? a : b; }
-// Whether a truth value, all ones or all zeros, holds in any lane.
+// True if any lane of a mask is set; its lanes are all ones or all zeros.
 WC_INLINE bool vec_any(VD a) { return vec_any((VM)a); }
 WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
   for (int i = 0; i < kVector; ++i) p[i] = static_cast<uint8_t>(a[i]);
@@ -73,7 +73,7 @@ WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
 WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
   transpose_square(src, stride, dst, dst_stride);
 }
-// Two rows of values that fit int8, one after the other.
+// Store two rows of values that fit int8, one after the other.
 WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   vec_store_bytes(p, a_lo, a_hi);
   vec_store_bytes(p + 2 * kVector, b_lo, b_hi);

@@ -1,4 +1,4 @@
-// Vectors of AVX2: 8 lanes.
+// AVX2 vectors of 8 lanes.
 #pragma once
 
 #include <immintrin.h>
@@ -47,7 +47,7 @@ WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
       _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_shuffle_epi32(bytes, 0xd8));
 }
-// Two rows of values that fit int8, one after the other.
+// Store two rows of values that fit int8, one after the other.
 WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   // Packing works within 128 bits: each has four values of a_lo, a_hi, b_lo and b_hi.
   const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(WC_I(a_lo), WC_I(a_hi)),
@@ -56,20 +56,20 @@ WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
-// Four values of each of two runs.
+// Load four values from each of two runs.
 WC_INLINE VF vec_gathered(const float* p, int64_t stride) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
 }
 
-// Half a vector of floats as doubles.
+// Widen half a vector of floats to doubles.
 typedef double VD __attribute__((vector_size(32), may_alias));
 WC_INLINE VD vec_doubles(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 WC_INLINE VD vec_lesser(VD a, VD b) { return _mm256_min_pd(a, b); }
 WC_INLINE VD vec_greater(VD a, VD b) { return _mm256_max_pd(a, b); }
-// Whether a truth value, all ones or all zeros, holds in any lane.
+// True if any lane of a mask is set; its lanes are all ones or all zeros.
 WC_INLINE bool vec_any(VD a) { return _mm256_movemask_pd(a) != 0; }
 
-// Four values of each of kVector runs as four rows: 128 bits are transposed by themselves.
+// Transpose four values from each of kVector runs to four rows, every 128 bits by themselves.
 WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
   VF a[4];
   for (int j = 0; j < 4; ++j) a[j] = vec_gathered(src + j * stride, 4 * stride);

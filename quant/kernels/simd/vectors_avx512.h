@@ -1,4 +1,4 @@
-// Vectors of AVX-512: 16 lanes, truth values in mask registers.
+// AVX-512 vectors of 16 lanes, with truth values in mask registers.
 #pragma once
 
 #include <immintrin.h>
@@ -48,7 +48,7 @@ WC_INLINE void vec_store_bytes(uint8_t* p, VI a, VI b) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(WC_I(a)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(WC_I(b)));
 }
-// Two rows of values that fit int8, one after the other.
+// Store two rows of values that fit int8, one after the other.
 WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   // Packing works within 128 bits: each has four values of a_lo, a_hi, b_lo and b_hi.
   const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(WC_I(a_lo), WC_I(a_hi)),
@@ -58,17 +58,17 @@ WC_INLINE void vec_store_two(uint8_t* p, VI a_lo, VI a_hi, VI b_lo, VI b_hi) {
   _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
 
-// Half a vector of floats as doubles.
+// Widen half a vector of floats to doubles.
 typedef double VD __attribute__((vector_size(64), may_alias));
 WC_INLINE VD vec_doubles(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 WC_INLINE VD vec_lesser(VD a, VD b) { return _mm512_min_pd(a, b); }
 WC_INLINE VD vec_greater(VD a, VD b) { return _mm512_max_pd(a, b); }
-// Whether a truth value, all ones or all zeros, holds in any lane.
+// True if any lane of a mask is set; its lanes are all ones or all zeros.
 WC_INLINE bool vec_any(VD a) {
   return _mm512_test_epi64_mask(WC_I(a), WC_I(a)) != 0;
 }
 
-// Four values of each of four runs.
+// Load four values from each of four runs.
 WC_INLINE VF vec_gathered(const float* p, int64_t stride) {
   VF v = _mm512_castps128_ps512(_mm_loadu_ps(p));
   v = _mm512_insertf32x4(v, _mm_loadu_ps(p + stride), 1);
@@ -76,7 +76,7 @@ WC_INLINE VF vec_gathered(const float* p, int64_t stride) {
   return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * stride), 3);
 }
 
-// Four values of each of kVector runs as four rows: 128 bits are transposed by themselves.
+// Transpose four values from each of kVector runs to four rows, every 128 bits by themselves.
 WC_INLINE void vec_transpose(const float* src, int64_t stride, float* dst, int64_t dst_stride) {
   VF a[4];
   for (int j = 0; j < 4; ++j) a[j] = vec_gathered(src + j * stride, 4 * stride);

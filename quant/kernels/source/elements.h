@@ -1,4 +1,4 @@
-// Elements of a source as they are stored, and as float32.
+// Element types of sources and of plain float outputs, and their conversion to and from float32.
 #pragma once
 
 #include "simd/halves.h"
@@ -34,7 +34,7 @@ inline int element_bytes(int32_t type) {
   return type == WEIGHTCAST_F32 ? 4 : type == WEIGHTCAST_I8 ? 1 : 2;
 }
 
-// How a float becomes an element of a plain float output; 16-bit ones can overflow.
+// Conversion of a float to an element of a plain float output. 16-bit elements can overflow.
 struct EmitF32 {
   using stored = float;
   static float convert(float x) { return x; }

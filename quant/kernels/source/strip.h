@@ -1,4 +1,5 @@
-// What block quantizers read: in-rows of neighbouring output columns, x[i] being row i.
+// Strip: what a block quantizer reads. x[i] is in-row i of kLanes neighbouring output columns of a tile
+// or, on a device, of one column (device/strip.h).
 #pragma once
 
 #ifdef WC_DEVICE
@@ -13,7 +14,7 @@ namespace {
 constexpr int kWidth = 64;  // out-columns of a tile: one cache line of int8
 static_assert(kWidth % kLanes == 0, "a tile is whole strips");
 
-// One strip of a tile: kLanes columns.
+// kLanes columns of a tile, from some in-row on.
 struct Strip {
   const float* first;
 

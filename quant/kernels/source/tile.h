@@ -1,4 +1,4 @@
-// Tile loader: a view of any source as float32, columns of the matrix side by side.
+// Tile loader: reads part of any source as float32, with columns of the matrix side by side.
 //
 // Lanes are output columns: sixteen neighbouring `out` are sixteen SIMD lanes, and blocks run down
 // `in`. A JAX source is contiguous along `out`, so loading, dequantizing and transposing are one
@@ -19,7 +19,7 @@ struct alignas(64) Tile {
   float x[kMaxDepth][kWidth];
 };
 
-// Elements of a source from some (out0, in0) on.
+// The elements of a source from some (out0, in0) on: where they are stored, or copied to a Stage.
 struct MemoryView {
   const void* first;
   int64_t stride_out, stride_in;
@@ -27,8 +27,8 @@ struct MemoryView {
 
 inline int64_t group_rows(const weightcast_source& s) { return s.n_in / s.groups; }
 
-// Ask for a run that is soon needed: there are more runs than a processor follows by itself. It
-// may lie beyond the source; nothing is read then.
+// Prefetch a run that is needed soon: there are more runs than a processor follows by itself. A run
+// beyond the source does no harm.
 inline void prefetch(const void* run, int64_t bytes_ahead, int64_t bytes) {
   const uintptr_t next = reinterpret_cast<uintptr_t>(run) + static_cast<uintptr_t>(bytes_ahead);
   for (int64_t line = 0; line < bytes; line += 64) {
@@ -36,21 +36,21 @@ inline void prefetch(const void* run, int64_t bytes_ahead, int64_t bytes) {
   }
 }
 
-// Bytes of a row of a source along `out` that are read at once: rows lie far apart, often at a
-// power of two, where single cache lines of many rows would evict each other.
+// Bytes that are read at once from a row along `out`: rows are far apart, often by a power of two, so
+// that single cache lines of many rows would evict each other.
 constexpr int kRunBytes = 256;
 
-// A few in-rows of a source, kRunBytes wide, copied together.
+// Copies of some in-rows of a source, kRunBytes of each, side by side.
 struct alignas(64) Stage {
   uint8_t rows[kMaxDepth][kRunBytes];
 };
 
-// Columns that are worked on together.
+// The number of columns to work on together.
 inline int run_columns(const weightcast_source& s) {
   return s.stride_out == 1 ? kRunBytes / element_bytes(s.type) : kWidth;
 }
 
-// The elements from (out0, in0) on, `columns` wide: in place, or copied if that is worth it.
+// View the elements from (out0, in0) on, `columns` wide: in place, or copied to `stage` if that pays.
 inline MemoryView view_at(const weightcast_source& s, int64_t out0, int columns, int64_t in0,
                           int depth, Stage& stage) {
   constexpr int kAhead = 16;  // rows
@@ -71,7 +71,7 @@ inline MemoryView view_at(const weightcast_source& s, int64_t out0, int columns,
   return {stage.rows, 1, kRunBytes / size};
 }
 
-// Stored along `out`: rows of the tile are runs of the source.
+// Load from a source that is contiguous along `out`: rows of the tile are runs of the source.
 template <int type>
 void load_along_out(const typename Element<type>::stored* data, int64_t stride_in, int width,
                     int depth, Tile& tile) {
@@ -85,14 +85,14 @@ void load_along_out(const typename Element<type>::stored* data, int64_t stride_i
   }
 }
 
-// kTransposed columns, contiguous along `in`, to rows of the tile.
+// Transpose kTransposed columns, contiguous along `in`, to rows of the tile.
 inline void transpose_columns(const float* columns, int64_t stride, int depth, int c0, Tile& tile) {
   for (int i = 0; i < depth; i += kSquare<float>) {
     transpose_rows(columns + i, stride, &tile.x[i][c0], kWidth);
   }
 }
 
-// Stored along `in`: a few columns at a time, transposed in squares.
+// Load from a source that is contiguous along `in`: a few columns at a time, transposed in squares.
 template <int type>
 void load_along_in(const typename Element<type>::stored* data, int64_t stride_out, int width,
                    int depth, Tile& tile) {
@@ -119,8 +119,8 @@ void load_along_in(const typename Element<type>::stored* data, int64_t stride_ou
   }
 }
 
-// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width), which `view` begins with; zeros
-// beyond them. (Rows of the tile after `depth` hold anything.)
+// Load in-rows [in0, in0 + depth) of columns [out0, out0 + width), where `view` begins. Columns from
+// `width` on become zeros; rows from `depth` on are undefined.
 template <int type>
 void load_typed(const weightcast_source& s, const MemoryView& view, int64_t out0, int width,
                 int64_t in0, int depth, Tile& tile) {
@@ -154,7 +154,7 @@ void load_typed(const weightcast_source& s, const MemoryView& view, int64_t out0
   }
 }
 
-// Columns `skip` and on of a view that begins at (out0 - skip, in0).
+// Load a tile from column `skip` on of a view that begins at (out0 - skip, in0).
 inline void load_tile(const weightcast_source& s, const MemoryView& view, int skip, int64_t out0,
                       int width, int64_t in0, int depth, Tile& tile) {
   const auto* first = static_cast<const uint8_t*>(view.first) +
@@ -169,8 +169,8 @@ inline void load_tile(const weightcast_source& s, const MemoryView& view, int sk
   }
 }
 
-// False, with the first offender in `result`, if the tile holds a NaN or an infinity. (Products of
-// codes and scales cannot: the scales were checked before.)
+// Return false if the tile contains NaN or infinity, and note the first in `result`. Products of codes
+// and scales are finite, as the scales were checked before.
 inline bool tile_is_finite(const weightcast_source& s, const Tile& tile, int64_t out0, int64_t in0,
                            int depth, weightcast_result& result) {
   if (s.type == WEIGHTCAST_I8) return true;

@@ -1,4 +1,4 @@
-/* Plain C that uses weightcast.h, and prints what a binding must agree with. */
+/* Plain C that uses weightcast.h and prints the layouts and numbers that a binding must share. */
 #include "weightcast.h"
 
 #include <stddef.h>
