@@ -158,7 +158,7 @@ struct Access<false> {
 // The strip that this unit's quantizers read, and the rows of a block behind it.
 using Strip = Access<WC_IN_REGISTERS>::Strip;
 template <int n>
-using BlockRows = Access<WC_IN_REGISTERS>::Rows<n>;
+using SourceRows = Access<WC_IN_REGISTERS>::Rows<n>;
 
 }  // namespace
 }  // namespace weightcast

@@ -162,7 +162,7 @@ struct QuantizeTile {
     if constexpr (kCarriesCodes<Type>) {
       if (a.source_type == WEIGHTCAST_I8 && carry_codes<Type::elements>(column, made)) return;
     }
-    const BlockRows<Type::elements> block(column, rows);
+    const SourceRows<Type::elements> block(column, rows);
     const Strip x = block.strip();
     if (a.source_type != WEIGHTCAST_I8) {
       const int bad = first_not_finite<Type::elements>(x);
