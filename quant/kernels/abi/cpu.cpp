@@ -9,17 +9,10 @@
 #include "groups/exact.h"
 #include "groups/measured.h"
 #include "metrics/measure.h"
+#include "quantize/all.h"
 #include "quantize/driver.h"
 #include "quantize/floats.h"
-#include "quantize/fp4.h"
-#include "quantize/iq.h"
-#include "quantize/iq1.h"
-#include "quantize/iq4.h"
-#include "quantize/k_affine.h"
-#include "quantize/k_symmetric.h"
 #include "quantize/q8_0_codes.h"
-#include "quantize/simple.h"
-#include "quantize/ternary.h"
 
 namespace weightcast {
 namespace {

@@ -2,14 +2,7 @@
 #pragma once
 
 #include "device/tile.h"
-#include "quantize/fp4.h"
-#include "quantize/iq.h"
-#include "quantize/iq1.h"
-#include "quantize/iq4.h"
-#include "quantize/k_affine.h"
-#include "quantize/k_symmetric.h"
-#include "quantize/simple.h"
-#include "quantize/ternary.h"
+#include "quantize/all.h"
 
 namespace weightcast {
 namespace {
