@@ -23,11 +23,7 @@ from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.text import count, in_code, one_line
 
 _NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
-
-
 _LICENSE_KEY: Final = "general.license"
-
-
 # How model hubs write licences; anything else in metadata is left out.
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 

@@ -14,8 +14,6 @@ from weightcast.converters.sources.containers import container
 from weightcast.errors import ChangedError, CheckpointError
 
 SOURCE: Final = "source"
-
-
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
 
 

@@ -22,12 +22,8 @@ from weightcast.errors import CheckpointError, LayoutError
 
 # Float32 throughout; numpy's stubs lose track of it in mixed expressions.
 Floats = NDArray[np.floating[Any]]
-
-
 # A tensor by name, or one expert of it, as float32 [out, in].
 Load = Callable[..., Floats]
-
-
 # Where two experts are closer than this, rounding decides between them, in any implementation.
 _ROUTING_MARGIN: Final = 5e-3
 _TRIES: Final = 50

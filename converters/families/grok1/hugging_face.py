@@ -28,13 +28,9 @@ from weightcast.formats.tokenizer.hugging_face import tokenizer_json
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
 # What transformers runs with trust_remote_code=True: not imported here, written into directories.
 _FOLDER: Final = Path(__file__).with_name("transformers")
 CODE: Final = (_FOLDER / "configuration_grok1.py", _FOLDER / "modeling_grok1.py")
-
-
 _AUTO_MAP: Final = {
     "AutoConfig": "configuration_grok1.Grok1Config",
     "AutoModel": "modeling_grok1.Grok1Model",

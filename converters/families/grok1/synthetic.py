@@ -29,14 +29,8 @@ _TENSORS: Final = Family("grok-1", roles=ROLES, names=NAMES)
 
 # Matrices whose input is split over the eight devices of the release: scales for each eighth.
 _ROW_PARALLEL: Final = ("ffn_down_exps", "attn_output")
-
-
 _GAIN = 1.1
-
-
 _NORM_SPREAD = 0.2
-
-
 _CHUNK_BYTES = 1 << 25
 
 
