@@ -12,9 +12,8 @@ from pathlib import Path
 from weightcast.converters.families.grok1.gguf import ARCHITECTURE
 from weightcast.converters.families.grok1.spec import Grok1Spec
 from weightcast.converters.families.grok1.tensors import LAYER_ROLES, Place, places
-from weightcast.converters.graph.stored import stored_as, stored_bytes
-from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import check_readable
+from weightcast.converters.graph import Tensor, check_readable, stored_as, stored_bytes
+from weightcast.converters.graph.layers import any_expert
 from weightcast.converters.sources.detect import kind_of
 from weightcast.converters.sources.open import AnyGraph, open_carried, open_grok1
 from weightcast.errors import CheckpointError, LayoutError
@@ -142,7 +141,7 @@ def _today(name: str) -> str:
 
 
 def _in_directory(place: Place) -> str:
-    return place.hugging_face().replace("experts.None", "experts.*")
+    return any_expert(place.hugging_face())
 
 
 def _is_weights(tensor: Tensor) -> bool:

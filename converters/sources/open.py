@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from weightcast.converters.families.grok1 import gguf as grok1_gguf
 from weightcast.converters.families.grok1 import hugging_face as grok1_hf
 from weightcast.converters.families.grok1.spec import GROK_1, Grok1Spec, Number, read_spec
 from weightcast.converters.families.grok1.tensors import graph_from_names, graph_from_shards
+from weightcast.converters.graph.layers import find_layer
 from weightcast.converters.graph.tensor import TensorGraph
 from weightcast.converters.sources.detect import (
     TOKENIZER_NAME,
@@ -28,9 +28,6 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary, from_gguf, read_sentencepiece
 from weightcast.text import shown
-
-_LAYER_NAME = re.compile(r"model\.layers\.([0-9]{1,6})\.")
-
 
 AnyGraph = TensorGraph[Grok1Spec] | TensorGraph[GGUFModel]
 
@@ -133,7 +130,7 @@ def _open_safetensors(source: Path, spec: str | Path | None) -> TensorGraph[Grok
         given, origin = grok1_hf.read_hyperparameters(config), str(config)
     stored = safetensors.read_directory(source)
     arrays = join_packed(source, config, stored)
-    layers = {int(match[1]) for name in arrays if (match := _LAYER_NAME.match(name))}
+    layers = {layer.number for n in arrays if (layer := find_layer(n, "hugging_face"))}
     if not layers or max(layers) >= len(layers):
         raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
     named = graph_from_names(str(source), arrays, "hugging_face", len(layers), given, origin)

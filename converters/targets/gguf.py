@@ -5,8 +5,7 @@ from __future__ import annotations
 from weightcast.converters.families.grok1 import gguf as grok1_gguf
 from weightcast.converters.families.grok1.spec import Grok1Spec
 from weightcast.converters.families.grok1.types import choose, gguf_tensors
-from weightcast.converters.graph.tensor import TensorGraph, quantized
-from weightcast.converters.graph.view import is_stored_as
+from weightcast.converters.graph import TensorGraph, is_stored_as, quantized
 from weightcast.converters.recipes.importance import provenance, weigh
 from weightcast.converters.targets.target import (
     Output,

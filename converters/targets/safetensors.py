@@ -11,8 +11,7 @@ from weightcast.converters.families.grok1.modules import Module
 from weightcast.converters.families.grok1.spec import Grok1Spec
 from weightcast.converters.families.grok1.tensors import EMBEDDING, Place
 from weightcast.converters.families.grok1.types import choose, gguf_tensors
-from weightcast.converters.graph.tensor import Tensor, TensorGraph, quantized, take
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import Tensor, TensorGraph, matrices, quantized, take
 from weightcast.converters.recipes.importance import Weighing, weigh_named
 from weightcast.converters.recipes.weight_types import (
     WEIGHTCAST,
@@ -226,7 +225,7 @@ def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) ->
     if isinstance(weight_type, Fp8Type):
         return Fp8Packing(label, weight_type)
     problem = _why_not_carried(source, weight_type)
-    is_carried = carries_codes(weight_type) and matrices(source)[0].scales is not None
+    is_carried = carries_codes(weight_type) and matrices(source)[0].group_size is not None
     if is_carried and problem and not kind.may_change:
         raise LayoutError(problem)
     is_carried = is_carried and problem is None
@@ -235,10 +234,9 @@ def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) ->
 
 def _why_not_carried(source: Tensor, group_type: GroupType) -> str | None:
     """Say what is wrong if groups do not lie within the groups of the source's scales."""
-    scales = matrices(source)[0].scales
-    if scales is None:
+    of_source = matrices(source)[0].group_size
+    if of_source is None:
         return None
-    of_source = source.shape[-1] // scales.shape[1]
     size = group_type.group_size or source.shape[-1]
     if of_source % size == 0:
         return None

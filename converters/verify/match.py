@@ -10,8 +10,15 @@ from typing import Final
 from weightcast.converters.families.any_gguf import stored_tensor
 from weightcast.converters.families.grok1.spec import Grok1Spec
 from weightcast.converters.families.grok1.tensors import EMBEDDING, Place, places
-from weightcast.converters.graph.tensor import Tensor, stored, take
-from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.graph import (
+    StoredMatrix,
+    Tensor,
+    View,
+    matrices,
+    stored,
+    take,
+    windows,
+)
 from weightcast.converters.sources.open import AnyGraph
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import LayoutError
@@ -36,11 +43,11 @@ class Held:
     expert: int | None = None
 
     @property
-    def views(self) -> list[tuple[View, View]]:
+    def views(self) -> list[tuple[StoredMatrix, View]]:
         """The matrices of both, source first. Raises LayoutError if there are not as many."""
         of_source = matrices(self.source)
         made = stored if self.place is not None else stored_tensor
-        of_artifact = matrices(made(self.name, self.array))
+        of_artifact = list(windows(made(self.name, self.array)))
         if [v.shape for v in of_source] != [v.shape for v in of_artifact]:
             raise LayoutError(f"{self.name}: shape {list(self.array.shape)} cannot be compared")
         return list(zip(of_source, of_artifact, strict=True))

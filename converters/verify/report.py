@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightcast.converters.graph.stored import stored_as
-from weightcast.converters.graph.tensor import stored
+from weightcast.converters.graph import stored, stored_as
+from weightcast.converters.graph.layers import any_expert
 from weightcast.converters.report.measured import (
     MeasuredOutput,
     MeasuredTensor,
@@ -59,7 +59,7 @@ def _measured(held: Sequence[Held], tallies: Sequence[Tally]) -> MeasuredTensor:
     name, gguf, shape = first.name, first.gguf, first.array.shape
     if first.expert is not None:
         assert first.place is not None
-        name = first.place.hugging_face().replace("experts.None", "experts.*")
+        name = any_expert(first.place.hugging_face())
         shape = (len(held), *shape)
     if name in ("lm_head.weight", "output.weight"):
         gguf = "output.weight"

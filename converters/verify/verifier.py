@@ -15,6 +15,7 @@ from weightcast.converters.engine.executor import MAX_WORKERS, default_workers
 from weightcast.converters.families.any_gguf import GGUFModel
 from weightcast.converters.families.grok1.gguf import ARCHITECTURE
 from weightcast.converters.families.grok1.tensors import LAYER_ROLES
+from weightcast.converters.graph import first_array
 from weightcast.converters.sources.detect import kind_of
 from weightcast.converters.sources.open import AnyGraph, open_graph, open_grok1
 from weightcast.converters.sources.packed import join_packed
@@ -173,10 +174,7 @@ class _Verifier:
                 self._structure.refused(problem)
                 continue
             if tensor.array.packed is not None or (
-                tensor.array.dtype in TYPES
-                and all(
-                    s.dtype in TYPES or s.scales is not None or s.array.packed for s, _ in views
-                )
+                tensor.array.dtype in TYPES and all(view.is_readable for view, _ in views)
             ):
                 weights.append(tensor)
             elif not _same_bytes(tensor):
@@ -293,5 +291,5 @@ def _same_bytes(held: Held) -> bool:
     """Compare numbers that no kernel reads with the source's, as they are stored."""
     origin = held.source.origin
     if not isinstance(origin, StoredArray):
-        origin = held.views[0][0].array
+        origin = first_array(held.source)
     return origin.dtype == held.array.dtype and _read(origin) == _read(held.array)

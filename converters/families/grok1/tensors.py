@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.converters.families.grok1.spec import Dimensions, Grok1Spec, Number, solve
-from weightcast.converters.graph import tensor as graph
-from weightcast.converters.graph import view
-from weightcast.converters.graph.tensor import Tensor, TensorGraph
-from weightcast.converters.graph.view import check_readable
+from weightcast.converters.graph import (
+    Tensor,
+    TensorGraph,
+    check_readable,
+    dequantized,
+    first_array,
+    stacked,
+    stored,
+    transposed,
+)
 from weightcast.errors import FormatError, LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.jax.arrays import QuantizedArray
@@ -147,12 +153,12 @@ def _from_shard(place: Place, shard: StoredArray | QuantizedArray) -> Tensor:
             raise LayoutError(
                 f"{shard.weight.path}: int8 with scales, expected plain numbers for {place.name}"
             )
-        return graph.transposed(graph.dequantized(place.name, shard.weight, shard.scales))
-    tensor = graph.stored(place.name, shard)
+        return transposed(dequantized(place.name, shard.weight, shard.scales))
+    tensor = stored(place.name, shard)
     # The embedding table and norms are stored as they are used; matrices as [in, out].
     if place.layer is None or len(place.role.axes) == 1 or len(tensor.shape) < 2:
         return tensor
-    return graph.transposed(tensor)
+    return transposed(tensor)
 
 
 def graph_from_names(
@@ -173,7 +179,7 @@ def graph_from_names(
         for name in names:
             if name in left:
                 assert name is not None
-                return graph.stored(name, left.pop(name))
+                return stored(name, left.pop(name))
         raise MissingTensorError(f"{source}: tensor {names[0]} is missing")
 
     def find(place: Place) -> Tensor:
@@ -186,7 +192,7 @@ def graph_from_names(
             experts.append(pull(place.hugging_face(len(experts))))
         if not experts:
             raise MissingTensorError(f"{source}: tensor {place.hugging_face(0)} is missing")
-        return graph.stacked(place.name, tuple(experts))
+        return stacked(place.name, tuple(experts))
 
     tensors = {}
     for place in places(num_layers):
@@ -195,7 +201,7 @@ def graph_from_names(
     # The output head is the embedding table; a copy under its own name adds nothing.
     head = left.pop("output.weight" if convention == "gguf" else "lm_head.weight", None)
     if head is not None:
-        check_tied(head, view.first_array(tensors[EMBEDDING]))
+        check_tied(head, first_array(tensors[EMBEDDING]))
     if left:
         names = ", ".join(shown(name) for name in sorted(left)[:3])
         raise FormatError(source, None, f"{len(left)} tensors that Grok-1 does not have: {names}")
@@ -236,7 +242,7 @@ def _checked(
     dimensions.check("num_layers", num_layers, layers_where)
     for place in places(num_layers):
         tensor = tensors[place.name]
-        where = f"{view.first_array(tensor).path.name} ({place.name})"
+        where = f"{first_array(tensor).path.name} ({place.name})"
         if len(tensor.shape) != len(place.role.axes):
             raise LayoutError(
                 f"{where} has {len(tensor.shape)} axes, expected {len(place.role.axes)}: "

@@ -7,8 +7,7 @@ from typing import Final
 
 from weightcast.converters.families.grok1.spec import Grok1Spec
 from weightcast.converters.families.grok1.tensors import Place, places
-from weightcast.converters.graph.tensor import Tensor, TensorGraph
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import Tensor, TensorGraph, matrices
 from weightcast.converters.recipes.decide import Decision, Override, decide
 from weightcast.converters.recipes.llama_quantize import ModelFacts
 from weightcast.converters.recipes.recipe import RECIPES, Recipe
@@ -58,12 +57,11 @@ def choose(
 
 
 def _exact(tensor: Tensor, decision: Decision) -> Decision:
-    scales = matrices(tensor)[0].scales
-    if scales is None:
+    group = matrices(tensor)[0].group_size
+    if group is None:
         return decision
     if decision.fallback:
         return replace(decision, type=F32)
-    group = tensor.shape[-1] // scales.shape[1]
     if group % Q8_0.block_elements:
         return Decision(F32, f"scale groups of {group} rows end inside {Q8_0.name} blocks")
     return decision
