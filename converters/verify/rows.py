@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.compare.rows import PairedRows, floats
-from weightcast.converters.graph.read import Slab
+from weightcast.converters.graph import Slab, View
 from weightcast.converters.recipes.weight_types import carries_codes, type_label
 from weightcast.converters.targets.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
 from weightcast.errors import LayoutError
@@ -53,6 +53,13 @@ class Piece:
     @property
     def start(self) -> int:
         return self.rows.out0 + self.row0
+
+    @property
+    def view(self) -> View:
+        """The matrix of the artifact, which is one array."""
+        view = self.rows.output.single
+        assert view is not None
+        return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,7 @@ class _Makers:
     def __init__(self, piece: Piece, importance: NDArray[np.float32] | None) -> None:
         self._piece = piece
         self._source = piece.source.piece(piece.row0, piece.row1)
-        self._array = piece.artifact.view.array
+        self._array = piece.view.array
         self._packing = packing_of(self._array)
         self._importance = importance
         self._floats: NDArray[np.float32] | None = None
@@ -125,7 +132,7 @@ class _Makers:
 
     @property
     def _type(self) -> QuantType | None:
-        return None if self._packing is not None else TYPES.get(self._piece.artifact.view.dtype)
+        return None if self._packing is not None else TYPES.get(self._piece.view.dtype)
 
     @property
     def _is_carried(self) -> bool:
@@ -156,7 +163,7 @@ class _Makers:
         return nbytes, different, first
 
     def _offset(self, index: int) -> int:
-        view = self._piece.artifact.view
+        view = self._piece.view
         row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
         row = view.start // view.shape[1] + self._piece.start
         return self._array.offset + row * row_bytes + index
@@ -196,7 +203,7 @@ class _Makers:
             packing = replace(packing, is_carried=self._is_carried and has_codes, may_change=True)
             if origin == SYMMETRIC:
                 packing = replace(packing, type=replace(packing.type, symmetric=True))
-        n_out, start = self._piece.artifact.view.shape[0], self._piece.start
+        n_out, start = self._piece.view.shape[0], self._piece.start
         try:
             made = packing.pack(source, n_out, start, self._importance, ProcessorLane())
         except LayoutError:
@@ -212,7 +219,7 @@ class _Makers:
         if origin != SYMMETRIC or not isinstance(packing, GroupPacking):
             return
         group_type = replace(packing.type, symmetric=True)
-        shape = self._piece.artifact.view.shape
+        shape = self._piece.view.shape
         for suffix, raw in packing.layout.constants(group_type, shape[0], shape[1]).items():
             data = np.frombuffer(raw, np.uint8).reshape(1, -1)
             yield Segment(suffix, data, 0, data.size)

@@ -24,7 +24,7 @@ from weightcast.converters.engine import executor
 from weightcast.converters.engine.executor import memory_estimate
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.files.interrupts import Held
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Cut, largest_pieces
 from weightcast.errors import CheckpointError, DeviceError, LayoutError, RequestError
