@@ -274,7 +274,7 @@ def test_rows_are_read_alone(layout: str, group_type: GroupType, packed_as: Pack
 
 def rows_in_memory(view: View, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start + 8, stop), which is a piece of what was read."""
-    buffer = bytearray(slabs.slab_bytes(view, stop - start))
+    buffer = bytearray(view.slab_bytes(start, stop))
     slab = slabs.read_slab(view, start, stop, memoryview(buffer))
     matrix = slab.piece(8, stop - start)
     values = np.array(matrix.data).view(np.int8 if matrix.dtype == "I8" else np.float32)
