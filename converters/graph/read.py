@@ -15,8 +15,7 @@ from weightcast.converters.files.page_cache import forget_read
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import View, matrices
 from weightcast.errors import LayoutError
-from weightcast.formats.array import read_stored
-from weightcast.formats.packed.rows import Decode
+from weightcast.formats.array import Decode, read_stored
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.types import F32, STORED_TYPES, TYPES
 
@@ -115,9 +114,9 @@ def read_slab(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
     rows, n_in = out1 - out0, view.shape[1]
     used = buffer[: slab_bytes(view, rows)]
     if view.array.packed is not None:
-        held = view.array.packed.read(out0, out1, used)
+        read = view.array.packed.read(out0, out1, used)
         data = np.frombuffer(used, np.uint8)
-        return Slab(view, rows, data, 1, held.scales, held.decode)
+        return Slab(view, rows, data, 1, read.scales, read.decode)
     fd = os.open(view.array.path, os.O_RDONLY)
     try:
         if view.is_blocked:
@@ -152,7 +151,7 @@ def forget_rows(view: View, out0: int, out1: int) -> None:
     if array.text is not None or out1 < last:
         return
     if array.packed is not None:
-        for part in array.packed.matrix.parts.values():
+        for part in array.packed.parts.values():
             forget_read(part.path, part.offset, part.nbytes)
     elif view.is_blocked:
         row_bytes = TYPES[view.dtype].row_bytes(n_in)

@@ -13,8 +13,7 @@ from weightcast.converters.graph.tensor import (
     Transpose,
 )
 from weightcast.errors import LayoutError
-from weightcast.formats.array import ITEM_BYTES, StoredArray
-from weightcast.formats.packed.rows import PackedSource
+from weightcast.formats.array import ITEM_BYTES, RowReader, StoredArray
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 
@@ -48,7 +47,7 @@ class View:
     def dtype(self) -> str:
         """What the rows are in memory."""
         packed = self.array.packed
-        return self.array.dtype if packed is None else packed.held_dtype
+        return self.array.dtype if packed is None else packed.memory_dtype
 
     @property
     def is_blocked(self) -> bool:
@@ -97,7 +96,7 @@ def matrices(tensor: Tensor) -> list[View]:
     return matrices(origin.source)
 
 
-def _packed_view(array: StoredArray, packed: PackedSource) -> View:
+def _packed_view(array: StoredArray, packed: RowReader) -> View:
     """A packed matrix, which is read in whole rows; int8 codes have their scales beside them."""
     scales = None
     if packed.scales is not None:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from weightcast.converters.graph.view import matrices
 from weightcast.converters.plan.plan import Plan
-from weightcast.converters.recipes.weight_types import type_label
 from weightcast.converters.report.collector import MatrixErrors
 from weightcast.converters.report.measured import (
     MeasuredOutput,
@@ -43,7 +42,7 @@ def _output(number: int, output: Output, measured: Measured) -> MeasuredOutput:
             # Experts that are tensors of their own make one entry.
             name = _EXPERT.sub(".experts.*.", planned.tensor.name)
             tensors[name] = _joined(tensors.get(name), _tensor(name, planned, made))
-    rules = ((o.pattern.pattern, type_label(o.type), o.origin) for o in request.overrides)
+    rules = ((o.pattern.pattern, o.type.label, o.origin) for o in request.overrides)
     weighed_by = output.weighing.matrix
     return MeasuredOutput(
         path=str(request.path),

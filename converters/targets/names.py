@@ -11,10 +11,10 @@ from typing import Final
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.recipe import ALIASES, RECIPES, recipe_named
-from weightcast.converters.recipes.weight_types import KNOWN, directory_type, name_in, type_label
+from weightcast.converters.recipes.weight_types import directory_type, known_types, name_in
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
-from weightcast.quant.types import TYPES, QuantType
+from weightcast.quant.types import TYPES
 from weightcast.text import shown
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
@@ -98,12 +98,12 @@ def _parse_directory(text: str, type_name: str | None, recipe_file: RecipeFile |
         return Request(_plain_path(text), "safetensors", recipe, directory=found)
     if says_nothing:
         raise RequestError(
-            f"{text}: the name does not end in a type ({KNOWN}), as in grok-1-bf16/; "
+            f"{text}: the name does not end in a type ({known_types()}), as in grok-1-bf16/; "
             "rename it or pass --type"
         )
     hint = "" if recipe_named(last) is None else "; the name of a GGUF file ends in .gguf"
     raise RequestError(
-        f"{text}: {last} is not a type of a safetensors directory; known: {KNOWN}{hint}"
+        f"{text}: {last} is not a type of a safetensors directory; known: {known_types()}{hint}"
     )
 
 
@@ -117,7 +117,7 @@ def with_rules(request: Request, overrides: tuple[Override, ...], *, pure: bool)
     """Add the rules of a command to an output. Raises RequestError for types it cannot hold."""
     if request.directory is None:
         for override in overrides:
-            if not isinstance(override.type, QuantType):
+            if override.type.label not in TYPES:
                 raise _impossible(request, override, f"a GGUF file holds {_GGUF_TYPES}")
         return replace(request, overrides=overrides, pure=pure)
     kind = request.directory.with_rules(override.type for override in overrides)
@@ -129,7 +129,7 @@ def with_rules(request: Request, overrides: tuple[Override, ...], *, pure: bool)
 
 
 def _impossible(request: Request, override: Override, problem: str) -> RequestError:
-    asked = type_label(override.type)
+    asked = override.type.label
     return RequestError(f"{request.path}: {override.origin} asks for {asked}, but {problem}")
 
 
