@@ -40,10 +40,10 @@ Decode = Callable[[int, int], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class RowsInMemory:
-    """What belongs to rows in a buffer beside their bytes.
+    """Companions of the bytes of rows in a buffer.
 
-    `scales`, float32 [groups, rows], are those of int8 codes; `decode` gives rows [row0, row1) of
-    these as float32 [row1 - row0, in].
+    `scales`, float32 [groups, rows], belong to int8 codes; `decode` turns rows [row0, row1) of
+    these into float32 [row1 - row0, in].
     """
 
     scales: NDArray[np.float32] | None = None

@@ -55,7 +55,9 @@ def _llama_cpp(output: Output) -> Iterator[str]:
 def _readers(output: Output) -> Readers:
     directory = output.request.directory
     assert directory is not None
-    return _PLAIN_READERS if directory.layout == PLAIN else LAYOUTS[directory.layout].readers
+    if directory.layout == PLAIN:
+        return _PLAIN_READERS
+    return LAYOUTS[directory.layout].traits.readers
 
 
 def _transformers(output: Output) -> Iterator[str]:

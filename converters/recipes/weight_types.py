@@ -49,7 +49,7 @@ def _named_types() -> dict[str, tuple[str, WeightType]]:
     return {
         name: (layout.name, weight_type)
         for layout in LAYOUTS.values()
-        for name, weight_type in layout.types.items()
+        for name, weight_type in layout.traits.types.items()
     }
 
 
@@ -80,10 +80,10 @@ def known_in_rules() -> str:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryType:
-    """What the matrices of a directory become, and the layout that they are stored in.
+    """Weight types of the matrices of a directory, and the layout that stores them.
 
-    `base` is the float type of what is not packed. `allow_requantize`: int8 codes that cannot be
-    carried as they are, are quantized anew.
+    `base` is the float type of tensors that are not packed. With `allow_requantize`, int8 codes
+    that cannot be carried as they are, are quantized anew.
     """
 
     name: str

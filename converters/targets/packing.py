@@ -1,4 +1,4 @@
-"""How one matrix becomes several tensors of a safetensors file, rows at a time."""
+"""Pack one matrix into several tensors of a safetensors file, rows at a time."""
 
 from __future__ import annotations
 

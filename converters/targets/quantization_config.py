@@ -43,7 +43,7 @@ def quantization_config(layout: str, types: Types) -> dict[str, Any] | None:
     schemes.append(Scheme(("Linear",), main))
     floats = [module for module, weight_type in types.items() if weight_type.is_plain]
     packed = LAYOUTS[layout]
-    ignore = [*_ALWAYS_FLOATS, *(words if packed.ignores_words else patterns)(floats, types)]
+    ignore = [*_ALWAYS_FLOATS, *(words if packed.traits.ignores_words else patterns)(floats, types)]
     has_attention = any(m.expert is None for modules in by_type.values() for m in modules)
     block_modules = ATTENTION if has_attention else ()
     return packed.quantization_config(schemes, ignore, block_modules)
@@ -54,7 +54,7 @@ def reader_notes(layout: str, types: Types) -> Iterator[str]:
     by_type = _packed(types)
     if not by_type:
         return
-    readers = LAYOUTS[layout].readers
+    readers = LAYOUTS[layout].traits.readers
     if readers.unread:  # by any runtime
         return
     has_experts = any(m.expert is not None for modules in by_type.values() for m in modules)

@@ -31,7 +31,7 @@ from weightcast.quant.types import TYPES, WeightType
 
 @dataclass(frozen=True)
 class Layout:
-    """What a conversion would write, None if there is none like it (`refusal` says why)."""
+    """The output of a conversion, None if there is none like it (`refusal` says why)."""
 
     output: Output | None
     refusal: str = ""

@@ -27,7 +27,7 @@ from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Errors
 from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
 
-# What rows can have been made of: the source itself, or roundings that other tools start from.
+# Origins of rows: the source itself, or roundings that other tools start from.
 SOURCE: Final = "the source"
 
 
@@ -43,7 +43,7 @@ _ROUNDED: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a slab of both, for one worker; `start` is the first's number in the matrix."""
+    """Rows of a slab of source and artifact, for one worker; `start` is the first in the matrix."""
 
     rows: PairedRows
     source: Slab
@@ -58,7 +58,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows beside what can have been made of the source.
+    """Rows of an artifact compared with rows made of the source.
 
     `origin` is what they were made of, None if it was not found; then `different` counts bytes
     unlike the likest, the first of them at file offset `first`, and `expected` are the errors that
@@ -74,11 +74,11 @@ class Comparison:
 
 def compare(piece: Piece, importance: NDArray[np.float32] | None) -> Comparison:
     """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
-    makers = _Makers(piece, importance)
+    made = _Requantized(piece, importance)
     likest: tuple[int, int | None] | None = None
-    for origin in makers.origins():
+    for origin in made.origins():
         try:
-            nbytes, different, first = makers.difference(origin)
+            nbytes, different, first = made.difference(origin)
         except LayoutError as problem:
             if origin == SOURCE and not isinstance(problem, SourceValueError):
                 raise
@@ -87,14 +87,14 @@ def compare(piece: Piece, importance: NDArray[np.float32] | None) -> Comparison:
             return Comparison(nbytes, origin)
         if likest is None or different < likest[0]:
             likest = different, first
-    expected = makers.expected()
-    nbytes = makers.nbytes
+    expected = made.expected()
+    nbytes = made.nbytes
     different, first = likest or (nbytes, None)
     return Comparison(nbytes, None, different, first, expected)
 
 
-class _Makers:
-    """Makes rows of an artifact again, of the source and of roundings of it."""
+class _Requantized:
+    """Rows of an artifact, quantized again from each origin."""
 
     def __init__(self, piece: Piece, importance: NDArray[np.float32] | None) -> None:
         self._piece = piece
@@ -106,7 +106,7 @@ class _Makers:
         self.nbytes = 0
 
     def origins(self) -> Iterator[str]:
-        """What to try, the likeliest first."""
+        """Name the origins to try, the likeliest first."""
         yield SOURCE
         is_int8 = isinstance(self._source, Matrix) and self._source.scales is not None
         quant_type = self._type
@@ -138,7 +138,7 @@ class _Makers:
         return Matrix(rounded.reshape(-1), F32.name, n_out, n_in, n_in, 1)
 
     def difference(self, origin: str) -> tuple[int, int, int | None]:
-        """Make rows and compare: bytes, those that differ, file offset of the first."""
+        """Quantize and compare: bytes, those that differ, file offset of the first."""
         if self._packing is not None:
             nbytes, different, first = self._packed_difference(origin)
         else:
@@ -214,7 +214,7 @@ class _Makers:
             yield Segment(suffix, data, 0, data.size)
 
     def expected(self) -> Errors | None:
-        """The errors that the type makes of these rows, by the worst of the ways to make them."""
+        """Measure the errors that the type makes of these rows, from the worst origin."""
         matrix = as_matrix(self._source)
         worst: Errors | None = None
         for origin in self.origins():

@@ -41,6 +41,7 @@ from weightcast.formats.packed.layout import (
     Part,
     Scheme,
     Segment,
+    Traits,
     check_divides,
     check_parts,
 )
@@ -78,17 +79,17 @@ class Awq:
     """AWQ, version "gemm"."""
 
     name: Final = "awq"
-    quant_method: Final = "awq"
-    describes_itself: Final = False
-    ignores_words: Final = True
-    marks: Final = (QWEIGHT,)
-    types: Final[Mapping[str, WeightType]] = {}
     coding: Final = GROUPS
     scales: Final = SCALES
-    readers: Final = Readers(
-        transformers="with a library for awq (not tested)",
-        in_vllm=_in_vllm,
-        tested_in_vllm=is_group_type,
+    traits: Final = Traits(
+        quant_method="awq",
+        readers=Readers(
+            transformers="with a library for awq (not tested)",
+            in_vllm=_in_vllm,
+            tested_in_vllm=is_group_type,
+        ),
+        marks=(QWEIGHT,),
+        ignores_words=True,
     )
 
     def holds(self, weight_type: WeightType) -> bool:
@@ -155,7 +156,7 @@ class Awq:
         if group_type.bits != 4:
             raise LayoutError(f"awq stores 4 bits, not {group_type.bits}")
         return {
-            "quant_method": self.quant_method,
+            "quant_method": self.traits.quant_method,
             "bits": 4,
             "group_size": group_type.group_size or -1,
             # Symmetric weights have zero points too: 8 everywhere.

@@ -41,6 +41,7 @@ from weightcast.formats.packed.layout import (
     Part,
     Scheme,
     Segment,
+    Traits,
     check_parts,
 )
 from weightcast.formats.packed.readers import Readers
@@ -156,32 +157,29 @@ def _mixed_in_llama_cpp(types: Collection[WeightType]) -> str | None:
     return "refuses several config groups" if len(types) > 1 else None
 
 
+_READERS: Final = Readers(
+    transformers="with compressed-tensors (int8 and int4 tested with 5.23)",
+    transformers_hint=(
+        ". Asymmetric groups need `quantization_config=CompressedTensorsConfig(dequantize=True)`"
+    ),
+    in_vllm=_in_vllm,
+    tested_in_vllm=is_group_type,
+    mixed_experts=(
+        "takes all matrices for one type of compressed-tensors; in GPTQ layouts they may differ"
+    ),
+    mixed_in_llama_cpp=_mixed_in_llama_cpp,
+)
+
+
 class CompressedTensors:
     """Any mix of integers in groups, MXFP4, NVFP4 and FP8."""
 
     name: Final = "compressed-tensors"
-    quant_method: Final = "compressed-tensors"
-    describes_itself: Final = False
-    ignores_words: Final = False
-    marks: Final = (PACKED, ".weight_g_idx")
-    types: Final[Mapping[str, WeightType]] = {
-        "mxfp4": MXFP4,
-        "nvfp4": NVFP4,
-        "fp8": Fp8Type(),
-        "fp8-block": Fp8Type(128),
-    }
-    readers: Final = Readers(
-        transformers="with compressed-tensors (int8 and int4 tested with 5.23)",
-        transformers_hint=(
-            ". Asymmetric groups need "
-            "`quantization_config=CompressedTensorsConfig(dequantize=True)`"
-        ),
-        in_vllm=_in_vllm,
-        tested_in_vllm=is_group_type,
-        mixed_experts=(
-            "takes all matrices for one type of compressed-tensors; in GPTQ layouts they may differ"
-        ),
-        mixed_in_llama_cpp=_mixed_in_llama_cpp,
+    traits: Final = Traits(
+        quant_method="compressed-tensors",
+        readers=_READERS,
+        marks=(PACKED, ".weight_g_idx"),
+        types={"mxfp4": MXFP4, "nvfp4": NVFP4, "fp8": Fp8Type(), "fp8-block": Fp8Type(128)},
     )
 
     def holds(self, weight_type: WeightType) -> bool:
@@ -210,7 +208,7 @@ class CompressedTensors:
         groups = [self._config_group(scheme) for scheme in schemes]
         formats = {group["format"] for group in groups}
         return {
-            "quant_method": self.quant_method,
+            "quant_method": self.traits.quant_method,
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "global_compression_ratio": None,

@@ -1,4 +1,4 @@
-"""What layouts of integers share in `quantization_config`: refusals, names, claims.
+"""Describe integers in `quantization_config`: what is refused, and what is checked when read.
 
 The keys are those that the readers ask for; where they read one differently, the value is the
 one that all of them take. Sources: QuantizationConfig and QuantizationArgs of compressed-tensors
@@ -41,7 +41,7 @@ def only_groups(layout: str, weight_type: WeightType) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a config says of integers; None where it says nothing, group size 0 for whole rows."""
+    """Bits and group size as a config states them: None if it does not, 0 for whole rows."""
 
     bits: int | None
     group_size: int | None

@@ -47,6 +47,7 @@ from weightcast.formats.packed.layout import (
     Part,
     Scheme,
     Segment,
+    Traits,
     check_divides,
     check_parts,
 )
@@ -91,23 +92,19 @@ def _mixed_in_llama_cpp(types: Collection[WeightType]) -> str | None:
 class Gptq:
     """GPTQ; zero points are stored less `less`."""
 
-    quant_method: Final = "gptq"
-    describes_itself: Final = False
-    ignores_words: Final = False
-    marks: Final = (QWEIGHT,)
-    types: Final[Mapping[str, WeightType]] = {}
     coding: Final = GROUPS
     scales: Final = SCALES
 
     def __init__(self, name: str, less: int) -> None:
         self.name: Final = name
         self.less: Final = less
-        self.readers: Final = Readers(
+        readers = Readers(
             transformers=f"with a library for {name} (not tested)",
             in_vllm=_in_vllm,
             tested_in_vllm=is_group_type,
             mixed_in_llama_cpp=_mixed_in_llama_cpp,
         )
+        self.traits: Final = Traits("gptq", readers, marks=(QWEIGHT,))
 
     def holds(self, weight_type: WeightType) -> bool:
         return is_group_type(weight_type)
@@ -209,7 +206,7 @@ class Gptq:
                 said = _arguments(group_type)
                 dynamic |= {f"+:{_regex(name)}": said for name in scheme.targets}
         config = {
-            "quant_method": self.quant_method,
+            "quant_method": self.traits.quant_method,
             **_arguments(types[main]),
             "desc_act": False,
             "lm_head": False,

@@ -12,7 +12,7 @@ a layout has one for each of its weight types, and is one itself if it has only 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -165,6 +165,26 @@ class PackedMatrix:
         return self.layout.matrix_layout(self.shape.type)
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """Facts about a layout.
+
+    `quant_method` is that of its quantization_config; layouts may share one. `readers` says what
+    runtimes make of it. `marks` are suffixes that only packed matrices have: such tensors must not
+    stay unexplained. `types` maps names of outputs to types that are not integers in groups, or not
+    the usual ones: "mxfp4". A layout `describes_itself` if its files say what they hold, so that no
+    quantization_config is needed. One that `ignores_words` names the modules to leave alone by
+    words in their names, not by patterns.
+    """
+
+    quant_method: str
+    readers: Readers
+    marks: tuple[str, ...] = ()
+    types: Mapping[str, WeightType] = field(default_factory=dict)
+    describes_itself: bool = False
+    ignores_words: bool = False
+
+
 class PackedLayout(Protocol):
     """One way to store the packed matrices of a directory, and to describe and find them."""
 
@@ -174,32 +194,7 @@ class PackedLayout(Protocol):
         ...
 
     @property
-    def quant_method(self) -> str:
-        """Give the `quant_method` of its quantization_config, which layouts may share."""
-        ...
-
-    @property
-    def describes_itself(self) -> bool:
-        """Tell whether files say what they hold, so that no quantization_config is needed."""
-        ...
-
-    @property
-    def ignores_words(self) -> bool:
-        """Tell whether modules to leave alone are named by words in names, not by patterns."""
-        ...
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """List suffixes that only packed matrices have: such tensors must not stay unexplained."""
-        ...
-
-    @property
-    def types(self) -> Mapping[str, WeightType]:
-        """Map the names of outputs to types other than integers in groups: "mxfp4"."""
-        ...
-
-    @property
-    def readers(self) -> Readers: ...
+    def traits(self) -> Traits: ...
 
     def holds(self, weight_type: WeightType) -> bool:
         """Tell whether the layout stores matrices of a type."""

@@ -1,4 +1,4 @@
-"""How runtimes take a layout, in words for notes and model cards.
+"""Say how runtimes take a layout, in words for notes and model cards.
 
 benchmarks/runtimes/README.md says how this was found.
 """
@@ -25,7 +25,7 @@ def _takes_all(types: Collection[WeightType]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """What runtimes make of a layout. If none reads it, `unread` is its name in a sentence.
+    """Answers of the runtimes to a layout. If none reads it, `unread` is its name in a sentence.
 
     `transformers` says with what it reads the layout, `transformers_hint` ends the
     sentence.

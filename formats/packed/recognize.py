@@ -31,17 +31,18 @@ def recognize(
     if not isinstance(config, Mapping):
         raise LayoutError(f"quantization_config is {shown(config)}, not an object")
     method = config.get("quant_method")
-    layouts = sorted(LAYOUTS.values(), key=lambda layout: not layout.describes_itself)
-    methods = dict.fromkeys(layout.quant_method for layout in layouts)
+    layouts = sorted(LAYOUTS.values(), key=lambda layout: not layout.traits.describes_itself)
+    methods = dict.fromkeys(layout.traits.quant_method for layout in layouts)
     if not isinstance(method, str | None) or (method is not None and method not in methods):
         known = ", ".join(methods)
         raise LayoutError(f"quant_method {shown(method)} is not read, only {known}")
     found: dict[str, PackedMatrix] = {}
     for layout in layouts:
-        if layout.describes_itself if method is None else layout.quant_method == method:
+        traits = layout.traits
+        if traits.describes_itself if method is None else traits.quant_method == method:
             found |= layout.find(config, arrays)
     taken = {name + suffix for name, matrix in found.items() for suffix in matrix.parts}
-    marks = _FOREIGN_MARKS + tuple(mark for layout in layouts for mark in layout.marks)
+    marks = _FOREIGN_MARKS + tuple(mark for layout in layouts for mark in layout.traits.marks)
     for name in arrays:
         if name.endswith(marks) and name not in taken:
             said = f"quant_method {method} does not explain"

@@ -1,4 +1,4 @@
-"""A packed matrix as one stored array [out, in]: rows are read from just their bytes of its parts.
+"""Read rows of a packed matrix, an array [out, in], from just their bytes of its parts.
 
 Rows come into memory a byte a value, as they stay until they are used: int8 codes with scales,
 GGUF blocks, or what is decoded to float32 later, by whoever needs it.

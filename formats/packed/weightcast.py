@@ -33,6 +33,7 @@ from weightcast.formats.packed.layout import (
     Part,
     Scheme,
     Segment,
+    Traits,
     check_parts,
 )
 from weightcast.formats.packed.readers import Readers
@@ -61,14 +62,13 @@ class Weightcast:
     """Planes of codes, scales and zero points."""
 
     name: Final = "weightcast"
-    quant_method: Final = "weightcast"
-    describes_itself: Final = True
-    ignores_words: Final = False
-    marks: Final[tuple[str, ...]] = ()
-    types: Final[Mapping[str, WeightType]] = {}
     coding: Final = GROUPS
     scales: Final = SCALES
-    readers: Final = Readers(unread="weightcast's own layout of groups")
+    traits: Final = Traits(
+        quant_method="weightcast",
+        readers=Readers(unread="weightcast's own layout of groups"),
+        describes_itself=True,
+    )
 
     def holds(self, weight_type: WeightType) -> bool:
         return is_group_type(weight_type)
@@ -141,7 +141,7 @@ class Weightcast:
             groups.append(
                 said | {"group_size": group_type.group_size, "symmetric": group_type.symmetric}
             )
-        return {"quant_method": self.quant_method, "groups": groups, "ignore": list(ignore)}
+        return {"quant_method": self.traits.quant_method, "groups": groups, "ignore": list(ignore)}
 
     def find(
         self, config: Mapping[str, Any], arrays: Mapping[str, StoredArray]

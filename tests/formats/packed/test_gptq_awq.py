@@ -142,6 +142,6 @@ def test_activation_order_is_refused(name):
     group_type = GroupType(4, 32)
     parts = pack_whole(LAYOUTS[name], random_groups(group_type, 16, 64), group_type)
     assert parts[".g_idx"].tolist() == [0] * 32 + [1] * 32
+    turned = parts | {".g_idx": parts[".g_idx"][::-1]}
     with pytest.raises(LayoutError, match=r"^\.g_idx orders columns by activation \(desc_act\)"):
-        turned = parts | {".g_idx": parts[".g_idx"][::-1]}
         LAYOUTS[name].unpack(turned, MatrixShape(group_type, 16, 64))
