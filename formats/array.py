@@ -33,8 +33,6 @@ ITEM_BYTES: Final = {
     "U64": 8,
     "F64": 8,
 }
-
-
 Decode = Callable[[int, int], NDArray[np.float32]]
 
 

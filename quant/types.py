@@ -13,8 +13,6 @@ from weightcast.errors import LayoutError
 
 # Dtypes that scales of groups can have.
 SCALE_TYPES: Final = ("BF16", "F16", "F32")
-
-
 SIZE_MULTIPLE: Final = 32  # of the values of a group
 
 
@@ -39,8 +37,8 @@ class WeightType(Protocol):
         ...
 
     @property
-    def lookalikes(self) -> tuple[WeightType, ...]:
-        """List other types whose rows a reader may take for rows of this type."""
+    def lookalike(self) -> WeightType | None:
+        """Give another type whose rows a reader may take for rows of this one."""
         ...
 
     def scale_span(self, n_in: int) -> int:
@@ -82,8 +80,8 @@ class QuantType:
         return False
 
     @property
-    def lookalikes(self) -> tuple[WeightType, ...]:
-        return ()
+    def lookalike(self) -> WeightType | None:
+        return None
 
     def scale_span(self, n_in: int) -> int:
         return self.block_elements
@@ -158,9 +156,9 @@ class GroupType:
         return self.bits == 8 and self.symmetric
 
     @property
-    def lookalikes(self) -> tuple[WeightType, ...]:
+    def lookalike(self) -> WeightType | None:
         # AWQ and GPTQ store the zero points of symmetric groups too.
-        return () if self.symmetric else (replace(self, symmetric=True),)
+        return None if self.symmetric else replace(self, symmetric=True)
 
     def scale_span(self, n_in: int) -> int:
         return self.group_size or n_in
@@ -204,8 +202,8 @@ class Fp8Type:
         return False
 
     @property
-    def lookalikes(self) -> tuple[WeightType, ...]:
-        return ()
+    def lookalike(self) -> WeightType | None:
+        return None
 
     def scale_span(self, n_in: int) -> int:
         return self.block or n_in

@@ -19,8 +19,6 @@ from weightcast.text import in_code
 
 # How notes begin that say of a runtime why not.
 _REFUSALS: Final = ("cannot load this: ", "cannot run this model: ", "will be wrong: ")
-
-
 # Plain floats, which every runtime reads that has the model.
 _PLAIN_READERS: Final = Readers(
     transformers="(tested with 5.23)", transformers_hint=", with the code in the directory"

@@ -19,18 +19,10 @@ from weightcast.text import shown
 
 # The layout that names of outputs leave out.
 DEFAULT_LAYOUT: Final = "compressed-tensors"
-
-
 PLAIN: Final = "plain"
-
-
 # The layout whose name can come first too: weightcast-int4.
 _FIRST: Final = "weightcast"
-
-
 _FLOATS: Final = tuple(quant_type.name.lower() for quant_type in reversed(FLOAT_TYPES))
-
-
 # Powers of two, as what layouts pack together: pieces fit both.
 _GROUP_SIZES: Final = {"g32": 32, "g64": 64, "g128": 128, "g256": 256, "channel": 0}
 

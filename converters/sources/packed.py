@@ -14,8 +14,6 @@ from weightcast.formats.reading import read_json_object
 from weightcast.text import shown
 
 _WEIGHT: Final = ".weight"
-
-
 _KEY: Final = "quantization_config"
 
 

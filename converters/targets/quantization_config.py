@@ -18,8 +18,6 @@ from weightcast.formats.packed.layout import Scheme
 from weightcast.quant.types import WeightType
 
 Types = Mapping[Module, WeightType]
-
-
 _ALWAYS_FLOATS: Final = ("lm_head", "re:.*gate$")
 
 

@@ -15,8 +15,6 @@ from weightcast.quant.types import TYPES, QuantType, WeightType
 
 # SGLang requires the tied head under its own name.
 HEAD: Final = "lm_head.weight"
-
-
 _FLOATS: Final = "bf16, f16 or f32"
 
 

@@ -38,8 +38,6 @@ from weightcast.formats.tokenizer.sentencepiece import Vocabulary
 from weightcast.quant.types import QuantType, WeightType
 
 _HEAD_GGUF: Final = "output.weight"
-
-
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
 

@@ -29,11 +29,7 @@ from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
 
 # Origins of rows: the source itself, or roundings that other tools start from.
 SOURCE: Final = "the source"
-
-
 SYMMETRIC: Final = "the source, in symmetric groups"
-
-
 _ROUNDED: Final[dict[str, Any]] = {
     "float32": np.float32,
     "bf16": ml_dtypes.bfloat16,
@@ -112,7 +108,7 @@ class _Requantized:
         quant_type = self._type
         if is_int8 and (quant_type == Q8_0 or self._may_keep_codes):
             yield "float32"
-        if self._packing is not None and self._packing.type.lookalikes:
+        if self._packing is not None and self._packing.type.lookalike is not None:
             yield SYMMETRIC
         for name in ("bf16", "f16"):
             if quant_type is None or quant_type.name != name.upper():
@@ -198,11 +194,12 @@ class _Requantized:
         return list(made.segments)
 
     def _packing_for(self, origin: str) -> Packing:
-        assert self._packing is not None
+        packing = self._packing
+        assert packing is not None
         if origin != SYMMETRIC:
-            return self._packing
-        (lookalike,) = self._packing.type.lookalikes
-        return replace(self._packing, type=lookalike)
+            return packing
+        assert packing.type.lookalike is not None
+        return replace(packing, type=packing.type.lookalike)
 
     def _constants(self, origin: str) -> Iterator[Segment]:
         """Give the zero points of symmetric groups, which do not depend on the weights."""

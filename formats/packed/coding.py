@@ -16,14 +16,8 @@ from weightcast.quant.types import QuantType, WeightType
 
 # The dtype in memory of bytes that mean nothing until they are decoded.
 ENCODED: Final = "U8"
-
-
 NO_CODES: Final = "holds no int8 codes: quantize them"
-
-
 T_contra = TypeVar("T_contra", bound=WeightType, contravariant=True)
-
-
 Rows = TypeVar("Rows")
 
 

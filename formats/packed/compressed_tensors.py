@@ -49,17 +49,9 @@ from weightcast.quant.groups import Groups
 from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, WeightType
 
 PACKED: Final = ".weight_packed"
-
-
 SCALE: Final = ".weight_scale"
-
-
 ZERO_POINT: Final = ".weight_zero_point"
-
-
 SHAPE: Final = ".weight_shape"
-
-
 # What vLLM's kernels for experts take: groups of 256, or a scale a row.
 _VLLM_INT8_GROUPS: Final = (256, 0)
 

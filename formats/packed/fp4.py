@@ -38,14 +38,8 @@ from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import MXFP4, NVFP4, QuantType, WeightType
 
 PACKED: Final = ".weight_packed"
-
-
 SCALE: Final = ".weight_scale"
-
-
 GLOBAL_SCALE: Final = ".weight_global_scale"
-
-
 _NAN: Final = {"U8": 0xFF, "F8_E4M3": 0x7F}
 
 
@@ -213,8 +207,6 @@ class Fp4:
 
 
 BLOCKS: Final = BlockCoding()
-
-
 FP4_LAYOUTS: Final = {
     layout.type.name: layout
     for layout in (

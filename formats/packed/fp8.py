@@ -33,11 +33,7 @@ from weightcast.quant.types import F32, Fp8Type, QuantType, WeightType
 from weightcast.text import shown
 
 WEIGHT: Final = ".weight"
-
-
 SCALE: Final = ".weight_scale"
-
-
 _LARGEST: Final = np.float32(448)
 
 

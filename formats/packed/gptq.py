@@ -57,23 +57,11 @@ from weightcast.quant.types import GroupType, WeightType
 from weightcast.text import shown
 
 QWEIGHT: Final = ".qweight"
-
-
 QZEROS: Final = ".qzeros"
-
-
 SCALES: Final = ".scales"
-
-
 G_IDX: Final = ".g_idx"
-
-
 _VERSIONS: Final = ("gptq", "gptq_v2")
-
-
 _NO_ZERO_POINT_0: Final = "gptq has no zero point 0: asymmetric groups need gptq_v2"
-
-
 _PIECE_BYTES: Final = 1 << 16
 
 

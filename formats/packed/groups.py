@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final, TypeGuard
+from typing import Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,8 +143,6 @@ def check_rows(
     if zero_points is not None:
         check_array("zero points", zero_points, np.dtype(np.uint8), (rows, n_groups))
     largest = (1 << group_type.bits) - 1
-    arrays: tuple[tuple[str, NDArray[Any] | None], ...]
-    arrays = ("code", codes), ("zero point", zero_points)
-    for name, array in arrays:
+    for name, array in (("code", codes), ("zero point", zero_points)):
         if array is not None and array.size and array.max() > largest:
             raise LayoutError(f"{name} {array.max()} does not fit {group_type.bits} bits")

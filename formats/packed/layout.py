@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.array import ITEM_BYTES, StoredArray
-from weightcast.formats.packed.coding import Coding
+from weightcast.formats.packed.coding import Coding, Rows, T_contra
 from weightcast.formats.packed.readers import Readers
 from weightcast.quant.types import WeightType
 
@@ -36,15 +36,7 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-
-
 T_co = TypeVar("T_co", bound=WeightType, covariant=True)
-
-
-T_contra = TypeVar("T_contra", bound=WeightType, contravariant=True)
-
-
-Rows = TypeVar("Rows")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
+from weightcast.formats.packed.coding import Rows
 from weightcast.formats.packed.layout import (
     NUMPY_DTYPES,
     MatrixLayout,
     MatrixShape,
     Part,
-    Rows,
     Segment,
 )
 from weightcast.quant.types import WeightType

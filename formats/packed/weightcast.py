@@ -44,17 +44,9 @@ from weightcast.quant.types import GroupType, WeightType
 from weightcast.text import shown
 
 CODES: Final = ".codes"
-
-
 SCALES: Final = ".scales"
-
-
 ZERO_POINTS: Final = ".zero_points"
-
-
 METADATA_KEY: Final = "weightcast"
-
-
 VERSION: Final = 1
 
 

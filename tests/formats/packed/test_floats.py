@@ -14,10 +14,12 @@ from packed import assemble, cuts, pack_fp8, pack_rows
 import weightcast
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.fp8 import FP8_LAYOUT, Fp8Rows, dequantize_fp8, quantize_fp8
+from weightcast.formats.packed.fp4 import BLOCKS, FP4_LAYOUTS
+from weightcast.formats.packed.fp8 import FP8, FP8_LAYOUT, Fp8Rows, dequantize_fp8, quantize_fp8
 from weightcast.formats.packed.layout import MatrixShape, Scheme
-from weightcast.quant.types import Fp8Type
+from weightcast.quant.backend import ProcessorLane
+from weightcast.quant.cpu.library import Matrix
+from weightcast.quant.types import MXFP4, Fp8Type
 
 if sys.version_info < (3, 11):
     pytest.skip("compressed-tensors needs Python 3.11", allow_module_level=True)
@@ -141,6 +143,18 @@ def test_fp4_rows_that_are_wrong_are_refused(layout):
             list(layout.pack(rows, MatrixShape(layout.type, 4, 64), row0))
     with pytest.raises(LayoutError, match=f"does not fill {layout.type.name} blocks"):
         layout.parts(MatrixShape(layout.type, 4, 80))
+
+
+@pytest.mark.parametrize(
+    ("coding", "weight_type"), [(BLOCKS, MXFP4), (FP8, Fp8Type())], ids=["fp4", "fp8"]
+)
+def test_floats_hold_no_int8_codes(coding, weight_type):
+    matrix = Matrix(np.zeros(64, np.float32), "F32", 1, 64, 64, 1)
+    with pytest.raises(LayoutError, match=rf"^{weight_type.label} holds no int8 codes: quantize"):
+        coding.carry(matrix, weight_type)
+    rows = coding.quantize(matrix, weight_type, None, ProcessorLane(), None).rows
+    with pytest.raises(LayoutError, match=rf"^{weight_type.label} holds no int8 codes: quantize"):
+        coding.check_carried(matrix, rows, weight_type)
 
 
 @pytest.mark.parametrize("block", [0, 128, 32])
