@@ -8,7 +8,6 @@ from typing import Any
 from weightcast.converters.graph import matrices
 from weightcast.converters.graph.layers import any_expert
 from weightcast.converters.plan.plan import Plan
-from weightcast.converters.recipes.weight_types import type_label
 from weightcast.converters.report.collector import MatrixErrors
 from weightcast.converters.report.measured import (
     MeasuredOutput,
@@ -40,7 +39,7 @@ def _output(number: int, output: Output, measured: Measured) -> MeasuredOutput:
             # Experts that are tensors of their own make one entry.
             name = any_expert(planned.tensor.name)
             tensors[name] = _joined(tensors.get(name), _tensor(name, planned, made))
-    rules = ((o.pattern.pattern, type_label(o.type), o.origin) for o in request.overrides)
+    rules = ((o.pattern.pattern, o.type.label, o.origin) for o in request.overrides)
     weighed_by = output.weighing.matrix
     return MeasuredOutput(
         path=str(request.path),

@@ -9,7 +9,6 @@ from typing import Final
 
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.file import RecipeFile
-from weightcast.converters.recipes.weight_types import type_label
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
 from weightcast.quant.types import TYPES
@@ -42,7 +41,7 @@ def disagreement(text: str, said: str, recipe_file: RecipeFile, kind: str = "") 
 
 def impossible(request: Request, override: Override, problem: str) -> RequestError:
     """Make the error for a rule that asks for a type which an output cannot hold."""
-    asked = type_label(override.type)
+    asked = override.type.label
     return RequestError(f"{request.path}: {override.origin} asks for {asked}, but {problem}")
 
 

@@ -278,7 +278,7 @@ def _constant_problems(name: str, array: StoredArray) -> Iterator[Problem]:
     assert packing is not None
     assert array.packed is not None
     for suffix, wanted in packing.constants(*array.shape).items():
-        part = array.packed.matrix.parts[suffix]
+        part = array.packed.parts[suffix]
         if _read(part) != wanted:
             stem = name.removesuffix(".weight")
             what = "is not what belongs there: damaged, or an order of columns of its own"

@@ -30,13 +30,11 @@ from weightcast.converters.graph.tensor import take
 from weightcast.converters.plan import budget as memory
 from weightcast.errors import CheckpointError, FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
-from weightcast.formats.packed import LAYOUTS, fp8
-from weightcast.formats.packed.config import compressed_tensors_config
+from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.layout import NUMPY_DTYPES, Fp8Type, Scheme
-from weightcast.formats.packed.weightcast import Described, header_metadata
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import MXFP4, NVFP4, QuantType
+from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
+from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, Scheme
+from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, QuantType
 
 WIDE = Golden("wide")
 NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
@@ -129,9 +127,8 @@ def pack_directory(
         parts = packed.pack_whole(LAYOUTS[layout], groups, kind)
         tensors |= {stem + suffix: part for suffix, part in parts.items()}
         expected[name] = packed.values(groups, kind)
-        described[stem] = Described(kind, *array.shape)
-    metadata = header_metadata(described) if layout == "weightcast" else {}
-    write(out / "model.safetensors", tensors, metadata)
+        described[stem] = MatrixShape(kind, *array.shape)
+    write(out / "model.safetensors", tensors, LAYOUTS[layout].header_metadata(described))
     schemes = [Scheme(("Linear",), group_type)]
     if attention is not None:
         schemes = [Scheme((f"re:.*{part}.*",), t) for part, t in types.items()]
@@ -177,18 +174,15 @@ def pack_floats(
             continue
         stem = name.removesuffix(".weight")
         if isinstance(kind, Fp8Type):
-            segments = fp8.pack(array, kind, *array.shape, 0)
-            parts = packed.assemble(fp8.parts(kind, *array.shape), segments, {})
-            expected[name] = fp8.unpack(parts, kind, *array.shape)
+            parts = packed.pack_fp8(array, kind)
+            expected[name] = dequantize_fp8(quantize_fp8(array, kind), kind)
         else:
             layout, blocks = FP4_LAYOUTS[kind.name], weightcast.quantize(array, kind.name)
-            segments = layout.pack(blocks, *array.shape, 0)
-            wanted = layout.parts(*array.shape)
-            parts = packed.assemble(wanted, segments, layout.constants())
+            parts = packed.pack_rows(layout, blocks, MatrixShape(kind, *array.shape))
             expected[name] = weightcast.dequantize(blocks, kind.name)
         tensors |= {stem + suffix: part for suffix, part in parts.items()}
     write(out / "model.safetensors", tensors)
-    write_config(plain, out, compressed_tensors_config([Scheme(("Linear",), kind)]))
+    write_config(plain, out, LAYOUTS[CT].quantization_config([Scheme(("Linear",), kind)]))
     return expected
 
 
