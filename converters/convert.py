@@ -58,7 +58,7 @@ class Summary:
 
     @cached_property
     def report(self) -> dict[str, Any] | None:
-        """The errors as JSON values (docs/report.schema.json)."""
+        """Give the errors as JSON values (docs/report.schema.json)."""
         return None if self.errors is None else json_values(self.errors)
 
     def describe(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Comparison:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """The errors as JSON values (docs/report.schema.json)."""
+        """Give the errors as JSON values (docs/report.schema.json)."""
         return json_values(self.errors)
 
     @property

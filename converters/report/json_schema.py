@@ -21,11 +21,10 @@ _INDENT: Final = "  "
 
 def schema_text() -> str:
     """Describe reports in JSON Schema, as text."""
-    return f"{_text(report_schema())}\n"
+    return f"{_text(_report_schema())}\n"
 
 
-def report_schema() -> _Json:
-    """Describe reports in JSON Schema."""
+def _report_schema() -> _Json:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"weightcast error report, version {VERSION}",
@@ -47,7 +46,7 @@ def _record_schema(record: type) -> _Json:
 
 def _field_schema(field: Field) -> _Json:
     described = field.about.description
-    return {**field.form.schema, **({"description": described} if described else {})}
+    return {**field.codec.schema, **({"description": described} if described else {})}
 
 
 def _records(record: type) -> list[type]:

@@ -71,8 +71,8 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """Values of one type: read from JSON, written as JSON, and described by JSON Schema."""
+class Codec:
+    """Functions that read and write the JSON values of one type, and their JSON Schema."""
 
     read: Callable[[Any], Any]
     write: Callable[[Any], Any]
@@ -85,7 +85,7 @@ class Field:
 
     name: str
     key: str
-    form: Form
+    codec: Codec
     about: About
     bounds: Bounds
     records: tuple[type, ...]  # in its values
@@ -116,17 +116,17 @@ def _field(name: str, annotation: Any) -> Field:
     return Field(
         name=name,
         key=about.key or name,
-        form=_form(annotation),
+        codec=_codec(annotation),
         about=about,
         bounds=_last(annotation, Bounds, Bounds()),
         records=tuple(_records(annotation)),
     )
 
 
-def _last(annotation: Any, kind: type, default: Any) -> Any:
-    """Find the outermost annotation of a kind."""
+def _last(annotation: Any, wanted: type, default: Any) -> Any:
+    """Find the outermost annotation of a type."""
     more = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return next((each for each in reversed(more) if isinstance(each, kind)), default)
+    return next((each for each in reversed(more) if isinstance(each, wanted)), default)
 
 
 def _records(annotation: Any) -> list[type]:
@@ -137,34 +137,34 @@ def _records(annotation: Any) -> list[type]:
     return [record for part in get_args(annotation) for record in _records(part)]
 
 
-def _form(annotation: Any, bounds: Bounds = Bounds(), length: Length | None = None) -> Form:
+def _codec(annotation: Any, bounds: Bounds = Bounds(), length: Length | None = None) -> Codec:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         if one_of := _last(annotation, OneOf, None):
             return _constant(one_of.choices)
         bounds, length = _last(annotation, Bounds, bounds), _last(annotation, Length, length)
-        return _form(arguments[0], bounds, length)
+        return _codec(arguments[0], bounds, length)
     if origin in (Union, types.UnionType):
         (inner,) = (each for each in arguments if each is not types.NoneType)
-        return _optional(_form(inner, bounds, length))
+        return _optional(_codec(inner, bounds, length))
     if origin is tuple:
-        return _list(_form(arguments[0]), length)
+        return _list(_codec(arguments[0]), length)
     if is_dataclass(annotation) and isinstance(annotation, type):
-        return record_form(annotation)
+        return codec_of(annotation)
     if annotation is int:
         return _count(bounds)
     if annotation is float:
         return _number(bounds)
-    return _FORMS[origin or annotation]
+    return _CODECS[origin or annotation]
 
 
 @functools.cache
-def record_form(record: type) -> Form:
-    """Compile how a record is read and written; its schema refers to a definition of its name."""
+def codec_of(record: type) -> Codec:
+    """Compile the codec of a record; its schema refers to a definition with the record's name."""
     fields = fields_of(record).values()
     keys = [field.key for field in fields]
-    readers = [(field.name, field.key, field.form.read) for field in fields]
-    writers = [(field.name, field.key, field.form.write) for field in fields]
+    readers = [(field.name, field.key, field.codec.read) for field in fields]
+    writers = [(field.name, field.key, field.codec.write) for field in fields]
 
     def read(value: Any) -> Any:
         _check_keys(value, keys)
@@ -179,13 +179,13 @@ def record_form(record: type) -> Form:
     def write(value: Any) -> _Json:
         return {key: write_field(getattr(value, name)) for name, key, write_field in writers}
 
-    return Form(read, write, {"$ref": f"#/$defs/{record.__name__}"})
+    return Codec(read, write, {"$ref": f"#/$defs/{record.__name__}"})
 
 
 def values_of(record: Any) -> _Json:
     """Write a record as JSON values."""
     record_type: type = type(record)
-    values: _Json = record_form(record_type).write(record)
+    values: _Json = codec_of(record_type).write(record)
     return values
 
 
@@ -202,7 +202,7 @@ def _check_keys(value: Any, keys: list[str]) -> None:
             raise Unfit(f": unknown key {shown(key)}")
 
 
-def _list(item: Form, length: Length | None) -> Form:
+def _list(item: Codec, length: Length | None) -> Codec:
     def read(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Unfit(f" is {shown(value)}, not a list")
@@ -222,34 +222,34 @@ def _list(item: Form, length: Length | None) -> Form:
     schema: _Json = {"type": "array", "items": item.schema}
     if length is not None:
         schema |= {"minItems": length.items, "maxItems": length.items}
-    return Form(read, list if item.write is _as_it_is else write, schema)
+    return Codec(read, list if item.write is _as_it_is else write, schema)
 
 
-def _optional(form: Form) -> Form:
+def _optional(codec: Codec) -> Codec:
     def read(value: Any) -> Any:
-        return None if value is None else form.read(value)
+        return None if value is None else codec.read(value)
 
     def write(value: Any) -> Any:
-        return None if value is None else form.write(value)
+        return None if value is None else codec.write(value)
 
-    if "type" in form.schema:
-        schema = {**form.schema, "type": [form.schema["type"], "null"]}
+    if "type" in codec.schema:
+        schema = {**codec.schema, "type": [codec.schema["type"], "null"]}
     else:
-        schema = {"anyOf": [form.schema, {"type": "null"}]}
-    return Form(read, _as_it_is if form.write is _as_it_is else write, schema)
+        schema = {"anyOf": [codec.schema, {"type": "null"}]}
+    return Codec(read, _as_it_is if codec.write is _as_it_is else write, schema)
 
 
-def _constant(choices: tuple[Any, ...]) -> Form:
+def _constant(choices: tuple[Any, ...]) -> Codec:
     def read(value: Any) -> Any:
         if value not in choices or type(value) is not type(choices[0]):
             raise Unfit(f" is {shown(value)}; known: {', '.join(map(str, choices))}")
         return value
 
     schema = {"enum": list(choices)} if len(choices) > 1 else {"const": choices[0]}
-    return Form(read, _as_it_is, schema)
+    return Codec(read, _as_it_is, schema)
 
 
-def _count(bounds: Bounds) -> Form:
+def _count(bounds: Bounds) -> Codec:
     least = max(0, int(bounds.least))
 
     def read(value: Any) -> int:
@@ -257,10 +257,10 @@ def _count(bounds: Bounds) -> Form:
             raise Unfit(f" is {shown(value)}, not a count{f' of {least} or more' if least else ''}")
         return value
 
-    return Form(read, _as_it_is, {"type": "integer", "minimum": least})
+    return Codec(read, _as_it_is, {"type": "integer", "minimum": least})
 
 
-def _number(bounds: Bounds) -> Form:
+def _number(bounds: Bounds) -> Codec:
     least, most = bounds.least, bounds.most
     too_much = f"a share of {most:g}" if least == 0 else f"a number of {most:g} or less"
 
@@ -276,7 +276,7 @@ def _number(bounds: Bounds) -> Form:
 
     limits = {"minimum": least, "maximum": most}
     finite = {key: int(limit) for key, limit in limits.items() if math.isfinite(limit)}
-    return Form(read, _as_it_is, {"type": "number", **finite})
+    return Codec(read, _as_it_is, {"type": "number", **finite})
 
 
 def _as_it_is(value: Any) -> Any:
@@ -301,8 +301,8 @@ def _read_object(value: Any) -> _Json:
     return value
 
 
-_FORMS: Final = {
-    str: Form(_read_text, _as_it_is, {"type": "string"}),
-    bool: Form(_read_truth, _as_it_is, {"type": "boolean"}),
-    Mapping: Form(_read_object, dict, {"type": "object"}),
+_CODECS: Final = {
+    str: Codec(_read_text, _as_it_is, {"type": "string"}),
+    bool: Codec(_read_truth, _as_it_is, {"type": "boolean"}),
+    Mapping: Codec(_read_object, dict, {"type": "object"}),
 }

@@ -20,7 +20,7 @@ from weightcast.converters.report.records import (
     Length,
     OneOf,
     Unfit,
-    record_form,
+    codec_of,
     values_of,
 )
 from weightcast.errors import FormatError
@@ -48,9 +48,6 @@ Share = Annotated[float, Bounds(0, 1)]
 
 
 Finite = Annotated[float | None, About("null: not a finite number")]
-
-
-Type = Annotated[str, About("Q4_K, BF16, INT4-G128, ...", label="type")]
 
 
 Bytes = Annotated[int, Bounds(0), About(label="size", unit="bytes")]
@@ -192,7 +189,7 @@ class TensorErrors:
     name: Annotated[str, About("in the output", label="tensor")]
     role: Role
     layer: Annotated[Count | None, About(label="layer", unit="layer")]
-    type: Type
+    type: Annotated[str, About("Q4_K, BF16, INT4-G128, ...", label="type")]
     shape: Annotated[
         tuple[Annotated[int, Bounds(1)], ...],
         About("[..., out, in]", label="shape", unit="shape"),
@@ -308,7 +305,7 @@ def read_report(path: Path) -> Report:
     if type(version) is not int or version != VERSION:
         raise FormatError(path, None, f"version {shown(version)} of reports does not exist")
     try:
-        report: Report = record_form(Report).read(value)
+        report: Report = codec_of(Report).read(value)
     except Unfit as problem:
         raise FormatError(path, None, f"{problem.path or 'report'}{problem}") from None
     return report

@@ -145,6 +145,7 @@ def test_schema_and_reader_refuse_the_same(valid: error_reports.Json, tmp_path: 
     del value["outputs"][0]
     output = value["outputs"][0]
     del output["tensors"][:8], output["tensors"][1:], output["kinds"][1:]
+    output["tensors"][0]["experts"] = []  # each would be as its tensor
     refused = 0
     for place in list(places(value))[1:]:
         if "hyperparameters" in place[:-1]:
