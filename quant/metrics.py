@@ -14,8 +14,6 @@ from weightcast.errors import LayoutError
 from weightcast.quant.types import QuantType
 
 ERROR_BINS: Final = 32
-
-
 # weightcast_moments; kernels/weightcast.h defines each field.
 MOMENTS: Final = np.dtype(
     [
@@ -33,8 +31,6 @@ MOMENTS: Final = np.dtype(
         ("histogram", np.int32, (ERROR_BINS,)),
     ]
 )
-
-
 RUN: Final = 32  # weights along `in`
 
 

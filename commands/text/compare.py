@@ -17,11 +17,7 @@ from weightcast.converters.report.text import (
 from weightcast.text import count, some
 
 _WORST = 5
-
-
 _METRICS = ("sqnr_db", "relative_rms", "cosine", "largest_error")
-
-
 _WEIGHTED = {"sqnr_db": "weighed SQNR", "relative_rms": "weighed RMS"}
 
 

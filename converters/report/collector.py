@@ -19,15 +19,9 @@ from weightcast.errors import RequestError
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, merged, of_moments
 
 WORST_ROWS: Final = 8
-
-
 # The number of an output, the name of a tensor, and an expert if the tensor has several.
 MatrixKey = tuple[int, str, int | None]
-
-
 BASELINES: Final = {baseline.name.lower(): baseline for baseline in Baseline}
-
-
 _Key = TypeVar("_Key", bound=Hashable)
 
 

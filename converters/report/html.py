@@ -21,23 +21,15 @@ from weightcast.converters.report.schema import Metrics, Report, RoleErrors, Ten
 from weightcast.errors import CheckpointError
 
 _TEMPLATE: Final = Path(__file__).with_name("template")
-
-
 # Parts of the page's script, in order.
 _SCRIPTS: Final = ("data.js", "charts.js", "table.js", "page.js")
-
-
 _DIGITS: Final = 6
-
-
 # Columns of the table of tensors, in order.
 _COLUMNS: Final = (
     "name", "kind", "layer", "type", "shape", "bytes", "bits_per_weight", "sqnr_db",
     "relative_rms", "largest_error", "mean_error", "cosine", "share_exact", "share_zeroed",
     "share_clipped",
 )  # fmt: skip
-
-
 _Json = dict[str, Any]
 
 

@@ -14,8 +14,6 @@ from weightcast.converters.report.records import Field, fields_of
 from weightcast.converters.report.schema import VERSION, Report
 
 _Json = dict[str, Any]
-
-
 _INDENT: Final = "  "
 
 

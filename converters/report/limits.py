@@ -41,18 +41,12 @@ def _metrics_of(record: type, prefix: str = "") -> dict[str, Metric]:
 
 
 _WEIGHTED: Final = "weighted."
-
-
 METRICS: Final = {
     **_metrics_of(Metrics),
     **_metrics_of(TensorErrors),
     **_metrics_of(Weighted, _WEIGHTED),
 }
-
-
 TOTAL: Final = "total"
-
-
 _LIMIT: Final = re.compile(
     r"(?:(?P<role>[^:=]+):)?(?P<metric>[a-z_.]+)=(?P<limit>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)",
     re.IGNORECASE,

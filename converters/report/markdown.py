@@ -26,8 +26,6 @@ from weightcast.converters.report.text import (
 )
 
 _WORST: Final = 5
-
-
 # Text that is safe between backticks, table cells included.
 _PLAIN: Final = re.compile(r"[\w./\\:()+=,*\[\]^$?{}#@!-]+( [\w./\\:()+=,*\[\]^$?{}#@!-]+)*")
 

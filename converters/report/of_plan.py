@@ -16,8 +16,6 @@ from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.quant.metrics import Baseline
 
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
-
-
 Matrices = Mapping[MatrixKey, MatrixErrors]
 
 

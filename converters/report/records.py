@@ -20,11 +20,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 from weightcast.text import shown
 
 _MAX_INTEGER: Final = (1 << 63) - 1
-
-
 _MAX_NUMBER: Final = math.nextafter(math.inf, 0)
-
-
 _Json = dict[str, Any]
 
 

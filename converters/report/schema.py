@@ -30,32 +30,14 @@ from weightcast.text import shown
 
 # Five outputs of a model with 58 layers of 256 experts take 200 MB.
 MAX_REPORT_BYTES: Final = 1 << 28
-
-
 _MAX_VALUES: Final = 1 << 25
-
-
 FORMAT: Final = "weightcast-report"
-
-
 VERSION: Final = 1
-
-
 Count = Annotated[int, Bounds(0)]
-
-
 Share = Annotated[float, Bounds(0, 1)]
-
-
 Finite = Annotated[float | None, About("null: not a finite number")]
-
-
 Bytes = Annotated[int, Bounds(0), About(label="size", unit="bytes")]
-
-
 Bits = Annotated[float, Bounds(0), About(label="bits per weight", unit="bits", better="less")]
-
-
 Role = Annotated[
     str,
     About(
@@ -64,14 +46,8 @@ Role = Annotated[
         label="kind",
     ),
 ]
-
-
 ErrorSquares = Annotated[Finite, About("sum of (y - x)^2")]
-
-
 SourceSquares = Annotated[Finite, About("sum of x^2")]
-
-
 RelativeRms = Annotated[
     Finite,
     Bounds(0),
@@ -82,8 +58,6 @@ RelativeRms = Annotated[
         better="less",
     ),
 ]
-
-
 Sqnr = Annotated[
     Finite,
     About(

@@ -21,14 +21,8 @@ BASELINE_TEXTS: Final = {
     "stored": "the stored values exactly (int8 x scale, or the floats as they are)",
     "bf16": "the stored values rounded to bfloat16, which the reference multiplies with",
 }
-
-
 LOSSLESS: Final = "no error"
-
-
 NOT_FINITE: Final = "not finite"
-
-
 # Fields of tensors and of their metrics that tables show, by their keys in JSON.
 COLUMNS: Final[dict[str, About]] = {
     field.key: field.about

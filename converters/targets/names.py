@@ -18,11 +18,7 @@ from weightcast.quant.types import TYPES, QuantType
 from weightcast.text import shown
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
-
-
 _LOOKS_LIKE_A_TYPE = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
-
-
 _GGUF_TYPES: Final = ", ".join(sorted(TYPES))
 
 
