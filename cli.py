@@ -24,14 +24,15 @@ from weightcast.converters.engine.executor import MAX_WORKERS, default_workers
 from weightcast.converters.output.overwrite import check_small_target, taken_places
 from weightcast.converters.output.resume import kept_work
 from weightcast.converters.plan.plan import Plan
-from weightcast.converters.report.collector import BASELINES
-from weightcast.converters.report.limits import (
-    Offender,
+from weightcast.converters.report import (
+    BASELINES,
+    Violation,
     check_applicable,
     check_limits,
     parse_limit,
+    tensor_role,
+    write_report,
 )
-from weightcast.converters.report.measured import tensor_kind, write_report
 from weightcast.converters.sources.open import open_to_inspect
 from weightcast.errors import CheckpointError, LayoutError, RequestError, visible
 from weightcast.quant.devices import choose_devices
@@ -176,9 +177,9 @@ def convert(
     )
     if report_path is not None:
         check_small_target(report_path, taken_places(plan))
-    kinds = (tensor_kind(t.gguf_name) for output in plan.outputs for t in output.tensors)
-    check_applicable(gate, kinds, weighed=imatrix is not None)
-    offenders: list[Offender] = []
+    roles = (tensor_role(t.gguf_name) for output in plan.outputs for t in output.tensors)
+    check_applicable(gate, roles, weighted=imatrix is not None)
+    violations: list[Violation] = []
     if dry_run:
         chosen = jobs or default_workers(devices), devices
         values, lines = plan_values(plan, *chosen), plan_lines(plan, *chosen)
@@ -191,17 +192,17 @@ def convert(
             progress(plan.progress_bytes, quiet=quiet or as_json) as done,
         ):
             summary = conversion.run(plan, jobs, done, devices, measuring, resume=resume)
-        if report_path is not None and summary.report is not None:
-            write_report(report_path, summary.report)
-        if summary.report is not None:
-            offenders = check_limits(summary.report, gate)
+        if report_path is not None and summary.errors is not None:
+            write_report(report_path, summary.errors)
+        if summary.errors is not None:
+            violations = check_limits(summary.errors, gate)
         values, lines = summary.describe(), summary_lines(summary)
     if as_json:
         _print(json.dumps(values, indent=1).split("\n"))
     elif not quiet:
         _print(lines)
-    _name_offenders(offenders)
-    if offenders:
+    _name_violations(violations)
+    if violations:
         sys.exit(1)
 
 
@@ -244,23 +245,23 @@ def compare(
     """
     gate = [parse_limit(text) for text in limits]
     sides = comparison.open_sides(a, b, spec, imatrix)
-    kinds = (tensor_kind(p.gguf) for p in sides.pairing.pairs)
-    check_applicable(gate, kinds, weighed=imatrix is not None)
+    roles = (tensor_role(p.gguf) for p in sides.pairing.pairs)
+    check_applicable(gate, roles, weighted=imatrix is not None)
     if report_path is not None:
         check_small_target(report_path, [*sides.places, *filter(None, (spec, imatrix))])
     with progress(sides.read_bytes, quiet=quiet or as_json) as on_progress:
         found = comparison.measure_sides(sides, BASELINES[baseline], jobs, on_progress)
     if report_path is not None:
-        write_report(report_path, found.report)
+        write_report(report_path, found.errors)
     if as_json:
         _print(json.dumps(found.describe(), indent=1).split("\n"))
     elif not quiet:
         _print(comparison_lines(found, all_tensors=all_tensors))
-    offenders = check_limits(found.report, gate)
-    _name_offenders(offenders)
+    violations = check_limits(found.errors, gate)
+    _name_violations(violations)
     if found.problem is not None:
         raise LayoutError(found.problem)
-    if offenders:
+    if violations:
         sys.exit(1)
 
 
@@ -323,7 +324,7 @@ def report(reports: tuple[Path, ...], out: Path) -> None:
     The page is one file that works offline; several reports and outputs are compared in it. The
     summary is Markdown for a pull request or a CI job; - prints it.
     """
-    from weightcast.converters.report.show import show_reports
+    from weightcast.converters.report import show_reports
 
     _print(show_reports(reports, out))
 
@@ -353,8 +354,8 @@ def _tell(lines: Iterable[str]) -> None:
         click.echo(visible(line), err=True)
 
 
-def _name_offenders(offenders: Sequence[Offender]) -> None:
-    _tell(f"beyond a limit: {offender.text}" for offender in offenders)
+def _name_violations(violations: Sequence[Violation]) -> None:
+    _tell(f"beyond a limit: {violation.text}" for violation in violations)
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from weightcast.commands.progress import progress
 from weightcast.converters.output.overwrite import check_small_target
-from weightcast.converters.report.measured import write_report
+from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
 from weightcast.converters.verify.verifier import verify
 from weightcast.errors import RequestError
@@ -36,8 +36,8 @@ def verify_with_progress(
             on_start=lambda total: shown.enter_context(progress(total, quiet=quiet)),
             **options,
         )
-    if report is not None and found.report is not None:
-        write_report(report, found.report)
+    if report is not None and found.errors is not None:
+        write_report(report, found.errors)
     return found
 
 

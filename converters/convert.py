@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from weightcast.converters.output.overwrite import check_small_target, check_tar
 from weightcast.converters.output.resume import GOING_ON, NOT_GOING_ON, kept_work
 from weightcast.converters.plan.plan import Plan, make_plan
 from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
-from weightcast.converters.report.collector import Measuring, parse_baseline
-from weightcast.converters.report.markdown import card_lines
-from weightcast.converters.report.measured import write_report
-from weightcast.converters.report.of_plan import conversion_report
-from weightcast.converters.report.schema import parse_report
+from weightcast.converters.report import (
+    Measuring,
+    Report,
+    card_lines,
+    conversion_report,
+    json_values,
+    parse_baseline,
+    write_report,
+)
 from weightcast.converters.sources.inputs import Given, Inputs, list_inputs
 from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
@@ -40,7 +45,7 @@ from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
 class Summary:
     """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds.
 
-    `report` are the errors that were made (docs/report.schema.json), if they were measured.
+    `errors` are those that were made, if they were measured; `report` has them as JSON values.
     `bundles` are the files of each output's release bundle, made in `bundle_seconds`.
     """
 
@@ -48,9 +53,14 @@ class Summary:
     counts: executor.Counts = field(repr=False)
     seconds: float
     devices: Devices = PROCESSOR
-    report: dict[str, Any] | None = field(default=None, repr=False)
+    errors: Report | None = field(default=None, repr=False)
     bundles: tuple[tuple[Path, ...], ...] = ()
     bundle_seconds: float = 0.0
+
+    @cached_property
+    def report(self) -> dict[str, Any] | None:
+        """Give the errors as JSON values (docs/report.schema.json)."""
+        return None if self.errors is None else json_values(self.errors)
 
     def describe(self) -> dict[str, Any]:
         outputs = []
@@ -239,8 +249,8 @@ def convert(
     if report is not None:
         check_small_target(Path(report), taken_places(plan))
     summary = run(plan, jobs, on_progress, devices, measuring, resume=resume)
-    if report is not None and summary.report is not None:
-        write_report(Path(report), summary.report)
+    if report is not None and summary.errors is not None:
+        write_report(Path(report), summary.errors)
     return summary
 
 
@@ -319,24 +329,24 @@ class Finish:
     jobs: int | None
     on_progress: Callable[[int], None]
     measuring: Measuring | None
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     bundles: tuple[tuple[Path, ...], ...] = ()
     bundle_seconds: float = 0.0
     problem: ChangedError | None = None
 
     def __call__(self) -> Mapping[int, Mapping[Path, Path]]:
         """Give the files that wait for their names, beside outputs by number; see `commit`."""
-        errors: dict[int, CardErrors] = {}
         if self.measuring is not None:
-            found = self.measuring.finished()
-            self.report = conversion_report(self.plan, found, self.measuring.baseline)
-            described = parse_report(self.report)
-            errors = {
-                n: CardErrors(card_lines(described, n), described.baseline)
-                for n in range(len(self.plan.outputs))
-            }
+            measured = self.measuring.finished()
+            self.report = conversion_report(self.plan, measured, self.measuring.baseline)
         if not self.plan.has_bundles:
             return {}
+        errors: dict[int, CardErrors] = {}
+        if self.report is not None:
+            errors = {
+                number: CardErrors(card_lines(self.report, number), self.report.baseline)
+                for number in range(len(self.plan.outputs))
+            }
         start = time.monotonic()
         try:
             waiting = make_bundles(self.plan, self.jobs, self.on_progress, errors)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
+from weightcast.converters.report import Report, json_values
 from weightcast.text import count, shown
 
 _VERDICTS: Final = {
@@ -23,8 +25,8 @@ _VERDICTS: Final = {
 class Verification:
     """What was found: problems, notes, what was checked and what not.
 
-    `matrices` counts matrices (of experts each) by how their bytes came about; `report` has the
-    errors as docs/report.schema.json says, where the source was given.
+    `matrices` counts matrices (of experts each) by how their bytes came about. `errors` are those
+    of all tensors, where the source was given; `report` has them as JSON values.
     """
 
     artifact: str
@@ -34,7 +36,12 @@ class Verification:
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
     matrices: Counter[str] = field(default_factory=Counter)
-    report: dict[str, Any] | None = field(default=None, repr=False)
+    errors: Report | None = field(default=None, repr=False)
+
+    @cached_property
+    def report(self) -> dict[str, Any] | None:
+        """Give the errors as JSON values (docs/report.schema.json)."""
+        return None if self.errors is None else json_values(self.errors)
 
     @property
     def is_good(self) -> bool:

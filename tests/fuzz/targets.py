@@ -25,10 +25,13 @@ from weightcast.converters.graph.dimensions import Dimensions
 from weightcast.converters.output import journal
 from weightcast.converters.output.fingerprint import what_changed
 from weightcast.converters.recipes.file import read_recipe_file
-from weightcast.converters.report import markdown
-from weightcast.converters.report.collector import matrix_errors
-from weightcast.converters.report.measured import tensor_kind
-from weightcast.converters.report.schema import read_report
+from weightcast.converters.report import (
+    json_values,
+    matrix_errors,
+    read_report,
+    summary,
+    tensor_role,
+)
 from weightcast.converters.sources.open import open_as_it_is, open_to_inspect
 from weightcast.converters.sources.packed import join_packed
 from weightcast.converters.verify import checksums
@@ -194,10 +197,11 @@ def _spec(folder: Path, raw: bytes) -> None:
 
 def _report(folder: Path, raw: bytes) -> None:
     report = read_report(_write(folder, "report.json", raw))
-    markdown.markdown([report])
+    summary([report])
+    json_values(report)
     for output in report.outputs:
         for tensor in output.tensors:
-            tensor_kind(tensor.name)
+            tensor_role(tensor.name)
 
 
 def _tokenizer(folder: Path, raw: bytes) -> None:

@@ -33,8 +33,7 @@ from weightcast.converters.graph import matrices
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.output.overwrite import check_small_target
 from weightcast.converters.recipes.weight_types import directory_type
-from weightcast.converters.report.measured import write_report
-from weightcast.converters.report.schema import read_report
+from weightcast.converters.report import read_report, write_report
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.quant.metrics import Baseline
@@ -578,7 +577,7 @@ def test_a_file_that_shrinks(made: Path, tmp_path: Path) -> None:
 
 def test_report(made: Path, tmp_path: Path) -> None:
     found = compare(WIDE.path, made / "a-Q4_K_M.gguf")
-    write_report(tmp_path / "r.json", found.report)
+    write_report(tmp_path / "r.json", found.errors)
     jsonschema.Draft202012Validator(SCHEMA).validate(json.loads((tmp_path / "r.json").read_text()))
     report = read_report(tmp_path / "r.json")
     total = found.report["outputs"][0]["total"]
