@@ -27,11 +27,11 @@ from weightcast import cli
 from weightcast.commands import progress
 from weightcast.converters import convert as conversion
 from weightcast.converters.bundle import release as bundle
-from weightcast.converters.compare import pair as pairing
+from weightcast.converters.compare import measure
 from weightcast.converters.engine import executor
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.files.names import partial_path
-from weightcast.converters.graph.view import first_array
+from weightcast.converters.graph import first_array
 from weightcast.converters.output import files as output_files
 from weightcast.converters.output.disk_space import DiskSpace, disk_space
 from weightcast.errors import DeviceError, OutputError
@@ -1300,7 +1300,7 @@ def test_compare_interrupted(
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
 
-    monkeypatch.setattr(pairing, "measure_rows", stop)
+    monkeypatch.setattr(measure, "measure_rows", stop)
     done = run("compare", tiny, converted / "a-F32.gguf")
     assert done.code == 130
     assert done.out == ""

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from weightcast.converters.files.bundle_names import BUILD_TYPE
 from weightcast.converters.files.version import weightcast_version
-from weightcast.converters.recipes.weight_types import type_label
 from weightcast.converters.sources.inputs import InputFile, Inputs
 from weightcast.converters.targets.target import Request
 from weightcast.errors import RequestError
@@ -109,11 +108,11 @@ def _parameters(
         "source": readable(inputs.source_name),
         "output": {
             "name": readable(request.path.name),
-            "kind": request.kind,
+            "kind": request.target.name,
             "type": request.type_name,
         },
         "rules": [
-            {"pattern": readable(rule.pattern.pattern), "type": type_label(rule.type)}
+            {"pattern": readable(rule.pattern.pattern), "type": rule.type.label}
             for rule in request.overrides
         ],
         "pure": request.pure,

@@ -26,8 +26,7 @@ from weightcast.converters.compare.rows import (
 from weightcast.converters.engine.executor import MAX_WORKERS
 from weightcast.converters.engine.tasks import slab_buffer
 from weightcast.converters.files import page_cache
-from weightcast.converters.graph.read import Slab, slab_bytes
-from weightcast.converters.graph.view import View, first_array, matrices
+from weightcast.converters.graph import Slab, StoredMatrix, first_array, matrices
 from weightcast.converters.plan.budget import MAX_PIECES_BYTES, PIECE_BYTES
 from weightcast.converters.plan.plan import whole
 from weightcast.converters.recipes.decide import is_quantized
@@ -135,8 +134,8 @@ class _Slot:
     @classmethod
     def of(cls, work: Sequence[PairedRows]) -> _Slot:
         """Make buffers that fit all work."""
-        source = max((slab_bytes(w.source, w.out1 - w.out0) for w in work), default=0)
-        output = max((slab_bytes(w.output, w.out1 - w.out0) for w in work), default=0)
+        source = max((w.source.slab_bytes(w.out0, w.out1) for w in work), default=0)
+        output = max((w.output.slab_bytes(w.out0, w.out1) for w in work), default=0)
         return cls(slab_buffer(source), slab_buffer(output))
 
     def wait(self) -> None:
@@ -186,7 +185,9 @@ class _Measurement:
         return rows if rows < RUN_ROWS else whole(rows, RUN_ROWS)
 
 
-def _in_place(errors: MatrixErrors, source: View, output: View, sample: Sample) -> MatrixErrors:
+def _in_place(
+    errors: MatrixErrors, source: StoredMatrix, output: StoredMatrix, sample: Sample
+) -> MatrixErrors:
     """Turn rows counted through a sample into rows of the matrix."""
     if sample is None:
         return errors
@@ -198,10 +199,10 @@ def _in_place(errors: MatrixErrors, source: View, output: View, sample: Sample) 
     return MatrixErrors(total, tuple((int(rows[row]), size) for row, size in errors.worst))
 
 
-def rows_float32(view: View, out0: int, out1: int) -> NDArray[np.float32]:
+def rows_float32(view: StoredMatrix, out0: int, out1: int) -> NDArray[np.float32]:
     """Read rows [out0, out1) of a matrix as float32 [rows, in], finite or not.
 
     Of a packed matrix `out0` is a multiple of the rows that are packed together.
     """
-    buffer = memoryview(slab_buffer(slab_bytes(view, out1 - out0)))
+    buffer = memoryview(slab_buffer(view.slab_bytes(out0, out1)))
     return floats(read_rows(view, out0, out1, buffer), 0, out1 - out0)

@@ -29,7 +29,7 @@ from weightcast.converters.engine.panels import (
 )
 from weightcast.converters.engine.tasks import Loan, Made, Piece, Worker, slab_buffer
 from weightcast.converters.files.interrupts import Held, signals_held
-from weightcast.converters.graph.read import forget_rows, named, read_slab
+from weightcast.converters.graph import forget_rows, named, read_slab
 from weightcast.converters.output.files import OutputFiles
 from weightcast.converters.output.journal import Finished, MatrixRecord, Write
 from weightcast.converters.output.resume import remainder, rows_of
@@ -250,9 +250,7 @@ class _Run:
         try:
             slab = read_slab(item.view, item.out0, item.out1, memoryview(buffer))
         except OSError as problem:
-            raise CheckpointError(
-                f"{item.view.array.path}: cannot be read: {problem.strerror}"
-            ) from None
+            raise CheckpointError(f"{item.view.path}: cannot be read: {problem.strerror}") from None
         if self._plan.outgrows_cache:
             forget_rows(item.view, item.out0, item.out1)
         step, strip_rows = self._cut.rows_per_piece(item), rows_per_strip(self._cut, item)
@@ -393,6 +391,5 @@ class _Run:
     def _remedy(self, destination: Destination) -> str:
         """What to do about values that are too large for a type."""
         wider = F32 if destination.type == BF16 else BF16
-        if self._plan.outputs[destination.output].request.kind == "gguf":
-            return f"; --tensor-type '{destination.tensor}={wider.name}' gives it a wider range"
-        return f"; write a directory in {wider.name.lower()}"
+        target = self._plan.outputs[destination.output].request.target
+        return target.remedy(destination.tensor, wider)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from weightcast.converters.engine.panels import Strip
-from weightcast.converters.graph.read import Slab
+from weightcast.converters.graph import Slab
 from weightcast.converters.output.journal import Write
 from weightcast.converters.plan.plan import WorkItem
 from weightcast.quant.backend import Lane

@@ -74,6 +74,5 @@ def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:
         elif view.is_encoded:
             source = max(source, rows * n_in * 4)
         else:
-            # Where neither axis is contiguous, what lies between the values comes along.
-            source = max(source, rows * n_in * view.item_bytes * max(1, min(view.strides)))
+            source = max(source, view.piece_bytes(rows))
     return PieceBytes(source, floats, output)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any
 
-from weightcast.converters.graph.tensor import Spec, TensorGraph
+from weightcast.converters.graph import TensorGraph
+from weightcast.converters.graph.layers import find_layer
 from weightcast.converters.report.collector import WORST_ROWS, MatrixErrors
 from weightcast.converters.report.schema import (
     AppliedRecipe,
@@ -25,12 +25,11 @@ from weightcast.converters.report.schema import (
 )
 from weightcast.quant.metrics import Baseline, Errors, merged
 
-_LAYER: Final = re.compile(r"(?P<stack>^|\.)blk\.(?P<layer>\d+)\.")
-
 
 def tensor_role(gguf_name: str) -> str:
     """Give a tensor's role in its layer: attn_q, ffn_down_exps, token_embd, v.attn_q."""
-    return _LAYER.sub(r"\g<stack>", gguf_name).removesuffix(".weight")
+    layer = find_layer(gguf_name, "gguf")
+    return (gguf_name if layer is None else layer.stack + layer.rest).removesuffix(".weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,8 @@ class MeasuredTensor:
 
     @property
     def layer(self) -> int | None:
-        match = _LAYER.search(self.gguf_name)
-        return int(match["layer"]) if match else None
+        layer = find_layer(self.gguf_name, "gguf")
+        return None if layer is None else layer.number
 
     @property
     def total(self) -> Errors:
@@ -73,13 +72,13 @@ class MeasuredOutput:
 
 
 def build_report(
-    graph: TensorGraph[Spec], baseline: Baseline, outputs: Iterable[MeasuredOutput]
+    graph: TensorGraph, baseline: Baseline, outputs: Iterable[MeasuredOutput]
 ) -> Report:
     """Report the errors of outputs of one source."""
     return Report(
         generator=f"weightcast {version('weightcast')}",
         source=ReportSource(
-            graph.source, graph.family, graph.parameters, dict(graph.spec.describe())
+            graph.source, graph.family.name, graph.parameters, dict(graph.spec.describe())
         ),
         baseline=baseline.name.lower(),
         outputs=tuple(_output(output) for output in outputs),

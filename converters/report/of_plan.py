@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Final
 
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import matrices
+from weightcast.converters.graph.layers import any_expert
 from weightcast.converters.plan.plan import Plan
-from weightcast.converters.recipes.weight_types import type_label
 from weightcast.converters.report.build import MeasuredOutput, MeasuredTensor, build_report
 from weightcast.converters.report.collector import MatrixErrors, MatrixKey
 from weightcast.converters.report.schema import AppliedRecipe, AppliedRule, Report
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.quant.metrics import Baseline
 
-_EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 Matrices = Mapping[MatrixKey, MatrixErrors]
 
 
@@ -35,15 +32,15 @@ def _output(number: int, output: Output, measured: Matrices) -> MeasuredOutput:
         errors = _matrices(number, planned, measured)
         if errors:
             # Experts that are tensors of their own make one entry.
-            name = _EXPERT.sub(".experts.*.", planned.tensor.name)
+            name = any_expert(planned.tensor.name)
             tensors[name] = _joined(tensors.get(name), _tensor(name, planned, errors))
     rules = (
-        AppliedRule(rule.pattern.pattern, type_label(rule.type), rule.origin)
+        AppliedRule(rule.pattern.pattern, rule.type.label, rule.origin)
         for rule in request.overrides
     )
     return MeasuredOutput(
         path=str(request.path),
-        container=request.kind,
+        container=request.target.name,
         type=request.type_name,
         nbytes=output.size,
         tensors=tuple(tensors.values()),

@@ -29,8 +29,7 @@ from weightcast.converters.compare.rows import (
 )
 from weightcast.converters.engine.tasks import slab_buffer
 from weightcast.converters.files import page_cache
-from weightcast.converters.graph.read import Slab, slab_bytes
-from weightcast.converters.graph.view import View
+from weightcast.converters.graph import Slab, StoredMatrix
 from weightcast.converters.plan.budget import MAX_PIECES_BYTES, PIECE_BYTES
 from weightcast.converters.plan.plan import whole
 from weightcast.converters.report.collector import Collector, MatrixErrors
@@ -110,7 +109,7 @@ def check_content(
     check = _Check(held, importance, jobs, on_progress)
     sizes = [
         max(
-            (slab_bytes(view, w.out1 - w.out0) for _, w in work for view in (getattr(w, side),)),
+            (getattr(w, side).slab_bytes(w.out0, w.out1) for _, w in work),
             default=0,
         )
         for side in ("source", "output")
@@ -177,8 +176,8 @@ class _Check:
                 ) from None
         return futures
 
-    def _rows_per_piece(self, slab: Slab, artifact: View) -> int:
-        packing = packing_of(artifact.array)
+    def _rows_per_piece(self, slab: Slab, artifact: StoredMatrix) -> int:
+        packing = packing_of(artifact.views[0].array)
         multiple = 1 if packing is None else lcm(packing.row_multiple(), row_multiple(artifact))
         limit = min(PIECE_BYTES, MAX_PIECES_BYTES // self._jobs) // (4 * slab.view.shape[1])
         rows = min(max(1, limit), max(-(-slab.rows // self._jobs), RUN_ROWS))

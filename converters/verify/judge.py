@@ -130,7 +130,7 @@ def _explained(held: Held, number: int, tally: Tally) -> _Verdict:
     origins = [name for name in tally.origins if name not in (None, SOURCE, SYMMETRIC)]
     dtype = held.array.dtype
     if not origins:
-        lossy = held.place is not None and held.place.role.stays_float32 and dtype != "F32"
+        lossy = held.place is not None and held.place.role.storage == "float32" and dtype != "F32"
         note = f"stored as {dtype}, though runtimes keep it in float32" if lossy else None
         return None, "same", note
     origin = str(origins[0])

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from weightcast.converters.graph.stored import stored_as
-from weightcast.converters.graph.tensor import stored
+from weightcast.converters.graph import TensorGraph, stored, stored_as
 from weightcast.converters.report import (
     AppliedRecipe,
     MeasuredOutput,
@@ -14,7 +13,7 @@ from weightcast.converters.report import (
     Report,
     build_report,
 )
-from weightcast.converters.sources.open import AnyGraph
+from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.content import Key, Tally
 from weightcast.converters.verify.expected import recipe_of
 from weightcast.converters.verify.match import Held
@@ -25,7 +24,7 @@ from weightcast.quant.metrics import Baseline
 
 def errors_report(
     structure: Structure,
-    graph: AnyGraph,
+    graph: TensorGraph,
     imatrix: ImportanceMatrix | None,
     held: Sequence[Held],
     tallies: Mapping[Key, Tally],
@@ -38,11 +37,13 @@ def errors_report(
     for numbers in groups.values():
         keys = [key for key in tallies if key[0] in numbers and tallies[key].failure is None]
         if keys:
-            tensors.append(_tensor([held[n] for n in numbers], [tallies[k] for k in keys]))
-    type_name = recipe_of(structure).name if structure.kind == "gguf" else structure.path.name
+            matched, measured = [held[n] for n in numbers], [tallies[k] for k in keys]
+            tensors.append(_tensor(graph, structure.target, matched, measured))
+    recipe = recipe_of(structure)
+    type_name = structure.path.name if recipe is None else recipe.name
     output = MeasuredOutput(
         path=str(structure.path),
-        container=structure.kind,
+        container=structure.target.name,
         type=type_name,
         nbytes=sum(path.stat().st_size for path in structure.files),
         tensors=tuple(tensors),
@@ -52,16 +53,16 @@ def errors_report(
     return build_report(graph, Baseline.STORED, [output])
 
 
-def _tensor(held: Sequence[Held], tallies: Sequence[Tally]) -> MeasuredTensor:
+def _tensor(
+    graph: TensorGraph, target: Target, held: Sequence[Held], tallies: Sequence[Tally]
+) -> MeasuredTensor:
     first = held[0]
     types = dict.fromkeys(stored_as(stored(tensor.name, tensor.array)) for tensor in held)
-    name, gguf_name, shape = first.name, first.gguf, first.array.shape
+    name, gguf_name, shape = first.name, first.tied or first.gguf, first.array.shape
     if first.expert is not None:
         assert first.place is not None
-        name = first.place.hugging_face().replace("experts.None", "experts.*")
+        name = graph.family.name_in(first.place, target.convention, "*")
         shape = (len(held), *shape)
-    if name in ("lm_head.weight", "output.weight"):
-        gguf_name = "output.weight"
     return MeasuredTensor(
         name,
         gguf_name,

@@ -378,7 +378,7 @@ def test_a_failed_conversion_keeps_the_earlier_bundle(
 ) -> None:
     make(tiny, tmp_path / "m-F16.gguf")
     before = {path: sha256(path) for path in tmp_path.iterdir()}
-    read = convert.execute.read_slab
+    read = executor.read_slab
     reads: list[Any] = []
 
     def failing(*arguments: Any) -> Any:
@@ -387,7 +387,7 @@ def test_a_failed_conversion_keeps_the_earlier_bundle(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(*arguments)
 
-    monkeypatch.setattr(convert.execute, "read_slab", failing)
+    monkeypatch.setattr(executor, "read_slab", failing)
     with pytest.raises(weightcast.CheckpointError, match="cannot be read"):
         make(tiny, tmp_path / "m-F16.gguf")
     after = {p: sha256(p) for p in tmp_path.iterdir() if not p.name.startswith(".")}

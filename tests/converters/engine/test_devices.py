@@ -24,11 +24,11 @@ from weightcast.converters.engine import executor
 from weightcast.converters.engine.executor import memory_estimate
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.files.interrupts import Held
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Cut, largest_pieces
 from weightcast.errors import CheckpointError, DeviceError, LayoutError, RequestError
-from weightcast.quant import devices
+from weightcast.quant import backend, devices
 from weightcast.quant.devices import choose_devices
 
 WIDE = Golden("wide").path
@@ -188,7 +188,7 @@ def test_bytes_are_those_of_the_processor(
     machine.makes_pageable = case == "floats of 4 and 8 bits"
     small_pieces(monkeypatch)
     for name in ("quantize_matrix", "quantize_groups", "quantize_and_measure_groups"):
-        monkeypatch.setattr(devices, name, lambda *given: pytest.fail("on the processor"))
+        monkeypatch.setattr(backend, name, lambda *given: pytest.fail("on the processor"))
     made = run_case(case, tmp_path, request, device="cuda", jobs=workers)
     assert contents(tmp_path) == files
     assert made.counts == summary.counts
