@@ -23,6 +23,7 @@ from weightcast.converters.report.records import (
     codec_of,
     values_of,
 )
+from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.errors import FormatError
 from weightcast.formats.reading import parse_json, read_small
 from weightcast.quant.metrics import ERROR_BINS
@@ -216,7 +217,7 @@ class OutputErrors:
     """Errors of one output, or of whatever else was measured: a file or a directory."""
 
     path: str
-    container: Annotated[str, OneOf(("gguf", "safetensors", "shards")), About(key="kind")]
+    container: Annotated[str, OneOf(tuple(sorted(CONTAINERS))), About(key="kind")]
     type: Annotated[str, About("Q4_K_M, BF16, int4-g128, ...")]
     recipe: AppliedRecipe
     imatrix: Annotated[str | None, About("the importance matrix, if there is one")]

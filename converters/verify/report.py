@@ -37,8 +37,8 @@ def errors_report(
     for numbers in groups.values():
         keys = [key for key in tallies if key[0] in numbers and tallies[key].failure is None]
         if keys:
-            matched, found = [held[n] for n in numbers], [tallies[k] for k in keys]
-            tensors.append(_tensor(graph, structure.target, matched, found))
+            matched, measured = [held[n] for n in numbers], [tallies[k] for k in keys]
+            tensors.append(_tensor(graph, structure.target, matched, measured))
     recipe = recipe_of(structure)
     type_name = structure.path.name if recipe is None else recipe.name
     output = MeasuredOutput(
