@@ -19,7 +19,7 @@ from weightcast.formats.packed.layout import (
     Segment,
     packed_rows,
 )
-from weightcast.quant.backend import Lane, as_matrix
+from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.groups import InexactScaleError
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
@@ -74,15 +74,15 @@ class Packing(Protocol):
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-        lane: Lane,
+        backend: Backend,
         place: Place = as_made,
         baseline: Baseline | None = None,
     ) -> Made:
         """Quantize rows [row0, row0 + rows.n_out) of a matrix and say where their bytes go.
 
         `place` brings segments into the memory that they are written from, and gives them there.
-        What is searched for goes through `lane`; what is only copied, or made of 8-bit floats, is
-        done here. What is made is compared with `baseline`, or with nothing. Raises
+        What is searched for goes through `backend`; what is only copied, or made of 8-bit floats,
+        is done here. What is made is compared with `baseline`, or with nothing. Raises
         SourceValueError, LayoutError and, on a device, DeviceError.
         """
 
@@ -123,7 +123,7 @@ class GroupPacking:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-        lane: Lane,
+        backend: Backend,
         place: Place = as_made,
         baseline: Baseline | None = None,
     ) -> Made:
@@ -135,10 +135,10 @@ class GroupPacking:
                     raise
         errors = None
         if baseline is None:
-            groups = lane.quantize_groups(rows, self.type, importance)
+            groups = backend.quantize_groups(rows, self.type, importance)
         else:
             what = rows, self.type, importance, baseline
-            groups, errors = lane.quantize_and_measure_groups(*what)
+            groups, errors = backend.quantize_and_measure_groups(*what)
         was_int8 = isinstance(rows, Matrix) and rows.scales is not None and self.type.bits == 8
         n_groups = groups.scales.size if was_int8 else 0
         counts = BlockCounts(requantized=n_groups)
@@ -196,7 +196,7 @@ class Fp4Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-        lane: Lane,
+        backend: Backend,
         place: Place = as_made,
         baseline: Baseline | None = None,
     ) -> Made:
@@ -206,7 +206,7 @@ class Fp4Packing:
             blocks = rows.data.reshape(rows.n_out, row_bytes)
         else:
             blocks = np.empty((rows.n_out, row_bytes), np.uint8)
-            lane.quantize(rows, quant_type, blocks)
+            backend.quantize(rows, quant_type, blocks)
         errors = None
         if baseline is not None:
             errors = measure_matrix(as_matrix(rows), quant_type, blocks, importance, baseline)
@@ -238,7 +238,7 @@ class Fp8Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-        lane: Lane,
+        backend: Backend,
         place: Place = as_made,
         baseline: Baseline | None = None,
     ) -> Made:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightcast.converters.compare.rows import Key
 from weightcast.converters.graph.stored import stored_as
 from weightcast.converters.graph.tensor import stored
 from weightcast.converters.report.measured import (
@@ -15,7 +16,7 @@ from weightcast.converters.report.measured import (
     report_values,
 )
 from weightcast.converters.sources.open import AnyGraph
-from weightcast.converters.verify.content import Key, Tally
+from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.expected import recipe_of
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.structure import Structure
@@ -28,7 +29,7 @@ def errors_report(
     graph: AnyGraph,
     imatrix: ImportanceMatrix | None,
     held: Sequence[Held],
-    tallies: Mapping[Key, Tally],
+    checks: Mapping[Key, MatrixCheck],
 ) -> dict[str, Any]:
     """The errors of all tensors; experts that are tensors of their own are one."""
     groups: dict[str, list[int]] = defaultdict(list)
@@ -36,9 +37,9 @@ def errors_report(
         groups[tensor.name if tensor.expert is None else tensor.gguf].append(number)
     measured = []
     for numbers in groups.values():
-        keys = [key for key in tallies if key[0] in numbers and tallies[key].failure is None]
+        keys = [key for key in checks if key[0] in numbers and checks[key].failure is None]
         if keys:
-            measured.append(_measured([held[n] for n in numbers], [tallies[k] for k in keys]))
+            measured.append(_measured([held[n] for n in numbers], [checks[k] for k in keys]))
     kind = structure.kind
     name = recipe_of(structure).name if kind == "gguf" else structure.path.name
     output = MeasuredOutput(
@@ -53,7 +54,7 @@ def errors_report(
     return report_values(graph, Baseline.STORED, [output])
 
 
-def _measured(held: Sequence[Held], tallies: Sequence[Tally]) -> MeasuredTensor:
+def _measured(held: Sequence[Held], checks: Sequence[MatrixCheck]) -> MeasuredTensor:
     first = held[0]
     types = dict.fromkeys(stored_as(stored(t.name, t.array)) for t in held)
     name, gguf, shape = first.name, first.gguf, first.array.shape
@@ -69,5 +70,5 @@ def _measured(held: Sequence[Held], tallies: Sequence[Tally]) -> MeasuredTensor:
         " + ".join(types),
         shape,
         sum(tensor.array.nbytes for tensor in held),
-        tuple(tally.made for tally in tallies),
+        tuple(check.made for check in checks),
     )

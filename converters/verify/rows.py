@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.rows import PairedRows, floats
-from weightcast.converters.graph.read import Slab
+from weightcast.converters.compare.rows import floats
+from weightcast.converters.compare.stream import PairedTask
 from weightcast.converters.recipes.weight_types import carries_codes, type_label
 from weightcast.converters.targets.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
 from weightcast.errors import LayoutError
@@ -23,7 +23,7 @@ from weightcast.formats.array import StoredArray, read_stored
 from weightcast.formats.packed import LAYOUTS, fp8
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
 from weightcast.formats.packed.layout import Fp8Type, Segment
-from weightcast.quant.backend import ProcessorLane, as_matrix
+from weightcast.quant.backend import CpuBackend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.groups import GroupType, dequantize_groups, quantize_groups
@@ -45,21 +45,6 @@ _ROUNDED: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows of a slab of both, for one worker; `start` is the first's number in the matrix."""
-
-    rows: PairedRows
-    source: Slab
-    artifact: Slab
-    row0: int
-    row1: int
-
-    @property
-    def start(self) -> int:
-        return self.rows.out0 + self.row0
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """Rows beside what can have been made of the source.
 
@@ -75,9 +60,9 @@ class Comparison:
     expected: Errors | None = None
 
 
-def compare(piece: Piece, importance: NDArray[np.float32] | None) -> Comparison:
+def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> Comparison:
     """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
-    makers = _Makers(piece, importance)
+    makers = _Makers(task, importance)
     likest: tuple[int, int | None] | None = None
     for origin in makers.origins():
         try:
@@ -99,10 +84,10 @@ def compare(piece: Piece, importance: NDArray[np.float32] | None) -> Comparison:
 class _Makers:
     """Makes rows of an artifact again, of the source and of roundings of it."""
 
-    def __init__(self, piece: Piece, importance: NDArray[np.float32] | None) -> None:
-        self._piece = piece
-        self._source = piece.source.piece(piece.row0, piece.row1)
-        self._array = piece.artifact.view.array
+    def __init__(self, task: PairedTask, importance: NDArray[np.float32] | None) -> None:
+        self._task = task
+        self._source = task.source.piece(task.row0, task.row1)
+        self._array = task.output.view.array
         self._packing = packing_of(self._array)
         self._importance = importance
         self._floats: NDArray[np.float32] | None = None
@@ -129,7 +114,7 @@ class _Makers:
 
     @property
     def _type(self) -> QuantType | None:
-        return None if self._packing is not None else TYPES.get(self._piece.artifact.view.dtype)
+        return None if self._packing is not None else TYPES.get(self._task.output.view.dtype)
 
     @property
     def _is_carried(self) -> bool:
@@ -140,8 +125,8 @@ class _Makers:
         if origin in (SOURCE, SYMMETRIC):
             return self._source
         if self._floats is None:
-            piece = self._piece
-            self._floats = floats(piece.source, piece.row0, piece.row1)
+            task = self._task
+            self._floats = floats(task.source, task.row0, task.row1)
         with np.errstate(over="ignore"):
             rounded = self._floats.astype(_ROUNDED[origin]).astype(np.float32)
         n_out, n_in = rounded.shape
@@ -152,7 +137,7 @@ class _Makers:
         if self._packing is not None:
             nbytes, different, first = self._packed_difference(origin)
         else:
-            there = self._piece.artifact.stored_rows(self._piece.row0, self._piece.row1)
+            there = self._task.output.stored_rows(self._task.row0, self._task.row1)
             unlike = np.flatnonzero(self._rows(origin) != there)
             nbytes, different = there.size, unlike.size
             first = self._offset(int(unlike[0])) if different else None
@@ -160,9 +145,9 @@ class _Makers:
         return nbytes, different, first
 
     def _offset(self, index: int) -> int:
-        view = self._piece.artifact.view
+        view = self._task.output.view
         row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
-        row = view.start // view.shape[1] + self._piece.start
+        row = view.start // view.shape[1] + self._task.start
         return self._array.offset + row * row_bytes + index
 
     def _rows(self, origin: str) -> NDArray[np.uint8]:
@@ -200,14 +185,14 @@ class _Makers:
             packing = replace(packing, is_carried=self._is_carried and has_codes, may_change=True)
             if origin == SYMMETRIC:
                 packing = replace(packing, type=replace(packing.type, symmetric=True))
-        n_out, start = self._piece.artifact.view.shape[0], self._piece.start
+        n_out, start = self._task.output.view.shape[0], self._task.start
         try:
-            made = packing.pack(source, n_out, start, self._importance, ProcessorLane())
+            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
         except LayoutError:
             if not (isinstance(packing, GroupPacking) and packing.is_carried):
                 raise
             packing = replace(packing, is_carried=False)  # groups straddle the source's
-            made = packing.pack(source, n_out, start, self._importance, ProcessorLane())
+            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
         return list(made.segments)
 
     def _constants(self, origin: str) -> Iterator[Segment]:
@@ -216,7 +201,7 @@ class _Makers:
         if origin != SYMMETRIC or not isinstance(packing, GroupPacking):
             return
         group_type = replace(packing.type, symmetric=True)
-        shape = self._piece.artifact.view.shape
+        shape = self._task.output.view.shape
         for suffix, raw in packing.layout.constants(group_type, shape[0], shape[1]).items():
             data = np.frombuffer(raw, np.uint8).reshape(1, -1)
             yield Segment(suffix, data, 0, data.size)

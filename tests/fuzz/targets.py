@@ -18,9 +18,9 @@ import weightcast
 from tests.fuzz import pickle_oracle
 from tests.fuzz.inputs import write_files
 from weightcast.commands.text.graph import graph_lines, graph_values
+from weightcast.converters.engine.hashing import FileToHash
 from weightcast.converters.families.grok1 import gguf as grok1_gguf
 from weightcast.converters.families.grok1.spec import GROK_1, Dimensions, read_spec, solve
-from weightcast.converters.files.hashing import FileToHash
 from weightcast.converters.output import journal
 from weightcast.converters.output.fingerprint import what_changed
 from weightcast.converters.recipes.file import read_recipe_file

@@ -23,7 +23,6 @@ import weightcast
 from weightcast.cli import commands
 from weightcast.commands.text.compare import comparison_lines
 from weightcast.converters.compare import compare, measure
-from weightcast.converters.compare import pair as pairing
 from weightcast.converters.compare import rows as paired_rows
 from weightcast.converters.compare.comparison import Comparison, open_sides
 from weightcast.converters.compare.measure import measure_pairs, rows_float32
@@ -34,6 +33,7 @@ from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.view import matrices
 from weightcast.converters.output.overwrite import check_small_target
+from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.converters.report.measured import write_report
 from weightcast.converters.report.schema import read_report
@@ -251,7 +251,7 @@ def test_workers_and_slabs_change_no_bit(
     alone = numbers(1)
     assert numbers(3) == alone
     monkeypatch.setattr(paired_rows, "SLAB_BYTES", 40_000)
-    monkeypatch.setattr(pairing, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 20_000)
     assert numbers(3) == alone
 
 
