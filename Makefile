@@ -1,7 +1,8 @@
 # `make demo` and `make test` do all set-up; a second run starts at once.
 PYTHON ?= python3
 BIN := .venv/bin
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard quant/kernels/*)
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
+	$(wildcard quant/kernels/*.* quant/kernels/*/*.*)
 
 .PHONY: demo test lint types clean
 

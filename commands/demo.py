@@ -14,41 +14,11 @@ from numpy.typing import NDArray
 
 from weightcast.commands import llama_cpp
 from weightcast.converters.convert import convert
-from weightcast.converters.families.grok1 import forward
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.synthetic import (
-    sample_tokens,
-    tiny_spec,
-    write_checkpoint,
-)
-from weightcast.converters.graph.tensor import TensorGraph
-from weightcast.converters.sources.open import open_grok1
-from weightcast.errors import CheckpointError, OutputError
+from weightcast.converters.families import FAMILIES
+from weightcast.converters.sources.open import open_family
+from weightcast.errors import OutputError
 
 _SEED: Final = 20
-
-
-_SEQUENCES, _POSITIONS = 4, 24
-
-
-# Where two experts are closer than this, rounding decides between them, in any implementation.
-_ROUTING_MARGIN: Final = 5e-3
-
-
-_TRIES: Final = 50
-
-
-def clear_tokens(graph: TensorGraph[Grok1Spec], seed: int = _SEED) -> NDArray[np.int64]:
-    """Draw token ids [sequences, positions] that no routing decision is close for."""
-    rng = np.random.default_rng(seed)
-    chosen: list[NDArray[np.int64]] = []
-    for _ in range(_TRIES):
-        tokens = sample_tokens(rng, graph.spec.describe(), _SEQUENCES, _POSITIONS)
-        margins = forward.run(graph, tokens).margins
-        chosen += [row for row, m in zip(tokens, margins, strict=True) if m.min() > _ROUTING_MARGIN]
-        if len(chosen) >= _SEQUENCES:
-            return np.stack(chosen[:_SEQUENCES])
-    raise CheckpointError("found no token ids with clear routing")
 
 
 def run_demo(keep: Path | None = None) -> Iterator[str]:
@@ -63,8 +33,10 @@ def run_demo(keep: Path | None = None) -> Iterator[str]:
 
 
 def _run(folder: Path) -> Iterator[str]:
-    source = write_checkpoint(folder / "tiny-grok", tiny_spec(), _SEED)
-    graph = open_grok1(source)
+    example = FAMILIES["grok-1"].example
+    assert example is not None
+    source = example.write(folder / "tiny-grok", _SEED)
+    graph = open_family(source)
     yield f"A tiny Grok-1: {graph.parameters:,} parameters in {len(list(source.iterdir()))} shards."
     targets = [folder / name for name in ("tiny-F32.gguf", "tiny-Q8_0.gguf", "tiny-bf16")]
     summary = convert(source, *targets, no_tokenizer=True)
@@ -74,16 +46,16 @@ def _run(folder: Path) -> Iterator[str]:
     lossless = len(summary.block_origins(1)["lossless"])
     yield f"  tiny-Q8_0.gguf carries the int8 codes of {lossless} tensors unchanged."
     yield ""
-    tokens = clear_tokens(graph)
+    tokens = example.sample_tokens(graph, _SEED)
     start = time.monotonic()
-    expected = forward.logits(graph, tokens)
+    expected = example.logits(graph, tokens)
     table = _Table(expected)
     size = sum(file.stat().st_size for file in source.iterdir())
     yield table.HEADER
     yield table.line("shards", "forward", size, time.monotonic() - start, expected)
     for target, output in zip(targets, summary.plan.outputs, strict=True):
         start = time.monotonic()
-        logits = forward.logits(open_grok1(target), tokens)
+        logits = example.logits(open_family(target), tokens)
         yield table.line(target.name, "forward", output.size, time.monotonic() - start, logits)
         if target.suffix == ".gguf" and llama_cpp.library_path() is not None:
             start = time.monotonic()

@@ -26,9 +26,10 @@ from weightcast.converters.report.measured import write_report
 from weightcast.converters.report.of_plan import conversion_report
 from weightcast.converters.report.schema import parse_report
 from weightcast.converters.sources.inputs import Given, Inputs, list_inputs
+from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import Told, lay_out_all
-from weightcast.converters.targets.names import parse_output, parse_size, with_rules
+from weightcast.converters.targets.names import parse_size
 from weightcast.converters.targets.target import Request
 from weightcast.errors import ChangedError, CheckpointError, RequestError, TakenError
 from weightcast.formats.gguf.imatrix import read_imatrix
@@ -56,8 +57,7 @@ class Summary:
         outputs = []
         for number, output in enumerate(self.plan.outputs):
             described = output.describe()
-            of_what = "q8_0" if output.request.kind == "gguf" else "int8_groups"
-            described[of_what] = self.block_origins(number)
+            described[output.request.target.codes.key] = self.block_origins(number)
             if self.bundles:
                 described["bundle"] = [path.name for path in self.bundles[number]]
             outputs.append(described)
@@ -116,7 +116,7 @@ def prepare(
     gguf_only = {"pure": pure, "imatrix": imatrix}
     if any(request.directory and request.directory.is_packed for request in requests):
         del gguf_only["imatrix"]
-    if all(request.kind != "gguf" for request in requests) and any(gguf_only.values()):
+    if all(request.directory for request in requests) and any(gguf_only.values()):
         given = ", ".join(name for name, value in gguf_only.items() if value)
         raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
     if allow_requantize:
@@ -163,7 +163,7 @@ def _requests(
         overrides += file.overrides
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name, file) for path, name in named]
-    return [with_rules(request, overrides, pure=pure) for request in requests]
+    return [request.with_rules(overrides, pure=pure) for request in requests]
 
 
 def as_tuple(given: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Groups: integers with a scale, and maybe a zero point, along rows; x = (q - zero_point) * scale.
 
 The algebra of int4 and int8 checkpoints for GPUs (compressed-tensors, GPTQ, AWQ), before anything
-is packed. The arithmetic is in kernels/group_search.h.
+is packed. The arithmetic is in kernels/groups/search.h.
 """
 
 from __future__ import annotations

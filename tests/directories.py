@@ -12,7 +12,8 @@ from safetensors import safe_open
 from support import Golden
 
 import weightcast
-from weightcast.converters.families.grok1.tensors import Place, places
+from tests.grok1 import Named as Place
+from tests.grok1 import places
 from weightcast.formats.packed import LAYOUTS, fp8
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
 from weightcast.formats.packed.layout import Fp8Type
@@ -48,7 +49,7 @@ def matrices(golden: Golden) -> dict[str, tuple[Place, int | None, NDArray[np.fl
     exact = golden.exact()
     found = {}
     for place in places(weightcast.open(golden.path).spec.num_layers):
-        if place.role.stays_float32 or place.layer is None:
+        if place.role.storage == "float32" or place.layer is None:
             continue
         stored = np.swapaxes(exact[place.name], -1, -2)
         for expert in range(len(stored)) if place.role.is_experts else (None,):

@@ -34,7 +34,7 @@ def output_lines(output: Output) -> Iterator[str]:
 
 def bundle_lines(plan: Plan, output: Output) -> Iterator[str]:
     if plan.has_bundles:
-        paths = bundle_paths(output.request.path, output.request.kind)
+        paths = bundle_paths(output.request.path, output.request.target.is_directory)
         yield f"  bundle: {', '.join(path.name for path in paths.all)}"
 
 
@@ -62,7 +62,7 @@ def plan_values(plan: Plan, workers: Workers) -> dict[str, Any]:
 def plan_lines(plan: Plan, workers: Workers) -> Iterator[str]:
     """What a conversion would do."""
     graph = plan.graph
-    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
     yield from (f"note: {note}" for note in sparse_notes(graph))
     yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
     for output in plan.outputs:

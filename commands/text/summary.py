@@ -42,21 +42,20 @@ def summary_lines(summary: Summary) -> Iterator[str]:
         yield from output_lines(output)
         yield from bundle_lines(summary.plan, output)
         origins = summary.block_origins(number)
-        is_gguf = output.request.kind == "gguf"
+        codes = output.request.target.codes
         if origins["lossless"]:
-            proof = "" if is_gguf else ", each proved on the bytes written"
             yield (
                 f"  {count(len(origins['lossless']), 'tensor')} carry the source's int8 codes and "
-                f"scales unchanged: lossless{proof}"
+                f"scales unchanged: lossless{codes.proof}"
             )
         if origins["quantized"]:
             yield f"  quantized: {some(origins['quantized'])}"
-        what = "blocks" if is_gguf else "groups"
         for name, numbers in origins["requantized"].items():
             inexact = numbers["inexact_scales"]
-            reason = f", {inexact:,} scales are not exact in float16" if is_gguf else ""
+            reason = f", {inexact:,}{codes.reason}" if codes.reason else ""
             requantized = numbers["requantized_blocks"]
-            yield f"  {name}: {requantized:,} of {numbers['blocks']:,} {what} requantized{reason}"
+            total = f"{numbers['blocks']:,} {codes.unit}"
+            yield f"  {name}: {requantized:,} of {total} requantized{reason}"
         if summary.report is not None:
             yield error_line(summary.report["outputs"][number], summary.report["baseline"])
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9

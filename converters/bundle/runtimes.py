@@ -17,8 +17,6 @@ from weightcast.text import in_code
 
 # How notes begin that say of a runtime why not.
 _REFUSALS: Final = ("cannot load this: ", "cannot run this model: ", "will be wrong: ")
-
-
 # What vLLM's kernels for experts take: groups of 256, or a scale a row.
 _VLLM_INT8_GROUPS: Final = (256, 0)
 
@@ -27,7 +25,7 @@ def running(output: Output, *, no_tokenizer: bool) -> Iterator[str]:
     """Give the section's lines, in Markdown."""
     yield "All of the weights must fit into memory, of GPUs or of the machine."
     yield ""
-    if output.request.kind == "gguf":
+    if not output.request.target.is_directory:
         yield from _llama_cpp(output)
         if no_tokenizer:
             yield "- There is no tokenizer in it: only token ids go in and come out."

@@ -10,6 +10,7 @@ from typing import Any
 
 from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
+from weightcast.converters.graph.model import TensorGraph
 from weightcast.converters.graph.view import matrices
 from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.recipes.decide import is_quantized
@@ -22,12 +23,10 @@ from weightcast.converters.report.measured import (
     recipe_values,
     report_values,
 )
-from weightcast.converters.sources.detect import kind_of
-from weightcast.converters.sources.open import AnyGraph
-from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
+from weightcast.converters.sources.containers import CONTAINERS
+from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix
-from weightcast.formats.gguf.read import read_file
 from weightcast.quant.metrics import Baseline
 from weightcast.text import count
 
@@ -36,8 +35,8 @@ from weightcast.text import count
 class Sides:
     """Two checkpoints that can be compared, opened; no weights were read."""
 
-    source: AnyGraph
-    output: AnyGraph
+    source: TensorGraph
+    output: TensorGraph
     pairing: Pairing
     weighing: Weighing = field(default_factory=Weighing)
 
@@ -155,14 +154,13 @@ def measure_sides(
 
 
 def measured_output(
-    graph: AnyGraph,
+    graph: TensorGraph,
     pairs: Sequence[Pair],
     measured: Mapping[Pair, tuple[MatrixErrors, ...]],
     weighing: Weighing,
 ) -> MeasuredOutput:
     """Describe B as an output of A."""
-    kind = kind_of(Path(graph.source))
-    type_name = _type_name(graph, kind, pairs)
+    type_name = _type_name(graph, pairs)
     tensors = (
         MeasuredTensor(
             p.name, p.gguf, p.type, p.output.shape, p.nbytes, measured[p], p.gguf in weighing.rows
@@ -171,7 +169,7 @@ def measured_output(
     )
     return MeasuredOutput(
         path=graph.source,
-        kind=kind,
+        kind=graph.container,
         type=type_name,
         nbytes=sum(path.stat().st_size for path in _files(graph)),
         tensors=tuple(tensors),
@@ -180,21 +178,21 @@ def measured_output(
     )
 
 
-def _type_name(graph: AnyGraph, kind: str, pairs: Sequence[Pair]) -> str:
+def _type_name(graph: TensorGraph, pairs: Sequence[Pair]) -> str:
     """Name what a checkpoint is: as GGUF files say themselves, else what most weights are in."""
-    if kind == "gguf":
-        said = read_file(Path(graph.source)).metadata.get(FILE_TYPE_KEY)
-        for recipe in RECIPES.values():
-            if type(said) is int and recipe.file_type == said:
-                return recipe.name
+    said = CONTAINERS[graph.container].file_type(Path(graph.source))
+    for recipe in RECIPES.values():
+        if said is not None and recipe.file_type == said:
+            return recipe.name
     weights: Counter[str] = Counter()
     for pair in pairs:
         weights[pair.type] += pair.output.size
     most = weights.most_common(1)[0][0] if weights else "unknown"
-    return most.lower() if kind == "safetensors" else most
+    target = TARGETS.get(graph.container)
+    return most.lower() if target is not None and target.is_directory else most
 
 
-def _files(graph: AnyGraph) -> set[Path]:
+def _files(graph: TensorGraph) -> set[Path]:
     arrays = (view.array.path for tensor in graph.values() for view in matrices(tensor))
     return {*graph.files, *arrays}
 

@@ -31,8 +31,6 @@ from weightcast.quant.types import F32, TYPES, QuantType
 Sample = int | float | None
 Key = tuple[int, int]  # a tensor, and a matrix of it
 Views = tuple[View, View]  # of a matrix: the source's, and the one that is held against it
-
-
 # Rows of a sample come in runs: the cache lines of int8 columns, 64 of them side by side.
 RUN_ROWS: Final = 64
 

@@ -122,9 +122,8 @@ class RowConverter:
     def _remedy(self, destination: Destination) -> str:
         """Suggest a type that holds values too large for the one that was asked for."""
         wider = F32 if destination.type == BF16 else BF16
-        if self.plan.outputs[destination.output].request.kind == "gguf":
-            return f"; --tensor-type '{destination.tensor}={wider.name}' gives it a wider range"
-        return f"; write a directory in {wider.name.lower()}"
+        target = self.plan.outputs[destination.output].request.target
+        return target.remedy(destination.tensor, wider)
 
 
 def _offset(task: Task, destination: Destination) -> int:

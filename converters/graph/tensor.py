@@ -7,11 +7,9 @@ stored arrays: a start, two strides, and scales (`matrices`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
@@ -173,41 +171,3 @@ def stacked(name: str, sources: tuple[Tensor, ...]) -> Tensor:
 
 def quantized(name: str, source: Tensor, type_name: str) -> Tensor:
     return Tensor(name, source.shape, type_name, Quantize(source))
-
-
-class Spec(Protocol):
-    """What is known of a model beside its tensors."""
-
-    def describe(self) -> Mapping[str, Any]:
-        """Hyperparameters as JSON values."""
-
-
-SpecT = TypeVar("SpecT", bound=Spec, covariant=True)
-
-
-@dataclass(frozen=True)
-class TensorGraph(Mapping[str, Tensor], Generic[SpecT]):
-    """An ordered mapping of a model's tensors with its hyperparameters; nothing is loaded.
-
-    `files` are those that were opened, where more than the tensors' own belong to the model.
-    """
-
-    family: str
-    source: str
-    spec: SpecT
-    tensors: dict[str, Tensor] = field(repr=False)
-    files: tuple[Path, ...] = field(default=(), repr=False)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, each counted once."""
-        return sum(tensor.size for tensor in self.tensors.values())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -45,25 +44,19 @@ from weightcast.converters.output.journal import (
     read_journal,
 )
 from weightcast.converters.plan.plan import Destination, Plan
-from weightcast.converters.targets.target import Output
+from weightcast.converters.targets.target import Output, Request
 from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError, TakenError
-
-# The files of a directory that a conversion writes, and so may replace.
-_OWN_NAMES: Final = re.compile(
-    r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
-    r"|(configuration|modeling)_grok1\.py|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-)
-
 
 # Of a bundle that was being written when its conversion was killed.
 _OWN_PARTIALS: Final = {f".{name}.partial" for name in bundle_names.NAMES}
 
 
-def foreign_entry(directory: Path) -> Path | None:
+def foreign_entry(request: Request) -> Path | None:
     """Find something in a directory that no conversion wrote, or that was edited in a bundle."""
+    directory, target = request.path, request.target
     bundle = set(bundle_names.written_before(bundle_names.BundlePaths(directory)))
     for entry in sorted(directory.iterdir()):
-        is_own = _OWN_NAMES.fullmatch(entry.name) or entry.name in _OWN_PARTIALS or entry in bundle
+        is_own = target.owns(entry.name) or entry.name in _OWN_PARTIALS or entry in bundle
         if not is_own or not (entry.is_file() or entry.is_symlink()):
             return entry
     return None
@@ -76,7 +69,7 @@ def grown_paths(output: Output) -> list[Path]:
 
 def grown_path(output: Output, path: Path) -> Path:
     """Where one of the files of an output grows, which will be `path` in the end."""
-    if output.request.kind == "safetensors":
+    if output.request.target.is_directory:
         return partial_path(output.request.path) / path.name
     return partial_path(path)
 
@@ -87,15 +80,13 @@ def _partial_paths(output: Output) -> list[Path]:
 
 def _other_parts(output: Output) -> list[Path]:
     """Where files grew that the journal names and this run does not, as by another --split."""
-    path = output.request.path
+    path, target = output.request.path, output.request.target
     told = read_journal(journal_path(path), settings_only=True)
     names = file_names(told.settings or {})
-    if output.request.kind == "safetensors":
-        found = {partial_path(path) / name for name in names if _OWN_NAMES.fullmatch(name)}
-    else:
-        stem = re.escape(path.name.removesuffix(".gguf"))
-        part = re.compile(stem + r"(-\d{5}-of-\d{5})?\.gguf")
-        found = {partial_path(path.with_name(name)) for name in names if part.fullmatch(name)}
+    own = (path / name for name in names if target.owns_part(path, name))
+    if not target.is_directory:
+        own = (path.with_name(file.name) for file in own)
+    found = {grown_path(output, file) for file in own}
     return sorted(found.difference(_partial_paths(output)))
 
 
@@ -150,10 +141,10 @@ class OutputFiles:
     def _create(self, number: int, output: Output) -> None:
         final = output.request.path
         journal = self._journals[number]
-        is_directory = output.request.kind == "safetensors"
+        is_directory = output.request.target.is_directory
         folder = final.parent
         if not is_directory:  # of a bundle, when a run was killed
-            for path in bundle_names.bundle_paths(final, output.request.kind).all:
+            for path in bundle_names.bundle_paths(final, output.request.target.is_directory).all:
                 partial_path(path).unlink(missing_ok=True)
         if is_directory:
             kept = {file.path.name for file in output.files} if journal.has_work else set()
@@ -302,7 +293,7 @@ class OutputFiles:
                 for number, output in enumerate(self._outputs):
                     own = [item for item in self._pending.items() if item[1][0] == number]
                     for partial, (_, path) in own:
-                        replaced = _replace(partial, path)
+                        replaced = _replace(partial, output.request, path)
                         del self._pending[partial]
                         done.append(path)
                     self._complete.add(number)
@@ -312,7 +303,7 @@ class OutputFiles:
                         shutil.rmtree(replaced, ignore_errors=True)
                     for path in earlier[number]:
                         path.unlink(missing_ok=True)
-                    if output.request.kind == "gguf":
+                    if not output.request.target.is_directory:
                         for path, place in beside.get(number, {}).items():
                             os.replace(place, path)
             for parent in self._parents():
@@ -355,19 +346,19 @@ class OutputFiles:
 
 def _earlier_bundle(output: Output) -> list[Path]:
     """The bundle of what an output replaces; that of a directory goes with the directory."""
-    if output.request.kind == "safetensors":
+    if output.request.target.is_directory:
         return []
     return bundle_names.written_before(
-        bundle_names.bundle_paths(output.request.path, output.request.kind)
+        bundle_names.bundle_paths(output.request.path, output.request.target.is_directory)
     )
 
 
-def _replace(partial: Path, final: Path) -> Path | None:
+def _replace(partial: Path, request: Request, final: Path) -> Path | None:
     """Give an output its name; returns where the earlier directory lies, which is to be deleted."""
     if not partial.is_dir() or not final.is_dir():
         os.replace(partial, final)
         return None
-    foreign = foreign_entry(final)
+    foreign = foreign_entry(request)
     if foreign is not None:
         raise OutputError(f"{foreign}: appeared during the conversion; name another directory")
     # A directory that is not empty cannot be replaced at once, but two can change places.

@@ -16,8 +16,6 @@ from weightcast.converters.targets.target import Output
 from weightcast.errors import CheckpointError
 
 _READ_BYTES: Final = 1 << 20
-
-
 # How the options are spelled; those of several outputs are in `type` and `files`.
 _OPTIONS: Final = {
     "tensor_types": "--tensor-type",

@@ -69,10 +69,10 @@ def _source_files(inputs: Inputs) -> set[Path]:
 def _absolute(output: Output, plan: Plan) -> set[Path]:
     """Every path that an output will have: the directory or file asked for, parts, a bundle."""
     paths = {output.request.path, *(file.path for file in output.files)}
-    if output.request.kind == "gguf" and len(output.files) > 1:
+    if not output.request.target.is_directory and len(output.files) > 1:
         paths.remove(output.request.path)
     if plan.has_bundles:
-        paths.update(bundle_paths(output.request.path, output.request.kind).all)
+        paths.update(bundle_paths(output.request.path, output.request.target.is_directory).all)
     return {Path(os.path.realpath(path)) for path in paths}
 
 
@@ -124,7 +124,7 @@ def _check_existing(output: Output) -> None:
         raise OutputError(f"{path.parent}: no such directory; create it first")
     if has_shards(path.parent):
         raise OutputError(f"{path.parent}: is a checkpoint; write beside it, not into it")
-    if output.request.kind == "gguf":
+    if not output.request.target.is_directory:
         for file in output.files:
             if file.path.exists() and not file.path.is_file():
                 raise OutputError(f"{file.path}: exists and is not a file")
@@ -133,7 +133,7 @@ def _check_existing(output: Output) -> None:
         raise OutputError(f"{path}: exists and is not a directory")
     if os.path.ismount(path):
         raise OutputError(f"{path}: is a mount point; name a directory inside it")
-    foreign = foreign_entry(path) if path.is_dir() else None
+    foreign = foreign_entry(output.request) if path.is_dir() else None
     edited = " or which was edited since" if foreign and foreign.name in BUNDLE_NAMES else ""
     if foreign is not None:
         raise OutputError(
@@ -143,7 +143,7 @@ def _check_existing(output: Output) -> None:
 
 
 def _check_bundle(output: Output) -> None:
-    paths = bundle_paths(output.request.path, output.request.kind)
+    paths = bundle_paths(output.request.path, output.request.target.is_directory)
     for path in foreign_files(paths):
         raise OutputError(
             f"{path}: no conversion wrote it, or it was edited since; rename or delete it, as the "

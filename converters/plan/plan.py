@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.files import page_cache
+from weightcast.converters.graph.model import TensorGraph
 from weightcast.converters.graph.read import bytes_to_read, rows_per_slab, slab_bytes
-from weightcast.converters.graph.tensor import Quantize, Spec, TensorGraph
+from weightcast.converters.graph.tensor import Quantize
 from weightcast.converters.graph.view import View, matrices
 from weightcast.converters.plan.budget import Budget, budget_of
 from weightcast.converters.recipes.decide import is_quantized
@@ -80,7 +81,7 @@ class WorkItem:
 class Plan:
     """All outputs and all work; with `has_bundles` each output is to have a release bundle."""
 
-    graph: TensorGraph[Spec]
+    graph: TensorGraph
     inputs: Inputs = field(repr=False)
     outputs: tuple[Output, ...] = field(repr=False)
     items: tuple[WorkItem, ...] = field(repr=False)
@@ -118,7 +119,7 @@ def whole(rows: int, multiple: int) -> int:
 
 
 def make_plan(
-    graph: TensorGraph[Spec],
+    graph: TensorGraph,
     inputs: Inputs,
     outputs: Sequence[Output],
     *,

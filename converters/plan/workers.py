@@ -11,8 +11,6 @@ from weightcast.quant.devices import PROCESSOR, Devices
 
 # One copies in, one computes, one copies out, one writes.
 WORKERS_PER_DEVICE: Final = 4
-
-
 # More would only wait for each other.
 MAX_WORKERS: Final = 512
 

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.files.atomic import write_small
-from weightcast.converters.graph.tensor import Spec, TensorGraph
+from weightcast.converters.graph.model import TensorGraph
 from weightcast.converters.report.collector import MatrixErrors
 from weightcast.quant.metrics import Baseline, Errors, merged
 
 VERSION: Final = 1
-
-
 _LAYER: Final = re.compile(r"(?P<stack>^|\.)blk\.(?P<layer>\d+)\.")
 
 
@@ -68,7 +66,7 @@ class MeasuredOutput:
 
 
 def report_values(
-    graph: TensorGraph[Spec], baseline: Baseline, outputs: Iterable[MeasuredOutput]
+    graph: TensorGraph, baseline: Baseline, outputs: Iterable[MeasuredOutput]
 ) -> dict[str, Any]:
     """Describe the errors of some outputs of one source."""
     return {
@@ -77,7 +75,7 @@ def report_values(
         "generator": f"weightcast {version('weightcast')}",
         "source": {
             "path": graph.source,
-            "family": graph.family,
+            "family": graph.family.name,
             "parameters": graph.parameters,
             "hyperparameters": dict(graph.spec.describe()),
         },

@@ -20,8 +20,6 @@ from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.quant.metrics import Baseline
 
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
-
-
 Measured = Mapping[tuple[int, str, int | None], MatrixErrors]
 
 
@@ -47,7 +45,7 @@ def _output(number: int, output: Output, measured: Measured) -> MeasuredOutput:
     weighed_by = output.weighing.matrix
     return MeasuredOutput(
         path=str(request.path),
-        kind=request.kind,
+        kind=request.target.name,
         type=request.type_name,
         nbytes=output.size,
         tensors=tuple(tensors.values()),

@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.graph.tensor import Spec, TensorGraph
+from weightcast.converters.graph.model import TensorGraph
 from weightcast.converters.graph.view import matrices
-from weightcast.converters.sources.detect import checkpoint_directory, find_spec, kind_of
+from weightcast.converters.sources.containers import container
 from weightcast.errors import ChangedError, CheckpointError
-from weightcast.formats import safetensors
 
 SOURCE: Final = "source"
-
-
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
 
 
@@ -80,7 +77,7 @@ class Inputs:
 
 
 def list_inputs(
-    source: Path, graph: TensorGraph[Spec], given: Mapping[str, str | Path | None]
+    source: Path, graph: TensorGraph, given: Mapping[str, str | Path | None]
 ) -> tuple[InputFile, ...]:
     """Name every file that a conversion of `graph` reads, with its state at this moment.
 
@@ -88,22 +85,16 @@ def list_inputs(
     was found beside the source is added. Raises CheckpointError for a file that vanished.
     """
     roles = {path: SOURCE for path in sorted(source_files(graph))}
-    kind = kind_of(source)
-    if kind == "safetensors":
-        folder = source if source.is_dir() else source.parent
-        for name in ("config.json", safetensors.INDEX_NAME):
-            if (folder / name).is_file() and (name == "config.json" or source.is_dir()):
-                roles[folder / name] = SOURCE
+    holder = container(source)
+    roles.update(dict.fromkeys(holder.beside(source), SOURCE))
     found = dict(given)
-    if kind == "shards" and found.get("spec") is None:
-        directory = checkpoint_directory(source)
-        assert directory is not None
-        found["spec"] = find_spec(directory)
+    if found.get("spec") is None:
+        found["spec"] = holder.find_spec(source)
     roles.update({Path(path): role for role, path in found.items() if path is not None})
     return tuple(_input(path, role) for path, role in roles.items())
 
 
-def source_files(graph: TensorGraph[Spec]) -> set[Path]:
+def source_files(graph: TensorGraph) -> set[Path]:
     """The files that hold a model's tensors."""
     views = (view for tensor in graph.values() for view in matrices(tensor))
     return {view.array.path for view in views} | set(graph.files)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
-from weightcast.converters.families.grok1.modules import (
-    ATTENTION,
-    Module,
-    patterns,
-    unlike_in_vllm,
-    words,
-)
+from weightcast.converters.graph.model import Module, ModuleNames
 from weightcast.converters.recipes.weight_types import (
     COMPRESSED_TENSORS,
     WEIGHTCAST,
@@ -26,10 +20,7 @@ from weightcast.quant.groups import GroupType
 Types = Mapping[Module, WeightType]
 
 
-_ALWAYS_FLOATS: Final = ("lm_head", "re:.*gate$")
-
-
-def quantization_config(layout: str, types: Types) -> dict[str, Any] | None:
+def quantization_config(layout: str, types: Types, names: ModuleNames) -> dict[str, Any] | None:
     """Describe the matrices of all layers; None where all are plain floats.
 
     The type that most of them have is that of every "Linear" without a pattern: SGLang's humming
@@ -40,7 +31,7 @@ def quantization_config(layout: str, types: Types) -> dict[str, Any] | None:
         return None
     main = max(by_type, key=lambda kind: len(by_type[kind]))
     schemes = [
-        Scheme(tuple(patterns(modules, types)), kind)
+        Scheme(tuple(names.patterns(modules, types)), kind)
         for kind, modules in by_type.items()
         if kind != main
     ]
@@ -48,19 +39,20 @@ def quantization_config(layout: str, types: Types) -> dict[str, Any] | None:
     # match". The first scheme of GPTQ is that of all modules.
     schemes.insert(0 if layout.startswith("gptq") else len(schemes), Scheme(("Linear",), main))
     floats = [module for module, kind in types.items() if is_plain(kind)]
-    ignore = [*_ALWAYS_FLOATS, *(words if layout == "awq" else patterns)(floats, types)]
+    named = names.words if layout == "awq" else names.patterns
+    ignore = [*names.floats, *named(floats, types)]
     has_attention = any(m.expert is None for modules in by_type.values() for m in modules)
-    block_modules = ATTENTION if has_attention else ()
+    block_modules = names.attention if has_attention else ()
     return LAYOUTS[layout].quantization_config(schemes, ignore, block_modules)
 
 
-def reader_notes(layout: str, types: Types) -> Iterator[str]:
+def reader_notes(layout: str, types: Types, names: ModuleNames) -> Iterator[str]:
     """Which readers cannot make use of a mix of types."""
     by_type = _packed(types)
     if not by_type or layout == WEIGHTCAST:  # which is for readers of one's own
         return
     has_experts = any(m.expert is not None for modules in by_type.values() for m in modules)
-    unlike = unlike_in_vllm((m, None if is_plain(t) else t) for m, t in types.items())
+    unlike = names.unlike_when_fused((m, None if is_plain(t) else t) for m, t in types.items())
     if unlike:
         yield (
             "vLLM and SGLang cannot load this: they need one type for q, k and v of a layer, and "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.families.grok1.tensors import EMBEDDING, Place
+from weightcast.converters.graph.model import Family, Place
 from weightcast.converters.recipes.decide import Override, Rules
 from weightcast.converters.recipes.weight_types import (
     DirectoryType,
@@ -18,10 +18,7 @@ from weightcast.converters.targets.target import asked_note, grouped_notes
 from weightcast.errors import LayoutError
 from weightcast.quant.types import QuantType
 
-# SGLang requires the tied head under its own name.
-HEAD: Final = "lm_head.weight"
-
-
+CONVENTION: Final = "hugging_face"
 _FLOATS: Final = "bf16, f16 or f32"
 
 
@@ -41,21 +38,26 @@ class Chosen:
 
 
 def choose_types(
-    tensors: Sequence[tuple[Place, QuantType]],
-    num_experts: int,
+    family: Family,
+    tensors: Sequence[tuple[Place, int, QuantType]],
     kind: DirectoryType,
     overrides: Sequence[Override] = (),
 ) -> list[Chosen]:
-    """Choose types for all tensors, given with their plain types: a Chosen for each expert.
+    """Choose types for all tensors, given with the number of experts and their plain types.
 
     A rule's pattern is searched in the GGUF name and in that of the directory. Raises LayoutError
     for a rule that matches nothing, or asks for packed norms, routers or embeddings.
     """
     rules = Rules(overrides)
     found = []
-    for place, expert, name, plain in _named(tensors, num_experts):
-        names = [place.gguf, name, HEAD] if place.name == EMBEDDING else [place.gguf, name]
-        override = rules.find(*names, whole_name=place.role.stays_float32)
+    heads = {
+        name: family.name_in(tied, CONVENTION)
+        for name, tied in family.ties.items()
+        if tied.role.name in family.names[CONVENTION]
+    }
+    for place, expert, name, plain in _named(family, tensors):
+        names = [place.name, name, *(head for of, head in heads.items() if of == place.name)]
+        override = rules.find(*names, whole_name=place.role.storage == "float32")
         if override is None:
             found.append(Chosen(place, expert, name, _by_kind(place, plain, kind), plain))
             continue
@@ -65,21 +67,22 @@ def choose_types(
             assert isinstance(override.type, QuantType)
             plain = override.type
         found.append(Chosen(place, expert, name, override.type, plain, override.origin))
-    everywhere = [name for chosen in found for name in (chosen.place.gguf, chosen.name)]
-    rules.check_used([*everywhere, HEAD], "in GGUF or in a directory")
+    everywhere = [name for chosen in found for name in (chosen.place.name, chosen.name)]
+    rules.check_used([*everywhere, *heads.values()], "in GGUF or in a directory")
     return found
 
 
 def _named(
-    tensors: Sequence[tuple[Place, QuantType]], num_experts: int
+    family: Family, tensors: Sequence[tuple[Place, int, QuantType]]
 ) -> Iterator[tuple[Place, int | None, str, QuantType]]:
-    for place, plain in tensors:
-        for expert in range(num_experts) if place.role.is_experts else (None,):
-            yield place, expert, place.hugging_face(expert), plain
+    for place, n_experts, plain in tensors:
+        one = family.stored(place, CONVENTION).is_one_expert
+        for expert in range(n_experts) if one else (None,):
+            yield place, expert, family.name_in(place, CONVENTION, expert), plain
 
 
 def _by_kind(place: Place, plain: QuantType, kind: DirectoryType) -> WeightType:
-    if not kind.is_packed or place.layer is None or place.role.stays_float32:
+    if not kind.is_packed or place.layer is None or place.role.storage != "packed":
         return plain
     wanted = kind.experts if place.role.is_experts else kind.attention
     return plain if is_plain(wanted) else wanted
@@ -88,7 +91,7 @@ def _by_kind(place: Place, plain: QuantType, kind: DirectoryType) -> WeightType:
 def _check_matrix(place: Place, name: str, override: Override) -> None:
     """Raise LayoutError unless a tensor is one of those that can be packed."""
     asked = type_label(override.type)
-    if place.role.stays_float32:
+    if place.role.storage == "float32":
         raise LayoutError(
             f"{override.origin} asks for {asked}, but norms and routers ({name}) can only be "
             f"{_FLOATS} in a directory"

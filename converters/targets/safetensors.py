@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
-from weightcast.converters.families.grok1 import hugging_face as grok1_hf
-from weightcast.converters.families.grok1.modules import Module
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.tensors import EMBEDDING, Place
-from weightcast.converters.families.grok1.types import choose, gguf_tensors
-from weightcast.converters.graph.tensor import Tensor, TensorGraph, quantized, take
+from weightcast.converters.families import FAMILIES
+from weightcast.converters.graph.model import Module, Place, TensorGraph
+from weightcast.converters.graph.tensor import Tensor, quantized, take
 from weightcast.converters.graph.view import matrices
+from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.importance import Weighing, weigh_named
+from weightcast.converters.recipes.recipe import RECIPES, recipe_named
 from weightcast.converters.recipes.weight_types import (
+    KNOWN,
     WEIGHTCAST,
     DirectoryType,
     WeightType,
     carries_codes,
     directory_type,
     is_plain,
+    name_in,
     type_label,
+)
+from weightcast.converters.targets.names import (
+    LOOKS_LIKE_A_TYPE,
+    disagreement,
+    impossible,
+    plain_path,
 )
 from weightcast.converters.targets.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
 from weightcast.converters.targets.quantization_config import quantization_config, reader_notes
-from weightcast.converters.targets.rules import HEAD, Chosen, choose_types, rule_notes
+from weightcast.converters.targets.rules import CONVENTION, Chosen, choose_types, rule_notes
 from weightcast.converters.targets.target import (
+    Codes,
+    Context,
     Output,
     Packed,
     PlannedFile,
@@ -34,21 +45,24 @@ from weightcast.converters.targets.target import (
     Request,
     type_of,
 )
-from weightcast.errors import LayoutError
+from weightcast.converters.targets.types import choose, shapes_of
+from weightcast.errors import LayoutError, RequestError
 from weightcast.formats import safetensors
-from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
 from weightcast.formats.packed.layout import Fp8Type
 from weightcast.formats.packed.weightcast import Described, header_metadata
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
 from weightcast.quant.groups import GroupType
 from weightcast.quant.types import QuantType
 
-_HEAD_GGUF: Final = "output.weight"
-
-
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
+
+# The files of a directory that a conversion writes, and so may replace.
+_OWN_NAMES: Final = re.compile(
+    r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +94,99 @@ class _Item:
         return sum(entry.nbytes for entry in self.entries)
 
 
-def lay_out_directory(
-    graph: TensorGraph[Grok1Spec],
-    request: Request,
-    vocabulary: Vocabulary | None,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None = None,
-) -> Output:
-    """Lay out a directory; `split_bytes` limits the tensor data of a file (0: 5 GB)."""
+class Safetensors:
+    """Directories of safetensors, as transformers, vLLM and SGLang load them."""
+
+    name: Final = "safetensors"
+    form: Final = "safetensors"
+    library: Final = "transformers"
+    is_directory: Final = True
+    keeps_metadata: Final = False
+    needs_tokenizer: Final = None
+    convention: Final = CONVENTION
+    codes: Final = Codes("groups", "int8_groups", ", each proved on the bytes written", "")
+
+    def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
+        """Tell from its name what a directory is to hold: NAME-TYPE. See Target."""
+        if text.endswith(".safetensors"):
+            raise RequestError(
+                f"{text}: safetensors are written as a directory; name it like grok-1-bf16"
+            )
+        name = type_name or name_in(Path(text).name)
+        found = None if name is None else directory_type(name)
+        last = name or re.split(r"[-.]", Path(text).name)[-1]
+        says_nothing = type_name is None and not LOOKS_LIKE_A_TYPE.fullmatch(last)
+        if file is not None:
+            base = file.directory
+            if base is None and (found is not None or says_nothing):
+                raise disagreement(text, "is a directory", file, ", a recipe of GGUF files")
+            if found is None and says_nothing:
+                found = base
+            if found is not None and base is not None and not found.is_same(base):
+                raise disagreement(text, f"asks for {found.name}", file)
+        if found is not None:
+            recipe = RECIPES[found.base.name]
+            return Request(plain_path(text), self, recipe, directory=found)
+        if says_nothing:
+            raise RequestError(
+                f"{text}: the name does not end in a type ({KNOWN}), as in grok-1-bf16/; "
+                "rename it or pass --type"
+            )
+        hint = "" if recipe_named(last) is None else "; the name of a GGUF file ends in .gguf"
+        raise RequestError(
+            f"{text}: {last} is not a type of a safetensors directory; known: {KNOWN}{hint}"
+        )
+
+    def check_rules(self, request: Request) -> Request:
+        """Give plain floats a layout if rules ask for packed types. Raises RequestError."""
+        assert request.directory is not None
+        kind = request.directory.with_rules(override.type for override in request.overrides)
+        for override in request.overrides:
+            problem = kind.why_not(override.type)
+            if problem is not None:
+                raise impossible(request, override, problem)
+        return replace(request, directory=kind, pure=False)
+
+    def lay_out(self, graph: TensorGraph, request: Request, context: Context) -> Output:
+        """Lay out a directory; files have 5 GB where no limit is given. Raises CheckpointError."""
+        return _lay_out(graph, request, context)
+
+    def owns(self, name: str) -> bool:
+        """Say whether a name is one of those that directories have."""
+        code = {file.name for family in FAMILIES.values() for file in family.code}
+        return name in code or _OWN_NAMES.fullmatch(name) is not None
+
+    def owns_part(self, output: Path, name: str) -> bool:
+        """Say whether a name can be one of the directory's large files."""
+        return self.owns(name)
+
+    def read(self, path: Path) -> Mapping[str, StoredArray]:
+        """Read the index of one file. Raises CheckpointError."""
+        return safetensors.read_index(path)
+
+    def remedy(self, tensor: str, wider: QuantType) -> str:
+        """Say how a tensor gets a wider type."""
+        return f"; write a directory in {wider.name.lower()}"
+
+
+SAFETENSORS: Final = Safetensors()
+
+
+def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     kind = request.directory or directory_type(request.recipe.name)
     assert kind is not None
-    plain = [(place, type_of(d)) for place, d in choose(graph, request.recipe)]
-    chosen = choose_types(plain, graph.spec.num_experts, kind, request.overrides)
+    floats = replace(request, overrides=(), pure=False)
+    plain = [(p, graph[p.name].shape[0], type_of(d)) for p, d in choose(graph, floats)]
+    chosen = choose_types(graph.family, plain, kind, request.overrides)
     notes = rule_notes(chosen)
     types = _module_types(chosen)
     items = list(_items(graph, kind, chosen))
     weighing = Weighing()
-    if kind.is_packed and imatrix is not None:
-        searched = {i.place.gguf for i in items if _is_searched(i)}
-        weighing = weigh_named(imatrix, gguf_tensors(graph), searched)
+    if kind.is_packed and context.imatrix is not None:
+        searched = {i.place.name for i in items if _is_searched(i)}
+        weighing = weigh_named(context.imatrix, shapes_of(graph), searched)
         notes += tuple(weighing.notes())
-    shards = _shards(items, split_bytes or DEFAULT_SHARD_BYTES)
+    shards = _shards(items, context.split_bytes or DEFAULT_SHARD_BYTES)
     files, tensors, weight_map = [], [], {}
     constants: list[tuple[int, int, bytes]] = []
     for n, shard in enumerate(shards):
@@ -113,25 +199,38 @@ def lay_out_directory(
             planned = _planned(item, n, layout.offsets, weighing)
             tensors.append(planned)
             constants += _constants(item, planned)
-    companions = grok1_hf.companion_files(
-        graph.spec, request.recipe.name, vocabulary, quantization_config(kind.layout, types)
+    config = _quantization(graph, kind, types)
+    assert graph.family.companions is not None
+    companions = graph.family.companions(
+        graph.spec, request.recipe.name, context.vocabulary, config
     )
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
-    notes += (*reader_notes(kind.layout, types), *_notes(graph.spec, companions))
-    outputs = (request, tuple(files), tuple(tensors), companions, notes, weighing)
-    return Output(*outputs, tuple(constants))
-
-
-def _notes(spec: Grok1Spec, companions: dict[str, bytes]) -> Iterator[str]:
-    if not grok1_hf.has_standard_attention_scale(spec):
-        yield (
-            "vLLM and SGLang will be wrong: they scale attention by key_size ** -0.5, this model "
-            f"by {spec.attn_output_multiplier}"
-        )
+    notes += (*_reader_notes(graph, kind, types), *graph.family.notes(graph, SAFETENSORS.name))
     if "tokenizer.model" not in companions:
-        yield "no tokenizer.model: give one with --tokenizer FILE"
+        notes += ("no tokenizer.model: give one with --tokenizer FILE",)
+    return Output(
+        request, tuple(files), tuple(tensors), companions, notes, weighing, tuple(constants)
+    )
+
+
+def _quantization(
+    graph: TensorGraph, kind: DirectoryType, types: Mapping[Module, WeightType]
+) -> dict[str, Any] | None:
+    names = graph.family.modules
+    if all(map(is_plain, types.values())):
+        return None
+    if names is None:
+        raise LayoutError(f"packed weights of {graph.family.title}: its modules have no names yet")
+    return quantization_config(kind.layout, types, names)
+
+
+def _reader_notes(
+    graph: TensorGraph, kind: DirectoryType, types: Mapping[Module, WeightType]
+) -> Iterator[str]:
+    names = graph.family.modules
+    return iter(()) if names is None else reader_notes(kind.layout, types, names)
 
 
 def _metadata(shard: list[_Item], kind: DirectoryType) -> dict[str, str]:
@@ -153,12 +252,11 @@ def _planned(item: _Item, file: int, offsets: dict[str, int], weighing: Weighing
         places = {e.name.removeprefix(item.stem): (file, offsets[e.name]) for e in item.entries}
         packed = Packed(item.packing, places)
     importance = None
-    if _is_searched(item) and item.place.gguf in weighing.rows:
-        rows = weighing.rows[item.place.gguf]
+    if _is_searched(item) and item.place.name in weighing.rows:
+        rows = weighing.rows[item.place.name]
         importance = rows if item.expert is None else rows[item.expert : item.expert + 1]
     first = min(offsets[entry.name] for entry in item.entries)
-    gguf = _HEAD_GGUF if item.tensor.name == HEAD else item.place.gguf
-    return PlannedTensor(item.tensor, item.type, file, first, importance, packed, gguf)
+    return PlannedTensor(item.tensor, item.type, file, first, importance, packed, item.place.name)
 
 
 def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, bytes]]:
@@ -173,21 +271,22 @@ def _is_searched(item: _Item) -> bool:
     return isinstance(item.packing, GroupPacking) and not item.packing.is_carried
 
 
-def _items(
-    graph: TensorGraph[Grok1Spec], kind: DirectoryType, chosen: list[Chosen]
-) -> Iterator[_Item]:
+def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[Chosen]) -> Iterator[_Item]:
     """The tensors of a directory, layers in order: one for each expert, the tied head twice.
 
     model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
     which no other tensor follows.
     """
+    family = graph.family
     for choice in chosen:
         tensor = graph[choice.place.name]
         source = tensor if choice.expert is None else take(tensor, choice.expert)
-        yield _item(choice, source, kind)
-        if choice.place.name == EMBEDDING:
-            head = quantized(HEAD, tensor, choice.plain.name)
-            yield _Item(head, choice.plain, choice.place, None)
+        yield _item(choice, family.written(choice.place, CONVENTION, source), kind)
+        tied = family.ties.get(choice.place.name)
+        if tied is not None and tied.role.name in family.names[CONVENTION]:
+            name = family.name_in(tied, CONVENTION)
+            copy = family.written(tied, CONVENTION, tensor)
+            yield _Item(quantized(name, copy, choice.plain.name), choice.plain, tied, None)
 
 
 def _item(choice: Chosen, source: Tensor, kind: DirectoryType) -> _Item:
@@ -204,7 +303,7 @@ def _module_types(chosen: Iterable[Chosen]) -> dict[Module, WeightType]:
     return {
         Module(c.place.layer, c.expert, c.name.split(".")[-2]): c.type
         for c in chosen
-        if c.place.layer is not None and not c.place.role.stays_float32
+        if c.place.layer is not None and c.place.role.storage == "packed"
     }
 
 

@@ -18,11 +18,11 @@ from weightcast.converters.recipes.weight_types import (
     directory_type,
     name_in,
 )
-from weightcast.converters.sources.detect import kind_of
+from weightcast.converters.sources.detect import container_of
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.lay_out import Told, lay_out_all
 from weightcast.converters.targets.target import Output, Request
-from weightcast.converters.verify.match import HEADS, Held
+from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.structure import Structure
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
@@ -69,9 +69,10 @@ def expected_layout(
 def _lay_out(
     source: Path, request: Request, told: Told, split: int, imatrix: ImportanceMatrix | None
 ) -> Output:
-    if request.kind != "gguf" and not (request.directory and request.directory.is_packed):
+    if request.directory is not None and not request.directory.is_packed:
         imatrix = None
-    if request.kind == "gguf" and told.spec is None and kind_of(source) == "gguf":
+    copies = request.target.keeps_metadata and container_of(source) == request.target.name
+    if copies and told.spec is None:
         told = Told()  # from GGUF to GGUF all metadata are kept
     try:
         return lay_out_all(source, [request], told, split, imatrix)[1][0]
@@ -91,22 +92,25 @@ def _has_no_tokenizer(structure: Structure) -> bool:
 
 
 def _request(structure: Structure, held: Sequence[Held]) -> Request:
-    path = structure.path
-    if structure.kind == "gguf":
+    path, target = structure.path, structure.target
+    recipe = recipe_of(structure)
+    if recipe is not None:
         match = gguf.SPLIT_NAME.fullmatch(path.name)
         if match is not None:
             path = path.with_name(f"{match[1]}.gguf")
-        return Request(path, "gguf", recipe_of(structure))
+        return Request(path, target, recipe)
     kind = _directory_type(held)
     name = name_in(path.name)
     named = None if name is None else directory_type(name)
     if named is not None and named.layout == kind.layout:
         kind = named
-    return Request(path, "safetensors", RECIPES[kind.base.name], directory=kind)
+    return Request(path, target, RECIPES[kind.base.name], directory=kind)
 
 
-def recipe_of(structure: Structure) -> Recipe:
-    """The recipe that a GGUF file's name says, or else its general.file_type."""
+def recipe_of(structure: Structure) -> Recipe | None:
+    """Tell a GGUF file's recipe from its name or its general.file_type; None for directories."""
+    if structure.target.is_directory:
+        return None
     stem = gguf.SPLIT_NAME.sub(r"\1", structure.path.name).removesuffix(".gguf")
     named = recipe_named(re.split(r"[-.]", stem)[-1])
     if named is not None:
@@ -125,7 +129,7 @@ def _directory_type(held: Sequence[Held]) -> DirectoryType:
     for tensor in held:
         kind = weight_type(tensor.array)
         place = tensor.place
-        if kind is None or place is None or place.role.stays_float32:
+        if kind is None or place is None or place.role.storage == "float32":
             continue
         if tensor.array.packed is not None:
             layout = tensor.array.packed.matrix.layout
@@ -155,7 +159,7 @@ def _overrides(output: Output, held: Sequence[Held]) -> Iterator[Override]:
     for tensor in held:
         found = planned.get(planned_name(tensor, output))
         kind = weight_type(tensor.array)
-        if found is None or kind is None or tensor.name in HEADS.values():
+        if found is None or kind is None or tensor.tied is not None:
             continue
         made: WeightType = found.type
         if found.packed is not None:
@@ -177,8 +181,8 @@ def _is_same(a: WeightType, b: WeightType, n_in: int) -> bool:
 
 
 def planned_name(held: Held, output: Output) -> str:
-    """The name that a conversion gives a tensor: llama.cpp has renamed one."""
-    return held.gguf if output.request.kind == "gguf" else held.name
+    """Give the name that a conversion gives a tensor: llama.cpp has renamed one."""
+    return held.name if output.request.target.is_directory else held.gguf
 
 
 def _split_bytes(structure: Structure) -> int:
@@ -189,6 +193,6 @@ def _split_bytes(structure: Structure) -> int:
     stems: dict[Path, set[str]] = {}
     for name, array in structure.tensors.items():
         filled[array.path] += array.nbytes
-        stem = name if structure.kind == "gguf" else name.rsplit(".", 1)[0]
+        stem = name.rsplit(".", 1)[0] if structure.target.is_directory else name
         stems.setdefault(array.path, set()).add(stem)
     return max((filled[path] for path, found in stems.items() if len(found) > 1), default=1)

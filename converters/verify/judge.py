@@ -19,23 +19,13 @@ from weightcast.text import count
 
 # An error that is larger than the type's own by this factor is suspicious.
 SUSPICIOUS_RATIO: Final = 1.5
-
-
 # Builds that fuse multiplications and additions differ in 2 bytes of 10,000 and more; less is
 # damage, and so is a handful of bytes of a small tensor.
 _DAMAGED_SHARE: Final = 1e-4
-
-
 _DAMAGED_BYTES: Final = 16
-
-
 # Types that hold what they are made of, or nearly: errors up to this are those of a detour.
 _NEARLY_EXACT: Final = ("F32", "F16", "BF16", "Q8_0", "INT8")
-
-
 _DETOUR: Final = 0.02
-
-
 CONVERT: Final = "convert again from the source"
 
 
@@ -141,7 +131,7 @@ def _explained(held: Held, number: int, check: MatrixCheck) -> _Verdict:
     origins = [name for name in check.origins if name not in (None, SOURCE, SYMMETRIC)]
     dtype = held.array.dtype
     if not origins:
-        lossy = held.place is not None and held.place.role.stays_float32 and dtype != "F32"
+        lossy = held.place is not None and held.place.role.storage == "float32" and dtype != "F32"
         note = f"stored as {dtype}, though runtimes keep it in float32" if lossy else None
         return None, "same", note
     origin = str(origins[0])

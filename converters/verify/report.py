@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightcast.converters.compare.rows import Key
+from weightcast.converters.graph.model import TensorGraph
 from weightcast.converters.graph.stored import stored_as
 from weightcast.converters.graph.tensor import stored
 from weightcast.converters.report.measured import (
@@ -15,7 +16,7 @@ from weightcast.converters.report.measured import (
     recipe_values,
     report_values,
 )
-from weightcast.converters.sources.open import AnyGraph
+from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.expected import recipe_of
 from weightcast.converters.verify.match import Held
@@ -26,7 +27,7 @@ from weightcast.quant.metrics import Baseline
 
 def errors_report(
     structure: Structure,
-    graph: AnyGraph,
+    graph: TensorGraph,
     imatrix: ImportanceMatrix | None,
     held: Sequence[Held],
     checks: Mapping[Key, MatrixCheck],
@@ -39,12 +40,13 @@ def errors_report(
     for numbers in groups.values():
         keys = [key for key in checks if key[0] in numbers and checks[key].failure is None]
         if keys:
-            measured.append(_measured([held[n] for n in numbers], [checks[k] for k in keys]))
-    kind = structure.kind
-    name = recipe_of(structure).name if kind == "gguf" else structure.path.name
+            matched, found = [held[n] for n in numbers], [checks[k] for k in keys]
+            measured.append(_measured(graph, structure.target, matched, found))
+    recipe = recipe_of(structure)
+    name = structure.path.name if recipe is None else recipe.name
     output = MeasuredOutput(
         str(structure.path),
-        kind,
+        structure.target.name,
         name,
         sum(path.stat().st_size for path in structure.files),
         tuple(measured),
@@ -54,16 +56,16 @@ def errors_report(
     return report_values(graph, Baseline.STORED, [output])
 
 
-def _measured(held: Sequence[Held], checks: Sequence[MatrixCheck]) -> MeasuredTensor:
+def _measured(
+    graph: TensorGraph, target: Target, held: Sequence[Held], checks: Sequence[MatrixCheck]
+) -> MeasuredTensor:
     first = held[0]
     types = dict.fromkeys(stored_as(stored(t.name, t.array)) for t in held)
-    name, gguf, shape = first.name, first.gguf, first.array.shape
+    name, gguf, shape = first.name, first.tied or first.gguf, first.array.shape
     if first.expert is not None:
         assert first.place is not None
-        name = first.place.hugging_face().replace("experts.None", "experts.*")
+        name = graph.family.name_in(first.place, target.convention, "*")
         shape = (len(held), *shape)
-    if name in ("lm_head.weight", "output.weight"):
-        gguf = "output.weight"
     return MeasuredTensor(
         name,
         gguf,

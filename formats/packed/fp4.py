@@ -5,8 +5,8 @@
                           NVFP4: float8_e4m3fn [out, in / 16], x = fp4 * scale / global scale
     .weight_global_scale  NVFP4: float32 [1], always 1 here
 
-GGUF blocks (quant/kernels/blocks.h) hold the same codes and scales; the nibbles of each run of
-values that share a scale are there in another order: first all low ones, then all high ones.
+GGUF blocks (quant/kernels/blocks/layouts.h) hold the same codes and scales; the nibbles of each
+run of values that share a scale are there in another order: first all low ones, then all high ones.
 Source: compressed_tensors/compressors/{mxfp4,nvfp4} of
 https://pypi.org/project/compressed-tensors/0.20.0
 """
@@ -33,14 +33,8 @@ from weightcast.formats.packed.layout import (
 from weightcast.quant.types import MXFP4, NVFP4, QuantType
 
 PACKED: Final = ".weight_packed"
-
-
 SCALE: Final = ".weight_scale"
-
-
 GLOBAL_SCALE: Final = ".weight_global_scale"
-
-
 _NAN: Final = {"U8": 0xFF, "F8_E4M3": 0x7F}
 
 

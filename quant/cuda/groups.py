@@ -28,7 +28,7 @@ _PART_ALIGNMENT: Final = 256  # codes are stored 16 bytes at once
 
 
 class _GroupArguments(ctypes.Structure):
-    """kernels/device_groups.h."""
+    """kernels/device/groups.h."""
 
     _fields_ = [
         ("source", QuantizeArguments),

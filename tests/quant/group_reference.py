@@ -1,4 +1,4 @@
-"""Groups made as kernels/group_search.h describes it, in numpy: an array operation a step.
+"""Groups made as kernels/groups/search.h describes it, in numpy: an array operation a step.
 
 Independent of the kernels in everything but the rule: sums are float32, of 32 rows in order and
 then of chunks in order, as the rule says.

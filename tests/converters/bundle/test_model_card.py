@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from weightcast.cli import commands
 from weightcast.converters import convert
 from weightcast.converters.bundle import model_card
 from weightcast.converters.bundle.runtimes import vllm_refusal
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families import FAMILIES
+from weightcast.converters.families.grok1.family import GROK_1
 from weightcast.converters.plan.plan import Plan
 
 
@@ -58,7 +60,9 @@ def test_only_the_release_has_a_base_model(
 ) -> None:
     convert.convert(tiny, tmp_path / "m-F16.gguf", no_tokenizer=True)
     dimensions = convert.prepare(tiny, [tmp_path / "m-bf16"], no_tokenizer=True).graph.spec
-    monkeypatch.setattr(model_card, "GROK_1", {**GROK_1, **dimensions.describe()})
+    sizes = dimensions.describe()
+    rows = (replace(r, released=sizes.get(r.name, r.released)) for r in GROK_1.hyperparameters)
+    monkeypatch.setitem(FAMILIES, "grok-1", replace(GROK_1, hyperparameters=tuple(rows)))
     for source in (tiny, tmp_path / "m-F16.gguf"):
         text = model_card.model_card(
             convert.prepare(

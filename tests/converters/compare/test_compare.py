@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from support import GOLDEN, Golden
 
 import weightcast
+from tests.grok1 import places
 from weightcast.cli import commands
 from weightcast.commands.text.compare import comparison_lines
 from weightcast.converters.compare import compare, measure
@@ -28,8 +29,6 @@ from weightcast.converters.compare.comparison import Comparison, open_sides
 from weightcast.converters.compare.measure import measure_pairs, rows_float32
 from weightcast.converters.compare.pair import open_pair, pair_tensors
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.tensors import places
-from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.view import matrices
 from weightcast.converters.output.overwrite import check_small_target
@@ -37,6 +36,7 @@ from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.converters.report.measured import write_report
 from weightcast.converters.report.schema import read_report
+from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.quant.metrics import Baseline
 
@@ -588,7 +588,7 @@ def test_report(made: Path, tmp_path: Path) -> None:
 
 def test_importance(made: Path, tmp_path: Path) -> None:
     """The numbers of `convert --report`, and those of plain numpy; what is not weighed is told."""
-    entries = imatrices.model_entries(dict(gguf_tensors(weightcast.open(WIDE.path))))
+    entries = imatrices.model_entries(dict(shapes_of(weightcast.open(WIDE.path))))
     imatrix = imatrices.write_gguf(tmp_path / "i.gguf", entries)
     report = tmp_path / "r.json"
     weightcast.convert(

@@ -13,7 +13,7 @@ import pytest
 import weightcast
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import executor
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import write_checkpoint
 from weightcast.converters.graph.read import Slab
 from weightcast.converters.output.files import OutputFiles
@@ -91,7 +91,7 @@ def test_the_release_goes_through_the_executor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """770 sparse shards, 314 billion weights; 1.16 TB of outputs, no kernels, no disk."""
-    write_checkpoint(tmp_path / "grok-1", GROK_1, sparse=True)
+    write_checkpoint(tmp_path / "grok-1", RELEASE, sparse=True)
     outputs = [tmp_path / name for name in ("g-Q8_0.gguf", "g-Q4_K_M.gguf", "g-bf16")]
     plan = conversion.prepare(tmp_path / "grok-1", outputs, no_tokenizer=True, split="48G")
     monkeypatch.setattr(executor, "OutputFiles", NoFiles)

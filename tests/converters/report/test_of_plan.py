@@ -19,20 +19,21 @@ from numpy.typing import NDArray
 from support import DATA, GOLDEN, Golden
 
 import weightcast
+from tests.grok1 import places
 from tests.quant.test_error import compared
-from weightcast.converters.families.grok1.tensors import places
-from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.stored import stored_bytes
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.converters.report.limits import METRICS, Limit, check_limits, parse_limit
 from weightcast.converters.report.measured import tensor_kind
+from weightcast.converters.sources.open import open_as_it_is
+from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.quant.types import TYPES
 
 WIDE = GOLDEN / "wide"
-SCHEMA = json.loads((DATA.parents[2] / "docs" / "report.schema.json").read_text())
+SCHEMA = json.loads((DATA.parents[1] / "docs" / "report.schema.json").read_text())
 CLOSE = 1e-9
 MAIN = [sys.executable, "-c", "from weightcast.cli import main; main()"]
 WEIGHTS = r"blk.*(attn_[qkv]|attn_output|_exps)\.weight|token_embd"
@@ -61,7 +62,7 @@ def exact() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shapes = dict(gguf_tensors(weightcast.open(WIDE)))
+    shapes = dict(shapes_of(weightcast.open(WIDE)))
     entries = imatrices.model_entries(shapes)
     entries["blk.1.attn_output.weight"] = imatrices.sample(1, 256, 99)
     return imatrices.write_gguf(tmp_path_factory.mktemp("imatrix") / "wide.gguf", entries)
@@ -126,7 +127,7 @@ def importance_of(imatrix: Path, name: str, planes: int) -> NDArray[np.float32] 
 def test_every_type(type_name: str, tmp_path: Path, exact: Any, imatrix: Path) -> None:
     path = tmp_path / "m-F32.gguf"
     values = convert(WIDE, path, tensor_types=[f"{WEIGHTS}={type_name}"], imatrix=imatrix, jobs=2)
-    stored = weightcast.converters.sources.open.open_carried(path)
+    stored = open_as_it_is(path)
     assert stored is not None
     (output,) = values["outputs"]
     assert [tensor["name"] for tensor in output["tensors"]] == list(stored)

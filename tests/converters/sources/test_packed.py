@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from support import Golden
 
 import weightcast
+from tests.grok1 import EMBEDDING, places
 from weightcast.commands.text.graph import graph_lines, graph_values
+from weightcast.converters.convert import Summary, prepare
 from weightcast.converters.families.grok1 import forward
-from weightcast.converters.families.grok1.tensors import EMBEDDING, places
 from weightcast.converters.graph import read as slabs
 from weightcast.converters.graph.read import load_float32
+from weightcast.converters.graph.tensor import take
+from weightcast.converters.graph.view import View, matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.errors import CheckpointError, FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
@@ -61,7 +64,7 @@ FLOATS: list[QuantType | Fp8Type] = [MXFP4, NVFP4, Fp8Type(), Fp8Type(128), Fp8T
 Tensors = dict[str, NDArray[Any]]
 
 
-def convert(source: Path, *outputs: Path) -> weightcast.converters.convert.Summary:
+def convert(source: Path, *outputs: Path) -> Summary:
     return weightcast.convert(source, *outputs, no_tokenizer=True)
 
 
@@ -223,7 +226,7 @@ def test_groups_become_what_they_mean(
     # Slabs of a few rows: every matrix is read in pieces.
     monkeypatch.setattr(memory, "SLAB_BYTES", 24 << 10)
     source, expected = packed_as(layout, group_type)
-    assert len(weightcast.converters.convert.prepare(source, [tmp_path / "n-F32.gguf"],
+    assert len(prepare(source, [tmp_path / "n-F32.gguf"],
         no_tokenizer=True).items) > 150  # fmt: skip
     check_values(source, tmp_path, expected)
 
@@ -262,16 +265,14 @@ def test_rows_are_read_alone(layout: str, group_type: GroupType, packed_as: Pack
     source, expected = packed_as(layout, group_type)
     name = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
     tensor = weightcast.open(source)["transformer/decoder_layer_0/moe/linear/w"]
-    view = weightcast.converters.graph.view.matrices(tensor)[3]
+    view = matrices(tensor)[3]
     for rows in ((0, 512), (0, 96), (96, 384), (384, 512)):
         np.testing.assert_array_equal(
             rows_in_memory(view, *rows), expected[name][rows[0] + 8 : rows[1]]
         )
 
 
-def rows_in_memory(
-    view: weightcast.converters.graph.view.View, start: int, stop: int
-) -> NDArray[np.float32]:
+def rows_in_memory(view: View, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start + 8, stop), which is a piece of what was read."""
     buffer = bytearray(slabs.slab_bytes(view, stop - start))
     slab = slabs.read_slab(view, start, stop, memoryview(buffer))
@@ -331,9 +332,10 @@ def test_logits_over_int8_are_those_over_the_shards(tmp_path: Path) -> None:
     def load(name: str, expert: int | None = None) -> NDArray[np.floating[Any]]:
         tensor = shards[name]
         if expert is not None:
-            tensor = weightcast.converters.graph.tensor.take(tensor, expert)
+            tensor = take(tensor, expert)
         values = load_float32(tensor)
-        return values.astype(ml_dtypes.bfloat16).astype(np.float32) if name == EMBEDDING else values
+        is_table = name == "token_embd.weight"
+        return values.astype(ml_dtypes.bfloat16).astype(np.float32) if is_table else values
 
     expected = forward.forward(shards.spec, load, WIDE.tokens[:1]).logits
     np.testing.assert_array_equal(forward.logits(found, WIDE.tokens[:1]), expected)
@@ -354,9 +356,7 @@ def test_what_inspect_says(packed_as: Packed, tmp_path: Path) -> None:
     origin = graph[name].describe()["origin"]["sources"][0]["origin"]
     assert origin["layout"] == "compressed-tensors"
     assert set(origin["parts"]) == {".weight_packed", ".weight_scale", ".weight_shape"}
-    work = weightcast.converters.convert.prepare(
-        source, [tmp_path / "m-F32.gguf"], no_tokenizer=True
-    )
+    work = prepare(source, [tmp_path / "m-F32.gguf"], no_tokenizer=True)
     assert work.read_bytes == stored - head
 
 

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
+from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import any_gguf
 from weightcast.converters.plan import budget as memory
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
-from weightcast.formats.gguf import read as formats_gguf
+from weightcast.formats.gguf import layout as gguf_layout
 
 # Every type of metadata, with what a decoding and encoding again would lose.
 METADATA = {
@@ -414,7 +415,7 @@ def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> No
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", METADATA, {})
     summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
-    assert any("0 tensors" in line for line in summary.summary_lines(summary))
+    assert any("0 tensors" in line for line in summary_lines(summary))
     assert list(read(tmp_path / "o-Q8_0.gguf").metadata) == list(METADATA)
 
 
@@ -426,7 +427,7 @@ def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
 
 
 def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats_gguf, "_MAX_PARTS", 6)
+    monkeypatch.setattr(gguf_layout, "_MAX_PARTS", 6)
     write_model(tmp_path / "m.gguf")
     with pytest.raises(CheckpointError, match="7 files; split into larger ones"):
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", split=1)

@@ -17,10 +17,10 @@ import weightcast
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type, name_in
 from weightcast.converters.targets.packing import GroupPacking
+from weightcast.converters.targets.types import shapes_of
 from weightcast.formats.packed import LAYOUTS
 from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import BlockCounts, Matrix
@@ -131,7 +131,7 @@ def test_parts_of_a_matrix_share_a_file(tmp_path: Path) -> None:
 def test_importance_weighs_the_search(tmp_path: Path) -> None:
     golden = Golden("wide")
     graph = weightcast.open(golden.path)
-    shapes = dict(gguf_tensors(graph))
+    shapes = dict(shapes_of(graph))
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     from weightcast.formats.gguf.imatrix import read_imatrix
 

@@ -16,8 +16,8 @@ from support import Golden
 
 import weightcast
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.recipes.weight_types import KNOWN_IN_RULES, directory_type, rule_type
+from weightcast.converters.targets.types import shapes_of
 from weightcast.formats.packed.layout import Fp8Type
 from weightcast.quant.groups import GroupType
 from weightcast.quant.types import BF16, F16, MXFP4, NVFP4
@@ -212,7 +212,7 @@ def test_norms_routers_and_embeddings(tmp_path: Path) -> None:
 
 
 def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
-    shapes = dict(gguf_tensors(weightcast.open(WIDE.path)))
+    shapes = dict(shapes_of(weightcast.open(WIDE.path)))
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     rule = ("ffn_down=int4-g32",)
     summary = convert(tmp_path / "m-bf16", rules=rule, imatrix=file)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from support import Golden
 
 import weightcast
-from weightcast.converters.families.grok1.tensors import places
+from tests.grok1 import places
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.verify.result import Verification
 

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from support import Golden
 
 import weightcast
+from tests.grok1 import places
 from weightcast.cli import commands
-from weightcast.converters.families.grok1.tensors import places
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.verify.result import Verification
 from weightcast.formats import safetensors

@@ -19,7 +19,7 @@ import imatrices
 from support import GOLDEN, NAMES
 
 import weightcast
-from weightcast.converters.recipes import RECIPES
+from weightcast.converters.recipes.recipe import RECIPES
 
 # The rows of "deep" are too short for blocks of 256; with these recipes every fallback occurs.
 FALLBACK_RECIPES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ3_S", "IQ4_XS", "TQ2_0")

@@ -14,7 +14,9 @@ from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import is_match, match_targets
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from weightcast.converters.families.grok1.modules import ATTENTION, EXPERT, FUSED, Module
+from weightcast.converters.families.grok1.modules import ATTENTION, EXPERT, FUSED
+from weightcast.converters.families.grok1.modules import MODULES as NAMES
+from weightcast.converters.graph.model import Module
 from weightcast.converters.recipes.weight_types import WeightType, is_plain
 from weightcast.converters.targets.quantization_config import quantization_config, reader_notes
 from weightcast.formats.packed.layout import Fp8Type
@@ -167,7 +169,7 @@ def in_awq(config: Config, name: str) -> Any:
 
 
 def configured(layout: str, types: Types) -> Config:
-    config = quantization_config(layout, types)
+    config = quantization_config(layout, types, NAMES)
     assert config is not None
     return config
 
@@ -177,7 +179,7 @@ def configured(layout: str, types: Types) -> Config:
 def test_compressed_tensors_in_transformers(by: str, seed: int) -> None:
     types = random_types("compressed-tensors", seed, by=by)
     if all(is_plain(kind) for kind in types.values()):
-        assert quantization_config("compressed-tensors", types) is None
+        assert quantization_config("compressed-tensors", types, NAMES) is None
         return
     config = configured("compressed-tensors", types)
     for module, kind in types.items():
@@ -275,7 +277,7 @@ def test_values_are_not_taken_for_qkv() -> None:
     ],
 )
 def test_readers_that_cannot_follow_are_named(layout: str, types: Types, words: list[str]) -> None:
-    notes = list(reader_notes(layout, types))
+    notes = list(reader_notes(layout, types, NAMES))
     assert len(notes) == len(words), notes
     for note, word in zip(notes, words, strict=True):
         assert re.match(word, note), note
