@@ -31,7 +31,7 @@ from weightcast.converters.compare import measure
 from weightcast.converters.engine import executor
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.files.names import partial_path
-from weightcast.converters.graph.view import first_array
+from weightcast.converters.graph import first_array
 from weightcast.converters.output import files as output_files
 from weightcast.converters.output.disk_space import DiskSpace, disk_space
 from weightcast.errors import DeviceError, OutputError

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.stored import stored_as, stored_bytes
-from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import first_array, matrices
+from weightcast.converters.graph import (
+    Tensor,
+    TensorGraph,
+    first_array,
+    stored_as,
+    stored_bytes,
+    windows,
+)
+from weightcast.converters.graph.layers import find_layer
 from weightcast.text import bytes_text, count, shown
-
-_LAYER: Final = re.compile(r"^(transformer/decoder_layer_[0-9]+/|([a-z]+\.)?blk\.[0-9]+\.)")
 
 
 def graph_values(graph: TensorGraph, notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def graph_lines(
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
     yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
-    files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
+    files = {view.path for tensor in graph.values() for view in windows(tensor)}
     yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
     values = spec.describe()
     width = max(28, min(46, max(map(len, values), default=0)))
@@ -78,11 +80,19 @@ def graph_lines(
     else:
         kinds: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
         for tensor in graph.values():
-            leaf = _LAYER.sub("layer N: ", graph.spoken_name(tensor.name))
+            leaf = _in_any_layer(graph.spoken_name(tensor.name))
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
         for (leaf, _, _), tensors in kinds.items():
             yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
     yield from (f"note: {note}" for note in (*notes, *sparse_notes(graph)))
+
+
+def _in_any_layer(name: str) -> str:
+    """Name a tensor alike in all layers of the language model, or of an encoder beside it."""
+    layer = find_layer(name, "jax", "gguf")
+    if layer is None or layer.stack.count(".") > 1:
+        return name
+    return f"layer N: {layer.rest}"
 
 
 def _value_text(value: Any) -> str:

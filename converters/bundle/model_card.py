@@ -16,7 +16,7 @@ from weightcast.converters.bundle.runtimes import running
 from weightcast.converters.families import of_architecture
 from weightcast.converters.files.bundle_names import SUMS, TENSORS, bundle_paths
 from weightcast.converters.files.version import weightcast_version
-from weightcast.converters.graph.model import Card, TensorGraph
+from weightcast.converters.graph import Card, TensorGraph
 from weightcast.converters.plan.plan import Plan
 from weightcast.converters.sources.inputs import Inputs, without_folders
 from weightcast.converters.targets.target import Output, PlannedTensor

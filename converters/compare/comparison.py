@@ -10,8 +10,7 @@ from typing import Any
 
 from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.recipes.decide import is_quantized
 from weightcast.converters.recipes.importance import Weighing, weigh_named
@@ -193,7 +192,7 @@ def _type_name(graph: TensorGraph, pairs: Sequence[Pair]) -> str:
 
 
 def _files(graph: TensorGraph) -> set[Path]:
-    arrays = (view.array.path for tensor in graph.values() for view in matrices(tensor))
+    arrays = (view.path for tensor in graph.values() for view in windows(tensor))
     return {*graph.files, *arrays}
 
 

@@ -30,8 +30,7 @@ from weightcast.converters.compare.stream import (
     tiling_of,
 )
 from weightcast.converters.engine.buffers import slab_buffer
-from weightcast.converters.graph.read import slab_bytes
-from weightcast.converters.graph.view import View, first_array, matrices
+from weightcast.converters.graph import StoredMatrix, first_array, matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Tiling
 from weightcast.converters.recipes.decide import is_quantized
@@ -143,10 +142,10 @@ def _in_matrix(errors: MatrixErrors, views: Views, sample: Sample) -> MatrixErro
     return MatrixErrors(total, tuple((int(rows[row]), size) for row, size in errors.worst))
 
 
-def rows_float32(view: View, out0: int, out1: int) -> NDArray[np.float32]:
+def rows_float32(view: StoredMatrix, out0: int, out1: int) -> NDArray[np.float32]:
     """Read rows [out0, out1) of a matrix as float32 [rows, in], finite or not.
 
     Of a packed matrix `out0` is a multiple of the rows that are packed together.
     """
-    buffer = memoryview(slab_buffer(slab_bytes(view, out1 - out0)))
+    buffer = memoryview(slab_buffer(view.slab_bytes(out0, out1)))
     return floats(read_rows(view, out0, out1, buffer), 0, out1 - out0)

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightcast.converters.families import of_architecture
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.stored import stored_as, stored_bytes
-from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import check_readable
+from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
 from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.converters.sources.open import open_as_it_is, open_family
 from weightcast.errors import CheckpointError, LayoutError

@@ -10,14 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph.read import (
-    Slab,
-    bytes_to_read,
-    forget_rows,
-    read_slab,
-    rows_per_slab,
-)
-from weightcast.converters.graph.view import View
+from weightcast.converters.graph import Slab, StoredMatrix, forget_rows, read_slab
 from weightcast.converters.plan.budget import SLAB_BYTES
 from weightcast.converters.plan.plan import whole
 from weightcast.errors import CheckpointError
@@ -26,11 +19,11 @@ from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.types import F32, TYPES, QuantType
+from weightcast.quant.types import F32, QuantType
 
 Sample = int | float | None
 Key = tuple[int, int]  # a tensor, and a matrix of it
-Views = tuple[View, View]  # of a matrix: the source's, and the one that is held against it
+Views = tuple[StoredMatrix, StoredMatrix]  # a matrix of the source, and what is held against it
 # Rows of a sample come in runs: the cache lines of int8 columns, 64 of them side by side.
 RUN_ROWS: Final = 64
 
@@ -40,8 +33,8 @@ class PairedRows:
     """Rows [out0, out1) of a matrix in both; `row0` is the first among those that are chosen."""
 
     key: Key
-    source: View
-    output: View
+    source: StoredMatrix
+    output: StoredMatrix
     out0: int
     out1: int
     row0: int
@@ -49,7 +42,7 @@ class PairedRows:
     @property
     def read_bytes(self) -> int:
         """Bytes to read of both."""
-        return sum(bytes_to_read(v, self.out0, self.out1) for v in (self.source, self.output))
+        return sum(v.bytes_to_read(self.out0, self.out1) for v in (self.source, self.output))
 
     def forget(self) -> None:
         """Let the system's page cache forget both."""
@@ -77,9 +70,9 @@ def chosen_rows(n_out: int, sample: Sample, multiple: int = 1) -> list[tuple[int
     return [(n * run, min((n + 1) * run, n_out)) for n in chosen]
 
 
-def row_multiple(*views: View) -> int:
+def row_multiple(*views: StoredMatrix) -> int:
     """Return how many rows of packed matrices are read together, 1 of others."""
-    return lcm(*(1 if v.array.packed is None else v.array.packed.row_multiple for v in views))
+    return lcm(*(view.row_multiple for view in views))
 
 
 def cut_rows(tensors: Iterable[Iterable[Views]], sample: Sample = None) -> Iterator[PairedRows]:
@@ -92,7 +85,7 @@ def cut_rows(tensors: Iterable[Iterable[Views]], sample: Sample = None) -> Itera
 def _cut_matrix(key: Key, views: Views, sample: Sample) -> Iterator[PairedRows]:
     source, output = views
     multiple = row_multiple(source, output)
-    most = whole(min(rows_per_slab(view, SLAB_BYTES) for view in views), multiple)
+    most = whole(min(view.rows_per_slab(SLAB_BYTES) for view in views), multiple)
     done = 0
     for row0, row1 in chosen_rows(source.shape[0], sample, multiple):
         # Slabs of one size, so that none is only a few rows.
@@ -104,12 +97,12 @@ def _cut_matrix(key: Key, views: Views, sample: Sample) -> Iterator[PairedRows]:
             done += out1 - out0
 
 
-def read_rows(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
+def read_rows(view: StoredMatrix, out0: int, out1: int, buffer: memoryview) -> Slab:
     """Read rows [out0, out1) of a matrix. Raises CheckpointError."""
     try:
         return read_slab(view, out0, out1, buffer)
     except OSError as problem:
-        raise CheckpointError(f"{view.array.path}: cannot be read: {problem.strerror}") from None
+        raise CheckpointError(f"{view.path}: cannot be read: {problem.strerror}") from None
 
 
 def measure_rows(
@@ -126,11 +119,9 @@ def measure_rows(
     columns. The same NaN or infinity in both is no error.
     """
     matrix = as_matrix(source.piece(row0, row1))
-    view = output.view
     stored: tuple[QuantType, NDArray[np.uint8]]
-    is_row_major = view.is_blocked or view.strides == (view.shape[1], 1)
-    if output.decode is None and output.scales is None and is_row_major:
-        stored = TYPES[view.dtype], output.stored_rows(row0, row1)
+    if output.row_type is not None:
+        stored = output.row_type, output.stored_rows(row0, row1)
     else:
         stored = F32, floats(output, row0, row1).reshape(-1).view(np.uint8)
     errors = measure_matrix(matrix, *stored, importance, baseline)

@@ -10,7 +10,7 @@ from weightcast.converters.compare.rows import PairedRows, read_rows
 from weightcast.converters.engine.buffers import slab_buffer
 from weightcast.converters.engine.stream import Stream
 from weightcast.converters.files import page_cache
-from weightcast.converters.graph.read import Slab, slab_bytes
+from weightcast.converters.graph import Slab
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Tiling
 
@@ -25,8 +25,8 @@ class PairedBuffers:
     @classmethod
     def fitting(cls, work: Sequence[PairedRows]) -> PairedBuffers:
         """Make buffers that fit every one of these rows."""
-        source = max((slab_bytes(rows.source, rows.out1 - rows.out0) for rows in work), default=0)
-        output = max((slab_bytes(rows.output, rows.out1 - rows.out0) for rows in work), default=0)
+        source = max((rows.source.slab_bytes(rows.out0, rows.out1) for rows in work), default=0)
+        output = max((rows.output.slab_bytes(rows.out0, rows.out1) for rows in work), default=0)
         return cls(slab_buffer(source), slab_buffer(output))
 
     def read_source(self, rows: PairedRows) -> Slab:

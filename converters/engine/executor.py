@@ -23,7 +23,7 @@ from weightcast.converters.engine.rows import RowConverter
 from weightcast.converters.engine.stream import Stream
 from weightcast.converters.engine.tasks import ItemResult, Task, TaskResult, Worker
 from weightcast.converters.files.interrupts import ReleaseStack
-from weightcast.converters.graph.read import Slab, forget_rows, read_slab
+from weightcast.converters.graph import Slab, forget_rows, read_slab
 from weightcast.converters.output.files import OutputFiles
 from weightcast.converters.output.journal import Finished, MatrixRecord
 from weightcast.converters.output.resume import remainder, rows_of
@@ -147,9 +147,7 @@ class _Reader:
         try:
             slab = read_slab(item.view, item.out0, item.out1, memoryview(buffer))
         except OSError as problem:
-            raise CheckpointError(
-                f"{item.view.array.path}: cannot be read: {problem.strerror}"
-            ) from None
+            raise CheckpointError(f"{item.view.path}: cannot be read: {problem.strerror}") from None
         if self.forgets:
             forget_rows(item.view, item.out0, item.out1)
         return slab

@@ -8,7 +8,7 @@ import numpy as np
 
 from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
-from weightcast.converters.graph.read import named
+from weightcast.converters.graph import named
 from weightcast.converters.output.files import OutputFiles
 from weightcast.converters.plan.plan import Destination, Plan
 from weightcast.converters.plan.tiling import is_measured, keeps_bytes

@@ -10,7 +10,7 @@ from typing import Final
 
 from weightcast.converters.families.any_gguf import any_gguf
 from weightcast.converters.families.grok1.family import GROK_1
-from weightcast.converters.graph.model import Family
+from weightcast.converters.graph import Family
 
 FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (GROK_1,)}
 

@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.converters.graph.model import Family, TensorGraph
-from weightcast.converters.graph.tensor import Rows, Tensor, stored
+from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, stored
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.header import Metadata

@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightcast.converters.graph.dimensions import Dimensions, Number
-from weightcast.converters.graph.model import Family, Place, TensorGraph
-from weightcast.converters.graph.tensor import Tensor, dequantized, stacked, stored
-from weightcast.converters.graph.view import check_readable, first_array
+from weightcast.converters.graph import (
+    Dimensions,
+    Family,
+    Number,
+    Place,
+    Tensor,
+    TensorGraph,
+    check_readable,
+    dequantized,
+    first_array,
+    stacked,
+    stored,
+)
 from weightcast.errors import FormatError, LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.jax.arrays import QuantizedArray

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.converters.graph.dimensions import Number
-from weightcast.converters.graph.model import Family, Hyperparameter, Key
+from weightcast.converters.graph import Family, Hyperparameter, Key, Number
 from weightcast.errors import FormatError
 from weightcast.formats.reading import read_json_object
 from weightcast.text import shown

@@ -172,7 +172,7 @@ def _random_matrix(item: WorkItem, rows: int, n_in: int) -> Matrix:
     """Weights as they are stored, `out` contiguous; what is not plain numbers counts as float32."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal(rows * n_in, np.float32)
-    if item.view.dtype != I8.name or item.view.array.packed is not None:
+    if item.view.dtype != I8.name or item.view.is_packed:
         return Matrix(values, F32.name, rows, n_in, 1, rows)
     codes = np.clip(np.rint(values * 32), -127, 127).astype(np.int8).view(np.uint8)
     return Matrix(

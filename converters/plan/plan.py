@@ -16,10 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.files import page_cache
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.read import bytes_to_read, rows_per_slab, slab_bytes
-from weightcast.converters.graph.tensor import Quantize
-from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.graph import Quantize, StoredMatrix, TensorGraph, matrices
 from weightcast.converters.plan.budget import Budget, budget_of
 from weightcast.converters.recipes.decide import is_quantized
 from weightcast.converters.sources.inputs import Inputs
@@ -61,7 +58,7 @@ class Destination:
 class WorkItem:
     """Rows [out0, out1) of a stored matrix and all that is made of them."""
 
-    view: View
+    view: StoredMatrix
     out0: int
     out1: int
     destinations: tuple[Destination, ...]
@@ -69,12 +66,12 @@ class WorkItem:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows in memory."""
-        return slab_bytes(self.view, self.out1 - self.out0)
+        return self.view.slab_bytes(self.out0, self.out1)
 
     @property
     def read_bytes(self) -> int:
         """Bytes to read: those in memory, unless the matrix is packed."""
-        return bytes_to_read(self.view, self.out0, self.out1)
+        return self.view.bytes_to_read(self.out0, self.out1)
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def make_plan(
     Raises RequestError if it cannot be done with `memory` bytes.
     """
     budget = budget_of(memory)
-    by_view: dict[View, list[Destination]] = defaultdict(list)
+    by_view: dict[StoredMatrix, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
         for planned in output.tensors:
             offset = planned.offset
@@ -154,11 +151,9 @@ def make_plan(
                 if planned.packed is None:
                     offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []
-    for view in sorted(by_view, key=lambda v: (v.array.path, v.array.offset, v.start)):
-        packed = view.array.packed
-        of_source = 1 if packed is None else packed.row_multiple
-        multiple = lcm(of_source, *(d.row_multiple for d in by_view[view]))
-        rows = whole(rows_per_slab(view, budget.slab), multiple)
+    for view in sorted(by_view, key=lambda v: v.order):
+        multiple = lcm(view.row_multiple, *(d.row_multiple for d in by_view[view]))
+        rows = whole(view.rows_per_slab(budget.slab), multiple)
         for out0 in range(0, view.shape[0], rows):
             out1 = min(out0 + rows, view.shape[0])
             items.append(WorkItem(view, out0, out1, tuple(by_view[view])))

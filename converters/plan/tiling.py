@@ -85,6 +85,5 @@ def largest_task(items: Iterable[WorkItem], tiling: Tiling) -> TaskBytes:
         elif view.is_encoded:
             source = max(source, rows * n_in * 4)
         else:
-            # Where neither axis is contiguous, what lies between the values comes along.
-            source = max(source, rows * n_in * view.item_bytes * max(1, min(view.strides)))
+            source = max(source, view.piece_bytes(rows))
     return TaskBytes(source, floats, output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.files.atomic import write_small
-from weightcast.converters.graph.model import TensorGraph
+from weightcast.converters.graph import TensorGraph
+from weightcast.converters.graph.layers import find_layer
 from weightcast.converters.report.collector import MatrixErrors
 from weightcast.quant.metrics import Baseline, Errors, merged
 
 VERSION: Final = 1
-_LAYER: Final = re.compile(r"(?P<stack>^|\.)blk\.(?P<layer>\d+)\.")
 
 
 def tensor_kind(gguf: str) -> str:
     """What a tensor is in its layer: attn_q, ffn_down_exps, token_embd, v.attn_q of an encoder."""
-    return _LAYER.sub(r"\g<stack>", gguf).removesuffix(".weight")
+    layer = find_layer(gguf, "gguf")
+    return (gguf if layer is None else layer.stack + layer.rest).removesuffix(".weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class MeasuredTensor:
 
     @property
     def layer(self) -> int | None:
-        match = _LAYER.search(self.gguf)
-        return int(match["layer"]) if match else None
+        layer = find_layer(self.gguf, "gguf")
+        return None if layer is None else layer.number
 
     @property
     def total(self) -> Errors:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import matrices
+from weightcast.converters.graph.layers import any_expert
 from weightcast.converters.plan.plan import Plan
 from weightcast.converters.recipes.weight_types import type_label
 from weightcast.converters.report.collector import MatrixErrors
@@ -19,7 +19,6 @@ from weightcast.converters.report.measured import (
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.quant.metrics import Baseline
 
-_EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 Measured = Mapping[tuple[int, str, int | None], MatrixErrors]
 
 
@@ -39,7 +38,7 @@ def _output(number: int, output: Output, measured: Measured) -> MeasuredOutput:
         made = _matrices(number, planned, measured)
         if made:
             # Experts that are tensors of their own make one entry.
-            name = _EXPERT.sub(".experts.*.", planned.tensor.name)
+            name = any_expert(planned.tensor.name)
             tensors[name] = _joined(tensors.get(name), _tensor(name, planned, made))
     rules = ((o.pattern.pattern, type_label(o.type), o.origin) for o in request.overrides)
     weighed_by = output.weighing.matrix

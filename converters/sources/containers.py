@@ -20,7 +20,7 @@ from weightcast.converters.families.hyperparameters import (
     read_metadata,
     read_spec,
 )
-from weightcast.converters.graph.model import Family, TensorGraph
+from weightcast.converters.graph import Family, TensorGraph
 from weightcast.converters.sources.detect import (
     TOKENIZER_NAME,
     checkpoint_directory,

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.sources.containers import container
 from weightcast.errors import ChangedError, CheckpointError
 
@@ -96,8 +95,11 @@ def list_inputs(
 
 def source_files(graph: TensorGraph) -> set[Path]:
     """The files that hold a model's tensors."""
-    views = (view for tensor in graph.values() for view in matrices(tensor))
-    return {view.array.path for view in views} | set(graph.files)
+    paths = set(graph.files)
+    for tensor in graph.values():
+        for view in windows(tensor):
+            paths.update((view.path, view.path if view.scales is None else view.scales.path))
+    return paths
 
 
 def _input(path: Path, role: str) -> InputFile:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weightcast.converters.families import of_architecture
-from weightcast.converters.graph.model import TensorGraph
+from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.containers import container
 from weightcast.errors import CheckpointError
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary, read_sentencepiece

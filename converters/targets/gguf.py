@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.tensor import quantized
-from weightcast.converters.graph.view import is_stored_as
+from weightcast.converters.graph import TensorGraph, is_stored_as, quantized
 from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.importance import provenance_metadata, weigh
 from weightcast.converters.recipes.recipe import ALIASES, RECIPES, recipe_named

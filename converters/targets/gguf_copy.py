@@ -8,9 +8,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.tensor import Quantize, Rows, Tensor, quantized
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import (
+    Quantize,
+    Rows,
+    Tensor,
+    TensorGraph,
+    quantized,
+    windows,
+)
 from weightcast.converters.recipes.decide import Decision, decide, facts_from_metadata
 from weightcast.converters.recipes.importance import Weighing, provenance_metadata, weigh
 from weightcast.converters.recipes.recipe import Recipe
@@ -114,7 +119,7 @@ def check_requantized(outputs: Sequence[Output]) -> None:
     """Raise LayoutError for a tensor that would be quantized a second time."""
     for output in outputs:
         for planned in output.tensors:
-            for stored in {view.array: None for view in matrices(planned.tensor)}:
+            for stored in {view.array: None for view in windows(planned.tensor)}:
                 _check_requantized(planned, stored)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightcast.converters.graph.model import TensorGraph
+from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.open import open_as_it_is, open_family, open_vocabulary
 from weightcast.converters.targets.target import Context, Output, Request, with_split_note
 from weightcast.errors import CheckpointError

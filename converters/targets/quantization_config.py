@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from weightcast.converters.graph.model import Module, ModuleNames
+from weightcast.converters.graph import Module, ModuleNames
 from weightcast.converters.recipes.weight_types import (
     COMPRESSED_TENSORS,
     WEIGHTCAST,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.graph.model import Family, Place
+from weightcast.converters.graph import Family, Place
 from weightcast.converters.recipes.decide import Override, Rules
 from weightcast.converters.recipes.weight_types import (
     DirectoryType,

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.families import FAMILIES
-from weightcast.converters.graph.model import Module, Place, TensorGraph
-from weightcast.converters.graph.tensor import Tensor, quantized, take
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import (
+    Module,
+    Place,
+    Tensor,
+    TensorGraph,
+    matrices,
+    quantized,
+    take,
+)
 from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.importance import Weighing, weigh_named
 from weightcast.converters.recipes.recipe import RECIPES, recipe_named
@@ -325,7 +331,7 @@ def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) ->
     if isinstance(weight_type, Fp8Type):
         return Fp8Packing(label, weight_type)
     problem = _why_not_carried(source, weight_type)
-    is_carried = carries_codes(weight_type) and matrices(source)[0].scales is not None
+    is_carried = carries_codes(weight_type) and matrices(source)[0].group_size is not None
     if is_carried and problem and not kind.may_change:
         raise LayoutError(problem)
     is_carried = is_carried and problem is None
@@ -334,10 +340,9 @@ def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) ->
 
 def _why_not_carried(source: Tensor, group_type: GroupType) -> str | None:
     """Say what is wrong if groups do not lie within the groups of the source's scales."""
-    scales = matrices(source)[0].scales
-    if scales is None:
+    of_source = matrices(source)[0].group_size
+    if of_source is None:
         return None
-    of_source = source.shape[-1] // scales.shape[1]
     size = group_type.group_size or source.shape[-1]
     if of_source % size == 0:
         return None

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.tensor import Tensor
+from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.recipes.decide import Decision, Override
 from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.importance import Weighing

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from weightcast.converters.graph.model import Place, TensorGraph
-from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import Place, Tensor, TensorGraph, matrices
 from weightcast.converters.recipes.decide import Decision, decide, facts_from_metadata
 from weightcast.converters.recipes.recipe import RECIPES
 from weightcast.converters.targets.target import Request
@@ -50,12 +48,11 @@ def _hyperparameters(graph: TensorGraph) -> Mapping[str, Any]:
 
 
 def _exact(tensor: Tensor, decision: Decision) -> Decision:
-    scales = matrices(tensor)[0].scales
-    if scales is None:
+    group = matrices(tensor)[0].group_size
+    if group is None:
         return decision
     if decision.fallback:
         return replace(decision, type=F32)
-    group = tensor.shape[-1] // scales.shape[1]
     if group % Q8_0.block_elements:
         return Decision(F32, f"scale groups of {group} rows end inside {Q8_0.name} blocks")
     return decision

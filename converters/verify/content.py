@@ -32,7 +32,7 @@ from weightcast.converters.compare.stream import (
     stream_rows,
     tiling_of,
 )
-from weightcast.converters.graph.read import Slab
+from weightcast.converters.graph import Slab
 from weightcast.converters.plan.tiling import Tiling
 from weightcast.converters.report.collector import Collector, MatrixErrors
 from weightcast.converters.verify.match import Held
@@ -138,7 +138,7 @@ class _ContentCheck:
         return cut_tasks(rows, source, output, self._rows_per_task(source, output))
 
     def _rows_per_task(self, source: Slab, output: Slab) -> int:
-        packing = packing_of(output.view.array)
+        packing = packing_of(output.view.views[0].array)
         multiple = 1 if packing is None else lcm(packing.row_multiple(), row_multiple(output.view))
         return self._tiling.rows_per_task(source.rows, 4 * source.view.shape[1], multiple, step=1)
 

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightcast.converters.families.any_gguf import stored_tensor
-from weightcast.converters.graph.model import Place, TensorGraph
-from weightcast.converters.graph.tensor import Tensor, stored, take
-from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.graph import (
+    Place,
+    StoredMatrix,
+    Tensor,
+    TensorGraph,
+    View,
+    matrices,
+    stored,
+    take,
+    windows,
+)
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import LayoutError
@@ -34,11 +42,11 @@ class Held:
     tied: str | None = None
 
     @property
-    def views(self) -> list[tuple[View, View]]:
+    def views(self) -> list[tuple[StoredMatrix, View]]:
         """The matrices of both, source first. Raises LayoutError if there are not as many."""
         of_source = matrices(self.source)
         made = stored if self.place is not None else stored_tensor
-        of_artifact = matrices(made(self.name, self.array))
+        of_artifact = list(windows(made(self.name, self.array)))
         if [v.shape for v in of_source] != [v.shape for v in of_artifact]:
             raise LayoutError(f"{self.name}: shape {list(self.array.shape)} cannot be compared")
         return list(zip(of_source, of_artifact, strict=True))

@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.compare.measure import rows_float32
-from weightcast.converters.graph.model import Place, Role, TensorGraph
-from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.graph import Place, Role, StoredMatrix, Tensor, TensorGraph, matrices
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.samples import Fit, columns, fit, middle, unscaled
 
@@ -72,8 +70,7 @@ class Mistakes:
         None if it is no known mistake.
         """
         source, artifact = held.views[number]
-        multiple = 1 if artifact.array.packed is None else artifact.array.packed.row_multiple
-        row0, row1 = middle(artifact.shape[0], multiple)
+        row0, row1 = middle(artifact.shape[0], artifact.row_multiple)
         rows = rows_float32(artifact, row0, row1)
         bad = np.count_nonzero(~np.isfinite(rows))
         if bad:
@@ -161,7 +158,7 @@ class _Search:
     mistakes: Mistakes
     held: Held
     expert: int
-    view: View
+    view: StoredMatrix
     rows: NDArray[np.float32]
     row0: int
     row1: int
@@ -198,13 +195,14 @@ class _Search:
                     rule = self.mistakes.graph.family.quirks.norm_rule
                     more = f"; {rule}" if rule else ""
                     return Mistake("shifted norm", f"holds {text}{more}")
-        if self.view.scales is None:
+        view = self.view.single
+        if view is None or view.scales is None:
             return None
-        codes = unscaled(self.view, self.row0, self.row1)
+        codes = unscaled(view, self.row0, self.row1)
         found = fit(self.rows, codes)
         if found.error <= self.limit:
             return Mistake("scales lost", "holds the int8 codes without their scales")
-        scales = rows_float32(self.view.scales, self.row0, self.row1)
+        scales = rows_float32(view.scales, self.row0, self.row1)
         if scales.shape[1] > 1 and fit(self.rows, codes * scales[:, :1]).error <= self.limit:
             what = f"every value is scaled by the first of its row's {scales.shape[1]} scales"
             return Mistake("first scale", what)
@@ -340,11 +338,11 @@ class _Search:
 
     def _transposed(self) -> Mistake | None:
         """The bytes of [in, out] under the shape [out, in]."""
-        n_out, n_in = self.view.shape
-        if self.view.is_encoded or self.view.array.packed is not None or n_out == 1:
+        view, (n_out, n_in) = self.view.single, self.view.shape
+        if view is None or view.is_encoded or view.is_packed or n_out == 1:
             return None
         first, last = self.row0 * n_in // n_out, -(-self.row1 * n_in // n_out)
-        there = columns(self.view, first, last).T.reshape(-1)
+        there = columns(view, first, last).T.reshape(-1)
         start = self.row0 * n_in - first * n_out
         found = fit(self.rows, there[start : start + self.rows.size].reshape(self.rows.shape))
         if found.error > self.limit:

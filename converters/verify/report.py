@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightcast.converters.compare.rows import Key
-from weightcast.converters.graph.model import TensorGraph
-from weightcast.converters.graph.stored import stored_as
-from weightcast.converters.graph.tensor import stored
+from weightcast.converters.graph import TensorGraph, stored, stored_as
 from weightcast.converters.report.measured import (
     MeasuredOutput,
     MeasuredTensor,

@@ -81,9 +81,12 @@ class _Makers:
     """Makes rows of an artifact again, of the source and of roundings of it."""
 
     def __init__(self, task: PairedTask, importance: NDArray[np.float32] | None) -> None:
+        view = task.rows.output.single
+        assert view is not None  # of an artifact every matrix is one array
         self._task = task
         self._source = task.source.piece(task.row0, task.row1)
-        self._array = task.output.view.array
+        self._view = view
+        self._array = view.array
         self._packing = packing_of(self._array)
         self._importance = importance
         self._floats: NDArray[np.float32] | None = None
@@ -110,7 +113,7 @@ class _Makers:
 
     @property
     def _type(self) -> QuantType | None:
-        return None if self._packing is not None else TYPES.get(self._task.output.view.dtype)
+        return None if self._packing is not None else TYPES.get(self._view.dtype)
 
     @property
     def _is_carried(self) -> bool:
@@ -141,7 +144,7 @@ class _Makers:
         return nbytes, different, first
 
     def _offset(self, index: int) -> int:
-        view = self._task.output.view
+        view = self._view
         row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
         row = view.start // view.shape[1] + self._task.start
         return self._array.offset + row * row_bytes + index
@@ -181,7 +184,7 @@ class _Makers:
             packing = replace(packing, is_carried=self._is_carried and has_codes, may_change=True)
             if origin == SYMMETRIC:
                 packing = replace(packing, type=replace(packing.type, symmetric=True))
-        n_out, start = self._task.output.view.shape[0], self._task.start
+        n_out, start = self._view.shape[0], self._task.start
         try:
             made = packing.pack(source, n_out, start, self._importance, CpuBackend())
         except LayoutError:
@@ -197,7 +200,7 @@ class _Makers:
         if origin != SYMMETRIC or not isinstance(packing, GroupPacking):
             return
         group_type = replace(packing.type, symmetric=True)
-        shape = self._task.output.view.shape
+        shape = self._view.shape
         for suffix, raw in packing.layout.constants(group_type, shape[0], shape[1]).items():
             data = np.frombuffer(raw, np.uint8).reshape(1, -1)
             yield Segment(suffix, data, 0, data.size)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from weightcast.converters.compare.measure import rows_float32
 from weightcast.converters.compare.rows import floats, read_rows
 from weightcast.converters.engine.buffers import slab_buffer
-from weightcast.converters.graph.read import slab_bytes
-from weightcast.converters.graph.view import View
+from weightcast.converters.graph import View
 
 _ROWS: Final = 16
 
@@ -50,7 +49,7 @@ def columns(view: View, first: int, last: int) -> NDArray[np.float32]:
 
 def unscaled(view: View, row0: int, row1: int) -> NDArray[np.float32]:
     """Read rows as float32 [rows, in], int8 codes without their scales."""
-    buffer = memoryview(slab_buffer(slab_bytes(view, row1 - row0)))
+    buffer = memoryview(slab_buffer(view.slab_bytes(row0, row1)))
     slab = read_rows(replace(view, scales=None), row0, row1, buffer)
     if view.dtype == "I8":
         slab = replace(slab, scales=np.ones((1, row1 - row0), np.float32))

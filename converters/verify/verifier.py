@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.compare.rows import Sample
 from weightcast.converters.families import of_architecture
-from weightcast.converters.graph.model import Family, TensorGraph
+from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.sources.detect import container_of
 from weightcast.converters.sources.open import open_family, open_graph
@@ -173,10 +173,7 @@ class _Verifier:
                 self._structure.refused(problem)
                 continue
             if tensor.array.packed is not None or (
-                tensor.array.dtype in TYPES
-                and all(
-                    s.dtype in TYPES or s.scales is not None or s.array.packed for s, _ in views
-                )
+                tensor.array.dtype in TYPES and all(view.is_readable for view, _ in views)
             ):
                 weights.append(tensor)
             elif not _same_bytes(tensor):
@@ -298,5 +295,5 @@ def _same_bytes(held: Held) -> bool:
     """Compare numbers that no kernel reads with the source's, as they are stored."""
     origin = held.source.origin
     if not isinstance(origin, StoredArray):
-        origin = held.views[0][0].array
+        origin = first_array(held.source)
     return origin.dtype == held.array.dtype and _read(origin) == _read(held.array)

@@ -55,7 +55,7 @@ def write_sources(folder: Path) -> Path:
 
 
 def header_of(source: Path) -> Path:
-    return cuda_kernels.include_root(source) / "simd" / "arithmetic.h"
+    return cuda_compile.include_root(source) / "simd" / "arithmetic.h"
 
 
 def forget() -> None:

@@ -11,7 +11,13 @@ from weightcast.converters.families.grok1.hugging_face import CODE, companion_fi
 from weightcast.converters.families.grok1.modules import MODULES
 from weightcast.converters.families.grok1.spec import HYPERPARAMETERS, solve, told_sizes
 from weightcast.converters.families.grok1.tensors import NAMES, ROLES
-from weightcast.converters.graph.model import Card, Example, Family, Quirks, TensorGraph
+from weightcast.converters.graph import (
+    Card,
+    Example,
+    Family,
+    Quirks,
+    TensorGraph,
+)
 
 
 def _notes(graph: TensorGraph, target: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.families.grok1.spec import Grok1Spec, grok1_spec
-from weightcast.converters.graph.model import Spec, TensorGraph
+from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.formats.tokenizer.hugging_face import tokenizer_json
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary
 

@@ -20,7 +20,8 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from weightcast.converters.graph.model import Module, Modules
+from weightcast.converters.graph import Module
+from weightcast.converters.graph.model import Modules
 
 # A layer's attention as vLLM and SGLang have it: the first three are one module.
 FUSED: Final = ("q_proj", "k_proj", "v_proj")

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.graph.dimensions import Dimensions, Number
-from weightcast.converters.graph.model import Hyperparameter, Key, Spec
+from weightcast.converters.graph import Dimensions, Hyperparameter, Key, Number, Spec
 from weightcast.errors import LayoutError
 
 

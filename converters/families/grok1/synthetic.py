@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from weightcast.converters.families.graphs import leaf_places
 from weightcast.converters.families.grok1.spec import RELEASE, ffn_size
 from weightcast.converters.families.grok1.tensors import NAMES, ROLES
-from weightcast.converters.graph.dimensions import Number
-from weightcast.converters.graph.model import Family, Place
+from weightcast.converters.graph import Family, Number, Place
 from weightcast.formats.jax.writer import Part, Payload, array_parts, parts_bytes, quantized_parts
 
 _TENSORS: Final = Family("grok-1", roles=ROLES, names=NAMES)

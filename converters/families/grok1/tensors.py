@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from weightcast.converters.graph.model import Role, Stored
-from weightcast.converters.graph.tensor import transposed
+from weightcast.converters.graph import Role, Stored, transposed
 
 _EMB, _FFN, _Q, _KV, _E = "emb_size", "ffn_size", "q_size", "kv_size", "num_experts"
 _VOCAB = "vocab_size"

@@ -29,8 +29,8 @@ from weightcast.converters.compare.comparison import Comparison, open_sides
 from weightcast.converters.compare.measure import measure_pairs, rows_float32
 from weightcast.converters.compare.pair import open_pair, pair_tensors
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.graph import matrices
 from weightcast.converters.graph.read import load_float32
-from weightcast.converters.graph.view import matrices
 from weightcast.converters.output.overwrite import check_small_target
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type

@@ -24,7 +24,7 @@ from weightcast.converters.engine import executor
 from weightcast.converters.engine.buffers import memory_estimate
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.files.interrupts import ReleaseStack
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.graph import matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Tiling, largest_task
 from weightcast.converters.plan.workers import Workers, choose_workers

@@ -23,10 +23,10 @@ from tests.grok1 import EMBEDDING, places
 from weightcast.commands.text.graph import graph_lines, graph_values
 from weightcast.converters.convert import Summary, prepare
 from weightcast.converters.families.grok1 import forward
+from weightcast.converters.graph import View, matrices
 from weightcast.converters.graph import read as slabs
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import take
-from weightcast.converters.graph.view import View, matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.errors import CheckpointError, FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
