@@ -20,10 +20,10 @@ from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters import convert as conversion
 from weightcast.converters.compare import comparison
-from weightcast.converters.engine.executor import MAX_WORKERS, default_workers
 from weightcast.converters.output.overwrite import check_small_target, taken_places
 from weightcast.converters.output.resume import kept_work
 from weightcast.converters.plan.plan import Plan
+from weightcast.converters.plan.workers import MAX_WORKERS, choose_workers
 from weightcast.converters.report import (
     BASELINES,
     Violation,
@@ -181,8 +181,8 @@ def convert(
     check_applicable(gate, roles, weighted=imatrix is not None)
     violations: list[Violation] = []
     if dry_run:
-        chosen = jobs or default_workers(devices), devices
-        values, lines = plan_values(plan, *chosen), plan_lines(plan, *chosen)
+        workers = choose_workers(jobs, devices)
+        values, lines = plan_values(plan, workers), plan_lines(plan, workers)
     else:
         kept = kept_work(plan) if resume and not quiet else ""
         if kept:

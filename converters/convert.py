@@ -19,6 +19,7 @@ from weightcast.converters.output.disk_space import check_free_space
 from weightcast.converters.output.overwrite import check_small_target, check_targets, taken_places
 from weightcast.converters.output.resume import GOING_ON, NOT_GOING_ON, kept_work
 from weightcast.converters.plan.plan import Plan, make_plan
+from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
 from weightcast.converters.report import (
     Measuring,
@@ -274,13 +275,11 @@ def run(
 
     With `measuring` the summary has a report of the errors, and bundles tell of them.
     """
-    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= executor.MAX_WORKERS):
-        raise RequestError(f"{jobs} jobs; 1 to {executor.MAX_WORKERS} are possible")
+    workers = choose_workers(jobs, devices)
     for output in plan.outputs:
         output.weighing.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
-    workers = jobs or executor.default_workers(devices)
     finish = Finish(plan, jobs, on_progress, measuring)
     try:
         try:
@@ -288,7 +287,6 @@ def run(
                 plan,
                 workers,
                 on_progress,
-                devices,
                 measuring,
                 resume=resume,
                 on_complete=finish,

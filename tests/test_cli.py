@@ -19,7 +19,7 @@ import gguf_files
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from stand_in_devices import Lane, Machine
+from stand_in_devices import Backend, Machine
 from support import GOLDEN
 
 import weightcast
@@ -1043,13 +1043,13 @@ def test_convert_on_devices(
     done = run(*arguments, tmp_path / "b-Q4_K_M.gguf", "--device", "cuda")
     assert (done.code, done.err) == (0, "")
     assert done.out.endswith("GB/s read) on cuda:0 (Stand-in), cuda:1 (Stand-in)\n")
-    assert len(machine.lanes) == 8
+    assert len(machine.backends) == 8
     done = run(*arguments, tmp_path / "c-Q4_K_M.gguf", "--device", "cuda:1", "--json")
     assert json.loads(done.out)["devices"] == ["cuda:1"]
-    assert [lane.device.index for lane in machine.lanes[8:]] == [1] * 4
+    assert [backend.device.index for backend in machine.backends[8:]] == [1] * 4
     done = run(*arguments, tmp_path / "d-Q4_K_M.gguf", "--device", "auto", "--jobs", 3)
     assert (done.code, done.err) == (0, "")
-    assert len(machine.lanes) == 15
+    assert len(machine.backends) == 15
     a, *others = (tmp_path / f"{name}-Q4_K_M.gguf" for name in "abcd")
     assert all(other.read_bytes() == a.read_bytes() for other in others)
     machine.assert_given_back()
@@ -1127,15 +1127,15 @@ def test_dry_run_on_devices(
     assert f"  and {on_each} MiB on each device: cuda:0 (Stand-in), cuda:1 (Stand-in)" in lines
     result = json.loads(run(*arguments, "--json").out)
     assert (result["pinned_bytes"], result["bytes_on_each_device"]) == (0, 0)
-    assert not machine.lanes
+    assert not machine.backends
     assert not machine.pins
 
 
 def test_a_device_that_fails_in_the_middle(
     run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def during(lane: Lane) -> None:
-        if lane.pieces == 2:
+    def during(backend: Backend) -> None:
+        if backend.tasks == 2:
             raise DeviceError("cuda:0: a kernel failed: CUDA_ERROR_LAUNCH_FAILED")
 
     machine = Machine(during=during).install(monkeypatch)
@@ -1150,13 +1150,13 @@ def test_a_device_that_fails_in_the_middle(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_while_a_lane_works(
+def test_interrupted_while_a_backend_works(
     run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """What lanes use is given back when they have finished their pieces."""
+    """What backends use is given back when they have finished their tasks."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 
-    def during(lane: Lane) -> None:
+    def during(backend: Backend) -> None:
         for _ in range(2):
             os.kill(os.getpid(), number)
         time.sleep(0.05)
@@ -1167,17 +1167,17 @@ def test_interrupted_while_a_lane_works(
     assert done.code == 130
     assert "interrupted: nothing incomplete was left behind" in done.err
     assert names(tmp_path) == []
-    assert machine.pieces.total()
+    assert machine.tasks.total()
     machine.assert_given_back()
 
 
 def test_an_impatient_ctrl_c_in_python(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the command line's handlers every Ctrl-C would raise; lanes are waited for."""
+    """Without the command line's handlers every Ctrl-C would raise; backends are waited for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def during(lane: Lane) -> None:
+    def during(backend: Backend) -> None:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)

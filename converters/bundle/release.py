@@ -13,7 +13,7 @@ from pathlib import Path
 
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle.model_card import CardErrors, model_card
-from weightcast.converters.engine.executor import default_workers
+from weightcast.converters.engine.hashing import Digests, FileToHash, hash_files
 from weightcast.converters.files.atomic import write_flushed
 from weightcast.converters.files.bundle_names import (
     CARD,
@@ -25,10 +25,10 @@ from weightcast.converters.files.bundle_names import (
     sha256,
     written_before,
 )
-from weightcast.converters.files.hashing import Digests, FileToHash, hash_files
 from weightcast.converters.files.posix import explained
 from weightcast.converters.output.files import grown_path
 from weightcast.converters.plan.plan import Plan
+from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.targets.target import Output, Request, Target
 from weightcast.errors import FormatError, LayoutError, OutputError
 from weightcast.formats.array import StoredArray
@@ -47,7 +47,7 @@ def earlier_notes(request: Request) -> Iterator[str]:
 
 def make_bundles(
     plan: Plan,
-    workers: int | None = None,
+    jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
     errors: Mapping[int, CardErrors] | None = None,
 ) -> tuple[dict[Path, Path], ...]:
@@ -62,7 +62,7 @@ def make_bundles(
     outputs = [_Contents.of(output) for output in plan.outputs]
     files = [file for contents in outputs for file in contents.files]
     files += [FileToHash(file.path, file.check) for file in plan.inputs.files]
-    digests = hash_files(files, workers or default_workers(), on_progress)
+    digests = hash_files(files, choose_workers(jobs).count, on_progress)
     known = {file.path: found for file, found in zip(files, digests, strict=True)}
     for contents in outputs:
         contents.check_again(known)

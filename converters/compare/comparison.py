@@ -11,8 +11,8 @@ from typing import Any
 
 from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
-from weightcast.converters.engine.executor import default_workers
 from weightcast.converters.graph import TensorGraph, windows
+from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.recipes.decide import is_quantized
 from weightcast.converters.recipes.importance import Weighing, weigh_named
 from weightcast.converters.recipes.recipe import RECIPES
@@ -137,16 +137,16 @@ def measure_sides(
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Comparison:
     """Measure all tensors; `on_progress` gets bytes of `read_bytes`. Raises CheckpointError."""
+    workers = choose_workers(jobs)
     pairing = sides.pairing
     same: list[str] = []
     different: list[str] = []
     for pair in pairing.plain:
         (same if has_same_bytes(pair) else different).append(pair.name)
-    workers = default_workers() if jobs is None else jobs
     measured = measure_pairs(
         pairing.pairs,
         baseline,
-        jobs=workers,
+        jobs=workers.count,
         importance=sides.weighing.rows,
         on_progress=on_progress,
     )

@@ -23,7 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from weightcast.converters.files import bundle_names, page_cache
-from weightcast.converters.files.interrupts import signals_held
+from weightcast.converters.files.interrupts import ignore_signals
 from weightcast.converters.files.names import journal_path, partial_path, replaced_path
 from weightcast.converters.files.posix import (
     allocate,
@@ -135,7 +135,7 @@ class OutputFiles:
         trace: TracebackType | None,
     ) -> None:
         # Nothing can be made of a source that is wrong.
-        with signals_held():
+        with ignore_signals():
             self._close(keep=not isinstance(error, ChangedError | FormatError | LayoutError))
 
     def _create(self, number: int, output: Output) -> None:
@@ -289,7 +289,7 @@ class OutputFiles:
             for fd in self._folder_fds:
                 os.fsync(fd)
             earlier = [_earlier_bundle(output) for output in self._outputs]
-            with signals_held():
+            with ignore_signals():
                 for number, output in enumerate(self._outputs):
                     own = [item for item in self._pending.items() if item[1][0] == number]
                     for partial, (_, path) in own:

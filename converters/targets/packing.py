@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from weightcast.formats.packed.layout import AnyMatrixLayout, MatrixShape, Part, Segment
 from weightcast.formats.packed.regions import rows_in_segments
-from weightcast.quant.backend import Lane, as_matrix
+from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.groups import InexactScaleError
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 from weightcast.quant.metrics import Baseline, Errors
@@ -86,15 +86,15 @@ class Packing:
         n_out: int,
         row0: int,
         importance: NDArray[np.float32] | None,
-        lane: Lane,
+        backend: Backend,
         place: PlaceSegment = as_made,
         baseline: Baseline | None = None,
     ) -> PackedRows:
         """Quantize rows [row0, row0 + rows.n_out) of a matrix and say where their bytes go.
 
         `place` brings segments into the memory that they are written from, and gives them there.
-        What is searched for goes through `lane`; what is only copied, or made of 8-bit floats, is
-        done here. The result is compared with `baseline`, or with nothing. Raises
+        What is searched for goes through `backend`; what is only copied, or made of 8-bit floats,
+        is done here. The result is compared with `baseline`, or with nothing. Raises
         SourceValueError, LayoutError and, on a device, DeviceError.
         """
         if self.keeps_codes:
@@ -104,7 +104,7 @@ class Packing:
                 if not self.allow_requantize:
                     raise
         coding = self.layout.coding
-        made = coding.quantize(rows, self.type, importance, lane, baseline)
+        made = coding.quantize(rows, self.type, importance, backend, baseline)
         shape = self._shape(n_out, rows.n_in)
         segments = tuple(place(segment) for segment in self.layout.pack(made.rows, shape, row0))
         return PackedRows(segments, made.errors, made.counts)

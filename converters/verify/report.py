@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from weightcast.converters.compare.rows import Key
 from weightcast.converters.graph import TensorGraph, stored, stored_as
 from weightcast.converters.report import (
     AppliedRecipe,
@@ -14,7 +15,7 @@ from weightcast.converters.report import (
     build_report,
 )
 from weightcast.converters.targets.target import Target
-from weightcast.converters.verify.content import Key, Tally
+from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.expected import recipe_of
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.structure import Structure
@@ -27,7 +28,7 @@ def errors_report(
     graph: TensorGraph,
     imatrix: ImportanceMatrix | None,
     held: Sequence[Held],
-    tallies: Mapping[Key, Tally],
+    checks: Mapping[Key, MatrixCheck],
 ) -> Report:
     """Report the errors of all tensors; experts that are tensors of their own are one tensor."""
     groups: dict[str, list[int]] = defaultdict(list)
@@ -35,9 +36,9 @@ def errors_report(
         groups[tensor.name if tensor.expert is None else tensor.gguf].append(number)
     tensors = []
     for numbers in groups.values():
-        keys = [key for key in tallies if key[0] in numbers and tallies[key].failure is None]
+        keys = [key for key in checks if key[0] in numbers and checks[key].failure is None]
         if keys:
-            matched, measured = [held[n] for n in numbers], [tallies[k] for k in keys]
+            matched, measured = [held[n] for n in numbers], [checks[k] for k in keys]
             tensors.append(_tensor(graph, structure.target, matched, measured))
     recipe = recipe_of(structure)
     type_name = structure.path.name if recipe is None else recipe.name
@@ -54,7 +55,7 @@ def errors_report(
 
 
 def _tensor(
-    graph: TensorGraph, target: Target, held: Sequence[Held], tallies: Sequence[Tally]
+    graph: TensorGraph, target: Target, held: Sequence[Held], checks: Sequence[MatrixCheck]
 ) -> MeasuredTensor:
     first = held[0]
     types = dict.fromkeys(stored_as(stored(tensor.name, tensor.array)) for tensor in held)
@@ -69,5 +70,5 @@ def _tensor(
         " + ".join(types),
         shape,
         sum(tensor.array.nbytes for tensor in held),
-        tuple(tally.made for tally in tallies),
+        tuple(check.made for check in checks),
     )

@@ -14,14 +14,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.rows import PairedRows, floats
-from weightcast.converters.graph import Slab, View
+from weightcast.converters.compare.rows import floats
+from weightcast.converters.compare.stream import PairedTask
 from weightcast.converters.targets.packing import Packing
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray, read_stored
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import Segment
-from weightcast.quant.backend import ProcessorLane, as_matrix
+from weightcast.quant.backend import CpuBackend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Errors
@@ -35,28 +35,6 @@ _ROUNDED: Final[dict[str, Any]] = {
     "bf16": ml_dtypes.bfloat16,
     "f16": np.float16,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows of a slab of source and artifact, for one worker; `start` is the first in the matrix."""
-
-    rows: PairedRows
-    source: Slab
-    artifact: Slab
-    row0: int
-    row1: int
-
-    @property
-    def start(self) -> int:
-        return self.rows.out0 + self.row0
-
-    @property
-    def view(self) -> View:
-        """The matrix of the artifact, which is one array."""
-        view = self.rows.output.single
-        assert view is not None
-        return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +53,9 @@ class Comparison:
     expected: Errors | None = None
 
 
-def compare(piece: Piece, importance: NDArray[np.float32] | None) -> Comparison:
+def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> Comparison:
     """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
-    made = _Requantized(piece, importance)
+    made = _Requantized(task, importance)
     likest: tuple[int, int | None] | None = None
     for origin in made.origins():
         try:
@@ -99,10 +77,13 @@ def compare(piece: Piece, importance: NDArray[np.float32] | None) -> Comparison:
 class _Requantized:
     """Rows of an artifact, quantized again from each origin."""
 
-    def __init__(self, piece: Piece, importance: NDArray[np.float32] | None) -> None:
-        self._piece = piece
-        self._source = piece.source.piece(piece.row0, piece.row1)
-        self._array = piece.view.array
+    def __init__(self, task: PairedTask, importance: NDArray[np.float32] | None) -> None:
+        view = task.rows.output.single
+        assert view is not None  # of an artifact every matrix is one array
+        self._task = task
+        self._source = task.source.piece(task.row0, task.row1)
+        self._view = view
+        self._array = view.array
         self._packing = packing_of(self._array)
         self._importance = importance
         self._floats: NDArray[np.float32] | None = None
@@ -123,7 +104,7 @@ class _Requantized:
 
     @property
     def _type(self) -> QuantType | None:
-        return None if self._packing is not None else TYPES.get(self._piece.view.dtype)
+        return None if self._packing is not None else TYPES.get(self._view.dtype)
 
     @property
     def _may_keep_codes(self) -> bool:
@@ -133,8 +114,8 @@ class _Requantized:
         if origin in (SOURCE, SYMMETRIC):
             return self._source
         if self._floats is None:
-            piece = self._piece
-            self._floats = floats(piece.source, piece.row0, piece.row1)
+            task = self._task
+            self._floats = floats(task.source, task.row0, task.row1)
         with np.errstate(over="ignore"):
             rounded = self._floats.astype(_ROUNDED[origin]).astype(np.float32)
         n_out, n_in = rounded.shape
@@ -145,7 +126,7 @@ class _Requantized:
         if self._packing is not None:
             nbytes, different, first = self._packed_difference(origin)
         else:
-            there = self._piece.artifact.stored_rows(self._piece.row0, self._piece.row1)
+            there = self._task.output.stored_rows(self._task.row0, self._task.row1)
             unlike = np.flatnonzero(self._rows(origin) != there)
             nbytes, different = there.size, unlike.size
             first = self._offset(int(unlike[0])) if different else None
@@ -153,9 +134,9 @@ class _Requantized:
         return nbytes, different, first
 
     def _offset(self, index: int) -> int:
-        view = self._piece.view
+        view = self._view
         row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
-        row = view.start // view.shape[1] + self._piece.start
+        row = view.start // view.shape[1] + self._task.start
         return self._array.offset + row * row_bytes + index
 
     def _rows(self, origin: str) -> NDArray[np.uint8]:
@@ -190,14 +171,14 @@ class _Requantized:
         has_codes = isinstance(source, Matrix) and source.scales is not None
         keeps_codes = self._may_keep_codes and has_codes
         packing = replace(packing, keeps_codes=keeps_codes, allow_requantize=True)
-        n_out, start = self._piece.view.shape[0], self._piece.start
+        n_out, start = self._view.shape[0], self._task.start
         try:
-            made = packing.pack(source, n_out, start, self._importance, ProcessorLane())
+            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
         except LayoutError:
             if not keeps_codes:
                 raise
             packing = replace(packing, keeps_codes=False)  # groups straddle the source's
-            made = packing.pack(source, n_out, start, self._importance, ProcessorLane())
+            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
         return list(made.segments)
 
     def _packing_for(self, origin: str) -> Packing:
@@ -212,7 +193,7 @@ class _Requantized:
         """Give the zero points of symmetric groups, which do not depend on the weights."""
         if origin != SYMMETRIC:
             return
-        n_out, n_in = self._piece.view.shape
+        n_out, n_in = self._view.shape
         for suffix, raw in self._packing_for(origin).constants(n_out, n_in).items():
             data = np.frombuffer(raw, np.uint8).reshape(1, -1)
             yield Segment(suffix, data, 0, data.size)
@@ -237,7 +218,7 @@ class _Requantized:
             return measure_matrix(matrix, quant_type, self._rows(origin))
         coding, weight_type = self._packing.layout.coding, self._packing.type
         source = as_matrix(self._made_of(origin))
-        made = coding.quantize(source, weight_type, self._importance, ProcessorLane(), None)
+        made = coding.quantize(source, weight_type, self._importance, CpuBackend(), None)
         return measure_matrix(matrix, *coding.values(made.rows, weight_type))
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.compare.rows import Sample
-from weightcast.converters.engine.executor import MAX_WORKERS, default_workers
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Family, TensorGraph, first_array
+from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.report import Report
 from weightcast.converters.sources.detect import container_of
 from weightcast.converters.sources.open import open_family, open_graph
@@ -56,20 +56,19 @@ def verify(
     verified; what is wrong with the artifact are problems of the result.
     """
     path = Path(artifact)
-    _check_request(source, imatrix, sample, jobs)
+    workers = choose_workers(jobs)
+    _check_request(source, imatrix, sample)
     target = TARGETS.get(container_of(path))
     if target is None:
         raise CheckpointError(f"{path}: a checkpoint of shards is a source, no artifact")
-    return _Verifier(path, target, sample, jobs or default_workers(), on_start).run(
+    return _Verifier(path, target, sample, workers.count, on_start).run(
         None if source is None else Path(source),
         None if spec is None else Path(spec),
         None if imatrix is None else read_imatrix(imatrix),
     )
 
 
-def _check_request(source: object, imatrix: object, sample: Sample, jobs: int | None) -> None:
-    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS):
-        raise RequestError(f"{jobs} jobs; 1 to {MAX_WORKERS} are possible")
+def _check_request(source: object, imatrix: object, sample: Sample) -> None:
     if source is None and (imatrix is not None or sample is not None):
         given = "sample" if imatrix is None else "imatrix"
         raise RequestError(f"{given}: of use with a source only")
@@ -235,20 +234,20 @@ class _Verifier:
         self._problems += around.problems
         self._checked += around.checked
         self._unchecked += around.unchecked
-        tallies = check_content(
+        checks = check_content(
             held,
             _importance(layout, held),
             jobs=self._jobs,
             sample=self._sample,
             on_progress=on_progress,
         )
-        found: Judgement = judge(held, tallies, Mistakes(graph, self._structure.target.convention))
+        found: Judgement = judge(held, checks, Mistakes(graph, self._structure.target.convention))
         self._problems += found.problems
         self._notes += found.notes
         self._matrices = found.counts
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
-        return errors_report(self._structure, graph, imatrix, held, tallies)
+        return errors_report(self._structure, graph, imatrix, held, checks)
 
 
 def _importance(layout: Layout, held: Sequence[Held]) -> dict[str, NDArray[np.float32]]:

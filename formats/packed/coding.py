@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.formats.array import RowsInMemory
-from weightcast.quant.backend import Lane
+from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import QuantType, WeightType
@@ -48,7 +48,7 @@ class Coding(Protocol[T_contra, Rows]):
         source: Matrix | Blocks,
         weight_type: T_contra,
         importance: NDArray[np.float32] | None,
-        backend: Lane,
+        backend: Backend,
         baseline: Baseline | None,
     ) -> Quantized[Rows]:
         """Quantize rows and compare them with `baseline`, or with nothing.

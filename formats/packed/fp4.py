@@ -31,7 +31,7 @@ from weightcast.formats.packed.layout import (
     Segment,
     check_parts,
 )
-from weightcast.quant.backend import Lane, as_matrix
+from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Baseline, Errors
@@ -54,7 +54,7 @@ class BlockCoding:
         source: Matrix | Blocks,
         weight_type: QuantType,
         importance: NDArray[np.float32] | None,
-        backend: Lane,
+        backend: Backend,
         baseline: Baseline | None,
     ) -> Quantized[NDArray[np.uint8]]:
         row_bytes = weight_type.row_bytes(source.n_in)

@@ -25,7 +25,7 @@ from weightcast.formats.packed.codes import rows_of
 from weightcast.formats.packed.coding import ENCODED, NO_CODES, Quantized
 from weightcast.formats.packed.find import ModuleTensors
 from weightcast.formats.packed.layout import MatrixShape, Part, Segment, check_parts
-from weightcast.quant.backend import Lane, as_matrix
+from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Baseline, Errors
@@ -56,7 +56,7 @@ class Fp8Coding:
         source: Matrix | Blocks,
         weight_type: Fp8Type,
         importance: NDArray[np.float32] | None,
-        backend: Lane,
+        backend: Backend,
         baseline: Baseline | None,
     ) -> Quantized[Fp8Rows]:
         matrix = as_matrix(source)

@@ -17,7 +17,7 @@ from weightcast.formats.packed.layout import (
     MatrixShape,
     check_array,
 )
-from weightcast.quant.backend import Lane
+from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 from weightcast.quant.groups import (
     Groups,
@@ -43,7 +43,7 @@ class GroupCoding:
         source: Matrix | Blocks,
         weight_type: GroupType,
         importance: NDArray[np.float32] | None,
-        backend: Lane,
+        backend: Backend,
         baseline: Baseline | None,
     ) -> Quantized[Groups]:
         errors = None

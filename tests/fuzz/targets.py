@@ -19,8 +19,8 @@ from tests.fuzz import pickle_oracle
 from tests.fuzz.inputs import write_files
 from tests.grok1 import read_spec
 from weightcast.commands.text.graph import graph_lines, graph_values
+from weightcast.converters.engine.hashing import FileToHash
 from weightcast.converters.families.grok1.spec import RELEASE, solve, told_sizes
-from weightcast.converters.files.hashing import FileToHash
 from weightcast.converters.graph.dimensions import Dimensions
 from weightcast.converters.output import journal
 from weightcast.converters.output.fingerprint import what_changed

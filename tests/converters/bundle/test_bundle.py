@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ from weightcast.converters import convert
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle import release as bundle
 from weightcast.converters.bundle.model_card import CardErrors
-from weightcast.converters.engine import executor
-from weightcast.converters.files import hashing
+from weightcast.converters.engine import executor, hashing, stream
 from weightcast.converters.files.bundle_names import NAMES, BundlePaths, written_before
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.output import files as output_files
@@ -288,13 +288,20 @@ def test_a_source_that_changes_is_found(
 def test_ctrl_c_while_files_are_hashed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(hashing.SimpleQueue):  # type: ignore[type-arg]
+    class Interrupted(stream.SimpleQueue):  # type: ignore[type-arg]
         def get(self, *arguments: Any) -> Any:
-            raise KeyboardInterrupt
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().get(*arguments)
+
+    def hash_files(*arguments: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(stream, "SimpleQueue", Interrupted)
+            return hashing.hash_files(*arguments)
 
     outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
     with monkeypatch.context() as patched:
-        patched.setattr(hashing, "SimpleQueue", Interrupted)
+        patched.setattr(bundle, "hash_files", hash_files)
         with pytest.raises(KeyboardInterrupt):
             make(tiny, *outputs)
     grown = [".m-F16.gguf.journal", ".m-F16.gguf.partial", ".m-bf16.journal", ".m-bf16.partial"]

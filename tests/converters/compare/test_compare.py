@@ -32,6 +32,7 @@ from weightcast.converters.families.grok1.synthetic import tiny_spec, write_chec
 from weightcast.converters.graph import matrices
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.output.overwrite import check_small_target
+from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.converters.report import read_report, write_report
 from weightcast.converters.targets.types import shapes_of
@@ -249,7 +250,7 @@ def test_workers_and_slabs_change_no_bit(
     alone = numbers(1)
     assert numbers(3) == alone
     monkeypatch.setattr(paired_rows, "SLAB_BYTES", 40_000)
-    monkeypatch.setattr(measure, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 20_000)
     assert numbers(3) == alone
 
 

@@ -249,7 +249,7 @@ def test_numbers_do_not_depend_on_who_works(
 
     whole = made("whole", jobs=1)
     monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)
-    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     assert made("cut", jobs=3) == whole
 
 

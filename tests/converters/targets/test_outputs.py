@@ -173,7 +173,7 @@ def test_bytes_do_not_depend_on_workers_slabs_or_company(
         convert(tiny, tmp_path / "alone" / name, jobs=1)
     # Slabs of a few columns, pieces of a few rows: gathered reads and many seams.
     monkeypatch.setattr(memory, "SLAB_BYTES", 20_000)
-    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     convert(tiny, *(tmp_path / "together" / name for name in names), jobs=5)
     files = [p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.*")]
     assert len([f for f in files if f.suffix in (".gguf", ".safetensors")]) == 3

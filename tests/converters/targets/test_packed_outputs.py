@@ -23,7 +23,7 @@ from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.types import shapes_of
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape
-from weightcast.quant.backend import ProcessorLane
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import BlockCounts, Matrix
 from weightcast.quant.groups import Groups, dequantize_groups
 from weightcast.quant.types import GroupType
@@ -114,7 +114,7 @@ def test_bytes_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.Monk
 
     whole = made(tmp_path / "whole", jobs=1)
     monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)
-    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     assert made(tmp_path / "cut", jobs=3) == whole
 
 
@@ -192,8 +192,8 @@ def test_scales_that_do_not_fit() -> None:
     matrix = Matrix(codes.reshape(-1), "I8", 2, 128, 128, 1, scales=scales)
     packing = Packing(LAYOUTS["weightcast"], GroupType(8, 128), keeps_codes=True)
     with pytest.raises(weightcast.LayoutError, match=r"\[0, 0\]"):
-        packing.pack(matrix, 2, 0, None, ProcessorLane())
-    changed = replace(packing, allow_requantize=True).pack(matrix, 2, 0, None, ProcessorLane())
+        packing.pack(matrix, 2, 0, None, CpuBackend())
+    changed = replace(packing, allow_requantize=True).pack(matrix, 2, 0, None, CpuBackend())
     assert changed.counts == BlockCounts(requantized=2)
     parts = {segment.suffix for segment in changed.segments}
     assert parts == {part.suffix for part in packing.parts(2, 128)}

@@ -17,7 +17,7 @@ from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import BLOCKS, FP4_LAYOUTS
 from weightcast.formats.packed.fp8 import FP8, FP8_LAYOUT, Fp8Rows, dequantize_fp8, quantize_fp8
 from weightcast.formats.packed.layout import MatrixShape, Scheme
-from weightcast.quant.backend import ProcessorLane
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import Matrix
 from weightcast.quant.types import MXFP4, Fp8Type
 
@@ -152,7 +152,7 @@ def test_floats_hold_no_int8_codes(coding, weight_type):
     matrix = Matrix(np.zeros(64, np.float32), "F32", 1, 64, 64, 1)
     with pytest.raises(LayoutError, match=rf"^{weight_type.label} holds no int8 codes: quantize"):
         coding.carry(matrix, weight_type)
-    rows = coding.quantize(matrix, weight_type, None, ProcessorLane(), None).rows
+    rows = coding.quantize(matrix, weight_type, None, CpuBackend(), None).rows
     with pytest.raises(LayoutError, match=rf"^{weight_type.label} holds no int8 codes: quantize"):
         coding.check_carried(matrix, rows, weight_type)
 
