@@ -27,13 +27,14 @@ from weightcast import cli
 from weightcast.commands import progress
 from weightcast.converters import convert as conversion
 from weightcast.converters.bundle import release as bundle
-from weightcast.converters.compare import pair as pairing
+from weightcast.converters.compare import measure
 from weightcast.converters.engine import executor
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.graph.view import first_array
 from weightcast.converters.output import files as output_files
 from weightcast.converters.output.disk_space import DiskSpace, disk_space
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import DeviceError, OutputError
 from weightcast.formats.jax.arrays import read_pickle
 
@@ -360,7 +361,7 @@ def test_ctrl_c_in_the_first_moment(number: int) -> None:
         "main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, "inspect", "."], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "started\n", "interrupted\n")
 
@@ -505,7 +506,7 @@ def test_progress_does_not_count_what_an_interrupted_run_finished(
 
 def test_disk_space_is_summed_per_file_system(tiny: Path, tmp_path: Path) -> None:
     plan = conversion.prepare(
-        tiny, [tmp_path / "a-F16.gguf", tmp_path / "b-F16.gguf"], no_tokenizer=True
+        tiny, [tmp_path / "a-F16.gguf", tmp_path / "b-F16.gguf"], ConvertOptions(no_tokenizer=True)
     )
     (space,) = disk_space(plan.outputs)
     assert isinstance(space, DiskSpace)
@@ -711,7 +712,7 @@ def test_a_file_that_was_renamed_while_it_was_locked_is_not_touched(
         real(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    plan = conversion.prepare(tiny, [final], no_tokenizer=True)
+    plan = conversion.prepare(tiny, [final], ConvertOptions(no_tokenizer=True))
     with output_files.OutputFiles(plan):
         assert final.read_bytes() == b"finished by another"
     assert len(calls) == 2
@@ -1300,7 +1301,7 @@ def test_compare_interrupted(
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
 
-    monkeypatch.setattr(pairing, "measure_rows", stop)
+    monkeypatch.setattr(measure, "measure_rows", stop)
     done = run("compare", tiny, converted / "a-F32.gguf")
     assert done.code == 130
     assert done.out == ""

@@ -1,4 +1,4 @@
-"""Describe a graph: what `inspect` prints."""
+"""Describe a graph: the lines that `inspect` prints, and its JSON values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LAYER: Final = re.compile(r"^(transformer/decoder_layer_[0-9]+/|([a-z]+\.)?blk\
 
 
 def graph_values(graph: TensorGraph[Spec], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """A graph as JSON values."""
+    """Describe a graph as JSON values."""
     return {
         "family": graph.family,
         "source": graph.source,
@@ -59,7 +59,7 @@ def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
 def graph_lines(
     graph: TensorGraph[Spec], notes: Sequence[str] = (), *, all_tensors: bool
 ) -> Iterator[str]:
-    """A graph for reading: a line for each kind of tensor, or for each tensor."""
+    """Describe a graph for reading: a line for each kind of tensor, or for each tensor."""
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
     yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
@@ -84,7 +84,7 @@ def graph_lines(
 
 
 def _value_text(value: Any) -> str:
-    """A hyperparameter, or metadata: numbers in a column, the rest in short."""
+    """Show a hyperparameter or metadata: numbers in a column, the rest in short."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:>17}"
     if isinstance(value, dict):

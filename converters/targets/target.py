@@ -16,6 +16,7 @@ from weightcast.converters.recipes.decide import Decision, Override
 from weightcast.converters.recipes.importance import Weighing
 from weightcast.converters.recipes.recipe import Recipe
 from weightcast.converters.recipes.weight_types import DirectoryType, WeightType, type_label
+from weightcast.converters.sources.options import Form
 from weightcast.converters.targets.packing import Packing
 from weightcast.formats.array import Layout
 from weightcast.formats.gguf import read as gguf
@@ -43,6 +44,13 @@ class Request:
         """What was asked for, as the name of the output says it."""
         packed = self.directory is not None and self.directory.is_packed
         return self.directory.name if self.directory and packed else self.recipe.name
+
+    @property
+    def form(self) -> Form:
+        """The form of the output, which decides what options are of use."""
+        if self.kind == "gguf":
+            return "gguf"
+        return "packed" if self.directory is not None and self.directory.is_packed else "plain"
 
     def that_may_change(self) -> Request:
         """The same, but int8 codes that cannot be carried unchanged are quantized anew."""
