@@ -64,6 +64,8 @@ def test_contraction_to_fma_is_noticed(tmp_path):
 
 
 def test_import_runs_it():
-    code = "from weightcast.quant.cpu import library as l; l.load(); print(l.check_build.cache_info())"
+    code = (
+        "from weightcast.quant.cpu import library as l; l.load(); print(l.check_build.cache_info())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"misses={sum(not t.has_grid for t in TYPES.values())}" in done.stdout

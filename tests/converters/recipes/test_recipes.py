@@ -12,10 +12,10 @@ import pytest
 from support import DATA
 
 from weightcast.converters.families.grok1.tensors import places
-from weightcast.converters.recipes import decide
 from weightcast.converters.recipes.decide import (
     Decision,
     Override,
+    decide,
     facts_from_metadata,
     is_quantized,
 )

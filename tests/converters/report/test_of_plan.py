@@ -28,11 +28,12 @@ from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.converters.report.limits import METRICS, Limit, check_limits, parse_limit
 from weightcast.converters.report.measured import tensor_kind
+from weightcast.converters.sources.open import open_carried
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.quant.types import TYPES
 
 WIDE = GOLDEN / "wide"
-SCHEMA = json.loads((DATA.parents[2] / "docs" / "report.schema.json").read_text())
+SCHEMA = json.loads((DATA.parents[1] / "docs" / "report.schema.json").read_text())
 CLOSE = 1e-9
 MAIN = [sys.executable, "-c", "from weightcast.cli import main; main()"]
 WEIGHTS = r"blk.*(attn_[qkv]|attn_output|_exps)\.weight|token_embd"
@@ -126,7 +127,7 @@ def importance_of(imatrix: Path, name: str, planes: int) -> NDArray[np.float32] 
 def test_every_type(type_name: str, tmp_path: Path, exact: Any, imatrix: Path) -> None:
     path = tmp_path / "m-F32.gguf"
     values = convert(WIDE, path, tensor_types=[f"{WEIGHTS}={type_name}"], imatrix=imatrix, jobs=2)
-    stored = weightcast.converters.sources.open.open_carried(path)
+    stored = open_carried(path)
     assert stored is not None
     (output,) = values["outputs"]
     assert [tensor["name"] for tensor in output["tensors"]] == list(stored)

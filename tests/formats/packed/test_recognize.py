@@ -12,7 +12,7 @@ from packed import assemble, pack_whole, random_groups
 import weightcast
 from weightcast.errors import FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
-from weightcast.formats.packed import LAYOUTS
+from weightcast.formats.packed import LAYOUTS, fp8
 from weightcast.formats.packed.config import compressed_tensors_config
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
 from weightcast.formats.packed.layout import NUMPY_DTYPES, Fp8Type, Scheme
@@ -103,10 +103,10 @@ def test_a_mixed_directory(index):
         blocks = weightcast.quantize(weights, name)
         segments = layout.pack(blocks, 8, 128, 0)
         arrays |= named(name, assemble(layout.parts(8, 128), segments, layout.constants()))
-    fp8 = Fp8Type()
-    segments = fp8.pack(weights, fp8, 8, 128, 0)
-    arrays |= named("fp8", assemble(fp8.parts(fp8, 8, 128), segments, {}))
-    every = [*types.values(), *(layout.type for layout in FP4_LAYOUTS.values()), fp8]
+    fp8_type = Fp8Type()
+    segments = fp8.pack(weights, fp8_type, 8, 128, 0)
+    arrays |= named("fp8", assemble(fp8.parts(fp8_type, 8, 128), segments, {}))
+    every = [*types.values(), *(layout.type for layout in FP4_LAYOUTS.values()), fp8_type]
     config = compressed_tensors_config([Scheme((str(n),), t) for n, t in enumerate(every)])
     found = recognize(config, index(arrays))
     assert {name: (m.layout, m.type) for name, m in found.items()} == {
@@ -114,20 +114,20 @@ def test_a_mixed_directory(index):
         "b": ("compressed-tensors", types["b"]),
         "MXFP4": ("mxfp4-pack-quantized", FP4_LAYOUTS["MXFP4"].type),
         "NVFP4": ("nvfp4-pack-quantized", FP4_LAYOUTS["NVFP4"].type),
-        "fp8": ("float-quantized", fp8),
+        "fp8": ("float-quantized", fp8_type),
     }
     assert all((m.n_out, m.n_in) == (8, 128) for m in found.values())
 
 
 @pytest.mark.parametrize("shape", [(256, 384), (100, 300), (100, 100)])
 def test_fp8_in_blocks(shape, index):
-    fp8 = Fp8Type(128)
+    fp8_type = Fp8Type(128)
     weights = np.random.default_rng(1).standard_normal(shape, np.float32)
-    segments = fp8.pack(weights, fp8, *shape, 0)
-    arrays = index(named("m", assemble(fp8.parts(fp8, *shape), segments, {})))
-    config = compressed_tensors_config([Scheme(LINEAR, fp8)])
+    segments = fp8.pack(weights, fp8_type, *shape, 0)
+    arrays = index(named("m", assemble(fp8.parts(fp8_type, *shape), segments, {})))
+    config = compressed_tensors_config([Scheme(LINEAR, fp8_type)])
     found = recognize(config, arrays)["m"]
-    assert (found.type, found.n_out, found.n_in) == (fp8, *shape)
+    assert (found.type, found.n_out, found.n_in) == (fp8_type, *shape)
     config["config_groups"]["group_0"]["weights"]["block_structure"] = [128, 64]
     with pytest.raises(LayoutError, match=r"^m: its block_structure is not a single square"):
         recognize(config, arrays)
