@@ -29,7 +29,7 @@ from weightcast.converters.report.schema import parse_report
 from weightcast.converters.sources.inputs import Inputs, list_inputs
 from weightcast.converters.sources.options import ConvertOptions, Form, parse_size
 from weightcast.converters.targets.gguf_copy import check_requantized
-from weightcast.converters.targets.lay_out import Told, lay_out_all
+from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.names import parse_output, with_rules
 from weightcast.converters.targets.target import Output, Request
 from weightcast.errors import ChangedError, CheckpointError, RequestError, TakenError
@@ -219,8 +219,7 @@ def prepare(
     _check_useful(options, requests)
     importance = None if options.imatrix is None else read_imatrix(options.imatrix)
     split_bytes = 0 if options.split is None else parse_size(str(options.split))
-    told = Told(options.spec, options.tokenizer, options.no_tokenizer)
-    graph, planned = lay_out_all(Path(source), requests, told, split_bytes, importance)
+    graph, planned = lay_out_all(Path(source), requests, options.source, split_bytes, importance)
     if not options.allow_requantize:
         check_requantized(planned)
     inputs = _inputs(Path(source), graph, planned, options)

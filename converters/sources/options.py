@@ -104,6 +104,15 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """The options that say how to read a Grok-1, beside where it lies."""
+
+    spec: str | Path | None = None
+    tokenizer: str | Path | None = None
+    no_tokenizer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ConvertOptions:
     """The options of a conversion, as the caller gave them; the rows are in the order of help.
 
@@ -301,6 +310,11 @@ class ConvertOptions:
     def is_given(self, row: Row) -> bool:
         """Tell whether an option has another value than no value at all."""
         return bool(getattr(self, row.name))
+
+    @property
+    def source(self) -> SourceOptions:
+        """The options that say how to read the source."""
+        return SourceOptions(self.spec, self.tokenizer, self.no_tokenizer)
 
     @property
     def files(self) -> dict[str, str | Path | None]:
