@@ -112,7 +112,7 @@ class Conversion:
 
     @property
     def workers(self) -> int:
-        """The number of workers that will run."""
+        """Count the workers that will run."""
         return self.options.jobs or executor.default_workers(self.devices)
 
     def run(self, on_progress: Callable[[int], None] = lambda nbytes: None) -> Summary:

@@ -308,7 +308,7 @@ class ConvertOptions:
         return row.option.recorded(getattr(self, row.name))
 
     def is_given(self, row: Row) -> bool:
-        """Tell whether an option has another value than no value at all."""
+        """Tell whether an option has a value at all, or is on."""
         return bool(getattr(self, row.name))
 
     @property

@@ -6,11 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
-import gguf_files
 import numpy as np
 import pytest
-from command_line import Done
 
+from tests import gguf_files
+from tests.commands.command_line import Done
 from weightcast import cli
 
 

@@ -9,11 +9,11 @@ import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import gguf_files
 import numpy as np
 import pytest
-from command_line import names
 
+from tests import gguf_files
+from tests.commands.command_line import names
 from weightcast import cli
 from weightcast.commands import COMMANDS
 

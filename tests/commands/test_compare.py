@@ -9,11 +9,11 @@ import signal
 import time
 from pathlib import Path
 
-import gguf_files
 import pytest
-from command_line import names
 
 import weightcast
+from tests import gguf_files
+from tests.commands.command_line import names
 from weightcast.converters.compare import measure
 
 

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import names
 
 import weightcast
+from tests.commands.command_line import names
 from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output.disk_space import DiskSpace, disk_space

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import growing, names
-from stand_in_devices import Lane, Machine
 
 import weightcast
+from tests.commands.command_line import growing, names
+from tests.stand_in_devices import Lane, Machine
 from weightcast.converters import convert as conversion
 from weightcast.converters.output import files as output_files
 from weightcast.errors import DeviceError

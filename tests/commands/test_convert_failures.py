@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import damaged, growing, names
 
 import weightcast
+from tests.commands.command_line import damaged, growing, names
 from weightcast.converters.bundle import release as bundle
 from weightcast.converters.engine import executor
 from weightcast.converters.files.names import partial_path

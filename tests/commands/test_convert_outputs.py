@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import damaged, growing, names
-from support import GOLDEN
 
 import weightcast
+from tests.commands.command_line import damaged, growing, names
+from tests.support import GOLDEN
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import executor
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint

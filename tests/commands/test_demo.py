@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from command_line import names
+from tests.commands.command_line import names
 
 
 def test_the_demo_runs_and_agrees(run) -> None:

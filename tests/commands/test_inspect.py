@@ -7,13 +7,13 @@ import json
 import os
 from pathlib import Path
 
-import gguf_files
 import numpy as np
 import pytest
-from command_line import damaged, names
 from safetensors.numpy import save
 
 import weightcast
+from tests import gguf_files
+from tests.commands.command_line import damaged, names
 
 
 def test_bad_input_is_one_line_and_exit_1(run, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from support import GOLDEN
+from tests.support import GOLDEN
 
 
 class Done:
