@@ -30,15 +30,9 @@ from weightcast.converters.sources.open import open_grok1
 from weightcast.errors import CheckpointError, OutputError
 
 _SEED: Final = 20
-
-
 _SEQUENCES, _POSITIONS = 4, 24
-
-
 # Where two experts are closer than this, rounding decides between them, in any implementation.
 _ROUTING_MARGIN: Final = 5e-3
-
-
 _TRIES: Final = 50
 
 

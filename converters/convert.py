@@ -95,8 +95,6 @@ class Summary:
 
 
 _DEFAULTS: Final = ConvertOptions()
-
-
 # The forms of outputs, as messages call them.
 _FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
 

@@ -15,8 +15,6 @@ from weightcast.quant.types import QuantType
 
 # weightcast_moments in kernels/weightcast.h, which says what each is.
 ERROR_BINS: Final = 32
-
-
 MOMENTS: Final = np.dtype(
     [
         ("error_squares", np.float64),
@@ -33,8 +31,6 @@ MOMENTS: Final = np.dtype(
         ("histogram", np.int32, (ERROR_BINS,)),
     ]
 )
-
-
 RUN: Final = 32  # weights along `in`
 
 

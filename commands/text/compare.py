@@ -19,11 +19,7 @@ from weightcast.converters.report.text import (
 from weightcast.text import count, some
 
 _WORST = 5
-
-
 _HEADERS = ("SQNR", "relative RMS", "cosine", "largest error")
-
-
 _WEIGHED = ("weighed SQNR", "weighed RMS")
 
 

@@ -28,14 +28,8 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.text import count, in_code, one_line
 
 BASE_MODEL: Final = "xai-org/grok-1"
-
-
 _NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
-
-
 _LICENSE_KEY: Final = "general.license"
-
-
 # How model hubs write licences; anything else in metadata is left out.
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 

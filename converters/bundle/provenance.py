@@ -24,17 +24,9 @@ from weightcast.errors import RequestError
 from weightcast.formats.array import StoredArray
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-
-
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
-
-
 BUILDER: Final = "urn:weightcast:command-line"
-
-
 TENSORS_SCHEMA: Final = "urn:weightcast:tensors:v1"
-
-
 _DATE_VARIABLE: Final = "SOURCE_DATE_EPOCH"
 
 

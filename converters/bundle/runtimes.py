@@ -17,8 +17,6 @@ from weightcast.text import in_code
 
 # How notes begin that say of a runtime why not.
 _REFUSALS: Final = ("cannot load this: ", "cannot run this model: ", "will be wrong: ")
-
-
 # What vLLM's kernels for experts take: groups of 256, or a scale a row.
 _VLLM_INT8_GROUPS: Final = (256, 0)
 

@@ -29,8 +29,6 @@ from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import F32, TYPES, QuantType
 
 Sample = int | float | None
-
-
 # Rows of a sample come in runs: the cache lines of int8 columns, 64 of them side by side.
 RUN_ROWS: Final = 64
 

@@ -54,12 +54,8 @@ from weightcast.quant.types import BF16, F32, TYPES
 
 # One copies in, one computes, one copies out, one writes.
 WORKERS_PER_DEVICE: Final = 4
-
-
 # More would only wait for each other.
 MAX_WORKERS: Final = 512
-
-
 Counts = dict[tuple[int, str], BlockCounts]
 
 

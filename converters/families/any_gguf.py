@@ -19,20 +19,12 @@ from weightcast.formats.gguf.read import SPLIT_KEYS, GGUFIndex
 from weightcast.text import shown
 
 ARCHITECTURE_KEY: Final = "general.architecture"
-
-
 # Longer arrays are named by type and length only.
 _MAX_LISTED = 16
-
-
 # A tensor of three axes is a stack of experts; larger stacks than this are none.
 _MAX_EXPERTS = 4096
-
-
 # Rows of 16 MiB as float32: longer ones are cut, so that a piece of work stays small.
 _MAX_ROW_ELEMENTS = 1 << 22
-
-
 # Every type's blocks divide this.
 _LARGEST_BLOCK = 256
 

@@ -17,20 +17,10 @@ from weightcast.formats.reading import MAX_JSON_BYTES, read_small
 
 # docs/bundle.md says what a statement of this type holds.
 BUILD_TYPE: Final = "urn:weightcast:convert:v1"
-
-
 STATEMENT: Final = "intoto.json"
-
-
 TENSORS: Final = "tensors.json"
-
-
 CARD: Final = "README.md"
-
-
 SUMS: Final = "SHA256SUMS"
-
-
 # In the order of writing: the statement tells whether the next two are those that it speaks of, and
 # a bundle is complete when the sums are there.
 NAMES: Final = (STATEMENT, TENSORS, CARD, SUMS)

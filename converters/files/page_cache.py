@@ -16,12 +16,8 @@ from typing import Final
 
 # What a container may take, its page cache included: a number, or "max".
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
-
-
 # Smaller runs leave what they read and wrote there, for the next one.
 _SHARE_OF_MEMORY: Final = 4
-
-
 # Long enough for the disk to take it: only what has arrived can be forgotten.
 _BEHIND_BYTES: Final = 256 << 20
 

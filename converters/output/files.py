@@ -53,8 +53,6 @@ _OWN_NAMES: Final = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
     r"|(configuration|modeling)_grok1\.py|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
-
-
 # Of a bundle that was being written when its conversion was killed.
 _OWN_PARTIALS: Final = {f".{name}.partial" for name in bundle_names.NAMES}
 

@@ -19,8 +19,6 @@ from weightcast.converters.targets.target import Output
 from weightcast.errors import CheckpointError
 
 _READ_BYTES: Final = 1 << 20
-
-
 _NO_OPTIONS: Final = ConvertOptions()
 
 

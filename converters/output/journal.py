@@ -34,15 +34,9 @@ from weightcast.errors import OutputError
 from weightcast.quant.cpu.library import BlockCounts
 
 _VERSION: Final = 1
-
-
 # A machine that goes down loses so much work; the disk is not asked to flush more often.
 _FLUSH_SECONDS: Final = 5.0
-
-
 _READ_BYTES: Final = 4 << 20
-
-
 # What the bytes of an output depend on, as JSON values; see fingerprint.py.
 Fingerprint = dict[str, Any]
 

@@ -16,11 +16,7 @@ from weightcast.converters.report.collector import Measuring, matrix_errors
 from weightcast.quant.cpu.library import BlockCounts
 
 GOING_ON: Final = "the same command goes on, --no-resume starts over"
-
-
 NOT_GOING_ON: Final = "the same command without --no-resume goes on"
-
-
 _Matrix = tuple[int, str, int | None]
 
 

@@ -16,30 +16,16 @@ from weightcast.errors import RequestError
 
 # One expert of the release: read as a whole, so that shards are read front to back.
 SLAB_BYTES: Final = 192 << 20
-
-
 # One expert of the release with its scales, a byte a weight; or two with half a byte.
 STAGED_BYTES: Final = 224 << 20
-
-
 PIECE_BYTES: Final = 8 << 20
-
-
 # Pieces of all workers together, so that memory does not grow with the number of cores.
 MAX_PIECES_BYTES: Final = 64 << 20
-
-
 # A device has thousands of threads to fill, and starts a piece in some microseconds.
 DEVICE_PIECE_BYTES: Final = 32 << 20
-
-
 MAX_DEVICE_PIECES_BYTES: Final = 1 << 30
-
-
 # Stacks of threads, and what Python needs when the plan is there already.
 _RESERVE_BYTES: Final = 48 << 20
-
-
 # With less of it pieces are rows, and reading them takes longer than making them.
 _LEAST_BUFFER_BYTES: Final = 32 << 20
 

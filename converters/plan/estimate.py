@@ -31,28 +31,14 @@ from weightcast.quant.types import F32, I8
 
 # Read at this many places of the source, so much at each: the system reads ahead.
 _PLACES: Final = 8
-
-
 _PLACE_BYTES: Final = 32 << 20
-
-
 _READ_BYTES: Final = 8 << 20
-
-
 # The most that is spent on the disk, and so much work of each kind is enough.
 _DISK_SECONDS: Final = 0.4
-
-
 _WORK_SECONDS: Final = 0.005
-
-
 # Multiples of all groups and squares.
 _MOST_IN: Final = 4096
-
-
 _ROWS: Final = (128, 1024)
-
-
 # Bytes a second that the system itself copies out of and into its cache, on one core, where it has
 # to find new pages and where it has used ones: rough, of the right size for the CPU time of
 # conversions to Q8_0.

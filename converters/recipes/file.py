@@ -32,12 +32,8 @@ else:
 
 # A rule for every tensor of a large model takes 0.1 MB.
 MAX_RECIPE_BYTES: Final = 1 << 18
-
-
 # tomllib's memory grows with the square of the dots in a key.
 _MAX_LINE_BYTES: Final = 1000
-
-
 _MAX_PATTERN: Final = 1000
 
 

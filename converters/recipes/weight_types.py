@@ -20,54 +20,32 @@ from weightcast.quant.types import BF16, FLOAT_TYPES, MXFP4, NVFP4, TYPES, Quant
 from weightcast.text import shown
 
 WeightType = QuantType | GroupType | Fp8Type
-
-
 COMPRESSED_TENSORS: Final = "compressed-tensors"
-
-
 WEIGHTCAST: Final = "weightcast"
-
-
 PLAIN: Final = "plain"
-
-
 _FLOATS: Final = tuple(quant_type.name.lower() for quant_type in reversed(FLOAT_TYPES))
-
-
 # Powers of two, as what layouts pack together: pieces fit both.
 _GROUP_SIZES: Final = {"g32": 32, "g64": 64, "g128": 128, "g256": 256, "channel": 0}
-
-
 _LAYOUTS: Final = {"gptq": "gptq", "gptq_v2": "gptq_v2", "awq": "awq", "weightcast": WEIGHTCAST}
-
-
 _INTEGERS: Final = re.compile(
     r"(?P<before>weightcast-)?int(?P<bits>[48])(?:-(?P<size>g32|g64|g128|g256|channel))?"
     r"(?:-(?P<asymmetric>asym))?(?:-(?P<layout>gptq_v2|gptq|awq|weightcast))?"
 )
-
-
 _OTHERS: Final[dict[str, WeightType]] = {
     "mxfp4": MXFP4,
     "nvfp4": NVFP4,
     "fp8": Fp8Type(),
     "fp8-block": Fp8Type(128),
 }
-
-
 # What a directory's name may end in, longest first: "-awq" alone says nothing.
 _ENDING: Final = re.compile(
     rf"(?:^|[-._])(?P<type>{_INTEGERS.pattern}|fp8-block|fp8|mxfp4|nvfp4|{'|'.join(_FLOATS)})$",
     re.IGNORECASE,
 )
-
-
 KNOWN: Final = (
     "bf16, f16, f32, int8, int8-gptq, int4-g128 (g32, g64, channel; then -asym, then -gptq, "
     "-gptq_v2, -awq or -weightcast), mxfp4, nvfp4, fp8, fp8-block"
 )
-
-
 KNOWN_IN_RULES: Final = (
     "bf16, f16, f32, int8-g128, int4-g128 (g32, g64, g256, channel; then -asym), mxfp4, nvfp4, "
     "fp8, fp8-block"

@@ -19,11 +19,7 @@ from weightcast.errors import RequestError
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, merged, of_moments
 
 WORST_ROWS: Final = 8
-
-
 BASELINES: Final = {baseline.name.lower(): baseline for baseline in Baseline}
-
-
 _Key = TypeVar("_Key", bound=Hashable)
 
 

@@ -19,15 +19,9 @@ from weightcast.converters.report.schema import KindErrors, Metrics, Report, Ten
 from weightcast.errors import CheckpointError
 
 _TEMPLATE: Final = Path(__file__).with_name("template")
-
-
 # What the scripts are made of, concatenated in this order.
 _SCRIPTS: Final = ("data.js", "charts.js", "table.js", "page.js")
-
-
 _DIGITS: Final = 6
-
-
 _Json = dict[str, Any]
 
 

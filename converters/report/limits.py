@@ -22,11 +22,7 @@ class Metric:
 
 
 _SIZE: Final = Metric(False, least=0)
-
-
 _SHARE_LOST: Final = Metric(False, least=0, most=1)
-
-
 # Metrics of docs/report.schema.json. The mean error is gated by its size, whatever its sign.
 METRICS: Final = {
     "relative_rms": _SIZE,
@@ -41,11 +37,7 @@ METRICS: Final = {
     "weighted.relative_rms": _SIZE,
     "weighted.sqnr_db": Metric(True),
 }
-
-
 TOTAL: Final = "total"
-
-
 _LIMIT: Final = re.compile(
     r"(?:(?P<kind>[^:=]+):)?(?P<metric>[a-z_.]+)=(?P<limit>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)",
     re.IGNORECASE,

@@ -27,8 +27,6 @@ from weightcast.converters.report.text import (
 )
 
 _WORST: Final = 5
-
-
 # What means nothing in Markdown between backticks, table cells included.
 _PLAIN: Final = re.compile(r"[\w./\\:()+=,*\[\]^$?{}#@!-]+( [\w./\\:()+=,*\[\]^$?{}#@!-]+)*")
 

@@ -18,8 +18,6 @@ from weightcast.converters.report.collector import MatrixErrors
 from weightcast.quant.metrics import Baseline, Errors, merged
 
 VERSION: Final = 1
-
-
 _LAYER: Final = re.compile(r"(?P<stack>^|\.)blk\.(?P<layer>\d+)\.")
 
 

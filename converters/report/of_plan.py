@@ -20,8 +20,6 @@ from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.quant.metrics import Baseline
 
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
-
-
 Measured = Mapping[tuple[int, str, int | None], MatrixErrors]
 
 

@@ -17,26 +17,12 @@ from weightcast.text import shown
 
 # Five outputs of a model with 58 layers of 256 experts take 200 MB.
 MAX_REPORT_BYTES: Final = 1 << 28
-
-
 _MAX_VALUES: Final = 1 << 25
-
-
 VERSION: Final = 1
-
-
 BINS: Final = 32
-
-
 _KINDS: Final = ("gguf", "safetensors", "shards")
-
-
 _MAX_INTEGER: Final = (1 << 63) - 1
-
-
 _MAX_NUMBER: Final = math.nextafter(math.inf, 0)
-
-
 _T = TypeVar("_T")
 
 
@@ -275,11 +261,7 @@ _NUMBERS: Final = (
     "error_squares", "source_squares", "relative_rms", "sqnr_db", "cosine", "mean_error",
     "largest_error",
 )  # fmt: skip
-
-
 _SHARES: Final = ("share_exact", "share_zeroed", "share_clipped")
-
-
 _METRICS: Final = ("weights", *_NUMBERS, "largest_at", *_SHARES, "weighted", "histogram")
 
 

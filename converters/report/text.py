@@ -20,11 +20,7 @@ BASELINES: Final = {
     "stored": "the stored values exactly (int8 x scale, or the floats as they are)",
     "bf16": "the stored values rounded to bfloat16, which the reference multiplies with",
 }
-
-
 LOSSLESS: Final = "no error"
-
-
 NOT_FINITE: Final = "not finite"
 
 

@@ -12,8 +12,6 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 
 TOKENIZER_NAME: Final = "tokenizer.model"
-
-
 SPEC_NAME: Final = "spec.json"
 
 

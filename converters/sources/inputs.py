@@ -16,8 +16,6 @@ from weightcast.errors import ChangedError, CheckpointError
 from weightcast.formats import safetensors
 
 SOURCE: Final = "source"
-
-
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
 
 

@@ -30,8 +30,6 @@ from weightcast.formats.tokenizer.sentencepiece import Vocabulary, from_gguf, re
 from weightcast.text import shown
 
 _LAYER_NAME = re.compile(r"model\.layers\.([0-9]{1,6})\.")
-
-
 AnyGraph = TensorGraph[Grok1Spec] | TensorGraph[GGUFModel]
 
 

@@ -26,8 +26,6 @@ Group = Literal["result", "machine", "errors", "resume"]
 Form = Literal["gguf", "packed", "plain"]
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
-
-
 _Options = TypeVar("_Options", bound="ConvertOptions")
 
 

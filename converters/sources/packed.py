@@ -16,11 +16,7 @@ from weightcast.quant.groups import GroupType
 from weightcast.text import shown
 
 _WEIGHT: Final = ".weight"
-
-
 _KEY: Final = "quantization_config"
-
-
 # Bits and group size, 0 for whole rows; None where nothing is said.
 _Claim = tuple[int | None, int | None]
 

@@ -31,14 +31,8 @@ from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
 from weightcast.text import shown
 
 FILE_TYPE_KEY: Final = "general.file_type"
-
-
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
-
-
 _EXACT: Final = {t.name for t in FLOAT_TYPES}
-
-
 _LOSSY: Final = TYPES.keys() - _EXACT
 
 

@@ -18,8 +18,6 @@ from weightcast.quant.types import TYPES, QuantType
 from weightcast.text import shown
 
 _LOOKS_LIKE_A_TYPE = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
-
-
 _GGUF_TYPES: Final = ", ".join(sorted(TYPES))
 
 

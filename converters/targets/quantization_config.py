@@ -24,8 +24,6 @@ from weightcast.formats.packed.layout import Scheme
 from weightcast.quant.groups import GroupType
 
 Types = Mapping[Module, WeightType]
-
-
 _ALWAYS_FLOATS: Final = ("lm_head", "re:.*gate$")
 
 

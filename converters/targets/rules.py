@@ -20,8 +20,6 @@ from weightcast.quant.types import QuantType
 
 # SGLang requires the tied head under its own name.
 HEAD: Final = "lm_head.weight"
-
-
 _FLOATS: Final = "bf16, f16 or f32"
 
 

@@ -46,8 +46,6 @@ from weightcast.quant.groups import GroupType
 from weightcast.quant.types import QuantType
 
 _HEAD_GGUF: Final = "output.weight"
-
-
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
 

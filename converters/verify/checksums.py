@@ -17,31 +17,15 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
 
 SUMS: Final = "SHA256SUMS"
-
-
 TENSORS: Final = "tensors.json"
-
-
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
-
-
 _ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
-
-
 _CHUNK_BYTES: Final = 1 << 20
-
-
 # Forty thousand lines; of those that are none so many are named.
 _MAX_SUMS_BYTES: Final = 1 << 22
-
-
 _MAX_BAD_LINES: Final = 100
-
-
 # Of Linux; looking for a longer one is an error, not a file that is missing.
 _MAX_NAME_BYTES: Final = 255
-
-
 _REMEDY: Final = "copy the file again from where the checksums are from"
 
 

@@ -41,8 +41,6 @@ from weightcast.quant.metrics import Baseline, Errors
 
 # Rows that are this much worse than those that their type makes are told.
 _OUTLIER: Final = 4.0
-
-
 Key = tuple[int, int]  # a tensor, and a matrix of it
 
 

@@ -18,23 +18,13 @@ from weightcast.text import count
 
 # An error that is larger than the type's own by this factor is suspicious.
 SUSPICIOUS_RATIO: Final = 1.5
-
-
 # Builds that fuse multiplications and additions differ in 2 bytes of 10,000 and more; less is
 # damage, and so is a handful of bytes of a small tensor.
 _DAMAGED_SHARE: Final = 1e-4
-
-
 _DAMAGED_BYTES: Final = 16
-
-
 # Types that hold what they are made of, or nearly: errors up to this are those of a detour.
 _NEARLY_EXACT: Final = ("F32", "F16", "BF16", "Q8_0", "INT8")
-
-
 _DETOUR: Final = 0.02
-
-
 CONVERT: Final = "convert again from the source"
 
 

@@ -27,17 +27,9 @@ from weightcast.quant.types import STORED_TYPES
 # What differs in so few bits, or bytes of a longer run, was the same once; other texts differ in
 # more, or in length.
 _FEW_BITS: Final = 8
-
-
 _FEW_BYTES: Final = 16
-
-
 _LONG_BYTES: Final = 64 * _FEW_BYTES
-
-
 _NOT_OURS: Final = ("quantize.imatrix.",)
-
-
 _TOKENIZER: Final = "tokenizer."
 
 

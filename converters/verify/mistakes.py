@@ -27,24 +27,12 @@ from weightcast.converters.verify.samples import Fit, columns, fit, middle, unsc
 
 # Of float32 values; larger matrices are sampled, and searched less.
 _WHOLE_VALUES: Final = 1 << 26
-
-
 _CACHED: Final = 1 << 26
-
-
 _FULL_SEARCHES: Final = 64
-
-
 # Relative errors up to which rows fit: of types without errors, and of the coarsest.
 _EXACT_LIMIT: Final = 0.02
-
-
 _LARGEST_LIMIT: Final = 0.75
-
-
 _ATTENTION: Final = ("attn_q", "attn_k")
-
-
 _CONVERT: Final = "convert again from the source"
 
 

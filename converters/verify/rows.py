@@ -32,11 +32,7 @@ from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
 
 # What rows can have been made of: the source itself, or roundings that other tools start from.
 SOURCE: Final = "the source"
-
-
 SYMMETRIC: Final = "the source, in symmetric groups"
-
-
 _ROUNDED: Final[dict[str, Any]] = {
     "float32": np.float32,
     "bf16": ml_dtypes.bfloat16,

@@ -21,15 +21,9 @@ from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.reading import read_json_object
 
 FETCH: Final = "copy the file again, or convert again"
-
-
 _CHUNK_BYTES: Final = 1 << 20
-
-
 # A file's name can speak of 99,999 others, those of a directory of as many sets as there are.
 _MAX_MISSING: Final = 100
-
-
 _MAX_SETS: Final = 10
 
 

@@ -19,18 +19,10 @@ from weightcast.errors import FormatError
 
 # The tokenizer of a 256k vocabulary takes 15 MB; nothing that belongs in a header is larger.
 MAX_HEADER_BYTES: Final = 1 << 28
-
-
 MAX_KEY_BYTES: Final = 65535
-
-
 # Far more than files have: each of them is a Python object, larger than the bytes it is read from.
 MAX_VALUES: Final = 1 << 16
-
-
 MAX_STRINGS: Final = 1 << 22
-
-
 _SCALARS: Final = {
     0: "<u1",
     1: "<i1",
@@ -44,11 +36,7 @@ _SCALARS: Final = {
     11: "<i8",
     12: "<f8",
 }
-
-
 _STRING, _ARRAY = 8, 9
-
-
 TYPE_NAMES: Final = {
     0: "uint8",
     1: "int8",

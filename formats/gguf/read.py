@@ -23,36 +23,16 @@ from weightcast.formats.gguf.header import HeaderReader, Metadata
 from weightcast.quant.types import STORED_TYPES
 
 MAGIC: Final = b"GGUF"
-
-
 VERSION: Final = 3
-
-
 DEFAULT_ALIGNMENT: Final = 32
-
-
 ALIGNMENT_KEY: Final = "general.alignment"
-
-
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
-
-
 _MAX_NAME_BYTES = 256
-
-
 _MAX_AXES = 4
-
-
 # Large models have some thousands, each expert by itself ten times as many.
 MAX_TENSORS: Final = 1 << 17
-
-
 SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-
-
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
-
-
 # Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
 _REFUSED_TYPES: Final = {
     4: "Q4_2",

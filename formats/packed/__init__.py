@@ -16,6 +16,4 @@ _ALL: Final[tuple[PackedLayout, ...]] = (
     Awq(),
     Weightcast(),
 )
-
-
 LAYOUTS: Final = {layout.name: layout for layout in _ALL}

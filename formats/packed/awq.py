@@ -33,21 +33,11 @@ from weightcast.formats.packed.layout import (
 from weightcast.quant.groups import Groups, GroupType
 
 QWEIGHT: Final = ".qweight"
-
-
 QZEROS: Final = ".qzeros"
-
-
 SCALES: Final = ".scales"
-
-
 # Channels in the low and in the high nibbles of a word's four bytes.
 _LOW: Final = (0, 4, 1, 5)
-
-
 _HIGH: Final = (2, 6, 3, 7)
-
-
 _SYMMETRIC: Final = b"\x88"
 
 

@@ -36,14 +36,8 @@ from weightcast.formats.packed.layout import (
 from weightcast.quant.groups import Groups, GroupType
 
 PACKED: Final = ".weight_packed"
-
-
 SCALE: Final = ".weight_scale"
-
-
 ZERO_POINT: Final = ".weight_zero_point"
-
-
 SHAPE: Final = ".weight_shape"
 
 

@@ -17,8 +17,6 @@ from weightcast.quant.groups import GroupType
 from weightcast.quant.types import MXFP4, NVFP4, QuantType
 
 _REGEX: Final = "re:"
-
-
 NO_ZERO_POINT_0: Final = "gptq has no zero point 0: asymmetric groups need gptq_v2"
 
 

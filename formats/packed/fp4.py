@@ -33,14 +33,8 @@ from weightcast.formats.packed.layout import (
 from weightcast.quant.types import MXFP4, NVFP4, QuantType
 
 PACKED: Final = ".weight_packed"
-
-
 SCALE: Final = ".weight_scale"
-
-
 GLOBAL_SCALE: Final = ".weight_global_scale"
-
-
 _NAN: Final = {"U8": 0xFF, "F8_E4M3": 0x7F}
 
 

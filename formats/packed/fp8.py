@@ -21,14 +21,8 @@ from weightcast.errors import LayoutError
 from weightcast.formats.packed.layout import Fp8Type, Part, Segment, check_parts, rows_of
 
 WEIGHT: Final = ".weight"
-
-
 SCALE: Final = ".weight_scale"
-
-
 _NAME: Final = "float-quantized"
-
-
 _LARGEST: Final = np.float32(448)
 
 

@@ -39,14 +39,8 @@ from weightcast.formats.packed.layout import (
 from weightcast.quant.groups import Groups, GroupType
 
 QWEIGHT: Final = ".qweight"
-
-
 QZEROS: Final = ".qzeros"
-
-
 SCALES: Final = ".scales"
-
-
 G_IDX: Final = ".g_idx"
 
 

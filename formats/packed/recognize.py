@@ -27,12 +27,8 @@ from weightcast.quant.types import QuantType
 from weightcast.text import shown
 
 _FP8_FORMAT: Final = "float-quantized"
-
-
 # Last parts of names that only packed matrices have.
 _MARKS: Final = (".weight_packed", ".qweight", ".weight_g_idx", ".weight_scale_inv")
-
-
 _PIECE_BYTES: Final = 1 << 16
 
 

@@ -29,14 +29,8 @@ from weightcast.quant.types import TYPES, QuantType
 
 # Held as bytes that mean nothing until they are decoded.
 ENCODED: Final = "U8"
-
-
 _SCALES: Final = (".weight_scale", ".scales")
-
-
 _SIGN: Final = np.uint8(128)
-
-
 Decode = Callable[[int, int], NDArray[np.float32]]
 
 

@@ -31,17 +31,9 @@ from weightcast.quant.groups import Groups, GroupType
 from weightcast.text import shown
 
 CODES: Final = ".codes"
-
-
 SCALES: Final = ".scales"
-
-
 ZERO_POINTS: Final = ".zero_points"
-
-
 METADATA_KEY: Final = "weightcast"
-
-
 VERSION: Final = 1
 
 

@@ -16,22 +16,12 @@ from weightcast.text import shown
 
 # Token types of llama.cpp (enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
-
-
 # The release's has 2.2 MB.
 MAX_MODEL_BYTES: Final = 1 << 27
-
-
 # Vocabularies have up to 262,144 pieces, of 16 characters where nothing else was asked for.
 MAX_PIECES: Final = 1 << 22
-
-
 MAX_PIECE_CHARACTERS: Final = 1000
-
-
 _KEY: Final = "tokenizer.ggml."
-
-
 _ID_KEYS: Final = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",

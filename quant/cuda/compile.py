@@ -27,14 +27,8 @@ if TYPE_CHECKING:
 
 
 SOURCE: Final = "kernels/device.cu"
-
-
 STANDARD_HEADERS: Final = "nvrtc"  # beside the source, for a compiler that has none
-
-
 HOST_SUFFIX: Final = ".cpp"
-
-
 UNITS: Final = {
     "checks": (("WC_CHECKS", "1"),),
     **{
@@ -52,8 +46,6 @@ UNITS: Final = {
     **{f"dequantize_{name}": (("WC_DEQUANTIZE", name),) for name in TYPES},
     **{f"measure_{name}": (("WC_MEASURE", name),) for name in TYPES},
 }
-
-
 REMEDY: Final = "pip install 'weightcast[cuda]'"
 
 

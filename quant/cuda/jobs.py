@@ -27,8 +27,6 @@ from weightcast.quant.types import I8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPE
 
 # With an importance, these weigh errors by the mean of squares of a whole row.
 ROW_MEAN_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1)
-
-
 _FIELDS: Final = (
     "not_finite",
     "overflow",
@@ -37,14 +35,8 @@ _FIELDS: Final = (
     "exact_blocks",
     "inexact_scales",
 )
-
-
 FOUND_BYTES: Final = 8 * len(_FIELDS)
-
-
 _NO_PLACE: Final = 0
-
-
 _LARGEST: Final = 2**64 - 1
 
 

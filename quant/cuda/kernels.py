@@ -58,8 +58,6 @@ _TRIAL_GROUPS: Final = tuple(
         (4, 8), (True, False), ((32, "F32"), (96, "F16"), (0, "BF16"))
     )
 )
-
-
 _TRIAL_GROUPS_IN: Final = 288  # half of it, where scales change, is within a chunk
 
 

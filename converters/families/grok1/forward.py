@@ -21,8 +21,6 @@ from weightcast.errors import LayoutError
 
 # Float32 throughout; numpy's stubs lose track of it in mixed expressions.
 Floats = NDArray[np.floating[Any]]
-
-
 # A tensor by name, or one expert of it, as float32 [out, in].
 Load = Callable[..., Floats]
 

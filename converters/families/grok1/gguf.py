@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 
 ARCHITECTURE: Final = "grok"
-
-
 # hyperparameter -> metadata key, and llama.cpp's default where it has one.
 _KEYS: Final[dict[str, tuple[str, Number | None]]] = {
     "num_layers": ("grok.block_count", None),
@@ -46,8 +44,6 @@ _KEYS: Final[dict[str, tuple[str, Number | None]]] = {
     "embedding_multiplier_scale": ("grok.embedding_scale", 78.38367176906169),
     "output_multiplier_scale": ("grok.logit_scale", 0.5773502691896257),
 }
-
-
 # Those that shapes tell as well: compared where they are there.
 _OPTIONAL_KEYS: Final = {
     "vocab_size": "grok.vocab_size",

@@ -29,22 +29,14 @@ from weightcast.formats.tokenizer.hugging_face import tokenizer_json
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
 # What transformers runs with trust_remote_code=True: not imported here, written into directories.
 _CODE: Final = Path(__file__).with_name("transformers")
-
-
 _CODE_FILES: Final = ("configuration_grok1.py", "modeling_grok1.py")
-
-
 _AUTO_MAP: Final = {
     "AutoConfig": "configuration_grok1.Grok1Config",
     "AutoModel": "modeling_grok1.Grok1Model",
     "AutoModelForCausalLM": "modeling_grok1.Grok1ForCausalLM",
 }
-
-
 # hyperparameter -> config key, and the default where it may be absent.
 _KEYS: Final[dict[str, tuple[str, Number | None]]] = {
     "vocab_size": ("vocab_size", None),

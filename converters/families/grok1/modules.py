@@ -23,15 +23,9 @@ from typing import Final, TypeVar
 
 # A layer's attention as vLLM and SGLang have it: the first three are one module.
 FUSED: Final = ("q_proj", "k_proj", "v_proj")
-
-
 ATTENTION: Final = (*FUSED, "o_proj")
-
-
 # An expert's matrices, and what vLLM and SGLang call them.
 EXPERT: Final = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-
-
 # SGLang gives experts no name; for compressed-tensors it looks up one that begins with a dot.
 _NAMELESS_EXPERTS: Final = r"re:(\.\d+\.(gate|up|down)_proj)?$"
 
@@ -46,11 +40,7 @@ class Module:
 
 
 Modules = Collection[Module]
-
-
 _Parts = frozenset[tuple[int, str]]
-
-
 _Same = TypeVar("_Same", bound=Hashable)
 
 

@@ -17,8 +17,6 @@ from weightcast.formats.reading import read_json_object
 from weightcast.text import shown
 
 Number = int | float
-
-
 # The release. Keys as in the reference's TransformerConfig and LanguageModelConfig.
 GROK_1: Final[dict[str, Number]] = {
     "vocab_size": 131072,
@@ -35,8 +33,6 @@ GROK_1: Final[dict[str, Number]] = {
     "output_multiplier_scale": 0.5773502691896257,
     "attn_output_multiplier": 0.08838834764831845,
 }
-
-
 # Fixed in the reference code; a specification may still name them.
 _DEFAULTS: Final[dict[str, Number]] = {
     "num_selected_experts": 2,
@@ -44,8 +40,6 @@ _DEFAULTS: Final[dict[str, Number]] = {
     "rope_base": 10000.0,
     "attn_logit_cap": 30.0,
 }
-
-
 # What no shape tells.
 _REQUIRED: Final = (
     "context_length",
@@ -54,8 +48,6 @@ _REQUIRED: Final = (
     "output_multiplier_scale",
     "attn_output_multiplier",
 )
-
-
 _FLOATS: Final = {
     "widening_factor",
     "embedding_multiplier_scale",
@@ -65,11 +57,7 @@ _FLOATS: Final = {
     "rope_base",
     "attn_logit_cap",
 }
-
-
 _KEYS: Final = {*GROK_1, *_DEFAULTS, "ffn_size"}
-
-
 _MAX_KEYS: Final = 1000
 
 

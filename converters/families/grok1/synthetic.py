@@ -24,14 +24,8 @@ from weightcast.formats.jax.writer import Part, Payload, array_parts, parts_byte
 
 # Matrices whose input is split over the eight devices of the release: scales for each eighth.
 _ROW_PARALLEL: Final = ("moe/linear_1/w", "multi_head_attention/linear/w")
-
-
 _GAIN = 1.1
-
-
 _NORM_SPREAD = 0.2
-
-
 _CHUNK_BYTES = 1 << 25
 
 

@@ -24,11 +24,7 @@ from weightcast.formats.jax.arrays import QuantizedArray
 from weightcast.text import shown
 
 FAMILY: Final = "grok-1"
-
-
 EMBEDDING: Final = "language_model/in_out_embed/embeddings"
-
-
 FINAL_NORM: Final = "language_model/rms_norm/scale"
 
 
@@ -50,11 +46,7 @@ class Role:
 
 # Roles of a layer in the order of its files. Norms and the router stay float32 in every output.
 _EMB, _FFN, _Q, _KV, _E = "emb_size", "ffn_size", "q_size", "kv_size", "num_experts"
-
-
 _MOE = "block_sparse_moe"
-
-
 LAYER_ROLES: Final = (
     Role("moe/linear/w", "ffn_gate_exps", f"{_MOE}.experts.{{}}.w1", (_E, _FFN, _EMB)),
     Role("moe/linear_1/w", "ffn_down_exps", f"{_MOE}.experts.{{}}.w2", (_E, _EMB, _FFN)),
@@ -69,13 +61,9 @@ LAYER_ROLES: Final = (
     Role("rms_norm_3/scale", "post_ffw_norm", "post_moe_norm", (_EMB,), True, "layer_output_norm"),
     Role("router/w", "ffn_gate_inp", f"{_MOE}.gate", (_E, _EMB), True),
 )
-
-
 EMBEDDING_ROLE: Final = Role(
     EMBEDDING, "token_embd", "model.embed_tokens", ("vocab_size", "emb_size")
 )
-
-
 FINAL_NORM_ROLE: Final = Role(FINAL_NORM, "output_norm", "model.norm", ("emb_size",), True)
 
 

@@ -15,8 +15,6 @@ from weightcast.converters.recipes.recipe import RECIPES, Recipe
 from weightcast.quant.types import F32, Q8_0
 
 ARCHITECTURE: Final = "grok"
-
-
 Named = list[tuple[str, tuple[int, ...]]]
 
 
