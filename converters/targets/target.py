@@ -20,6 +20,7 @@ from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.importance import Weighing
 from weightcast.converters.recipes.recipe import Recipe
 from weightcast.converters.recipes.weight_types import DirectoryType
+from weightcast.converters.sources.options import Form
 from weightcast.converters.targets.packing import Packing
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
@@ -134,6 +135,13 @@ class Request:
     def with_rules(self, overrides: tuple[Override, ...], *, pure: bool = False) -> Request:
         """Add the rules of a command. Raises RequestError for types that the output cannot hold."""
         return self.target.check_rules(replace(self, overrides=overrides, pure=pure))
+
+    @property
+    def form(self) -> Form:
+        """The form of the output, which decides what options are of use."""
+        if self.directory is None:
+            return "gguf"
+        return "packed" if self.directory is not None and self.directory.is_packed else "plain"
 
     def that_may_change(self) -> Request:
         """The same, but int8 codes that cannot be carried unchanged are quantized anew."""

@@ -17,8 +17,9 @@ from weightcast.converters.recipes.weight_types import (
     name_in,
 )
 from weightcast.converters.sources.detect import container_of
+from weightcast.converters.sources.options import SourceOptions
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
-from weightcast.converters.targets.lay_out import Told, lay_out_all
+from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Output, Request
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.structure import Structure
@@ -45,11 +46,11 @@ def expected_layout(
     imatrix: ImportanceMatrix | None,
 ) -> Layout:
     """Lay out the conversion that would make an artifact: types and files are taken from it."""
-    told = Told(spec, None, _has_no_tokenizer(structure))
+    given = SourceOptions(spec, None, _has_no_tokenizer(structure))
     try:
         request = _request(structure, held)
         request = request.that_may_change()
-        output = _lay_out(source, request, told, 0, imatrix)
+        output = _lay_out(source, request, given, 0, imatrix)
         overrides = tuple(_overrides(output, held))
         if overrides:
             request = replace(request, overrides=overrides)
@@ -57,27 +58,31 @@ def expected_layout(
                 types = (override.type for override in overrides)
                 request = replace(request, directory=request.directory.with_rules(types))
         if overrides or len(structure.files) != len(output.files):
-            output = _lay_out(source, request, told, _split_bytes(structure), imatrix)
+            output = _lay_out(source, request, given, _split_bytes(structure), imatrix)
     except CheckpointError as problem:
         return Layout(None, str(problem))
     return Layout(output)
 
 
 def _lay_out(
-    source: Path, request: Request, told: Told, split: int, imatrix: ImportanceMatrix | None
+    source: Path,
+    request: Request,
+    given: SourceOptions,
+    split: int,
+    imatrix: ImportanceMatrix | None,
 ) -> Output:
     if request.directory is not None and not request.directory.is_packed:
         imatrix = None
     copies = request.target.keeps_metadata and container_of(source) == request.target.name
-    if copies and told.spec is None:
-        told = Told()  # from GGUF to GGUF all metadata are kept
+    if copies and given.spec is None:
+        given = SourceOptions()  # from GGUF to GGUF all metadata are kept
     try:
-        return lay_out_all(source, [request], told, split, imatrix)[1][0]
+        return lay_out_all(source, [request], given, split, imatrix)[1][0]
     except CheckpointError:
-        if told.tokenizer is not None or told.no_tokenizer:
+        if given.tokenizer is not None or given.no_tokenizer:
             raise
         # The source has no tokenizer, the artifact one of elsewhere: it is kept.
-        without = Told(told.spec, None, True)
+        without = SourceOptions(given.spec, None, True)
         return lay_out_all(source, [request], without, split, imatrix)[1][0]
 
 

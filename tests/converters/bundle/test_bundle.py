@@ -33,6 +33,7 @@ from weightcast.converters.engine import executor, hashing, stream
 from weightcast.converters.files.bundle_names import NAMES, BundlePaths, written_before
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.output import files as output_files
+from weightcast.converters.sources.options import ConvertOptions
 
 RECIPE = """
 base = "Q4_K_M"
@@ -356,14 +357,14 @@ def test_a_disk_that_is_full_when_the_bundle_is_written(
 def test_an_earlier_bundle_does_not_stay(tiny: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
     make(tiny, *outputs)
-    plan = convert.prepare(tiny, outputs, no_tokenizer=True)
+    plan = convert.prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     for output in plan.outputs:
         assert any("release bundle of the earlier output goes" in n for n in output.notes)
     assert len(names(tmp_path)) == 6
     weightcast.convert(tiny, *outputs, no_tokenizer=True)
     assert names(tmp_path) == ["m-F16.gguf", "m-bf16"]
     assert not set(NAMES) & set(names(tmp_path / "m-bf16"))
-    plan = convert.prepare(tiny, outputs, no_tokenizer=True)
+    plan = convert.prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     assert not any("bundle" in note for output in plan.outputs for note in output.notes)
 
 

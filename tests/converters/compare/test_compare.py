@@ -31,7 +31,7 @@ from weightcast.converters.compare.pair import open_pair, pair_tensors
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.graph import matrices
 from weightcast.converters.graph.read import load_float32
-from weightcast.converters.output.overwrite import check_small_target
+from weightcast.converters.output.overwrite import check_report_path
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.converters.report import read_report, write_report
@@ -625,8 +625,8 @@ def test_importance(made: Path, tmp_path: Path) -> None:
 def test_reports_go_over_nothing_that_is_read(name: str, made: Path) -> None:
     sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
     with pytest.raises(OutputError):
-        check_small_target(made / name, sides.places)
-    check_small_target(made / "r.json", sides.places)
+        check_report_path(made / name, sides.places)
+    check_report_path(made / "r.json", sides.places)
 
 
 def test_a_link_to_what_is_read(made: Path, tmp_path: Path) -> None:
@@ -635,7 +635,7 @@ def test_a_link_to_what_is_read(made: Path, tmp_path: Path) -> None:
     sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
     for name in ("r.json", "s.json"):
         with pytest.raises(OutputError, match="is or lies in what is read"):
-            check_small_target(tmp_path / name, sides.places)
+            check_report_path(tmp_path / name, sides.places)
 
 
 def test_loaded_values_are_those_of_other_packages(made: Path) -> None:

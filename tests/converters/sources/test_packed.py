@@ -28,6 +28,7 @@ from weightcast.converters.graph import read as slabs
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import take
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
 from weightcast.formats.packed import LAYOUTS
@@ -221,7 +222,7 @@ def test_groups_become_what_they_mean(
     monkeypatch.setattr(memory, "SLAB_BYTES", 24 << 10)
     source, expected = packed_as(layout, group_type)
     assert len(prepare(source, [tmp_path / "n-F32.gguf"],
-        no_tokenizer=True).items) > 150  # fmt: skip
+        ConvertOptions(no_tokenizer=True)).items) > 150  # fmt: skip
     check_values(source, tmp_path, expected)
 
 
@@ -350,7 +351,7 @@ def test_what_inspect_says(packed_as: Packed, tmp_path: Path) -> None:
     origin = graph[name].describe()["origin"]["sources"][0]["origin"]
     assert origin["layout"] == "compressed-tensors"
     assert set(origin["parts"]) == {".weight_packed", ".weight_scale", ".weight_shape"}
-    work = prepare(source, [tmp_path / "m-F32.gguf"], no_tokenizer=True)
+    work = prepare(source, [tmp_path / "m-F32.gguf"], ConvertOptions(no_tokenizer=True))
     assert work.read_bytes == stored - head
 
 

@@ -25,6 +25,7 @@ from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import any_gguf
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.formats.gguf import layout as gguf_layout
 
@@ -277,7 +278,7 @@ def test_slabs_do_not_change_bytes(
     monkeypatch.setattr(any_gguf, "_MAX_EXPERTS", 3)
     for name in MODELS:
         source, target = tmp_path / f"{name}.gguf", tmp_path / f"{name}-2.gguf"
-        cut = prepare(source, [target], types=[type_name])
+        cut = prepare(source, [target], ConvertOptions(types=(type_name,)))
         assert cut.slab_bytes <= 1000
         assert len(cut.items) > len(cut.outputs[0].tensors)
         weightcast.convert(source, target, types=[type_name])

@@ -14,7 +14,8 @@ from support import MAX_LLAMA_DIFFERENCE, SHARED, Golden
 
 import weightcast
 from weightcast.commands import llama_cpp
-from weightcast.commands.demo import clear_tokens, log_probabilities
+from weightcast.commands.demo import clear_tokens
+from weightcast.commands.text.demo import log_probabilities
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 
 

@@ -21,7 +21,7 @@ from support import Golden
 
 import weightcast
 from weightcast.commands import llama_cpp
-from weightcast.commands.demo import log_probabilities
+from weightcast.commands.text.demo import log_probabilities
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.families.grok1.spec import grok1_spec
 from weightcast.converters.graph.read import load_float32

@@ -19,6 +19,7 @@ from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type, name_in
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.types import shapes_of
 from weightcast.formats.packed import LAYOUTS
@@ -166,7 +167,7 @@ def test_rows_that_kernels_cannot_group_are_refused_in_the_plan(tmp_path: Path) 
     source = write_checkpoint(tmp_path, tiny_spec(**changes, num_experts=2, num_layers=1))
     told = r"^model\.layers\.0\..*\.weight: a row of 120 values does not fill groups of 32$"
     with pytest.raises(weightcast.LayoutError, match=told):
-        conversion.prepare(source, [tmp_path / "m-int4-channel"], no_tokenizer=True)
+        conversion.prepare(source, [tmp_path / "m-int4-channel"], ConvertOptions(no_tokenizer=True))
 
 
 def test_int8_that_may_change_is_searched(tmp_path: Path) -> None:
