@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import NAMES, Golden
 
+from tests.support import NAMES, Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 
 

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import Golden
 
 import weightcast
+from tests.support import Golden
 from weightcast.converters.families.grok1.tensors import Place, places
 from weightcast.formats.packed import LAYOUTS, fp8
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS

@@ -15,14 +15,14 @@ import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import gguf_files
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from stand_in_devices import Lane, Machine
-from support import GOLDEN
 
 import weightcast
+from tests import gguf_files
+from tests.stand_in_devices import Lane, Machine
+from tests.support import GOLDEN
 from weightcast import cli
 from weightcast.commands import progress
 from weightcast.converters import convert as conversion

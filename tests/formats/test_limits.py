@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gguf_files
 import pytest
 
+from tests import gguf_files
 from weightcast.converters.families.grok1.spec import GROK_1, read_spec
 from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
 from weightcast.converters.report.schema import read_report

@@ -15,15 +15,15 @@ from typing import Any
 
 import gguf
 import pytest
-from gguf_files import floats, string, u32, write
 from google.protobuf import json_format
-from imatrices import model_entries, write_gguf
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
-from support import Golden
 
 import weightcast
+from tests.gguf_files import floats, string, u32, write
+from tests.imatrices import model_entries, write_gguf
+from tests.support import Golden
 from weightcast.converters import convert
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle import release as bundle

@@ -9,8 +9,8 @@ from math import prod
 from typing import Any
 
 import pytest
-from support import DATA
 
+from tests.support import DATA
 from weightcast.converters.families.grok1.tensors import places
 from weightcast.converters.recipes.decide import (
     Decision,

@@ -10,16 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import directories
-import imatrices
 import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import DATA, GOLDEN, Golden
 
 import weightcast
-from tests.quant.test_error import compared
+from tests import directories, imatrices
+from tests.quant.moments import compared
+from tests.support import DATA, GOLDEN, Golden
 from weightcast.converters.families.grok1.tensors import places
 from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.graph.read import load_float32

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import error_reports
 import jsonschema
 import pytest
 
+from tests.converters.report import error_reports
 from weightcast.converters.report.schema import read_report
 from weightcast.errors import CheckpointError, FormatError
 

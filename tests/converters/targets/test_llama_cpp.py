@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
-from support import MAX_LLAMA_DIFFERENCE, SHARED, Golden
 
 import weightcast
+from tests.support import MAX_LLAMA_DIFFERENCE, SHARED, Golden
 from weightcast.commands import llama_cpp
 from weightcast.commands.demo import clear_tokens, log_probabilities
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import Golden, as_stored
 
 import weightcast
+from tests.support import Golden, as_stored
 from weightcast.converters.convert import Summary
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.families.grok1.tensors import EMBEDDING, places

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import imatrices
 import numpy as np
 import pytest
-from directories import matrices, read_directory, unpacked, wanted
 from gguf import GGUFReader
-from support import Golden
 
 import weightcast
+from tests import imatrices
+from tests.directories import matrices, read_directory, unpacked, wanted
+from tests.support import Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.recipes.weight_types import KNOWN_IN_RULES, directory_type, rule_type

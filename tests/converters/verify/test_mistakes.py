@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf_files
 import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from support import Golden
 
 import weightcast
+from tests import gguf_files
+from tests.support import Golden
 from weightcast.converters.families.grok1.tensors import places
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.verify.result import Verification

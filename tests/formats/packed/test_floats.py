@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed import assemble, cuts
 
 import weightcast
+from tests.formats.packed.packing import assemble, cuts
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import fp8
 from weightcast.formats.packed.config import compressed_tensors_config
@@ -21,7 +21,7 @@ from weightcast.formats.packed.layout import Fp8Type, Scheme
 if sys.version_info < (3, 11):
     pytest.skip("compressed-tensors needs Python 3.11", allow_module_level=True)
 
-from packed_oracle import decompress
+from tests.formats.packed.oracle import decompress
 
 FP4 = list(FP4_LAYOUTS.values())
 each_fp4 = pytest.mark.parametrize("layout", FP4, ids=lambda layout: layout.type.name)

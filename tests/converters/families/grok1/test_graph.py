@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import GOLDEN, Golden, as_stored
 
 import weightcast
+from tests.support import GOLDEN, Golden, as_stored
 from weightcast.converters.families.grok1.spec import GROK_1, ffn_size
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.families.grok1.tensors import places, shard_places

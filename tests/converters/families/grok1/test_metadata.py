@@ -9,9 +9,9 @@ from typing import Any
 import gguf
 import pytest
 from gguf import GGUFValueType as T
-from support import SHARED, Golden
 
 import weightcast
+from tests.support import SHARED, Golden
 from weightcast.converters.families.grok1 import hugging_face as grok1_hf
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.formats.gguf.read import read_file
