@@ -155,7 +155,7 @@ def test_a_directory(tiny: Path, tmp_path: Path, tokenizer_model: Path, name: st
 
 
 def test_transformers_loads_a_directory_with_a_bundle(tiny: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers needs Python 3.11")
     make(tiny, tmp_path / "m-bf16")
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "m-bf16", trust_remote_code=True, output_loading_info=True
