@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import Golden
 
 import weightcast
 from tests.grok1 import Named as Place
 from tests.grok1 import places
+from tests.support import Golden
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.formats.packed.layout import MatrixShape

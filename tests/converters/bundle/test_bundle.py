@@ -16,15 +16,15 @@ from typing import Any
 
 import gguf
 import pytest
-from gguf_files import floats, string, u32, write
 from google.protobuf import json_format
-from imatrices import model_entries, write_gguf
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
-from support import Golden
 
 import weightcast
+from tests.gguf_files import floats, string, u32, write
+from tests.imatrices import model_entries, write_gguf
+from tests.support import Golden
 from weightcast.converters import convert
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle import release as bundle
@@ -156,7 +156,7 @@ def test_a_directory(tiny: Path, tmp_path: Path, tokenizer_model: Path, name: st
 
 
 def test_transformers_loads_a_directory_with_a_bundle(tiny: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers needs Python 3.11")
     make(tiny, tmp_path / "m-bf16")
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "m-bf16", trust_remote_code=True, output_loading_info=True

@@ -7,20 +7,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-import gguf_files
-import imatrices
 import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from directories import Tensors, read_directory, unpacked
 from gguf import GGMLQuantizationType, quants
-from gguf_files import Part, floats, string, write
 from numpy.typing import NDArray
-from support import GOLDEN, Golden
 
 import weightcast
+from tests import gguf_files, imatrices
+from tests.directories import Tensors, read_directory, unpacked
+from tests.gguf_files import Part, floats, string, write
 from tests.grok1 import places
+from tests.support import GOLDEN, Golden
 from weightcast.cli import commands
 from weightcast.commands.text.compare import comparison_lines
 from weightcast.converters.compare import compare, measure

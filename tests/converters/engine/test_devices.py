@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import imatrices
 import numpy as np
 import pytest
-from gguf_files import Part, bf16, floats, read, string, write
-from stand_in_devices import Backend, Machine
-from support import Golden
 
 import weightcast
+from tests import imatrices
+from tests.gguf_files import Part, bf16, floats, read, string, write
+from tests.stand_in_devices import Backend, Machine
+from tests.support import Golden
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import executor
 from weightcast.converters.engine.buffers import memory_estimate

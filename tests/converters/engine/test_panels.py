@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from directories import read_directory
-from support import Golden
 
 import weightcast
+from tests.directories import read_directory
+from tests.support import Golden
 from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import panels

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faults
 import pytest
 import xxhash
 
 import weightcast
+from tests.converters.output import faults
 from weightcast.converters import convert
 from weightcast.converters.engine import executor
 from weightcast.converters.files.names import journal_path, partial_path

@@ -7,10 +7,10 @@ import re
 import sys
 from pathlib import Path
 
-import error_reports
 import pytest
-from support import DATA
 
+from tests.converters.report import error_reports
+from tests.support import DATA
 from weightcast import cli
 from weightcast.converters.report import html, markdown
 from weightcast.converters.report.schema import read_report

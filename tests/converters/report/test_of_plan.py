@@ -10,18 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import directories
-import error_reports
-import imatrices
 import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import DATA, GOLDEN, Golden
 
 import weightcast
+from tests import directories, imatrices
+from tests.converters.report import error_reports
 from tests.grok1 import places
 from tests.quant.test_error import compared
+from tests.support import DATA, GOLDEN, Golden
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.stored import stored_bytes
 from weightcast.converters.plan import budget as memory

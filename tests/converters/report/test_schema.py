@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import error_reports
 import jsonschema
 import pytest
 
+from tests.converters.report import error_reports
 from weightcast.converters.report.json_schema import schema_text
 from weightcast.converters.report.schema import json_values, read_report, write_report
 from weightcast.errors import CheckpointError, FormatError

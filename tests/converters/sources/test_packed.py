@@ -13,13 +13,13 @@ from typing import Any
 import gguf
 import ml_dtypes
 import numpy as np
-import packed
 import pytest
 from numpy.typing import NDArray
-from support import Golden
 
 import weightcast
+from tests.formats.packed import packing as packed
 from tests.grok1 import EMBEDDING, places
+from tests.support import Golden
 from weightcast.commands.text.graph import graph_lines, graph_values
 from weightcast.converters.convert import Summary, prepare
 from weightcast.converters.families.grok1 import forward

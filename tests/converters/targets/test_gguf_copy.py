@@ -11,16 +11,16 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf_files as files
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
-from gguf_files import Part, floats, read, string, strings, u16, u32, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
+from tests import gguf_files as files
+from tests.gguf_files import Part, floats, read, string, strings, u16, u32, write
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import any_gguf

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import imatrices
 import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import Golden
 
 import weightcast
+from tests import imatrices
+from tests.support import Golden
 from weightcast.commands import llama_cpp
 from weightcast.commands.text.demo import log_probabilities
 from weightcast.converters.families.grok1 import forward

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import imatrices
 import numpy as np
 import pytest
-from directories import BFLOAT16, matrices, parts_of, read_directory, unpacked, wanted
-from support import Golden
 
 import weightcast
+from tests import imatrices
+from tests.directories import BFLOAT16, matrices, parts_of, read_directory, unpacked, wanted
+from tests.support import Golden
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint

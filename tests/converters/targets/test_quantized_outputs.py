@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import gguf_files
-import imatrices
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import DATA, GOLDEN, NAMES
 
 import weightcast
+from tests import gguf_files, imatrices
+from tests.support import DATA, GOLDEN, NAMES
 from weightcast.converters.convert import Summary, prepare, run
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.recipe import RECIPES

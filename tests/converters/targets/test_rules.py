@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import imatrices
 import numpy as np
 import pytest
-from directories import matrices, read_directory, unpacked, wanted
 from gguf import GGUFReader
-from support import Golden
 
 import weightcast
+from tests import imatrices
+from tests.directories import matrices, read_directory, unpacked, wanted
+from tests.support import Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.weight_types import directory_type, known_in_rules, rule_type
 from weightcast.converters.targets.types import shapes_of

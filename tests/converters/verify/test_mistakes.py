@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf_files
 import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from support import Golden
 
 import weightcast
+from tests import gguf_files
 from tests.grok1 import places
+from tests.support import Golden
 from weightcast.commands.text.verify import verification_lines
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.verify.result import Verification

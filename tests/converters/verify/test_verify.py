@@ -10,16 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import gguf_files
-import imatrices
 import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support import Golden
 
 import weightcast
+from tests import gguf_files, imatrices
 from tests.grok1 import places
+from tests.support import Golden
 from weightcast.cli import commands
 from weightcast.commands.text.verify import problem_lines, verification_lines
 from weightcast.converters.graph.read import load_float32

@@ -7,8 +7,8 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from packed import pack_whole, random_groups, values
 
+from tests.formats.packed.packing import pack_whole, random_groups, values
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape, Scheme
@@ -17,7 +17,7 @@ from weightcast.quant.types import GroupType
 if sys.version_info < (3, 11):
     pytest.skip("compressed-tensors needs Python 3.11", allow_module_level=True)
 
-from packed_oracle import compress, decompress
+from tests.formats.packed.oracle import compress, decompress
 
 CT = LAYOUTS["compressed-tensors"]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed import assemble, cuts, pack_fp8, pack_rows
 
 import weightcast
+from tests.formats.packed.packing import assemble, cuts, pack_fp8, pack_rows
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import BLOCKS, FP4_LAYOUTS
@@ -24,7 +24,7 @@ from weightcast.quant.types import MXFP4, Fp8Type
 if sys.version_info < (3, 11):
     pytest.skip("compressed-tensors needs Python 3.11", allow_module_level=True)
 
-from packed_oracle import decompress
+from tests.formats.packed.oracle import decompress
 
 FP4 = list(FP4_LAYOUTS.values())
 CT = LAYOUTS["compressed-tensors"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from packed import pack_whole, random_groups, values
 
+from tests.formats.packed.packing import pack_whole, random_groups, values
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape

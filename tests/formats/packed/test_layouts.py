@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed import assemble, cuts, pack_whole, random_groups, rows
 
+from tests.formats.packed.packing import assemble, cuts, pack_whole, random_groups, rows
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape

@@ -7,8 +7,8 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from packed import pack_whole, rows
 
+from tests.formats.packed.packing import pack_whole, rows
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape, Scheme
 from weightcast.quant.cpu.library import Matrix

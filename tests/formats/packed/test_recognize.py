@@ -7,9 +7,9 @@ import struct
 
 import numpy as np
 import pytest
-from packed import pack_fp8, pack_rows, pack_whole, random_groups
 
 import weightcast
+from tests.formats.packed.packing import pack_fp8, pack_rows, pack_whole, random_groups
 from weightcast.errors import FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
 from weightcast.formats.packed import LAYOUTS

@@ -14,8 +14,8 @@ import pytest
 import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
-from packed import pack_whole, random_groups, values
 
+from tests.formats.packed.packing import pack_whole, random_groups, values
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import DATA, GOLDEN, Golden
 
 import weightcast
+from tests.support import DATA, GOLDEN, Golden
 from weightcast.converters.convert import prepare
 from weightcast.converters.families.grok1.forward import run
 from weightcast.converters.families.grok1.spec import RELEASE
