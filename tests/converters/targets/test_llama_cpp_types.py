@@ -24,8 +24,8 @@ from weightcast.commands import llama_cpp
 from weightcast.commands.text.demo import log_probabilities
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.families.grok1.spec import grok1_spec
+from weightcast.converters.graph import TensorGraph, take
 from weightcast.converters.graph.read import load_float32
-from weightcast.converters.graph.tensor import TensorGraph, take
 from weightcast.converters.targets.types import shapes_of
 from weightcast.quant.types import TYPES
 

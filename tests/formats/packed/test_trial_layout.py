@@ -10,10 +10,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from trial_layout import CODES, SCALES, Trial
 
 import weightcast
 from tests.directories import matrices, parts_of, read_directory, wanted
+from tests.formats.packed.trial_layout import CODES, SCALES, Trial
 from tests.support import Golden
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.formats import safetensors
