@@ -1,4 +1,4 @@
-"""The demo: a tiny checkpoint, converted, run in llama.cpp and by the forward, compared."""
+"""The command `demo`: convert a tiny checkpoint, run it in llama.cpp and in numpy, compare."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+import click
 
 from weightcast.commands import llama_cpp
+from weightcast.commands.options import PATH
+from weightcast.commands.printing import print_lines
+from weightcast.commands.text.demo import Table
 from weightcast.converters.convert import convert
 from weightcast.converters.families import FAMILIES
 from weightcast.converters.sources.open import open_family
 from weightcast.errors import OutputError
 
 _SEED: Final = 20
+
+
+@click.command()
+@click.option("--keep", type=PATH, help="Write the files into this directory and keep them.")
+def demo(keep: Path | None) -> None:
+    """Make a tiny checkpoint, convert it, run the results in llama.cpp and compare."""
+    print_lines(run_demo(keep))
 
 
 def run_demo(keep: Path | None = None) -> Iterator[str]:
@@ -49,7 +58,7 @@ def _run(folder: Path) -> Iterator[str]:
     tokens = example.sample_tokens(graph, _SEED)
     start = time.monotonic()
     expected = example.logits(graph, tokens)
-    table = _Table(expected)
+    table = Table(expected)
     size = sum(file.stat().st_size for file in source.iterdir())
     yield table.HEADER
     yield table.line("shards", "forward", size, time.monotonic() - start, expected)
@@ -67,31 +76,3 @@ def _run(folder: Path) -> Iterator[str]:
         yield "llama.cpp is not installed: pip install 'weightcast[llama-cpp]' to run it as well."
     yield "forward is weightcast's float32 reference; the difference is that of log-probabilities."
     yield "llama.cpp rounds activations to 8 bits before it multiplies them with Q8_0 weights."
-
-
-def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-softmax over the last axis, in float64."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return result
-
-
-class _Table:
-    HEADER = (
-        f"{'artifact':<16} {'run by':<10} {'MB':>7} {'seconds':>8} {'difference':>11}  next tokens"
-    )
-
-    def __init__(self, expected: NDArray[np.float32]) -> None:
-        self._expected = log_probabilities(expected)
-
-    def line(
-        self, name: str, runner: str, size: int, seconds: float, logits: NDArray[np.float32]
-    ) -> str:
-        found = log_probabilities(logits)
-        difference = np.abs(found - self._expected).max()
-        same = found.argmax(axis=-1) == self._expected.argmax(axis=-1)
-        return (
-            f"{name:<16} {runner:<10} {size / 1e6:>7.2f} {seconds:>8.2f} {difference:>11.1e}  "
-            f"{same.sum()} of {same.size} agree"
-        )

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
-from weightcast.quant.groups import Groups, GroupType, quantize_and_measure_groups, quantize_groups
+from weightcast.quant.groups import Groups, quantize_and_measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import GroupType, QuantType
 
 
 class Backend(Protocol):

@@ -22,9 +22,9 @@ from weightcast.errors import DeviceError
 from weightcast.quant import devices
 from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
-from weightcast.quant.groups import Groups, GroupType, measure_groups, quantize_groups
+from weightcast.quant.groups import Groups, measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import GroupType, QuantType
 
 
 def address_range(array: NDArray[np.generic]) -> range:

@@ -25,7 +25,9 @@ import weightcast
 from weightcast.converters.families import FAMILIES
 from weightcast.converters.recipes.weight_types import DirectoryType, directory_type, name_in
 from weightcast.formats.packed import LAYOUTS
-from weightcast.quant.groups import GroupType, dequantize_groups
+from weightcast.formats.packed.layout import MatrixShape
+from weightcast.quant.groups import dequantize_groups
+from weightcast.quant.types import GroupType
 
 Read = Callable[[str], NDArray[np.float32]]
 
@@ -58,7 +60,8 @@ def reader(directory: Path, kind: DirectoryType) -> Read:
         shape = (rows, columns * per_word)
         if ".qweight" in parts:
             shape = (columns, rows * per_word)
-        groups = LAYOUTS[kind.layout].unpack(parts, group_type, *shape)
+        layout = LAYOUTS[kind.layout].matrix_layout(group_type)
+        groups = layout.unpack(parts, MatrixShape(group_type, *shape))
         return dequantize_groups(groups, group_type)
 
     return read

@@ -1,4 +1,4 @@
-"""Describe a graph: what `inspect` prints."""
+"""Describe a graph: the lines that `inspect` prints, and its JSON values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weightcast.text import bytes_text, count, shown
 
 
 def graph_values(graph: TensorGraph, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """A graph as JSON values."""
+    """Describe a graph as JSON values."""
     return {
         "family": graph.family.name,
         "source": graph.source,
@@ -62,7 +62,7 @@ def sparse_notes(graph: TensorGraph) -> list[str]:
 def graph_lines(
     graph: TensorGraph, notes: Sequence[str] = (), *, all_tensors: bool
 ) -> Iterator[str]:
-    """A graph for reading: a line for each kind of tensor, or for each tensor."""
+    """Describe a graph for reading: a line for each kind of tensor, or for each tensor."""
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
     yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
@@ -96,7 +96,7 @@ def _in_any_layer(name: str) -> str:
 
 
 def _value_text(value: Any) -> str:
-    """A hyperparameter, or metadata: numbers in a column, the rest in short."""
+    """Show a hyperparameter or metadata: numbers in a column, the rest in short."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:>17}"
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""The model card of an output: a README.md with front matter that model hubs read.
+"""Write the model card of an output: a README.md with front matter that model hubs read.
 
-It says what the files are, how they were made and what runs them; nothing of the machine.
+It says what the files are, how they were made and what runs them; nothing about the machine.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from weightcast.converters.bundle.runtimes import running
@@ -18,7 +18,8 @@ from weightcast.converters.files.bundle_names import SUMS, TENSORS, bundle_paths
 from weightcast.converters.files.version import weightcast_version
 from weightcast.converters.graph import Card, TensorGraph
 from weightcast.converters.plan.plan import Plan
-from weightcast.converters.sources.inputs import Inputs, without_folders
+from weightcast.converters.sources.inputs import without_folders
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.text import count, in_code, one_line
 
@@ -30,7 +31,7 @@ _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 
 @dataclass(frozen=True, slots=True)
 class CardErrors:
-    """What a card says of errors, in lines of Markdown, and what they were measured against."""
+    """The section of a card on errors, in lines of Markdown, and the baseline of the errors."""
 
     lines: Sequence[str]
     baseline: str = "stored"
@@ -45,7 +46,7 @@ def model_card(plan: Plan, number: int, errors: CardErrors | None = None) -> str
         ["## Files", "", *_files(output)],
         ["## Types", "", *_types(output)],
         ["## How it was made", "", *_how(plan, number, errors)],
-        ["## Running it", "", *running(output, no_tokenizer=plan.inputs.given.no_tokenizer)],
+        ["## Running it", "", *running(output, no_tokenizer=plan.inputs.options.no_tokenizer)],
     ]
     if errors is not None:
         sections.append(["## Errors", "", *errors.lines])
@@ -139,7 +140,7 @@ def _files(output: Output) -> Iterator[str]:
 
 
 def _types(output: Output) -> Iterator[str]:
-    """What each kind of tensor is stored as."""
+    """List the types that each kind of tensor is stored in."""
     yield (
         f"{output.bits_per_weight:.2f} bits per weight: {output.data_bytes:,} bytes of "
         f"{count(len(output.tensors), 'tensor')}."
@@ -176,30 +177,32 @@ def _how(plan: Plan, number: int, errors: CardErrors | None) -> Iterator[str]:
 
 
 def _command(plan: Plan, number: int, errors: CardErrors | None) -> str:
-    """The command that makes this output and its bundle alone, files without their folders."""
-    inputs, output = plan.inputs, plan.outputs[number]
-    given = inputs.given
-    words = ["weightcast", "convert", inputs.source_name, output.request.path.name]
-    if given.types:
-        words += ["--type", given.types[number]]
-    for text in given.tensor_types:
-        words += ["--tensor-type", text]
-    extras = inputs.extras
-    for role in ("recipe", "imatrix", "spec", "tokenizer"):
-        if role in extras:
-            words += [f"--{role}", extras[role].path.name]
-    if given.split_bytes:
-        words += ["--split", str(given.split_bytes)]
-    words += [f"--{flag}" for flag, is_given in _flags(inputs) if is_given]
-    if errors is not None:  # without them the card would be another one
-        words += ["--baseline", errors.baseline]
-    return one_line(" ".join(map(shlex.quote, [*words, "--bundle"])))
+    """Write the command that makes this output and its bundle alone, files without folders."""
+    inputs, path = plan.inputs, plan.outputs[number].request.path
+    options = replace(
+        inputs.options,
+        types=inputs.options.types[number : number + 1],
+        baseline=None if errors is None else errors.baseline,  # without errors: another card
+        bundle=True,
+    )
+    names = {role: file.path.name for role, file in inputs.extras.items()}
+    words = ["weightcast", "convert", inputs.source_name, path.name, *_options(options, names)]
+    return one_line(" ".join(map(shlex.quote, words)))
 
 
-def _flags(inputs: Inputs) -> Iterator[tuple[str, bool]]:
-    yield "no-tokenizer", inputs.given.no_tokenizer
-    yield "pure", inputs.given.pure
-    yield "allow-requantize", inputs.given.allow_requantize
+def _options(options: ConvertOptions, names: Mapping[str, str]) -> Iterator[str]:
+    """Spell the options that are given; files by their names, which may have been found."""
+    for row in options.ordered(lambda option: option.card):
+        flag, value = row.option.flag, options.recorded(row)
+        if row.is_input:
+            value = names.get(row.name)
+        if not value:
+            continue
+        if row.option.kind == "flag":
+            yield flag
+            continue
+        for text in value if row.option.kind == "texts" else (value,):
+            yield from (flag, str(text))
 
 
 def _license_text(graph: TensorGraph) -> Iterator[str]:
@@ -215,5 +218,5 @@ def _license_text(graph: TensorGraph) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """A text with nothing that Markdown takes for its own."""
+    """Escape whatever Markdown would take for its own."""
     return re.sub(r"([\\`*<\[])", r"\\\1", one_line(text))

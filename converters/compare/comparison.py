@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from weightcast.converters.plan.workers import choose_workers
 from weightcast.converters.recipes.decide import is_quantized
 from weightcast.converters.recipes.importance import Weighing, weigh_named
 from weightcast.converters.recipes.recipe import RECIPES
-from weightcast.converters.report.collector import MatrixErrors, parse_baseline
-from weightcast.converters.report.measured import (
+from weightcast.converters.report import (
+    AppliedRecipe,
+    MatrixErrors,
     MeasuredOutput,
     MeasuredTensor,
-    recipe_values,
-    report_values,
+    Report,
+    build_report,
+    json_values,
+    parse_baseline,
 )
 from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.converters.targets import TARGETS
@@ -50,21 +54,27 @@ class Sides:
         return named | _files(self.source) | _files(self.output)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparison:
-    """What B differs by from A.
+    """Errors of B against A, and the tensors that could not be compared.
 
-    `report` has the errors as docs/report.schema.json says, `weighing` what weighed them. Of
-    numbers that are no weights only the bytes are compared: `same` and `different` are their names.
+    `errors` are those of the tensors of both, `report` has them as JSON values, and `weighing` is
+    what weighed them. Of numbers that are no weights only the bytes are compared: `same` and
+    `different` are their names.
     """
 
     a: str
     b: str
     pairing: Pairing = field(repr=False)
-    report: dict[str, Any] = field(repr=False)
+    errors: Report = field(repr=False)
     same: tuple[str, ...] = ()
     different: tuple[str, ...] = ()
     weighing: Weighing = field(default_factory=Weighing, repr=False)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Give the errors as JSON values (docs/report.schema.json)."""
+        return json_values(self.errors)
 
     @property
     def problem(self) -> str | None:
@@ -145,7 +155,7 @@ def measure_sides(
         sides.source.source,
         sides.output.source,
         pairing,
-        report_values(sides.source, baseline, [output]),
+        build_report(sides.source, baseline, [output]),
         tuple(same),
         tuple(different),
         sides.weighing,
@@ -168,11 +178,11 @@ def measured_output(
     )
     return MeasuredOutput(
         path=graph.source,
-        kind=graph.container,
+        container=graph.container,
         type=type_name,
         nbytes=sum(path.stat().st_size for path in _files(graph)),
         tensors=tuple(tensors),
-        recipe=recipe_values(type_name, (), pure=False),
+        recipe=AppliedRecipe(type_name),
         imatrix=None if weighing.matrix is None else str(weighing.matrix.path),
     )
 

@@ -183,9 +183,9 @@ def _describe_stored(array: StoredArray) -> dict[str, Any]:
         "nbytes": array.nbytes,
     }
     if array.packed is not None:
-        matrix = array.packed.matrix
-        described["layout"] = matrix.layout
-        described["parts"] = {s: _describe_stored(part) for s, part in matrix.parts.items()}
+        parts = array.packed.parts
+        described["layout"] = array.packed.format
+        described["parts"] = {suffix: _describe_stored(part) for suffix, part in parts.items()}
     return described
 
 

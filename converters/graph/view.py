@@ -33,7 +33,7 @@ class View:
     def dtype(self) -> str:
         """The dtype, or type of blocks, that the rows have in memory."""
         packed = self.array.packed
-        return self.array.dtype if packed is None else packed.held_dtype
+        return self.array.dtype if packed is None else packed.memory_dtype
 
     @property
     def item_bytes(self) -> int:

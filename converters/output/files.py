@@ -34,7 +34,7 @@ from weightcast.converters.files.posix import (
     sync_directory,
     write_all,
 )
-from weightcast.converters.output.fingerprint import file_names, settings_of, what_changed
+from weightcast.converters.output.fingerprint import changes, file_names, fingerprint
 from weightcast.converters.output.journal import (
     Contents,
     Finished,
@@ -81,8 +81,8 @@ def _partial_paths(output: Output) -> list[Path]:
 def _other_parts(output: Output) -> list[Path]:
     """Where files grew that the journal names and this run does not, as by another --split."""
     path, target = output.request.path, output.request.target
-    told = read_journal(journal_path(path), settings_only=True)
-    names = file_names(told.settings or {})
+    noted = read_journal(journal_path(path), fingerprint_only=True)
+    names = file_names(noted.fingerprint or {})
     own = (path / name for name in names if target.owns_part(path, name))
     if not target.is_directory:
         own = (path.with_name(file.name) for file in own)
@@ -174,17 +174,17 @@ class OutputFiles:
     def _open_journal(self, number: int, output: Output) -> None:
         """Open the journal, which excludes other runs. Raises OutputError."""
         final = output.request.path
-        settings = settings_of(self._plan.inputs, output)
+        now = fingerprint(self._plan.inputs, output)
         # A run that was killed when it was complete may have left a journal of nothing.
         resume = self._resume and any(path.exists() for path in grown_paths(output))
         others = _other_parts(output)
-        journal = Journal(journal_path(final), settings, resume=resume)
+        journal = Journal(journal_path(final), now, resume=resume)
         self._journals[number] = journal
-        before = journal.earlier.settings
-        if before is not None and before != settings:
+        before = journal.earlier.fingerprint
+        if before is not None and before != now:
             raise TakenError(
                 f"{final}: an interrupted conversion cannot be continued: "
-                f"{what_changed(before, settings)}; --no-resume starts over"
+                f"{changes(before, now, self._plan.inputs.options)}; --no-resume starts over"
             )
         for path in () if journal.has_work else others:
             path.unlink(missing_ok=True)

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.open import open_as_it_is, open_family, open_vocabulary
+from weightcast.converters.sources.options import SourceOptions
 from weightcast.converters.targets.target import Context, Output, Request, with_split_note
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the caller says of a family's model beside where it lies."""
-
-    spec: str | Path | None = None
-    tokenizer: str | Path | None = None
-    no_tokenizer: bool = False
-
-
 def lay_out_all(
     source: Path,
     requests: Sequence[Request],
-    told: Told,
+    given: SourceOptions,
     split_bytes: int,
     imatrix: ImportanceMatrix | None,
 ) -> tuple[TensorGraph, list[Output]]:
     """Open the source and lay out all outputs.
 
-    A target that keeps metadata copies a source that has them, of whatever model, unless something
-    is told of the model; all else is written anew from what its family's table says.
+    A target that keeps metadata copies a source that has them, of whatever model, unless options
+    say how to read the model; all else is written anew from what its family's table says.
     """
-    as_it_is = open_as_it_is(source) if told == Told() else None
+    as_it_is = open_as_it_is(source) if given == SourceOptions() else None
     anew = [r for r in requests if as_it_is is None or not r.target.keeps_metadata]
     context = Context(imatrix=imatrix, split_bytes=split_bytes)
     written: dict[int, Output] = {}
     graph = as_it_is
     if anew:
-        graph = open_family(source, told.spec)
-        vocabulary, notes = _vocabulary(source, graph, anew, told)
+        graph = open_family(source, given.spec)
+        vocabulary, notes = _vocabulary(source, graph, anew, given)
         context = replace(context, vocabulary=vocabulary)
         file = None if vocabulary is None else vocabulary.model_file
         for request in anew:
@@ -62,12 +54,12 @@ def lay_out_all(
 
 
 def _vocabulary(
-    source: Path, graph: TensorGraph, requests: Sequence[Request], told: Told
+    source: Path, graph: TensorGraph, requests: Sequence[Request], given: SourceOptions
 ) -> tuple[Vocabulary | None, tuple[str, ...]]:
     """Find the tokenizer of a model, as long as its vocabulary, and what is to be said of it."""
-    found = None if told.no_tokenizer else open_vocabulary(source, told.tokenizer)
+    found = None if given.no_tokenizer else open_vocabulary(source, given.tokenizer)
     needed = next((r.target.needs_tokenizer for r in requests if r.target.needs_tokenizer), None)
-    if found is None and not told.no_tokenizer and needed is not None:
+    if found is None and not given.no_tokenizer and needed is not None:
         raise CheckpointError(
             f"{source}: no tokenizer.model in or beside it, and {needed} needs one; "
             "pass --tokenizer FILE, or --no-tokenizer to do without"

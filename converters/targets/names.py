@@ -1,4 +1,4 @@
-"""Read what targets have in common: paths, sizes, and what contradicts a recipe file."""
+"""Parse what targets have in common: paths, and names that contradict a recipe file."""
 
 from __future__ import annotations
 
@@ -9,28 +9,13 @@ from typing import Final
 
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.file import RecipeFile
-from weightcast.converters.recipes.weight_types import type_label
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
 from weightcast.quant.types import TYPES
 from weightcast.text import shown
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 LOOKS_LIKE_A_TYPE = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
 _GGUF_TYPES: Final = ", ".join(sorted(TYPES))
-
-
-def parse_size(text: str) -> int:
-    """Read a size such as 48G, 500M or 4GiB, in bytes. Raises RequestError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise RequestError(f"{text[:50]!r} is not a size; write it like 48G, 500M or 4GiB")
-    base = 1024 if match[3] else 1000
-    power = " KMGT".index(match[2].upper() or " ")
-    size = float(match[1]) * base**power
-    if not 1 <= size < 2**60:
-        raise RequestError(f"{text[:50]!r} is not a sensible size for a file")
-    return int(size)
 
 
 def disagreement(text: str, said: str, recipe_file: RecipeFile, kind: str = "") -> RequestError:
@@ -42,7 +27,7 @@ def disagreement(text: str, said: str, recipe_file: RecipeFile, kind: str = "") 
 
 def impossible(request: Request, override: Override, problem: str) -> RequestError:
     """Make the error for a rule that asks for a type which an output cannot hold."""
-    asked = type_label(override.type)
+    asked = override.type.label
     return RequestError(f"{request.path}: {override.origin} asks for {asked}, but {problem}")
 
 

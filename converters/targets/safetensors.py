@@ -22,15 +22,10 @@ from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.importance import Weighing, weigh_named
 from weightcast.converters.recipes.recipe import RECIPES, recipe_named
 from weightcast.converters.recipes.weight_types import (
-    KNOWN,
-    WEIGHTCAST,
     DirectoryType,
-    WeightType,
-    carries_codes,
     directory_type,
-    is_plain,
+    known_types,
     name_in,
-    type_label,
 )
 from weightcast.converters.targets.names import (
     LOOKS_LIKE_A_TYPE,
@@ -38,9 +33,9 @@ from weightcast.converters.targets.names import (
     impossible,
     plain_path,
 )
-from weightcast.converters.targets.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
+from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.quantization_config import quantization_config, reader_notes
-from weightcast.converters.targets.rules import CONVENTION, Chosen, choose_types, rule_notes
+from weightcast.converters.targets.rules import CONVENTION, TypeChoice, choose_types, rule_notes
 from weightcast.converters.targets.target import (
     Codes,
     Context,
@@ -56,11 +51,8 @@ from weightcast.errors import LayoutError, RequestError
 from weightcast.formats import safetensors
 from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.layout import Fp8Type
-from weightcast.formats.packed.weightcast import Described, header_metadata
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import QuantType
+from weightcast.formats.packed.layout import MatrixShape
+from weightcast.quant.types import QuantType, WeightType
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -135,12 +127,12 @@ class Safetensors:
             return Request(plain_path(text), self, recipe, directory=found)
         if says_nothing:
             raise RequestError(
-                f"{text}: the name does not end in a type ({KNOWN}), as in grok-1-bf16/; "
+                f"{text}: the name does not end in a type ({known_types()}), as in grok-1-bf16/; "
                 "rename it or pass --type"
             )
         hint = "" if recipe_named(last) is None else "; the name of a GGUF file ends in .gguf"
         raise RequestError(
-            f"{text}: {last} is not a type of a safetensors directory; known: {KNOWN}{hint}"
+            f"{text}: {last} is not a type of a safetensors directory; known: {known_types()}{hint}"
         )
 
     def check_rules(self, request: Request) -> Request:
@@ -225,7 +217,7 @@ def _quantization(
     graph: TensorGraph, kind: DirectoryType, types: Mapping[Module, WeightType]
 ) -> dict[str, Any] | None:
     names = graph.family.modules
-    if all(map(is_plain, types.values())):
+    if all(weight_type.is_plain for weight_type in types.values()):
         return None
     if names is None:
         raise LayoutError(f"packed weights of {graph.family.title}: its modules have no names yet")
@@ -241,14 +233,14 @@ def _reader_notes(
 
 def _metadata(shard: list[_Item], kind: DirectoryType) -> dict[str, str]:
     """What the header of one file says about packed matrices: our own layout describes itself."""
-    if kind.layout != WEIGHTCAST:
+    if not kind.is_packed:
         return {}
     described = {
-        item.stem: Described(item.packing.type, *item.tensor.shape)
+        item.stem: MatrixShape(item.packing.type, *item.tensor.shape)
         for item in shard
-        if isinstance(item.packing, GroupPacking)
+        if item.packing is not None
     }
-    return header_metadata(described)
+    return LAYOUTS[kind.layout].header_metadata(described)
 
 
 def _planned(item: _Item, file: int, offsets: dict[str, int], weighing: Weighing) -> PlannedTensor:
@@ -274,10 +266,10 @@ def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, 
 
 def _is_searched(item: _Item) -> bool:
     """Whether scales are fitted to the weights, so that an importance makes a difference."""
-    return isinstance(item.packing, GroupPacking) and not item.packing.is_carried
+    return item.packing is not None and item.packing.is_searched
 
 
-def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[Chosen]) -> Iterator[_Item]:
+def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[TypeChoice]) -> Iterator[_Item]:
     """The tensors of a directory, layers in order: one for each expert, the tied head twice.
 
     model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
@@ -295,16 +287,16 @@ def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[Chosen]) -> Ite
             yield _Item(quantized(name, copy, choice.plain.name), choice.plain, tied, None)
 
 
-def _item(choice: Chosen, source: Tensor, kind: DirectoryType) -> _Item:
+def _item(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> _Item:
     name, plain, place = choice.name, choice.plain, choice.place
-    if is_plain(choice.type):
+    if choice.type.is_plain:
         return _Item(quantized(name, source, plain.name), plain, place, choice.expert)
     packing = _packing(choice, source, kind)
     made = quantized(name, source, packing.label)
     return _Item(made, plain, place, choice.expert, packing)
 
 
-def _module_types(chosen: Iterable[Chosen]) -> dict[Module, WeightType]:
+def _module_types(chosen: Iterable[TypeChoice]) -> dict[Module, WeightType]:
     """The types of the layers' matrices, by modules."""
     return {
         Module(c.place.layer, c.expert, c.name.split(".")[-2]): c.type
@@ -313,7 +305,7 @@ def _module_types(chosen: Iterable[Chosen]) -> dict[Module, WeightType]:
     }
 
 
-def _packing(choice: Chosen, source: Tensor, kind: DirectoryType) -> Packing:
+def _packing(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> Packing:
     """How a matrix is packed. Raises LayoutError if it cannot be stored so."""
     try:
         packing = _packing_of(source, choice.type, kind)
@@ -325,25 +317,21 @@ def _packing(choice: Chosen, source: Tensor, kind: DirectoryType) -> Packing:
 
 
 def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
-    label = type_label(weight_type)
-    if isinstance(weight_type, QuantType):
-        return Fp4Packing(FP4_LAYOUTS[weight_type.name])
-    if isinstance(weight_type, Fp8Type):
-        return Fp8Packing(label, weight_type)
-    problem = _why_not_carried(source, weight_type)
-    is_carried = carries_codes(weight_type) and matrices(source)[0].group_size is not None
-    if is_carried and problem and not kind.may_change:
-        raise LayoutError(problem)
-    is_carried = is_carried and problem is None
-    return GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried, kind.may_change)
+    layout = LAYOUTS[kind.layout].matrix_layout(weight_type)
+    keeps_codes = weight_type.carries_codes and matrices(source)[0].group_size is not None
+    if keeps_codes:
+        problem = _why_not_carried(source, weight_type)
+        if problem is not None and not kind.allow_requantize:
+            raise LayoutError(problem)
+        keeps_codes = problem is None
+    return Packing(layout, weight_type, keeps_codes, kind.allow_requantize)
 
 
-def _why_not_carried(source: Tensor, group_type: GroupType) -> str | None:
+def _why_not_carried(source: Tensor, weight_type: WeightType) -> str | None:
     """Say what is wrong if groups do not lie within the groups of the source's scales."""
     of_source = matrices(source)[0].group_size
-    if of_source is None:
-        return None
-    size = group_type.group_size or source.shape[-1]
+    assert of_source is not None
+    size = weight_type.scale_span(source.shape[-1])
     if of_source % size == 0:
         return None
     fitting = next((n for n in (256, 128, 64, 32) if of_source % n == 0), None)

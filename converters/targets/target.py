@@ -19,12 +19,13 @@ from weightcast.converters.recipes.decide import Decision, Override
 from weightcast.converters.recipes.file import RecipeFile
 from weightcast.converters.recipes.importance import Weighing
 from weightcast.converters.recipes.recipe import Recipe
-from weightcast.converters.recipes.weight_types import DirectoryType, WeightType, type_label
+from weightcast.converters.recipes.weight_types import DirectoryType
+from weightcast.converters.sources.options import Form
 from weightcast.converters.targets.packing import Packing
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer.sentencepiece import Vocabulary
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import QuantType, WeightType
 from weightcast.text import count
 
 
@@ -135,11 +136,18 @@ class Request:
         """Add the rules of a command. Raises RequestError for types that the output cannot hold."""
         return self.target.check_rules(replace(self, overrides=overrides, pure=pure))
 
+    @property
+    def form(self) -> Form:
+        """The form of the output, which decides what options are of use."""
+        if self.directory is None:
+            return "gguf"
+        return "packed" if self.directory is not None and self.directory.is_packed else "plain"
+
     def that_may_change(self) -> Request:
         """The same, but int8 codes that cannot be carried unchanged are quantized anew."""
         if self.directory is None:
             return self
-        return replace(self, directory=replace(self.directory, may_change=True))
+        return replace(self, directory=replace(self.directory, allow_requantize=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +272,7 @@ def _why(decision: Decision) -> str | None:
 
 
 def asked_note(weight_type: WeightType, origin: str) -> str:
-    return f"stored as {type_label(weight_type)}, as {origin} asks"
+    return f"stored as {weight_type.label}, as {origin} asks"
 
 
 def grouped_notes(said: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:

@@ -1,18 +1,18 @@
-"""The errors of an artifact as docs/report.schema.json says."""
+"""Report the errors of an artifact against its source."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from weightcast.converters.compare.rows import Key
 from weightcast.converters.graph import TensorGraph, stored, stored_as
-from weightcast.converters.report.measured import (
+from weightcast.converters.report import (
+    AppliedRecipe,
     MeasuredOutput,
     MeasuredTensor,
-    recipe_values,
-    report_values,
+    Report,
+    build_report,
 )
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.content import MatrixCheck
@@ -29,44 +29,44 @@ def errors_report(
     imatrix: ImportanceMatrix | None,
     held: Sequence[Held],
     checks: Mapping[Key, MatrixCheck],
-) -> dict[str, Any]:
-    """The errors of all tensors; experts that are tensors of their own are one."""
+) -> Report:
+    """Report the errors of all tensors; experts that are tensors of their own are one tensor."""
     groups: dict[str, list[int]] = defaultdict(list)
     for number, tensor in enumerate(held):
         groups[tensor.name if tensor.expert is None else tensor.gguf].append(number)
-    measured = []
+    tensors = []
     for numbers in groups.values():
         keys = [key for key in checks if key[0] in numbers and checks[key].failure is None]
         if keys:
-            matched, found = [held[n] for n in numbers], [checks[k] for k in keys]
-            measured.append(_measured(graph, structure.target, matched, found))
+            matched, measured = [held[n] for n in numbers], [checks[k] for k in keys]
+            tensors.append(_tensor(graph, structure.target, matched, measured))
     recipe = recipe_of(structure)
-    name = structure.path.name if recipe is None else recipe.name
+    type_name = structure.path.name if recipe is None else recipe.name
     output = MeasuredOutput(
-        str(structure.path),
-        structure.target.name,
-        name,
-        sum(path.stat().st_size for path in structure.files),
-        tuple(measured),
-        recipe_values(name, [], pure=False),
-        None if imatrix is None else str(imatrix.path),
+        path=str(structure.path),
+        container=structure.target.name,
+        type=type_name,
+        nbytes=sum(path.stat().st_size for path in structure.files),
+        tensors=tuple(tensors),
+        recipe=AppliedRecipe(type_name),
+        imatrix=None if imatrix is None else str(imatrix.path),
     )
-    return report_values(graph, Baseline.STORED, [output])
+    return build_report(graph, Baseline.STORED, [output])
 
 
-def _measured(
+def _tensor(
     graph: TensorGraph, target: Target, held: Sequence[Held], checks: Sequence[MatrixCheck]
 ) -> MeasuredTensor:
     first = held[0]
-    types = dict.fromkeys(stored_as(stored(t.name, t.array)) for t in held)
-    name, gguf, shape = first.name, first.tied or first.gguf, first.array.shape
+    types = dict.fromkeys(stored_as(stored(tensor.name, tensor.array)) for tensor in held)
+    name, gguf_name, shape = first.name, first.tied or first.gguf, first.array.shape
     if first.expert is not None:
         assert first.place is not None
         name = graph.family.name_in(first.place, target.convention, "*")
         shape = (len(held), *shape)
     return MeasuredTensor(
         name,
-        gguf,
+        gguf_name,
         " + ".join(types),
         shape,
         sum(tensor.array.nbytes for tensor in held),

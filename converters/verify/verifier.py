@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from weightcast.converters.compare.rows import Sample
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan.workers import choose_workers
+from weightcast.converters.report import Report
 from weightcast.converters.sources.detect import container_of
 from weightcast.converters.sources.open import open_family, open_graph
 from weightcast.converters.sources.packed import join_packed
@@ -124,11 +124,11 @@ class _Verifier:
         )
         on_progress = self._on_start(total)
         self._check_sums(sums, on_progress)
-        report = None
+        errors = None
         if arrays is None:
             self._unchecked.append("the weights: how they are packed cannot be told")
         elif graph is not None and source is not None:
-            report = self._compare(graph, source, spec, imatrix, held, on_progress)
+            errors = self._compare(graph, source, spec, imatrix, held, on_progress)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -141,7 +141,7 @@ class _Verifier:
             tuple(self._checked),
             tuple(self._unchecked),
             self._matrices,
-            report,
+            errors,
         )
 
     def _joined(self) -> dict[str, StoredArray] | None:
@@ -228,7 +228,7 @@ class _Verifier:
         imatrix: ImportanceMatrix | None,
         held: Sequence[Held],
         on_progress: Callable[[int], None],
-    ) -> dict[str, Any]:
+    ) -> Report:
         layout = expected_layout(self._structure, held, source, spec, imatrix)
         around = check_layout(self._structure, layout, graph)
         self._problems += around.problems
@@ -277,7 +277,7 @@ def _constant_problems(name: str, array: StoredArray) -> Iterator[Problem]:
     assert packing is not None
     assert array.packed is not None
     for suffix, wanted in packing.constants(*array.shape).items():
-        part = array.packed.matrix.parts[suffix]
+        part = array.packed.parts[suffix]
         if _read(part) != wanted:
             stem = name.removesuffix(".weight")
             what = "is not what belongs there: damaged, or an order of columns of its own"

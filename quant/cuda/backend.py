@@ -37,9 +37,9 @@ from weightcast.quant.cuda.jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.groups import Groups, GroupType, empty_groups, measure_groups
+from weightcast.quant.groups import Groups, empty_groups, measure_groups
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
-from weightcast.quant.types import F32, SOURCE_TYPES, QuantType
+from weightcast.quant.types import F32, SOURCE_TYPES, GroupType, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
 _ROW_ALIGNMENT: Final = 64

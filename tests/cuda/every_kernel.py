@@ -12,8 +12,8 @@ from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.groups import same_groups
 from weightcast.quant.cuda.kernels import dequantizer, measurer
-from weightcast.quant.groups import GroupType, quantize_groups
-from weightcast.quant.types import TYPES
+from weightcast.quant.groups import quantize_groups
+from weightcast.quant.types import TYPES, GroupType
 
 
 def main() -> None:

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import imatrices
 import numpy as np
 import pytest
-from gguf_files import read
-from support import Golden
 
 import weightcast
+from tests import imatrices
 from tests.cuda.stand_in import StandIn
+from tests.gguf_files import read
+from tests.support import Golden
 from weightcast.converters.plan import budget as memory
 
 WIDE = Golden("wide").path

@@ -27,8 +27,8 @@ from weightcast.quant.cuda import kernels as cuda_kernels
 from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.launch import group_launch
-from weightcast.quant.groups import SCALE_DTYPES, Groups, GroupType, quantize_groups
-from weightcast.quant.types import Q4_K
+from weightcast.quant.groups import SCALE_DTYPES, Groups, quantize_groups
+from weightcast.quant.types import Q4_K, GroupType
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZES = (32, 128, 256, 0)

@@ -202,7 +202,7 @@ def test_another_device():
     from weightcast.quant.cuda.device import device_count
 
     if device_count() < 2:
-        pytest.skip("needs two devices")
+        pytest.skip("needs a second CUDA device")
     x = gaussian(np.random.default_rng(66), (33, 512))
     with closing(CudaBackend(1, 0, 0)) as backend:
         assert_same_of(x, Q4_K, None, None, backend)

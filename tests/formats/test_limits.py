@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gguf_files
 import pytest
 
+from tests import gguf_files
 from tests.grok1 import read_spec
 from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file

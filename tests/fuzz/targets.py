@@ -19,16 +19,20 @@ from tests.fuzz import pickle_oracle
 from tests.fuzz.inputs import write_files
 from tests.grok1 import read_spec
 from weightcast.commands.text.graph import graph_lines, graph_values
+from weightcast.commands.text.verify import verification_lines
 from weightcast.converters.engine.hashing import FileToHash
 from weightcast.converters.families.grok1.spec import RELEASE, solve, told_sizes
 from weightcast.converters.graph.dimensions import Dimensions
 from weightcast.converters.output import journal
-from weightcast.converters.output.fingerprint import what_changed
+from weightcast.converters.output.fingerprint import changes
 from weightcast.converters.recipes.file import read_recipe_file
-from weightcast.converters.report import markdown
-from weightcast.converters.report.collector import matrix_errors
-from weightcast.converters.report.measured import tensor_kind
-from weightcast.converters.report.schema import read_report
+from weightcast.converters.report import (
+    json_values,
+    matrix_errors,
+    read_report,
+    summary,
+    tensor_role,
+)
 from weightcast.converters.sources.open import open_as_it_is, open_to_inspect
 from weightcast.converters.sources.packed import join_packed
 from weightcast.converters.verify import checksums
@@ -65,8 +69,8 @@ def _journal(folder: Path, raw: bytes) -> None:
                 write.is_in(file.fileno())
     for values in found.errors.values():
         matrix_errors(values)
-    if found.settings is not None:
-        what_changed(found.settings, _SETTINGS)
+    if found.fingerprint is not None:
+        changes(found.fingerprint, _FINGERPRINT)
 
 
 def _write(folder: Path, name: str, raw: bytes) -> Path:
@@ -163,7 +167,7 @@ def _verify(folder: Path, raw: bytes) -> None:
     with patch.object(checksums, "hash_files", _hash_at_once):
         found = weightcast.verify(path, jobs=1)
     json.dumps(found.describe())
-    for line in found.lines():
+    for line in verification_lines(found):
         assert len(line) < 100_000
 
 
@@ -194,10 +198,11 @@ def _spec(folder: Path, raw: bytes) -> None:
 
 def _report(folder: Path, raw: bytes) -> None:
     report = read_report(_write(folder, "report.json", raw))
-    markdown.markdown([report])
+    summary([report])
+    json_values(report)
     for output in report.outputs:
         for tensor in output.tensors:
-            tensor_kind(tensor.name)
+            tensor_role(tensor.name)
 
 
 def _tokenizer(folder: Path, raw: bytes) -> None:
@@ -240,7 +245,14 @@ _JOURNAL_WORDS = tuple(
     f'"{word}"'.encode()
     for word in ("journal", "settings", "rows", "counts", "writes", "errors", "baseline", "values")
 )
-_SETTINGS = {"version": "1", "type": "Q8_0", "options": {}, "extras": {}, "source": {}, "files": []}
+_FINGERPRINT = {
+    "version": "1",
+    "type": "Q8_0",
+    "options": {},
+    "extras": {},
+    "source": {},
+    "files": [],
+}
 TARGETS = {
     "pickle": Target(_pickle, 2048, _PICKLE_WORDS),
     "shards": Target(_shards, 512, (b"tensor00000_000", b".incomplete", b"_001")),

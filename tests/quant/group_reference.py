@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant.groups import SCALE_DTYPES, Groups, GroupType
+from weightcast.quant.groups import SCALE_DTYPES, Groups
+from weightcast.quant.types import GroupType
 
 F32 = NDArray[np.float32]
 CHUNK = 32

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import imatrices
 import numpy as np
 import pytest
-from gguf_files import Part, bf16, floats, read, string, write
-from stand_in_devices import Backend, Machine
-from support import Golden
 
 import weightcast
+from tests import imatrices
+from tests.gguf_files import Part, bf16, floats, read, string, write
+from tests.stand_in_devices import Backend, Machine
+from tests.support import Golden
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import executor
 from weightcast.converters.engine.buffers import memory_estimate
@@ -28,11 +28,13 @@ from weightcast.converters.graph import matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Tiling, largest_task
 from weightcast.converters.plan.workers import Workers, choose_workers
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, DeviceError, LayoutError, RequestError
 from weightcast.quant import backend, devices
 from weightcast.quant.devices import choose_devices
 
 WIDE = Golden("wide").path
+NO_TOKENIZER = ConvertOptions(no_tokenizer=True)
 
 
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +215,7 @@ def test_columns_between_others(
     raw[raw.rindex(b"\x89", 0, stored.offset)] = 0x88  # numpy's is_fortran: NEWFALSE to NEWTRUE
     stored.path.write_bytes(raw)
     assert min(matrices(weightcast.open(source)[name])[0].strides) == 8
-    items = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], no_tokenizer=True).items
+    items = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], NO_TOKENIZER).items
     items = [item for item in items if item.view.array.path == stored.path]
     wanted = max(item.view.shape[0] * item.view.shape[1] * 8 for item in items)
     assert largest_task(items, Tiling(1, 1 << 30, 1 << 30)).source == wanted
@@ -316,7 +318,7 @@ def test_page_locked_memory_is_bounded(
 ) -> None:
     small_tasks(monkeypatch)
     machine = Machine(2).install(monkeypatch)
-    prepared = conversion.prepare(tiny, [tmp_path / "a-Q4_K_M.gguf"], no_tokenizer=True)
+    prepared = conversion.prepare(tiny, [tmp_path / "a-Q4_K_M.gguf"], NO_TOKENIZER)
     memory = memory_estimate(prepared, Workers(5, machine.chosen))
     conversion.run(prepared, 5, devices=machine.chosen)
     pinned = [pin.bytes.nbytes for pin in machine.pins]
@@ -333,7 +335,7 @@ def test_estimates_for_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         emb_size=6144, key_size=128, num_q_heads=48, num_kv_heads=8, num_layers=1, num_experts=2
     )
     source = write_checkpoint(tmp_path, spec, sparse=True)
-    prepared = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], no_tokenizer=True)
+    prepared = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], NO_TOKENIZER)
     workers = choose_workers(None, Machine().chosen)
     assert workers.count == 4
     memory = memory_estimate(prepared, workers)

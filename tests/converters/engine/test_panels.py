@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from directories import read_directory
-from support import Golden
 
 import weightcast
+from tests.directories import read_directory
+from tests.support import Golden
 from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import panels
@@ -21,6 +21,7 @@ from weightcast.converters.output import files as output_files
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Tiling
 from weightcast.converters.plan.workers import Workers
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import LayoutError
 from weightcast.formats.packed.layout import Part, Segment
 
@@ -71,8 +72,8 @@ def test_whole_matrices_are_single_runs(tmp_path: Path, monkeypatch: pytest.Monk
 def test_memory_is_told(tmp_path: Path) -> None:
     options: dict[str, Any] = {"no_tokenizer": True}
     source = Golden("wide").path
-    rows = conversion.prepare(source, [tmp_path / "m-int8-g32"], **options)
-    columns = conversion.prepare(source, [tmp_path / "m-int8-g32-gptq"], **options)
+    rows = conversion.prepare(source, [tmp_path / "m-int8-g32"], ConvertOptions(**options))
+    columns = conversion.prepare(source, [tmp_path / "m-int8-g32-gptq"], ConvertOptions(**options))
     assert memory_estimate(rows, Workers(2)).staged == 0
     buffers = memory_estimate(columns, Workers(2))
     assert 0 < buffers.staged <= memory.STAGED_BYTES
@@ -85,7 +86,7 @@ def test_memory_is_told(tmp_path: Path) -> None:
 
 def test_one_buffer_where_two_do_not_fit(tmp_path: Path) -> None:
     prepared = conversion.prepare(
-        Golden("wide").path, [tmp_path / "m-int8-g32-gptq"], no_tokenizer=True
+        Golden("wide").path, [tmp_path / "m-int8-g32-gptq"], ConvertOptions(no_tokenizer=True)
     )
     tiling = Tiling(2, memory.TASK_BYTES, memory.STAGED_BYTES)
     two = panels.panel_bytes(prepared.items, tiling)

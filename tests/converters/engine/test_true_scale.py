@@ -20,6 +20,7 @@ from weightcast.converters.output.files import OutputFiles
 from weightcast.converters.output.journal import Contents, Finished, Write
 from weightcast.converters.plan.plan import Destination, Plan
 from weightcast.converters.plan.workers import Workers
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import BlockCounts
 
@@ -93,7 +94,9 @@ def test_the_release_goes_through_the_executor(
     """770 sparse shards, 314 billion weights; 1.16 TB of outputs, no kernels, no disk."""
     write_checkpoint(tmp_path / "grok-1", RELEASE, sparse=True)
     outputs = [tmp_path / name for name in ("g-Q8_0.gguf", "g-Q4_K_M.gguf", "g-bf16")]
-    plan = conversion.prepare(tmp_path / "grok-1", outputs, no_tokenizer=True, split="48G")
+    plan = conversion.prepare(
+        tmp_path / "grok-1", outputs, ConvertOptions(no_tokenizer=True, split="48G")
+    )
     monkeypatch.setattr(executor, "OutputFiles", NoFiles)
     monkeypatch.setattr(executor, "CpuBackend", NoKernels)
     monkeypatch.setattr(executor, "read_slab", no_slab)

@@ -28,7 +28,7 @@ def source(tiny: Path, tmp_path: Path) -> Path:
     flush(probe)
     page_cache.forget_read(probe, 0, 1 << 20)
     if cached(probe):
-        pytest.skip("files in memory, as those of tmpfs, cannot leave it")
+        pytest.skip("files in memory cannot leave the cache: run with --basetemp on a disk")
     return copy
 
 

@@ -9,9 +9,9 @@ from math import prod
 from typing import Any
 
 import pytest
-from support import DATA
 
 from tests.grok1 import places
+from tests.support import DATA
 from weightcast.converters.recipes.decide import (
     Decision,
     Override,

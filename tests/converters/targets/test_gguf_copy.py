@@ -11,20 +11,21 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf_files as files
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
-from gguf_files import Part, floats, read, string, strings, u16, u32, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
+from tests import gguf_files as files
+from tests.gguf_files import Part, floats, read, string, strings, u16, u32, write
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import any_gguf
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.formats.gguf import layout as gguf_layout
 
@@ -277,7 +278,7 @@ def test_slabs_do_not_change_bytes(
     monkeypatch.setattr(any_gguf, "_MAX_EXPERTS", 3)
     for name in MODELS:
         source, target = tmp_path / f"{name}.gguf", tmp_path / f"{name}-2.gguf"
-        cut = prepare(source, [target], types=[type_name])
+        cut = prepare(source, [target], ConvertOptions(types=(type_name,)))
         assert cut.slab_bytes <= 1000
         assert len(cut.items) > len(cut.outputs[0].tensors)
         weightcast.convert(source, target, types=[type_name])

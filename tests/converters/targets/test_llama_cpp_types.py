@@ -12,20 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import imatrices
 import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import Golden
 
 import weightcast
+from tests import imatrices
+from tests.support import Golden
 from weightcast.commands import llama_cpp
-from weightcast.commands.demo import log_probabilities
+from weightcast.commands.text.demo import log_probabilities
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.families.grok1.spec import grok1_spec
+from weightcast.converters.graph import TensorGraph, take
 from weightcast.converters.graph.read import load_float32
-from weightcast.converters.graph.tensor import TensorGraph, take
 from weightcast.converters.targets.types import shapes_of
 from weightcast.quant.types import TYPES
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import Golden, as_stored
 
 import weightcast
 from tests.grok1 import EMBEDDING, places
+from tests.support import Golden, as_stored
 from weightcast.converters.convert import Summary
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.graph.read import load_float32

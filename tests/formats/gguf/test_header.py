@@ -7,13 +7,13 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import gguf_files as files
 import numpy as np
 import pytest
-from gguf_files import Part, string, strings, u32, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import gguf_files as files
+from tests.gguf_files import Part, string, strings, u32, write
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.gguf.header import Metadata, raw_number, raw_string
 from weightcast.formats.gguf.layout import Entry, lay_out

@@ -8,14 +8,14 @@ from math import prod
 from pathlib import Path
 
 import gguf
-import imatrices
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DATA
 
 import weightcast
+from tests import imatrices
+from tests.support import DATA
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, FormatError

@@ -16,6 +16,7 @@ import pytest
 from gguf import GGUFReader
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from tests.support import RELEASED_TOKENIZER, needs_released_tokenizer
 from weightcast.errors import FormatError, LayoutError
 from weightcast.formats.gguf.header import raw_string
 from weightcast.formats.gguf.layout import Entry, lay_out
@@ -33,7 +34,6 @@ from weightcast.formats.tokenizer.sentencepiece import (
 )
 from weightcast.quant.types import F32
 
-RELEASED = Path(__file__).parents[4] / "shared" / "tokenizer.model"
 SIZE = 340
 WORDS = "the quick brown fox jumps over lazy dogs while seventeen wizards mix grokking potions"
 
@@ -251,9 +251,9 @@ def test_metadata_that_is_no_vocabulary(problem: str) -> None:
         from_gguf(Path("a.gguf"), metadata)
 
 
-@pytest.mark.skipif(not RELEASED.is_file(), reason="the release's tokenizer.model is not there")
+@needs_released_tokenizer
 def test_released_tokenizer() -> None:
-    vocabulary = read_sentencepiece(RELEASED)
+    vocabulary = read_sentencepiece(RELEASED_TOKENIZER)
     assert len(vocabulary.tokens) == 131072
     assert Counter(vocabulary.types.tolist()) == {NORMAL: 130812, BYTE: 256, CONTROL: 3, UNKNOWN: 1}
     assert vocabulary.special_ids == {"pad": 0, "bos": 1, "eos": 2, "unk": 3}

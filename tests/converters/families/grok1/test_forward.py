@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import MAX_LOGIT_ERROR, Golden, relative_error
 
 import weightcast
+from tests.support import MAX_LOGIT_ERROR, Golden, relative_error
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import take

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import GOLDEN, Golden, as_stored
 
 import weightcast
 from tests.grok1 import places, shard_places
+from tests.support import GOLDEN, Golden, as_stored
 from weightcast.converters.families.grok1.spec import RELEASE, ffn_size
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.graph.read import load_float32

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import DATA, GOLDEN, Golden
 
 import weightcast
+from tests.support import DATA, GOLDEN, Golden
 from weightcast.converters.convert import prepare
 from weightcast.converters.families.grok1.forward import run
 from weightcast.converters.families.grok1.spec import RELEASE
@@ -24,6 +24,7 @@ from weightcast.converters.families.grok1.synthetic import (
     write_checkpoint,
 )
 from weightcast.converters.graph.read import load_float32
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.formats.jax.writer import Payload, parts_bytes
 
 # File sizes of the release and how many files have them.
@@ -149,7 +150,9 @@ def test_dry_run_gives_exact_sizes_of_the_release(release: Path, tmp_path: Path)
 
 
 def test_dry_run_of_a_split_release(release: Path, tmp_path: Path) -> None:
-    plan = prepare(release, [tmp_path / "g-Q8_0.gguf"], no_tokenizer=True, split="48G")
+    plan = prepare(
+        release, [tmp_path / "g-Q8_0.gguf"], ConvertOptions(no_tokenizer=True, split="48G")
+    )
     (output,) = plan.outputs
     assert len(output.files) == 8
     assert f"{output.data_bytes / 2**20:.2f}" == "319890.02"
@@ -161,7 +164,7 @@ def test_dry_run_of_a_split_release(release: Path, tmp_path: Path) -> None:
 
 def test_planned_sizes_are_the_sizes_on_disk(tiny: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / n for n in ("a-Q8_0.gguf", "a-F32.gguf", "a-bf16")]
-    plan = prepare(tiny, outputs, no_tokenizer=True)
+    plan = prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     weightcast.convert(tiny, *outputs, no_tokenizer=True)
     for path, output in zip(outputs, plan.outputs, strict=True):
         files = list(path.iterdir()) if path.is_dir() else [path]

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pickle_opcodes import (
+from tests.formats.jax.pickle_opcodes import (
     BUILD,
     EMPTY_DICT,
     EMPTY_TUPLE,

@@ -5,7 +5,7 @@ it, fails, or is interrupted. After it only complete files may have final names;
 the outputs have the bytes of an undisturbed one, and nothing else is left. In the tests a few of
 these, by the hundreds:
 
-    python -m tests.faults --runs 300 --seed 1
+    python -m tests.converters.output.faults --runs 300 --seed 1
 """
 
 from __future__ import annotations
