@@ -27,8 +27,7 @@ class Cut:
     def rows_per_piece(self, item: WorkItem) -> int:
         n_in = item.view.shape[1]
         row_bytes = max(d.row_bytes(n_in) for d in item.destinations)
-        if item.view.is_encoded:
-            row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
+        row_bytes = max(row_bytes, item.view.decoded_row_bytes)
         # A small slab is shared out too: only two are in memory.
         share = -(-(item.out1 - item.out0) // self.workers)
         rows = min(max(1, self.limit_bytes // row_bytes), max(share, _ROW_STEP))
