@@ -1,21 +1,36 @@
 # `make demo` and `make test` do all set-up; a second run starts at once.
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard quant/kernels/*)
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
+	$(wildcard quant/kernels/*.* quant/kernels/*/*.*)
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-exhaustive coverage lint types clean
 
+# Convert a tiny checkpoint and run it in llama.cpp.
 demo: .venv/.demo
 	$(BIN)/weightcast demo
 
+# Every case that a mistake in one place needs; minutes on two cores.
 test: .venv/.development
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
+# What test leaves out: the full products of types, sources and instruction sets, and long searches.
+test-exhaustive: .venv/.development
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m exhaustive
+
+# Lines that `make test` runs, in the terminal and as pages in build/coverage.
+coverage: .venv/.coverage
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term \
+		--cov-report=html
+
+# Format, imports and layers.
 lint: .venv/.development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# Types: strict in the package, standard where users see it.
 types: .venv/.development
 	$(BIN)/mypy
 	$(BIN)/pyright
@@ -35,7 +50,13 @@ endef
 	$(call install,dev$(comma)cuda$(comma)llama-cpp$(comma)report$(comma)torch)
 	touch .venv/.demo
 
+.venv/.coverage: .venv/.development
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		pytest-cov
+	touch $@
+
 comma := ,
 
+# Delete the environment and everything built.
 clean:
 	rm -rf .venv build

@@ -1,13 +1,26 @@
-"""Fixtures: golden checkpoints, tiny synthetic ones, a SentencePiece model made on the spot."""
+"""Fixtures: golden checkpoints, tiny synthetic ones, a SentencePiece model made on the spot.
+
+At the end of a run, what was skipped, a line for each reason.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from support import NAMES, Golden
 
+from tests.support import NAMES, Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was skipped and why: a reason also says what would enable the tests."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    terminalreporter.write_line(f"skipped {reasons.total()}:" if reasons else "skipped 0")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"  {count:4} {reason}")
 
 
 @pytest.fixture(params=NAMES)

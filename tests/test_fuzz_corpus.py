@@ -39,13 +39,12 @@ def test_corpus(target: str, where: Path) -> None:
         assert again == message, path
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# Of shards only names are read: theirs are empty files.
+@pytest.mark.parametrize("target", [t for t in TARGETS if t != "shards"])
 def test_every_target_has_an_input_that_is_accepted(target: str, where: Path) -> None:
     """So that what lies behind the first checks is reached."""
     inputs = [path for path in CORPUS if path.parent.name == target]
     inputs += PICKLES if target == "pickle" else []
-    if target == "shards":  # its shards are empty files
-        pytest.skip("names alone are read")
     assert any(check(TARGETS[target], where, path.read_bytes()) is None for path in inputs)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from support import Golden
 
 from benchmarks.children import measured
 from benchmarks.peers import WAYS, chosen, steps, summary
 from benchmarks.peers_table import markdown
 from benchmarks.torch_pipeline import converted
+from tests.support import Golden
 
 
 @pytest.mark.parametrize("quantize", ["gguf", "torch"])

@@ -1,4 +1,4 @@
-"""Describe a graph: what `inspect` prints."""
+"""Describe a graph: the lines that `inspect` prints, and its JSON values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from weightcast.converters.graph import (
-    Spec,
     Tensor,
     TensorGraph,
     first_array,
@@ -19,16 +18,16 @@ from weightcast.converters.graph.layers import find_layer
 from weightcast.text import bytes_text, count, shown
 
 
-def graph_values(graph: TensorGraph[Spec], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """A graph as JSON values."""
+def graph_values(graph: TensorGraph, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe a graph as JSON values."""
     return {
-        "family": graph.family,
+        "family": graph.family.name,
         "source": graph.source,
         "parameters": graph.parameters,
         "hyperparameters": graph.spec.describe(),
         "tensors": [
             {
-                "name": tensor.name,
+                "name": graph.spoken_name(tensor.name),
                 "shape": list(tensor.shape),
                 "stored_as": stored_as(tensor),
                 "bytes": stored_bytes(tensor),
@@ -40,7 +39,7 @@ def graph_values(graph: TensorGraph[Spec], notes: Sequence[str] = ()) -> dict[st
     }
 
 
-def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
+def sparse_notes(graph: TensorGraph) -> list[str]:
     """Warn of files with holes: a download that reserved its space before it had the data."""
     paths = sorted({first_array(tensor).path for tensor in graph.values()})
     holes = []
@@ -61,12 +60,12 @@ def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
 
 
 def graph_lines(
-    graph: TensorGraph[Spec], notes: Sequence[str] = (), *, all_tensors: bool
+    graph: TensorGraph, notes: Sequence[str] = (), *, all_tensors: bool
 ) -> Iterator[str]:
-    """A graph for reading: a line for each kind of tensor, or for each tensor."""
+    """Describe a graph for reading: a line for each kind of tensor, or for each tensor."""
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
-    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
     files = {view.path for tensor in graph.values() for view in windows(tensor)}
     yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
     values = spec.describe()
@@ -76,11 +75,12 @@ def graph_lines(
     yield ""
     if all_tensors:
         for tensor in graph.values():
-            yield _tensor_line(tensor.name, tensor, first_array(tensor).path.name)
+            name = graph.spoken_name(tensor.name)
+            yield _tensor_line(name, tensor, first_array(tensor).path.name)
     else:
         kinds: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
         for tensor in graph.values():
-            leaf = _in_any_layer(tensor.name)
+            leaf = _in_any_layer(graph.spoken_name(tensor.name))
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
         for (leaf, _, _), tensors in kinds.items():
             yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
@@ -96,7 +96,7 @@ def _in_any_layer(name: str) -> str:
 
 
 def _value_text(value: Any) -> str:
-    """A hyperparameter, or metadata: numbers in a column, the rest in short."""
+    """Show a hyperparameter or metadata: numbers in a column, the rest in short."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:>17}"
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""The same rows of two matrices in memory, and what one's values differ by from the other's."""
+"""Choose and read the same rows of two matrices, and measure the errors of one's values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from math import ceil, lcm
 from typing import Final
@@ -22,6 +22,8 @@ from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import F32, QuantType
 
 Sample = int | float | None
+Key = tuple[int, int]  # a tensor, and a matrix of it
+Views = tuple[StoredMatrix, StoredMatrix]  # a matrix of the source, and what is held against it
 # Rows of a sample come in runs: the cache lines of int8 columns, 64 of them side by side.
 RUN_ROWS: Final = 64
 
@@ -30,6 +32,7 @@ RUN_ROWS: Final = 64
 class PairedRows:
     """Rows [out0, out1) of a matrix in both; `row0` is the first among those that are chosen."""
 
+    key: Key
     source: StoredMatrix
     output: StoredMatrix
     out0: int
@@ -38,6 +41,7 @@ class PairedRows:
 
     @property
     def read_bytes(self) -> int:
+        """Bytes to read of both."""
         return sum(v.bytes_to_read(self.out0, self.out1) for v in (self.source, self.output))
 
     def forget(self) -> None:
@@ -67,16 +71,21 @@ def chosen_rows(n_out: int, sample: Sample, multiple: int = 1) -> list[tuple[int
 
 
 def row_multiple(*views: StoredMatrix) -> int:
-    """Rows that are read together in a packed matrix."""
+    """Return how many rows of packed matrices are read together, 1 of others."""
     return lcm(*(view.row_multiple for view in views))
 
 
-def cut_rows(
-    source: StoredMatrix, output: StoredMatrix, sample: Sample = None
-) -> Iterator[PairedRows]:
-    """Cut two matrices of one shape into rows that fit slabs of both, in order."""
+def cut_rows(tensors: Iterable[Iterable[Views]], sample: Sample = None) -> Iterator[PairedRows]:
+    """Cut the matrices of tensors into rows that fit slabs of both sides, in order."""
+    for number, tensor in enumerate(tensors):
+        for matrix, views in enumerate(tensor):
+            yield from _cut_matrix((number, matrix), views, sample)
+
+
+def _cut_matrix(key: Key, views: Views, sample: Sample) -> Iterator[PairedRows]:
+    source, output = views
     multiple = row_multiple(source, output)
-    most = whole(min(view.rows_per_slab(SLAB_BYTES) for view in (source, output)), multiple)
+    most = whole(min(view.rows_per_slab(SLAB_BYTES) for view in views), multiple)
     done = 0
     for row0, row1 in chosen_rows(source.shape[0], sample, multiple):
         # Slabs of one size, so that none is only a few rows.
@@ -84,7 +93,7 @@ def cut_rows(
         step = -(-share // multiple) * multiple
         for out0 in range(row0, row1, step):
             out1 = min(out0 + step, row1)
-            yield PairedRows(source, output, out0, out1, done)
+            yield PairedRows(key, source, output, out0, out1, done)
             done += out1 - out0
 
 
@@ -104,9 +113,10 @@ def measure_rows(
     baseline: Baseline,
     importance: NDArray[np.float32] | None = None,
 ) -> Errors:
-    """Measure rows [row0, row1) of two slabs; whatever is stored in rows goes in as it is.
+    """Measure the errors of rows [row0, row1) of a slab against the same rows of its source.
 
-    `importance`, float32 [in], weighs columns. The same NaN or infinity in both is no error.
+    Blocks and row-major floats are measured as they are stored. `importance`, float32 [in], weighs
+    columns. The same NaN or infinity in both is no error.
     """
     matrix = as_matrix(source.piece(row0, row1))
     stored: tuple[QuantType, NDArray[np.uint8]]
@@ -129,7 +139,7 @@ def measure_rows(
 
 
 def floats(slab: Slab, row0: int, row1: int) -> NDArray[np.float32]:
-    """Give rows of a slab as float32 [rows, in], finite or not."""
+    """Return rows of a slab as float32 [rows, in], finite or not."""
     matrix = as_matrix(slab.piece(row0, row1))
     values = np.empty((matrix.n_out, matrix.n_in), np.float32)
     try:

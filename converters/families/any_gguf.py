@@ -11,14 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.converters.graph.tensor import Rows, Tensor, TensorGraph, stored
+from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, stored
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.header import Metadata
-from weightcast.formats.gguf.read import SPLIT_KEYS, GGUFIndex
+from weightcast.formats.gguf.read import SPLIT_KEYS, GGUFIndex, whole_number
 from weightcast.text import shown
 
 ARCHITECTURE_KEY: Final = "general.architecture"
+_TOKENS: Final = "tokenizer.ggml.tokens"
 # Longer arrays are named by type and length only.
 _MAX_LISTED = 16
 # A tensor of three axes is a stack of experts; larger stacks than this are none.
@@ -43,6 +44,20 @@ class GGUFModel:
             return "unknown architecture"
         return value if value.isprintable() and len(value) <= 64 else shown(value)
 
+    @property
+    def num_layers(self) -> int:
+        """Number of layers; 0 if the file does not say."""
+        return self._whole("block_count")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table; 0 if the file does not say."""
+        tokens = self.metadata.array_type(_TOKENS) if _TOKENS in self.metadata else None
+        return self._whole("vocab_size") if tokens is None else tokens[1]
+
+    def _whole(self, key: str) -> int:
+        return whole_number(self.metadata, f"{self.metadata.get(ARCHITECTURE_KEY)}.{key}") or 0
+
     def describe(self) -> Mapping[str, Any]:
         """Metadata as JSON values; of long arrays type and length."""
         return {key: self._describe(key) for key in self.metadata if key not in SPLIT_KEYS}
@@ -64,11 +79,15 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def graph_from_index(path: Path, index: GGUFIndex) -> TensorGraph[GGUFModel]:
-    """Turn an index into a graph, tensors in their order. Raises LayoutError for empty ones."""
+def any_gguf(path: Path, index: GGUFIndex) -> TensorGraph:
+    """Make a graph of an index: names, order and metadata of the file, whatever the model is.
+
+    Raises LayoutError for empty tensors.
+    """
     model = GGUFModel(index.metadata)
+    family = Family(model.architecture, architecture=model.architecture)
     tensors = {name: stored_tensor(name, array) for name, array in index.tensors.items()}
-    return TensorGraph(model.architecture, str(path), model, tensors, index.paths)
+    return TensorGraph(family, str(path), model, tensors, "gguf", index.paths, index.metadata)
 
 
 def stored_tensor(name: str, array: StoredArray) -> Tensor:

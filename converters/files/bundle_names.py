@@ -41,9 +41,9 @@ class BundlePaths:
         return tuple(map(self.path, NAMES))
 
 
-def bundle_paths(output: Path, kind: str) -> BundlePaths:
-    """Name the bundle of a directory ("safetensors") or of a GGUF file, split or not."""
-    if kind == "safetensors":
+def bundle_paths(output: Path, is_directory: bool) -> BundlePaths:
+    """Name the bundle of a directory, in it, or of a GGUF file, split or not, beside it."""
+    if is_directory:
         return BundlePaths(output)
     return BundlePaths(output.parent, output.name.removesuffix(".gguf") + ".")
 

@@ -1,11 +1,27 @@
 """Tensors of a model as a graph, and the rows of their matrices read from files.
 
 The graph knows stored arrays and operations on tensors (transpose, concatenate, scale, ...), how
-these resolve to windows on files, and how rows of a matrix come into memory. It knows no model, no
-recipe and no output: names of tensors mean nothing to it beside their layer (`layers`).
+these resolve to windows on files, how rows of a matrix come into memory, and in which terms a
+family of models is described. It knows no concrete family, no recipe and no output.
 """
 
 from weightcast.converters.graph.assembly import Assembly, StoredMatrix
+from weightcast.converters.graph.dimensions import Dimensions, Number
+from weightcast.converters.graph.model import (
+    Card,
+    Example,
+    Family,
+    Hyperparameter,
+    Key,
+    Module,
+    ModuleNames,
+    Place,
+    Quirks,
+    Role,
+    Spec,
+    Stored,
+    TensorGraph,
+)
 from weightcast.converters.graph.read import Slab, forget_rows, load_float32, named, read_slab
 from weightcast.converters.graph.resolve import (
     check_readable,
@@ -18,10 +34,7 @@ from weightcast.converters.graph.stored import stored_as, stored_bytes
 from weightcast.converters.graph.tensor import (
     Quantize,
     Rows,
-    Spec,
-    SpecT,
     Tensor,
-    TensorGraph,
     affine,
     concatenated,
     dequantized,
@@ -40,11 +53,23 @@ from weightcast.converters.graph.view import View
 
 __all__ = [
     "Assembly",
+    "Card",
+    "Dimensions",
+    "Example",
+    "Family",
+    "Hyperparameter",
+    "Key",
+    "Module",
+    "ModuleNames",
+    "Number",
+    "Place",
     "Quantize",
+    "Quirks",
+    "Role",
     "Rows",
     "Slab",
     "Spec",
-    "SpecT",
+    "Stored",
     "StoredMatrix",
     "Tensor",
     "TensorGraph",

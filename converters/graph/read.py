@@ -26,9 +26,8 @@ from weightcast.converters.graph.resolve import matrices
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import Runs, View, runs_of
 from weightcast.errors import CheckpointError, LayoutError
-from weightcast.formats.array import ITEM_BYTES, read_stored
+from weightcast.formats.array import ITEM_BYTES, Decode, read_stored
 from weightcast.formats.packed.layout import NUMPY_DTYPES
-from weightcast.formats.packed.rows import Decode
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.types import F32, STORED_TYPES, TYPES, QuantType
 
@@ -213,7 +212,7 @@ def _forget(view: View, out0: int, out1: int) -> None:
     if array.text is not None or out1 < last:
         return
     if array.packed is not None:
-        for part in array.packed.matrix.parts.values():
+        for part in array.packed.parts.values():
             forget_read(part.path, part.offset, part.nbytes)
     elif view.is_blocked:
         row_bytes = TYPES[view.dtype].row_bytes(n_in)

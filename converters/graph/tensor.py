@@ -9,11 +9,10 @@ Shapes are row-major, matrices [..., out, in]. Axes count from 0; negative ones 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from math import isfinite, prod
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -184,9 +183,9 @@ def _describe_stored(array: StoredArray) -> dict[str, Any]:
         "nbytes": array.nbytes,
     }
     if array.packed is not None:
-        matrix = array.packed.matrix
-        described["layout"] = matrix.layout
-        described["parts"] = {s: _describe_stored(part) for s, part in matrix.parts.items()}
+        parts = array.packed.parts
+        described["layout"] = array.packed.format
+        described["parts"] = {suffix: _describe_stored(part) for suffix, part in parts.items()}
     return described
 
 
@@ -366,41 +365,3 @@ def _told(source: Tensor) -> str:
 
 def _dtypes(sources: Sequence[Tensor]) -> str:
     return " + ".join(dict.fromkeys(source.dtype for source in sources))
-
-
-class Spec(Protocol):
-    """What is known of a model beside its tensors."""
-
-    def describe(self) -> Mapping[str, Any]:
-        """Hyperparameters as JSON values."""
-
-
-SpecT = TypeVar("SpecT", bound=Spec, covariant=True)
-
-
-@dataclass(frozen=True)
-class TensorGraph(Mapping[str, Tensor], Generic[SpecT]):
-    """An ordered mapping of a model's tensors with its hyperparameters; nothing is loaded.
-
-    `files` are those that were opened, where more than the tensors' own belong to the model.
-    """
-
-    family: str
-    source: str
-    spec: SpecT
-    tensors: dict[str, Tensor] = field(repr=False)
-    files: tuple[Path, ...] = field(default=(), repr=False)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, each counted once."""
-        return sum(tensor.size for tensor in self.tensors.values())

@@ -34,7 +34,7 @@ class View:
     def dtype(self) -> str:
         """Name the dtype, or the type of blocks, that rows have in memory."""
         packed = self.array.packed
-        return self.array.dtype if packed is None else packed.held_dtype
+        return self.array.dtype if packed is None else packed.memory_dtype
 
     @property
     def item_bytes(self) -> int:

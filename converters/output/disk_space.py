@@ -53,7 +53,7 @@ def check_free_space(outputs: Sequence[Output]) -> None:
 def _stale_bytes(output: Output) -> int:
     """Bytes that a killed conversion of the same output left on the disk; they will be reused."""
     paths = grown_paths(output)
-    if output.request.kind == "safetensors":
+    if output.request.target.is_directory:
         folder = partial_path(output.request.path)
         paths = list(folder.iterdir()) if folder.is_dir() else []
     return sum(path.lstat().st_blocks * 512 for path in paths if path.is_file())

@@ -23,10 +23,11 @@ import numpy as np
 from weightcast.converters.files.page_cache import forget_read
 from weightcast.converters.plan.plan import Destination, Plan, WorkItem
 from weightcast.converters.plan.tiling import keeps_bytes
+from weightcast.converters.plan.workers import Workers
 from weightcast.errors import CheckpointError
-from weightcast.quant.backend import ProcessorLane
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import Matrix
-from weightcast.quant.devices import PROCESSOR, Devices
+from weightcast.quant.devices import Devices
 from weightcast.quant.types import F32, I8
 
 # Read at this many places of the source, so much at each: the system reads ahead.
@@ -64,16 +65,16 @@ class Estimate:
         }
 
 
-def estimate(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Estimate:
+def estimate(plan: Plan, workers: Workers) -> Estimate:
     """Estimate the time of a plan on this machine, which is measured for half a second or so."""
     rate = _disk_rate([file.path for file in plan.inputs.files])
     read_s = write_s = 0.0
     if rate is not None:
         read_s, write_s = plan.read_bytes / rate, plan.write_bytes / rate
-    cores = min(workers + 1, len(os.sched_getaffinity(0)))
+    cores = min(workers.count + 1, len(os.sched_getaffinity(0)))
     out_of, into = _COPIES["used" if plan.outgrows_cache else "new"]
     copying = plan.read_bytes / out_of + plan.write_bytes / into
-    compute_s = _kernel_seconds(plan, devices) + copying / cores
+    compute_s = _kernel_seconds(plan, workers.devices) + copying / cores
     on_disks = read_s + write_s if _is_one_disk(plan) else max(read_s, write_s)
     return Estimate(read_s, compute_s, write_s, max(on_disks, compute_s), rate)
 
@@ -152,7 +153,7 @@ def _seconds_a_weight(item: WorkItem, destination: Destination) -> float:
 
 
 def _make(matrix: Matrix, destination: Destination) -> None:
-    lane, importance = ProcessorLane(), destination.importance
+    backend, importance = CpuBackend(), destination.importance
     if importance is not None:
         importance = np.ascontiguousarray(importance[: matrix.n_in])
     # What a few rows cannot be made into is left out: such a matrix cannot be converted either.
@@ -160,9 +161,9 @@ def _make(matrix: Matrix, destination: Destination) -> None:
         if destination.packed is None:
             row_bytes = destination.type.row_bytes(matrix.n_in)
             dst = np.empty(matrix.n_out * row_bytes, np.uint8)
-            lane.quantize(matrix, destination.type, dst, importance)
+            backend.quantize(matrix, destination.type, dst, importance)
             return
-        made = destination.packed.packing.pack(matrix, matrix.n_out, 0, importance, lane)
+        made = destination.packed.packing.pack(matrix, matrix.n_out, 0, importance, backend)
         for _ in made.segments:
             pass
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.files import page_cache
-from weightcast.converters.graph import Quantize, Spec, StoredMatrix, TensorGraph, matrices
+from weightcast.converters.graph import Quantize, StoredMatrix, TensorGraph, matrices
 from weightcast.converters.plan.budget import Budget, budget_of
 from weightcast.converters.recipes.decide import is_quantized
 from weightcast.converters.sources.inputs import Inputs
@@ -78,7 +78,7 @@ class WorkItem:
 class Plan:
     """All outputs and all work; with `has_bundles` each output is to have a release bundle."""
 
-    graph: TensorGraph[Spec]
+    graph: TensorGraph
     inputs: Inputs = field(repr=False)
     outputs: tuple[Output, ...] = field(repr=False)
     items: tuple[WorkItem, ...] = field(repr=False)
@@ -116,7 +116,7 @@ def whole(rows: int, multiple: int) -> int:
 
 
 def make_plan(
-    graph: TensorGraph[Spec],
+    graph: TensorGraph,
     inputs: Inputs,
     outputs: Sequence[Output],
     *,

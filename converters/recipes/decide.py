@@ -29,9 +29,8 @@ from weightcast.converters.recipes.llama_quantize import (
     ModelFacts,
 )
 from weightcast.converters.recipes.recipe import Recipe
-from weightcast.converters.recipes.weight_types import WeightType
 from weightcast.errors import LayoutError
-from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, QuantType
+from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
@@ -240,8 +239,7 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
 
 def _fitting(override: Override, name: str, shape: tuple[int, ...]) -> QuantType:
     """The type that is asked for. Raises LayoutError if the tensor cannot have it."""
-    asked = override.type
-    assert isinstance(asked, QuantType)
+    asked = TYPES[override.type.label]
     if not asked.fits(shape[-1]):
         raise LayoutError(
             f"{override.origin}: rows of {name} have {shape[-1]} values, which do not fill "

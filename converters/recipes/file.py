@@ -15,9 +15,9 @@ from typing import Any, Final
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.recipe import RECIPES, Recipe, recipe_named
 from weightcast.converters.recipes.weight_types import (
-    KNOWN,
     DirectoryType,
     directory_type,
+    known_types,
     rule_type,
 )
 from weightcast.errors import FormatError, RequestError
@@ -70,7 +70,7 @@ def read_recipe_file(path: Path) -> RecipeFile:
     base = recipe_named(name) if isinstance(name, str) else None
     directory = directory_type(name) if isinstance(name, str) else None
     if base is None and directory is None:
-        known = f"{', '.join(sorted(RECIPES))}; of directories {KNOWN}"
+        known = f"{', '.join(sorted(RECIPES))}; of directories {known_types()}"
         raise FormatError(path, None, f"base is {shown(name)}; known: {known}")
     rules = values.get("rule", [])
     if not isinstance(rules, list):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.recipes.decide import Decision, category
 from weightcast.errors import LayoutError
+from weightcast.formats.gguf.header import raw_string, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.quant.types import FLOAT_TYPES
 from weightcast.text import count, some
@@ -180,14 +181,16 @@ def _rows(
     )
 
 
-def provenance(matrix: ImportanceMatrix) -> dict[str, str | int]:
-    """The metadata that llama-quantize leaves: where the importance came from. Numbers: uint32."""
-    values: dict[str, str | int] = {"quantize.imatrix.file": _cut(str(matrix.path))}
+def provenance_metadata(matrix: ImportanceMatrix | None) -> dict[str, bytes]:
+    """Encode the metadata that llama-quantize leaves: where the importance came from."""
+    if matrix is None:
+        return {}
+    values = {"quantize.imatrix.file": raw_string(_cut(str(matrix.path)))}
     if matrix.datasets:
-        values["quantize.imatrix.dataset"] = _cut(matrix.datasets[0])
-    values["quantize.imatrix.entries_count"] = len(matrix.entries)
+        values["quantize.imatrix.dataset"] = raw_string(_cut(matrix.datasets[0]))
+    values["quantize.imatrix.entries_count"] = raw_uint(len(matrix.entries))
     if matrix.chunks:
-        values["quantize.imatrix.chunks_count"] = matrix.chunks
+        values["quantize.imatrix.chunks_count"] = raw_uint(matrix.chunks)
     return values
 
 

@@ -1,4 +1,4 @@
-"""The files that a conversion reads, as they were when it was planned, and the options given."""
+"""Files that a conversion reads, in the state they had when it was planned."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.graph import Spec, TensorGraph, windows
-from weightcast.converters.sources.detect import checkpoint_directory, find_spec, kind_of
+from weightcast.converters.graph import TensorGraph, windows
+from weightcast.converters.sources.containers import container
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import ChangedError, CheckpointError
-from weightcast.formats import safetensors
 
 SOURCE: Final = "source"
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
@@ -19,7 +19,7 @@ CHANGED: Final = "was changed while it was read; convert again when nothing writ
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file that is read: what for, and its size and time of change (ns) before that."""
+    """A file that is read: its role, and its size and time of change (ns) before that."""
 
     path: Path
     role: str
@@ -32,25 +32,13 @@ class InputFile:
             raise ChangedError(f"{self.path}: {CHANGED}")
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The options that change bytes, without those that name files; `types` one for each output."""
-
-    types: tuple[str, ...] = ()
-    tensor_types: tuple[str, ...] = ()
-    split_bytes: int = 0
-    no_tokenizer: bool = False
-    pure: bool = False
-    allow_requantize: bool = False
-
-
 @dataclass(frozen=True)
 class Inputs:
-    """What was given to a conversion: its source, all files that it reads, options."""
+    """The source of a conversion, all files that it reads, and its options."""
 
     source: Path
     files: tuple[InputFile, ...] = field(repr=False)
-    given: Given = Given()
+    options: ConvertOptions = field(default_factory=ConvertOptions)
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +55,7 @@ class Inputs:
 
     @property
     def source_name(self) -> str:
-        """The source's own name, wherever it lies."""
+        """The name of the source without its folder."""
         return Path(os.path.abspath(self.source)).name
 
     @property
@@ -77,31 +65,25 @@ class Inputs:
 
 
 def list_inputs(
-    source: Path, graph: TensorGraph[Spec], given: Mapping[str, str | Path | None]
+    source: Path, graph: TensorGraph, beside: Mapping[str, str | Path | None]
 ) -> tuple[InputFile, ...]:
-    """Name every file that a conversion of `graph` reads, with its state at this moment.
+    """List every file that a conversion of `graph` reads, with its state at this moment.
 
-    `given` are files beside the source by their role, such as an importance matrix; a spec that
+    `beside` are files beside the source by their role, such as an importance matrix; a spec that
     was found beside the source is added. Raises CheckpointError for a file that vanished.
     """
     roles = {path: SOURCE for path in sorted(source_files(graph))}
-    kind = kind_of(source)
-    if kind == "safetensors":
-        folder = source if source.is_dir() else source.parent
-        for name in ("config.json", safetensors.INDEX_NAME):
-            if (folder / name).is_file() and (name == "config.json" or source.is_dir()):
-                roles[folder / name] = SOURCE
-    found = dict(given)
-    if kind == "shards" and found.get("spec") is None:
-        directory = checkpoint_directory(source)
-        assert directory is not None
-        found["spec"] = find_spec(directory)
+    holder = container(source)
+    roles.update(dict.fromkeys(holder.beside(source), SOURCE))
+    found = dict(beside)
+    if found.get("spec") is None:
+        found["spec"] = holder.find_spec(source)
     roles.update({Path(path): role for role, path in found.items() if path is not None})
     return tuple(_input(path, role) for path, role in roles.items())
 
 
-def source_files(graph: TensorGraph[Spec]) -> set[Path]:
-    """The files that hold a model's tensors."""
+def source_files(graph: TensorGraph) -> set[Path]:
+    """List the files that hold a model's tensors."""
     paths = set(graph.files)
     for tensor in graph.values():
         for view in windows(tensor):

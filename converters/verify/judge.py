@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.verify.content import Key, Tally
+from weightcast.converters.compare.rows import Key
+from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.mistakes import Mistake, Mistakes
 from weightcast.converters.verify.result import Problem, plain
@@ -46,17 +47,17 @@ class Judgement:
     counts: Counter[str]
 
 
-def judge(held: Sequence[Held], tallies: Mapping[Key, Tally], mistakes: Mistakes) -> Judgement:
+def judge(held: Sequence[Held], checks: Mapping[Key, MatrixCheck], mistakes: Mistakes) -> Judgement:
     """Tell what is wrong with tensors that were compared."""
-    reproduced = _reproduced_types(held, tallies)
+    reproduced = _reproduced_types(held, checks)
     findings: list[_Finding] = []
     notes: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
-    for key, tally in tallies.items():
+    for key, check in checks.items():
         tensor = held[key[0]]
         expert = key[1] if len(tensor.views) > 1 else tensor.expert
         found, verdict, note = _judge(
-            tensor, key[1], tally, reproduced[tensor.array.dtype], mistakes
+            tensor, key[1], check, reproduced[tensor.array.dtype], mistakes
         )
         counts[verdict] += 1
         if note is not None and tensor.name not in notes[note]:
@@ -66,14 +67,14 @@ def judge(held: Sequence[Held], tallies: Mapping[Key, Tally], mistakes: Mistakes
     return Judgement(list(_grouped(findings)), list(_told(notes)), counts)
 
 
-def _reproduced_types(held: Sequence[Held], tallies: Mapping[Key, Tally]) -> dict[str, bool]:
+def _reproduced_types(held: Sequence[Held], checks: Mapping[Key, MatrixCheck]) -> dict[str, bool]:
     """By type, whether three quarters are reproduced byte for byte: then all ought to be."""
     explained: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for (number, _), tally in tallies.items():
+    for (number, _), check in checks.items():
         dtype = held[number].array.dtype
         total[dtype] += 1
-        explained[dtype] += tally.is_explained
+        explained[dtype] += check.is_explained
     return {dtype: 4 * explained[dtype] >= 3 * total[dtype] for dtype in total}
 
 
@@ -81,20 +82,20 @@ _Verdict = tuple[Mistake | None, str, str | None]
 
 
 def _judge(
-    held: Held, number: int, tally: Tally, is_reproduced: bool, mistakes: Mistakes
+    held: Held, number: int, check: MatrixCheck, is_reproduced: bool, mistakes: Mistakes
 ) -> _Verdict:
     """Judge one matrix: what is wrong, how its bytes came about, what to note."""
-    if tally.failure is not None:
-        return Mistake("unreadable", f"cannot be read: {tally.failure}", FETCH), "wrong", None
-    if tally.is_explained:
-        return _explained(held, number, tally)
-    made, expected = tally.made.total, tally.expected.total
+    if check.failure is not None:
+        return Mistake("unreadable", f"cannot be read: {check.failure}", FETCH), "wrong", None
+    if check.is_explained:
+        return _explained(held, number, check)
+    made, expected = check.made.total, check.expected.total
     error, usual = float(made.relative_rms), float(expected.relative_rms)
     ratio = error / usual if usual else math.inf if error else 0.0
-    is_few = tally.different <= max(_DAMAGED_BYTES, _DAMAGED_SHARE * tally.nbytes)
-    is_large = not math.isfinite(error) or ratio > SUSPICIOUS_RATIO or bool(tally.outliers)
+    is_few = check.different <= max(_DAMAGED_BYTES, _DAMAGED_SHARE * check.nbytes)
+    is_large = not math.isfinite(error) or ratio > SUSPICIOUS_RATIO or bool(check.outliers)
     if is_few or (is_reproduced and not is_large):
-        return _damage(tally), "damaged", None
+        return _damage(check), "damaged", None
     if not is_large:
         what = (
             f"another rule or importance than weightcast's, its error {ratio:.2f} of ours at most"
@@ -109,33 +110,33 @@ def _judge(
         what = f"requantized: off by up to {float(made.largest):.3g} (relative error {error:.2g})"
         return None, "requantized", what
     if ratio <= SUSPICIOUS_RATIO:
-        rows = ", ".join(map(str, tally.outliers[:4]))
-        what = f"{count(len(tally.outliers), 'row')} with errors out of proportion: {rows}"
+        rows = ", ".join(map(str, check.outliers[:4]))
+        what = f"{count(len(check.outliers), 'row')} with errors out of proportion: {rows}"
         return Mistake("rows", what, CONVERT), "wrong", None
     what = f"relative error {error:.3g}, where {held.array.dtype} makes {usual:.3g}"
-    if is_reproduced and 2 * tally.different < tally.nbytes:
-        return _damage(tally, f"; {what}"), "damaged", None
+    if is_reproduced and 2 * check.different < check.nbytes:
+        return _damage(check, f"; {what}"), "damaged", None
     return Mistake("error", what, CONVERT), "wrong", None
 
 
-def _damage(tally: Tally, more: str = "") -> Mistake:
-    share = f"{count(tally.different, 'byte')} of {tally.nbytes:,}"
-    place = "" if tally.first is None else f", the first at byte {tally.first} of the file"
+def _damage(check: MatrixCheck, more: str = "") -> Mistake:
+    share = f"{count(check.different, 'byte')} of {check.nbytes:,}"
+    place = "" if check.first is None else f", the first at byte {check.first} of the file"
     what = f"is damaged: {share} are not what the source makes{place}{more}"
     return Mistake("damaged", what, FETCH)
 
 
-def _explained(held: Held, number: int, tally: Tally) -> _Verdict:
+def _explained(held: Held, number: int, check: MatrixCheck) -> _Verdict:
     """Every byte is what some conversion makes of the source."""
-    origins = [name for name in tally.origins if name not in (None, SOURCE, SYMMETRIC)]
+    origins = [name for name in check.origins if name not in (None, SOURCE, SYMMETRIC)]
     dtype = held.array.dtype
     if not origins:
-        lossy = held.place is not None and held.place.role.stays_float32 and dtype != "F32"
+        lossy = held.place is not None and held.place.role.storage == "float32" and dtype != "F32"
         note = f"stored as {dtype}, though runtimes keep it in float32" if lossy else None
         return None, "same", note
     origin = str(origins[0])
     if origin == "float32":
-        largest = float(tally.made.total.largest)
+        largest = float(check.made.total.largest)
         what = f"requantized by ggml's rule instead of carried over: off by up to {largest:.2g}"
         return None, "requantized", what
     if dtype == "F32":

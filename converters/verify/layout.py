@@ -11,8 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from weightcast.converters.families.grok1 import hugging_face as grok1_hf
-from weightcast.converters.families.grok1.spec import Grok1Spec
+from weightcast.converters.families import of_architecture
+from weightcast.converters.families.hyperparameters import read_config
+from weightcast.converters.graph import Family, TensorGraph
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.target import Output
 from weightcast.converters.verify.expected import Layout
@@ -31,6 +32,7 @@ _FEW_BYTES: Final = 16
 _LONG_BYTES: Final = 64 * _FEW_BYTES
 _NOT_OURS: Final = ("quantize.imatrix.",)
 _TOKENIZER: Final = "tokenizer."
+_OWN_KEYS: Final = (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)
 
 
 @dataclass
@@ -42,18 +44,20 @@ class Around:
     unchecked: list[str]
 
 
-def check_layout(structure: Structure, layout: Layout, spec: object) -> Around:
+def check_layout(structure: Structure, layout: Layout, graph: TensorGraph) -> Around:
     """Compare headers, metadata and small files with those of the conversion."""
     around = Around([], [], [])
     if layout.output is None:
         around.unchecked.append(f"headers and small files ({layout.refusal})")
         return around
-    if structure.kind == "gguf":
-        _check_metadata(structure, layout.output, around)
+    if not structure.target.is_directory:
+        _check_metadata(
+            structure, layout.output, around, of_architecture(graph.family.architecture)
+        )
         return around
     _check_headers(structure, layout.output, around)
     if structure.path.is_dir():
-        _check_companions(structure, layout.output, around, spec)
+        _check_companions(structure, layout.output, around, graph)
     return around
 
 
@@ -105,7 +109,9 @@ def _check_headers(structure: Structure, output: Output, around: Around) -> None
         around.checked.append("headers: every byte is what weightcast writes")
 
 
-def _check_companions(structure: Structure, output: Output, around: Around, spec: object) -> None:
+def _check_companions(
+    structure: Structure, output: Output, around: Around, graph: TensorGraph
+) -> None:
     """Compare the small files of a directory."""
     same, other = [], []
     for name, wanted in output.companions.items():
@@ -130,18 +136,18 @@ def _check_companions(structure: Structure, output: Output, around: Around, spec
     if other:
         around.unchecked.append(f"small files that weightcast writes otherwise: {', '.join(other)}")
     config = structure.path / "config.json"
-    if isinstance(spec, Grok1Spec) and config.is_file():
-        around.problems += _config_problems(config, spec)
+    if graph.family.has_table and config.is_file():
+        around.problems += _config_problems(config, graph)
 
 
-def _config_problems(config: Path, spec: Grok1Spec) -> Iterator[Problem]:
+def _config_problems(config: Path, graph: TensorGraph) -> Iterator[Problem]:
     """Hyperparameters of config.json that are not the source's."""
     try:
-        given = grok1_hf.read_hyperparameters(config)
+        given = read_config(graph.family, config)
     except CheckpointError as problem:
         yield Problem(str(problem), "cannot be used", remedy=FETCH)
         return
-    wanted = spec.describe()
+    wanted = graph.spec.describe()
     for name, value in given.items():
         if name in wanted and not np.isclose(float(value), float(wanted[name]), rtol=1e-6, atol=0):
             what = f"{name} is {value}, in the source {wanted[name]}"
@@ -151,7 +157,9 @@ def _config_problems(config: Path, spec: Grok1Spec) -> Iterator[Problem]:
 # GGUF metadata
 
 
-def _check_metadata(structure: Structure, output: Output, around: Around) -> None:
+def _check_metadata(
+    structure: Structure, output: Output, around: Around, family: Family | None
+) -> None:
     """Compare metadata key by key, then whole headers with the metadata that there are."""
     there = structure.metadata
     if there is None:
@@ -161,10 +169,14 @@ def _check_metadata(structure: Structure, output: Output, around: Around) -> Non
     if "split.count" not in there and "split.count" in wanted:
         wanted = {key: raw for key, raw in wanted.items() if key not in gguf.SPLIT_KEYS}
     keeps_tokenizer = _keeps_tokenizer(there.raw, wanted)
+    prefix = "" if family is None else f"{family.architecture}."
     unlike, unknown, suspects = [], [], []
     for key, raw in there.raw.items():
         if key in wanted and raw != wanted[key]:
-            problem = None if key.startswith(_NOT_OURS) else _key_problem(path, key, raw, wanted)
+            problem = None
+            if not key.startswith(_NOT_OURS):
+                is_ours = bool(prefix and key.startswith(prefix)) or key in _OWN_KEYS
+                problem = _key_problem(path, key, raw, wanted, is_ours=is_ours)
             if problem is not None:
                 around.problems.append(problem)
                 continue
@@ -178,7 +190,7 @@ def _check_metadata(structure: Structure, output: Output, around: Around) -> Non
             if near is not None:
                 what = f"key {key!r} is {near!r}, damaged"
                 around.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
-    missing = [key for key in wanted if key not in there and key != "grok.vocab_size"]
+    missing = [key for key in wanted if key not in there and key != f"{prefix}vocab_size"]
     if unlike == suspects and not (unknown or missing or keeps_tokenizer or around.problems):
         # All else is ours: these were it too.
         around.problems += [_damaged_value(path, k, there.raw[k], wanted[k]) for k in suspects]
@@ -219,7 +231,7 @@ def metadata_of(output: Output) -> dict[str, bytes]:
 
 
 def _key_problem(
-    path: Path, key: str, there: bytes, all_wanted: Mapping[str, bytes]
+    path: Path, key: str, there: bytes, all_wanted: Mapping[str, bytes], *, is_ours: bool
 ) -> Problem | None:
     """A problem if a value differs that must not, or was damaged; None for other texts."""
     wanted = all_wanted[key]
@@ -228,7 +240,7 @@ def _key_problem(
     is_number = isinstance(found, int | float) and isinstance(right, int | float)
     if is_number and float(found) == float(right):
         return None  # in another type
-    if is_number and (key.startswith("grok.") or key in (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)):
+    if is_number and is_ours:
         what = f"{key} is {found}, where the source makes it {right}"
         return Problem(str(path), what, remedy="convert again", mistake="hyperparameter")
     is_text = key.startswith("general.") and isinstance(found, str)

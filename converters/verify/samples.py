@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.compare.measure import rows_float32
 from weightcast.converters.compare.rows import floats, read_rows
-from weightcast.converters.engine.tasks import slab_buffer
+from weightcast.converters.engine.buffers import slab_buffer
 from weightcast.converters.graph import View
 
 _ROWS: Final = 16

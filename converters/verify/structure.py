@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
@@ -35,7 +36,7 @@ class Structure:
     """
 
     path: Path
-    kind: str
+    target: Target
     files: list[Path] = field(default_factory=list)
     tensors: dict[str, StoredArray] = field(default_factory=dict)
     metadata: Metadata | None = None
@@ -63,13 +64,10 @@ class Structure:
             self.add(array.path, f"is also in {other.path.name}", name)
 
 
-def read_structure(path: Path, kind: str) -> Structure:
-    """Read the headers of an artifact ("gguf" or "safetensors") and list what is wrong."""
-    structure = Structure(path, kind)
-    if kind == "gguf":
-        _read_gguf(structure)
-    else:
-        _read_safetensors(structure)
+def read_structure(path: Path, target: Target) -> Structure:
+    """Read the headers of an artifact and list what is wrong."""
+    structure = Structure(path, target)
+    _READERS[target.name](structure)
     return structure
 
 
@@ -338,3 +336,6 @@ def _check_index(structure: Structure, index: Path) -> None:
     found = sum(array.nbytes for array in structure.tensors.values())
     if total not in (None, found) and not structure.problems:
         structure.add(index, f"total_size is {total}, but the tensors take {found}")
+
+
+_READERS: Final = {"gguf": _read_gguf, "safetensors": _read_safetensors}

@@ -21,14 +21,14 @@ from weightcast.quant.cuda.jobs import (
     refuse_source,
     source_arguments,
 )
-from weightcast.quant.groups import Groups, GroupType
-from weightcast.quant.types import SOURCE_TYPES
+from weightcast.quant.groups import Groups
+from weightcast.quant.types import SOURCE_TYPES, GroupType
 
 _PART_ALIGNMENT: Final = 256  # codes are stored 16 bytes at once
 
 
 class _GroupArguments(ctypes.Structure):
-    """kernels/device_groups.h."""
+    """kernels/device/groups.h."""
 
     _fields_ = [
         ("source", QuantizeArguments),

@@ -41,7 +41,7 @@ _LARGEST: Final = 2**64 - 1
 
 
 class QuantizeArguments(ctypes.Structure):
-    """kernels/device_tile.h."""
+    """kernels/device/tile.h."""
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("data", "scales", "importance", "means", "dst")),
@@ -55,7 +55,7 @@ class QuantizeArguments(ctypes.Structure):
 
 
 class _CheckArguments(ctypes.Structure):
-    """kernels/device_checks.h."""
+    """kernels/device/checks.h."""
 
     _fields_ = [
         ("values", ctypes.c_uint64),
@@ -65,7 +65,7 @@ class _CheckArguments(ctypes.Structure):
 
 
 class _DequantizeArguments(ctypes.Structure):
-    """kernels/device_blocks.h."""
+    """kernels/device/blocks.h."""
 
     _fields_ = [
         ("src", ctypes.c_uint64),

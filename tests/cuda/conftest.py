@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if has_real_device() and "loaded_driver" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
         elif not has_real_device() and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device and its driver"))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def driver(loaded_driver: stand_in.StandIn | None) -> Iterator[stand_in.StandIn 
 def only_stand_in(driver: stand_in.StandIn | None) -> stand_in.StandIn:
     """The stand-in, for tests of failures and of what it alone can tell."""
     if driver is None:
-        pytest.skip("needs the stand-in, and this machine has a device")
+        pytest.skip("needs the stand-in for a driver: run with CUDA_VISIBLE_DEVICES=")
     return driver
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -66,8 +67,10 @@ def build_kernels(source: Path, library: Path, *flags: object) -> Path:
 def host_kernels_digest() -> str:
     """Name what `build_host_kernels` compiles, and how."""
     digest = hashlib.sha256()
-    for file in (Path(__file__), HOST_KERNELS, *sorted(KERNELS.glob("*.h"))):
-        digest.update(f"{file.name}:{file.stat().st_size}:".encode() + file.read_bytes())
+    headers = sorted(KERNELS.rglob("*.h")) + sorted(KERNELS.rglob("*.inc"))
+    for file in (Path(__file__), HOST_KERNELS, *headers):
+        name = os.path.relpath(file, HERE)
+        digest.update(f"{name}:{file.stat().st_size}:".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -75,7 +78,10 @@ def build_host_kernels(folder: Path) -> Path:
     """Compile the host forms of the package's own kernels."""
     # As the package's library is: contraction would change bytes.
     flags = ("-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{KERNELS}")
-    jobs = {folder / "held.o": ("-DWC_HELD=1",), folder / "read.o": ()}
+    jobs = {
+        folder / "registers.o": ("-DWC_IN_REGISTERS=true",),
+        folder / "memory.o": ("-DWC_IN_REGISTERS=false",),
+    }
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import imatrices
 import numpy as np
 import pytest
-from gguf_files import read
-from support import Golden
 
 import weightcast
+from tests import imatrices
 from tests.cuda.stand_in import StandIn
+from tests.gguf_files import read
+from tests.support import Golden
 from weightcast.converters.plan import budget as memory
 
 WIDE = Golden("wide").path
@@ -56,7 +56,7 @@ def test_files_are_those_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "SLAB_BYTES", 200_000)
-    monkeypatch.setattr(memory, "DEVICE_PIECE_BYTES", 50_000)
+    monkeypatch.setattr(memory, "DEVICE_TASK_BYTES", 50_000)
     folders = {device: tmp_path / device for device in ("cpu", "cuda")}
     summaries = {}
     for device, folder in folders.items():

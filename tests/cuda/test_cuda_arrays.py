@@ -160,7 +160,7 @@ def test_the_producer_keeps_the_memory_until_the_work_is_done(gpu):
 @with_speaker
 def test_another_device(speaker, kernels):
     if device_count() < 2:
-        pytest.skip("needs two devices")
+        pytest.skip("needs a second CUDA device")
     gpu, x = open_gpu(1), values((33, 256))
     made = quantize(speaker.of(gpu, x), "Q4_K")
     assert np.array_equal(read(made, gpu), quantize(x, "Q4_K"))

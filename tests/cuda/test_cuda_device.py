@@ -30,7 +30,7 @@ def gpu(driver: StandIn | None) -> Gpu:
 @pytest.fixture
 def two_gpus(driver: StandIn | None) -> tuple[Gpu, Gpu]:
     if cuda_device.device_count() < 2:
-        pytest.skip("needs two devices")
+        pytest.skip("needs a second CUDA device")
     return open_gpu(0), open_gpu(1)
 
 

@@ -44,7 +44,7 @@ def on(kernels: StandIn | None) -> Iterator[AnyTorch]:
     """torch with devices."""
     if kernels is None:
         if not torch.cuda.is_available():
-            pytest.skip("this build of torch has no CUDA")
+            pytest.skip("this build of torch has no CUDA: pip install one that has")
         yield RealTorch()
         return
     with pytest.MonkeyPatch.context() as patch:
@@ -211,7 +211,7 @@ def test_the_default_stream_is_used_too(on, only_stand_in):
 
 def test_another_device(on):
     if device_count() < 2:
-        pytest.skip("needs two devices")
+        pytest.skip("needs a second CUDA device")
     x = values((2, 33, 256))
     made = quantize(on.put(x, 1), "Q4_K", on.put(torch.ones(256), 0))
     assert made.device == torch.device("cuda", 1)

@@ -24,7 +24,7 @@ def test_every_kernel(kernels: StandIn | None, capsys: pytest.CaptureFixture[str
 def test_compute_sanitizer(tool: str) -> None:
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(program).exists():
-        pytest.skip("compute-sanitizer is not installed")
+        pytest.skip("compute-sanitizer is not installed: it comes with the CUDA toolkit")
     command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(

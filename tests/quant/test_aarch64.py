@@ -20,7 +20,10 @@ FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", *compilers.STRICT)
 DRIVER = compilers.SOURCES / "sanitize.cpp"
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed")
+@pytest.mark.skipif(
+    bool(MISSING),
+    reason=f"no {' and '.join(MISSING)}: apt-get install g++-aarch64-linux-gnu qemu-user",
+)
 def test_same_bytes_as_x86(tmp_path: Path) -> None:
     gxx = (COMPILER, *FLAGS, "-c")
     objects = {name: tmp_path / f"{name}.o" for name in ("cpu", *compilers.COMMON_SOURCES)}
@@ -28,7 +31,7 @@ def test_same_bytes_as_x86(tmp_path: Path) -> None:
     compilers.run_all(
         [
             *(
-                (*gxx, *define.get(name, ()), compilers.KERNELS / f"{name}.cpp", "-o", path)
+                (*gxx, *define.get(name, ()), compilers.ABI / f"{name}.cpp", "-o", path)
                 for name, path in objects.items()
             ),
             (*gxx, DRIVER, "-o", tmp_path / "driver.o"),

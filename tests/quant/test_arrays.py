@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,7 +196,6 @@ def test_q8_0_is_within_half_a_step(family, isa):
     "view", [lambda x: x, lambda x: x.mT, lambda x: x[:, ::2, :32], lambda x: x[0, 0]]
 )
 def test_torch_tensors(view, dtype, source, name):
-    torch = pytest.importorskip("torch")
     tensor = view(torch.from_numpy(values((3, 64, 96))).to(getattr(torch, dtype)))
     x = tensor.to(torch.float32).numpy()
     expected = quantize(
@@ -205,20 +205,17 @@ def test_torch_tensors(view, dtype, source, name):
 
 
 def test_torch_tensor_that_requires_grad():
-    torch = pytest.importorskip("torch")
     tensor = torch.ones(2, 32, requires_grad=True)
     assert np.array_equal(quantize(tensor, "F32").view(np.float32), np.ones((2, 32)))
 
 
 def test_torch_tensor_of_another_dtype():
-    torch = pytest.importorskip("torch")
     with pytest.raises(LayoutError, match="use float32, float16 or bfloat16"):
         quantize(torch.zeros(2, 32, dtype=torch.float64), "F32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_torch_tensors_without_dense_memory(dtype):
-    torch = pytest.importorskip("torch")
     tensor = torch.ones(2, 32, dtype=getattr(torch, dtype))
     for other in (tensor.to("meta"), tensor.to_sparse(), torch._neg_view(tensor)):
         with pytest.raises(LayoutError, match="use a dense CPU tensor of float32"):
@@ -257,8 +254,8 @@ def test_importance_is_for_every_matrix_or_for_each():
         lambda f: np.asfortranarray(f),
         lambda f: f.tolist(),
         lambda f: list(f),
-        lambda f: pytest.importorskip("torch").from_numpy(f),
-        lambda f: pytest.importorskip("torch").from_numpy(f).double().requires_grad_(),
+        lambda f: torch.from_numpy(f),
+        lambda f: torch.from_numpy(f).double().requires_grad_(),
     ],
     ids=["float64", "strides", "fortran", "lists", "list_of_rows", "torch", "torch_float64"],
 )
@@ -269,7 +266,6 @@ def test_importance_of_other_kinds(convert):
 
 
 def test_importance_of_torch_bfloat16():
-    torch = pytest.importorskip("torch")
     x, factors = values((5, 256)), torch.from_numpy(random_importance(256)).to(torch.bfloat16)
     expected = quantize(x, WEIGHED, factors.float())
     assert np.array_equal(quantize(x, WEIGHED, factors), expected)

@@ -48,7 +48,7 @@ def assert_equal(x: NDArray[np.float32], quant_type: QuantType, seed: int = 0) -
 
 
 def test_grids_are_those_of_the_gguf_package():
-    assert (KERNELS / "iq_grids.h").read_text() == iq_grids.header()
+    assert (KERNELS / "blocks" / "iq_grids.h").read_text() == iq_grids.header()
 
 
 @pytest.mark.parametrize("name", SEARCHED)

@@ -71,12 +71,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     define = ["-DWEIGHTCAST_X86=1"] if x86 else []
     gxx = ("g++", *SANITIZE, "-c")
     commands: list[tuple[object, ...]] = [
-        (*gxx, *FLAGS[isa], f"-DWC_ISA={isa}", compilers.KERNELS / "cpu.cpp", "-o", folder / isa)
+        (*gxx, *FLAGS[isa], f"-DWC_ISA={isa}", compilers.ABI / "cpu.cpp", "-o", folder / isa)
         for isa in isas
     ]
     commands.append((*gxx, compilers.SOURCES / "sanitize.cpp", "-o", folder / "driver"))
     commands += [
-        (*gxx, *define, compilers.KERNELS / f"{name}.cpp", "-o", folder / name)
+        (*gxx, *define, compilers.ABI / f"{name}.cpp", "-o", folder / name)
         for name in compilers.COMMON_SOURCES
     ]
     compilers.run_all(commands)

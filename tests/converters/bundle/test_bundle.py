@@ -10,29 +10,30 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
-from gguf_files import floats, string, u32, write
 from google.protobuf import json_format
-from imatrices import model_entries, write_gguf
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
-from support import Golden
 
 import weightcast
+from tests.gguf_files import floats, string, u32, write
+from tests.imatrices import model_entries, write_gguf
+from tests.support import Golden
 from weightcast.converters import convert
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle import release as bundle
 from weightcast.converters.bundle.model_card import CardErrors
-from weightcast.converters.engine import executor
-from weightcast.converters.files import hashing
+from weightcast.converters.engine import executor, hashing, stream
 from weightcast.converters.files.bundle_names import NAMES, BundlePaths, written_before
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.output import files as output_files
+from weightcast.converters.sources.options import ConvertOptions
 
 RECIPE = """
 base = "Q4_K_M"
@@ -155,7 +156,7 @@ def test_a_directory(tiny: Path, tmp_path: Path, tokenizer_model: Path, name: st
 
 
 def test_transformers_loads_a_directory_with_a_bundle(tiny: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers needs Python 3.11")
     make(tiny, tmp_path / "m-bf16")
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "m-bf16", trust_remote_code=True, output_loading_info=True
@@ -288,13 +289,20 @@ def test_a_source_that_changes_is_found(
 def test_ctrl_c_while_files_are_hashed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(hashing.SimpleQueue):  # type: ignore[type-arg]
+    class Interrupted(stream.SimpleQueue):  # type: ignore[type-arg]
         def get(self, *arguments: Any) -> Any:
-            raise KeyboardInterrupt
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().get(*arguments)
+
+    def hash_files(*arguments: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(stream, "SimpleQueue", Interrupted)
+            return hashing.hash_files(*arguments)
 
     outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
     with monkeypatch.context() as patched:
-        patched.setattr(hashing, "SimpleQueue", Interrupted)
+        patched.setattr(bundle, "hash_files", hash_files)
         with pytest.raises(KeyboardInterrupt):
             make(tiny, *outputs)
     grown = [".m-F16.gguf.journal", ".m-F16.gguf.partial", ".m-bf16.journal", ".m-bf16.partial"]
@@ -349,14 +357,14 @@ def test_a_disk_that_is_full_when_the_bundle_is_written(
 def test_an_earlier_bundle_does_not_stay(tiny: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
     make(tiny, *outputs)
-    plan = convert.prepare(tiny, outputs, no_tokenizer=True)
+    plan = convert.prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     for output in plan.outputs:
         assert any("release bundle of the earlier output goes" in n for n in output.notes)
     assert len(names(tmp_path)) == 6
     weightcast.convert(tiny, *outputs, no_tokenizer=True)
     assert names(tmp_path) == ["m-F16.gguf", "m-bf16"]
     assert not set(NAMES) & set(names(tmp_path / "m-bf16"))
-    plan = convert.prepare(tiny, outputs, no_tokenizer=True)
+    plan = convert.prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     assert not any("bundle" in note for output in plan.outputs for note in output.notes)
 
 
@@ -378,7 +386,7 @@ def test_a_failed_conversion_keeps_the_earlier_bundle(
 ) -> None:
     make(tiny, tmp_path / "m-F16.gguf")
     before = {path: sha256(path) for path in tmp_path.iterdir()}
-    read = convert.execute.read_slab
+    read = executor.read_slab
     reads: list[Any] = []
 
     def failing(*arguments: Any) -> Any:
@@ -387,7 +395,7 @@ def test_a_failed_conversion_keeps_the_earlier_bundle(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(*arguments)
 
-    monkeypatch.setattr(convert.execute, "read_slab", failing)
+    monkeypatch.setattr(executor, "read_slab", failing)
     with pytest.raises(weightcast.CheckpointError, match="cannot be read"):
         make(tiny, tmp_path / "m-F16.gguf")
     after = {p: sha256(p) for p in tmp_path.iterdir() if not p.name.startswith(".")}

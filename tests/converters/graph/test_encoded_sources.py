@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support import Golden
 
 import weightcast
 from tests.converters.graph.operations import Files, Known, draw_operation
 from tests.converters.graph.slabs import bits, check_slabs
+from tests.support import Golden
 from weightcast.converters.graph import (
     concatenated,
     is_stored_as,

@@ -9,13 +9,13 @@ from math import prod
 from typing import Any
 
 import pytest
-from support import DATA
 
-from weightcast.converters.families.grok1.tensors import places
-from weightcast.converters.recipes import decide
+from tests.grok1 import places
+from tests.support import DATA
 from weightcast.converters.recipes.decide import (
     Decision,
     Override,
+    decide,
     facts_from_metadata,
     is_quantized,
 )

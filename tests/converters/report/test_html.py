@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import error_reports
 import pytest
-from browser import Browser
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
+from tests.converters.report import error_reports
+from tests.converters.report.browser import Browser
 from weightcast.converters.report.html import page
 from weightcast.converters.report.schema import read_report
 

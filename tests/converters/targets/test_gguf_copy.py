@@ -11,21 +11,23 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf_files as files
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
-from gguf_files import Part, floats, read, string, strings, u16, u32, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import weightcast
+from tests import gguf_files as files
+from tests.gguf_files import Part, floats, read, string, strings, u16, u32, write
+from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import any_gguf
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
-from weightcast.formats.gguf import read as formats_gguf
+from weightcast.formats.gguf import layout as gguf_layout
 
 # Every type of metadata, with what a decoding and encoding again would lose.
 METADATA = {
@@ -276,7 +278,7 @@ def test_slabs_do_not_change_bytes(
     monkeypatch.setattr(any_gguf, "_MAX_EXPERTS", 3)
     for name in MODELS:
         source, target = tmp_path / f"{name}.gguf", tmp_path / f"{name}-2.gguf"
-        cut = prepare(source, [target], types=[type_name])
+        cut = prepare(source, [target], ConvertOptions(types=(type_name,)))
         assert cut.slab_bytes <= 1000
         assert len(cut.items) > len(cut.outputs[0].tensors)
         weightcast.convert(source, target, types=[type_name])
@@ -414,7 +416,7 @@ def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> No
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", METADATA, {})
     summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
-    assert any("0 tensors" in line for line in summary.summary_lines(summary))
+    assert any("0 tensors" in line for line in summary_lines(summary))
     assert list(read(tmp_path / "o-Q8_0.gguf").metadata) == list(METADATA)
 
 
@@ -426,7 +428,7 @@ def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
 
 
 def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats_gguf, "_MAX_PARTS", 6)
+    monkeypatch.setattr(gguf_layout, "_MAX_PARTS", 6)
     write_model(tmp_path / "m.gguf")
     with pytest.raises(CheckpointError, match="7 files; split into larger ones"):
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", split=1)

@@ -10,11 +10,12 @@ import gguf
 import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
-from support import MAX_LLAMA_DIFFERENCE, SHARED, Golden
 
 import weightcast
+from tests.support import MAX_LLAMA_DIFFERENCE, RELEASED_TOKENIZER, Golden, needs_released_tokenizer
 from weightcast.commands import llama_cpp
-from weightcast.commands.demo import clear_tokens, log_probabilities
+from weightcast.commands.text.demo import log_probabilities
+from weightcast.converters.families.grok1.forward import clear_tokens
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 
 
@@ -40,7 +41,7 @@ def test_other_types_load_and_run(tiny: Path, tmp_path: Path, type_name: str) ->
     path = tmp_path / f"m-{type_name}.gguf"
     weightcast.convert(tiny, path, no_tokenizer=True)
     graph = weightcast.open(tiny)
-    logits = llama_cpp.logits(path, clear_tokens(graph)[:1].tolist())
+    logits = llama_cpp.logits(path, clear_tokens(graph, 20)[:1].tolist())
     assert logits.shape[-1] == graph.spec.vocab_size
     assert np.isfinite(logits).all()
 
@@ -98,16 +99,14 @@ def test_tokens_are_those_of_sentencepiece(
     check_tokens(path, tokenizer_model)
 
 
-@pytest.mark.skipif(
-    not (SHARED / "tokenizer.model").is_file(), reason="the release's tokenizer is not here"
-)
+@needs_released_tokenizer
 def test_tokens_of_the_release_are_those_of_sentencepiece(tmp_path: Path) -> None:
     write_checkpoint(
         tmp_path, tiny_spec(vocab_size=131072, emb_size=64, num_q_heads=16, key_size=4)
     )
     path = tmp_path / "m-Q8_0.gguf"
-    weightcast.convert(tmp_path, path, tokenizer=SHARED / "tokenizer.model")
-    check_tokens(path, SHARED / "tokenizer.model")
+    weightcast.convert(tmp_path, path, tokenizer=RELEASED_TOKENIZER)
+    check_tokens(path, RELEASED_TOKENIZER)
 
 
 def test_a_damaged_file_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import Golden, as_stored
 
 import weightcast
+from tests.grok1 import EMBEDDING, places
+from tests.support import Golden, as_stored
+from weightcast.converters.convert import Summary
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.tensors import EMBEDDING, places
+from weightcast.converters.graph.read import load_float32
 from weightcast.converters.plan import budget as memory
 
 
-def convert(
-    source: Path, *outputs: Path, **options: object
-) -> weightcast.converters.convert.Summary:
+def convert(source: Path, *outputs: Path, **options: object) -> Summary:
     return weightcast.convert(source, *outputs, no_tokenizer=True, **options)
 
 
@@ -106,7 +106,7 @@ def test_bf16_directory_is_bf16_of_the_product(golden: Golden, tmp_path: Path) -
         for expert in experts:
             found = tensors.pop(place.hugging_face(expert))
             expected = source if expert is None else source[expert]
-            dtype = np.float32 if place.role.stays_float32 else ml_dtypes.bfloat16
+            dtype = np.float32 if place.role.storage == "float32" else ml_dtypes.bfloat16
             assert found.dtype == dtype
             bits = f"u{found.itemsize}"
             np.testing.assert_array_equal(
@@ -128,9 +128,9 @@ def test_plain_float_outputs_agree_with_each_other(tiny: Path, tmp_path: Path, n
     found = weightcast.open(tmp_path / name)
     for place in places(found.spec.num_layers):
         values = dequantized(exact[place.gguf])
-        if not place.role.stays_float32:
+        if place.role.storage != "float32":
             values = values.astype(dtype).astype(np.float32)
-        loaded = weightcast.converters.graph.read.load_float32(found[place.name])
+        loaded = load_float32(found[place.name])
         np.testing.assert_array_equal(loaded, values)
 
 
@@ -157,7 +157,7 @@ def test_a_scale_that_float16_cannot_hold_is_requantized_and_said(tmp_path: Path
     }
     graph = weightcast.open(tmp_path)
     name = "transformer/decoder_layer_0/multi_head_attention/key/w"
-    exact = weightcast.converters.graph.read.load_float32(graph[name])
+    exact = load_float32(graph[name])
     expected = gguf.quants.quantize(exact, gguf.GGMLQuantizationType.Q8_0)
     found = read_gguf(tmp_path / "m-Q8_0.gguf")["blk.0.attn_k.weight"].data
     np.testing.assert_array_equal(found[[3, 70]], expected[[3, 70]])
@@ -173,7 +173,7 @@ def test_bytes_do_not_depend_on_workers_slabs_or_company(
         convert(tiny, tmp_path / "alone" / name, jobs=1)
     # Slabs of a few columns, pieces of a few rows: gathered reads and many seams.
     monkeypatch.setattr(memory, "SLAB_BYTES", 20_000)
-    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     convert(tiny, *(tmp_path / "together" / name for name in names), jobs=5)
     files = [p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.*")]
     assert len([f for f in files if f.suffix in (".gguf", ".safetensors")]) == 3
@@ -274,8 +274,8 @@ def test_odd_sizes_go_through_every_output(tmp_path: Path) -> None:
         found = weightcast.open(tmp_path / name)
         for tensor in exact:
             np.testing.assert_array_equal(
-                weightcast.converters.graph.read.load_float32(found[tensor]),
-                weightcast.converters.graph.read.load_float32(exact[tensor]),
+                load_float32(found[tensor]),
+                load_float32(exact[tensor]),
             )
 
 

@@ -1,6 +1,6 @@
 """Make digests.json: the bytes that llama-quantize makes of the golden models, as digests.
 
-    PYTHONPATH=tests python tests/data/llama_quantize/make_digests.py /path/to/llama-quantize \\
+    PYTHONPATH=. python tests/data/llama_quantize/make_digests.py /path/to/llama-quantize \\
         > tests/data/llama_quantize/digests.json
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import imatrices
-from support import GOLDEN, NAMES
 
 import weightcast
-from weightcast.converters.recipes import RECIPES
+from tests import imatrices
+from tests.support import GOLDEN, NAMES
+from weightcast.converters.recipes.recipe import RECIPES
 
 # The rows of "deep" are too short for blocks of 256; with these recipes every fallback occurs.
 FALLBACK_RECIPES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ3_S", "IQ4_XS", "TQ2_0")

@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pickle_opcodes import (
+
+from tests.formats.jax.pickle_opcodes import (
     BUILD,
     DTYPE_STATE,
     EMPTY_ARRAY,
@@ -58,7 +59,6 @@ from pickle_opcodes import (
     short_bytes,
     text,
 )
-
 from weightcast.errors import CheckpointError, FormatError, UnsafePickleError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.jax.arrays import QuantizedArray, read_pickle

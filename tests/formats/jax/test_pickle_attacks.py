@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pickle_attacks
 import pytest
-from pickle_attacks import ATTACKS, Marker
 
+from tests.formats.jax import pickle_attacks
+from tests.formats.jax.pickle_attacks import ATTACKS, Marker
 from weightcast.errors import FormatError, UnsafePickleError
 from weightcast.formats.jax.arrays import read_pickle
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
+from tests.support import RELEASED_TOKENIZER, needs_released_tokenizer
 from weightcast.formats.tokenizer.hugging_face import tokenizer_json
 from weightcast.formats.tokenizer.sentencepiece import read_sentencepiece
 
-RELEASE = Path(__file__).parents[4] / "shared" / "tokenizer.model"
 TEXTS = st.text(
     st.sampled_from("abdefgiklmnorstu \n\t.,:0159\u00e9\u00df\u65e5\u672c\U0001f600<|>_-=()[]{}'\"")
     | st.characters(exclude_categories=["Cs"]),
@@ -46,7 +46,7 @@ def trained(tokenizer_model: Path) -> Pair:
 
 @pytest.fixture(scope="module")
 def release() -> Pair:
-    return Pair(RELEASE)
+    return Pair(RELEASED_TOKENIZER)
 
 
 def is_plain(text: str, pair: Pair) -> bool:
@@ -65,7 +65,7 @@ def test_tokens_are_those_of_sentencepiece(trained: Pair, text: str) -> None:
         trained.check(text)
 
 
-@pytest.mark.skipif(not RELEASE.is_file(), reason="the release's tokenizer is not here")
+@needs_released_tokenizer
 @settings(deadline=None, max_examples=300)
 @given(TEXTS)
 @example(" ")

@@ -16,8 +16,10 @@ import pytest
 from gguf import GGUFReader
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from tests.support import RELEASED_TOKENIZER, needs_released_tokenizer
 from weightcast.errors import FormatError, LayoutError
-from weightcast.formats.gguf.layout import Entry, lay_out, new_writer
+from weightcast.formats.gguf.header import raw_string
+from weightcast.formats.gguf.layout import Entry, lay_out
 from weightcast.formats.gguf.read import read_file
 from weightcast.formats.tokenizer.sentencepiece import (
     BYTE,
@@ -26,13 +28,12 @@ from weightcast.formats.tokenizer.sentencepiece import (
     UNKNOWN,
     UNUSED,
     Vocabulary,
-    add_to_gguf,
     from_gguf,
+    gguf_values,
     read_sentencepiece,
 )
 from weightcast.quant.types import F32
 
-RELEASED = Path(__file__).parents[4] / "shared" / "tokenizer.model"
 SIZE = 340
 WORDS = "the quick brown fox jumps over lazy dogs while seventeen wizards mix grokking potions"
 
@@ -164,10 +165,8 @@ def test_truncated_model(model: Path, tmp_path: Path) -> None:
 
 
 def write_gguf(path: Path, vocabulary: Vocabulary | None) -> Path:
-    writer = new_writer("test")
-    writer.add_name("a model")
-    add_to_gguf(writer, vocabulary)
-    [layout] = lay_out(writer, [Entry("a", F32, (1,))])
+    metadata = {"general.architecture": raw_string("test")} | gguf_values(vocabulary)
+    [layout] = lay_out(metadata, [Entry("a", F32, (1,))])
     path.write_bytes(layout.header.ljust(layout.size, b"\0"))
     return path
 
@@ -252,9 +251,9 @@ def test_metadata_that_is_no_vocabulary(problem: str) -> None:
         from_gguf(Path("a.gguf"), metadata)
 
 
-@pytest.mark.skipif(not RELEASED.is_file(), reason="the release's tokenizer.model is not there")
+@needs_released_tokenizer
 def test_released_tokenizer() -> None:
-    vocabulary = read_sentencepiece(RELEASED)
+    vocabulary = read_sentencepiece(RELEASED_TOKENIZER)
     assert len(vocabulary.tokens) == 131072
     assert Counter(vocabulary.types.tolist()) == {NORMAL: 130812, BYTE: 256, CONTROL: 3, UNKNOWN: 1}
     assert vocabulary.special_ids == {"pad": 0, "bos": 1, "eos": 2, "unk": 3}

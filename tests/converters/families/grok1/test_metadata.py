@@ -9,10 +9,10 @@ from typing import Any
 import gguf
 import pytest
 from gguf import GGUFValueType as T
-from support import SHARED, Golden
 
 import weightcast
-from weightcast.converters.families.grok1 import hugging_face as grok1_hf
+from tests.support import RELEASED_TOKENIZER, Golden, needs_released_tokenizer
+from weightcast.converters.families.grok1.spec import HYPERPARAMETERS
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.formats.gguf.read import read_file
 
@@ -139,13 +139,11 @@ def test_a_gguf_needs_a_tokenizer_or_a_word(tiny: Path, tmp_path: Path) -> None:
         weightcast.convert(tiny, tmp_path / "m-F16.gguf")
 
 
-@pytest.mark.skipif(
-    not (SHARED / "tokenizer.model").is_file(), reason="the release's tokenizer is not here"
-)
+@needs_released_tokenizer
 def test_the_tokenizer_of_the_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, tiny_spec(vocab_size=131072, emb_size=32, num_q_heads=8, key_size=4))
     path = tmp_path / "m-Q8_0.gguf"
-    weightcast.convert(tmp_path, path, tokenizer=SHARED / "tokenizer.model")
+    weightcast.convert(tmp_path, path, tokenizer=RELEASED_TOKENIZER)
     types = read_file(path).metadata["tokenizer.ggml.token_type"].tolist()
     assert {n: types.count(n) for n in set(types)} == {1: 130812, 2: 1, 3: 3, 6: 256}
 
@@ -206,7 +204,8 @@ def test_an_unusual_attention_scale_is_kept_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", sorted(key for key, default in grok1_hf._KEYS.values() if not default)
+    "key",
+    sorted(row.config.name for row in HYPERPARAMETERS if row.config and not row.config.default),
 )
 @pytest.mark.parametrize("value", [None, "x", 0, -1, [1]])
 def test_a_config_with_a_bad_value_is_refused(

@@ -19,7 +19,6 @@ from compressed_tensors.compressors.pack_quantized.base import PackedQuantizatio
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from support import MAX_LOGIT_ERROR, NAMES, Golden, relative_error
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,6 +29,7 @@ from transformers import (
 )
 
 import weightcast
+from tests.support import MAX_LOGIT_ERROR, NAMES, Golden, relative_error
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 
