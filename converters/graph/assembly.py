@@ -9,7 +9,7 @@ from math import gcd
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.graph.view import GAP_BYTES, Runs, View, runs_of
+from weightcast.converters.graph.view import Runs, View, is_near, runs_of
 from weightcast.formats.array import ITEM_BYTES, StoredArray
 from weightcast.quant.types import F32, FLOAT_TYPES, I8, TYPES
 
@@ -28,7 +28,7 @@ class Cut:
     strides: tuple[int, int]
 
     def has_whole_rows(self, length: int) -> bool:
-        """Whether its rows are rows of what it is cut from."""
+        """Tell whether each of its rows is a whole decoded row."""
         rows_apart, rest = divmod(self.strides[0], length)
         is_aligned = not rest and not self.start % length
         return is_aligned and rows_apart > 0 and self.shape[1] == length and self.strides[1] == 1
@@ -54,17 +54,17 @@ class Part:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Give its rows and columns."""
         return self.view.shape if self.cut is None else self.cut.shape
 
     @property
     def is_plain(self) -> bool:
-        """Whether single elements have an address."""
+        """Tell whether single elements have an address."""
         return not self.view.array.is_blocked
 
     @property
     def dtype(self) -> str:
-        """The dtype, or type of blocks, that its rows have when they are put in place."""
+        """Name the dtype, or the type of blocks, that its rows have when put in place."""
         view, cut = self.view, self.cut
         is_kept = cut is None or (view.is_blocked and cut.has_whole_rows(view.shape[1]))
         if self.affine or not is_kept or (view.is_encoded and not view.is_blocked):
@@ -72,7 +72,7 @@ class Part:
         return view.dtype
 
     def rows_in(self, out0: int, out1: int) -> range:
-        """Number those of its rows that are among rows [out0, out1) of the matrix."""
+        """Number its rows that are among rows [out0, out1) of the matrix."""
         n_out = self.shape[0]
         first, last = (
             min(n_out, -(-max(0, out - self.row0) // self.row_step)) for out in (out0, out1)
@@ -80,7 +80,7 @@ class Part:
         return range(first, last)
 
     def stored_rows(self, rows: range) -> range:
-        """Number the rows of `view` that some of its rows, at least one, are read or cut from."""
+        """Number the rows of `view` to read for some of its rows, at least one."""
         first, last = rows[0], rows[-1]
         if self.cut is not None:
             (stride_out, stride_in), length = self.cut.strides, self.view.shape[1]
@@ -94,9 +94,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What is read together, for rows of some parts: `members` with the numbers of these rows.
+    """One read, shared by rows of several parts: `members` are the parts and their row numbers.
 
-    Of plain arrays it is `runs` of elements; of what is encoded, or packed, `rows` of `view`.
+    It covers `runs` of a plain array, or `rows` of a `view` on blocks or a packed matrix.
     """
 
     members: tuple[tuple[Part, range], ...]
@@ -106,37 +106,43 @@ class Region:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in memory."""
+        """Count the bytes that it takes in memory."""
         if self.runs is not None:
             return self.runs.nbytes
         return self.view.slab_bytes(self.rows.start, self.rows.stop)
 
     @property
     def aligned_bytes(self) -> int:
-        """Bytes from its start to that of the next region."""
+        """Count the bytes from its start to the next region in the buffer."""
         return -(-self.nbytes // _ALIGNMENT) * _ALIGNMENT
 
     @property
+    def working_bytes(self) -> int:
+        """Count the bytes of memory beside the buffer that reading it takes."""
+        packed = self.view.array.packed
+        return 0 if packed is None else len(self.rows) * packed.working_bytes
+
+    @property
     def bytes_to_read(self) -> int:
-        """Bytes to read from files."""
+        """Count the bytes to read from files."""
         if self.runs is not None:
             return self.runs.nbytes
         return self.view.bytes_to_read(self.rows.start, self.rows.stop)
 
     @property
     def order(self) -> tuple[Path, int, int]:
-        """A key to sort by, so that files are read from front to back."""
+        """Give a sort key: what is read in this order is read front to back."""
         first = self.rows.start if self.runs is None else self.runs.first
         return self.view.path, self.view.array.offset, first
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A matrix [out, in] of parts that fill it without overlap; it has what a View has.
+    """A matrix [out, in] of parts that fill it without overlap, with the interface of a View.
 
-    Slabs hold the parts as they are stored; each piece of rows is put together by whoever uses it.
-    Its `dtype` is then that of the parts if they have one: float, blocks, or int8 with scales for
-    groups of one size. Else it is float32.
+    Slabs hold the parts as they are stored; workers put pieces of rows together. `dtype` is the
+    parts' common one (a float, blocks of whole rows, int8 with scales for groups of one size),
+    else F32.
     """
 
     shape: tuple[int, int]
@@ -146,57 +152,57 @@ class Assembly:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of a value in memory, where it is not part of a block."""
+        """Count the bytes of a value in memory; KeyError for blocks."""
         return ITEM_BYTES[self.dtype]
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the rows are quantized blocks in memory."""
+        """Tell whether rows are quantized blocks in memory."""
         return self.dtype not in ITEM_BYTES
 
     @property
     def is_packed(self) -> bool:
-        """Whether a part is stored in several tensors, as layouts for serving do."""
+        """Tell whether a part has codes and scales in separate tensors, as in serving layouts."""
         return any(part.view.is_packed for part in self.parts)
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the rows become something else on the way to what is made of them: always."""
+        """Tell whether rows are made anew before use: always."""
         return True
 
     @property
     def is_readable(self) -> bool:
-        """Whether kernels can read the rows."""
+        """Tell whether kernels can read the rows of all parts."""
         return all(part.view.is_readable for part in self.parts)
 
     @property
     def row_multiple(self) -> int:
-        """Rows that share words or scales: reads can start anywhere, and read more if need be."""
+        """Give 1: reads start anywhere, and include the rows that share words if need be."""
         return 1
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The windows that the matrix is made of."""
+        """List the windows that the matrix is made of."""
         return tuple(part.view for part in self.parts)
 
     @property
     def single(self) -> View | None:
-        """None: there is no one window."""
+        """Give None: there is no one window."""
         return None
 
     @property
     def path(self) -> Path:
-        """The file to name in messages: that of the first part."""
+        """Name the file of the first part for messages."""
         return self.parts[0].view.path
 
     @property
     def order(self) -> tuple[Path, int, int]:
-        """A key to sort by, so that files are read from front to back."""
+        """Give a sort key: what is read in this order is read front to back."""
         return min(part.view.order for part in self.parts)
 
     @property
     def is_along_out(self) -> bool:
-        """Whether most of it is stored with neighbours along `out` side by side."""
+        """Tell whether most of it is stored [in, out], neighbours along `out` side by side."""
         balance = 0
         for part in self.parts:
             (n_out, n_in), (stride_out, stride_in) = part.shape, part.view.strides
@@ -226,17 +232,26 @@ class Assembly:
         return sorted([*_plain(plain), *_encoded(encoded)], key=lambda region: region.order)
 
     def slab_bytes(self, out0: int, out1: int) -> int:
-        """Bytes of the buffer that rows [out0, out1) are read into."""
+        """Count the bytes of the buffer that rows [out0, out1) are read into."""
         return sum(region.aligned_bytes for region in self.regions(out0, out1))
 
     def bytes_to_read(self, out0: int, out1: int) -> int:
-        """Bytes to read for rows [out0, out1)."""
+        """Count the bytes to read for rows [out0, out1)."""
         return sum(region.bytes_to_read for region in self.regions(out0, out1))
 
+    def _bytes_to_hold(self, out0: int, out1: int) -> int:
+        """Count the bytes of memory that rows [out0, out1) take while they are read."""
+        regions = self.regions(out0, out1)
+        working = max(region.working_bytes for region in regions)
+        return sum(region.aligned_bytes for region in regions) + working
+
     def rows_per_slab(self, limit_bytes: int) -> int:
-        """How many rows fit a slab, if slabs of so many rows follow each other; at least one."""
+        """Count the rows that fit a slab of `limit_bytes`, at least one.
+
+        All slabs that follow each other with so many rows fit, from row 0 on.
+        """
         n_out = self.shape[0]
-        total = self.slab_bytes(0, n_out)
+        total = self._bytes_to_hold(0, n_out)
         if total <= limit_bytes:
             return n_out
         # Slabs that end where parts do read no part twice.
@@ -246,14 +261,25 @@ class Assembly:
             if rows > grain:
                 rows -= rows % grain
             starts = range(0, n_out, rows)
-            most = max(self.slab_bytes(start, min(start + rows, n_out)) for start in starts)
+            most = max(self._bytes_to_hold(start, min(start + rows, n_out)) for start in starts)
             if most <= limit_bytes:
                 break
             rows = min(rows - 1, max(1, rows * limit_bytes // most))
         return rows
 
+    @property
+    def decoded_row_bytes(self) -> int:
+        """Count the bytes that a row takes while it is put together, with what it is cut from."""
+        cut_bytes = [0]
+        for part in self.parts:
+            if part.cut is not None:
+                length = part.view.shape[1]
+                stored_rows = -(-part.cut.strides[0] // (length * part.row_step))
+                cut_bytes.append(4 * length * stored_rows)
+        return 4 * self.shape[1] + max(cut_bytes)
+
     def piece_bytes(self, rows: int) -> int:
-        """Bytes of `rows` rows as they are put together, at most."""
+        """Count the bytes of `rows` rows as they are put together, at most."""
         return rows * self.shape[1] * ITEM_BYTES[F32.name]
 
 
@@ -262,7 +288,7 @@ StoredMatrix = View | Assembly
 
 
 def assemble(shape: tuple[int, int], parts: Sequence[Part]) -> Assembly:
-    """Put parts together, in the order of rows."""
+    """Make an assembly of parts that fill a matrix, and find the dtype that they share."""
     ordered = tuple(sorted(parts, key=lambda part: (part.row0, part.col0)))
     dtypes = {part.dtype for part in ordered}
     dtype = dtypes.pop() if len(dtypes) == 1 else F32.name
@@ -277,14 +303,14 @@ def assemble(shape: tuple[int, int], parts: Sequence[Part]) -> Assembly:
 
 
 def _group_size(part: Part) -> int | None:
-    """The size of the groups of an int8 part, if they are groups where it is put."""
+    """Give the group size of an int8 part, or None if its groups are none where it is put."""
     size = part.view.group_size
     is_in_place = size is not None and part.col_step == 1 and not part.col0 % size
     return size if is_in_place else None
 
 
 def _plain(members: Iterable[_Member]) -> Iterator[Region]:
-    """Read what lies side by side, or between each other, together."""
+    """Plan to read plain parts together that are interleaved or adjacent in an array."""
     spread: dict[tuple[StoredArray, int, int], list[_Read]] = defaultdict(list)
     for part, rows in members:
         runs = runs_of(part.view, rows.start, rows.stop)
@@ -292,8 +318,7 @@ def _plain(members: Iterable[_Member]) -> Iterator[Region]:
     whole: dict[StoredArray, list[_Read]] = defaultdict(list)
     for (array, _, _), reads in spread.items():
         for runs, owners in _joined(reads):
-            gap = (runs.step - runs.length) * ITEM_BYTES[array.dtype]
-            if runs.count == 1 or gap < GAP_BYTES:
+            if runs.count == 1 or is_near(array, runs.step - runs.length, runs.length):
                 length = (runs.count - 1) * runs.step + runs.length
                 whole[array].append((Runs(array, runs.first, length), owners))
             else:
@@ -308,12 +333,11 @@ _Read = tuple[Runs, tuple[_Member, ...]]
 
 
 def _joined(reads: list[_Read]) -> Iterator[_Read]:
-    """Join runs of one number and step where they overlap or nearly touch."""
+    """Join runs of one count and step where they overlap or nearly touch."""
     reads.sort(key=lambda read: read[0].first)
     runs, owners = reads[0]
-    gap = GAP_BYTES // ITEM_BYTES[runs.array.dtype]
     for more, others in reads[1:]:
-        if more.first < runs.first + runs.length + gap:
+        if is_near(runs.array, more.first - runs.first - runs.length, runs.length):
             length = max(runs.length, more.first + more.length - runs.first)
             runs = Runs(runs.array, runs.first, length, runs.count, runs.step)
             owners += others
@@ -324,7 +348,7 @@ def _joined(reads: list[_Read]) -> Iterator[_Read]:
 
 
 def _encoded(members: Iterable[_Member]) -> Iterator[Region]:
-    """Read rows that several parts are cut from once."""
+    """Plan to read rows only once that several parts are cut from."""
     of_view: dict[View, list[tuple[range, _Member]]] = defaultdict(list)
     for part, rows in members:
         of_view[part.view].append((part.stored_rows(rows), (part, rows)))

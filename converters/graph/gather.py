@@ -1,4 +1,4 @@
-"""Rows of assemblies, put together in memory from the parts that a slab holds as they are stored.
+"""Put rows of assemblies together, in memory, from parts that a slab holds as they are stored.
 
 Each worker puts together the rows that it needs, so that the reader only reads.
 """
@@ -22,7 +22,7 @@ class RowsInMemory(Protocol):
     """Rows of a window in memory."""
 
     def piece(self, row0: int, row1: int) -> Matrix | Blocks:
-        """Rows [row0, row1) of those in memory."""
+        """Give rows [row0, row1) of those in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class PlainRows:
     scales: NDArray[np.float32] | None = None
 
     def piece(self, rows: range) -> Matrix:
-        """Some of the part's rows, where they lie."""
+        """Give some of the part's rows, where they lie."""
         first, last = (row - self.rows.start for row in (rows.start, rows.stop))
         return Matrix(
             self.data,
@@ -63,7 +63,7 @@ class EncodedRows:
     source: RowsInMemory
 
     def piece(self, rows: range) -> Matrix | Blocks:
-        """Some of the part's rows, decoded if they are cut from others."""
+        """Give some of the part's rows, decoded if they are cut from others."""
         cut, length = self.part.cut, self.part.view.shape[1]
         if cut is None:
             return self.source.piece(rows.start - self.first, rows.stop - self.first)
@@ -129,7 +129,7 @@ class AssembledRows:
         )
 
     def _copies(self, parts: list[Placed], n_out: int) -> Matrix | Blocks:
-        """Floats of 16 bits, or blocks, as they are."""
+        """Copy floats of 16 bits, or blocks, as they are."""
         if not self.assembly.is_blocked:
             values, matrix = self._empty(n_out, np.dtype(np.uint16))
             for placed in parts:
@@ -161,7 +161,7 @@ class AssembledRows:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Rows of a part, and where they go among rows from `row0` on of the matrix."""
+    """Rows of a part, and their place among the rows from `row0` on of the matrix."""
 
     held: PartRows
     numbers: range
@@ -177,7 +177,7 @@ class Placed:
         return slice(first, first + (len(self.numbers) - 1) * part.row_step + 1, part.row_step)
 
     def target(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Where it goes in rows [out, in]."""
+        """Find its place in rows [out, in] of the matrix."""
         part = self.held.part
         last = part.col0 + (part.shape[1] - 1) * part.col_step
         return values[self.rows, part.col0 : last + 1 : part.col_step]
@@ -194,7 +194,7 @@ def _apply(part: Part, values: NDArray[np.float32]) -> None:
 
 
 def _is_ready(part: Part, assembly: Assembly) -> bool:
-    """Whether rows of a part are those of the matrix, with nothing to be done."""
+    """Tell whether rows of a part are rows of the matrix as they are."""
     is_whole = part.shape[1] == assembly.shape[1] and part.row_step == 1
     return is_whole and not part.affine and part.dtype == assembly.dtype
 

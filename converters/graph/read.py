@@ -70,7 +70,7 @@ class Slab:
 
     @property
     def row_type(self) -> QuantType | None:
-        """The type that `stored_rows` gives bytes of, if rows lie one after another in memory."""
+        """Name the type of `stored_rows`; None if rows do not lie one after another in memory."""
         view = self.view.single
         if view is None or self.make is not None or self.scales is not None:
             return None
@@ -157,7 +157,7 @@ def _read_region(region: Region, used: memoryview) -> Iterator[PartRows]:
 
 
 def _read_runs(fd: int, runs: Runs, used: memoryview) -> NDArray[np.generic]:
-    """Read runs one after another; gives their elements, unsigned integers of the item's size."""
+    """Read runs one after another into `used`; gives unsigned integers of the item's size."""
     item = ITEM_BYTES[runs.array.dtype]
     run_bytes, step_bytes = runs.length * item, runs.step * item
     for number in range(runs.count):

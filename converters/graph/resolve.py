@@ -67,7 +67,7 @@ def windows(tensor: Tensor) -> Iterator[View]:
 
 
 def is_stored_as(tensor: Tensor, type_name: str) -> bool:
-    """Whether a tensor is stored in the blocks of a type, so that these can be copied."""
+    """Tell whether a tensor is stored in blocks of a type, so that they can be copied."""
     return all(matrix.is_blocked and matrix.dtype == type_name for matrix in matrices(tensor))
 
 
@@ -113,7 +113,7 @@ class _Span:
     axis: _Axis
 
     def moved(self, at: int, mode: _Mode, index: int) -> _Span:
-        """The span behind `index` steps of a mode, and at another place."""
+        """Move the span by `index` steps of an outer mode, which puts it `at` elements further."""
         start, scale = self.start + index * mode.stride, self.scale + index * mode.scale
         return _Span(self.at + at, start, scale, self.axis)
 
@@ -134,12 +134,12 @@ class _Box:
         return _size(self.axes[axis])
 
     def ordered(self, order: Sequence[int]) -> _Box:
-        """The box with its axes in another order."""
+        """Put its axes in another order."""
         at, axes = tuple(self.at[n] for n in order), tuple(self.axes[n] for n in order)
         return replace(self, at=at, axes=axes)
 
     def with_first(self, at: int, mode: _Mode) -> _Box:
-        """The box with a new first axis."""
+        """Add a first axis."""
         return replace(self, at=(at, *self.at), axes=((mode,), *self.axes))
 
     def moved(self, axis: int, distance: int) -> _Box:
@@ -218,7 +218,7 @@ def _stored(array: StoredArray) -> _Box:
 
 
 def _dequantized(origin: Dequantize) -> _Box:
-    """Weights [..., in, out] with scales [..., groups, out]."""
+    """Pair weights [..., in, out] with scales [..., groups, out]."""
     weight, scales = first_array(origin.weight), first_array(origin.scales)
     axes: list[_Axis] = [
         (_Mode(*mode),) for mode in zip(weight.shape, weight.strides, scales.strides, strict=True)
@@ -229,7 +229,7 @@ def _dequantized(origin: Dequantize) -> _Box:
 
 
 def _grouped(n_in: int, stride: int, groups: int, scale_stride: int) -> _Axis:
-    """An axis along which each scale belongs to several neighbours."""
+    """Make an axis along which each scale belongs to several neighbours."""
     size = n_in // groups
     return _joined((_Mode(groups, size * stride, scale_stride), _Mode(size, stride)))
 
@@ -287,7 +287,7 @@ def _is_one_stride(outer: _Mode, inner: _Mode) -> bool:
 
 
 def _distance(axis: _Axis, index: int) -> tuple[int, int]:
-    """How far from its first element an element lies, in values and in scales."""
+    """Measure from the first element of an axis to another, in values and in scales."""
     start = scale = 0
     for mode in reversed(axis):
         index, here = divmod(index, mode.size)
@@ -444,7 +444,7 @@ def _matrix(shape: tuple[int, ...], boxes: list[_Box], name: str) -> StoredMatri
 
 
 def _is_compact(view: View) -> bool:
-    """Whether pieces of rows can be used where they lie: little of other rows lies between."""
+    """Tell whether pieces of rows can be used where they lie, with little between them."""
     stride_out, stride_in = view.strides
     return stride_out >= stride_in or stride_out == 1 or 1 in view.shape
 
@@ -465,7 +465,7 @@ class _Segment:
 
     @property
     def groups(self) -> tuple[int, int] | None:
-        """The number of groups, and the stride of their scales; None if they are not regular."""
+        """Count the groups, and give the stride of their scales; None if they are irregular."""
         modes = list(self.modes)
         while modes and not modes[-1].scale:
             modes.pop()
@@ -476,7 +476,7 @@ class _Segment:
 
 
 def _parts(box: _Box) -> Iterator[Part]:
-    """The windows of a box [out, in]."""
+    """List the windows of a box [out, in]."""
     rows = _spread([_Segment((mode,)) for mode in box.axes[0]])
     columns = list(_spread(_segments(box.axes[1])))
     for row, out in rows:
@@ -509,7 +509,7 @@ def _segments(axis: _Axis) -> list[_Segment]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a window of an axis starts there, and in values and scales; its steps."""
+    """The start of a window along an axis, in values and in scales, and its step there."""
 
     at: int
     start: int

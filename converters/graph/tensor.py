@@ -141,7 +141,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Count the elements."""
         return prod(self.shape)
 
     def describe(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Final
 from weightcast.formats.array import ITEM_BYTES, StoredArray
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
-# A gap of fewer bytes is read along with what lies around it: a page, and less than a call costs.
-GAP_BYTES: Final = 4096
+# A gap of fewer bytes is read along with what lies around it, which a call of its own costs too;
+# but not more than is wanted, so that slabs stay small.
+_GAP_BYTES: Final = 4096
 
 # Columns are gathered run by run: a cache line of int8 rows at least.
 _LEAST_ROWS: Final = 64
@@ -31,70 +32,70 @@ class View:
 
     @property
     def dtype(self) -> str:
-        """The dtype, or type of blocks, that the rows have in memory."""
+        """Name the dtype, or the type of blocks, that rows have in memory."""
         packed = self.array.packed
         return self.array.dtype if packed is None else packed.memory_dtype
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of a value in memory, where it is not part of a block."""
+        """Count the bytes of a value in memory; KeyError for blocks."""
         return ITEM_BYTES[self.dtype]
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the rows are quantized blocks in memory."""
+        """Tell whether rows are quantized blocks in memory."""
         return self.dtype not in ITEM_BYTES
 
     @property
     def is_packed(self) -> bool:
-        """Whether the matrix is stored in several parts, as layouts for serving do."""
+        """Tell whether codes and scales are separate tensors, as in serving layouts."""
         return self.array.packed is not None
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the rows become float32 on the way to what is made of them."""
+        """Tell whether rows are decoded to float32 before use."""
         return self.is_blocked or (self.is_packed and self.dtype != "I8")
 
     @property
     def is_readable(self) -> bool:
-        """Whether kernels can read the rows: floats, blocks, int8 with scales."""
+        """Tell whether kernels can read the rows: floats, blocks, or int8 with scales."""
         dtype = self.dtype
         is_codes = dtype in SOURCE_TYPES and self.scales is not None
         return self.is_packed or dtype in TYPES or is_codes
 
     @property
     def group_size(self) -> int | None:
-        """Neighbours along `in` that share a scale, if the rows are int8 codes with scales."""
+        """Count the int8 codes along `in` that share a scale; None if rows are no such codes."""
         return None if self.scales is None else self.shape[1] // self.scales.shape[1]
 
     @property
     def row_multiple(self) -> int:
-        """Rows that share words or scales: reads start at multiples."""
+        """Count the rows that share words or scales: reads must start at a multiple."""
         packed = self.array.packed
         return 1 if packed is None else packed.row_multiple
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The windows that the matrix is made of: this one."""
+        """List the windows that the matrix is made of: this one."""
         return (self,)
 
     @property
     def single(self) -> View | None:
-        """This window, for those who need one array; None for an assembly."""
+        """Give the window itself, for code that needs one array; an assembly gives None."""
         return self
 
     @property
     def path(self) -> Path:
-        """The file to name in messages."""
+        """Name the file for messages."""
         return self.array.path
 
     @property
     def order(self) -> tuple[Path, int, int]:
-        """A key to sort by, so that files are read from front to back."""
+        """Give a sort key: matrices in this order are read front to back."""
         return self.array.path, self.array.offset, self.start
 
     def slab_bytes(self, out0: int, out1: int) -> int:
-        """Bytes of the buffer that rows [out0, out1) are read into."""
+        """Count the bytes of the buffer that rows [out0, out1) are read into."""
         rows, packed = out1 - out0, self.array.packed
         if packed is not None:
             return rows * packed.row_bytes
@@ -103,7 +104,7 @@ class View:
         return runs_of(self, out0, out1).nbytes
 
     def rows_per_slab(self, limit_bytes: int) -> int:
-        """How many rows fit a slab; all of them if the whole matrix does."""
+        """Count the rows that fit a slab of `limit_bytes`, at least one."""
         n_out, n_in = self.shape
         packed = self.array.packed
         if packed is not None:
@@ -121,14 +122,22 @@ class View:
         return max(1, (elements - (n_in - 1) * stride_in - 1) // pitch + 1)
 
     def bytes_to_read(self, out0: int, out1: int) -> int:
-        """Bytes to read for rows [out0, out1): those in memory, unless the matrix is packed."""
+        """Count the bytes to read for rows [out0, out1).
+
+        As many as in memory, unless the matrix is packed.
+        """
         if not self.is_packed:
             return self.slab_bytes(out0, out1)
         n_out, nbytes = self.shape[0], self.array.nbytes
         return nbytes * out1 // n_out - nbytes * out0 // n_out
 
+    @property
+    def decoded_row_bytes(self) -> int:
+        """Count the bytes that a row takes while it is decoded; 0 if it is used as it lies."""
+        return 4 * self.shape[1] if self.is_encoded else 0
+
     def piece_bytes(self, rows: int) -> int:
-        """Bytes that `rows` rows of plain elements span in memory."""
+        """Count the bytes that `rows` rows of plain elements span in memory."""
         # Where neither axis is contiguous, what lies between the values comes along.
         return rows * self.shape[1] * self.item_bytes * max(1, min(self.strides))
 
@@ -145,15 +154,20 @@ class Runs:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory, where run follows on run."""
+        """Count the bytes in memory, where run follows run."""
         return self.count * self.length * ITEM_BYTES[self.array.dtype]
 
     def strides_of(self, view: View) -> tuple[int, int]:
-        """Strides, in elements, of the rows of a window in the memory that was read into."""
+        """Give the strides (out, in), in elements, that a window has in the memory read into."""
         out, in_ = view.strides
         if self.count == 1:
             return out, in_
         return (out, self.length) if out < in_ else (self.length, in_)
+
+
+def is_near(array: StoredArray, gap: int, length: int) -> bool:
+    """Tell whether to read across `gap` unwanted elements between runs of `length` wanted ones."""
+    return gap * ITEM_BYTES[array.dtype] < _GAP_BYTES and gap <= length
 
 
 def runs_of(view: View, out0: int, out1: int) -> Runs:
@@ -169,7 +183,7 @@ def runs_of(view: View, out0: int, out1: int) -> Runs:
         length, count, step = (rows - 1) * stride_out + 1, n_in, stride_in
     else:
         length, count, step = (n_in - 1) * stride_in + 1, rows, stride_out
-    gap_bytes = (step - length) * ITEM_BYTES[view.array.dtype]
-    if count > 1 and (gap_bytes >= GAP_BYTES or (is_along_out and rows < n_out)):
+    is_apart = (is_along_out and rows < n_out) or not is_near(view.array, step - length, length)
+    if count > 1 and is_apart:
         return Runs(view.array, first, length, count, step)
     return Runs(view.array, first, (rows - 1) * stride_out + (n_in - 1) * stride_in + 1)

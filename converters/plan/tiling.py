@@ -41,8 +41,7 @@ class Tiling:
         """Choose how many rows of a work item one task takes."""
         n_in = item.view.shape[1]
         row_bytes = max(d.row_bytes(n_in) for d in item.destinations)
-        if item.view.is_encoded:
-            row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
+        row_bytes = max(row_bytes, item.view.decoded_row_bytes)
         multiple = max(d.row_multiple for d in item.destinations)
         return self.rows_per_task(item.out1 - item.out0, row_bytes, multiple)
 

@@ -163,9 +163,13 @@ def draw_operation(draw: st.DrawFn, files: Files, rng: np.random.Generator, x: K
     return Known(tensor, values, is_int8)
 
 
-def draw_known(draw: st.DrawFn, files: Files, rng: np.random.Generator) -> Known:
-    """A tensor of up to six operations."""
+def draw_known(
+    draw: st.DrawFn, files: Files, rng: np.random.Generator, last: tuple[int, ...] = ()
+) -> Known:
+    """A tensor of up to six operations; `last` sizes of the source's last axis to choose from."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
+    if last:
+        shape = (*shape[:2], draw(st.sampled_from(last)))
     known = draw_source(draw, files, rng, shape)
     for _ in range(draw(st.integers(0, 6))):
         known = draw_operation(draw, files, rng, known)

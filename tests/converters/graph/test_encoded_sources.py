@@ -53,12 +53,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("leaf", [QUERY, EXPERTS])
-def test_operations(name: str, leaf: str, made: Path, tmp_path: Path) -> None:
-    tensor = weightcast.open(made / name)[leaf]
+def test_operations(name: str, made: Path, tmp_path: Path) -> None:
+    tensor = weightcast.open(made / name)[QUERY]
     values = load_float32(tensor)
 
-    # Without shrinking, which takes minutes for matrices of this size.
+    # Without shrinking, which takes minutes for rows of this length.
     @settings(
         max_examples=10,
         deadline=None,
@@ -69,7 +68,9 @@ def test_operations(name: str, leaf: str, made: Path, tmp_path: Path) -> None:
     def check(data: st.DataObject) -> None:
         rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
         files = Files(tmp_path, rng)
-        known = Known(tensor, values)
+        first = data.draw(st.integers(0, tensor.shape[0] - 1))
+        last = data.draw(st.integers(first + 1, min(first + 40, tensor.shape[0])))
+        known = Known(sliced(tensor, 0, first, last), values[first:last])
         for _ in range(data.draw(st.integers(1, 4))):
             more = draw_operation(data.draw, files, rng, known)
             try:
@@ -127,11 +128,7 @@ def test_rows_of_blocks_stay_blocks(made: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_transposing_is_refused(name: str, made: Path) -> None:
     graph = weightcast.open(made / name)
-    for tensor in (
-        transposed(graph[QUERY]),
-        permuted(graph[EXPERTS], (2, 1, 0)),
-        reshaped(transposed(graph[QUERY]), (graph[QUERY].size,)),
-    ):
+    for tensor in (transposed(graph[QUERY]), permuted(graph[EXPERTS], (0, 2, 1))):
         with pytest.raises(LayoutError, match="cannot be transposed"):
             matrices(tensor)
     again = transposed(transposed(graph[QUERY]))
