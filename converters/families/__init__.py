@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from weightcast.converters.families.any_gguf import any_gguf
+from weightcast.converters.families.generic import any_gguf
 from weightcast.converters.families.grok1.family import GROK_1
 from weightcast.converters.graph import Family
 
