@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import read
-from stand_in_devices import Machine
-from support import Golden
 
 import weightcast
+from tests.gguf_files import read
+from tests.stand_in_devices import Machine
+from tests.support import Golden
 from weightcast.converters.compare import compare
 from weightcast.converters.engine import executor
 from weightcast.converters.families.grok1.spec import Grok1Spec
