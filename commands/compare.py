@@ -14,8 +14,8 @@ from weightcast.commands.options import BASELINE, PATH
 from weightcast.commands.printing import print_json, print_lines, tell_violations
 from weightcast.commands.progress import progress
 from weightcast.commands.text.compare import comparison_lines
-from weightcast.converters.compare.comparison import Comparison, measure_sides, open_sides
-from weightcast.converters.output.overwrite import check_report_path
+from weightcast.converters.compare import Comparison, measure_sides, open_sides
+from weightcast.converters.output import check_report_path
 from weightcast.converters.report import (
     BASELINES,
     Limit,

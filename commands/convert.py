@@ -16,9 +16,9 @@ from weightcast.commands.progress import progress
 from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import Conversion, Summary, plan_conversion
-from weightcast.converters.output.resume import kept_work
+from weightcast.converters.output import kept_work
 from weightcast.converters.report import check_applicable, check_limits, parse_limit, tensor_role
-from weightcast.converters.sources.options import ConvertOptions
+from weightcast.converters.sources import ConvertOptions
 
 
 @click.command()

@@ -17,7 +17,7 @@ from weightcast.commands.printing import print_lines
 from weightcast.commands.text.demo import Table
 from weightcast.converters.convert import convert
 from weightcast.converters.families import FAMILIES
-from weightcast.converters.sources.open import open_family
+from weightcast.converters.sources import open_family
 from weightcast.errors import OutputError
 
 _SEED: Final = 20

@@ -9,7 +9,7 @@ import click
 from weightcast.commands.options import PATH, all_tensors, spec
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.text.graph import graph_lines, graph_values
-from weightcast.converters.sources.open import open_to_inspect
+from weightcast.converters.sources import open_to_inspect
 
 
 @click.command()

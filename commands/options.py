@@ -8,9 +8,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from weightcast.converters.plan.workers import MAX_WORKERS
+from weightcast.converters.plan import MAX_WORKERS
 from weightcast.converters.report import BASELINES
-from weightcast.converters.sources.options import ConvertOptions, Group, Kind, Row
+from weightcast.converters.sources import ConvertOptions, Group, Kind, Row
 
 # An unreadable file is bad input, as an absent one is; click's own check would call it wrong usage.
 PATH: Final = click.Path(path_type=Path, readable=False)

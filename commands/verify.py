@@ -14,7 +14,7 @@ from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
 from weightcast.converters import verify as verifying
-from weightcast.converters.output.overwrite import check_report_path
+from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError

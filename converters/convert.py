@@ -12,17 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.bundle.model_card import CardErrors
-from weightcast.converters.bundle.provenance import source_date
-from weightcast.converters.bundle.release import earlier_notes, make_bundles
+from weightcast.converters.bundle import CardErrors, earlier_notes, make_bundles, source_date
 from weightcast.converters.engine import executor
 from weightcast.converters.graph import TensorGraph
-from weightcast.converters.output import overwrite
-from weightcast.converters.output.disk_space import check_free_space
-from weightcast.converters.output.resume import GOING_ON, NOT_GOING_ON, kept_work
-from weightcast.converters.plan.plan import Plan, make_plan
-from weightcast.converters.plan.workers import Workers, choose_workers
-from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
+from weightcast.converters.output import (
+    GOING_ON,
+    NOT_GOING_ON,
+    check_free_space,
+    kept_work,
+    overwrite,
+)
+from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
+from weightcast.converters.recipes import parse_tensor_type, read_recipe_file
 from weightcast.converters.report import (
     Measuring,
     Report,
@@ -32,8 +33,7 @@ from weightcast.converters.report import (
     parse_baseline,
     write_report,
 )
-from weightcast.converters.sources.inputs import Inputs, list_inputs
-from weightcast.converters.sources.options import ConvertOptions, Form, parse_size
+from weightcast.converters.sources import ConvertOptions, Form, Inputs, list_inputs, parse_size
 from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import lay_out_all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from weightcast.converters.compare.comparison import Comparison
+from weightcast.converters.compare import Comparison
 from weightcast.converters.report import Metrics, OutputErrors, TensorErrors
 from weightcast.converters.report.text import (
     BASELINE_TEXTS,

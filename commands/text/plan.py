@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from weightcast.commands.text.graph import sparse_notes
-from weightcast.converters.engine.buffers import memory_estimate
-from weightcast.converters.files.bundle_names import bundle_paths
+from weightcast.converters.engine import memory_estimate
+from weightcast.converters.files import bundle_paths
 from weightcast.converters.output.disk_space import disk_space
-from weightcast.converters.plan.estimate import Estimate, estimate
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.plan.workers import Workers
+from weightcast.converters.plan import Estimate, Plan, Workers
+from weightcast.converters.plan.estimate import estimate
 from weightcast.converters.targets.target import Output
 from weightcast.text import bytes_text, count, duration
 

@@ -14,12 +14,10 @@ from typing import Any, Final
 
 from weightcast.converters.bundle.runtimes import running
 from weightcast.converters.families import of_architecture
-from weightcast.converters.files.bundle_names import SUMS, TENSORS, bundle_paths
-from weightcast.converters.files.version import weightcast_version
+from weightcast.converters.files import SUMS, TENSORS, bundle_paths, weightcast_version
 from weightcast.converters.graph import Card, TensorGraph
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.sources.inputs import without_folders
-from weightcast.converters.sources.options import ConvertOptions
+from weightcast.converters.plan import Plan
+from weightcast.converters.sources import ConvertOptions, without_folders
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.text import count, in_code, one_line
 

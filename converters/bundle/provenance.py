@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.files.bundle_names import BUILD_TYPE
-from weightcast.converters.files.version import weightcast_version
-from weightcast.converters.sources.inputs import InputFile, Inputs
-from weightcast.converters.sources.options import Row
+from weightcast.converters.files import BUILD_TYPE, weightcast_version
+from weightcast.converters.sources import InputFile, Inputs, Row
 from weightcast.converters.targets.target import Request
 from weightcast.errors import RequestError
 from weightcast.formats.array import StoredArray

@@ -13,22 +13,21 @@ from pathlib import Path
 
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle.model_card import CardErrors, model_card
-from weightcast.converters.engine.hashing import Digests, FileToHash, hash_files
-from weightcast.converters.files.atomic import write_flushed
-from weightcast.converters.files.bundle_names import (
+from weightcast.converters.engine import Digests, FileToHash, hash_files
+from weightcast.converters.files import (
     CARD,
     STATEMENT,
     SUMS,
     TENSORS,
     bundle_paths,
+    explained,
     foreign_files,
     sha256,
+    write_flushed,
     written_before,
 )
-from weightcast.converters.files.posix import explained
-from weightcast.converters.output.files import grown_path
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.plan.workers import choose_workers
+from weightcast.converters.output import grown_path
+from weightcast.converters.plan import Plan, choose_workers
 from weightcast.converters.targets.target import Output, Request, Target
 from weightcast.errors import FormatError, LayoutError, OutputError
 from weightcast.formats.array import StoredArray

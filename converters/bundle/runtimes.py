@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from weightcast.converters.recipes.weight_types import PLAIN
+from weightcast.converters.recipes import PLAIN
 from weightcast.converters.targets.target import Output
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.readers import Readers

@@ -12,10 +12,8 @@ from typing import Any
 from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
 from weightcast.converters.graph import TensorGraph, windows
-from weightcast.converters.plan.workers import choose_workers
-from weightcast.converters.recipes.decide import is_quantized
-from weightcast.converters.recipes.importance import Weighing, weigh_named
-from weightcast.converters.recipes.recipe import RECIPES
+from weightcast.converters.plan import choose_workers
+from weightcast.converters.recipes import RECIPES, Weighing, is_quantized, weigh_named
 from weightcast.converters.report import (
     AppliedRecipe,
     MatrixErrors,
@@ -26,7 +24,7 @@ from weightcast.converters.report import (
     json_values,
     parse_baseline,
 )
-from weightcast.converters.sources.containers import CONTAINERS
+from weightcast.converters.sources import CONTAINERS
 from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix

@@ -29,11 +29,11 @@ from weightcast.converters.compare.stream import (
     stream_rows,
     tiling_of,
 )
-from weightcast.converters.engine.buffers import slab_buffer
+from weightcast.converters.engine import slab_buffer
 from weightcast.converters.graph import StoredMatrix, first_array, matrices
+from weightcast.converters.plan import Tiling
 from weightcast.converters.plan import budget as memory
-from weightcast.converters.plan.tiling import Tiling
-from weightcast.converters.recipes.decide import is_quantized
+from weightcast.converters.recipes import is_quantized
 from weightcast.converters.report.collector import Collector, MatrixErrors
 from weightcast.formats.array import read_into
 from weightcast.quant.metrics import Baseline

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
-from weightcast.converters.sources.containers import CONTAINERS
-from weightcast.converters.sources.open import open_as_it_is, open_family
+from weightcast.converters.sources import CONTAINERS, open_as_it_is, open_family
 from weightcast.errors import CheckpointError, LayoutError
 
 Shape = tuple[int, ...]

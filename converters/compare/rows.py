@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import Slab, StoredMatrix, forget_rows, read_slab
-from weightcast.converters.plan.budget import SLAB_BYTES
-from weightcast.converters.plan.plan import whole
+from weightcast.converters.plan import SLAB_BYTES, whole
 from weightcast.errors import CheckpointError
 from weightcast.formats.packed.layout import NUMPY_DTYPES
 from weightcast.quant.backend import as_matrix

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weightcast.converters.compare.rows import PairedRows, read_rows
-from weightcast.converters.engine.buffers import slab_buffer
-from weightcast.converters.engine.stream import Stream
+from weightcast.converters.engine import Stream, slab_buffer
 from weightcast.converters.files import page_cache
 from weightcast.converters.graph import Slab
+from weightcast.converters.plan import Tiling
 from weightcast.converters.plan import budget as memory
-from weightcast.converters.plan.tiling import Tiling
 
 
 @dataclass(frozen=True, slots=True)

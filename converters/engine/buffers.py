@@ -7,10 +7,8 @@ import mmap
 from dataclasses import dataclass
 
 from weightcast.converters.engine.panels import panel_bytes
+from weightcast.converters.plan import Plan, TaskBytes, Tiling, Workers, largest_task
 from weightcast.converters.plan import budget as memory
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.plan.tiling import TaskBytes, Tiling, largest_task
-from weightcast.converters.plan.workers import Workers
 
 
 def slab_buffer(nbytes: int) -> mmap.mmap:

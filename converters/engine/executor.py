@@ -22,14 +22,10 @@ from weightcast.converters.engine.panels import PanelPool, rows_per_panel
 from weightcast.converters.engine.rows import RowConverter
 from weightcast.converters.engine.stream import Stream
 from weightcast.converters.engine.tasks import ItemResult, Task, TaskResult, Worker
-from weightcast.converters.files.interrupts import ReleaseStack
+from weightcast.converters.files import ReleaseStack
 from weightcast.converters.graph import Slab, forget_rows, read_slab
-from weightcast.converters.output.files import OutputFiles
-from weightcast.converters.output.journal import Finished, MatrixRecord
-from weightcast.converters.output.resume import remainder, rows_of
-from weightcast.converters.plan.plan import Plan, WorkItem
-from weightcast.converters.plan.tiling import Tiling, is_measured
-from weightcast.converters.plan.workers import Workers
+from weightcast.converters.output import Finished, MatrixRecord, OutputFiles, remainder, rows_of
+from weightcast.converters.plan import Plan, Tiling, Workers, WorkItem, is_measured
 from weightcast.converters.report.collector import Measuring
 from weightcast.errors import CheckpointError
 from weightcast.quant.backend import Backend, CpuBackend

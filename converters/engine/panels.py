@@ -19,10 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.output.files import OutputFiles
-from weightcast.converters.output.journal import Write
-from weightcast.converters.plan.plan import Destination, WorkItem, whole
-from weightcast.converters.plan.tiling import Tiling
+from weightcast.converters.output import OutputFiles, Write
+from weightcast.converters.plan import Destination, Tiling, WorkItem, whole
 from weightcast.converters.targets.packing import Packing
 from weightcast.errors import LayoutError
 from weightcast.formats.packed.layout import NUMPY_DTYPES, Part, Segment

@@ -9,9 +9,8 @@ import numpy as np
 from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
 from weightcast.converters.graph import named
-from weightcast.converters.output.files import OutputFiles
-from weightcast.converters.plan.plan import Destination, Plan
-from weightcast.converters.plan.tiling import is_measured, keeps_bytes
+from weightcast.converters.output import OutputFiles
+from weightcast.converters.plan import Destination, Plan, is_measured, keeps_bytes
 from weightcast.converters.report.collector import Measuring
 from weightcast.converters.targets.target import Packed
 from weightcast.errors import CheckpointError

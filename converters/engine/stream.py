@@ -24,7 +24,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from weightcast.converters.files.interrupts import ignore_signals
+from weightcast.converters.files import ignore_signals
 from weightcast.errors import CheckpointError
 
 Item = TypeVar("Item")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from weightcast.converters.engine.panels import Panel
 from weightcast.converters.graph import Slab
-from weightcast.converters.output.journal import Write
-from weightcast.converters.plan.plan import WorkItem
+from weightcast.converters.output import Write
+from weightcast.converters.plan import WorkItem
 from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import BlockCounts
 

@@ -21,7 +21,7 @@ from weightcast.converters.graph.dimensions import Dimensions, Number
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.header import Metadata
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
+from weightcast.formats.tokenizer import Vocabulary
 
 Storage = Literal["packed", "float", "float32"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.files.page_cache import forget_read
+from weightcast.converters.files import forget_read
 from weightcast.converters.graph.assembly import Assembly, Region, StoredMatrix
 from weightcast.converters.graph.gather import (
     AssembledRows,

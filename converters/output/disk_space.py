@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightcast.converters.files.names import partial_path
+from weightcast.converters.files import partial_path
 from weightcast.converters.output.files import grown_paths
 from weightcast.converters.targets.target import Output
 from weightcast.errors import OutputError

@@ -22,15 +22,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from weightcast.converters.files import bundle_names, page_cache
-from weightcast.converters.files.interrupts import ignore_signals
-from weightcast.converters.files.names import journal_path, partial_path, replaced_path
-from weightcast.converters.files.posix import (
+from weightcast.converters.files import (
     allocate,
     allow_open_files,
+    bundle_names,
     exchange,
     explained,
+    ignore_signals,
+    journal_path,
     open_locked,
+    page_cache,
+    partial_path,
+    replaced_path,
     sync_directory,
     write_all,
 )
@@ -43,7 +46,7 @@ from weightcast.converters.output.journal import (
     Write,
     read_journal,
 )
-from weightcast.converters.plan.plan import Destination, Plan
+from weightcast.converters.plan import Destination, Plan
 from weightcast.converters.targets.target import Output, Request
 from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError, TakenError
 

@@ -11,10 +11,9 @@ from typing import Any, Final
 
 import xxhash
 
-from weightcast.converters.files.version import weightcast_version
+from weightcast.converters.files import weightcast_version
 from weightcast.converters.output.journal import Fingerprint
-from weightcast.converters.sources.inputs import SOURCE, Inputs
-from weightcast.converters.sources.options import ConvertOptions, Row
+from weightcast.converters.sources import SOURCE, ConvertOptions, Inputs, Row
 from weightcast.converters.targets.target import Output
 from weightcast.errors import CheckpointError
 

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import xxhash
 
-from weightcast.converters.files.posix import explained, open_locked
+from weightcast.converters.files import explained, open_locked
 from weightcast.errors import OutputError
 from weightcast.quant.cpu.library import BlockCounts
 

@@ -6,12 +6,17 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from weightcast.converters.files.bundle_names import NAMES as BUNDLE_NAMES
-from weightcast.converters.files.bundle_names import bundle_paths, foreign_files
-from weightcast.converters.files.names import journal_path, partial_path, replaced_path
+from weightcast.converters.files import NAMES as BUNDLE_NAMES
+from weightcast.converters.files import (
+    bundle_paths,
+    foreign_files,
+    journal_path,
+    partial_path,
+    replaced_path,
+)
 from weightcast.converters.output.files import foreign_entry
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.sources.inputs import Inputs
+from weightcast.converters.plan import Plan
+from weightcast.converters.sources import Inputs
 from weightcast.converters.targets.target import Output
 from weightcast.errors import OutputError, RequestError
 from weightcast.formats.jax.shards import has_shards

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from weightcast.converters.files.names import journal_path
+from weightcast.converters.files import journal_path
 from weightcast.converters.output.files import OutputFiles, grown_paths
 from weightcast.converters.output.journal import Finished, Rows, read_journal
-from weightcast.converters.plan.plan import Destination, Plan, WorkItem
-from weightcast.converters.plan.tiling import is_measured
+from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured
 from weightcast.converters.report.collector import Measuring, matrix_errors
 from weightcast.quant.cpu.library import BlockCounts
 

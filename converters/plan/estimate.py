@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.converters.files.page_cache import forget_read
+from weightcast.converters.files import forget_read
 from weightcast.converters.plan.plan import Destination, Plan, WorkItem
 from weightcast.converters.plan.tiling import keeps_bytes
 from weightcast.converters.plan.workers import Workers

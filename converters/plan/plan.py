@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from weightcast.converters.files import page_cache
 from weightcast.converters.graph import Quantize, StoredMatrix, TensorGraph, matrices
 from weightcast.converters.plan.budget import Budget, budget_of
-from weightcast.converters.recipes.decide import is_quantized
-from weightcast.converters.sources.inputs import Inputs
+from weightcast.converters.recipes import is_quantized
+from weightcast.converters.sources import Inputs
 from weightcast.converters.targets.target import Output, Packed
 from weightcast.quant.types import QuantType
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
-from weightcast.converters.plan.plan import Destination
+from weightcast.converters.plan import Destination
 from weightcast.errors import RequestError
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, merged, of_moments
 

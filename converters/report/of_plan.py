@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from weightcast.converters.graph import matrices
 from weightcast.converters.graph.layers import any_expert
-from weightcast.converters.plan.plan import Plan
+from weightcast.converters.plan import Plan
 from weightcast.converters.report.build import MeasuredOutput, MeasuredTensor, build_report
 from weightcast.converters.report.collector import MatrixErrors, MatrixKey
 from weightcast.converters.report.schema import AppliedRecipe, AppliedRule, Report

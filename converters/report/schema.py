@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from weightcast.converters.files.atomic import write_small
+from weightcast.converters.files import write_small
 from weightcast.converters.report.collector import BASELINES
 from weightcast.converters.report.records import (
     About,
@@ -23,7 +23,7 @@ from weightcast.converters.report.records import (
     codec_of,
     values_of,
 )
-from weightcast.converters.sources.containers import CONTAINERS
+from weightcast.converters.sources import CONTAINERS
 from weightcast.errors import FormatError
 from weightcast.formats.reading import parse_json, read_small
 from weightcast.quant.metrics import ERROR_BINS

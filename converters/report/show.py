@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.files.atomic import write_small
+from weightcast.converters.files import write_small
 from weightcast.converters.report.html import page
 from weightcast.converters.report.markdown import summary
 from weightcast.converters.report.schema import Report, read_report

@@ -33,7 +33,7 @@ from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary, from_gguf
+from weightcast.formats.tokenizer import Vocabulary, from_gguf
 from weightcast.text import shown
 
 

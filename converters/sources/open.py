@@ -10,7 +10,7 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.containers import container
 from weightcast.errors import CheckpointError
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary, read_sentencepiece
+from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
 
 
 def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.recipes.file import RecipeFile
+from weightcast.converters.recipes import RecipeFile
 from weightcast.converters.targets.gguf import GGUF
 from weightcast.converters.targets.safetensors import SAFETENSORS
 from weightcast.converters.targets.target import Request, Target

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.converters.graph import TensorGraph, is_stored_as, quantized
-from weightcast.converters.recipes.file import RecipeFile
-from weightcast.converters.recipes.importance import provenance_metadata, weigh
-from weightcast.converters.recipes.recipe import ALIASES, RECIPES, recipe_named
+from weightcast.converters.recipes import (
+    ALIASES,
+    RECIPES,
+    RecipeFile,
+    provenance_metadata,
+    recipe_named,
+    weigh,
+)
 from weightcast.converters.targets.gguf_copy import lay_out_copy
 from weightcast.converters.targets.gguf_files import lay_out_files
 from weightcast.converters.targets.names import (

@@ -16,9 +16,15 @@ from weightcast.converters.graph import (
     quantized,
     windows,
 )
-from weightcast.converters.recipes.decide import Decision, decide, facts_from_metadata
-from weightcast.converters.recipes.importance import Weighing, provenance_metadata, weigh
-from weightcast.converters.recipes.recipe import Recipe
+from weightcast.converters.recipes import (
+    Decision,
+    Recipe,
+    Weighing,
+    facts_from_metadata,
+    provenance_metadata,
+    weigh,
+)
+from weightcast.converters.recipes.decide import decide
 from weightcast.converters.targets.gguf_files import lay_out_files
 from weightcast.converters.targets.target import (
     Context,

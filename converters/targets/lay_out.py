@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from weightcast.converters.graph import TensorGraph
-from weightcast.converters.sources.open import open_as_it_is, open_family, open_vocabulary
-from weightcast.converters.sources.options import SourceOptions
+from weightcast.converters.sources import SourceOptions, open_as_it_is, open_family, open_vocabulary
 from weightcast.converters.targets.target import Context, Output, Request, with_split_note
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
+from weightcast.formats.tokenizer import Vocabulary
 
 
 def lay_out_all(

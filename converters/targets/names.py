@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.recipes.decide import Override
-from weightcast.converters.recipes.file import RecipeFile
+from weightcast.converters.recipes import Override, RecipeFile
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
 from weightcast.quant.types import TYPES

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from weightcast.converters.graph import Family, Place
-from weightcast.converters.recipes.decide import Override, Rules
-from weightcast.converters.recipes.weight_types import DirectoryType
+from weightcast.converters.recipes import DirectoryType, Override, Rules
 from weightcast.converters.targets.target import asked_note, grouped_notes
 from weightcast.errors import LayoutError
 from weightcast.quant.types import TYPES, QuantType, WeightType

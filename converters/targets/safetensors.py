@@ -18,14 +18,16 @@ from weightcast.converters.graph import (
     quantized,
     take,
 )
-from weightcast.converters.recipes.file import RecipeFile
-from weightcast.converters.recipes.importance import Weighing, weigh_named
-from weightcast.converters.recipes.recipe import RECIPES, recipe_named
-from weightcast.converters.recipes.weight_types import (
+from weightcast.converters.recipes import (
+    RECIPES,
     DirectoryType,
+    RecipeFile,
+    Weighing,
     directory_type,
     known_types,
     name_in,
+    recipe_named,
+    weigh_named,
 )
 from weightcast.converters.targets.names import (
     LOOKS_LIKE_A_TYPE,

@@ -15,16 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import Tensor, TensorGraph
-from weightcast.converters.recipes.decide import Decision, Override
-from weightcast.converters.recipes.file import RecipeFile
-from weightcast.converters.recipes.importance import Weighing
-from weightcast.converters.recipes.recipe import Recipe
-from weightcast.converters.recipes.weight_types import DirectoryType
-from weightcast.converters.sources.options import Form
+from weightcast.converters.recipes import (
+    Decision,
+    DirectoryType,
+    Override,
+    Recipe,
+    RecipeFile,
+    Weighing,
+)
+from weightcast.converters.sources import Form
 from weightcast.converters.targets.packing import Packing
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
+from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import QuantType, WeightType
 from weightcast.text import count
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from weightcast.converters.graph import Place, Tensor, TensorGraph, matrices
-from weightcast.converters.recipes.decide import Decision, decide, facts_from_metadata
-from weightcast.converters.recipes.recipe import RECIPES
+from weightcast.converters.recipes import RECIPES, Decision, facts_from_metadata
+from weightcast.converters.recipes.decide import decide
 from weightcast.converters.targets.target import Request
 from weightcast.quant.types import F32, Q8_0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.engine.hashing import FileToHash, hash_files
+from weightcast.converters.engine import FileToHash, hash_files
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray

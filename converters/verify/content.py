@@ -17,23 +17,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.rows import (
+from weightcast.converters.compare import (
     Key,
+    PairedBuffers,
     PairedRows,
+    PairedTask,
     Sample,
     cut_rows,
+    cut_tasks,
     measure_rows,
     row_multiple,
-)
-from weightcast.converters.compare.stream import (
-    PairedBuffers,
-    PairedTask,
-    cut_tasks,
     stream_rows,
     tiling_of,
 )
 from weightcast.converters.graph import Slab
-from weightcast.converters.plan.tiling import Tiling
+from weightcast.converters.plan import Tiling
 from weightcast.converters.report.collector import Collector, MatrixErrors
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.rows import Comparison, compare, packing_of

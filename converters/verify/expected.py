@@ -8,16 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightcast.converters.recipes.decide import Override
-from weightcast.converters.recipes.recipe import RECIPES, Recipe, recipe_named
-from weightcast.converters.recipes.weight_types import (
+from weightcast.converters.recipes import (
     PLAIN,
+    RECIPES,
     DirectoryType,
+    Override,
+    Recipe,
     directory_type,
     name_in,
+    recipe_named,
 )
-from weightcast.converters.sources.detect import container_of
-from weightcast.converters.sources.options import SourceOptions
+from weightcast.converters.sources import SourceOptions, container_of
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Output, Request

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.compare.rows import Key
+from weightcast.converters.compare import Key
 from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.mistakes import Mistake, Mistakes

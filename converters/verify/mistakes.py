@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.measure import rows_float32
+from weightcast.converters.compare import rows_float32
 from weightcast.converters.graph import Place, Role, StoredMatrix, Tensor, TensorGraph, matrices
 from weightcast.converters.verify.match import Held
 from weightcast.converters.verify.samples import Fit, columns, fit, middle, unscaled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from weightcast.converters.compare.rows import Key
+from weightcast.converters.compare import Key
 from weightcast.converters.graph import TensorGraph, stored, stored_as
 from weightcast.converters.report import (
     AppliedRecipe,

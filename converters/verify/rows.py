@@ -14,8 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.rows import floats
-from weightcast.converters.compare.stream import PairedTask
+from weightcast.converters.compare import PairedTask, floats
 from weightcast.converters.targets.packing import Packing
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray, read_stored

@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.measure import rows_float32
-from weightcast.converters.compare.rows import floats, read_rows
-from weightcast.converters.engine.buffers import slab_buffer
+from weightcast.converters.compare import floats, read_rows, rows_float32
+from weightcast.converters.engine import slab_buffer
 from weightcast.converters.graph import View
 
 _ROWS: Final = 16

@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.rows import Sample
+from weightcast.converters.compare import Sample
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Family, TensorGraph, first_array
-from weightcast.converters.plan.workers import choose_workers
+from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
-from weightcast.converters.sources.detect import container_of
-from weightcast.converters.sources.open import open_family, open_graph
-from weightcast.converters.sources.packed import join_packed
+from weightcast.converters.sources import container_of, join_packed, open_family, open_graph
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.checksums import Sums, check_sums, find_sums

@@ -11,7 +11,7 @@ from typing import Final
 from weightcast.converters.families.grok1.spec import grok1_spec
 from weightcast.converters.graph import TensorGraph
 from weightcast.formats.gguf.header import raw_float, raw_string, raw_uint
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary, gguf_values
+from weightcast.formats.tokenizer import Vocabulary, gguf_values
 
 ARCHITECTURE: Final = "grok"
 

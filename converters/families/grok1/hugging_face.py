@@ -24,8 +24,7 @@ from typing import Any, Final
 
 from weightcast.converters.families.grok1.spec import Grok1Spec, grok1_spec
 from weightcast.converters.graph import Spec, TensorGraph
-from weightcast.formats.tokenizer.hugging_face import tokenizer_json
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
+from weightcast.formats.tokenizer import Vocabulary, tokenizer_json
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # What transformers runs with trust_remote_code=True: not imported here, written into directories.
