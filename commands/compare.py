@@ -14,7 +14,7 @@ from weightcast.commands.options import BASELINE, PATH
 from weightcast.commands.printing import print_json, print_lines, tell_violations
 from weightcast.commands.progress import progress
 from weightcast.commands.text.compare import comparison_lines
-from weightcast.converters.compare import Comparison, measure_sides, open_sides
+from weightcast.converters.compare import Comparison, measure_both, open_both
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import (
     BASELINES,
@@ -88,14 +88,14 @@ def compare(
 
 def _measure(a: Path, b: Path, asked: Asked, limits: list[Limit], *, is_silent: bool) -> Comparison:
     """Measure all tensors and write the report. Raises CheckpointError."""
-    sides = open_sides(a, b, asked.spec, asked.imatrix)
+    sides = open_both(a, b, asked.spec, asked.imatrix)
     roles = (tensor_role(pair.gguf) for pair in sides.pairing.pairs)
     check_applicable(limits, roles, weighted=asked.imatrix is not None)
     if asked.report is not None:
         read = filter(None, (asked.spec, asked.imatrix))
         check_report_path(asked.report, [*sides.places, *read])
     with progress(sides.read_bytes, quiet=is_silent) as on_progress:
-        found = measure_sides(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
+        found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
     if asked.report is not None:
         write_report(asked.report, found.errors)
     return found

@@ -170,7 +170,7 @@ def read_stored(fd: int, array: StoredArray, start: int, buffer: memoryview) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """One file to be written: its header and where each tensor's data starts in the file."""
 
     header: bytes

@@ -4,7 +4,7 @@
 `rows` and `measure` hold one against the other. `verify` works on the same pairs.
 """
 
-from weightcast.converters.compare.comparison import Comparison, compare, measure_sides, open_sides
+from weightcast.converters.compare.comparison import Comparison, compare, measure_both, open_both
 from weightcast.converters.compare.measure import rows_float32
 from weightcast.converters.compare.rows import (
     Key,
@@ -35,9 +35,9 @@ __all__ = [
     "cut_rows",
     "cut_tasks",
     "floats",
+    "measure_both",
     "measure_rows",
-    "measure_sides",
-    "open_sides",
+    "open_both",
     "read_rows",
     "row_multiple",
     "rows_float32",

@@ -13,7 +13,12 @@ from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes,
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
 from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.plan import choose_workers
-from weightcast.converters.recipes import RECIPES, Weighing, is_quantized, weigh_named
+from weightcast.converters.recipes import (
+    RECIPES,
+    ImportanceMap,
+    is_quantized,
+    match_importance_named,
+)
 from weightcast.converters.report import (
     AppliedRecipe,
     MatrixErrors,
@@ -33,13 +38,13 @@ from weightcast.text import count
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class OpenPair:
     """Two checkpoints that can be compared, opened; no weights were read."""
 
     source: TensorGraph
     output: TensorGraph
     pairing: Pairing
-    weighing: Weighing = field(default_factory=Weighing)
+    weighing: ImportanceMap = field(default_factory=ImportanceMap)
 
     @property
     def read_bytes(self) -> int:
@@ -67,7 +72,7 @@ class Comparison:
     errors: Report = field(repr=False)
     same: tuple[str, ...] = ()
     different: tuple[str, ...] = ()
-    weighing: Weighing = field(default_factory=Weighing, repr=False)
+    weighing: ImportanceMap = field(default_factory=ImportanceMap, repr=False)
 
     @cached_property
     def report(self) -> dict[str, Any]:
@@ -105,12 +110,12 @@ class Comparison:
         }
 
 
-def open_sides(
+def open_both(
     a: str | Path,
     b: str | Path,
     spec: str | Path | None = None,
     imatrix: str | Path | None = None,
-) -> Sides:
+) -> OpenPair:
     """Open two checkpoints, pair their tensors, and find what weighs each.
 
     Raises CheckpointError.
@@ -121,15 +126,15 @@ def open_sides(
     if not (pairing.pairs or pairing.plain):
         raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
     if imatrix is None:
-        return Sides(source, output, pairing)
+        return OpenPair(source, output, pairing)
     shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
     wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
-    weighing = weigh_named(read_imatrix(imatrix), shapes, wanted)
-    return Sides(source, output, pairing, weighing)
+    weighing = match_importance_named(read_imatrix(imatrix), shapes, wanted)
+    return OpenPair(source, output, pairing, weighing)
 
 
-def measure_sides(
-    sides: Sides,
+def measure_both(
+    sides: OpenPair,
     baseline: Baseline = Baseline.STORED,
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
@@ -164,7 +169,7 @@ def measured_output(
     graph: TensorGraph,
     pairs: Sequence[Pair],
     measured: Mapping[Pair, tuple[MatrixErrors, ...]],
-    weighing: Weighing,
+    weighing: ImportanceMap,
 ) -> MeasuredOutput:
     """Describe B as an output of A."""
     type_name = _type_name(graph, pairs)
@@ -227,4 +232,4 @@ def compare(
     `Comparison.problem`.
     """
     against = parse_baseline(baseline)
-    return measure_sides(open_sides(a, b, spec, imatrix), against, jobs, on_progress)
+    return measure_both(open_both(a, b, spec, imatrix), against, jobs, on_progress)

@@ -14,10 +14,10 @@ from weightcast.converters.recipes.decide import (
 )
 from weightcast.converters.recipes.file import RecipeFile, parse_tensor_type, read_recipe_file
 from weightcast.converters.recipes.importance import (
-    Weighing,
+    ImportanceMap,
+    match_importance,
+    match_importance_named,
     provenance_metadata,
-    weigh,
-    weigh_named,
 )
 from weightcast.converters.recipes.recipe import ALIASES, RECIPES, Recipe, recipe_named
 from weightcast.converters.recipes.weight_types import (
@@ -34,20 +34,20 @@ __all__ = [
     "RECIPES",
     "Decision",
     "DirectoryType",
+    "ImportanceMap",
     "Override",
     "Recipe",
     "RecipeFile",
     "Rules",
-    "Weighing",
     "directory_type",
     "facts_from_metadata",
     "is_quantized",
     "known_types",
+    "match_importance",
+    "match_importance_named",
     "name_in",
     "parse_tensor_type",
     "provenance_metadata",
     "read_recipe_file",
     "recipe_named",
-    "weigh",
-    "weigh_named",
 ]

@@ -22,7 +22,7 @@ _MAX_TEXT_BYTES: Final = 127
 
 
 @dataclass(frozen=True)
-class Weighing:
+class ImportanceMap:
     """Importance by GGUF name, float32 [matrices, in], and what to say about it.
 
     `missing` are quantized without, though their type could use it; `unused` are experts without
@@ -90,12 +90,12 @@ class Weighing:
             raise LayoutError(f"{output}: {self.why_refused()}")
 
 
-def weigh(
+def match_importance(
     matrix: ImportanceMatrix | None,
     tensors: Sequence[tuple[str, tuple[int, ...]]],
     decisions: Sequence[Decision],
     copied: Collection[str] = (),
-) -> Weighing:
+) -> ImportanceMap:
     """Find the importance of every tensor whose type can use it, as llama-quantize does.
 
     Of those that are `copied`, by name, nothing is made that could lack importance: they are
@@ -104,7 +104,7 @@ def weigh(
     tensor, and for a matrix that has nothing to do with the model.
     """
     if all(decision.type in (None, *FLOAT_TYPES) for decision in decisions):
-        return Weighing()
+        return ImportanceMap()
     if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
         raise _foreign(matrix)
     rows, missing, refused = {}, [], []
@@ -122,7 +122,7 @@ def weigh(
             missing.append(name)
     made = [name for name in rows if name not in copied]
     unused = _unused(matrix, made)
-    return Weighing(matrix, rows, tuple(missing), unused, tuple(refused), _zeros(rows, made))
+    return ImportanceMap(matrix, rows, tuple(missing), unused, tuple(refused), _zeros(rows, made))
 
 
 def _unused(matrix: ImportanceMatrix | None, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -139,11 +139,11 @@ def _zeros(
     return {name: matrices for name, matrices in found.items() if matrices}
 
 
-def weigh_named(
+def match_importance_named(
     matrix: ImportanceMatrix,
     tensors: Sequence[tuple[str, tuple[int, ...]]],
     wanted: Collection[str],
-) -> Weighing:
+) -> ImportanceMap:
     """Find the importance of the tensors that are wanted by name. Raises LayoutError.
 
     They are packed with a search, which does not mind an importance of 0, or only measured.
@@ -154,7 +154,7 @@ def weigh_named(
     found = {name: _rows(matrix, name, shapes[name]) for name in shapes if name in wanted}
     rows = {name: values for name, values in found.items() if values is not None}
     missing = tuple(name for name, values in found.items() if values is None)
-    return Weighing(matrix, rows, missing, _unused(matrix, rows))
+    return ImportanceMap(matrix, rows, missing, _unused(matrix, rows))
 
 
 def _foreign(matrix: ImportanceMatrix) -> LayoutError:

@@ -12,9 +12,9 @@ from weightcast.converters.recipes import (
     ALIASES,
     RECIPES,
     RecipeFile,
+    match_importance,
     provenance_metadata,
     recipe_named,
-    weigh,
 )
 from weightcast.converters.targets.gguf_copy import lay_out_copy
 from weightcast.converters.targets.gguf_files import lay_out_files
@@ -122,7 +122,7 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
     tensors = {p.name: family.written(p, GGUF.convention, graph[p.name]) for p, _ in chosen}
     copied = {p.name for p, d in chosen if is_stored_as(tensors[p.name], type_of(d).name)}
     decisions = [decision for _, decision in chosen]
-    weighing = weigh(context.imatrix, shapes_of(graph), decisions, copied)
+    weighing = match_importance(context.imatrix, shapes_of(graph), decisions, copied)
     entries = [Entry(p.name, type_of(d), tensors[p.name].shape) for p, d in chosen]
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do

@@ -18,11 +18,11 @@ from weightcast.converters.graph import (
 )
 from weightcast.converters.recipes import (
     Decision,
+    ImportanceMap,
     Recipe,
-    Weighing,
     facts_from_metadata,
+    match_importance,
     provenance_metadata,
-    weigh,
 )
 from weightcast.converters.recipes.decide import decide
 from weightcast.converters.targets.gguf_files import lay_out_files
@@ -63,7 +63,7 @@ def lay_out_copy(
     ]
     made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
-    weighing = weigh(imatrix, shapes, decisions, copied)
+    weighing = match_importance(imatrix, shapes, decisions, copied)
     entries = [Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
     raw = _metadata(metadata, recipe, weighing.matrix)
     placed = lay_out_files(request.path, raw, entries, context.split_bytes)
@@ -96,7 +96,7 @@ def _made(tensor: Tensor, decision: Decision) -> Tensor:
     return quantized(tensor.name, tensor, decision.type.name)
 
 
-def _importance(weighing: Weighing, tensor: Tensor) -> NDArray[np.float32] | None:
+def _importance(weighing: ImportanceMap, tensor: Tensor) -> NDArray[np.float32] | None:
     if not isinstance(tensor.origin, Quantize):
         return None
     rows = weighing.rows.get(tensor.name)

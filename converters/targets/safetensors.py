@@ -21,13 +21,13 @@ from weightcast.converters.graph import (
 from weightcast.converters.recipes import (
     RECIPES,
     DirectoryType,
+    ImportanceMap,
     RecipeFile,
-    Weighing,
     directory_type,
     known_types,
+    match_importance_named,
     name_in,
     recipe_named,
-    weigh_named,
 )
 from weightcast.converters.targets.names import (
     LOOKS_LIKE_A_TYPE,
@@ -181,10 +181,10 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     notes = rule_notes(chosen)
     types = _module_types(chosen)
     items = list(_items(graph, kind, chosen))
-    weighing = Weighing()
+    weighing = ImportanceMap()
     if kind.is_packed and context.imatrix is not None:
         searched = {i.place.name for i in items if _is_searched(i)}
-        weighing = weigh_named(context.imatrix, shapes_of(graph), searched)
+        weighing = match_importance_named(context.imatrix, shapes_of(graph), searched)
         notes += tuple(weighing.notes())
     shards = _shards(items, context.split_bytes or DEFAULT_SHARD_BYTES)
     files, tensors, weight_map = [], [], {}
@@ -245,7 +245,9 @@ def _metadata(shard: list[_Item], kind: DirectoryType) -> dict[str, str]:
     return LAYOUTS[kind.layout].header_metadata(described)
 
 
-def _planned(item: _Item, file: int, offsets: dict[str, int], weighing: Weighing) -> PlannedTensor:
+def _planned(
+    item: _Item, file: int, offsets: dict[str, int], weighing: ImportanceMap
+) -> PlannedTensor:
     """A tensor with its place, or the places of its parts."""
     packed = None
     if item.packing is not None:

@@ -18,10 +18,10 @@ from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.recipes import (
     Decision,
     DirectoryType,
+    ImportanceMap,
     Override,
     Recipe,
     RecipeFile,
-    Weighing,
 )
 from weightcast.converters.sources import Form
 from weightcast.converters.targets.packing import Packing
@@ -216,7 +216,7 @@ class Output:
     tensors: tuple[PlannedTensor, ...]
     companions: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    weighing: Weighing = field(default_factory=Weighing)
+    weighing: ImportanceMap = field(default_factory=ImportanceMap)
     constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
     tokenizer: Path | None = None
 

@@ -30,7 +30,7 @@ _REMEDY: Final = "copy the file again from where the checksums are from"
 
 
 @dataclass
-class Sums:
+class Checksums:
     """Checksums that were found: the files that have them, by name, and those read for them."""
 
     files: tuple[Path, ...] = ()
@@ -38,13 +38,13 @@ class Sums:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_sums(artifact: Path, files: Iterable[Path]) -> Sums:
+def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
     """Read the checksums of an artifact: in a directory, or beside a GGUF file under its name.
 
     A plain SHA256SUMS beside a file counts if it names one of `files`.
     """
     files = list(files)
-    sums = Sums()
+    sums = Checksums()
     if artifact.is_dir():
         candidates = [artifact / SUMS]
     else:
@@ -102,7 +102,7 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
 
 
 def check_sums(
-    sums: Sums,
+    sums: Checksums,
     files: Iterable[Path],
     tensors: Mapping[str, StoredArray],
     *,
@@ -135,7 +135,7 @@ def check_sums(
     return problems
 
 
-def _listed_tensors(sums: Sums) -> dict[tuple[str, str], str]:
+def _listed_tensors(sums: Checksums) -> dict[tuple[str, str], str]:
     """Digests of tensors by file and name, from the lists of release bundles beside the sums."""
     listed = {}
     for path in sums.digests:

@@ -33,7 +33,7 @@ from weightcast.converters.compare import (
 from weightcast.converters.graph import Slab
 from weightcast.converters.plan import Tiling
 from weightcast.converters.report.collector import Collector, MatrixErrors
-from weightcast.converters.verify.match import Held
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.rows import Comparison, compare, packing_of
 from weightcast.errors import CheckpointError
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
@@ -79,17 +79,17 @@ class MatrixCheck:
                 self.first = min(self.first or comparison.first, comparison.first)
 
 
-def read_bytes(held: Sequence[Held], sample: Sample) -> int:
+def read_bytes(tensors: Sequence[TensorMatch], sample: Sample) -> int:
     """Return how much `check_content` reads, and reports as progress."""
-    return sum(rows.read_bytes for rows in _work(held, sample))
+    return sum(rows.read_bytes for rows in _work(tensors, sample))
 
 
-def _work(held: Sequence[Held], sample: Sample) -> Iterator[PairedRows]:
-    return cut_rows((tensor.views for tensor in held), sample)
+def _work(tensors: Sequence[TensorMatch], sample: Sample) -> Iterator[PairedRows]:
+    return cut_rows((tensor.views for tensor in tensors), sample)
 
 
 def check_content(
-    held: Sequence[Held],
+    tensors: Sequence[TensorMatch],
     importance: Mapping[str, NDArray[np.float32]],
     *,
     jobs: int,
@@ -101,8 +101,8 @@ def check_content(
     `sample` is `chosen_rows`'s. Holds two slabs of each side and a few tasks. Raises
     CheckpointError if the source cannot be read or converted.
     """
-    check = _ContentCheck(held, importance, tiling_of(jobs))
-    work = list(_work(held, sample))
+    check = _ContentCheck(tensors, importance, tiling_of(jobs))
+    work = list(_work(tensors, sample))
     stream_rows(work, check.read, check.compare, jobs, on_progress)
     return check.finished()
 
@@ -112,11 +112,11 @@ class _ContentCheck:
 
     def __init__(
         self,
-        held: Sequence[Held],
+        tensors: Sequence[TensorMatch],
         importance: Mapping[str, NDArray[np.float32]],
         tiling: Tiling,
     ) -> None:
-        self._held = held
+        self._tensors = tensors
         self._importance = importance
         self._tiling = tiling
         self._lock = Lock()
@@ -154,7 +154,7 @@ class _ContentCheck:
 
     def _weights(self, key: Key) -> NDArray[np.float32] | None:
         """Find the importance of a matrix; all experts of a tensor can share one row."""
-        rows = self._importance.get(self._held[key[0]].name)
+        rows = self._importance.get(self._tensors[key[0]].name)
         return None if rows is None else rows[min(key[1], len(rows) - 1)]
 
     def finished(self) -> dict[Key, MatrixCheck]:

@@ -22,7 +22,7 @@ from weightcast.converters.sources import SourceOptions, container_of
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Output, Request
-from weightcast.converters.verify.match import Held
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.structure import Structure
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
@@ -32,7 +32,7 @@ from weightcast.quant.types import TYPES, WeightType
 
 
 @dataclass(frozen=True)
-class Layout:
+class ExpectedLayout:
     """The output of a conversion, None if there is none like it (`refusal` says why)."""
 
     output: Output | None
@@ -41,18 +41,18 @@ class Layout:
 
 def expected_layout(
     structure: Structure,
-    held: Sequence[Held],
+    tensors: Sequence[TensorMatch],
     source: Path,
     spec: Path | None,
     imatrix: ImportanceMatrix | None,
-) -> Layout:
+) -> ExpectedLayout:
     """Lay out the conversion that would make an artifact: types and files are taken from it."""
     given = SourceOptions(spec, None, _has_no_tokenizer(structure))
     try:
-        request = _request(structure, held)
+        request = _request(structure, tensors)
         request = request.that_may_change()
         output = _lay_out(source, request, given, 0, imatrix)
-        overrides = tuple(_overrides(output, held))
+        overrides = tuple(_overrides(output, tensors))
         if overrides:
             request = replace(request, overrides=overrides)
             if request.directory is not None:
@@ -61,8 +61,8 @@ def expected_layout(
         if overrides or len(structure.files) != len(output.files):
             output = _lay_out(source, request, given, _split_bytes(structure), imatrix)
     except CheckpointError as problem:
-        return Layout(None, str(problem))
-    return Layout(output)
+        return ExpectedLayout(None, str(problem))
+    return ExpectedLayout(output)
 
 
 def _lay_out(
@@ -94,7 +94,7 @@ def _has_no_tokenizer(structure: Structure) -> bool:
     return model is None or (isinstance(model, str) and model == "no_vocab")
 
 
-def _request(structure: Structure, held: Sequence[Held]) -> Request:
+def _request(structure: Structure, tensors: Sequence[TensorMatch]) -> Request:
     path, target = structure.path, structure.target
     recipe = recipe_of(structure)
     if recipe is not None:
@@ -102,7 +102,7 @@ def _request(structure: Structure, held: Sequence[Held]) -> Request:
         if match is not None:
             path = path.with_name(f"{match[1]}.gguf")
         return Request(path, target, recipe)
-    directory = _directory_type(held)
+    directory = _directory_type(tensors)
     name = name_in(path.name)
     named = None if name is None else directory_type(name)
     if named is not None and named.layout == directory.layout:
@@ -123,13 +123,13 @@ def recipe_of(structure: Structure) -> Recipe | None:
     return next((r for r in RECIPES.values() if r.file_type == file_type), RECIPES["F16"])
 
 
-def _directory_type(held: Sequence[Held]) -> DirectoryType:
+def _directory_type(tensors: Sequence[TensorMatch]) -> DirectoryType:
     """Give the type that most matrices of a directory have, and that of its plain floats."""
     attention: Counter[WeightType] = Counter()
     experts: Counter[WeightType] = Counter()
     floats: Counter[WeightType] = Counter()
     layouts: Counter[str] = Counter()
-    for tensor in held:
+    for tensor in tensors:
         found = weight_type(tensor.array)
         place = tensor.place
         if found is None or place is None or place.role.storage == "float32":
@@ -154,11 +154,11 @@ def weight_type(array: StoredArray) -> WeightType | None:
     return TYPES.get(array.dtype)
 
 
-def _overrides(output: Output, held: Sequence[Held]) -> Iterator[Override]:
+def _overrides(output: Output, tensors: Sequence[TensorMatch]) -> Iterator[Override]:
     """Give tensors the types that they have by rules, where the conversion's are others."""
     planned = {tensor.tensor.name: tensor for tensor in output.tensors}
     names: dict[WeightType, list[str]] = {}
-    for tensor in held:
+    for tensor in tensors:
         found = planned.get(planned_name(tensor, output))
         there = weight_type(tensor.array)
         if found is None or there is None or tensor.tied is not None:
@@ -167,14 +167,14 @@ def _overrides(output: Output, held: Sequence[Held]) -> Iterator[Override]:
         n_in = tensor.array.shape[-1]
         if made.in_rows_of(n_in) != there.in_rows_of(n_in):
             names.setdefault(there, []).append(found.tensor.name)
-    for asked, tensors in names.items():
-        pattern = "^(?:" + "|".join(map(re.escape, tensors)) + ")$"
+    for asked, named in names.items():
+        pattern = "^(?:" + "|".join(map(re.escape, named)) + ")$"
         yield Override(re.compile(pattern), asked, "the artifact")
 
 
-def planned_name(held: Held, output: Output) -> str:
+def planned_name(tensor: TensorMatch, output: Output) -> str:
     """Give the name that a conversion gives a tensor: llama.cpp has renamed one."""
-    return held.name if output.request.target.is_directory else held.gguf
+    return tensor.name if output.request.target.is_directory else tensor.gguf
 
 
 def _split_bytes(structure: Structure) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 
 from weightcast.converters.compare import Key
 from weightcast.converters.verify.content import MatrixCheck
-from weightcast.converters.verify.match import Held
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.mistakes import Mistake, Mistakes
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.converters.verify.rows import SOURCE, SYMMETRIC
@@ -33,13 +33,13 @@ CONVERT: Final = "convert again from the source"
 class _Finding:
     """A problem of one matrix of a tensor; `expert` is its number where there are several."""
 
-    held: Held
+    tensor: TensorMatch
     expert: int | None
     mistake: Mistake
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Verdicts:
     """Problems, and what else is to be said; matrices by how their bytes came about."""
 
     problems: list[Problem]
@@ -47,14 +47,16 @@ class Judgement:
     counts: Counter[str]
 
 
-def judge(held: Sequence[Held], checks: Mapping[Key, MatrixCheck], mistakes: Mistakes) -> Judgement:
+def judge(
+    tensors: Sequence[TensorMatch], checks: Mapping[Key, MatrixCheck], mistakes: Mistakes
+) -> Verdicts:
     """Tell what is wrong with tensors that were compared."""
-    reproduced = _reproduced_types(held, checks)
+    reproduced = _reproduced_types(tensors, checks)
     findings: list[_Finding] = []
     notes: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
     for key, check in checks.items():
-        tensor = held[key[0]]
+        tensor = tensors[key[0]]
         expert = key[1] if len(tensor.views) > 1 else tensor.expert
         found, verdict, note = _judge(
             tensor, key[1], check, reproduced[tensor.array.dtype], mistakes
@@ -64,15 +66,17 @@ def judge(held: Sequence[Held], checks: Mapping[Key, MatrixCheck], mistakes: Mis
             notes[note].append(tensor.name)
         if found is not None:
             findings.append(_Finding(tensor, expert, found))
-    return Judgement(list(_grouped(findings)), list(_told(notes)), counts)
+    return Verdicts(list(_grouped(findings)), list(_told(notes)), counts)
 
 
-def _reproduced_types(held: Sequence[Held], checks: Mapping[Key, MatrixCheck]) -> dict[str, bool]:
+def _reproduced_types(
+    tensors: Sequence[TensorMatch], checks: Mapping[Key, MatrixCheck]
+) -> dict[str, bool]:
     """By type, whether three quarters are reproduced byte for byte: then all ought to be."""
     explained: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for (number, _), check in checks.items():
-        dtype = held[number].array.dtype
+        dtype = tensors[number].array.dtype
         total[dtype] += 1
         explained[dtype] += check.is_explained
     return {dtype: 4 * explained[dtype] >= 3 * total[dtype] for dtype in total}
@@ -82,13 +86,13 @@ _Verdict = tuple[Mistake | None, str, str | None]
 
 
 def _judge(
-    held: Held, number: int, check: MatrixCheck, is_reproduced: bool, mistakes: Mistakes
+    tensor: TensorMatch, number: int, check: MatrixCheck, is_reproduced: bool, mistakes: Mistakes
 ) -> _Verdict:
     """Judge one matrix: what is wrong, how its bytes came about, what to note."""
     if check.failure is not None:
         return Mistake("unreadable", f"cannot be read: {check.failure}", FETCH), "wrong", None
     if check.is_explained:
-        return _explained(held, number, check)
+        return _explained(tensor, number, check)
     made, expected = check.made.total, check.expected.total
     error, usual = float(made.relative_rms), float(expected.relative_rms)
     ratio = error / usual if usual else math.inf if error else 0.0
@@ -102,10 +106,10 @@ def _judge(
         )
         what = "made by another rule or importance; the errors are those of the type"
         return None, "similar", what
-    found = mistakes.explain(held, number, usual)
+    found = mistakes.explain(tensor, number, usual)
     if found is not None:
         return found, "wrong", None
-    tolerated = held.array.dtype.startswith(_NEARLY_EXACT) and error < _DETOUR
+    tolerated = tensor.array.dtype.startswith(_NEARLY_EXACT) and error < _DETOUR
     if tolerated and not is_reproduced:
         what = f"requantized: off by up to {float(made.largest):.3g} (relative error {error:.2g})"
         return None, "requantized", what
@@ -113,7 +117,7 @@ def _judge(
         rows = ", ".join(map(str, check.outliers[:4]))
         what = f"{count(len(check.outliers), 'row')} with errors out of proportion: {rows}"
         return Mistake("rows", what, CONVERT), "wrong", None
-    what = f"relative error {error:.3g}, where {held.array.dtype} makes {usual:.3g}"
+    what = f"relative error {error:.3g}, where {tensor.array.dtype} makes {usual:.3g}"
     if is_reproduced and 2 * check.different < check.nbytes:
         return _damage(check, f"; {what}"), "damaged", None
     return Mistake("error", what, CONVERT), "wrong", None
@@ -126,12 +130,14 @@ def _damage(check: MatrixCheck, more: str = "") -> Mistake:
     return Mistake("damaged", what, FETCH)
 
 
-def _explained(held: Held, number: int, check: MatrixCheck) -> _Verdict:
+def _explained(tensor: TensorMatch, number: int, check: MatrixCheck) -> _Verdict:
     """Every byte is what some conversion makes of the source."""
     origins = [name for name in check.origins if name not in (None, SOURCE, SYMMETRIC)]
-    dtype = held.array.dtype
+    dtype = tensor.array.dtype
     if not origins:
-        lossy = held.place is not None and held.place.role.storage == "float32" and dtype != "F32"
+        lossy = (
+            tensor.place is not None and tensor.place.role.storage == "float32" and dtype != "F32"
+        )
         note = f"stored as {dtype}, though runtimes keep it in float32" if lossy else None
         return None, "same", note
     origin = str(origins[0])
@@ -140,7 +146,7 @@ def _explained(held: Held, number: int, check: MatrixCheck) -> _Verdict:
         what = f"requantized by ggml's rule instead of carried over: off by up to {largest:.2g}"
         return None, "requantized", what
     if dtype == "F32":
-        if held.views[number][0].dtype == "F32":
+        if tensor.views[number][0].dtype == "F32":
             what = f"was rounded to {origin} on the way, where the source has float32"
             return Mistake("rounded", what, CONVERT), "wrong", None
         return None, "rounded", f"F32 that holds {origin}(int8 x scale), not int8 x scale"
@@ -151,10 +157,10 @@ def _grouped(findings: Sequence[_Finding]) -> Iterator[Problem]:
     """Say the same of several tensors of a layer, or experts of a tensor, once."""
     groups: dict[tuple[object, ...], list[_Finding]] = defaultdict(list)
     for found in findings:
-        place = found.held.place
-        layer = found.held.name if place is None else place.layer
+        place = found.tensor.place
+        layer = found.tensor.name if place is None else place.layer
         kind = found.mistake.kind
-        role = found.held.gguf if kind in ("expert order", "damaged", "scaled") else None
+        role = found.tensor.gguf if kind in ("expert order", "damaged", "scaled") else None
         # Experts are scaled by one factor, whatever rounding made of it.
         same = kind if kind == "scaled" and found.expert is not None else found.mistake
         groups[layer, role, same].append(found)
@@ -163,8 +169,8 @@ def _grouped(findings: Sequence[_Finding]) -> Iterator[Problem]:
 
 
 def _problem(group: Sequence[_Finding]) -> Problem:
-    first, mistake = group[0].held, group[0].mistake
-    names = list(dict.fromkeys(found.held.name for found in group))
+    first, mistake = group[0].tensor, group[0].mistake
+    names = list(dict.fromkeys(found.tensor.name for found in group))
     experts = sorted(found.expert for found in group if found.expert is not None)
     kind, what = mistake.kind, mistake.what
     if kind == "expert order" and len(group) > 1:

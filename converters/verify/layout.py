@@ -16,7 +16,7 @@ from weightcast.converters.families.hyperparameters import read_config
 from weightcast.converters.graph import Family, TensorGraph
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.target import Output
-from weightcast.converters.verify.expected import Layout
+from weightcast.converters.verify.expected import ExpectedLayout
 from weightcast.converters.verify.result import Problem
 from weightcast.converters.verify.structure import FETCH, Structure
 from weightcast.errors import CheckpointError
@@ -36,7 +36,7 @@ _OWN_KEYS: Final = (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)
 
 
 @dataclass
-class Around:
+class LayoutCheck:
     """The findings around the tensors: problems, what is as it ought to be, what is not."""
 
     problems: list[Problem]
@@ -44,21 +44,19 @@ class Around:
     unchecked: list[str]
 
 
-def check_layout(structure: Structure, layout: Layout, graph: TensorGraph) -> Around:
+def check_layout(structure: Structure, layout: ExpectedLayout, graph: TensorGraph) -> LayoutCheck:
     """Compare headers, metadata and small files with those of the conversion."""
-    around = Around([], [], [])
+    check = LayoutCheck([], [], [])
     if layout.output is None:
-        around.unchecked.append(f"headers and small files ({layout.refusal})")
-        return around
+        check.unchecked.append(f"headers and small files ({layout.refusal})")
+        return check
     if not structure.target.is_directory:
-        _check_metadata(
-            structure, layout.output, around, of_architecture(graph.family.architecture)
-        )
-        return around
-    _check_headers(structure, layout.output, around)
+        _check_metadata(structure, layout.output, check, of_architecture(graph.family.architecture))
+        return check
+    _check_headers(structure, layout.output, check)
     if structure.path.is_dir():
-        _check_companions(structure, layout.output, around, graph)
-    return around
+        _check_companions(structure, layout.output, check, graph)
+    return check
 
 
 def _is_damaged(there: bytes, wanted: bytes) -> bool:
@@ -71,7 +69,7 @@ def _is_damaged(there: bytes, wanted: bytes) -> bool:
     return len(wanted) >= _LONG_BYTES and int(np.count_nonzero(unlike)) <= _FEW_BYTES
 
 
-def _judge_header(path: Path, there: bytes, wanted: bytes, around: Around) -> bool:
+def _judge_header(path: Path, there: bytes, wanted: bytes, check: LayoutCheck) -> bool:
     """Compare a header with weightcast's own; one that is nearly the same is damaged, a problem."""
     if there == wanted:
         return True
@@ -79,7 +77,7 @@ def _judge_header(path: Path, there: bytes, wanted: bytes, around: Around) -> bo
         return False
     place = f"{path} at byte {_first_difference(there, wanted)}"
     what = "the header is damaged or edited: some bytes are not what weightcast writes"
-    around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
+    check.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
     return True
 
 
@@ -88,7 +86,7 @@ def _first_difference(there: bytes, wanted: bytes) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(there), len(wanted)))
 
 
-def _check_headers(structure: Structure, output: Output, around: Around) -> None:
+def _check_headers(structure: Structure, output: Output, check: LayoutCheck) -> None:
     """Compare headers of safetensors files byte by byte."""
     wanted = {file.path.name: file.header for file in output.files}
     unlike = []
@@ -99,18 +97,18 @@ def _check_headers(structure: Structure, output: Output, around: Around) -> None
             continue
         with file.open("rb") as opened:
             there = opened.read(len(header))
-        if not _judge_header(file, there, header, around):
+        if not _judge_header(file, there, header, check):
             unlike.append(file.name)
     if unlike:
-        around.unchecked.append(
+        check.unchecked.append(
             f"headers that weightcast writes otherwise ({', '.join(unlike[:3])})"
         )
     else:
-        around.checked.append("headers: every byte is what weightcast writes")
+        check.checked.append("headers: every byte is what weightcast writes")
 
 
 def _check_companions(
-    structure: Structure, output: Output, around: Around, graph: TensorGraph
+    structure: Structure, output: Output, check: LayoutCheck, graph: TensorGraph
 ) -> None:
     """Compare the small files of a directory."""
     same, other = [], []
@@ -125,19 +123,19 @@ def _check_companions(
         elif _is_damaged(there, wanted):
             place = f"{path} at byte {_first_difference(there, wanted)}"
             what = "is damaged or edited: some bytes are not what weightcast writes"
-            around.problems.append(Problem(place, what, remedy=FETCH, mistake="file"))
+            check.problems.append(Problem(place, what, remedy=FETCH, mistake="file"))
         elif name == "tokenizer.model":
             what = "another tokenizer than the source's"
-            around.problems.append(Problem(str(path), what, remedy="copy the source's"))
+            check.problems.append(Problem(str(path), what, remedy="copy the source's"))
         else:
             other.append(name)
     if same:
-        around.checked.append(f"small files: every byte of {', '.join(same)}")
+        check.checked.append(f"small files: every byte of {', '.join(same)}")
     if other:
-        around.unchecked.append(f"small files that weightcast writes otherwise: {', '.join(other)}")
+        check.unchecked.append(f"small files that weightcast writes otherwise: {', '.join(other)}")
     config = structure.path / "config.json"
     if graph.family.has_table and config.is_file():
-        around.problems += _config_problems(config, graph)
+        check.problems += _config_problems(config, graph)
 
 
 def _config_problems(config: Path, graph: TensorGraph) -> Iterator[Problem]:
@@ -158,7 +156,7 @@ def _config_problems(config: Path, graph: TensorGraph) -> Iterator[Problem]:
 
 
 def _check_metadata(
-    structure: Structure, output: Output, around: Around, family: Family | None
+    structure: Structure, output: Output, check: LayoutCheck, family: Family | None
 ) -> None:
     """Compare metadata key by key, then whole headers with the metadata that there are."""
     there = structure.metadata
@@ -178,7 +176,7 @@ def _check_metadata(
                 is_ours = bool(prefix and key.startswith(prefix)) or key in _OWN_KEYS
                 problem = _key_problem(path, key, raw, wanted, is_ours=is_ours)
             if problem is not None:
-                around.problems.append(problem)
+                check.problems.append(problem)
                 continue
             unlike.append(key)
             if not key.startswith(_NOT_OURS) and _is_near(raw, wanted[key]):
@@ -189,23 +187,23 @@ def _check_metadata(
             near = next((k for raw, k in raws.items() if _is_damaged(key.encode(), raw)), None)
             if near is not None:
                 what = f"key {key!r} is {near!r}, damaged"
-                around.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
+                check.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
     missing = [key for key in wanted if key not in there and key != f"{prefix}vocab_size"]
-    if unlike == suspects and not (unknown or missing or keeps_tokenizer or around.problems):
+    if unlike == suspects and not (unknown or missing or keeps_tokenizer or check.problems):
         # All else is ours: these were it too.
-        around.problems += [_damaged_value(path, k, there.raw[k], wanted[k]) for k in suspects]
+        check.problems += [_damaged_value(path, k, there.raw[k], wanted[k]) for k in suspects]
     if keeps_tokenizer:
-        around.unchecked.append("the tokenizer in the metadata: the source has none, or another")
+        check.unchecked.append("the tokenizer in the metadata: the source has none, or another")
     for what, keys in (
         ("metadata that weightcast writes otherwise", unlike),
         ("metadata that weightcast does not write", unknown),
         ("metadata that weightcast would write", missing),
     ):
         if keys:
-            around.unchecked.append(f"{what}: {', '.join(keys[:8])}")
-    if not (unlike or unknown or missing or keeps_tokenizer or around.problems):
-        around.checked.append("metadata: every value is what weightcast writes")
-    _check_gguf_headers(structure, around)
+            check.unchecked.append(f"{what}: {', '.join(keys[:8])}")
+    if not (unlike or unknown or missing or keeps_tokenizer or check.problems):
+        check.checked.append("metadata: every value is what weightcast writes")
+    _check_gguf_headers(structure, check)
 
 
 def _keeps_tokenizer(there: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> bool:
@@ -252,7 +250,7 @@ def _key_problem(
     return None
 
 
-def _check_gguf_headers(structure: Structure, around: Around) -> None:
+def _check_gguf_headers(structure: Structure, check: LayoutCheck) -> None:
     """Lay headers out again from what they say: version, counts, offsets in order, padding."""
     unlike = []
     for path in structure.files:
@@ -269,9 +267,9 @@ def _check_gguf_headers(structure: Structure, around: Around) -> None:
             continue
         with path.open("rb") as file:
             there = file.read(len(wanted))
-        if not _judge_header(path, there, wanted, around):
+        if not _judge_header(path, there, wanted, check):
             unlike.append(path.name)
     if unlike:
-        around.unchecked.append(f"headers laid out in another way ({', '.join(unlike[:3])})")
+        check.unchecked.append(f"headers laid out in another way ({', '.join(unlike[:3])})")
     else:
-        around.checked.append("headers: laid out as weightcast does")
+        check.checked.append("headers: laid out as weightcast does")

@@ -26,7 +26,7 @@ from weightcast.text import some
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class TensorMatch:
     """A tensor of an artifact beside the one of the source that it ought to hold.
 
     `gguf` is the canonical name. `expert` is set where each expert is a tensor of its own; `place`
@@ -54,9 +54,9 @@ class Held:
 
 def match(
     source: TensorGraph, arrays: Mapping[str, StoredArray], target: Target, artifact: Path
-) -> tuple[list[Held], list[Problem]]:
+) -> tuple[list[TensorMatch], list[Problem]]:
     """Match tensors by name; say what is missing, extra or of another shape."""
-    found: list[Held] = []
+    found: list[TensorMatch] = []
     problems: list[Problem] = []
     missing: list[str] = []
     left = dict(arrays)
@@ -69,7 +69,9 @@ def match(
         array = left.pop(name)
         if array.shape == tensor.shape:
             found.append(
-                Held(name, wanted.gguf, array, tensor, wanted.place, wanted.expert, wanted.tied)
+                TensorMatch(
+                    name, wanted.gguf, array, tensor, wanted.place, wanted.expert, wanted.tied
+                )
             )
             continue
         what, mistake = f"is {list(array.shape)}, in the source {list(tensor.shape)}", "shape"
@@ -94,7 +96,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A tensor that an artifact ought to have, by any of its names; see Held."""
+    """A tensor that an artifact ought to have, by any of its names; see TensorMatch."""
 
     names: tuple[str, ...]
     gguf: str

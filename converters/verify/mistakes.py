@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.compare import rows_float32
 from weightcast.converters.graph import Place, Role, StoredMatrix, Tensor, TensorGraph, matrices
-from weightcast.converters.verify.match import Held
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.samples import Fit, columns, fit, middle, unscaled
 
 # Of float32 values; larger matrices are sampled, and searched less.
@@ -64,12 +64,12 @@ class Mistakes:
         self._roles: dict[str, Role] = {}
         self._experts: dict[int, int] = {}
 
-    def explain(self, held: Held, number: int, error: float) -> Mistake | None:
+    def explain(self, tensor: TensorMatch, number: int, error: float) -> Mistake | None:
         """Explain matrix `number` of a tensor; `error` is the relative one that its type makes.
 
         None if it is no known mistake.
         """
-        source, artifact = held.views[number]
+        source, artifact = tensor.views[number]
         row0, row1 = middle(artifact.shape[0], artifact.row_multiple)
         rows = rows_float32(artifact, row0, row1)
         bad = np.count_nonzero(~np.isfinite(rows))
@@ -78,8 +78,8 @@ class Mistakes:
         if not rows.any():
             return Mistake("zeros", "is all zeros")
         limit = min(max(1.5 * error, _EXACT_LIMIT), _LARGEST_LIMIT)
-        expert = number if held.expert is None else held.expert
-        return _Search(self, held, expert, source, rows, row0, row1, limit).run()
+        expert = number if tensor.expert is None else tensor.expert
+        return _Search(self, tensor, expert, source, rows, row0, row1, limit).run()
 
     def is_full(self) -> bool:
         """True if everything is searched: for some tensors only, a search reads a whole role."""
@@ -114,14 +114,14 @@ class Mistakes:
             return None
         return ("-" if factor < 0 else "") + " or ".join(found)
 
-    def remember(self, held: Held, candidate: _Candidate, expert: int) -> None:
+    def remember(self, tensor: TensorMatch, candidate: _Candidate, expert: int) -> None:
         """Keep what explained a tensor, for the next ones."""
-        assert held.place is not None
-        layer, found = held.place.layer, candidate.place.layer
+        assert tensor.place is not None
+        layer, found = tensor.place.layer, candidate.place.layer
         if layer is not None and found is not None and layer != found:
             self._layers[layer] = found
-        if candidate.place.role != held.place.role:
-            self._roles[held.place.role.name] = candidate.place.role
+        if candidate.place.role != tensor.place.role:
+            self._roles[tensor.place.role.name] = candidate.place.role
         if candidate.expert is not None and candidate.expert != expert:
             self._experts[expert] = candidate.expert
 
@@ -156,7 +156,7 @@ class _Search:
     """
 
     mistakes: Mistakes
-    held: Held
+    tensor: TensorMatch
     expert: int
     view: StoredMatrix
     rows: NDArray[np.float32]
@@ -167,9 +167,9 @@ class _Search:
     def run(self) -> Mistake | None:
         own = rows_float32(self.view, self.row0, self.row1)
         found = self._of_itself(own)
-        if found is not None or self.held.place is None:
+        if found is not None or self.tensor.place is None:
             return found
-        place = self.held.place
+        place = self.tensor.place
         for candidate in self.mistakes.likely(place, self.expert):
             found = self._try(candidate)
             if found is not None:
@@ -232,7 +232,7 @@ class _Search:
     # Another tensor.
 
     def _try(self, candidate: _Candidate) -> Mistake | None:
-        place = self.held.place
+        place = self.tensor.place
         assert place is not None
         if candidate.place == place and candidate.expert in (None, self.expert):
             return None
@@ -241,7 +241,7 @@ class _Search:
         found = fit(self.rows, self.mistakes.source_rows(candidate, self.row0, self.row1))
         if found.error > self.limit:
             return None
-        self.mistakes.remember(self.held, candidate, self.expert)
+        self.mistakes.remember(self.tensor, candidate, self.expert)
         return self._named(candidate, found)
 
     def _candidates(self, place: Place) -> Iterator[_Candidate]:
@@ -269,7 +269,7 @@ class _Search:
         return _Candidate(place, self.expert if place.role.is_experts else None)
 
     def _named(self, candidate: _Candidate, found: Fit) -> Mistake:
-        place = self.held.place
+        place = self.tensor.place
         assert place is not None
         parts, kinds = [], []
         remedy = _CONVERT
@@ -296,7 +296,7 @@ class _Search:
     # Moved within itself.
 
     def _permuted(self) -> Mistake | None:
-        place, graph = self.held.place, self.mistakes.graph
+        place, graph = self.tensor.place, self.mistakes.graph
         assert place is not None
         n_out, n_in = self.view.shape
         if place.role.is_experts or n_out * n_in > _WHOLE_VALUES or n_out == 1:

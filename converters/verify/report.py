@@ -17,7 +17,7 @@ from weightcast.converters.report import (
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.expected import recipe_of
-from weightcast.converters.verify.match import Held
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.structure import Structure
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.quant.metrics import Baseline
@@ -27,19 +27,19 @@ def errors_report(
     structure: Structure,
     graph: TensorGraph,
     imatrix: ImportanceMatrix | None,
-    held: Sequence[Held],
+    tensors: Sequence[TensorMatch],
     checks: Mapping[Key, MatrixCheck],
 ) -> Report:
     """Report the errors of all tensors; experts that are tensors of their own are one tensor."""
     groups: dict[str, list[int]] = defaultdict(list)
-    for number, tensor in enumerate(held):
+    for number, tensor in enumerate(tensors):
         groups[tensor.name if tensor.expert is None else tensor.gguf].append(number)
-    tensors = []
+    measured_tensors = []
     for numbers in groups.values():
         keys = [key for key in checks if key[0] in numbers and checks[key].failure is None]
         if keys:
-            matched, measured = [held[n] for n in numbers], [checks[k] for k in keys]
-            tensors.append(_tensor(graph, structure.target, matched, measured))
+            matched, measured = [tensors[n] for n in numbers], [checks[k] for k in keys]
+            measured_tensors.append(_tensor(graph, structure.target, matched, measured))
     recipe = recipe_of(structure)
     type_name = structure.path.name if recipe is None else recipe.name
     output = MeasuredOutput(
@@ -47,7 +47,7 @@ def errors_report(
         container=structure.target.name,
         type=type_name,
         nbytes=sum(path.stat().st_size for path in structure.files),
-        tensors=tuple(tensors),
+        tensors=tuple(measured_tensors),
         recipe=AppliedRecipe(type_name),
         imatrix=None if imatrix is None else str(imatrix.path),
     )
@@ -55,20 +55,23 @@ def errors_report(
 
 
 def _tensor(
-    graph: TensorGraph, target: Target, held: Sequence[Held], checks: Sequence[MatrixCheck]
+    graph: TensorGraph,
+    target: Target,
+    tensors: Sequence[TensorMatch],
+    checks: Sequence[MatrixCheck],
 ) -> MeasuredTensor:
-    first = held[0]
-    types = dict.fromkeys(stored_as(stored(tensor.name, tensor.array)) for tensor in held)
+    first = tensors[0]
+    types = dict.fromkeys(stored_as(stored(tensor.name, tensor.array)) for tensor in tensors)
     name, gguf_name, shape = first.name, first.tied or first.gguf, first.array.shape
     if first.expert is not None:
         assert first.place is not None
         name = graph.family.name_in(first.place, target.convention, "*")
-        shape = (len(held), *shape)
+        shape = (len(tensors), *shape)
     return MeasuredTensor(
         name,
         gguf_name,
         " + ".join(types),
         shape,
-        sum(tensor.array.nbytes for tensor in held),
+        sum(tensor.array.nbytes for tensor in tensors),
         tuple(check.made for check in checks),
     )

@@ -17,12 +17,12 @@ from weightcast.converters.report import Report
 from weightcast.converters.sources import container_of, join_packed, open_family, open_graph
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.targets.target import Target
-from weightcast.converters.verify.checksums import Sums, check_sums, find_sums
+from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums
 from weightcast.converters.verify.content import check_content, read_bytes
-from weightcast.converters.verify.expected import Layout, expected_layout, planned_name
-from weightcast.converters.verify.judge import Judgement, judge
+from weightcast.converters.verify.expected import ExpectedLayout, expected_layout, planned_name
+from weightcast.converters.verify.judge import Verdicts, judge
 from weightcast.converters.verify.layout import check_layout
-from weightcast.converters.verify.match import Held, match
+from weightcast.converters.verify.match import TensorMatch, match
 from weightcast.converters.verify.mistakes import Mistakes
 from weightcast.converters.verify.report import errors_report
 from weightcast.converters.verify.result import Problem, Verification
@@ -105,19 +105,19 @@ class _Verifier:
         self._checked.append(f"structure: {what}, offsets, sizes, names, padding")
         arrays = self._joined()
         sums = find_sums(self._path, structure.files)
-        held: list[Held] = []
+        tensors: list[TensorMatch] = []
         graph = None
         if source is not None:
             # A directory is only made of a model whose family has a table.
             opened = open_family if structure.target.is_directory else open_graph
             graph = opened(source, spec)
             if arrays is not None:
-                held, problems = match(graph, arrays, structure.target, self._path)
+                tensors, problems = match(graph, arrays, structure.target, self._path)
                 self._problems += problems
-                held = self._comparable(held)
+                tensors = self._comparable(tensors)
         if not self._problems:
             self._check_alone()
-        total = read_bytes(held, self._sample) + sum(
+        total = read_bytes(tensors, self._sample) + sum(
             path.stat().st_size for path in sums.digests if path.is_file()
         )
         on_progress = self._on_start(total)
@@ -126,7 +126,7 @@ class _Verifier:
         if arrays is None:
             self._unchecked.append("the weights: how they are packed cannot be told")
         elif graph is not None and source is not None:
-            errors = self._compare(graph, source, spec, imatrix, held, on_progress)
+            errors = self._compare(graph, source, spec, imatrix, tensors, on_progress)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -161,10 +161,10 @@ class _Verifier:
                 self._problems += _constant_problems(name, array)
         return arrays
 
-    def _comparable(self, held: Sequence[Held]) -> list[Held]:
+    def _comparable(self, tensors: Sequence[TensorMatch]) -> list[TensorMatch]:
         """Those that kernels read; the rest is compared as it is stored."""
         weights = []
-        for tensor in held:
+        for tensor in tensors:
             try:
                 views = tensor.views
             except CheckpointError as problem:
@@ -201,7 +201,7 @@ class _Verifier:
             return
         self._checked.append("shapes: those that the metadata or config.json say")
 
-    def _check_sums(self, sums: Sums, on_progress: Callable[[int], None]) -> None:
+    def _check_sums(self, sums: Checksums, on_progress: Callable[[int], None]) -> None:
         if not sums.files:
             self._unchecked.append("checksums: no SHA256SUMS was found")
             return
@@ -224,36 +224,38 @@ class _Verifier:
         source: Path,
         spec: Path | None,
         imatrix: ImportanceMatrix | None,
-        held: Sequence[Held],
+        tensors: Sequence[TensorMatch],
         on_progress: Callable[[int], None],
     ) -> Report:
-        layout = expected_layout(self._structure, held, source, spec, imatrix)
+        layout = expected_layout(self._structure, tensors, source, spec, imatrix)
         around = check_layout(self._structure, layout, graph)
         self._problems += around.problems
         self._checked += around.checked
         self._unchecked += around.unchecked
         checks = check_content(
-            held,
-            _importance(layout, held),
+            tensors,
+            _importance(layout, tensors),
             jobs=self._jobs,
             sample=self._sample,
             on_progress=on_progress,
         )
-        found: Judgement = judge(held, checks, Mistakes(graph, self._structure.target.convention))
+        found: Verdicts = judge(tensors, checks, Mistakes(graph, self._structure.target.convention))
         self._problems += found.problems
         self._notes += found.notes
         self._matrices = found.counts
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
-        return errors_report(self._structure, graph, imatrix, held, checks)
+        return errors_report(self._structure, graph, imatrix, tensors, checks)
 
 
-def _importance(layout: Layout, held: Sequence[Held]) -> dict[str, NDArray[np.float32]]:
+def _importance(
+    layout: ExpectedLayout, tensors: Sequence[TensorMatch]
+) -> dict[str, NDArray[np.float32]]:
     """The importance that a conversion gives each tensor, by its name in the artifact."""
     if layout.output is None:
         return {}
     planned = {tensor.tensor.name: tensor.importance for tensor in layout.output.tensors}
-    found = {tensor.name: planned.get(planned_name(tensor, layout.output)) for tensor in held}
+    found = {tensor.name: planned.get(planned_name(tensor, layout.output)) for tensor in tensors}
     return {name: rows for name, rows in found.items() if rows is not None}
 
 
@@ -289,9 +291,9 @@ def _read(array: StoredArray) -> bytes:
     return bytes(raw)
 
 
-def _same_bytes(held: Held) -> bool:
+def _same_bytes(tensor: TensorMatch) -> bool:
     """Compare numbers that no kernel reads with the source's, as they are stored."""
-    origin = held.source.origin
+    origin = tensor.source.origin
     if not isinstance(origin, StoredArray):
-        origin = first_array(held.source)
-    return origin.dtype == held.array.dtype and _read(origin) == _read(held.array)
+        origin = first_array(tensor.source)
+    return origin.dtype == tensor.array.dtype and _read(origin) == _read(tensor.array)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from weightcast.errors import CheckpointError
-from weightcast.formats.array import Layout
+from weightcast.formats.array import FileLayout
 from weightcast.formats.gguf.header import MAX_HEADER_BYTES, Metadata, raw_number
 from weightcast.formats.gguf.read import (
     ALIGNMENT_KEY,
@@ -41,7 +41,7 @@ class Entry:
 
 def lay_out(
     metadata: Mapping[str, bytes], entries: Sequence[Entry], split_bytes: int = 0
-) -> list[Layout]:
+) -> list[FileLayout]:
     """Place tensors after raw metadata, in one file or in parts of `split_bytes` of tensor data.
 
     A tensor that is larger has a part of its own. The first part has all metadata; the others say
@@ -72,7 +72,9 @@ def lay_out(
     return layouts
 
 
-def lay_out_file(metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int) -> Layout:
+def lay_out_file(
+    metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int
+) -> FileLayout:
     """Place tensors after raw metadata in one file. Raises CheckpointError if it is too large."""
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(entries), len(metadata)))
     for key, raw in metadata.items():
@@ -89,7 +91,7 @@ def lay_out_file(metadata: Mapping[str, bytes], entries: Sequence[Entry], alignm
     if len(header) > MAX_HEADER_BYTES:
         raise CheckpointError(f"a GGUF header of {len(header)} bytes")
     offsets = {e.name: len(header) + start for e, start in zip(entries, starts, strict=True)}
-    return Layout(bytes(header), offsets, len(header) + end)
+    return FileLayout(bytes(header), offsets, len(header) + end)
 
 
 def _string(text: str) -> bytes:

@@ -24,7 +24,7 @@ from weightcast.cli import commands
 from weightcast.commands.text.compare import comparison_lines
 from weightcast.converters.compare import compare, measure
 from weightcast.converters.compare import rows as paired_rows
-from weightcast.converters.compare.comparison import Comparison, open_sides
+from weightcast.converters.compare.comparison import Comparison, open_both
 from weightcast.converters.compare.measure import measure_pairs, rows_float32
 from weightcast.converters.compare.pair import open_pair, pair_tensors
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
@@ -622,7 +622,7 @@ def test_importance(made: Path, tmp_path: Path) -> None:
     "name", ["a-Q8_0.gguf", "a-bf16/config.json", "a-bf16/r.json", "a-bf16", "none/r.json"]
 )
 def test_reports_go_over_nothing_that_is_read(name: str, made: Path) -> None:
-    sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
+    sides = open_both(made / "a-Q8_0.gguf", made / "a-bf16")
     with pytest.raises(OutputError):
         check_report_path(made / name, sides.places)
     check_report_path(made / "r.json", sides.places)
@@ -631,7 +631,7 @@ def test_reports_go_over_nothing_that_is_read(name: str, made: Path) -> None:
 def test_a_link_to_what_is_read(made: Path, tmp_path: Path) -> None:
     (tmp_path / "r.json").hardlink_to(next((made / "a-bf16").glob("*.safetensors")))
     (tmp_path / "s.json").symlink_to(made / "a-Q8_0.gguf")
-    sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
+    sides = open_both(made / "a-Q8_0.gguf", made / "a-bf16")
     for name in ("r.json", "s.json"):
         with pytest.raises(OutputError, match="is or lies in what is read"):
             check_report_path(tmp_path / name, sides.places)

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightcast.errors import CheckpointError, FormatError, MissingTensorError
-from weightcast.formats.array import Layout
+from weightcast.formats.array import FileLayout
 from weightcast.formats.gguf.header import raw_array, raw_string, raw_uint
 from weightcast.formats.gguf.layout import Entry, lay_out
 from weightcast.formats.gguf.read import read_file, read_split, split_name
@@ -141,7 +141,7 @@ def test_shapes_are_row_major(shape: tuple[int, ...], tmp_path: Path, stored_byt
 # Our layout.
 
 
-def write_layout(path: Path, layout: Layout, data: dict[str, bytes]) -> None:
+def write_layout(path: Path, layout: FileLayout, data: dict[str, bytes]) -> None:
     raw = bytearray(layout.header.ljust(layout.size, b"\0"))
     for name, start in layout.offsets.items():
         raw[start : start + len(data[name])] = data[name]
