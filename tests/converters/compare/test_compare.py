@@ -23,7 +23,6 @@ import weightcast
 from weightcast.cli import commands
 from weightcast.commands.text.compare import comparison_lines
 from weightcast.converters.compare import compare, measure
-from weightcast.converters.compare import pair as pairing
 from weightcast.converters.compare import rows as paired_rows
 from weightcast.converters.compare.comparison import Comparison, open_sides
 from weightcast.converters.compare.measure import measure_pairs, rows_float32
@@ -251,7 +250,7 @@ def test_workers_and_slabs_change_no_bit(
     alone = numbers(1)
     assert numbers(3) == alone
     monkeypatch.setattr(paired_rows, "SLAB_BYTES", 40_000)
-    monkeypatch.setattr(pairing, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(measure, "PIECE_BYTES", 20_000)
     assert numbers(3) == alone
 
 
