@@ -1,7 +1,7 @@
 """Two checkpoints side by side: the tensors that both have, and what one differs by from the other.
 
 A is what errors are measured against, B what is measured: either can be anything that is read. Of
-each matrix the same rows of both come into memory, a slab at a time, and workers measure pieces.
+each matrix the same rows of both come into memory, a slab at a time, and workers measure them.
 """
 
 from __future__ import annotations
