@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import NAMES, Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+
+# No timed assertions: machines that run the tests are busy.
+hypothesis.settings.register_profile("weightcast", deadline=None)
+hypothesis.settings.load_profile("weightcast")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

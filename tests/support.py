@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ class Golden:
                 value = value.weight.astype(np.float32) * scales
             tensors[leaf["path"]] = value
         return tensors
+
+
+def some(cases: Iterable[Any], chosen: Callable[..., bool]) -> list[Any]:
+    """Mark the cases that are not chosen as exhaustive; each is a tuple, or one value."""
+    return [
+        case
+        if chosen(*(case if isinstance(case, tuple) else (case,)))
+        else pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.exhaustive
+        )
+        for case in cases
+    ]
 
 
 def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:

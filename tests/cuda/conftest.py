@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from benchmarks.cuda_resources import compile_all
+from tests import builds
 from tests.cuda import stand_in
 from weightcast.quant.cpu.library import installed
-from weightcast.quant.cuda import cache as cuda_cache
 from weightcast.quant.cuda import compile as cuda_compile
 from weightcast.quant.cuda.compile import Compiled
 
@@ -39,11 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def loaded_driver(tmp_path_factory: pytest.TempPathFactory) -> stand_in.StandIn | None:
+def loaded_driver() -> stand_in.StandIn | None:
     """Build and load the stand-in, for the rest of the process; None where there is a device."""
     if has_real_device():
         return None
-    return stand_in.StandIn(stand_in.build(tmp_path_factory.mktemp("stand_in")))
+    return stand_in.StandIn(stand_in.build())
 
 
 @pytest.fixture
@@ -77,40 +75,48 @@ def toys(loaded_driver: stand_in.StandIn | None, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernel_cache(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def kernel_cache() -> Iterator[Path]:
     """Keep images away from the user's folder: shared by all tests, also those of later runs."""
-    cache = pytestconfig.cache
-    folder = tmp_path_factory.mktemp("images") if cache is None else cache.mkdir("cuda_images")
+    folder = builds.FOLDER / "cuda_images"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEIGHTCAST_CACHE", str(folder))
+        patch.setattr(cuda_compile, "compile_unit", compiled_once)
         yield folder
 
 
-@pytest.fixture(scope="session")
-def compiled(kernel_cache: Path) -> dict[tuple[str, str], Compiled]:
-    """Compile every unit for every architecture, also for the tests that ask for images."""
-    made = compile_all()
-    for (unit, architecture), parts in made.items():
-        target = cuda_compile.target_for(architecture)
-        key = cuda_compile.cache_key(installed(cuda_compile.SOURCE), unit, target)
-        assert cuda_cache.write(key, parts.cubin)
-    return made
+def compiled_once(source: Path, name: str, architecture: str) -> Compiled:
+    """Compile as `compile_unit` does; units of the package once for all tests and later runs."""
+    if source != installed(cuda_compile.SOURCE):
+        return cuda_compile_unit(source, name, architecture)
+    target = cuda_compile.Target(architecture, exact=True)
+    compiler = Path(cuda_compile.__file__)
+    key = builds.digest((compiler,), cuda_compile.cache_key(source, name, target))
+
+    def build(folder: Path) -> Path:
+        made = folder / "compiled"
+        made.write_bytes(pickle.dumps(cuda_compile_unit(source, name, architecture)))
+        return made
+
+    path = builds.built_once(f"cuda_units/{name}-{architecture}", key, build, keep=1)
+    unit: Compiled = pickle.loads(path.read_bytes())
+    return unit
+
+
+cuda_compile_unit = cuda_compile.compile_unit
 
 
 @pytest.fixture(scope="session")
-def host_kernels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(kernel_cache: Path) -> Callable[[str, str], Compiled]:
+    """Compile a unit of the package for an architecture."""
+    return lambda unit, architecture: compiled_once(
+        installed(cuda_compile.SOURCE), unit, architecture
+    )
+
+
+@pytest.fixture(scope="session")
+def host_kernels() -> Path:
     """Build the host form of the device kernels: a shared library, made once from its sources."""
-    folder, cache = tmp_path_factory.mktemp("host_kernels"), pytestconfig.cache
-    kept = folder if cache is None else cache.mkdir("cuda_host_kernels")
-    library = kept / f"{stand_in.host_kernels_digest()}.so"
-    if not library.exists():
-        for old in kept.glob("*.so"):
-            old.unlink()
-        built = shutil.copy(stand_in.build_host_kernels(folder), kept / f"built.{os.getpid()}")
-        built.rename(library)
-    return library
+    return stand_in.build_host_kernels()
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tests.builds import built_once, digest
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "quant" / "kernels"
@@ -41,9 +41,14 @@ def compile_cpp(*args: object) -> None:
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
-def build(folder: Path) -> Path:
-    """Compile the stand-in; the result takes the place of the driver once it is loaded."""
-    folder.mkdir(parents=True, exist_ok=True)
+def build() -> Path:
+    """Give the compiled stand-in, which takes the place of the driver once it is loaded."""
+    sources = sorted((HERE / "stand_in").glob("*.*"))
+    made = built_once("stand_in", digest((Path(__file__), *sources)), _build)
+    return made / "libcuda.so.1"
+
+
+def _build(folder: Path) -> Path:
     sources = sorted((HERE / "stand_in").glob("*.cpp"))
     objects = [folder / f"{source.stem}.o" for source in sources]
     with ThreadPoolExecutor(2) as pool:
@@ -55,7 +60,7 @@ def build(folder: Path) -> Path:
         )
     library = folder / "libcuda.so.1"
     compile_cpp("-shared", "-Wl,-soname,libcuda.so.1", *objects, "-o", library, "-ldl")
-    return library
+    return folder
 
 
 def build_kernels(source: Path, library: Path, *flags: object) -> Path:
@@ -64,18 +69,14 @@ def build_kernels(source: Path, library: Path, *flags: object) -> Path:
     return library
 
 
-def host_kernels_digest() -> str:
-    """Name what `build_host_kernels` compiles, and how."""
-    digest = hashlib.sha256()
+def build_host_kernels() -> Path:
+    """Give the compiled host forms of the package's own kernels, a shared library."""
     headers = sorted(KERNELS.rglob("*.h")) + sorted(KERNELS.rglob("*.inc"))
-    for file in (Path(__file__), HOST_KERNELS, *headers):
-        name = os.path.relpath(file, HERE)
-        digest.update(f"{name}:{file.stat().st_size}:".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+    sources = (Path(__file__), HOST_KERNELS, *headers)
+    return built_once("host_kernels", digest(sources), _build_host_kernels)
 
 
-def build_host_kernels(folder: Path) -> Path:
-    """Compile the host forms of the package's own kernels."""
+def _build_host_kernels(folder: Path) -> Path:
     # As the package's library is: contraction would change bytes.
     flags = ("-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{KERNELS}")
     jobs = {

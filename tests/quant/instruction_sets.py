@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -39,6 +41,13 @@ def available() -> tuple[str, ...]:
             flags = set(line.split())
             break
     return tuple(isa for isa, needs in NEEDS.items() if needs <= flags)
+
+
+@contextmanager
+def using(loaded: ctypes.CDLL) -> Iterator[None]:
+    """Make the Python API use a library, as the fixture `libraries` gives them."""
+    with mock.patch.object(library, "load", return_value=loaded):
+        yield
 
 
 def load_copy(isa: str | None, folder: Path) -> ctypes.CDLL:

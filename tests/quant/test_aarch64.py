@@ -20,6 +20,8 @@ FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", *compilers.STRICT)
 DRIVER = compilers.SOURCES / "sanitize.cpp"
 
 
+# Another compiler and an emulator: for what this machine's own compiler cannot tell.
+@pytest.mark.exhaustive
 @pytest.mark.skipif(
     bool(MISSING),
     reason=f"no {' and '.join(MISSING)}: apt-get install g++-aarch64-linux-gnu qemu-user",

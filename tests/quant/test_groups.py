@@ -10,6 +10,7 @@ import pytest
 
 from tests.quant import group_reference
 from tests.quant.families import FAMILIES
+from tests.quant.instruction_sets import using
 from tests.quant.sources import LAYOUTS, matrix, place, products, source_of
 from weightcast.errors import LayoutError
 from weightcast.quant.cpu.groups import InexactScaleError, NotCarriedError
@@ -64,41 +65,47 @@ def importance_of(n_in, seed=5):
 
 @pytest.mark.parametrize("search", [True, False], ids=["search", "plain"])
 @pytest.mark.parametrize("group_type", TYPES, ids=TYPE_IDS)
-def test_equals_reference(isa, group_type, search):
+def test_equals_reference(libraries, group_type, search):
     rng = np.random.default_rng(1)
     n_out, n_in = 5, 384
     for name, family in FAMILIES.items():
         values = family(rng, (n_out, n_in))
         for importance in (None, importance_of(n_in)):
             expected = group_reference.quantize(values, group_type, importance, search=search)
-            if not np.isfinite(expected.scales).all():
-                with pytest.raises(RangeError) as refused:
-                    quantize_groups(matrix(values), group_type, importance, search=search)
+            for isa, loaded in libraries.items():
+                with using(loaded):
+                    if np.isfinite(expected.scales).all():
+                        made = quantize_groups(
+                            matrix(values), group_type, importance, search=search
+                        )
+                        assert same(made, expected), (name, isa)
+                        continue
+                    with pytest.raises(RangeError) as refused:
+                        quantize_groups(matrix(values), group_type, importance, search=search)
                 bad = np.argwhere(~np.isfinite(expected.scales))
                 size = group_type.group_size or n_in
                 assert [refused.value.out, refused.value.in_ // size] in bad.tolist()
-                continue
-            made = quantize_groups(matrix(values), group_type, importance, search=search)
-            assert same(made, expected), name
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("size", [0, 32, 96, 160, 256, 320, 2048])
-def test_sizes_equal_reference(isa, size, symmetric):
+def test_sizes_equal_reference(libraries, size, symmetric):
     """Groups of less and more than a tile, in tails of columns of every width."""
     n_in = 2048 if size in (0, 2048) else 3 * size
     group_type = GroupType(4, size, symmetric)
     for n_out, layout in ((3, "out_in"), (70, "in_out")):
         values = place(drawn((n_out, n_in), size), layout)
         for importance in (None, importance_of(n_in)):
-            made = quantize_groups(matrix(values), group_type, importance)
             expected = group_reference.quantize(values, group_type, importance)
-            assert same(made, expected)
+            for isa, loaded in libraries.items():
+                with using(loaded):
+                    made = quantize_groups(matrix(values), group_type, importance)
+                assert same(made, expected), isa
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "I8"])
-def test_sources(isa, dtype, layout):
+def test_sources(libraries, dtype, layout):
     n_out, n_in = 261, 640
     scales = None
     if dtype == "I8":
@@ -110,8 +117,11 @@ def test_sources(isa, dtype, layout):
         source = place(source_of(drawn((n_out, n_in)), dtype), layout)
         values = source.astype(np.float32)
     for group_type in (GroupType(4, 128), GroupType(8, 320, symmetric=False)):
-        made = quantize_groups(matrix(source, scales), group_type)
-        assert same(made, group_reference.quantize(np.ascontiguousarray(values), group_type))
+        expected = group_reference.quantize(np.ascontiguousarray(values), group_type)
+        for isa, loaded in libraries.items():
+            with using(loaded):
+                made = quantize_groups(matrix(source, scales), group_type)
+            assert same(made, expected), isa
 
 
 @pytest.mark.parametrize("group_type", TYPES, ids=TYPE_IDS)

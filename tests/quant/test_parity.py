@@ -8,11 +8,8 @@ are rows of one matrix.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 
 from tests.quant import oracle
 from tests.quant.families import BFLOAT16, FAMILIES, close_to_minus_one, gaussian, grok_like, stack
+from tests.quant.instruction_sets import using
 from tests.quant.kernel_types import (
     BLOCK_TYPES,
     IMPORTANCE,
@@ -34,7 +32,6 @@ from tests.quant.kernel_types import (
 )
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quantized, source_of
 from weightcast.errors import LayoutError
-from weightcast.quant.cpu import library
 from weightcast.quant.cpu.library import ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import TYPES, QuantType
 
@@ -42,12 +39,6 @@ seeds = st.integers(0, 2**32 - 1)
 with_type = pytest.mark.parametrize("quant_type", BLOCK_TYPES.values(), ids=BLOCK_TYPES)
 
 Libraries = dict[str, ctypes.CDLL]
-
-
-@contextmanager
-def using(loaded: ctypes.CDLL) -> Iterator[None]:
-    with mock.patch.object(library, "load", return_value=loaded):
-        yield
 
 
 def assert_equal(
@@ -243,7 +234,7 @@ def test_codes(quant_type, kind, groups, libraries):
 
 
 @with_kinds("plain")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     n_out=st.integers(1, 70),
     n_blocks=st.integers(1, 3),
@@ -268,7 +259,7 @@ weights = st.floats(0, float(np.float32(1e30)), width=32)
 
 
 @with_type
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_values(data, quant_type, libraries):
     n_in = quant_type.block_elements
@@ -311,8 +302,9 @@ def test_a_scale_beyond_float16_is_reported(out, quant_type, kind, libraries):
         assert np.array_equal(rows, expected)
 
 
+# Importance is looked at before any instruction set: the best one stands for all.
 @with_type
-def test_importance_where_it_is_ignored_or_required(quant_type, isa):
+def test_importance_where_it_is_ignored_or_required(quant_type):
     n_in = 2 * quant_type.block_elements
     x = grok_like(np.random.default_rng(28), (33, n_in))
     weighed, _ = quantized(x, quant_type, None, importance_of("plain", n_in))
@@ -326,20 +318,20 @@ def test_importance_where_it_is_ignored_or_required(quant_type, isa):
     assert not oracle.requires_importance(quant_type.ggml_id)
 
 
-@pytest.mark.parametrize("value", [-1e-30, -1, np.nan, np.inf, -np.inf])
 @with_type
-def test_bad_importance(quant_type, value, isa):
+def test_bad_importance(quant_type):
     if quant_type.importance == "ignored":
         return
     n_in = 2 * quant_type.block_elements
-    importance = np.ones(n_in, np.float32)
-    importance[n_in - 3] = value
-    with pytest.raises(LayoutError, match=f"importance of column {n_in - 3} is negative, infinite"):
-        quantized(np.ones((3, n_in), np.float32), quant_type, None, importance)
+    for value in (-1e-30, -1, np.nan, np.inf, -np.inf):
+        importance = np.ones(n_in, np.float32)
+        importance[n_in - 3] = value
+        with pytest.raises(LayoutError, match=f"column {n_in - 3} is negative, infinite"):
+            quantized(np.ones((3, n_in), np.float32), quant_type, None, importance)
 
 
 @with_type
-def test_importance_of_another_length(quant_type, isa):
+def test_importance_of_another_length(quant_type):
     if quant_type.importance == "ignored":
         return
     n_in = 2 * quant_type.block_elements

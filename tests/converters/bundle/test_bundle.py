@@ -34,6 +34,7 @@ from weightcast.converters.files.bundle_names import NAMES, BundlePaths, written
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.output import files as output_files
 from weightcast.converters.sources.options import ConvertOptions
+from weightcast.converters.targets.target import Request
 
 RECIPE = """
 base = "Q4_K_M"
@@ -561,10 +562,10 @@ def test_one_of_several_outputs_that_cannot_get_its_name(
     make(tiny, outputs[0], tensor_types=["attn_v=F32"])
     real = output_files._replace
 
-    def replace(partial: Path, final: Path) -> Path | None:
+    def replace(partial: Path, request: Request, final: Path) -> Path | None:
         if final == outputs[1]:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(partial, final)
+        return real(partial, request, final)
 
     monkeypatch.setattr(output_files, "_replace", replace)
     with pytest.raises(weightcast.CheckpointError, match=r"n-F16\.gguf: cannot be written"):

@@ -124,7 +124,7 @@ def ids(counts: list[int]) -> list[int]:
     workers=st.integers(1, 5),
     delays=st.lists(st.sampled_from([0, 0, 0, 0.001]), min_size=8, max_size=8),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_results_are_in_task_order_whatever_the_timing(
     counts: list[int], buffers: int, workers: int, delays: list[float]
 ) -> None:
@@ -429,7 +429,7 @@ def test_interrupts_while_threads_are_joined_are_ignored() -> None:
 
 @pytest.mark.usefixtures("default_handler")
 @given(moment=st.floats(0, 0.03), seed=st.integers(0, 3))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_interrupted_at_any_moment(moment: float, seed: int) -> None:
     """Nothing hangs, and no thread is left; a run that was complete by then has its results."""
     trial, counts = Trial(buffers=1 + seed % 2, workers=1 + seed), [3] * 10

@@ -60,7 +60,6 @@ def test_operations(name: str, made: Path, tmp_path: Path) -> None:
     # Without shrinking, which takes minutes for rows of this length.
     @settings(
         max_examples=10,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=[HealthCheck.data_too_large],
     )

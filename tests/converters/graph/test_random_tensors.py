@@ -19,9 +19,7 @@ from weightcast.quant.types import BF16, Q4_0, Q4_K, Q5_1, Q6_K, Q8_0, QuantType
 
 TYPES_MADE = (BF16, Q4_0, Q5_1, Q8_0, Q4_K, Q6_K)
 
-SETTINGS = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.data_too_large]
-)
+SETTINGS = settings(max_examples=150, suppress_health_check=[HealthCheck.data_too_large])
 
 
 @SETTINGS

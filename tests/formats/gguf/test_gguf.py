@@ -409,7 +409,7 @@ def test_every_changed_byte(write: Writer, stored_bytes: Bytes) -> None:
             raw[position] ^= change
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_random_edits(write: Writer, stored_bytes: Bytes, data: st.DataObject) -> None:
     raw = bytes(SMALL)

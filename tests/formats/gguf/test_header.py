@@ -44,7 +44,7 @@ VALUES = (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(KEYS, VALUES))
 def test_raw_values_are_what_lies_there(
     tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, bytes]

@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import weightcast
@@ -220,7 +220,6 @@ def test_files_too_large_are_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
         read_imatrix(tmp_path / "i.dat")
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_every_damage_is_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

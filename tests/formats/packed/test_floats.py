@@ -74,7 +74,7 @@ def test_fp4_of_quantized_weights(layout):
 
 @each_fp4
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_fp4_blocks_come_back(layout, data):
     n_out, n_in = data.draw(st.integers(1, 20)), 64 * data.draw(st.integers(1, 4))
     shape = MatrixShape(layout.type, n_out, n_in)
@@ -203,7 +203,7 @@ def test_fp8_refuses_what_is_not_finite(bad, block):
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_fp8_in_pieces_is_fp8_at_once(data):
     fp8_type = Fp8Type(data.draw(st.sampled_from([0, 4, 128])))
     n_out, n_in = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20))

@@ -42,7 +42,7 @@ def assert_same(found: Groups, expected: Groups) -> None:
 
 @each_case
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_unpacks_what_was_packed_in_pieces(name, group_type, data):
     layout = LAYOUTS[name]
     # Word-sized shapes for all; the other layouts also take odd numbers of rows.
@@ -69,7 +69,7 @@ def test_unpacks_what_was_packed_in_pieces(name, group_type, data):
 
 @each_case
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_unpacks_rows(name, group_type, data):
     layout = LAYOUTS[name]
     n_out = 8 * data.draw(st.integers(1, 5))
