@@ -39,7 +39,7 @@ def bundle_lines(plan: Plan, output: Output) -> Iterator[str]:
 
 
 def plan_values(plan: Plan, workers: Workers) -> dict[str, Any]:
-    """What a conversion would do, as JSON values."""
+    """Describe a planned conversion as JSON values."""
     memory = memory_estimate(plan, workers)
     return {
         "source": plan.graph.source,
@@ -60,7 +60,7 @@ def plan_values(plan: Plan, workers: Workers) -> dict[str, Any]:
 
 
 def plan_lines(plan: Plan, workers: Workers) -> Iterator[str]:
-    """What a conversion would do."""
+    """Describe a planned conversion in lines of text."""
     graph = plan.graph
     yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
     yield from (f"note: {note}" for note in sparse_notes(graph))
@@ -83,7 +83,7 @@ def plan_lines(plan: Plan, workers: Workers) -> Iterator[str]:
 
 
 def estimate_line(found: Estimate) -> str:
-    """How long it will take, and what that is made of."""
+    """Tell how long the conversion will take, and what that is made of."""
     if found.disk_bytes_per_s is None:
         disk = "the disk's speed is not known"
     else:

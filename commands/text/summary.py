@@ -35,7 +35,7 @@ def _error_text(metrics: Metrics) -> str:
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
-    """What a conversion did."""
+    """Summarize a finished conversion."""
     yield from (f"note: {note}" for note in sparse_notes(summary.plan.graph))
     for number, output in enumerate(summary.plan.outputs):
         yield from output_lines(output)

@@ -113,7 +113,7 @@ class _Grown:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What is on the disk of one output: its files by their final names, the tensors in each."""
+    """The files of one output on the disk, by their final names, and the tensors in each."""
 
     output: Output
     grown: dict[Path, _Grown]
@@ -164,7 +164,7 @@ class _Contents:
 
 
 def _tensors_in(path: Path, target: Target) -> dict[str, StoredArray]:
-    """What the header of a written file says is in it."""
+    """Read the names of a written file's tensors from its header."""
     try:
         read = target.read(path)
     except (FormatError, LayoutError) as problem:

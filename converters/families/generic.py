@@ -32,7 +32,7 @@ _LARGEST_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class GGUFModel:
-    """What a GGUF file says of itself: all metadata, raw."""
+    """A model described by its GGUF file alone: all metadata, raw."""
 
     metadata: Metadata = field(repr=False)
 

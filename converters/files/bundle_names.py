@@ -28,7 +28,7 @@ NAMES: Final = (STATEMENT, TENSORS, CARD, SUMS)
 
 @dataclass(frozen=True, slots=True)
 class BundlePaths:
-    """Where the files of one output's bundle lie: `folder`, and what their names start with."""
+    """The paths of one output's bundle: `folder`, and what the files' names start with."""
 
     folder: Path
     prefix: str = ""

@@ -1,4 +1,4 @@
-"""What large runs read and write leaves the system's page cache again.
+"""Clear the system's page cache of what large runs read and write.
 
 Pages that nobody asks for twice would push out what other programs have there. Taking new pages
 all the time also costs more than the disk does: on the machine of
@@ -23,7 +23,7 @@ _BEHIND_BYTES: Final = 256 << 20
 
 
 def outgrows(nbytes: int) -> bool:
-    """Whether so many bytes would push much else out of the cache."""
+    """Tell whether so many bytes would push much else out of the cache."""
     return nbytes > memory_bytes() // _SHARE_OF_MEMORY
 
 

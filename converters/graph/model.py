@@ -44,7 +44,7 @@ class Role:
 
     @property
     def is_experts(self) -> bool:
-        """Whether the first axis counts experts."""
+        """True if the first axis counts experts."""
         return len(self.axes) == 3
 
 
@@ -64,7 +64,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How a convention stores a role: a name with {layer} and, of single experts, {expert}.
+    """A role as a convention stores it: a name with {layer} and, of single experts, {expert}.
 
     `earlier` are names that files of the past have. `read` turns what is stored into [..., out,
     in], by operations of the graph: Grok-1's shards transpose their matrices. `write` turns that
@@ -78,13 +78,13 @@ class Stored:
 
     @property
     def is_one_expert(self) -> bool:
-        """Whether each expert is a tensor of its own."""
+        """True if each expert is a tensor of its own."""
         return "{expert}" in self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Where a file keeps a hyperparameter, and what it is if absent.
+    """The place of a hyperparameter in a file, and its value if absent.
 
     A `default` that is a function gets what was read before. An `optional` key may be absent
     without one: shapes tell the value too.
@@ -140,7 +140,7 @@ Modules = Collection[Module]
 
 
 class ModuleNames(Protocol):
-    """What runtimes call a family's modules, for the patterns of a quantization_config."""
+    """Runtimes' names of a family's modules, for the patterns of a quantization_config."""
 
     @property
     def attention(self) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ class Quirks:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What model cards say of a family: its tag, licence, and the release it is named after.
+    """A family's facts for model cards: its tag, licence, and the release it is named after.
 
     A model with the release's `release_sizes` is taken for the release.
     """
@@ -240,7 +240,7 @@ class Family:
 
     @property
     def has_table(self) -> bool:
-        """Whether the tensors are known, so that another container's names can be given them."""
+        """True if the tensors are known, so that another container's names can be given them."""
         return bool(self.roles)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Whether outputs fit where they are to go, before the first byte is written."""
+"""Refuse outputs that do not fit where they are to go, before the first byte is written."""
 
 from __future__ import annotations
 

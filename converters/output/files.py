@@ -63,12 +63,12 @@ def foreign_entry(request: Request) -> Path | None:
 
 
 def grown_paths(output: Output) -> list[Path]:
-    """Where the files of an output grow, or grew in an interrupted run."""
+    """List the paths at which an output's files grow, or grew in an interrupted run."""
     return [*_partial_paths(output), *_other_parts(output)]
 
 
 def grown_path(output: Output, path: Path) -> Path:
-    """Where one of the files of an output grows, which will be `path` in the end."""
+    """Name the growing file that will be `path` in the end."""
     if output.request.target.is_directory:
         return partial_path(output.request.path) / path.name
     return partial_path(path)
@@ -79,7 +79,7 @@ def _partial_paths(output: Output) -> list[Path]:
 
 
 def _other_parts(output: Output) -> list[Path]:
-    """Where files grew that the journal names and this run does not, as by another --split."""
+    """List the grown files that the journal names and this run does not, as by another --split."""
     path, target = output.request.path, output.request.target
     noted = read_journal(journal_path(path), fingerprint_only=True)
     names = file_names(noted.fingerprint or {})
@@ -208,11 +208,11 @@ class OutputFiles:
         return folder
 
     def earlier(self, output: int) -> Contents:
-        """What an interrupted run noted of an output; nothing says yet that it is so."""
+        """Read an interrupted run's notes about an output; nothing says yet that they hold."""
         return self._journals[output].earlier
 
     def has(self, output: int, finished: Finished) -> bool:
-        """Whether rows that an interrupted run had written can be read from the files."""
+        """Tell whether rows that an interrupted run had written can be read from the files."""
         for write in finished.writes:
             fd = self._fds.get((output, write.file))
             with contextlib.suppress(OSError):

@@ -53,7 +53,7 @@ class Write:
     digest: str
 
     def is_in(self, fd: int) -> bool:
-        """Whether the file has these very bytes. Raises OSError."""
+        """Tell whether the file has these very bytes. Raises OSError."""
         size = os.fstat(fd).st_size
         end = self.offset + (self.runs - 1) * self.stride + self.run_bytes
         if self.runs < 1 or end > size or self.runs * max(self.run_bytes, 1) > size:
@@ -92,7 +92,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class MatrixRecord:
-    """What a whole matrix differs by from its source, against a baseline."""
+    """The error of a whole matrix against its source, beside a baseline's."""
 
     tensor: str
     expert: int | None
@@ -102,7 +102,7 @@ class MatrixRecord:
 
 @dataclass(slots=True)
 class Contents:
-    """What a journal says; the last line about the same rows counts."""
+    """The entries of a journal; the last line about the same rows counts."""
 
     fingerprint: Fingerprint | None = None
     finished: dict[Rows, Finished] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class Journal:
 
 
 def checksum(text: bytes) -> bytes:
-    """What stands before a line."""
+    """Compute the checksum that stands before a line."""
     return xxhash.xxh3_64_hexdigest(text).encode()
 
 

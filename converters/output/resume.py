@@ -22,7 +22,7 @@ _Matrix = tuple[int, str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """What is left of a plan: items, with the destinations that have to be made.
+    """The rest of a plan: items, with the destinations that have to be made.
 
     `counts` are those of what is finished, by output and tensor, `read_bytes` what of the source
     need not be read again.
@@ -55,7 +55,7 @@ def remainder(plan: Plan, files: OutputFiles, measuring: Measuring | None) -> Re
 
 
 def rows_of(item: WorkItem, destination: Destination) -> Rows:
-    """What a journal calls the rows of an item that go to a destination."""
+    """Name the rows of an item that go to a destination, as a journal does."""
     return Rows(destination.tensor, destination.expert, item.out0, item.out1)
 
 

@@ -1,4 +1,4 @@
-"""How long a conversion will take, from what this machine does in half a second.
+"""Estimate how long a conversion will take, from what this machine does in half a second.
 
 A few rows of each kind of work are made of random weights, and some megabytes of the source are
 read that the cache was made to forget. Reading, computing and writing overlap, so the longest of

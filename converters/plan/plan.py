@@ -26,7 +26,7 @@ from weightcast.quant.types import QuantType
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the rows of one matrix go: output, file, byte offset of its first row.
+    """The place of one matrix's rows: output, file, byte offset of the first row.
 
     `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
     go there as they are; what is `packed` goes to several places.
@@ -101,7 +101,7 @@ class Plan:
 
     @cached_property
     def outgrows_cache(self) -> bool:
-        """Whether the run is too large to leave what it reads and writes in the page cache."""
+        """True if the run is too large to leave what it reads and writes in the page cache."""
         return page_cache.outgrows(self.read_bytes + self.write_bytes)
 
     @property

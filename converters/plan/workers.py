@@ -17,7 +17,7 @@ MAX_WORKERS: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many threads work, and the devices on which they quantize (none: on the processor)."""
+    """The number of threads, and the devices on which they quantize (none: on the processor)."""
 
     count: int
     devices: Devices = PROCESSOR

@@ -34,7 +34,7 @@ from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantTyp
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
-    """What the rules ask about a model, from GGUF metadata; what is absent counts as none.
+    """Collect the facts that the rules ask for from GGUF metadata; an absent one counts as none.
 
     Where heads differ from layer to layer the first counts, as in llama.cpp.
     """
@@ -215,7 +215,7 @@ def category(name: str) -> str:
 
 
 def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
-    """Whether llama-quantize changes a tensor's type at all."""
+    """Tell whether llama-quantize changes a tensor's type at all."""
     n_axes = len(shape)
     while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
         n_axes -= 1

@@ -39,7 +39,7 @@ _MAX_PATTERN: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """What a recipe file says: what it starts from and its rules in order.
+    """The content of a recipe file: the recipe it starts from and its rules in order.
 
     The base is a recipe of GGUF files, a type of directories, or (bf16, mxfp4) both.
     """

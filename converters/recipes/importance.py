@@ -38,7 +38,7 @@ class Weighing:
     zeros: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any] | None:
-        """What was used, as JSON values."""
+        """Describe the importance matrix that was used, as JSON values."""
         if self.matrix is None:
             return None
         return {
@@ -50,7 +50,7 @@ class Weighing:
         }
 
     def notes(self) -> Iterator[str]:
-        """What the user should know."""
+        """List what the user should know."""
         if self.refused:
             yield self.why_refused()
         if self.matrix is not None and self.missing:
@@ -75,7 +75,7 @@ class Weighing:
             )
 
     def why_refused(self) -> str:
-        """Why nothing can be written."""
+        """Say why nothing can be written."""
         remedy = "; give one with --imatrix FILE"
         if self.matrix is not None:
             remedy = f" with entries that {self.matrix.path} lacks"

@@ -43,7 +43,7 @@ from weightcast.quant.types import (
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the rules ask about a model; `groups` is query heads per key-value head (0: unknown)."""
+    """The facts that the rules ask for; `groups` is query heads per key-value head (0: unknown)."""
 
     architecture: str
     n_layer: int
@@ -53,7 +53,7 @@ class ModelFacts:
 
     @property
     def is_70b(self) -> bool:
-        """Whether llama.cpp takes the model for a 70B one (LLM_TYPE_70B)."""
+        """True if llama.cpp takes the model for a 70B one (LLM_TYPE_70B)."""
         if self.architecture == "llama":
             return self.n_layer == 80 and self.groups != 1
         return (self.architecture, self.n_layer) in _70B

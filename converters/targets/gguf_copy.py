@@ -72,7 +72,7 @@ def lay_out_copy(
 
 
 def _possible(tensor: Tensor, decision: Decision) -> Decision:
-    """What can be done: whole numbers and float64 are no weights, they stay."""
+    """Choose a type that is possible: whole numbers and float64 are no weights, they stay."""
     if decision.type is None or decision.type.name == tensor.dtype or tensor.dtype in TYPES:
         return decision
     if decision.override is None:

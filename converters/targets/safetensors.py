@@ -232,7 +232,7 @@ def _reader_notes(
 
 
 def _metadata(shard: list[_Item], kind: DirectoryType) -> dict[str, str]:
-    """What the header of one file says about packed matrices: our own layout describes itself."""
+    """Make the header's metadata about packed matrices: our own layout describes itself."""
     if not kind.is_packed:
         return {}
     described = {
@@ -265,7 +265,7 @@ def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, 
 
 
 def _is_searched(item: _Item) -> bool:
-    """Whether scales are fitted to the weights, so that an importance makes a difference."""
+    """Tell whether scales are fitted to the weights, so that an importance makes a difference."""
     return item.packing is not None and item.packing.is_searched
 
 
@@ -306,7 +306,7 @@ def _module_types(chosen: Iterable[TypeChoice]) -> dict[Module, WeightType]:
 
 
 def _packing(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> Packing:
-    """How a matrix is packed. Raises LayoutError if it cannot be stored so."""
+    """Choose the packing of a matrix. Raises LayoutError if it cannot be stored so."""
     try:
         packing = _packing_of(source, choice.type, kind)
         packing.parts(*source.shape)

@@ -1,4 +1,4 @@
-"""What outputs are: a target, a request for one, and an output laid out.
+"""The vocabulary of outputs: a target, a request for one, and an output laid out.
 
 Every file's header, size and offsets are known before a weight is read.
 """
@@ -31,7 +31,7 @@ from weightcast.text import count
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What outputs of one source share: its vocabulary, the importance matrix, the limit of files.
+    """The things that outputs of one source share: vocabulary, importance matrix, limit of files.
 
     `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target.
     """
@@ -54,15 +54,15 @@ class Target(Protocol):
 
     @property
     def library(self) -> str:
-        """What loads it, as model hubs call that."""
+        """The library that loads it, as model hubs call it."""
 
     @property
     def is_directory(self) -> bool:
-        """Whether an output is a directory, not a file or several side by side."""
+        """True if an output is a directory, not a file or several side by side."""
 
     @property
     def keeps_metadata(self) -> bool:
-        """Whether a source of the same kind goes there with all its metadata, whatever model."""
+        """True if a source of the same kind goes there with all its metadata, whatever model."""
 
     @property
     def needs_tokenizer(self) -> str | None:
@@ -74,7 +74,7 @@ class Target(Protocol):
 
     @property
     def codes(self) -> Codes:
-        """What int8 codes of a source become."""
+        """The fate of a source's int8 codes."""
 
     def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
         """Tell from a name and a type what is asked for; None if the name is another target's.
@@ -89,10 +89,10 @@ class Target(Protocol):
         """Lay out an output. Raises CheckpointError."""
 
     def owns(self, name: str) -> bool:
-        """Whether a file of this name in a directory is one that a conversion writes."""
+        """Tell whether a file of this name in a directory is one that a conversion writes."""
 
     def owns_part(self, output: Path, name: str) -> bool:
-        """Whether a file of this name can be one of an output's large files."""
+        """Tell whether a file of this name can be one of an output's large files."""
 
     def read(self, path: Path) -> Mapping[str, StoredArray]:
         """Read the index of one file that was written. Raises CheckpointError."""
@@ -103,7 +103,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """How a target speaks of int8 codes that it keeps: its unit of them, and its key in JSON."""
+    """A target's words for int8 codes that it keeps: its unit of them, and its key in JSON."""
 
     unit: str
     key: str
@@ -128,7 +128,7 @@ class Request:
 
     @property
     def type_name(self) -> str:
-        """What was asked for, as the name of the output says it."""
+        """The requested type, as the name of the output says it."""
         packed = self.directory is not None and self.directory.is_packed
         return self.directory.name if self.directory and packed else self.recipe.name
 
@@ -161,7 +161,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """How a matrix is packed, and where each of its parts goes: (file, byte offset) by suffix."""
+    """The packing of a matrix, and its parts' places: (file, byte offset) by suffix."""
 
     packing: Packing
     places: Mapping[str, tuple[int, int]]
@@ -259,7 +259,7 @@ def with_split_note(output: Output, split_bytes: int) -> Output:
 
 
 def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
-    """What became another type than the recipe's, and why."""
+    """List the tensors that got another type than the recipe's, and why."""
     return grouped_notes((name, _why(decision)) for name, decision in chosen)
 
 

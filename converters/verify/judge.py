@@ -1,4 +1,4 @@
-"""What differences mean: damage, a known mistake, another tool's rounding, or nothing to worry."""
+"""Judge differences: damage, a known mistake, another tool's rounding, or no reason to worry."""
 
 from __future__ import annotations
 

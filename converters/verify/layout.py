@@ -1,5 +1,5 @@
-"""What lies around the tensors: headers, metadata, small files, beside those that a conversion of
-the same source would write.
+"""Compare headers, metadata and small files with those that a conversion of the same source would
+write.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OWN_KEYS: Final = (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)
 
 @dataclass
 class Around:
-    """What was compared around the tensors: problems, what is as it ought to be, what is not."""
+    """The findings around the tensors: problems, what is as it ought to be, what is not."""
 
     problems: list[Problem]
     checked: list[str]
@@ -62,7 +62,7 @@ def check_layout(structure: Structure, layout: Layout, graph: TensorGraph) -> Ar
 
 
 def _is_damaged(there: bytes, wanted: bytes) -> bool:
-    """Whether two runs of bytes are nearly the same."""
+    """Tell whether two runs of bytes are nearly the same."""
     if len(there) != len(wanted):
         return False
     unlike = np.frombuffer(there, np.uint8) ^ np.frombuffer(wanted, np.uint8)
@@ -72,7 +72,7 @@ def _is_damaged(there: bytes, wanted: bytes) -> bool:
 
 
 def _judge_header(path: Path, there: bytes, wanted: bytes, around: Around) -> bool:
-    """Whether a header is what weightcast writes, or that but for damage, which is a problem."""
+    """Compare a header with weightcast's own; one that is nearly the same is damaged, a problem."""
     if there == wanted:
         return True
     if not _is_damaged(there, wanted):
@@ -209,13 +209,13 @@ def _check_metadata(
 
 
 def _keeps_tokenizer(there: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> bool:
-    """Whether an artifact has a tokenizer that the source does not tell."""
+    """Tell whether an artifact has a tokenizer that the source does not have."""
     found, right = (raw.get("tokenizer.ggml.model", b"") for raw in (there, wanted))
     return found != right and not _is_damaged(found, right)
 
 
 def _is_near(there: bytes, wanted: bytes) -> bool:
-    """Whether a value may be a damaged one: nearly the same, or the same in another type."""
+    """Tell whether a value may be a damaged one: nearly the same, or the same in another type."""
     return _is_damaged(there, wanted) or there[4:] == wanted[4:]
 
 

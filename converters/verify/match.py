@@ -1,4 +1,4 @@
-"""Which tensor of the source each tensor of an artifact ought to hold."""
+"""Match each tensor of an artifact to the tensor of the source that it ought to hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightcast.converters.families.any_gguf import stored_tensor
+from weightcast.converters.families.generic import stored_tensor
 from weightcast.converters.graph import (
     Place,
     StoredMatrix,

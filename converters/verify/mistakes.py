@@ -82,7 +82,7 @@ class Mistakes:
         return _Search(self, held, expert, source, rows, row0, row1, limit).run()
 
     def is_full(self) -> bool:
-        """Whether to search everything: for some tensors only, a search reads a whole role."""
+        """True if everything is searched: for some tensors only, a search reads a whole role."""
         self._searches += 1
         return self._searches <= _FULL_SEARCHES
 
@@ -126,7 +126,7 @@ class Mistakes:
             self._experts[expert] = candidate.expert
 
     def likely(self, place: Place, expert: int) -> Iterator[_Candidate]:
-        """What explained others, here."""
+        """List the mistakes that explained other tensors, here."""
         role = self._roles.get(place.role.name, place.role)
         if place.layer is None:
             return

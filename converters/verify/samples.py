@@ -19,7 +19,7 @@ _ROWS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well rows are another's times a factor: error relative to the rows, and the factor."""
+    """The fit of rows to another's times a factor: error relative to the rows, and the factor."""
 
     error: float
     factor: float

@@ -1,4 +1,4 @@
-"""Whether files keep to their format: every problem that can be found without the source.
+"""Check that files keep to their format: every problem that can be found without the source.
 
 Readers stop at the first contradiction; here all are listed, as far as the header can be read.
 """
@@ -30,7 +30,7 @@ _MAX_SETS: Final = 10
 
 @dataclass
 class Structure:
-    """What could be read of an artifact, and what is wrong with it.
+    """The readable part of an artifact, and what is wrong with it.
 
     `tensors` are those that lie whole in their files; `metadata` that of a first GGUF file.
     """

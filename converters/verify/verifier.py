@@ -1,4 +1,4 @@
-"""Whether an artifact is whole, and whether it holds the source's weights."""
+"""Verify that an artifact is whole, and that it holds the source's weights."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _REFUSED_TYPES: Final = {
 
 @dataclass(frozen=True)
 class GGUFIndex:
-    """What a GGUF file (or all files of a split one) says: metadata and where tensors lie.
+    """The index of a GGUF file (or of all files of a split one): metadata and where tensors lie.
 
     Tensors in the order of the files, `paths` all of these; the metadata is that of the first.
     """
@@ -73,7 +73,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What one file's header says, before it is known whether the file keeps to it.
+    """The header of one file, before it is known whether the file keeps to it.
 
     `end` is where the header ends, `data_start` where the data begin, `size` the file's own.
     """

@@ -27,7 +27,7 @@ _COMPANIONS = re.compile(
 
 
 def has_shards(directory: Path) -> bool:
-    """Whether a directory holds at least one file named like a shard, or part of one."""
+    """Tell whether a directory holds at least one file named like a shard, or part of one."""
     return any(_SHARD.match(entry.name) for entry in directory.iterdir())
 
 

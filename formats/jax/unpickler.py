@@ -53,7 +53,7 @@ class Bytes:
 
 
 class _Mark:
-    """Where a tuple or a run of dictionary items starts on the stack."""
+    """The start of a tuple or of a run of dictionary items on the stack."""
 
 
 _MARK = _Mark()

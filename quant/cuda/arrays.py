@@ -87,7 +87,7 @@ class _Array:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements follow each other, the last axis fastest."""
+        """True if the elements follow each other, the last axis fastest."""
         axes = zip(self.shape, self.strides, _contiguous_strides(self.shape), strict=True)
         return prod(self.shape) == 0 or all(n == 1 or own == like for n, own, like in axes)
 

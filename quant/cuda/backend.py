@@ -57,7 +57,7 @@ class _Room:
         self._memory: Memory | None = gpu.allocate(nbytes) if nbytes else None
 
     def address(self, nbytes: int) -> int:
-        """Where there is room for nbytes. Raises DeviceError if the device has no more."""
+        """Give an address with room for nbytes. Raises DeviceError if the device has no more."""
         if self._memory is None or self._memory.nbytes < nbytes:
             self.free()  # first: both may not fit
             self._memory = self._gpu.allocate(nbytes)

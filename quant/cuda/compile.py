@@ -50,7 +50,7 @@ REMEDY: Final = "pip install 'weightcast[cuda]'"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to compile for: `exact` if the compiler knows the device itself, else an older one."""
+    """The architecture to compile for: `exact` if the compiler knows it, else an older one."""
 
     architecture: str
     exact: bool

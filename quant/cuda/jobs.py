@@ -119,7 +119,7 @@ class Measurer:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is made of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
+    """The result of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
 
     `importance` is float32 [n_in], or 0 for none. `scratch` has `scratch_bytes` for the job alone.
     """

@@ -39,7 +39,7 @@ _AUTO_MAP: Final = {
 
 
 def has_standard_attention_scale(spec: Grok1Spec) -> bool:
-    """Whether attention is scaled as every runtime assumes it is."""
+    """Tell whether attention is scaled as every runtime assumes it is."""
     return math.isclose(spec.attn_output_multiplier, spec.key_size**-0.5, rel_tol=1e-6)
 
 

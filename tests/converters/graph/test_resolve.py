@@ -102,7 +102,9 @@ ONE_WINDOW: list[tuple[str, tuple[int, ...], Change, Numpy]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "shape", "change", "expected"), ONE_WINDOW, ids=lambda x: str(x))
+@pytest.mark.parametrize(
+    ("name", "shape", "change", "expected"), ONE_WINDOW, ids=[case[0] for case in ONE_WINDOW]
+)
 def test_one_window(
     name: str, shape: tuple[int, ...], change: Change, expected: Numpy, files: Files
 ) -> None:
@@ -152,7 +154,7 @@ IN_PARTS: list[tuple[str, tuple[int, ...], int, Change, Numpy]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "count", "change", "expected"), IN_PARTS, ids=lambda x: str(x)
+    ("name", "shape", "count", "change", "expected"), IN_PARTS, ids=[case[0] for case in IN_PARTS]
 )
 def test_parts_of_one_array_are_read_once(
     name: str, shape: tuple[int, ...], count: int, change: Change, expected: Numpy, files: Files

@@ -7,8 +7,8 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_in_devices import Machine
 
+from tests.stand_in_devices import Machine
 from weightcast.converters.plan.tiling import ROW_STEP, Tiling
 from weightcast.converters.plan.workers import MAX_WORKERS, Workers, choose_workers
 from weightcast.errors import RequestError
