@@ -80,18 +80,22 @@ def graph_lines(
     else:
         kinds: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
         for tensor in graph.values():
-            leaf = _in_any_layer(graph.spoken_name(tensor.name))
+            leaf = _in_any_layer(graph, tensor.name)
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
         for (leaf, _, _), tensors in kinds.items():
             yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
     yield from (f"note: {note}" for note in (*notes, *sparse_notes(graph)))
 
 
-def _in_any_layer(name: str) -> str:
+def _in_any_layer(graph: TensorGraph, name: str) -> str:
     """Name a tensor alike in all layers of the language model, or of an encoder beside it."""
-    layer = find_layer(name, "jax", "gguf")
+    place = graph.places.get(name)
+    if place is not None and place.layer is not None:
+        pattern = graph.family.stored(place, graph.family.spoken).name
+        return f"layer N: {pattern.partition('{layer}')[2][1:]}"
+    layer = find_layer(name) if place is None else None
     if layer is None or layer.stack.count(".") > 1:
-        return name
+        return graph.spoken_name(name)
     return f"layer N: {layer.rest}"
 
 

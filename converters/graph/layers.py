@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-Convention = Literal["gguf", "hugging_face", "jax"]
-
-# GGUF counts the layers of encoders beside those of the language model: v.blk.0., v.sam.blk.0.
-_LAYERS: Final[dict[Convention, re.Pattern[str]]] = {
-    "gguf": re.compile(r"(?P<stack>|.*?\.)blk\.(?P<number>[0-9]{1,9})\.", re.DOTALL),
-    "hugging_face": re.compile(r"(?P<stack>)model\.layers\.(?P<number>[0-9]{1,6})\."),
-    "jax": re.compile(r"(?P<stack>)transformer/decoder_layer_(?P<number>[0-9]{1,9})/"),
-}
-
-_EXPERT: Final = re.compile(r"\.experts\.([0-9]+|None)\.")
+# Encoders count their own layers beside those of the language model: v.blk.0., v.sam.blk.0.
+_LAYER: Final = re.compile(r"(?P<stack>|.*?\.)blk\.(?P<number>[0-9]{1,9})\.", re.DOTALL)
+_EXPERT: Final = re.compile(r"\.experts\.[0-9]+\.")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerName:
-    """A name taken apart: `stack` before the layer ("v." of an encoder), number, what follows."""
+    """A GGUF name taken apart: `stack` before the layer ("v." of an encoder), number, the rest."""
 
     stack: str
     number: int
     rest: str
 
 
-def find_layer(name: str, *conventions: Convention) -> LayerName | None:
-    """Take a name of one of these conventions apart; None for tensors outside the layers."""
-    for convention in conventions:
-        match = _LAYERS[convention].match(name)
-        if match:
-            return LayerName(match["stack"], int(match["number"]), name[match.end() :])
-    return None
+def find_layer(name: str) -> LayerName | None:
+    """Take a GGUF name apart at its layer; None for tensors outside the layers."""
+    match = _LAYER.match(name)
+    if match is None:
+        return None
+    return LayerName(match["stack"], int(match["number"]), name[match.end() :])
 
 
 def any_expert(name: str) -> str:

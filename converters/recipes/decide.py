@@ -259,5 +259,5 @@ def _sort_key(name: str) -> tuple[int, str]:
 
 def _layer(name: str) -> int | None:
     """The layer of the language model; llama.cpp does not count those of encoders."""
-    found = find_layer(name, "gguf")
+    found = find_layer(name)
     return None if found is None or found.stack else found.number

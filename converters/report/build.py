@@ -28,7 +28,7 @@ from weightcast.quant.metrics import Baseline, Errors, merged
 
 def tensor_role(gguf_name: str) -> str:
     """Give a tensor's role in its layer: attn_q, ffn_down_exps, token_embd, v.attn_q."""
-    layer = find_layer(gguf_name, "gguf")
+    layer = find_layer(gguf_name)
     return (gguf_name if layer is None else layer.stack + layer.rest).removesuffix(".weight")
 
 
@@ -50,7 +50,7 @@ class MeasuredTensor:
 
     @property
     def layer(self) -> int | None:
-        layer = find_layer(self.gguf_name, "gguf")
+        layer = find_layer(self.gguf_name)
         return None if layer is None else layer.number
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.stand_in_devices import Machine
 from tests.support import Golden
 from weightcast.converters.compare import compare
 from weightcast.converters.engine import executor
-from weightcast.converters.families.grok1.spec import Grok1Spec
+from weightcast.converters.families.grok1.spec import grok1_spec
 from weightcast.converters.files import page_cache
 from weightcast.converters.graph import (
     Tensor,
@@ -30,7 +31,7 @@ from weightcast.converters.graph import (
     split_pairs,
 )
 from weightcast.converters.plan import budget as memory
-from weightcast.converters.sources import open as sources
+from weightcast.converters.sources.containers import Shards
 from weightcast.converters.verify import verify
 from weightcast.quant.cpu.library import Matrix, quantize_matrix
 from weightcast.quant.types import TYPES
@@ -46,16 +47,15 @@ OUTPUTS = [
     "m-fp8-block",
     "m-bf16",
 ]
-QUERIES = "multi_head_attention/query/w"
+QUERIES = "attn_q.weight"
 
-Graph = TensorGraph[Grok1Spec]
-Change = Callable[[Graph, Tensor], Tensor]
+Change = Callable[[TensorGraph, Tensor], Tensor]
 
 
 def in_parts(axis: int, *cuts: float) -> Change:
     """Cut each tensor along an axis, and join what comes from one graph and from the other."""
 
-    def change(other: Graph, tensor: Tensor) -> Tensor:
+    def change(other: TensorGraph, tensor: Tensor) -> Tensor:
         if len(tensor.shape) < 2:
             return tensor
         twin, size = other[tensor.name], tensor.shape[axis]
@@ -89,17 +89,15 @@ def change_tensors(
     monkeypatch: pytest.MonkeyPatch, source: Path, twin: Path, change: Change
 ) -> None:
     """Change the tensors of one source as it is opened; `twin` is the same in other files."""
-    real = sources.graph_from_shards
-    other = weightcast.open(twin)
+    real, other = Shards.open, weightcast.open(twin)
 
-    def opened(directory: Path, *arguments: Any) -> Graph:
-        graph = real(directory, *arguments)
-        if source not in directory.parents:
+    def opened(self: Shards, path: Path, spec: Path | None) -> TensorGraph:
+        graph = real(self, path, spec)
+        if path != source:
             return graph
-        tensors = {name: change(other, tensor) for name, tensor in graph.items()}
-        return TensorGraph(graph.family, graph.source, graph.spec, tensors)
+        return replace(graph, tensors={name: change(other, t) for name, t in graph.items()})
 
-    monkeypatch.setattr(sources, "graph_from_shards", opened)
+    monkeypatch.setattr(Shards, "open", opened)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -149,7 +147,7 @@ def test_parts_are_made_on_devices(
     shutil.copytree(WIDE, source)
     shutil.copytree(WIDE, twin)
     change_tensors(monkeypatch, source, twin, CUTS[cut])
-    monkeypatch.setattr(memory, "DEVICE_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(memory, "DEVICE_TASK_BYTES", 20_000)
     machine = Machine().install(monkeypatch)
     machine.takes_pageable = True
     weightcast.convert(source, tmp_path / "m-Q4_K_M.gguf", no_tokenizer=True, device="cuda")
@@ -208,9 +206,9 @@ def test_computed_tensors_are_quantized_as_numpys(
 ) -> None:
     """Pairs of rows split, values scaled and shifted: what numpy makes, quantized."""
 
-    def change(graph: Graph, tensor: Tensor) -> Tensor:
+    def change(graph: TensorGraph, tensor: Tensor) -> Tensor:
         if tensor.name.endswith(QUERIES):
-            return affine(split_pairs(tensor, graph.spec.num_q_heads), 0.3)
+            return affine(split_pairs(tensor, grok1_spec(graph.spec).num_q_heads), 0.3)
         return affine(tensor, 1, 1) if "norm" in tensor.name else tensor
 
     source = shutil.copytree(WIDE, tmp_path / "source")
@@ -221,11 +219,11 @@ def test_computed_tensors_are_quantized_as_numpys(
         weightcast.convert(source, path, no_tokenizer=True, pure=True, jobs=2)
         tensors, graph = read(path).tensors, weightcast.open(WIDE)
         for layer in range(graph.spec.num_layers):
-            values = load_float32(graph[f"transformer/decoder_layer_{layer}/{QUERIES}"])
-            heads = values.reshape(graph.spec.num_q_heads, -1, 2, values.shape[1])
+            values = load_float32(graph[f"blk.{layer}.{QUERIES}"])
+            heads = values.reshape(grok1_spec(graph.spec).num_q_heads, -1, 2, values.shape[1])
             expected = heads.swapaxes(1, 2).reshape(values.shape) * np.float32(0.3)
             assert tensors[f"blk.{layer}.attn_q.weight"].data == quantized(expected, name)
-            norm = load_float32(graph[f"transformer/decoder_layer_{layer}/rms_norm/scale"])
+            norm = load_float32(graph[f"blk.{layer}.attn_norm.weight"])
             assert tensors[f"blk.{layer}.attn_norm.weight"].data == quantized(norm[None] + 1, "F32")
         assert verify(path, source).is_good
 
@@ -242,7 +240,7 @@ def test_messages_name_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     source, twin = tmp_path / "source", tmp_path / "twin"
     shutil.copytree(WIDE, source)
     shutil.copytree(WIDE, twin)
-    name = f"transformer/decoder_layer_0/{QUERIES}"
+    name = f"blk.0.{QUERIES}"
     (view,) = matrices(weightcast.open(twin)[name])
     assert view.scales is not None
     n_out = view.shape[0]
