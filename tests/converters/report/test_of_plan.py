@@ -211,7 +211,7 @@ def test_directories(name: str, tmp_path: Path, exact: Any) -> None:
         else:
             tensor = found[f"{place.hugging_face('*')}"]
             assert tensor["shape"] == [8, *values.shape]
-            assert tensor["kind"] == place.role.gguf
+            assert tensor["kind"] == place.role.name
             metrics = tensor["experts"][expert]
         check_matrices(metrics, values, y)
     embedding = exact["token_embd.weight"]
