@@ -2,7 +2,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard quant/kernels/*)
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
+	$(wildcard quant/kernels/*.* quant/kernels/*/*.*)
 
 .PHONY: demo test test-exhaustive coverage lint types clean
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a checkpoint, as one family of exceptions.
+"""The exceptions of weightcast, one family.
 
 Every message is one line that names the file, the place and, where there is one, the remedy.
 """

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import click
 
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import total_bytes, write_checkpoint
 from weightcast.quant.cpu.library import isa
 
@@ -70,7 +70,7 @@ def checkpoint(data: Path | None, spec: Mapping[str, int | float]) -> Iterator[P
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(data: Path | None, layers: int, type_name: str, repeat: int, output: Path | None) -> None:
     """Measure a conversion against cp in one run."""
-    spec = {**GROK_1, "num_layers": layers}
+    spec = {**RELEASE, "num_layers": layers}
     with checkpoint(data, spec) as folder:
         figures = measure(folder, type_name, repeat)
     report = {

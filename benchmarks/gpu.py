@@ -46,7 +46,7 @@ from benchmarks.gpu_work import (
     part,
     quantized_floats,
 )
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import tiny_spec, total_bytes, write_checkpoint
 from weightcast.quant.cpu.library import isa
 from weightcast.quant.cuda.compile import nvrtc_version
@@ -180,7 +180,7 @@ def timed(command: list[str]) -> float:
 
 def pipeline(types: list[str], devices: list[str], repeat: int, tiny: bool) -> dict[str, Any]:
     """Seconds of whole conversions from memory to memory, devices in turn."""
-    spec = tiny_spec() if tiny else {**GROK_1, "num_layers": 1}
+    spec = tiny_spec() if tiny else {**RELEASE, "num_layers": 1}
     program = str(Path(sys.executable).with_name("weightcast"))
     result: dict[str, Any] = {"source_bytes": total_bytes(spec), "seconds": {}}
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None

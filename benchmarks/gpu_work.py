@@ -21,8 +21,8 @@ from weightcast.quant.cuda.groups import (
     same_groups,
 )
 from weightcast.quant.cuda.jobs import FOUND_BYTES, DeviceMatrix, Job, enqueue, scratch_bytes
-from weightcast.quant.groups import Groups, GroupType, empty_groups, quantize_groups
-from weightcast.quant.types import TYPES, QuantType
+from weightcast.quant.groups import Groups, empty_groups, quantize_groups
+from weightcast.quant.types import TYPES, GroupType, QuantType
 
 N_IN: Final = 6144
 LOSSLESS: Final = "Q8_0 lossless"

@@ -38,8 +38,8 @@ from tests.quant import instruction_sets
 from tests.quant.sources import matrix
 from tests.support import NAMES, Golden
 from weightcast.quant.cpu.library import quantize_matrix
-from weightcast.quant.groups import GroupType, carry_groups, dequantize_groups, quantize_groups
-from weightcast.quant.types import TYPES
+from weightcast.quant.groups import carry_groups, dequantize_groups, quantize_groups
+from weightcast.quant.types import TYPES, GroupType
 
 F32 = NDArray[np.float32]
 SIZE, N_OUT = 128, 256

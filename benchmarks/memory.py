@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from benchmarks.convert import checkpoint, timed
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.quant.cpu.library import isa
 
 OUTPUTS = (
@@ -45,7 +45,7 @@ def main(
     output: Path | None,
 ) -> None:
     """Convert to every kind, with a report and without, and within budgets of --memory."""
-    spec = {**GROK_1, "num_layers": 1, "num_experts": 2, "vocab_size": 16384}
+    spec = {**RELEASE, "num_layers": 1, "num_experts": 2, "vocab_size": 16384}
     rows = []
     with checkpoint(data, spec) as folder:
         several = () if chosen else (SEVERAL,)

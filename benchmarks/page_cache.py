@@ -25,7 +25,7 @@ import click
 
 from benchmarks.children import cached, measured, prepare
 from benchmarks.convert import checkpoint
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.quant.cpu.library import isa
 
 OUTPUTS = (
@@ -53,7 +53,7 @@ def main(
 ) -> None:
     """Measure conversions past the page cache and through it, in turn."""
     with (
-        checkpoint(data, {**GROK_1, "num_layers": 1}) as folder,
+        checkpoint(data, {**RELEASE, "num_layers": 1}) as folder,
         _other_file(folder, bystander) as other,
     ):
         runs: dict[str, dict[str, list[dict[str, float]]]] = {

@@ -33,7 +33,7 @@ from benchmarks.children import measured, nbytes, prepare
 from benchmarks.convert import checkpoint
 from benchmarks.llama_cpp_source import CONVERTER, PACKAGE, QUANTIZE, llama_cpp
 from benchmarks.peers_table import markdown
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.quant.cpu.library import isa
 
 Run = dict[str, float]
@@ -181,7 +181,7 @@ def main(
     output: Path | None,
 ) -> None:
     """Measure all ways, one after the other, `--repeat` times."""
-    with checkpoint(data, {**GROK_1, "num_layers": 1}) as folder:
+    with checkpoint(data, {**RELEASE, "num_layers": 1}) as folder:
         work = (work or folder).resolve()
         peer = llama_cpp((peer or work / "llama.cpp").resolve())
         write_tokenizer(work / "tokenizer.model")

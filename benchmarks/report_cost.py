@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from benchmarks.convert import checkpoint, timed
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.quant.cpu.library import isa
 
 OUTPUTS = ("x-Q8_0.gguf", "x-int8", "x-int8-gptq", "x-Q4_K_M.gguf", "x-int4-g128")
@@ -34,7 +34,7 @@ OUTPUTS = ("x-Q8_0.gguf", "x-int8", "x-int8-gptq", "x-Q4_K_M.gguf", "x-int4-g128
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(data: Path | None, repeat: int, names: tuple[str, ...], output: Path | None) -> None:
     """Measure conversions with and without a report."""
-    spec = {**GROK_1, "num_layers": 1}
+    spec = {**RELEASE, "num_layers": 1}
     with checkpoint(data, spec) as folder:
         found: dict[str, dict[str, list[dict[str, float]]]] = {
             name: {"plain": [], "report": []} for name in names

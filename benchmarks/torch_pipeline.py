@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import weightcast
-from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.graph import View, matrices
 
 BLOCK = 32
 

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.convert import checkpoint, timed
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.quant.cpu.library import isa
 
 OUTPUTS = "x-Q8_0.gguf", "x-Q4_K_M.gguf", "x-bf16", "x-int8-gptq", "x-int4-g128"
@@ -36,7 +36,7 @@ _PROGRAM = [sys.executable, "-c", "from weightcast.cli import main; main()", "co
 def main(data: Path | None, layers: int, names: tuple[str, ...], output: Path | None) -> None:
     """Compare the estimated time of each output with what it takes."""
     rows = []
-    with checkpoint(data, {**GROK_1, "num_layers": layers}) as folder:
+    with checkpoint(data, {**RELEASE, "num_layers": layers}) as folder:
         for name in names:
             target = folder / name
             what = [*_PROGRAM, str(folder), str(target), "--no-tokenizer"]

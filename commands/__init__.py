@@ -1,1 +1,17 @@
-"""commands."""
+"""Commands of the command line, the only rooms that print.
+
+A command is a module of this package, named after it, with a click command of the same name, and a
+line here: the first sentence of its help. A module is imported only when its command is run, so
+that `weightcast --help` needs none of them.
+"""
+
+from typing import Final
+
+COMMANDS: Final = {
+    "compare": "Measure what B's weights differ by from those of A, tensor by tensor.",
+    "convert": "Convert SRC to one or several outputs, in one read.",
+    "demo": "Make a tiny checkpoint, convert it, run the results in llama.cpp and compare.",
+    "inspect": "Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes.",
+    "report": "Show error reports of conversions: as a page, OUT.html, or as a summary, OUT.md.",
+    "verify": "Check that ARTIFACT is whole and holds the weights of its source.",
+}

@@ -1,4 +1,4 @@
-"""The demo: a tiny checkpoint, converted, run in llama.cpp and by the forward, compared."""
+"""The command `demo`: convert a tiny checkpoint, run it in llama.cpp and in numpy, compare."""
 
 from __future__ import annotations
 
@@ -9,46 +9,25 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+import click
 
 from weightcast.commands import llama_cpp
+from weightcast.commands.options import PATH
+from weightcast.commands.printing import print_lines
+from weightcast.commands.text.demo import Table
 from weightcast.converters.convert import convert
-from weightcast.converters.families.grok1 import forward
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.synthetic import (
-    sample_tokens,
-    tiny_spec,
-    write_checkpoint,
-)
-from weightcast.converters.graph.tensor import TensorGraph
-from weightcast.converters.sources.open import open_grok1
-from weightcast.errors import CheckpointError, OutputError
+from weightcast.converters.families import FAMILIES
+from weightcast.converters.sources import open_family
+from weightcast.errors import OutputError
 
 _SEED: Final = 20
 
 
-_SEQUENCES, _POSITIONS = 4, 24
-
-
-# Where two experts are closer than this, rounding decides between them, in any implementation.
-_ROUTING_MARGIN: Final = 5e-3
-
-
-_TRIES: Final = 50
-
-
-def clear_tokens(graph: TensorGraph[Grok1Spec], seed: int = _SEED) -> NDArray[np.int64]:
-    """Draw token ids [sequences, positions] that no routing decision is close for."""
-    rng = np.random.default_rng(seed)
-    chosen: list[NDArray[np.int64]] = []
-    for _ in range(_TRIES):
-        tokens = sample_tokens(rng, graph.spec.describe(), _SEQUENCES, _POSITIONS)
-        margins = forward.run(graph, tokens).margins
-        chosen += [row for row, m in zip(tokens, margins, strict=True) if m.min() > _ROUTING_MARGIN]
-        if len(chosen) >= _SEQUENCES:
-            return np.stack(chosen[:_SEQUENCES])
-    raise CheckpointError("found no token ids with clear routing")
+@click.command()
+@click.option("--keep", type=PATH, help="Write the files into this directory and keep them.")
+def demo(keep: Path | None) -> None:
+    """Make a tiny checkpoint, convert it, run the results in llama.cpp and compare."""
+    print_lines(run_demo(keep))
 
 
 def run_demo(keep: Path | None = None) -> Iterator[str]:
@@ -63,8 +42,10 @@ def run_demo(keep: Path | None = None) -> Iterator[str]:
 
 
 def _run(folder: Path) -> Iterator[str]:
-    source = write_checkpoint(folder / "tiny-grok", tiny_spec(), _SEED)
-    graph = open_grok1(source)
+    example = FAMILIES["grok-1"].example
+    assert example is not None
+    source = example.write(folder / "tiny-grok", _SEED)
+    graph = open_family(source)
     yield f"A tiny Grok-1: {graph.parameters:,} parameters in {len(list(source.iterdir()))} shards."
     targets = [folder / name for name in ("tiny-F32.gguf", "tiny-Q8_0.gguf", "tiny-bf16")]
     summary = convert(source, *targets, no_tokenizer=True)
@@ -74,16 +55,16 @@ def _run(folder: Path) -> Iterator[str]:
     lossless = len(summary.block_origins(1)["lossless"])
     yield f"  tiny-Q8_0.gguf carries the int8 codes of {lossless} tensors unchanged."
     yield ""
-    tokens = clear_tokens(graph)
+    tokens = example.sample_tokens(graph, _SEED)
     start = time.monotonic()
-    expected = forward.logits(graph, tokens)
-    table = _Table(expected)
+    expected = example.logits(graph, tokens)
+    table = Table(expected)
     size = sum(file.stat().st_size for file in source.iterdir())
     yield table.HEADER
     yield table.line("shards", "forward", size, time.monotonic() - start, expected)
     for target, output in zip(targets, summary.plan.outputs, strict=True):
         start = time.monotonic()
-        logits = forward.logits(open_grok1(target), tokens)
+        logits = example.logits(open_family(target), tokens)
         yield table.line(target.name, "forward", output.size, time.monotonic() - start, logits)
         if target.suffix == ".gguf" and llama_cpp.library_path() is not None:
             start = time.monotonic()
@@ -95,31 +76,3 @@ def _run(folder: Path) -> Iterator[str]:
         yield "llama.cpp is not installed: pip install 'weightcast[llama-cpp]' to run it as well."
     yield "forward is weightcast's float32 reference; the difference is that of log-probabilities."
     yield "llama.cpp rounds activations to 8 bits before it multiplies them with Q8_0 weights."
-
-
-def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-softmax over the last axis, in float64."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return result
-
-
-class _Table:
-    HEADER = (
-        f"{'artifact':<16} {'run by':<10} {'MB':>7} {'seconds':>8} {'difference':>11}  next tokens"
-    )
-
-    def __init__(self, expected: NDArray[np.float32]) -> None:
-        self._expected = log_probabilities(expected)
-
-    def line(
-        self, name: str, runner: str, size: int, seconds: float, logits: NDArray[np.float32]
-    ) -> str:
-        found = log_probabilities(logits)
-        difference = np.abs(found - self._expected).max()
-        same = found.argmax(axis=-1) == self._expected.argmax(axis=-1)
-        return (
-            f"{name:<16} {runner:<10} {size / 1e6:>7.2f} {seconds:>8.2f} {difference:>11.1e}  "
-            f"{same.sum()} of {same.size} agree"
-        )

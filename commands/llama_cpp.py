@@ -36,11 +36,7 @@ _FIELDS: Final = {
     "type_k": (104, 1),
     "type_v": (108, 1),
 }
-
-
 _GGML_F32 = 0
-
-
 _LOG_LINES = 20
 
 
@@ -63,8 +59,6 @@ class _Batch(ctypes.Structure):
 
 
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
-
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_log_set": (None, [_LogCallback, ctypes.c_void_p]),
     "llama_backend_init": (None, []),

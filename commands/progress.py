@@ -1,4 +1,4 @@
-"""Progress of a conversion on stderr: a bar on a terminal, else a line now and then."""
+"""Show progress on stderr: as a bar on a terminal, else as a line now and then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERVAL_S = 15.0
 
 @contextmanager
 def progress(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Give a function that takes the source bytes that were finished, from any thread."""
+    """Yield a function that takes the number of bytes just finished, from any thread."""
     if quiet:
         yield lambda nbytes: None
     elif sys.stderr.isatty():
@@ -34,7 +34,7 @@ def progress(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[int], None]
 
 
 class ProgressLines:
-    """Plain lines with an estimate, every 15 seconds.
+    """Print plain lines with an estimate, every 15 seconds.
 
     The first bytes only start the clock: an interrupted run may have finished them.
     """

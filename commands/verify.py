@@ -1,43 +1,80 @@
-"""Verifying on the command line: progress, reports as files, samples as text."""
+"""The command `verify`: check an artifact, alone or against its source."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
+from weightcast.commands.options import PATH, as_json, jobs
+from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
-from weightcast.converters.output.overwrite import check_small_target
-from weightcast.converters.report.measured import write_report
+from weightcast.commands.text.verify import problem_lines, verification_lines
+from weightcast.converters import verify as verifying
+from weightcast.converters.output import check_report_path
+from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
-from weightcast.converters.verify.verifier import verify
 from weightcast.errors import RequestError
 from weightcast.text import shown
 
 
-def verify_with_progress(
+@click.command()
+@click.argument("artifact", metavar="ARTIFACT", type=PATH)
+@click.option("--source", type=PATH, help="What it was made of: shards, GGUF or safetensors.")
+@click.option("--spec", type=PATH, help="JSON file of the source's hyperparameters.")
+@click.option("--imatrix", type=PATH, help="The importance matrix that was used.")
+@click.option(
+    "--sample",
+    metavar="ROWS",
+    help="Look at about so many rows of each matrix, or at a share such as 0.01.",
+)
+@jobs
+@click.option("--report", type=PATH, help="Write the errors of all tensors as JSON.")
+@click.option("--quiet", is_flag=True, help="Print problems only.")
+@as_json
+def verify(
     artifact: Path,
-    source: Path | None,
-    *,
-    report: Path | None = None,
-    quiet: bool = False,
+    sample: str | None,
+    report: Path | None,
+    quiet: bool,
+    as_json: bool,
     **options: Any,
+) -> None:
+    """Check that ARTIFACT is whole and holds the weights of its source.
+
+    ARTIFACT is a GGUF file, or a safetensors file or directory, by weightcast or by others. Without
+    --source its structure and checksums are checked. Exit code 1 says that there are problems.
+    """
+    options["sample"] = None if sample is None else parse_sample(sample)
+    found = _verify(artifact, options, report, is_silent=quiet or as_json)
+    if as_json:
+        print_json(found.describe())
+    else:
+        print_lines(problem_lines(found) if quiet else verification_lines(found))
+    if not found.is_good:
+        sys.exit(1)
+
+
+def _verify(
+    artifact: Path, options: dict[str, Any], report: Path | None, *, is_silent: bool
 ) -> Verification:
-    """Do as `verify` does, show progress, and write the errors to a file if one is named."""
-    if report is not None and source is None:
+    """Verify, show progress, and write the errors to a file if one is named."""
+    if report is not None and options["source"] is None:
         raise RequestError("report: of use with a source only")
     if report is not None:
-        named = (artifact, source, options.get("spec"), options.get("imatrix"))
-        check_small_target(report, [Path(path) for path in named if path is not None])
-    with contextlib.ExitStack() as shown:
-        found = verify(
+        named = (artifact, *(options[name] for name in ("source", "spec", "imatrix")))
+        check_report_path(report, filter(None, named))
+    with contextlib.ExitStack() as stack:
+        found = verifying.verify(
             artifact,
-            source,
-            on_start=lambda total: shown.enter_context(progress(total, quiet=quiet)),
+            on_start=lambda total: stack.enter_context(progress(total, quiet=is_silent)),
             **options,
         )
-    if report is not None and found.report is not None:
-        write_report(report, found.report)
+    if report is not None and found.errors is not None:
+        write_report(report, found.errors)
     return found
 
 

@@ -1,34 +1,43 @@
-"""Convert: parse the request, plan, check, run, and sum up."""
+"""Convert a checkpoint: plan, check, run and sum up."""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from weightcast.converters.bundle.model_card import CardErrors
-from weightcast.converters.bundle.provenance import source_date
-from weightcast.converters.bundle.release import earlier_notes, make_bundles
+from weightcast.converters.bundle import CardErrors, earlier_notes, make_bundles, source_date
 from weightcast.converters.engine import executor
-from weightcast.converters.output.disk_space import check_free_space
-from weightcast.converters.output.overwrite import check_small_target, check_targets, taken_places
-from weightcast.converters.output.resume import GOING_ON, NOT_GOING_ON, kept_work
-from weightcast.converters.plan.plan import Plan, make_plan
-from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
-from weightcast.converters.report.collector import Measuring, parse_baseline
-from weightcast.converters.report.markdown import card_lines
-from weightcast.converters.report.measured import write_report
-from weightcast.converters.report.of_plan import conversion_report
-from weightcast.converters.report.schema import parse_report
-from weightcast.converters.sources.inputs import Given, Inputs, list_inputs
+from weightcast.converters.graph import TensorGraph
+from weightcast.converters.output import (
+    GOING_ON,
+    NOT_GOING_ON,
+    check_free_space,
+    kept_work,
+    overwrite,
+)
+from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
+from weightcast.converters.recipes import parse_tensor_type, read_recipe_file
+from weightcast.converters.report import (
+    Measuring,
+    Report,
+    card_lines,
+    conversion_report,
+    json_values,
+    parse_baseline,
+    write_report,
+)
+from weightcast.converters.sources import ConvertOptions, Form, Inputs, list_inputs, parse_size
+from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
-from weightcast.converters.targets.lay_out import Told, lay_out_all
-from weightcast.converters.targets.names import parse_output, parse_size, with_rules
-from weightcast.converters.targets.target import Request
+from weightcast.converters.targets.lay_out import lay_out_all
+from weightcast.converters.targets.target import Output, Request
 from weightcast.errors import ChangedError, CheckpointError, RequestError, TakenError
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
@@ -37,9 +46,9 @@ from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did: its plan, how Q8_0 blocks and int8 groups came about, seconds.
+    """The result of a conversion: its plan, how Q8_0 blocks and int8 groups came about, seconds.
 
-    `report` are the errors that were made (docs/report.schema.json), if they were measured.
+    `errors` are those that were made, if they were measured; `report` has them as JSON values.
     `bundles` are the files of each output's release bundle, made in `bundle_seconds`.
     """
 
@@ -47,16 +56,20 @@ class Summary:
     counts: executor.Counts = field(repr=False)
     seconds: float
     devices: Devices = PROCESSOR
-    report: dict[str, Any] | None = field(default=None, repr=False)
+    errors: Report | None = field(default=None, repr=False)
     bundles: tuple[tuple[Path, ...], ...] = ()
     bundle_seconds: float = 0.0
+
+    @cached_property
+    def report(self) -> dict[str, Any] | None:
+        """Give the errors as JSON values (docs/report.schema.json)."""
+        return None if self.errors is None else json_values(self.errors)
 
     def describe(self) -> dict[str, Any]:
         outputs = []
         for number, output in enumerate(self.plan.outputs):
             described = output.describe()
-            of_what = "q8_0" if output.request.kind == "gguf" else "int8_groups"
-            described[of_what] = self.block_origins(number)
+            described[output.request.target.codes.key] = self.block_origins(number)
             if self.bundles:
                 described["bundle"] = [path.name for path in self.bundles[number]]
             outputs.append(described)
@@ -70,9 +83,9 @@ class Summary:
         }
 
     def block_origins(self, number: int) -> dict[str, Any]:
-        """Q8_0 and int8 tensors of an output: carried unchanged, quantized, or in part requantized.
+        """Sort Q8_0 and int8 tensors of an output: carried unchanged, quantized, or requantized.
 
-        What is not made of int8 codes is left out where an output has groups.
+        Where an output has groups, tensors that are not made of int8 codes are left out.
         """
         lossless, quantized, partly = [], [], {}
         for (output, tensor), count in sorted(self.counts.items()):
@@ -91,83 +104,38 @@ class Summary:
         return {"lossless": lossless, "quantized": quantized, "requantized": partly}
 
 
-def prepare(
-    source: str | Path,
-    outputs: Sequence[str | Path],
-    *,
-    types: Sequence[str] = (),
-    spec: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    no_tokenizer: bool = False,
-    split: str | int | None = None,
-    recipe: str | Path | None = None,
-    tensor_types: Sequence[str] = (),
-    pure: bool = False,
-    imatrix: str | Path | None = None,
-    allow_requantize: bool = False,
-    bundle: bool = False,
-    memory: str | int | None = None,
-) -> Plan:
-    """Plan a conversion without writing anything. Raises CheckpointError."""
-    if tokenizer is not None and no_tokenizer:
-        raise RequestError("a tokenizer and no tokenizer are asked for at once")
-    requests = _requests(outputs, types, recipe, tensor_types, pure=pure)
-    gguf_only = {"pure": pure, "imatrix": imatrix}
-    if any(request.directory and request.directory.is_packed for request in requests):
-        del gguf_only["imatrix"]
-    if all(request.kind != "gguf" for request in requests) and any(gguf_only.values()):
-        given = ", ".join(name for name, value in gguf_only.items() if value)
-        raise RequestError(f"{given}: of use for GGUF outputs only, and none is asked for")
-    if allow_requantize:
-        requests = [request.that_may_change() for request in requests]
-    importance = None if imatrix is None else read_imatrix(imatrix)
-    split_bytes = 0 if split is None else parse_size(str(split))
-    told = Told(spec, tokenizer, no_tokenizer)
-    graph, planned = lay_out_all(Path(source), requests, told, split_bytes, importance)
-    if not allow_requantize:
-        check_requantized(planned)
-    found = next((output.tokenizer for output in planned if output.tokenizer), tokenizer)
-    files = {"spec": spec, "tokenizer": found, "imatrix": imatrix, "recipe": recipe}
-    options = Given(
-        as_tuple(types), as_tuple(tensor_types), split_bytes, no_tokenizer, pure, allow_requantize
-    )
-    inputs = Inputs(Path(source), list_inputs(Path(source), graph, files), options)
-    if bundle:
-        source_date()
-    else:
-        planned = [replace(o, notes=(*o.notes, *earlier_notes(o.request))) for o in planned]
-    budget = None if memory is None else parse_size(str(memory))
-    plan = make_plan(graph, inputs, planned, memory=budget, has_bundles=bundle)
-    check_targets(plan)
-    return plan
+_DEFAULTS: Final = ConvertOptions()
+# The forms of outputs, as messages call them.
+_FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
 
 
-def _requests(
-    outputs: Sequence[str | Path],
-    types: Sequence[str],
-    recipe: str | Path | None,
-    tensor_types: Sequence[str],
-    *,
-    pure: bool,
-) -> list[Request]:
-    """What is asked for; types by hand come before those of the recipe file."""
-    if not outputs:
-        raise RequestError("no output is named")
-    types, tensor_types = as_tuple(types), as_tuple(tensor_types)
-    if types and len(types) != len(outputs):
-        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
-    file = None if recipe is None else read_recipe_file(Path(recipe))
-    overrides = tuple(parse_tensor_type(text) for text in tensor_types)
-    if file is not None:
-        overrides += file.overrides
-    named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
-    requests = [parse_output(path, name, file) for path, name in named]
-    return [with_rules(request, overrides, pure=pure) for request in requests]
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A conversion that was planned and checked, and can run; nothing is written yet."""
 
+    plan: Plan
+    options: ConvertOptions
+    devices: Devices
+    measuring: Measuring | None
 
-def as_tuple(given: Sequence[str]) -> tuple[str, ...]:
-    """Take one text for a sequence of one."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    @property
+    def workers(self) -> Workers:
+        """Choose the workers that will run."""
+        return choose_workers(self.options.jobs, self.devices)
+
+    def run(self, on_progress: Callable[[int], None] = lambda nbytes: None) -> Summary:
+        """Run it and write the report, if one is asked for. Raises CheckpointError."""
+        summary = run(
+            self.plan,
+            self.options.jobs,
+            on_progress,
+            self.devices,
+            self.measuring,
+            resume=self.options.resume,
+        )
+        if self.options.report is not None and summary.errors is not None:
+            write_report(Path(self.options.report), summary.errors)
+        return summary
 
 
 def convert(
@@ -196,59 +164,122 @@ def convert(
 
     The name of an output says what it is: NAME-Q8_0.gguf, NAME-Q4_K_M.gguf, or a directory
     NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"), `jobs` is the number of workers, `memory` the most that
-    the process may take (as `split`; without it no more than helps, 0.8 GiB). `device` is what
-    quantizes: "cpu", "cuda" (all CUDA devices), "cuda:0", or "auto" for CUDA where there is some;
+    file (bytes, or text such as "48G"). `jobs` is the number of workers, `memory` the most that
+    the process may take (as `split`; by default no more than helps, 0.8 GiB). `device` does the
+    quantizing: "cpu", "cuda" (all CUDA devices), "cuda:0", or "auto" for CUDA where there is some;
     the bytes are the same.
 
-    `recipe` is a TOML file of rules, `tensor_types` are rules "REGEX=TYPE" that come before them;
-    every output must be able to hold their types. `imatrix` is an importance matrix in llama.cpp's
+    `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come before them.
+    Every output must be able to hold their types. `imatrix` is an importance matrix in llama.cpp's
     format. In GGUF outputs `pure` gives all quantized tensors without a rule the recipe's base
-    type. A GGUF source, of whatever model, gives GGUF outputs with the same metadata;
-    `allow_requantize` lets its quantized tensors be quantized once more, and int8 codes that a
-    directory cannot carry unchanged. With `bundle` each output gets provenance, checksums and a
-    model card (docs/bundle.md).
+    type. A GGUF source of any model gives GGUF outputs with the same metadata; `allow_requantize`
+    lets its quantized tensors be quantized once more, and int8 codes that a directory cannot carry
+    unchanged. With `bundle` each output gets provenance, checksums and a model card
+    (docs/bundle.md).
 
     `report` is a file for the errors that were made (docs/report.schema.json). `baseline` is what
-    they are measured against: "stored" values exactly (the default), or these rounded to "bf16",
-    which the reference multiplies with; with either of them `Summary.report` has them too.
+    they are measured against: "stored" for the exact values (the default), or "bf16" for these
+    rounded to bfloat16, as the reference multiplies with them; with either of them
+    `Summary.report` has the errors too.
 
-    What an interrupted conversion of the same source to the same output had finished is checked and
-    kept; without `resume` it is made anew.
+    Work that an interrupted conversion of the same source to the same output had finished is
+    checked and kept; without `resume` it is done again.
 
-    Raises CheckpointError; what is left behind then, `execute.run` says.
+    Raises CheckpointError. Outputs get their names only when they are complete; finished work of a
+    run that failed is kept beside them for the next one.
     """
-    devices = choose_devices(device)
-    measuring = measuring_of(baseline, report)
-    plan = prepare(
-        source,
-        outputs,
-        types=types,
-        spec=spec,
-        tokenizer=tokenizer,
-        no_tokenizer=no_tokenizer,
-        split=split,
-        recipe=recipe,
-        tensor_types=tensor_types,
-        pure=pure,
-        imatrix=imatrix,
-        allow_requantize=allow_requantize,
-        bundle=bundle,
-        memory=memory,
-    )
-    if report is not None:
-        check_small_target(Path(report), taken_places(plan))
-    summary = run(plan, jobs, on_progress, devices, measuring, resume=resume)
-    if report is not None and summary.report is not None:
-        write_report(Path(report), summary.report)
-    return summary
+    options = ConvertOptions.of(locals())  # the keywords are its fields
+    return plan_conversion(source, outputs, options).run(on_progress)
 
 
-def measuring_of(baseline: str | None, *asked: object) -> Measuring | None:
-    """What is to be measured; None if nothing is asked for. Raises RequestError."""
-    if baseline is None and not any(asked):
-        return None
-    return Measuring(parse_baseline(baseline or "stored"))
+def plan_conversion(
+    source: str | Path,
+    outputs: Sequence[str | Path],
+    options: ConvertOptions,
+    *,
+    needs_errors: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Conversion:
+    """Choose devices, then plan and check a conversion. Raises CheckpointError.
+
+    Errors are measured if a report or a baseline is asked for, or if the caller `needs_errors`.
+    `on_note` gets a note on the choice of devices, before the source is read.
+    """
+    devices = choose_devices(options.device)
+    if devices.note:
+        on_note(devices.note)
+    measuring = None
+    if options.report or options.baseline is not None or needs_errors:
+        measuring = Measuring(parse_baseline(options.baseline or "stored"))
+    plan = prepare(source, outputs, options)
+    if options.report is not None:
+        overwrite.check_report_path(Path(options.report), overwrite.taken_paths(plan))
+    return Conversion(plan, options, devices, measuring)
+
+
+def prepare(
+    source: str | Path, outputs: Sequence[str | Path], options: ConvertOptions = _DEFAULTS
+) -> Plan:
+    """Plan a conversion without writing anything. Raises CheckpointError."""
+    if options.tokenizer is not None and options.no_tokenizer:
+        raise RequestError("a tokenizer and no tokenizer are asked for at once")
+    requests = _requests(outputs, options)
+    _check_useful(options, requests)
+    importance = None if options.imatrix is None else read_imatrix(options.imatrix)
+    split_bytes = 0 if options.split is None else parse_size(str(options.split))
+    graph, planned = lay_out_all(Path(source), requests, options.source, split_bytes, importance)
+    if not options.allow_requantize:
+        check_requantized(planned)
+    inputs = _inputs(Path(source), graph, planned, options)
+    if options.bundle:
+        source_date()
+    else:
+        planned = [replace(o, notes=(*o.notes, *earlier_notes(o.request))) for o in planned]
+    memory = None if options.memory is None else parse_size(str(options.memory))
+    plan = make_plan(graph, inputs, planned, memory=memory, has_bundles=options.bundle)
+    overwrite.check(plan)
+    return plan
+
+
+def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Request]:
+    """Parse what is asked for; types by hand come before those of the recipe file."""
+    if not outputs:
+        raise RequestError("no output is named")
+    types = options.types
+    if types and len(types) != len(outputs):
+        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
+    file = None if options.recipe is None else read_recipe_file(Path(options.recipe))
+    overrides = tuple(parse_tensor_type(text) for text in options.tensor_types)
+    if file is not None:
+        overrides += file.overrides
+    named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
+    requests = [parse_output(path, name, file) for path, name in named]
+    requests = [request.with_rules(overrides, pure=options.pure) for request in requests]
+    if options.allow_requantize:
+        requests = [request.that_may_change() for request in requests]
+    return requests
+
+
+def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
+    """Refuse options that make no difference to any output. Raises RequestError."""
+    useless = [
+        row
+        for row in options.rows()
+        if options.is_given(row) and not any(row.option.is_for(r.form) for r in requests)
+    ]
+    if useless:
+        names = ", ".join(row.name for row in useless)
+        form = _FORMS[useless[0].option.forms[0]]
+        raise RequestError(f"{names}: of use for {form} outputs only, and none is asked for")
+
+
+def _inputs(
+    source: Path, graph: TensorGraph, planned: Sequence[Output], options: ConvertOptions
+) -> Inputs:
+    """List the files that are read; the tokenizer may have been found beside the source."""
+    found = next((output.tokenizer for output in planned if output.tokenizer), options.tokenizer)
+    files = {**options.files, "tokenizer": found}
+    return Inputs(source, list_inputs(source, graph, files), options)
 
 
 def run(
@@ -260,29 +291,44 @@ def run(
     *,
     resume: bool = True,
 ) -> Summary:
-    """Carry out a plan; `on_progress` gets the bytes that were read, of `plan.progress_bytes`.
+    """Run a plan; `on_progress` gets the bytes that were read, of `plan.progress_bytes`.
 
     With `measuring` the summary has a report of the errors, and bundles tell of them.
     """
-    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= executor.MAX_WORKERS):
-        raise RequestError(f"{jobs} jobs; 1 to {executor.MAX_WORKERS} are possible")
+    workers = choose_workers(jobs, devices)
     for output in plan.outputs:
         output.weighing.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
-    workers = jobs or executor.default_workers(devices)
-    finish = Finish(plan, jobs, on_progress, measuring)
+    made: list[Finalized] = []
+
+    def on_complete() -> Mapping[int, Mapping[Path, Path]]:
+        made.append(finalize(plan, jobs, on_progress, measuring))
+        return dict(enumerate(made[0].waiting))
+
+    with _explained_failures(plan, resume=resume):
+        counts = executor.run(
+            plan,
+            workers,
+            on_progress,
+            measuring,
+            resume=resume,
+            on_complete=on_complete,
+        )
+    (final,) = made
+    if final.problem is not None:
+        raise CheckpointError(f"{final.problem} (the outputs are complete, but have no bundle)")
+    seconds = time.monotonic() - start - final.bundle_seconds
+    bundles = tuple(tuple(places) for places in final.waiting)
+    return Summary(plan, counts, seconds, devices, final.report, bundles, final.bundle_seconds)
+
+
+@contextmanager
+def _explained_failures(plan: Plan, *, resume: bool) -> Iterator[None]:
+    """Add a remedy to failures: less memory, or going on with the work that is kept."""
     try:
         try:
-            counts = executor.run(
-                plan,
-                workers,
-                on_progress,
-                devices,
-                measuring,
-                resume=resume,
-                on_complete=finish,
-            )
+            yield
         except (MemoryError, OSError) as problem:
             if isinstance(problem, OSError) and problem.errno != errno.ENOMEM:
                 raise
@@ -294,55 +340,46 @@ def run(
             how = GOING_ON if resume else NOT_GOING_ON
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
         raise
-    if finish.problem is not None:
-        raise CheckpointError(f"{finish.problem} (the outputs are complete, but have no bundle)")
-    return Summary(
-        plan,
-        counts,
-        time.monotonic() - start - finish.bundle_seconds,
-        devices,
-        finish.report,
-        finish.bundles,
-        finish.bundle_seconds,
-    )
 
 
-@dataclass
-class Finish:
-    """Makes a report if there was measuring, and bundles if the plan has them.
+@dataclass(frozen=True, slots=True)
+class Finalized:
+    """The report of complete outputs, and the files of bundles: where each waits for its name.
 
-    If the source changed after it was converted, which is the `problem` then, outputs are as good
-    as any, but have no bundle.
+    If the source changed after it was converted, which is the `problem` then, the outputs are as
+    good as any, but have no bundle.
     """
 
-    plan: Plan
-    jobs: int | None
-    on_progress: Callable[[int], None]
-    measuring: Measuring | None
-    report: dict[str, Any] | None = None
-    bundles: tuple[tuple[Path, ...], ...] = ()
+    report: Report | None = None
+    waiting: tuple[dict[Path, Path], ...] = ()
     bundle_seconds: float = 0.0
     problem: ChangedError | None = None
 
-    def __call__(self) -> Mapping[int, Mapping[Path, Path]]:
-        """Give the files that wait for their names, beside outputs by number; see `commit`."""
-        errors: dict[int, CardErrors] = {}
-        if self.measuring is not None:
-            found = self.measuring.finished()
-            self.report = conversion_report(self.plan, found, self.measuring.baseline)
-            described = parse_report(self.report)
-            errors = {
-                n: CardErrors(card_lines(described, n), described.baseline)
-                for n in range(len(self.plan.outputs))
-            }
-        if not self.plan.has_bundles:
-            return {}
-        start = time.monotonic()
-        try:
-            waiting = make_bundles(self.plan, self.jobs, self.on_progress, errors)
-        except ChangedError as problem:
-            self.problem = problem
-            return {}
-        self.bundles = tuple(tuple(places) for places in waiting)
-        self.bundle_seconds = time.monotonic() - start
-        return dict(enumerate(waiting))
+
+def finalize(
+    plan: Plan,
+    jobs: int | None,
+    on_progress: Callable[[int], None],
+    measuring: Measuring | None,
+) -> Finalized:
+    """Make a report if errors were measured, and bundles if the plan has them."""
+    report = None
+    if measuring is not None:
+        report = conversion_report(plan, measuring.finished(), measuring.baseline)
+    if not plan.has_bundles:
+        return Finalized(report)
+    errors = {} if report is None else _card_errors(report)
+    start = time.monotonic()
+    try:
+        waiting = make_bundles(plan, jobs, on_progress, errors)
+    except ChangedError as problem:
+        return Finalized(report, problem=problem)
+    return Finalized(report, waiting, time.monotonic() - start)
+
+
+def _card_errors(report: Report) -> dict[int, CardErrors]:
+    """Describe the errors of each output for its model card."""
+    return {
+        number: CardErrors(card_lines(report, number), report.baseline)
+        for number in range(len(report.outputs))
+    }

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.errors import FormatError
-from weightcast.formats.jax.latin1 import Latin1Text
-
-if TYPE_CHECKING:
-    from weightcast.formats.packed.rows import PackedSource
-
+from weightcast.quant.types import WeightType
 
 # Bytes of one element, for dtypes stored element by element. Names as in safetensors.
 ITEM_BYTES: Final = {
@@ -33,15 +33,87 @@ ITEM_BYTES: Final = {
     "U64": 8,
     "F64": 8,
 }
+Decode = Callable[[int, int], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsInMemory:
+    """Companions of the bytes of rows in a buffer.
+
+    `scales`, float32 [groups, rows], belong to int8 codes; `decode` turns rows [row0, row1) of
+    these into float32 [row1 - row0, in].
+    """
+
+    scales: NDArray[np.float32] | None = None
+    decode: Decode | None = None
+
+
+class ByteReader(Protocol):
+    """Reads an array whose bytes are stored in another form, so that they have no address."""
+
+    def read(self, fd: int, path: Path, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with bytes from position `start` on. Raises FormatError."""
+        ...
+
+
+class RowReader(Protocol):
+    """Reads rows of a matrix that is stored in several parts."""
+
+    @property
+    def type(self) -> WeightType: ...
+
+    @property
+    def layout(self) -> str:
+        """Name the layout of the directory, a key of formats.packed.LAYOUTS."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """Name the way that the layout stores matrices of this type."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, StoredArray]:
+        """Map the suffixes of the parts' names to the parts."""
+        ...
+
+    @property
+    def memory_dtype(self) -> str:
+        """Name what rows are in memory: I8 (with scales), GGUF blocks of a type, or ENCODED."""
+        ...
+
+    @property
+    def scales(self) -> tuple[StoredArray, tuple[int, int]] | None:
+        """Give the scales of int8 codes and their strides as [out, groups]."""
+        ...
+
+    @property
+    def row_multiple(self) -> int:
+        """Count the rows that share words or scales: reads start at multiples."""
+        ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Count the bytes of a row in memory."""
+        ...
+
+    @property
+    def working_bytes(self) -> int:
+        """Count the bytes that reading a row takes beside these."""
+        ...
+
+    def read(self, row0: int, row1: int, buffer: memoryview) -> RowsInMemory:
+        """Read rows [row0, row1) into `buffer`, `row_bytes` each. Raises CheckpointError."""
+        ...
 
 
 @dataclass(frozen=True)
 class StoredArray:
     """An array in a file: dtype, shape, first byte and length of its dense storage.
 
-    `axis_strides` (elements) is set where neighbours do not lie in row-major order. `text` is set
-    for protocol 2 pickles, whose bytes are stored as Latin-1 characters in UTF-8. `packed` is set
-    for a matrix in several parts: the place is that of its codes, and `nbytes` counts all parts.
+    `axis_strides` (elements) is set where neighbours do not lie in row-major order. `text` reads
+    the bytes of protocol 2 pickles, which are stored as Latin-1 characters in UTF-8. `packed` reads
+    a matrix in several parts: path and offset are those of its codes, `nbytes` counts all parts.
     """
 
     path: Path
@@ -50,22 +122,22 @@ class StoredArray:
     dtype: str
     shape: tuple[int, ...]
     axis_strides: tuple[int, ...] | None = None
-    text: Latin1Text | None = None
-    packed: PackedSource | None = field(default=None, compare=False, repr=False)
+    text: ByteReader | None = None
+    packed: RowReader | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_blocked(self) -> bool:
-        """Whether elements share blocks, so that single ones have no address."""
+        """Tell whether elements share blocks, so that single ones have no address."""
         return self.dtype not in ITEM_BYTES
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Distance between neighbours along each axis, in elements."""
+        """Give the distance between neighbours along each axis, in elements."""
         return dense_strides(self.shape) if self.axis_strides is None else self.axis_strides
 
 
 def dense_strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int, ...]:
-    """Strides, in elements, of an array without gaps: row-major, or column-major if `fortran`."""
+    """Compute strides, in elements, of an array without gaps: row-major, or column-major."""
     strides = []
     step = 1
     for size in shape if fortran else reversed(shape):
@@ -98,7 +170,7 @@ def read_stored(fd: int, array: StoredArray, start: int, buffer: memoryview) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """One file to be written: its header and where each tensor's data starts in the file."""
 
     header: bytes

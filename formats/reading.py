@@ -14,12 +14,8 @@ from typing import Any, Final
 from weightcast.errors import CheckpointError, FormatError
 
 MAX_JSON_BYTES: Final = 1 << 26
-
-
 # A tokenizer.json with a vocabulary of 262,144 has two millions; they take 0.3 GB at most.
 MAX_JSON_VALUES: Final = 1 << 22
-
-
 _CHUNK_BYTES: Final = 1 << 16
 
 

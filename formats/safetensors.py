@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from weightcast.errors import FormatError, MissingTensorError
-from weightcast.formats.array import ITEM_BYTES, Layout, StoredArray
+from weightcast.formats.array import ITEM_BYTES, FileLayout, StoredArray
 from weightcast.formats.reading import parse_json, read_json_object
 
 # The limit of the reference implementation.
@@ -39,7 +39,7 @@ class Entry:
         return ITEM_BYTES[self.dtype] * prod(self.shape)
 
 
-def lay_out(entries: list[Entry], metadata: dict[str, str]) -> Layout:
+def lay_out(entries: list[Entry], metadata: dict[str, str]) -> FileLayout:
     """Place tensors in one file: wide dtypes first, which keeps all aligned, then by name."""
     ordered = sorted(entries, key=lambda e: (-ITEM_BYTES[e.dtype], e.name))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -59,7 +59,7 @@ def lay_out(entries: list[Entry], metadata: dict[str, str]) -> Layout:
         raise AssertionError("a header of more than 100 MB")
     raw = struct.pack("<Q", len(text)) + text
     offsets = {name: len(raw) + start for name, start in relative.items()}
-    return Layout(raw, offsets, len(raw) + end)
+    return FileLayout(raw, offsets, len(raw) + end)
 
 
 def shard_name(number: int, count: int) -> str:

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
-from weightcast.quant.groups import Groups, GroupType, quantize_and_measure_groups, quantize_groups
+from weightcast.quant.groups import Groups, quantize_and_measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import GroupType, QuantType
 
 
-class Lane(Protocol):
-    """What quantizes for one worker, one piece at a time."""
+class Backend(Protocol):
+    """Quantize for one worker, one matrix at a time."""
 
     def quantize(
         self,
@@ -24,10 +24,10 @@ class Lane(Protocol):
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
     ) -> BlockCounts:
-        """Write the rows of a matrix into dst: what `library.quantize_matrix` does.
+        """Write the rows of a matrix [n_out, n_in] into dst, as `library.quantize_matrix` does.
 
-        Source and dst are done with at the return. Raises SourceValueError, LayoutError and, on a
-        device, DeviceError.
+        Source and dst are free for other use at the return. Raises SourceValueError, LayoutError
+        and, on a device, DeviceError.
         """
 
     def quantize_and_measure(
@@ -38,7 +38,10 @@ class Lane(Protocol):
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
     ) -> tuple[BlockCounts, Errors]:
-        """Do as `quantize` does, and compare the rows with the matrix; the importance weighs."""
+        """Quantize, and measure the errors of the rows against the matrix.
+
+        The importance weighs the weighted sums, whether the type uses it or not.
+        """
 
     def quantize_groups(
         self,
@@ -46,7 +49,7 @@ class Lane(Protocol):
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
     ) -> Groups:
-        """Make groups of a matrix: what `groups.quantize_groups` does; raises as `quantize`."""
+        """Quantize a matrix in groups, as `groups.quantize_groups` does; raises as `quantize`."""
 
     def quantize_and_measure_groups(
         self,
@@ -55,14 +58,14 @@ class Lane(Protocol):
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
     ) -> tuple[Groups, Errors]:
-        """Do as `quantize_groups` does, and compare the groups with the matrix."""
+        """Quantize in groups, and measure their errors against the matrix."""
 
     def close(self) -> None:
-        """Give back what the lane holds."""
+        """Release memory and streams."""
 
 
-class ProcessorLane:
-    """The processor's kernels, which need no preparation."""
+class CpuBackend:
+    """Quantize with the processor's kernels, which need no preparation."""
 
     def quantize(
         self,
@@ -103,9 +106,9 @@ class ProcessorLane:
         return quantize_and_measure_groups(as_matrix(source), group_type, importance, baseline)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the kernels hold no resources."""
 
 
 def as_matrix(source: Matrix | Blocks) -> Matrix:
-    """Values as they are stored, those of blocks as float32."""
+    """Return values as they are stored, those of blocks dequantized to float32."""
     return source.dequantized() if isinstance(source, Blocks) else source

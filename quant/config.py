@@ -1,4 +1,4 @@
-"""Where the C header and library of this installation are: python -m weightcast.quant.config.
+"""Print where the C header and library lie: python -m weightcast.quant.config.
 
 Prints what a compiler needs, as pkg-config does: --cflags, --libs, or both if neither is given.
 """

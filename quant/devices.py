@@ -1,7 +1,4 @@
-"""Where a conversion quantizes: on the processor, or on CUDA devices.
-
-Both are reached through lanes: what turns pieces of matrices into output bytes for one thread.
-"""
+"""Choose where a conversion quantizes: on the processor, or on CUDA devices."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from weightcast.errors import DeviceError, RequestError
-from weightcast.quant.backend import Lane
+from weightcast.quant.backend import Backend
 from weightcast.text import count, some
 
 if TYPE_CHECKING:
@@ -29,18 +26,18 @@ class Pinned(Protocol):
 
 
 class Device(Protocol):
-    """A device that lanes can be opened on."""
+    """A device on which backends open."""
 
     @property
     def id(self) -> str:
-        """What `--device` calls it: cuda:0."""
+        """Return the name that `--device` gives it: cuda:0."""
 
     @property
     def name(self) -> str:
-        """What its maker calls it."""
+        """Return the name that its maker gives it."""
 
-    def lane(self, source_bytes: int, blocks_bytes: int) -> Lane:
-        """Open a lane for pieces of that size. Raises DeviceError."""
+    def open_backend(self, source_bytes: int, blocks_bytes: int) -> Backend:
+        """Open a backend for sources and rows of these sizes. Raises DeviceError."""
 
     def pin(self, buffer: mmap.mmap) -> Pinned:
         """Page-lock a buffer, for all devices. Raises DeviceError."""
@@ -60,10 +57,10 @@ class CudaDevice:
     def name(self) -> str:
         return self.gpu.name
 
-    def lane(self, source_bytes: int, blocks_bytes: int) -> Lane:
-        from weightcast.quant.cuda.backend import Lane as CudaLane
+    def open_backend(self, source_bytes: int, blocks_bytes: int) -> Backend:
+        from weightcast.quant.cuda.backend import CudaBackend
 
-        return CudaLane(self.gpu.index, source_bytes, blocks_bytes)
+        return CudaBackend(self.gpu.index, source_bytes, blocks_bytes)
 
     def pin(self, buffer: mmap.mmap) -> Pinned:
         return self.gpu.pin(buffer)
@@ -71,19 +68,19 @@ class CudaDevice:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices of a run, or none for the processor; `note` says why not those asked for."""
+    """Devices of a run, none for the processor; `note` says why the ones asked for are missing."""
 
     cuda: tuple[Device, ...] = ()
     note: str = ""
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the devices as JSON values."""
         ids = [device.id for device in self.cuda]
         return {"devices": ids or ["cpu"], "device_note": self.note or None}
 
     @property
     def text(self) -> str:
-        """The devices by id and name."""
+        """Name the devices, each with its id."""
         return some([f"{device.id} ({device.name})" for device in self.cuda]) or "the processor"
 
 
@@ -91,7 +88,7 @@ PROCESSOR: Final = Devices()
 
 
 def choose_devices(wanted: str) -> Devices:
-    """Open the devices that are asked for: cpu, auto, cuda (all of them) or cuda:N.
+    """Open the devices asked for: cpu, auto, cuda (all of them) or cuda:N.
 
     `auto` falls back to the processor. Raises RequestError for other words, DeviceError if a CUDA
     device is asked for and cannot be used.
@@ -117,7 +114,7 @@ def choose_devices(wanted: str) -> Devices:
 
 
 def _usable_devices() -> Devices:
-    """The CUDA devices that can be opened; what is wrong with the others becomes a note."""
+    """Open every CUDA device that works; the problems of the others become a note."""
     found: list[Device] = []
     problems: list[str] = []
     try:

@@ -1,7 +1,7 @@
 """Groups: integers with a scale, and maybe a zero point, along rows; x = (q - zero_point) * scale.
 
 The algebra of int4 and int8 checkpoints for GPUs (compressed-tensors, GPTQ, AWQ), before anything
-is packed. The arithmetic is in kernels/group_search.h.
+is packed. The arithmetic is in kernels/groups/search.h.
 """
 
 from __future__ import annotations
@@ -17,48 +17,13 @@ from weightcast.errors import LayoutError
 from weightcast.quant.cpu import groups as group_library
 from weightcast.quant.cpu.library import Matrix, shaped_importance
 from weightcast.quant.metrics import Baseline, Errors, of_moments
+from weightcast.quant.types import GroupType
 
 SCALE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
-SIZE_MULTIPLE = 32  # of the values of a group
-
-
-@dataclass(frozen=True, slots=True)
-class GroupType:
-    """Integers of 4 or 8 bits with a scale, and maybe a zero point, for each group of a row.
-
-    Raises LayoutError for bits, a size or a dtype that there is not.
-    """
-
-    bits: int
-    group_size: int  # along `in`, a multiple of 32; 0: the whole row ("channel")
-    symmetric: bool = True  # the zero point is 2**(bits - 1) everywhere and is not stored
-    scale_dtype: str = "BF16"  # BF16, F16 or F32: scales are rounded before codes are chosen
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise LayoutError(f"groups of {self.bits} bits: use 4 or 8")
-        if self.group_size < 0 or self.group_size % SIZE_MULTIPLE != 0:
-            raise LayoutError(
-                f"group size {self.group_size}: use a multiple of {SIZE_MULTIPLE}, or 0 for rows"
-            )
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise LayoutError(f"scales of {self.scale_dtype}: use {', '.join(SCALE_DTYPES)}")
-
-    def size_in(self, n_in: int) -> int:
-        """Values of one group in rows of `n_in`. Raises LayoutError if groups do not fill rows."""
-        size = self.group_size or n_in
-        if size % SIZE_MULTIPLE != 0 or (size and n_in % size != 0):
-            needed = self.group_size or SIZE_MULTIPLE
-            raise LayoutError(f"a row of {n_in} values does not fill groups of {needed}")
-        return max(size, SIZE_MULTIPLE)
-
-    def groups_in(self, n_in: int) -> int:
-        """Groups of a row of `n_in` values. Raises LayoutError if they do not fill it."""
-        return n_in // self.size_in(n_in)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Errors of quantized weights: sums over rows, what follows from them, and how they add up."""
+"""Errors of quantized weights: sums over rows, the metrics derived from them, and merging."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from weightcast.errors import LayoutError
 from weightcast.quant.types import QuantType
 
-# weightcast_moments in kernels/weightcast.h, which says what each is.
 ERROR_BINS: Final = 32
-
-
+# weightcast_moments; kernels/weightcast.h defines each field.
 MOMENTS: Final = np.dtype(
     [
         ("error_squares", np.float64),
@@ -33,13 +31,11 @@ MOMENTS: Final = np.dtype(
         ("histogram", np.int32, (ERROR_BINS,)),
     ]
 )
-
-
 RUN: Final = 32  # weights along `in`
 
 
 class Baseline(Enum):
-    """What x is: values as they are stored, exactly, or these rounded to bfloat16."""
+    """The values that errors are measured against: stored exactly, or rounded to bfloat16."""
 
     STORED = 0
     BF16 = 1
@@ -47,18 +43,17 @@ class Baseline(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Errors:
-    """What some values y differ by from the weights x that they were made of.
+    """Errors y - x of values y that were made from weights x.
 
-    All fields are arrays of one shape, with an entry for each row, or numbers for all rows
-    together (`total`); so are the metrics. The histogram has one axis more. An error y - x that is
-    NaN or infinite, as those of a block with an infinite scale are, makes `error_squares`,
-    `largest` and `relative_rms` infinite, `sqnr_db` minus infinity, and `cosine` and `mean_error`
-    infinite or NaN.
+    All fields and metrics are arrays of one shape, with an entry for each row, or numbers for all
+    rows together (`total`). The histogram has one more axis. An error that is NaN or infinite, as
+    in a block with an infinite scale, makes `error_squares`, `largest` and `relative_rms` infinite,
+    `sqnr_db` minus infinity, and `cosine` and `mean_error` infinite or NaN.
     """
 
-    rows: NDArray[np.int64]  # that an entry is about
+    rows: NDArray[np.int64]  # in an entry
     weights: NDArray[np.int64]
-    runs: NDArray[np.int64]  # of 32 weights along a row, from its start on
+    runs: NDArray[np.int64]  # of 32 weights along a row, from its start
     error_squares: NDArray[np.float64]  # sum of (y - x)^2
     source_squares: NDArray[np.float64]  # sum of x^2
     cross: NDArray[np.float64]  # sum of x * (y - x)
@@ -66,8 +61,8 @@ class Errors:
     weighted_error_squares: NDArray[np.float64]  # with the importance of each weight; 0 without
     weighted_source_squares: NDArray[np.float64]
     largest_square: NDArray[np.float64]  # largest (y - x)^2
-    largest_row: NDArray[np.int64]  # the first that has it, of the rows of the entry,
-    largest_in: NDArray[np.int64]  # and the first place in it; 0 and 0 if there is no error
+    largest_row: NDArray[np.int64]  # the first row of the entry that has it,
+    largest_in: NDArray[np.int64]  # and the first column there; 0 and 0 if there is no error
     exact: NDArray[np.int64]  # weights with y == x
     zeroed_runs: NDArray[np.int64]  # all y 0, some x not
     clipped_runs: NDArray[np.int64]  # largest |y|, not 0, below 7/8 of the largest |x|
@@ -75,32 +70,32 @@ class Errors:
 
     @property
     def relative_rms(self) -> NDArray[np.float64]:
-        """Root of the mean square error over that of the weights; of zeros, 0 or infinity."""
+        """Divide the root mean square error by that of the weights; for zeros, 0 or infinity."""
         return _relative_rms(self.error_squares, self.source_squares)
 
     @property
     def sqnr_db(self) -> NDArray[np.float64]:
-        """Signal to quantization noise ratio in decibels; infinite where there is no error."""
+        """Give the signal to quantization noise ratio in decibels; infinite without an error."""
         return _decibels(self.relative_rms)
 
     @property
     def weighted_relative_rms(self) -> NDArray[np.float64]:
-        """The same with squares weighed by the importance of their columns."""
+        """Do as `relative_rms`, with squares weighted by the importance of their columns."""
         return _relative_rms(self.weighted_error_squares, self.weighted_source_squares)
 
     @property
     def weighted_sqnr_db(self) -> NDArray[np.float64]:
-        """The same with squares weighed by the importance of their columns."""
+        """Do as `sqnr_db`, with squares weighted by the importance of their columns."""
         return _decibels(self.weighted_relative_rms)
 
     @property
     def output_squares(self) -> NDArray[np.float64]:
-        """Sum of y^2."""
+        """Sum y^2."""
         return np.maximum(self.source_squares + 2 * self.cross + self.error_squares, 0.0)
 
     @property
     def cosine(self) -> NDArray[np.float64]:
-        """Cosine similarity of x and y: 1 if both are all zeros, 0 if one is."""
+        """Give the cosine similarity of x and y: 1 if both are all zeros, 0 if one is."""
         with np.errstate(divide="ignore", invalid="ignore"):
             output_squares = self.output_squares
             size = np.sqrt(self.source_squares) * np.sqrt(output_squares)
@@ -110,38 +105,38 @@ class Errors:
 
     @property
     def mean_error(self) -> NDArray[np.float64]:
-        """Mean of y - x: whether weights grow or shrink on the whole; 0 of no weights."""
+        """Average y - x, the bias of the weights; 0 without weights."""
         return self.errors / np.maximum(self.weights, 1)
 
     @property
     def largest(self) -> NDArray[np.float64]:
-        """Largest |y - x|."""
+        """Give the largest |y - x|."""
         return np.sqrt(self.largest_square)
 
     @property
     def share_exact(self) -> NDArray[np.float64]:
-        """Share of weights that are kept as they were; 0 of no weights."""
+        """Give the share of weights that are unchanged; 0 without weights."""
         return self.exact / np.maximum(self.weights, 1)
 
     @property
     def share_zeroed(self) -> NDArray[np.float64]:
-        """Share of runs that became all zeros; 0 of no runs."""
+        """Give the share of runs that became all zeros; 0 without runs."""
         return self.zeroed_runs / np.maximum(self.runs, 1)
 
     @property
     def share_clipped(self) -> NDArray[np.float64]:
-        """Share of runs whose largest magnitude shrank by more than an eighth; 0 of no runs."""
+        """Give the share of runs whose largest magnitude shrank by over 1/8; 0 without runs."""
         return self.clipped_runs / np.maximum(self.runs, 1)
 
     def __getitem__(self, index: Any) -> Errors:
-        """Take an entry, or some of them, as from an array."""
+        """Index or slice the entries, like an array."""
         return Errors(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def total(self) -> Errors:
-        """Add all entries in order, to numbers: of a matrix, from those of its rows."""
+        """Sum all entries in order: the rows of a matrix to numbers for the matrix."""
         histogram = self.histogram.reshape(-1, ERROR_BINS)
         flat = {name: np.ravel(getattr(self, name)) for name in _NUMBERS}
-        # np.sum adds in an order of its own.
+        # np.sum adds in an order of its own, cumsum from first to last.
         sums = {
             name: np.cumsum(values)[-1] if values.size else values.dtype.type(0)
             for name, values in flat.items()
@@ -155,7 +150,7 @@ class Errors:
         return Errors(**sums, histogram=histogram.sum(axis=0))
 
 
-# Of an entry; the histogram is an array.
+# Fields with one number for each entry.
 _NUMBERS: Final = tuple(field.name for field in fields(Errors) if field.name != "histogram")
 
 
@@ -173,7 +168,7 @@ def _decibels(relative_rms: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def of_moments(moments: NDArray[np.void], n_in: int) -> Errors:
-    """Describe rows of n_in weights by their MOMENTS [...]."""
+    """Turn MOMENTS [...] of rows of n_in weights into errors."""
     shape = moments.shape
     return Errors(
         rows=np.ones(shape, np.int64),
@@ -186,7 +181,7 @@ def of_moments(moments: NDArray[np.void], n_in: int) -> Errors:
 
 
 def check_rows(weights: tuple[int, ...], rows: tuple[int, ...], quant_type: QuantType) -> None:
-    """Raise LayoutError unless rows of bytes are what weights [..., in] become."""
+    """Check the shape of rows of bytes for weights [..., in]. Raises LayoutError."""
     wanted = (*weights[:-1], quant_type.row_bytes(weights[-1]))
     if rows != wanted:
         raise LayoutError(
@@ -196,10 +191,10 @@ def check_rows(weights: tuple[int, ...], rows: tuple[int, ...], quant_type: Quan
 
 
 def merged(parts: Iterable[Errors]) -> Errors:
-    """Join errors of several matrices or slabs, in order, to one with all their entries [n].
+    """Concatenate the errors of matrices or slabs, in order, into one with all entries [n].
 
-    `total` counts rows through all of them. Totals of the same rows have the same bits however
-    they were cut into parts, if it is rows that are merged and not totals.
+    `total` numbers rows through all parts. Totals of the same rows have the same bits however the
+    rows were cut into parts, provided that rows are merged, not totals.
     """
     joined = [of_moments(np.zeros(0, MOMENTS), 0), *parts]
     numbers = {

@@ -1,4 +1,4 @@
-"""The table of quantization types: block sizes and the numbers ggml gives them.
+"""Weight types: GGUF's, with ggml's numbers, integers in groups, and floats of 8 bits.
 
 Source of the numbers: enum ggml_type in ggml.h. A block is a run of values along `in` that share
 a scale; plain floats are blocks of one.
@@ -6,15 +6,57 @@ a scale; plain floats are blocks of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol
 
 from weightcast.errors import LayoutError
+
+# Dtypes that scales of groups can have.
+SCALE_TYPES: Final = ("BF16", "F16", "F32")
+SIZE_MULTIPLE: Final = 32  # of the values of a group
+
+
+class WeightType(Protocol):
+    """One way to store the values of a matrix; frozen, so that it can be a key."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def label(self) -> str:
+        """Name the type in reports and messages: BF16, INT4-G128."""
+        ...
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether values are stored one by one, as floats."""
+        ...
+
+    @property
+    def carries_codes(self) -> bool:
+        """Tell whether int8 codes of a source can be stored unchanged."""
+        ...
+
+    @property
+    def lookalike(self) -> WeightType | None:
+        """Give another type whose rows a reader may take for rows of this one."""
+        ...
+
+    def scale_span(self, n_in: int) -> int:
+        """Count the values along a row of `n_in` that share a scale."""
+        ...
+
+    def check_row(self, n_in: int) -> None:
+        """Raise LayoutError unless the kernels can make rows of `n_in` values."""
+        ...
+
+    def in_rows_of(self, n_in: int) -> WeightType:
+        """Give the one name of what rows of `n_in` values have several names for."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class QuantType:
-    """One way to store a row of weights as bytes.
+    """A type of GGUF: rows are whole blocks of bytes.
 
     `importance` says what ggml does with an importance matrix for this type.
     """
@@ -26,16 +68,41 @@ class QuantType:
     importance: Literal["ignored", "optional", "required"] = "ignored"
 
     @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def is_plain(self) -> bool:
+        return self.block_elements == 1
+
+    @property
+    def carries_codes(self) -> bool:
+        return False
+
+    @property
+    def lookalike(self) -> WeightType | None:
+        return None
+
+    def scale_span(self, n_in: int) -> int:
+        return self.block_elements
+
+    def check_row(self, n_in: int) -> None:
+        self.row_bytes(n_in)
+
+    def in_rows_of(self, n_in: int) -> QuantType:
+        return self
+
+    @property
     def has_grid(self) -> bool:
-        """Whether groups of values are points of a grid: IQ1, IQ2 and IQ3."""
+        """Tell whether groups of values are points of a grid: IQ1, IQ2 and IQ3."""
         return self.name.startswith(("IQ1", "IQ2", "IQ3"))
 
     def fits(self, row_elements: int) -> bool:
-        """Whether rows of this length fill whole blocks."""
+        """Tell whether rows of this length fill whole blocks."""
         return row_elements % self.block_elements == 0
 
     def row_bytes(self, row_elements: int) -> int:
-        """Bytes of one row. Raises LayoutError if it does not fill whole blocks."""
+        """Count the bytes of one row. Raises LayoutError if it does not fill whole blocks."""
         if not self.fits(row_elements):
             raise LayoutError(
                 f"a row of {row_elements} values does not fill {self.name} blocks of "
@@ -44,13 +111,108 @@ class QuantType:
         return row_elements // self.block_elements * self.block_bytes
 
     def row_elements(self, row_bytes: int) -> int:
-        """Values of one row. Raises LayoutError if its bytes are not whole blocks."""
+        """Count the values of one row. Raises LayoutError if its bytes are not whole blocks."""
         n_blocks, rest = divmod(row_bytes, self.block_bytes)
         if rest:
             raise LayoutError(
                 f"rows of {row_bytes} bytes are not whole {self.name} blocks of {self.block_bytes}"
             )
         return n_blocks * self.block_elements
+
+
+@dataclass(frozen=True, slots=True)
+class GroupType:
+    """Integers of 4 or 8 bits with a scale, and maybe a zero point, for each group of a row.
+
+    Raises LayoutError for bits, a size or a dtype that there is not.
+    """
+
+    bits: int
+    group_size: int  # along `in`, a multiple of 32; 0: the whole row ("channel")
+    symmetric: bool = True  # the zero point is 2**(bits - 1) everywhere and is not stored
+    scale_dtype: str = "BF16"  # BF16, F16 or F32: scales are rounded before codes are chosen
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise LayoutError(f"groups of {self.bits} bits: use 4 or 8")
+        if self.group_size < 0 or self.group_size % SIZE_MULTIPLE != 0:
+            raise LayoutError(
+                f"group size {self.group_size}: use a multiple of {SIZE_MULTIPLE}, or 0 for rows"
+            )
+        if self.scale_dtype not in SCALE_TYPES:
+            raise LayoutError(f"scales of {self.scale_dtype}: use {', '.join(SCALE_TYPES)}")
+
+    @property
+    def label(self) -> str:
+        size = f"G{self.group_size}" if self.group_size else "CHANNEL"
+        return f"INT{self.bits}-{size}{'' if self.symmetric else '-ASYM'}"
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+    @property
+    def carries_codes(self) -> bool:
+        return self.bits == 8 and self.symmetric
+
+    @property
+    def lookalike(self) -> WeightType | None:
+        # AWQ and GPTQ store the zero points of symmetric groups too.
+        return None if self.symmetric else replace(self, symmetric=True)
+
+    def scale_span(self, n_in: int) -> int:
+        return self.group_size or n_in
+
+    def check_row(self, n_in: int) -> None:
+        self.size_in(n_in)
+
+    def in_rows_of(self, n_in: int) -> GroupType:
+        # A group that is a whole row is a scale a row.
+        return replace(self, group_size=0) if self.group_size == n_in else self
+
+    def size_in(self, n_in: int) -> int:
+        """Count the values of one group of a row. Raises LayoutError if groups do not fill it."""
+        size = self.group_size or n_in
+        if size % SIZE_MULTIPLE != 0 or (size and n_in % size != 0):
+            needed = self.group_size or SIZE_MULTIPLE
+            raise LayoutError(f"a row of {n_in} values does not fill groups of {needed}")
+        return max(size, SIZE_MULTIPLE)
+
+    def groups_in(self, n_in: int) -> int:
+        """Count the groups of a row of `n_in` values. Raises LayoutError if they do not fill it."""
+        return n_in // self.size_in(n_in)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Type:
+    """Floats of 8 bits (e4m3) with a scale a row, or for each square of `block` x `block`."""
+
+    block: int = 0
+
+    @property
+    def label(self) -> str:
+        return "FP8-BLOCK" if self.block else "FP8"
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+    @property
+    def carries_codes(self) -> bool:
+        return False
+
+    @property
+    def lookalike(self) -> WeightType | None:
+        return None
+
+    def scale_span(self, n_in: int) -> int:
+        return self.block or n_in
+
+    def check_row(self, n_in: int) -> None:
+        """Accept rows of any length."""
+
+    def in_rows_of(self, n_in: int) -> Fp8Type:
+        return self
 
 
 F32 = QuantType("F32", 0, 1, 4)

@@ -13,10 +13,15 @@ from pathlib import Path
 # takes several times as long. Read when these are imported, here and in what tests start.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 
 from tests.support import NAMES, Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+
+# No timed assertions: machines that run the tests are busy.
+hypothesis.settings.register_profile("weightcast", deadline=None)
+hypothesis.settings.load_profile("weightcast")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import weightcast
+from tests.grok1 import Named as Place
+from tests.grok1 import places
 from tests.support import Golden
-from weightcast.converters.families.grok1.tensors import Place, places
-from weightcast.formats.packed import LAYOUTS, fp8
-from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.layout import Fp8Type
+from weightcast.formats.packed import LAYOUTS
+from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
+from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.cpu.library import Matrix
-from weightcast.quant.groups import GroupType, dequantize_groups, quantize_groups
-from weightcast.quant.types import BF16, F16
+from weightcast.quant.groups import dequantize_groups, quantize_groups
+from weightcast.quant.types import BF16, F16, Fp8Type, GroupType
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Tensors = dict[str, NDArray[Any]]
@@ -48,7 +49,7 @@ def matrices(golden: Golden) -> dict[str, tuple[Place, int | None, NDArray[np.fl
     exact = golden.exact()
     found = {}
     for place in places(weightcast.open(golden.path).spec.num_layers):
-        if place.role.stays_float32 or place.layer is None:
+        if place.role.storage == "float32" or place.layer is None:
             continue
         stored = np.swapaxes(exact[place.name], -1, -2)
         for expert in range(len(stored)) if place.role.is_experts else (None,):
@@ -68,15 +69,15 @@ def parts_of(tensors: Tensors, module: str) -> Tensors:
 def unpacked(tensors: Tensors, module: str, layout: str, weight_type: Any, shape: Any) -> Any:
     """What a reader of the layout gets, float32."""
     parts = parts_of(tensors, module)
-    if isinstance(weight_type, GroupType):
-        groups = LAYOUTS[layout].unpack(parts, weight_type, *shape)
-        return dequantize_groups(groups, weight_type)
-    if isinstance(weight_type, Fp8Type):
-        return fp8.unpack(parts, weight_type, *shape)
-    if weight_type.block_elements == 1:
+    if weight_type.is_plain:
         return parts[".weight"].astype(np.float32)
-    blocks = FP4_LAYOUTS[weight_type.name].unpack(parts, *shape)
-    return weightcast.dequantize(blocks, weight_type.name)
+    stored = LAYOUTS[layout].matrix_layout(weight_type)
+    rows = stored.unpack(parts, MatrixShape(weight_type, *shape))
+    if isinstance(weight_type, GroupType):
+        return dequantize_groups(rows, weight_type)
+    if isinstance(weight_type, Fp8Type):
+        return dequantize_fp8(rows, weight_type)
+    return weightcast.dequantize(rows, weight_type.name)
 
 
 def wanted(values: NDArray[np.float32], weight_type: Any, importance: Any = None) -> Any:
@@ -86,12 +87,12 @@ def wanted(values: NDArray[np.float32], weight_type: Any, importance: Any = None
         matrix = Matrix(values.reshape(-1), "F32", n_out, n_in, n_in, 1)
         return dequantize_groups(quantize_groups(matrix, weight_type, importance), weight_type)
     if isinstance(weight_type, Fp8Type):
-        rows, scales = fp8.quantize_fp8(values, weight_type)
-        square = weight_type.block
+        rows = quantize_fp8(values, weight_type)
+        scales, square = rows.scales, weight_type.block
         if square:
             scales = np.repeat(np.repeat(scales, square, 0), square, 1)
             scales = scales[: values.shape[0], : values.shape[1]]
-        return rows.astype(np.float32) * scales
+        return rows.weights.astype(np.float32) * scales
     if weight_type == BF16:
         return values.astype(BFLOAT16).astype(np.float32)
     if weight_type == F16:

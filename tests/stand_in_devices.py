@@ -1,7 +1,7 @@
 """CUDA devices that are none: the processor's kernels behind the rules of a device.
 
-What goes in and out must lie in page-locked buffers, a lane belongs to one thread and to the sizes
-it was opened for, and everything is given back once, after the work. A broken rule is an
+What goes in and out must lie in page-locked buffers, a backend belongs to one thread and to the
+sizes it was opened for, and everything is given back once, after the work. A broken rule is an
 AssertionError where it happens.
 """
 
@@ -19,11 +19,12 @@ import pytest
 from numpy.typing import NDArray
 
 from weightcast.errors import DeviceError
-from weightcast.quant import backend, devices
+from weightcast.quant import devices
+from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
-from weightcast.quant.groups import Groups, GroupType, measure_groups, quantize_groups
+from weightcast.quant.groups import Groups, measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import GroupType, QuantType
 
 
 def address_range(array: NDArray[np.generic]) -> range:
@@ -37,11 +38,11 @@ class Machine:
 
     n_devices: int = 1
     pins: list[Pin] = field(default_factory=list)
-    lanes: list[Lane] = field(default_factory=list)
-    # Called with the lane in the middle of its work.
-    during: Callable[[Lane], None] = lambda lane: None
+    backends: list[Backend] = field(default_factory=list)
+    # Called with the backend in the middle of its work.
+    during: Callable[[Backend], None] = lambda backend: None
     refuse_pin: int = -1
-    refuse_lane: int = -1
+    refuse_backend: int = -1
     fail_to_close: bool = False
     # Whether sources, and rows, may lie in memory that is not page-locked.
     takes_pageable: bool = False
@@ -62,11 +63,11 @@ class Machine:
         return devices.Devices(tuple(Device(self, n) for n in range(self.n_devices)))
 
     @property
-    def pieces(self) -> Counter[str]:
-        """How many pieces each device made."""
+    def tasks(self) -> Counter[str]:
+        """Count the tasks that each device did."""
         made: Counter[str] = Counter()
-        for lane in self.lanes:
-            made[lane.device.id] += lane.pieces
+        for backend in self.backends:
+            made[backend.device.id] += backend.tasks
         return made
 
     @property
@@ -75,7 +76,7 @@ class Machine:
 
     def assert_given_back(self) -> None:
         assert not self.is_pinned
-        assert all(lane.is_closed for lane in self.lanes)
+        assert all(backend.is_closed for backend in self.backends)
 
     def assert_pinned(self, array: NDArray[np.generic]) -> None:
         wanted = address_range(array)
@@ -91,7 +92,7 @@ class Pin:
 
     def unpin(self) -> None:
         assert self.is_held
-        assert not any(lane.is_busy for lane in self.machine.lanes)
+        assert not any(backend.is_busy for backend in self.machine.backends)
         self.is_held = False
 
 
@@ -108,12 +109,12 @@ class Device:
     def name(self) -> str:
         return "Stand-in"
 
-    def lane(self, source_bytes: int, blocks_bytes: int) -> Lane:
-        if len(self.machine.lanes) == self.machine.refuse_lane:
+    def open_backend(self, source_bytes: int, blocks_bytes: int) -> Backend:
+        if len(self.machine.backends) == self.machine.refuse_backend:
             raise DeviceError(f"{self.id}: out of device memory")
-        lane = Lane(self, source_bytes, blocks_bytes)
-        self.machine.lanes.append(lane)
-        return lane
+        backend = Backend(self, source_bytes, blocks_bytes)
+        self.machine.backends.append(backend)
+        return backend
 
     def pin(self, buffer: mmap.mmap) -> Pin:
         if len(self.machine.pins) == self.machine.refuse_pin:
@@ -123,14 +124,14 @@ class Device:
         return pin
 
 
-class Lane:
+class Backend:
     def __init__(self, device: Device, source_bytes: int, blocks_bytes: int) -> None:
         self.device = device
         self.machine = device.machine
         self.source_bytes, self.blocks_bytes = source_bytes, blocks_bytes
         self.threads: set[int] = set()
         self.types: Counter[str] = Counter()
-        self.pieces = 0
+        self.tasks = 0
         self.is_busy = self.is_closed = False
 
     def quantize(
@@ -170,12 +171,12 @@ class Lane:
         baseline: Baseline = Baseline.STORED,
     ) -> tuple[Groups, Errors]:
         groups = self.quantize_groups(source, group_type, importance)
-        matrix = backend.as_matrix(source)
+        matrix = as_matrix(source)
         return groups, measure_groups(matrix, groups, group_type, importance, baseline)
 
     @contextmanager
     def _at_work(self, source: Matrix | Blocks, made: str) -> Iterator[Matrix]:
-        """Make one piece, of a source as floats or codes."""
+        """Do one task, of a source as floats or codes."""
         assert not self.is_closed
         assert not self.is_busy
         self.is_busy = True
@@ -184,7 +185,7 @@ class Lane:
         try:
             self._check_source(source)
             self.machine.during(self)
-            self.pieces += 1
+            self.tasks += 1
             self.types[made] += 1
             yield source.dequantized() if isinstance(source, Blocks) else source
         finally:

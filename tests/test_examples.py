@@ -123,12 +123,11 @@ def test_release_workflow():
     commands = [words for script in scripts for words in weightcast_commands(script)]
     used = {words[1] for words in commands}
     assert used == {"inspect", "convert", "verify"}
-    known = cli.commands.commands
-    missing = used - known.keys()
+    missing = used - cli.commands.commands.keys()
     for _, name, *words in commands:
-        options = {text for p in known[name].params for text in p.opts} if name in known else set()
+        options = {text for p in cli.load(name).params for text in p.opts}
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
-        missing |= given - options if name in known else set()
+        missing |= given - options
     assert not missing
     assert any("--bundle" in words for words in commands)
 

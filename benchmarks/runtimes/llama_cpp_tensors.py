@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import weightcast
-from weightcast.converters.families.grok1.tensors import places
+from weightcast.converters.families import FAMILIES
 from weightcast.converters.recipes.weight_types import DirectoryType, directory_type, name_in
 from weightcast.formats.packed import LAYOUTS
-from weightcast.quant.groups import GroupType, dequantize_groups
+from weightcast.formats.packed.layout import MatrixShape
+from weightcast.quant.groups import dequantize_groups
+from weightcast.quant.types import GroupType
 
 Read = Callable[[str], NDArray[np.float32]]
 
@@ -58,7 +60,8 @@ def reader(directory: Path, kind: DirectoryType) -> Read:
         shape = (rows, columns * per_word)
         if ".qweight" in parts:
             shape = (columns, rows * per_word)
-        groups = LAYOUTS[kind.layout].unpack(parts, group_type, *shape)
+        layout = LAYOUTS[kind.layout].matrix_layout(group_type)
+        groups = layout.unpack(parts, MatrixShape(group_type, *shape))
         return dequantize_groups(groups, group_type)
 
     return read
@@ -75,19 +78,20 @@ def main() -> None:
     read = reader(directory, kind)
     converted = {tensor.name: tensor for tensor in gguf.GGUFReader(sys.argv[2]).tensors}
     result: dict[str, list[str]] = {"equal": [], "different": [], "missing": []}
-    for place in places(config["num_hidden_layers"]):
-        if place.gguf not in converted:
-            result["missing"].append(place.gguf)
+    family, names = FAMILIES["grok-1"], "hugging_face"
+    for place in family.places(config["num_hidden_layers"]):
+        if place.name not in converted:
+            result["missing"].append(place.name)
             continue
         if place.role.is_experts:
             experts = range(config["num_local_experts"])
-            wanted = np.stack([read(place.hugging_face(n)) for n in experts])
+            wanted = np.stack([read(family.name_in(place, names, n)) for n in experts])
         else:
-            wanted = read(place.hugging_face())
-        tensor = converted[place.gguf]
+            wanted = read(family.name_in(place, names))
+        tensor = converted[place.name]
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         is_equal = np.array_equal(values.reshape(wanted.shape), wanted)
-        result["equal" if is_equal else "different"].append(place.gguf)
+        result["equal" if is_equal else "different"].append(place.name)
     about = {"directory": directory.name, "weightcast": weightcast.__version__}
     print(json.dumps({**about, **result, "equal": len(result["equal"])}, indent=2))
     sys.exit(bool(result["different"] or result["missing"]))

@@ -1,1 +1,1 @@
-"""text."""
+"""Lines that commands print, made of results."""

@@ -1,50 +1,44 @@
-"""A comparison in words: what `compare` prints."""
+"""Describe a comparison: the lines that `compare` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from weightcast.converters.compare.comparison import Comparison
-from weightcast.converters.report.schema import Metrics, OutputErrors, TensorErrors, parse_report
+from weightcast.converters.compare import Comparison
+from weightcast.converters.report import Metrics, OutputErrors, TensorErrors
 from weightcast.converters.report.text import (
-    BASELINES,
-    cosine_text,
+    BASELINE_TEXTS,
+    COLUMNS,
     is_lossless,
-    number_text,
-    relative_text,
+    metric_text,
     size_text,
-    sqnr_text,
     worst_tensors,
 )
 from weightcast.text import count, some
 
 _WORST = 5
-
-
-_HEADERS = ("SQNR", "relative RMS", "cosine", "largest error")
-
-
-_WEIGHED = ("weighed SQNR", "weighed RMS")
+_METRICS = ("sqnr_db", "relative_rms", "cosine", "largest_error")
+_WEIGHTED = {"sqnr_db": "weighed SQNR", "relative_rms": "weighed RMS"}
 
 
 def comparison_lines(comparison: Comparison, *, all_tensors: bool) -> Iterator[str]:
-    """A line for each kind of tensor, or for each tensor; the worst; what was not measured."""
-    report = parse_report(comparison.report)
-    output = report.outputs[0]
-    yield f"{report.source}: {report.family}, {report.parameters:,} parameters"
+    """Give a line for each role or each tensor, the worst ones, and those not measured."""
+    report = comparison.errors
+    source, output = report.source, report.outputs[0]
+    yield f"{source.path}: {source.family}, {source.parameters:,} parameters"
     bits = f"{output.bits_per_weight:.3f} bits per weight"
     yield f"{output.path}: {output.type}, {size_text(output.bytes)}, {bits}"
     if output.tensors:
-        yield f"errors are differences from {BASELINES[report.baseline]}"
-        yield from _weighed(comparison)
+        yield f"errors are differences from {BASELINE_TEXTS[report.baseline]}"
+        yield from _importance(comparison)
         yield ""
-        yield from _table(_tensor_rows(output) if all_tensors else _kind_rows(output))
+        yield from _table(_tensor_rows(output) if all_tensors else _role_rows(output))
         yield ""
         yield from _summary(output)
     yield from _not_measured(comparison)
 
 
-def _weighed(comparison: Comparison) -> Iterator[str]:
+def _importance(comparison: Comparison) -> Iterator[str]:
     weighing = comparison.weighing
     if weighing.matrix is None:
         return
@@ -59,7 +53,7 @@ def _weighed(comparison: Comparison) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Iterator[str]:
-    """Align cells: those of some columns to the left, numbers to the right."""
+    """Align the cells of some columns to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
@@ -69,14 +63,14 @@ def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Itera
         yield f"  {'  '.join(cells)}".rstrip()
 
 
-def _kind_rows(output: OutputErrors) -> list[list[str]]:
+def _role_rows(output: OutputErrors) -> list[list[str]]:
     headers = _headers(output)
     rows = [["kind", "type", "tensors", "bits/weight", *headers]]
-    for kind in output.kinds:
-        tensors = [tensor for tensor in output.tensors if tensor.kind == kind.kind]
+    for role in output.roles:
+        tensors = [tensor for tensor in output.tensors if tensor.role == role.role]
         types = some(list(dict.fromkeys(tensor.type for tensor in tensors)))
-        bits = f"{kind.bits_per_weight:.3f}"
-        rows.append([kind.kind, types, f"{len(tensors):,}", bits, *_cells(kind.metrics, headers)])
+        bits = f"{role.bits_per_weight:.3f}"
+        rows.append([role.role, types, f"{len(tensors):,}", bits, *_cells(role.metrics, headers)])
     bits = f"{output.bits_per_weight:.3f}"
     return [*rows, ["total", "", f"{len(output.tensors):,}", bits, *_cells(output.total, headers)]]
 
@@ -92,18 +86,14 @@ def _tensor_rows(output: OutputErrors) -> list[list[str]]:
 
 
 def _headers(output: OutputErrors) -> tuple[str, ...]:
-    return _HEADERS if output.total.weighted is None else (*_HEADERS, *_WEIGHED)
+    labels = (COLUMNS[key].label for key in _METRICS)
+    return (*labels, *(() if output.total.weighted is None else _WEIGHTED.values()))
 
 
 def _cells(metrics: Metrics, headers: Sequence[str]) -> list[str]:
-    cells = [
-        sqnr_text(metrics),
-        relative_text(metrics.relative_rms),
-        cosine_text(metrics.cosine),
-        number_text(metrics.largest_error),
-    ]
+    cells = [metric_text(metrics, key) for key in _METRICS]
     if metrics.weighted is not None:
-        cells += [sqnr_text(metrics.weighted), relative_text(metrics.weighted.relative_rms)]
+        cells += [metric_text(metrics.weighted, key) for key in _WEIGHTED]
     return cells + [""] * (len(headers) - len(cells))
 
 
@@ -122,10 +112,10 @@ def _summary(output: OutputErrors) -> Iterator[str]:
 
 def _worst_row(tensor: TensorErrors) -> list[str]:
     metrics = tensor.metrics
-    place = "" if metrics.largest_at is None else f" at {list(metrics.largest_at)}"
-    largest = f"largest error {number_text(metrics.largest_error)}{place}"
-    relative = relative_text(metrics.relative_rms)
-    return [tensor.name, tensor.type, sqnr_text(metrics), relative, largest]
+    position = "" if metrics.largest_at is None else f" at {list(metrics.largest_at)}"
+    largest = f"{COLUMNS['largest_error'].label} {metric_text(metrics, 'largest_error')}{position}"
+    cells = [metric_text(metrics, key) for key in ("sqnr_db", "relative_rms")]
+    return [tensor.name, tensor.type, *cells, largest]
 
 
 def _not_measured(comparison: Comparison) -> Iterator[str]:

@@ -1,30 +1,33 @@
-"""Describe a graph: what `inspect` prints."""
+"""Describe a graph: the lines that `inspect` prints, and its JSON values."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
-from weightcast.converters.graph.stored import stored_as, stored_bytes
-from weightcast.converters.graph.tensor import Spec, Tensor, TensorGraph
-from weightcast.converters.graph.view import first_array, matrices
+from weightcast.converters.graph import (
+    Tensor,
+    TensorGraph,
+    first_array,
+    stored_as,
+    stored_bytes,
+    windows,
+)
+from weightcast.converters.graph.layers import find_layer
 from weightcast.text import bytes_text, count, shown
 
-_LAYER: Final = re.compile(r"^(transformer/decoder_layer_[0-9]+/|([a-z]+\.)?blk\.[0-9]+\.)")
 
-
-def graph_values(graph: TensorGraph[Spec], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """A graph as JSON values."""
+def graph_values(graph: TensorGraph, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe a graph as JSON values."""
     return {
-        "family": graph.family,
+        "family": graph.family.name,
         "source": graph.source,
         "parameters": graph.parameters,
         "hyperparameters": graph.spec.describe(),
         "tensors": [
             {
-                "name": tensor.name,
+                "name": graph.spoken_name(tensor.name),
                 "shape": list(tensor.shape),
                 "stored_as": stored_as(tensor),
                 "bytes": stored_bytes(tensor),
@@ -36,7 +39,7 @@ def graph_values(graph: TensorGraph[Spec], notes: Sequence[str] = ()) -> dict[st
     }
 
 
-def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
+def sparse_notes(graph: TensorGraph) -> list[str]:
     """Warn of files with holes: a download that reserved its space before it had the data."""
     paths = sorted({first_array(tensor).path for tensor in graph.values()})
     holes = []
@@ -57,13 +60,13 @@ def sparse_notes(graph: TensorGraph[Spec]) -> list[str]:
 
 
 def graph_lines(
-    graph: TensorGraph[Spec], notes: Sequence[str] = (), *, all_tensors: bool
+    graph: TensorGraph, notes: Sequence[str] = (), *, all_tensors: bool
 ) -> Iterator[str]:
-    """A graph for reading: a line for each kind of tensor, or for each tensor."""
+    """Describe a graph for reading: a line for each kind of tensor, or for each tensor."""
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
-    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
-    files = {view.array.path for tensor in graph.values() for view in matrices(tensor)}
+    yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
+    files = {view.path for tensor in graph.values() for view in windows(tensor)}
     yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
     values = spec.describe()
     width = max(28, min(46, max(map(len, values), default=0)))
@@ -72,19 +75,28 @@ def graph_lines(
     yield ""
     if all_tensors:
         for tensor in graph.values():
-            yield _tensor_line(tensor.name, tensor, first_array(tensor).path.name)
+            name = graph.spoken_name(tensor.name)
+            yield _tensor_line(name, tensor, first_array(tensor).path.name)
     else:
         kinds: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
         for tensor in graph.values():
-            leaf = _LAYER.sub("layer N: ", tensor.name)
+            leaf = _in_any_layer(graph.spoken_name(tensor.name))
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
         for (leaf, _, _), tensors in kinds.items():
             yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
     yield from (f"note: {note}" for note in (*notes, *sparse_notes(graph)))
 
 
+def _in_any_layer(name: str) -> str:
+    """Name a tensor alike in all layers of the language model, or of an encoder beside it."""
+    layer = find_layer(name, "jax", "gguf")
+    if layer is None or layer.stack.count(".") > 1:
+        return name
+    return f"layer N: {layer.rest}"
+
+
 def _value_text(value: Any) -> str:
-    """A hyperparameter, or metadata: numbers in a column, the rest in short."""
+    """Show a hyperparameter or metadata: numbers in a column, the rest in short."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:>17}"
     if isinstance(value, dict):

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from weightcast.commands.text.graph import sparse_notes
-from weightcast.converters.engine.executor import memory_estimate
-from weightcast.converters.files.bundle_names import bundle_paths
+from weightcast.converters.engine import memory_estimate
+from weightcast.converters.files import bundle_paths
 from weightcast.converters.output.disk_space import disk_space
-from weightcast.converters.plan.estimate import Estimate, estimate
-from weightcast.converters.plan.plan import Plan
+from weightcast.converters.plan import Estimate, Plan, Workers
+from weightcast.converters.plan.estimate import estimate
 from weightcast.converters.targets.target import Output
-from weightcast.quant.devices import PROCESSOR, Devices
 from weightcast.text import bytes_text, count, duration
 
 
@@ -34,56 +33,56 @@ def output_lines(output: Output) -> Iterator[str]:
 
 def bundle_lines(plan: Plan, output: Output) -> Iterator[str]:
     if plan.has_bundles:
-        paths = bundle_paths(output.request.path, output.request.kind)
+        paths = bundle_paths(output.request.path, output.request.target.is_directory)
         yield f"  bundle: {', '.join(path.name for path in paths.all)}"
 
 
-def plan_values(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> dict[str, Any]:
-    """What a conversion would do, as JSON values."""
-    memory = memory_estimate(plan, workers, devices)
+def plan_values(plan: Plan, workers: Workers) -> dict[str, Any]:
+    """Describe a planned conversion as JSON values."""
+    memory = memory_estimate(plan, workers)
     return {
         "source": plan.graph.source,
         "parameters": plan.graph.parameters,
         "read_bytes": plan.read_bytes,
         "outputs": [output.describe() for output in plan.outputs],
         "buffer_bytes": memory.host + memory.staged,
-        "pinned_bytes": memory.host if devices.cuda else 0,
+        "pinned_bytes": memory.host if workers.devices.cuda else 0,
         "bytes_on_each_device": memory.device,
-        **devices.describe(),
+        **workers.devices.describe(),
         "disk": [
             {"folder": str(space.folder), "needed_bytes": space.needed, "free_bytes": space.free}
             for space in disk_space(plan.outputs)
         ],
-        "estimate": estimate(plan, workers, devices).describe(),
+        "estimate": estimate(plan, workers).describe(),
         "notes": sparse_notes(plan.graph),
     }
 
 
-def plan_lines(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Iterator[str]:
-    """What a conversion would do."""
+def plan_lines(plan: Plan, workers: Workers) -> Iterator[str]:
+    """Describe a planned conversion in lines of text."""
     graph = plan.graph
-    yield f"{graph.source}: {graph.family}, {graph.parameters:,} parameters"
+    yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
     yield from (f"note: {note}" for note in sparse_notes(graph))
     yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
     for output in plan.outputs:
         yield from output_lines(output)
         yield from bundle_lines(plan, output)
-    memory = memory_estimate(plan, workers, devices)
-    kind = "page-locked buffers" if devices.cuda else "buffers"
-    yield f"memory: {memory.host / 2**20:,.0f} MiB of {kind} for {count(workers, 'worker')}"
+    memory = memory_estimate(plan, workers)
+    kind = "page-locked buffers" if workers.devices.cuda else "buffers"
+    yield f"memory: {memory.host / 2**20:,.0f} MiB of {kind} for {count(workers.count, 'worker')}"
     if memory.staged:
         yield f"  and {memory.staged / 2**20:,.0f} MiB to put words together that lie across rows"
-    if devices.cuda:
-        yield f"  and {memory.device / 2**20:,.0f} MiB on each device: {devices.text}"
+    if workers.devices.cuda:
+        yield f"  and {memory.device / 2**20:,.0f} MiB on each device: {workers.devices.text}"
     for space in disk_space(plan.outputs):
         yield f"disk: {bytes_text(space.needed)} needed, {space.free:,} free at {space.folder}"
         if space.needed > space.free:
             yield f"  NOT ENOUGH: {bytes_text(space.needed - space.free)} more must be freed"
-    yield estimate_line(estimate(plan, workers, devices))
+    yield estimate_line(estimate(plan, workers))
 
 
 def estimate_line(found: Estimate) -> str:
-    """How long it will take, and what that is made of."""
+    """Tell how long the conversion will take, and what that is made of."""
     if found.disk_bytes_per_s is None:
         disk = "the disk's speed is not known"
     else:

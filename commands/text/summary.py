@@ -4,61 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from weightcast.commands.text.graph import sparse_notes
 from weightcast.commands.text.plan import bundle_lines, output_lines
 from weightcast.converters.convert import Summary
+from weightcast.converters.report import Metrics, OutputErrors
 from weightcast.text import count, some
 
 
-def error_line(output: dict[str, Any], baseline: str) -> str:
-    """The errors of an output of a report in short."""
-    total = output["total"]
+def error_line(output: OutputErrors, baseline: str) -> str:
+    """Sum up the errors of an output: in total, and those of its worst tensor."""
     against = "the stored values" if baseline == "stored" else "those rounded to bf16"
-    if total["error_squares"] == 0:
+    if output.total.error_squares == 0:
         return f"  no error against {against}"
-    sizes = [tensor["metrics"]["relative_rms"] for tensor in output["tensors"]]
-    sizes = [math.inf if size is None else size for size in sizes]
-    worst = output["tensors"][sizes.index(max(sizes))]
+    sizes = [tensor.metrics.relative_rms for tensor in output.tensors]
+    numbers = [math.inf if size is None else size for size in sizes]
+    worst = output.tensors[numbers.index(max(numbers))]
     return (
-        f"  errors against {against}: {_error_text(total)}; most in {worst['name']}: "
-        f"{_error_text(worst['metrics'])}"
+        f"  errors against {against}: {_error_text(output.total)}; most in {worst.name}: "
+        f"{_error_text(worst.metrics)}"
     )
 
 
-def _error_text(metrics: dict[str, Any]) -> str:
-    if metrics["relative_rms"] is None:
+def _error_text(metrics: Metrics) -> str:
+    if metrics.relative_rms is None:
         return "not finite"
-    if metrics["sqnr_db"] is None:
+    if metrics.sqnr_db is None:
         return "none"
-    return f"relative RMS {metrics['relative_rms']:.3g}, SQNR {metrics['sqnr_db']:.2f} dB"
+    return f"relative RMS {metrics.relative_rms:.3g}, SQNR {metrics.sqnr_db:.2f} dB"
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
-    """What a conversion did."""
+    """Summarize a finished conversion."""
     yield from (f"note: {note}" for note in sparse_notes(summary.plan.graph))
     for number, output in enumerate(summary.plan.outputs):
         yield from output_lines(output)
         yield from bundle_lines(summary.plan, output)
         origins = summary.block_origins(number)
-        is_gguf = output.request.kind == "gguf"
+        codes = output.request.target.codes
         if origins["lossless"]:
-            proof = "" if is_gguf else ", each proved on the bytes written"
             yield (
                 f"  {count(len(origins['lossless']), 'tensor')} carry the source's int8 codes and "
-                f"scales unchanged: lossless{proof}"
+                f"scales unchanged: lossless{codes.proof}"
             )
         if origins["quantized"]:
             yield f"  quantized: {some(origins['quantized'])}"
-        what = "blocks" if is_gguf else "groups"
         for name, numbers in origins["requantized"].items():
             inexact = numbers["inexact_scales"]
-            reason = f", {inexact:,} scales are not exact in float16" if is_gguf else ""
+            reason = f", {inexact:,}{codes.reason}" if codes.reason else ""
             requantized = numbers["requantized_blocks"]
-            yield f"  {name}: {requantized:,} of {numbers['blocks']:,} {what} requantized{reason}"
-        if summary.report is not None:
-            yield error_line(summary.report["outputs"][number], summary.report["baseline"])
+            total = f"{numbers['blocks']:,} {codes.unit}"
+            yield f"  {name}: {requantized:,} of {total} requantized{reason}"
+        if (errors := summary.errors) is not None:
+            yield error_line(errors.outputs[number], errors.baseline)
     rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
     hashing = f", bundles in {summary.bundle_seconds:.1f} s" if summary.bundles else ""

@@ -1,6 +1,6 @@
-"""The model card of an output: a README.md with front matter that model hubs read.
+"""Write the model card of an output: a README.md with front matter that model hubs read.
 
-It says what the files are, how they were made and what runs them; nothing of the machine.
+It says what the files are, how they were made and what runs them; nothing about the machine.
 """
 
 from __future__ import annotations
@@ -8,40 +8,28 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from weightcast.converters.bundle.runtimes import running
-from weightcast.converters.families.any_gguf import GGUFModel
-from weightcast.converters.families.grok1 import gguf as grok1_gguf
-from weightcast.converters.families.grok1 import tensors as grok1
-from weightcast.converters.families.grok1.spec import GROK_1
-from weightcast.converters.files.bundle_names import SUMS, TENSORS, bundle_paths
-from weightcast.converters.files.version import weightcast_version
-from weightcast.converters.graph.tensor import Spec, TensorGraph
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.sources.inputs import Inputs, without_folders
+from weightcast.converters.families import of_architecture
+from weightcast.converters.files import SUMS, TENSORS, bundle_paths, weightcast_version
+from weightcast.converters.graph import Card, TensorGraph
+from weightcast.converters.plan import Plan
+from weightcast.converters.sources import ConvertOptions, without_folders
 from weightcast.converters.targets.target import Output, PlannedTensor
-from weightcast.formats.gguf import read as gguf
 from weightcast.text import count, in_code, one_line
 
-BASE_MODEL: Final = "xai-org/grok-1"
-
-
 _NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
-
-
 _LICENSE_KEY: Final = "general.license"
-
-
 # How model hubs write licences; anything else in metadata is left out.
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True)
 class CardErrors:
-    """What a card says of errors, in lines of Markdown, and what they were measured against."""
+    """The section of a card on errors, in lines of Markdown, and the baseline of the errors."""
 
     lines: Sequence[str]
     baseline: str = "stored"
@@ -56,7 +44,7 @@ def model_card(plan: Plan, number: int, errors: CardErrors | None = None) -> str
         ["## Files", "", *_files(output)],
         ["## Types", "", *_types(output)],
         ["## How it was made", "", *_how(plan, number, errors)],
-        ["## Running it", "", *running(output, no_tokenizer=plan.inputs.given.no_tokenizer)],
+        ["## Running it", "", *running(output, no_tokenizer=plan.inputs.options.no_tokenizer)],
     ]
     if errors is not None:
         sections.append(["## Errors", "", *errors.lines])
@@ -64,50 +52,51 @@ def model_card(plan: Plan, number: int, errors: CardErrors | None = None) -> str
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def is_grok_1(graph: TensorGraph[Spec]) -> bool:
-    """Whether a model is of Grok-1's family, of whatever size."""
-    return graph.family in (grok1.FAMILY, grok1_gguf.ARCHITECTURE)
+def card_of(graph: TensorGraph) -> Card | None:
+    """Find what cards say of a model's family, of whatever size the model is."""
+    family = of_architecture(graph.family.architecture)
+    return None if family is None else family.card
 
 
-def is_release(graph: TensorGraph[Spec]) -> bool:
-    """Whether a model has the released Grok-1's dimensions."""
-    if not is_grok_1(graph):
+def is_release(graph: TensorGraph) -> bool:
+    """Tell whether a model has the dimensions of the release that its family is named after."""
+    family = of_architecture(graph.family.architecture)
+    if family is None or family.card is None:
         return False
-    if isinstance(graph.spec, GGUFModel):
-        metadata = graph.spec.metadata
-        found = [
-            gguf.whole_number(metadata, f"grok.{key}")
-            for key in ("block_count", "embedding_length")
-        ]
-        return found == [GROK_1["num_layers"], GROK_1["emb_size"]]
-    spec = graph.spec.describe()
-    names = ("num_layers", "emb_size", "num_experts", "vocab_size")
-    return all(spec[name] == GROK_1[name] for name in names)
+    said = graph.spec.describe()
+    for row in family.hyperparameters:
+        if row.name not in family.card.release_sizes or row.gguf is None:
+            continue
+        # A GGUF file under its own names says its hyperparameters in GGUF's keys.
+        size = said.get(row.name, said.get(row.gguf.name))
+        if size != row.released and not (size is None and row.gguf.optional):
+            return False
+    return True
 
 
-def _license(graph: TensorGraph[Spec]) -> str | None:
-    """The licence as model hubs call it: what a GGUF file says, or Grok-1's."""
-    if isinstance(graph.spec, GGUFModel):
-        told = graph.spec.metadata.get(_LICENSE_KEY)
-        if isinstance(told, str) and _LICENSE.fullmatch(told.lower()):
-            return told.lower()
-    return "apache-2.0" if is_grok_1(graph) else None
+def _license(graph: TensorGraph) -> str | None:
+    """Name the licence as model hubs do: what a GGUF file says, or the family's."""
+    told = graph.spec.describe().get(_LICENSE_KEY)
+    if isinstance(told, str) and _LICENSE.fullmatch(told.lower()):
+        return told.lower()
+    card = card_of(graph)
+    return None if card is None else card.license
 
 
-def _front_matter(graph: TensorGraph[Spec], output: Output) -> list[str]:
-    is_gguf = output.request.kind == "gguf"
+def _front_matter(graph: TensorGraph, output: Output) -> list[str]:
+    target, card = output.request.target, card_of(graph)
     values: dict[str, Any] = {}
     told = _license(graph)
     if told is not None:
         values["license"] = told
-    if is_release(graph):
-        values["base_model"] = BASE_MODEL
+    if card is not None and is_release(graph):
+        values["base_model"] = card.base_model
         values["base_model_relation"] = "quantized"
-    values["library_name"] = "gguf" if is_gguf else "transformers"
+    values["library_name"] = target.library
     values["pipeline_tag"] = "text-generation"
     directory = output.request.directory
-    tags = ["grok-1"] if is_grok_1(graph) else []
-    tags += ["weightcast", "gguf" if is_gguf else "safetensors", output.request.type_name.lower()]
+    tags = [] if card is None else [card.tag]
+    tags += ["weightcast", target.name, output.request.type_name.lower()]
     if directory is not None and directory.is_packed:
         tags.append(directory.layout)
     lines = ["---"]
@@ -124,13 +113,14 @@ def _title(output: Output) -> str:
 
 def _what_it_is(plan: Plan, output: Output) -> Iterator[str]:
     graph, request = plan.graph, output.request
-    form = "GGUF" if request.kind == "gguf" else "safetensors"
-    model = f"a model of architecture {in_code(graph.family)}"
-    if is_release(graph):
-        model = "[Grok-1](https://github.com/xai-org/grok-1), the released weights of xAI"
-    elif is_grok_1(graph):
-        model = "a model of Grok-1's architecture"
-    yield f"{form}, {request.type_name}, of {model}: {graph.parameters:,} parameters."
+    model = f"a model of architecture {in_code(graph.family.name)}"
+    family = of_architecture(graph.family.architecture)
+    if family is not None and family.card is not None:
+        model = f"a model of {family.title}'s architecture"
+        if is_release(graph):
+            model = family.card.release
+    form, parameters = request.target.form, f"{graph.parameters:,} parameters"
+    yield f"{form}, {request.type_name}, of {model}: {parameters}."
 
 
 def _files(output: Output) -> Iterator[str]:
@@ -141,14 +131,14 @@ def _files(output: Output) -> Iterator[str]:
     for name, content in sorted(output.companions.items()):
         yield f"| `{in_code(name)}` | {len(content):,} |"
     yield ""
-    paths = bundle_paths(output.request.path, output.request.kind)
+    paths = bundle_paths(output.request.path, output.request.target.is_directory)
     sums = in_code(shlex.quote(paths.path(SUMS).name))
     yield f"`sha256sum -c {sums}` checks these files."
     yield f"`{in_code(paths.path(TENSORS).name)}` has the SHA-256 of each tensor."
 
 
 def _types(output: Output) -> Iterator[str]:
-    """What each kind of tensor is stored as."""
+    """List the types that each kind of tensor is stored in."""
     yield (
         f"{output.bits_per_weight:.2f} bits per weight: {output.data_bytes:,} bytes of "
         f"{count(len(output.tensors), 'tensor')}."
@@ -185,46 +175,46 @@ def _how(plan: Plan, number: int, errors: CardErrors | None) -> Iterator[str]:
 
 
 def _command(plan: Plan, number: int, errors: CardErrors | None) -> str:
-    """The command that makes this output and its bundle alone, files without their folders."""
-    inputs, output = plan.inputs, plan.outputs[number]
-    given = inputs.given
-    words = ["weightcast", "convert", inputs.source_name, output.request.path.name]
-    if given.types:
-        words += ["--type", given.types[number]]
-    for text in given.tensor_types:
-        words += ["--tensor-type", text]
-    extras = inputs.extras
-    for role in ("recipe", "imatrix", "spec", "tokenizer"):
-        if role in extras:
-            words += [f"--{role}", extras[role].path.name]
-    if given.split_bytes:
-        words += ["--split", str(given.split_bytes)]
-    words += [f"--{flag}" for flag, is_given in _flags(inputs) if is_given]
-    if errors is not None:  # without them the card would be another one
-        words += ["--baseline", errors.baseline]
-    return one_line(" ".join(map(shlex.quote, [*words, "--bundle"])))
+    """Write the command that makes this output and its bundle alone, files without folders."""
+    inputs, path = plan.inputs, plan.outputs[number].request.path
+    options = replace(
+        inputs.options,
+        types=inputs.options.types[number : number + 1],
+        baseline=None if errors is None else errors.baseline,  # without errors: another card
+        bundle=True,
+    )
+    names = {role: file.path.name for role, file in inputs.extras.items()}
+    words = ["weightcast", "convert", inputs.source_name, path.name, *_options(options, names)]
+    return one_line(" ".join(map(shlex.quote, words)))
 
 
-def _flags(inputs: Inputs) -> Iterator[tuple[str, bool]]:
-    yield "no-tokenizer", inputs.given.no_tokenizer
-    yield "pure", inputs.given.pure
-    yield "allow-requantize", inputs.given.allow_requantize
+def _options(options: ConvertOptions, names: Mapping[str, str]) -> Iterator[str]:
+    """Spell the options that are given; files by their names, which may have been found."""
+    for row in options.ordered(lambda option: option.card):
+        flag, value = row.option.flag, options.recorded(row)
+        if row.is_input:
+            value = names.get(row.name)
+        if not value:
+            continue
+        if row.option.kind == "flag":
+            yield flag
+            continue
+        for text in value if row.option.kind == "texts" else (value,):
+            yield from (flag, str(text))
 
 
-def _license_text(graph: TensorGraph[Spec]) -> Iterator[str]:
+def _license_text(graph: TensorGraph) -> Iterator[str]:
     told = _license(graph)
-    if is_release(graph):
-        yield (
-            "xAI released the code and the weights of Grok-1 under the Apache License 2.0, which "
-            "holds for these files too."
-        )
+    family = of_architecture(graph.family.architecture)
+    if family is not None and family.card is not None and is_release(graph):
+        yield family.card.license_text
     elif told is not None:
-        whose = "Grok-1's" if is_grok_1(graph) else "what the source says"
+        whose = "what the source says" if family is None else f"{family.title}'s"
         yield f"{told}: {whose}."
     else:
         yield "That of the source, which does not say."
 
 
 def _prose(text: str) -> str:
-    """A text with nothing that Markdown takes for its own."""
+    """Escape whatever Markdown would take for its own."""
     return re.sub(r"([\\`*<\[])", r"\\\1", one_line(text))

@@ -1,4 +1,4 @@
-"""What says where an output comes from: an in-toto Statement, a list of tensors, checksums.
+"""Write where an output comes from: an in-toto Statement, a list of tensors, checksums.
 
 Sources: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and
 https://slsa.dev/spec/v1.0/provenance. docs/bundle.md describes our build type and tensors.json.
@@ -14,26 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.files.bundle_names import BUILD_TYPE
-from weightcast.converters.files.version import weightcast_version
-from weightcast.converters.recipes.weight_types import type_label
-from weightcast.converters.sources.inputs import InputFile, Inputs
+from weightcast.converters.files import BUILD_TYPE, weightcast_version
+from weightcast.converters.sources import InputFile, Inputs, Row
 from weightcast.converters.targets.target import Request
 from weightcast.errors import RequestError
 from weightcast.formats.array import StoredArray
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-
-
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
-
-
 BUILDER: Final = "urn:weightcast:command-line"
-
-
 TENSORS_SCHEMA: Final = "urn:weightcast:tensors:v1"
-
-
 _DATE_VARIABLE: Final = "SOURCE_DATE_EPOCH"
 
 
@@ -47,7 +37,7 @@ class HashedTensor:
 
 
 def source_date() -> str | None:
-    """The time that SOURCE_DATE_EPOCH names, as RFC 3339 says it. Raises RequestError.
+    """Read the time in SOURCE_DATE_EPOCH and write it as in RFC 3339. Raises RequestError.
 
     Source: https://reproducible-builds.org/specs/source-date-epoch/
     """
@@ -112,24 +102,35 @@ def statement(
 def _parameters(
     request: Request, inputs: Inputs, extras: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    given = inputs.given
+    """Describe what was asked for: files by name and digest, options of no use as not given."""
+    options = inputs.options
+
+    def recorded(row: Row) -> object:
+        if row.is_input:
+            return extras.get(row.name)
+        return options.recorded(row) if row.option.is_for(request.form) else row.default
+
     return {
         "source": readable(inputs.source_name),
         "output": {
             "name": readable(request.path.name),
-            "kind": request.kind,
+            "kind": request.target.name,
             "type": request.type_name,
         },
         "rules": [
-            {"pattern": readable(rule.pattern.pattern), "type": type_label(rule.type)}
+            {"pattern": readable(rule.pattern.pattern), "type": rule.type.label}
             for rule in request.overrides
         ],
-        "pure": request.pure,
-        "splitBytes": given.split_bytes,
-        "allowRequantize": given.allow_requantize,
-        "noTokenizer": given.no_tokenizer,
-        **{role: extras.get(role) for role in ("tokenizer", "spec", "imatrix", "recipe")},
+        **{
+            _camel_case(row.record_name): recorded(row)
+            for row in options.ordered(lambda option: option.provenance)
+        },
     }
+
+
+def _camel_case(name: str) -> str:
+    first, *words = name.split("_")
+    return first + "".join(word.capitalize() for word in words)
 
 
 def _order(dependency: tuple[InputFile, str]) -> tuple[bool, str, str]:
@@ -146,7 +147,7 @@ def _named(name: str, sha: str) -> dict[str, Any]:
 
 
 def readable(name: str) -> str:
-    """A file's name as valid Unicode: what is not becomes a question mark."""
+    """Make a file's name valid Unicode, with question marks for what is not."""
     return name.encode("utf-8", "replace").decode()
 
 

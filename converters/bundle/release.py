@@ -13,43 +13,40 @@ from pathlib import Path
 
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle.model_card import CardErrors, model_card
-from weightcast.converters.engine.executor import default_workers
-from weightcast.converters.files.atomic import write_flushed
-from weightcast.converters.files.bundle_names import (
+from weightcast.converters.engine import Digests, FileToHash, hash_files
+from weightcast.converters.files import (
     CARD,
     STATEMENT,
     SUMS,
     TENSORS,
     bundle_paths,
+    explained,
     foreign_files,
     sha256,
+    write_flushed,
     written_before,
 )
-from weightcast.converters.files.hashing import Digests, FileToHash, hash_files
-from weightcast.converters.files.posix import explained
-from weightcast.converters.output.files import grown_path
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.targets.target import Output, Request
+from weightcast.converters.output import grown_path
+from weightcast.converters.plan import Plan, choose_workers
+from weightcast.converters.targets.target import Output, Request, Target
 from weightcast.errors import FormatError, LayoutError, OutputError
-from weightcast.formats import safetensors
 from weightcast.formats.array import StoredArray
-from weightcast.formats.gguf import read as gguf
 
 
 def earlier_notes(request: Request) -> Iterator[str]:
     """Say what becomes of the bundle of an earlier output where no new one is asked for."""
-    paths = bundle_paths(request.path, request.kind)
+    paths = bundle_paths(request.path, request.target.is_directory)
     if not written_before(paths):
         return
     yield "the release bundle of the earlier output goes with it; --bundle makes a new one"
-    if request.kind == "gguf":  # of a directory it is refused that they go
+    if not request.target.is_directory:  # of a directory it is refused that they go
         for path in foreign_files(paths):
             yield f"{path.name} was edited and stays, though it describes the earlier output"
 
 
 def make_bundles(
     plan: Plan,
-    workers: int | None = None,
+    jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
     errors: Mapping[int, CardErrors] | None = None,
 ) -> tuple[dict[Path, Path], ...]:
@@ -64,7 +61,7 @@ def make_bundles(
     outputs = [_Contents.of(output) for output in plan.outputs]
     files = [file for contents in outputs for file in contents.files]
     files += [FileToHash(file.path, file.check) for file in plan.inputs.files]
-    digests = hash_files(files, workers or default_workers(), on_progress)
+    digests = hash_files(files, choose_workers(jobs).count, on_progress)
     known = {file.path: found for file, found in zip(files, digests, strict=True)}
     for contents in outputs:
         contents.check_again(known)
@@ -115,7 +112,7 @@ class _Grown:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What is on the disk of one output: its files by their final names, the tensors in each."""
+    """The files of one output on the disk, by their final names, and the tensors in each."""
 
     output: Output
     grown: dict[Path, _Grown]
@@ -128,7 +125,7 @@ class _Contents:
         sizes.update({output.request.path / n: len(raw) for n, raw in output.companions.items()})
         grown = {path: _Grown.of(grown_path(output, path), size) for path, size in sizes.items()}
         tensors = {
-            file.path: _tensors_in(grown[file.path].path, output.request.kind)
+            file.path: _tensors_in(grown[file.path].path, output.request.target)
             for file in output.files
         }
         return cls(output, grown, tensors)
@@ -165,10 +162,10 @@ class _Contents:
                 raise OutputError(f"{path}: not what was written")
 
 
-def _tensors_in(path: Path, kind: str) -> dict[str, StoredArray]:
-    """What the header of a written file says is in it."""
+def _tensors_in(path: Path, target: Target) -> dict[str, StoredArray]:
+    """Read the names of a written file's tensors from its header."""
     try:
-        read = gguf.read_file(path).tensors if kind == "gguf" else safetensors.read_index(path)
+        read = target.read(path)
     except (FormatError, LayoutError) as problem:
         raise OutputError(f"{problem}: not what was written") from None
     except OSError as problem:
@@ -196,7 +193,7 @@ def _make(
 ) -> dict[Path, bytes]:
     """Make the files of one bundle, in the order in which they get their names."""
     output = contents.output
-    paths = bundle_paths(output.request.path, output.request.kind)
+    paths = bundle_paths(output.request.path, output.request.target.is_directory)
     files = {path.name: known[grown.path].sha256 for path, grown in contents.grown.items()}
     tensors = provenance.tensor_list(contents.hashed_tensors(known))
     card = model_card(plan, number, errors).encode("utf-8", "replace")

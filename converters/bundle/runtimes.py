@@ -1,6 +1,6 @@
-"""How to run an output, in each runtime that takes it, and which of them do not.
+"""Say how to run an output in each runtime that takes it, and which do not.
 
-What is said of runtimes was found as benchmarks/runtimes/README.md tells.
+benchmarks/runtimes/README.md says how this was found.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from weightcast.converters.recipes.weight_types import COMPRESSED_TENSORS, PLAIN, WEIGHTCAST
+from weightcast.converters.recipes import PLAIN
 from weightcast.converters.targets.target import Output
-from weightcast.quant.groups import GroupType
+from weightcast.formats.packed import LAYOUTS
+from weightcast.formats.packed.readers import Readers
+from weightcast.quant.types import WeightType
 from weightcast.text import in_code
 
 # How notes begin that say of a runtime why not.
 _REFUSALS: Final = ("cannot load this: ", "cannot run this model: ", "will be wrong: ")
-
-
-# What vLLM's kernels for experts take: groups of 256, or a scale a row.
-_VLLM_INT8_GROUPS: Final = (256, 0)
+# Plain floats, which every runtime reads that has the model.
+_PLAIN_READERS: Final = Readers(
+    transformers="(tested with 5.23)", transformers_hint=", with the code in the directory"
+)
 
 
 def running(output: Output, *, no_tokenizer: bool) -> Iterator[str]:
     """Give the section's lines, in Markdown."""
     yield "All of the weights must fit into memory, of GPUs or of the machine."
     yield ""
-    if output.request.kind == "gguf":
+    if not output.request.target.is_directory:
         yield from _llama_cpp(output)
         if no_tokenizer:
             yield "- There is no tokenizer in it: only token ids go in and come out."
@@ -48,24 +50,24 @@ def _llama_cpp(output: Output) -> Iterator[str]:
     yield f"- **llama.cpp** and what builds on it: `llama-cli -m {first}`{more}."
 
 
-def _transformers(output: Output) -> Iterator[str]:
+def _readers(output: Output) -> Readers:
     directory = output.request.directory
     assert directory is not None
+    if directory.layout == PLAIN:
+        return _PLAIN_READERS
+    return LAYOUTS[directory.layout].traits.readers
+
+
+def _transformers(output: Output) -> Iterator[str]:
+    readers = _readers(output)
+    if readers.unread:
+        yield f"- **transformers** does not read {readers.unread}."
+        return
     name = in_code(json.dumps(output.request.path.name, ensure_ascii=False))
     load = (
         f'`AutoModelForCausalLM.from_pretrained({name}, trust_remote_code=True, device_map="auto")`'
     )
-    if directory.layout == WEIGHTCAST:
-        yield "- **transformers** does not read weightcast's own layout of groups."
-    elif directory.layout == PLAIN:
-        yield f"- **transformers** (tested with 5.23): {load}, with the code in the directory."
-    elif directory.layout == COMPRESSED_TENSORS:
-        yield (
-            f"- **transformers** with compressed-tensors (int8 and int4 tested with 5.23): {load}. "
-            "Asymmetric groups need `quantization_config=CompressedTensorsConfig(dequantize=True)`."
-        )
-    else:
-        yield f"- **transformers** with a library for {directory.layout} (not tested): {load}."
+    yield f"- **transformers** {readers.transformers}: {load}{readers.transformers_hint}."
 
 
 def _vllm(output: Output, name: str) -> Iterator[str]:
@@ -74,7 +76,8 @@ def _vllm(output: Output, name: str) -> Iterator[str]:
         yield f"- **vLLM** does not run it: {reason}."
         return
     tested = "was not tested with this directory's types"
-    if all(isinstance(kind, GroupType) for kind in _packed_types(output).values()):
+    readers = _readers(output)
+    if all(readers.tested_in_vllm(weight_type) for weight_type in _packed_types(output).values()):
         tested = "was tested with directories of this kind, serving on GPUs was not"
     yield (
         f"- **vLLM** up to 0.24, as later ones have no Grok-1: `vllm serve {name}`. Its loader "
@@ -84,7 +87,7 @@ def _vllm(output: Output, name: str) -> Iterator[str]:
 
 
 def _refusal(output: Output, runtime: str) -> str | None:
-    """The reason that a note gives why a runtime does not run an output."""
+    """Give the reason of a note why a runtime does not run an output."""
     for note in output.notes:
         for words in _REFUSALS:
             who, found, reason = note.partition(words)
@@ -93,10 +96,10 @@ def _refusal(output: Output, runtime: str) -> str | None:
     return None
 
 
-def _packed_types(output: Output) -> dict[str, object]:
-    """What packed matrices are made of, by their names."""
+def _packed_types(output: Output) -> dict[str, WeightType]:
+    """Map the names of packed matrices to their types."""
     return {
-        planned.tensor.name: getattr(planned.packed.packing, "type", planned.type)
+        planned.tensor.name: planned.packed.packing.type
         for planned in output.tensors
         if planned.packed is not None
     }
@@ -104,37 +107,24 @@ def _packed_types(output: Output) -> dict[str, object]:
 
 def vllm_refusal(output: Output) -> str | None:
     """Say why vLLM 0.24 does not load a directory; None if it does."""
-    told = _refusal(output, "vLLM")
-    directory = output.request.directory
-    assert directory is not None
-    if told is not None or directory.layout == WEIGHTCAST:
-        return told or "it does not know weightcast's own layout of groups"
-    for name, kind in _packed_types(output).items():
-        if not isinstance(kind, GroupType):
-            continue
-        if directory.layout.startswith("gptq") and not kind.symmetric:
-            return "its GPTQ has no zero points"
-        if directory.layout == "awq" and kind.group_size == 0:
-            return "its AWQ has no scales for whole rows"
-        is_limited = directory.layout == COMPRESSED_TENSORS and kind.bits == 8
-        if not is_limited or ".experts." not in name:
-            continue
-        if not kind.symmetric:
-            return "its kernels for int8 experts have no zero points"
-        if kind.group_size not in _VLLM_INT8_GROUPS:
-            return (
-                "its kernels for int8 experts take groups of 256 or a scale a row, not groups of "
-                f"{kind.group_size}"
-            )
+    told, readers = _refusal(output, "vLLM"), _readers(output)
+    if told is not None:
+        return told
+    if readers.unread:
+        return f"it does not know {readers.unread}"
+    for name, weight_type in _packed_types(output).items():
+        reason = readers.in_vllm(weight_type, ".experts." in name)
+        if reason is not None:
+            return reason
     return None
 
 
 def _sglang(output: Output, name: str) -> Iterator[str]:
     directory = output.request.directory
     assert directory is not None
-    told = _refusal(output, "SGLang")
-    if directory.layout == WEIGHTCAST:
-        yield "- **SGLang** does not read weightcast's own layout of groups."
+    told, readers = _refusal(output, "SGLang"), _readers(output)
+    if readers.unread:
+        yield f"- **SGLang** does not read {readers.unread}."
     elif told is not None:
         yield f"- **SGLang** does not run it: {told}."
     else:

@@ -5,41 +5,46 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
-from weightcast.converters.engine.executor import default_workers
-from weightcast.converters.graph.view import matrices
-from weightcast.converters.recipes.decide import is_quantized
-from weightcast.converters.recipes.importance import Weighing, weigh_named
-from weightcast.converters.recipes.recipe import RECIPES
-from weightcast.converters.report.collector import MatrixErrors, parse_baseline
-from weightcast.converters.report.measured import (
+from weightcast.converters.graph import TensorGraph, windows
+from weightcast.converters.plan import choose_workers
+from weightcast.converters.recipes import (
+    RECIPES,
+    ImportanceMap,
+    is_quantized,
+    match_importance_named,
+)
+from weightcast.converters.report import (
+    AppliedRecipe,
+    MatrixErrors,
     MeasuredOutput,
     MeasuredTensor,
-    recipe_values,
-    report_values,
+    Report,
+    build_report,
+    json_values,
+    parse_baseline,
 )
-from weightcast.converters.sources.detect import kind_of
-from weightcast.converters.sources.open import AnyGraph
-from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
+from weightcast.converters.sources import CONTAINERS
+from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix
-from weightcast.formats.gguf.read import read_file
 from weightcast.quant.metrics import Baseline
 from weightcast.text import count
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class OpenPair:
     """Two checkpoints that can be compared, opened; no weights were read."""
 
-    source: AnyGraph
-    output: AnyGraph
+    source: TensorGraph
+    output: TensorGraph
     pairing: Pairing
-    weighing: Weighing = field(default_factory=Weighing)
+    weighing: ImportanceMap = field(default_factory=ImportanceMap)
 
     @property
     def read_bytes(self) -> int:
@@ -52,21 +57,27 @@ class Sides:
         return named | _files(self.source) | _files(self.output)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparison:
-    """What B differs by from A.
+    """Errors of B against A, and the tensors that could not be compared.
 
-    `report` has the errors as docs/report.schema.json says, `weighing` what weighed them. Of
-    numbers that are no weights only the bytes are compared: `same` and `different` are their names.
+    `errors` are those of the tensors of both, `report` has them as JSON values, and `weighing` is
+    what weighed them. Of numbers that are no weights only the bytes are compared: `same` and
+    `different` are their names.
     """
 
     a: str
     b: str
     pairing: Pairing = field(repr=False)
-    report: dict[str, Any] = field(repr=False)
+    errors: Report = field(repr=False)
     same: tuple[str, ...] = ()
     different: tuple[str, ...] = ()
-    weighing: Weighing = field(default_factory=Weighing, repr=False)
+    weighing: ImportanceMap = field(default_factory=ImportanceMap, repr=False)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Give the errors as JSON values (docs/report.schema.json)."""
+        return json_values(self.errors)
 
     @property
     def problem(self) -> str | None:
@@ -99,12 +110,12 @@ class Comparison:
         }
 
 
-def open_sides(
+def open_both(
     a: str | Path,
     b: str | Path,
     spec: str | Path | None = None,
     imatrix: str | Path | None = None,
-) -> Sides:
+) -> OpenPair:
     """Open two checkpoints, pair their tensors, and find what weighs each.
 
     Raises CheckpointError.
@@ -115,30 +126,30 @@ def open_sides(
     if not (pairing.pairs or pairing.plain):
         raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
     if imatrix is None:
-        return Sides(source, output, pairing)
+        return OpenPair(source, output, pairing)
     shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
     wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
-    weighing = weigh_named(read_imatrix(imatrix), shapes, wanted)
-    return Sides(source, output, pairing, weighing)
+    weighing = match_importance_named(read_imatrix(imatrix), shapes, wanted)
+    return OpenPair(source, output, pairing, weighing)
 
 
-def measure_sides(
-    sides: Sides,
+def measure_both(
+    sides: OpenPair,
     baseline: Baseline = Baseline.STORED,
     jobs: int | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Comparison:
     """Measure all tensors; `on_progress` gets bytes of `read_bytes`. Raises CheckpointError."""
+    workers = choose_workers(jobs)
     pairing = sides.pairing
     same: list[str] = []
     different: list[str] = []
     for pair in pairing.plain:
         (same if has_same_bytes(pair) else different).append(pair.name)
-    workers = default_workers() if jobs is None else jobs
     measured = measure_pairs(
         pairing.pairs,
         baseline,
-        jobs=workers,
+        jobs=workers.count,
         importance=sides.weighing.rows,
         on_progress=on_progress,
     )
@@ -147,7 +158,7 @@ def measure_sides(
         sides.source.source,
         sides.output.source,
         pairing,
-        report_values(sides.source, baseline, [output]),
+        build_report(sides.source, baseline, [output]),
         tuple(same),
         tuple(different),
         sides.weighing,
@@ -155,14 +166,13 @@ def measure_sides(
 
 
 def measured_output(
-    graph: AnyGraph,
+    graph: TensorGraph,
     pairs: Sequence[Pair],
     measured: Mapping[Pair, tuple[MatrixErrors, ...]],
-    weighing: Weighing,
+    weighing: ImportanceMap,
 ) -> MeasuredOutput:
     """Describe B as an output of A."""
-    kind = kind_of(Path(graph.source))
-    type_name = _type_name(graph, kind, pairs)
+    type_name = _type_name(graph, pairs)
     tensors = (
         MeasuredTensor(
             p.name, p.gguf, p.type, p.output.shape, p.nbytes, measured[p], p.gguf in weighing.rows
@@ -171,31 +181,31 @@ def measured_output(
     )
     return MeasuredOutput(
         path=graph.source,
-        kind=kind,
+        container=graph.container,
         type=type_name,
         nbytes=sum(path.stat().st_size for path in _files(graph)),
         tensors=tuple(tensors),
-        recipe=recipe_values(type_name, (), pure=False),
+        recipe=AppliedRecipe(type_name),
         imatrix=None if weighing.matrix is None else str(weighing.matrix.path),
     )
 
 
-def _type_name(graph: AnyGraph, kind: str, pairs: Sequence[Pair]) -> str:
+def _type_name(graph: TensorGraph, pairs: Sequence[Pair]) -> str:
     """Name what a checkpoint is: as GGUF files say themselves, else what most weights are in."""
-    if kind == "gguf":
-        said = read_file(Path(graph.source)).metadata.get(FILE_TYPE_KEY)
-        for recipe in RECIPES.values():
-            if type(said) is int and recipe.file_type == said:
-                return recipe.name
+    said = CONTAINERS[graph.container].file_type(Path(graph.source))
+    for recipe in RECIPES.values():
+        if said is not None and recipe.file_type == said:
+            return recipe.name
     weights: Counter[str] = Counter()
     for pair in pairs:
         weights[pair.type] += pair.output.size
     most = weights.most_common(1)[0][0] if weights else "unknown"
-    return most.lower() if kind == "safetensors" else most
+    target = TARGETS.get(graph.container)
+    return most.lower() if target is not None and target.is_directory else most
 
 
-def _files(graph: AnyGraph) -> set[Path]:
-    arrays = (view.array.path for tensor in graph.values() for view in matrices(tensor))
+def _files(graph: TensorGraph) -> set[Path]:
+    arrays = (view.path for tensor in graph.values() for view in windows(tensor))
     return {*graph.files, *arrays}
 
 
@@ -222,4 +232,4 @@ def compare(
     `Comparison.problem`.
     """
     against = parse_baseline(baseline)
-    return measure_sides(open_sides(a, b, spec, imatrix), against, jobs, on_progress)
+    return measure_both(open_both(a, b, spec, imatrix), against, jobs, on_progress)

@@ -9,14 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightcast.converters.families.grok1.gguf import ARCHITECTURE
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.tensors import LAYER_ROLES, Place, places
-from weightcast.converters.graph.stored import stored_as, stored_bytes
-from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import check_readable
-from weightcast.converters.sources.detect import kind_of
-from weightcast.converters.sources.open import AnyGraph, open_carried, open_grok1
+from weightcast.converters.families import of_architecture
+from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
+from weightcast.converters.sources import CONTAINERS, open_as_it_is, open_family
 from weightcast.errors import CheckpointError, LayoutError
 
 Shape = tuple[int, ...]
@@ -56,46 +51,43 @@ class Pairing:
 
 def open_pair(
     a: Path, b: Path, spec_a: Path | None = None, spec_b: Path | None = None
-) -> tuple[AnyGraph, AnyGraph]:
+) -> tuple[TensorGraph, TensorGraph]:
     """Open two checkpoints so that their tensors can be paired; no weights are read.
 
     Both as Grok-1 where both are; GGUF files of whatever else under their own names. A GGUF file
     that is a Grok, but not a whole Grok-1, also goes with a Grok-1. Raises CheckpointError.
     """
     first, second = _open(a, spec_a), _open(b, spec_b)
-    if _is_grok1(first) == _is_grok1(second):
+    if first.family.has_table == second.family.has_table:
         return first, second
     own = [
-        open_carried(path) if spec is None else None for path, spec in ((a, spec_a), (b, spec_b))
+        open_as_it_is(path) if spec is None else None for path, spec in ((a, spec_a), (b, spec_b))
     ]
     if own[0] is not None and own[1] is not None:
         return own[0], own[1]
-    other, grok1 = (second, first) if _is_grok1(first) else (first, second)
-    if other.family != ARCHITECTURE:
+    other, known = (second, first) if first.family.has_table else (first, second)
+    if other.family.architecture != known.family.architecture:
+        title = known.family.title
         raise LayoutError(
-            f"{other.source} is a GGUF file of {other.family} and {grok1.source} a Grok-1: only "
-            "GGUF files of one model, or checkpoints of Grok-1, can be compared"
+            f"{other.source} is a GGUF file of {other.family.name} and {known.source} a {title}: "
+            f"only GGUF files of one model, or checkpoints of {title}, can be compared"
         )
     return first, second
 
 
-def _open(path: Path, spec: Path | None) -> AnyGraph:
+def _open(path: Path, spec: Path | None) -> TensorGraph:
     try:
-        return open_grok1(path, spec)
+        return open_family(path, spec)
     except CheckpointError:
-        carried = open_carried(path) if spec is None else None
-        if carried is None:
+        as_it_is = open_as_it_is(path) if spec is None else None
+        if as_it_is is None:
             raise
-        return carried
+        return as_it_is
 
 
-def _is_grok1(graph: AnyGraph) -> bool:
-    return isinstance(graph.spec, Grok1Spec)
-
-
-def pair_tensors(source: AnyGraph, output: AnyGraph) -> Pairing:
-    """Pair tensors by name, those of a Grok-1 by their names in GGUF."""
-    of_source, of_output = _by_gguf_name(source), _by_gguf_name(output)
+def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
+    """Pair tensors by canonical name."""
+    of_source, of_output = _by_name(source), _by_name(output)
     pairs, plain, unlike, reshaped = [], [], [], []
     for gguf, (name, tensor) in of_output.items():
         if gguf not in of_source:
@@ -121,28 +113,17 @@ def pair_tensors(source: AnyGraph, output: AnyGraph) -> Pairing:
     )
 
 
-def _by_gguf_name(graph: AnyGraph) -> dict[str, tuple[str, Tensor]]:
-    """Find the tensors with their names in the graph's own format."""
-    if not isinstance(graph.spec, Grok1Spec):
-        is_grok = graph.family == ARCHITECTURE
-        return {_today(name) if is_grok else name: (name, t) for name, t in graph.items()}
-    is_directory = kind_of(Path(graph.source)) == "safetensors"
+def _by_name(graph: TensorGraph) -> dict[str, tuple[str, Tensor]]:
+    """Find the tensors by canonical name, each with its name in the graph's own container."""
+    family = graph.family
+    if not family.has_table:
+        known = of_architecture(family.architecture)
+        return {known.renamed(name) if known else name: (name, t) for name, t in graph.items()}
+    written = CONTAINERS[graph.container].written
     return {
-        place.gguf: (_in_directory(place) if is_directory else place.gguf, graph[place.name])
-        for place in places(graph.spec.num_layers)
+        name: (family.name_in(place, written, "*"), graph[name])
+        for name, place in graph.places.items()
     }
-
-
-def _today(name: str) -> str:
-    """The name that llama.cpp gives a tensor of Grok-1 now, if it gave it another one before."""
-    for role in LAYER_ROLES:
-        if role.old_gguf is not None and name.endswith(f".{role.old_gguf}.weight"):
-            return name.replace(role.old_gguf, role.gguf)
-    return name
-
-
-def _in_directory(place: Place) -> str:
-    return place.hugging_face().replace("experts.None", "experts.*")
 
 
 def _is_weights(tensor: Tensor) -> bool:

@@ -1,8 +1,8 @@
-"""The same rows of two matrices in memory, and what one's values differ by from the other's."""
+"""Choose and read the same rows of two matrices, and measure the errors of one's values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from math import ceil, lcm
 from typing import Final
@@ -10,27 +10,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph.read import (
-    Slab,
-    bytes_to_read,
-    forget_rows,
-    read_slab,
-    rows_per_slab,
-)
-from weightcast.converters.graph.view import View
-from weightcast.converters.plan.budget import SLAB_BYTES
-from weightcast.converters.plan.plan import whole
+from weightcast.converters.graph import Slab, StoredMatrix, forget_rows, read_slab
+from weightcast.converters.plan import SLAB_BYTES, whole
 from weightcast.errors import CheckpointError
 from weightcast.formats.packed.layout import NUMPY_DTYPES
 from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.types import F32, TYPES, QuantType
+from weightcast.quant.types import F32, QuantType
 
 Sample = int | float | None
-
-
+Key = tuple[int, int]  # a tensor, and a matrix of it
+Views = tuple[StoredMatrix, StoredMatrix]  # a matrix of the source, and what is held against it
 # Rows of a sample come in runs: the cache lines of int8 columns, 64 of them side by side.
 RUN_ROWS: Final = 64
 
@@ -39,15 +31,17 @@ RUN_ROWS: Final = 64
 class PairedRows:
     """Rows [out0, out1) of a matrix in both; `row0` is the first among those that are chosen."""
 
-    source: View
-    output: View
+    key: Key
+    source: StoredMatrix
+    output: StoredMatrix
     out0: int
     out1: int
     row0: int
 
     @property
     def read_bytes(self) -> int:
-        return sum(bytes_to_read(v, self.out0, self.out1) for v in (self.source, self.output))
+        """Bytes to read of both."""
+        return sum(v.bytes_to_read(self.out0, self.out1) for v in (self.source, self.output))
 
     def forget(self) -> None:
         """Let the system's page cache forget both."""
@@ -75,15 +69,22 @@ def chosen_rows(n_out: int, sample: Sample, multiple: int = 1) -> list[tuple[int
     return [(n * run, min((n + 1) * run, n_out)) for n in chosen]
 
 
-def row_multiple(*views: View) -> int:
-    """Rows that are read together in a packed matrix."""
-    return lcm(*(1 if v.array.packed is None else v.array.packed.row_multiple for v in views))
+def row_multiple(*views: StoredMatrix) -> int:
+    """Return how many rows of packed matrices are read together, 1 of others."""
+    return lcm(*(view.row_multiple for view in views))
 
 
-def cut_rows(source: View, output: View, sample: Sample = None) -> Iterator[PairedRows]:
-    """Cut two matrices of one shape into rows that fit slabs of both, in order."""
+def cut_rows(tensors: Iterable[Iterable[Views]], sample: Sample = None) -> Iterator[PairedRows]:
+    """Cut the matrices of tensors into rows that fit slabs of both sides, in order."""
+    for number, tensor in enumerate(tensors):
+        for matrix, views in enumerate(tensor):
+            yield from _cut_matrix((number, matrix), views, sample)
+
+
+def _cut_matrix(key: Key, views: Views, sample: Sample) -> Iterator[PairedRows]:
+    source, output = views
     multiple = row_multiple(source, output)
-    most = whole(min(rows_per_slab(view, SLAB_BYTES) for view in (source, output)), multiple)
+    most = whole(min(view.rows_per_slab(SLAB_BYTES) for view in views), multiple)
     done = 0
     for row0, row1 in chosen_rows(source.shape[0], sample, multiple):
         # Slabs of one size, so that none is only a few rows.
@@ -91,16 +92,16 @@ def cut_rows(source: View, output: View, sample: Sample = None) -> Iterator[Pair
         step = -(-share // multiple) * multiple
         for out0 in range(row0, row1, step):
             out1 = min(out0 + step, row1)
-            yield PairedRows(source, output, out0, out1, done)
+            yield PairedRows(key, source, output, out0, out1, done)
             done += out1 - out0
 
 
-def read_rows(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
+def read_rows(view: StoredMatrix, out0: int, out1: int, buffer: memoryview) -> Slab:
     """Read rows [out0, out1) of a matrix. Raises CheckpointError."""
     try:
         return read_slab(view, out0, out1, buffer)
     except OSError as problem:
-        raise CheckpointError(f"{view.array.path}: cannot be read: {problem.strerror}") from None
+        raise CheckpointError(f"{view.path}: cannot be read: {problem.strerror}") from None
 
 
 def measure_rows(
@@ -111,16 +112,15 @@ def measure_rows(
     baseline: Baseline,
     importance: NDArray[np.float32] | None = None,
 ) -> Errors:
-    """Measure rows [row0, row1) of two slabs; whatever is stored in rows goes in as it is.
+    """Measure the errors of rows [row0, row1) of a slab against the same rows of its source.
 
-    `importance`, float32 [in], weighs columns. The same NaN or infinity in both is no error.
+    Blocks and row-major floats are measured as they are stored. `importance`, float32 [in], weighs
+    columns. The same NaN or infinity in both is no error.
     """
     matrix = as_matrix(source.piece(row0, row1))
-    view = output.view
     stored: tuple[QuantType, NDArray[np.uint8]]
-    is_row_major = view.is_blocked or view.strides == (view.shape[1], 1)
-    if output.decode is None and output.scales is None and is_row_major:
-        stored = TYPES[view.dtype], output.stored_rows(row0, row1)
+    if output.row_type is not None:
+        stored = output.row_type, output.stored_rows(row0, row1)
     else:
         stored = F32, floats(output, row0, row1).reshape(-1).view(np.uint8)
     errors = measure_matrix(matrix, *stored, importance, baseline)
@@ -138,7 +138,7 @@ def measure_rows(
 
 
 def floats(slab: Slab, row0: int, row1: int) -> NDArray[np.float32]:
-    """Give rows of a slab as float32 [rows, in], finite or not."""
+    """Return rows of a slab as float32 [rows, in], finite or not."""
     matrix = as_matrix(slab.piece(row0, row1))
     values = np.empty((matrix.n_out, matrix.n_in), np.float32)
     try:

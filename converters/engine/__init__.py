@@ -1,1 +1,12 @@
-"""engine."""
+"""Carry a plan out: one reader, many workers, files written in order.
+
+`executor` runs a plan, `stream` leases the buffers and hands slabs to workers as tasks, `rows`
+makes the rows of a task for each destination, `panels` gathers words that lie across rows,
+`hashing` reads files for their checksums. Names and types of tensors are the plan's.
+"""
+
+from weightcast.converters.engine.buffers import memory_estimate, slab_buffer
+from weightcast.converters.engine.hashing import Digests, FileToHash, hash_files
+from weightcast.converters.engine.stream import Stream
+
+__all__ = ["Digests", "FileToHash", "Stream", "hash_files", "memory_estimate", "slab_buffer"]

@@ -1,93 +1,80 @@
-"""What threads hand to each other: slabs on loan, pieces of them, what was made of these."""
+"""Pass objects between the reader and the workers of a conversion."""
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 
-from weightcast.converters.engine.panels import Strip
-from weightcast.converters.graph.read import Slab
-from weightcast.converters.output.journal import Write
-from weightcast.converters.plan.plan import WorkItem
-from weightcast.quant.backend import Lane
+from weightcast.converters.engine.panels import Panel
+from weightcast.converters.graph import Slab
+from weightcast.converters.output import Write
+from weightcast.converters.plan import WorkItem
+from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import BlockCounts
-
-
-@dataclass(slots=True)
-class Loan:
-    """A slab buffer on loan to the pieces of one item; the last one gives it back."""
-
-    buffer: mmap.mmap
-    owner: SimpleQueue[mmap.mmap]
-    pieces: int
-    made: Made
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def finish(self) -> None:
-        with self.lock:
-            self.pieces -= 1
-            last = self.pieces == 0
-        if last:
-            self.owner.put(self.buffer)
-
-
-@dataclass(slots=True)
-class Made:
-    """What the pieces of one item made, by the number of the destination."""
-
-    pieces: int
-    counts: dict[int, BlockCounts] = field(default_factory=lambda: defaultdict(BlockCounts))
-    writes: dict[int, list[Write]] = field(default_factory=lambda: defaultdict(list))
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, made: Sequence[tuple[BlockCounts, Sequence[Write]]]) -> bool:
-        """Add what a piece made, destination by destination; whether it was the last piece."""
-        with self.lock:
-            for number, (counts, writes) in enumerate(made):
-                self.counts[number] += counts
-                self.writes[number].extend(writes)
-            self.pieces -= 1
-            return self.pieces == 0
-
-
-def slab_buffer(nbytes: int) -> mmap.mmap:
-    buffer = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
-    # Columns are read at strides of many pages, which huge pages make cheap.
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them is only slower
-            buffer.madvise(mmap.MADV_HUGEPAGE)
-    return buffer
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What a thread keeps to itself: a lane, and a buffer for the rows that it makes."""
+    """The backend of a thread, and its buffer for the rows that it makes."""
 
-    lane: Lane
+    backend: Backend
     buffer: mmap.mmap
-    # Held while there is a piece in the making.
+    # Held while there is a task in work.
     busy: threading.Lock = field(default_factory=threading.Lock)
 
     def close(self) -> None:
-        """Close the lane, after the piece in the making: not every thread can be waited for."""
+        """Close the backend, after the task in work: not every thread can be waited for."""
         with self.busy:
-            self.lane.close()
+            self.backend.close()
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows [row0, row1) of a slab, for one worker; `nbytes` of what was read count for it."""
+class Task:
+    """Rows [row0, row1) of a slab, for one worker; `read_bytes` of what was read count for it.
 
-    number: int
+    The task places columns in `panel`, which it shares with others, and adds what it made to the
+    `result` of its item.
+    """
+
     item: WorkItem
     slab: Slab
     row0: int
     row1: int
-    nbytes: int
-    loan: Loan
-    strip: Strip
+    read_bytes: int
+    panel: Panel
+    result: ItemResult
+
+    @property
+    def out0(self) -> int:
+        """Return the number of the first row in the matrix."""
+        return self.item.out0 + self.row0
+
+
+@dataclass(slots=True)
+class TaskResult:
+    """Blocks that a task made for one destination, by origin, and the writes that hold them."""
+
+    counts: BlockCounts
+    writes: list[Write]
+
+
+@dataclass(slots=True)
+class ItemResult:
+    """Add up what the `tasks` of one item made, by the number of the destination."""
+
+    tasks: int
+    counts: dict[int, BlockCounts] = field(default_factory=lambda: defaultdict(BlockCounts))
+    writes: dict[int, list[Write]] = field(default_factory=lambda: defaultdict(list))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, results: Sequence[TaskResult]) -> bool:
+        """Add the results of a task, one for each destination. Returns whether it was the last."""
+        with self.lock:
+            for number, result in enumerate(results):
+                self.counts[number] += result.counts
+                self.writes[number].extend(result.writes)
+            self.tasks -= 1
+            return self.tasks == 0

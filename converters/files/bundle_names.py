@@ -17,20 +17,10 @@ from weightcast.formats.reading import MAX_JSON_BYTES, read_small
 
 # docs/bundle.md says what a statement of this type holds.
 BUILD_TYPE: Final = "urn:weightcast:convert:v1"
-
-
 STATEMENT: Final = "intoto.json"
-
-
 TENSORS: Final = "tensors.json"
-
-
 CARD: Final = "README.md"
-
-
 SUMS: Final = "SHA256SUMS"
-
-
 # In the order of writing: the statement tells whether the next two are those that it speaks of, and
 # a bundle is complete when the sums are there.
 NAMES: Final = (STATEMENT, TENSORS, CARD, SUMS)
@@ -38,7 +28,7 @@ NAMES: Final = (STATEMENT, TENSORS, CARD, SUMS)
 
 @dataclass(frozen=True, slots=True)
 class BundlePaths:
-    """Where the files of one output's bundle lie: `folder`, and what their names start with."""
+    """The paths of one output's bundle: `folder`, and what the files' names start with."""
 
     folder: Path
     prefix: str = ""
@@ -51,9 +41,9 @@ class BundlePaths:
         return tuple(map(self.path, NAMES))
 
 
-def bundle_paths(output: Path, kind: str) -> BundlePaths:
-    """Name the bundle of a directory ("safetensors") or of a GGUF file, split or not."""
-    if kind == "safetensors":
+def bundle_paths(output: Path, is_directory: bool) -> BundlePaths:
+    """Name the bundle of a directory, in it, or of a GGUF file, split or not, beside it."""
+    if is_directory:
         return BundlePaths(output)
     return BundlePaths(output.parent, output.name.removesuffix(".gguf") + ".")
 

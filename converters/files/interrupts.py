@@ -1,59 +1,55 @@
-"""The end of a run: what must be given back however it ends, and not be interrupted."""
+"""Release resources at the end of a run, whatever ends it, without being interrupted."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Ignore signals during a last step that takes a moment and must be complete."""
-    held = {}
+def ignore_signals() -> Iterator[None]:
+    """Ignore SIGINT, SIGTERM and SIGHUP during a short last step that must be complete."""
+    handlers = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             before = signal.getsignal(number)
             if before is not None and before is not signal.SIG_IGN:
                 # Blocking them would not do: another thread would take them.
-                held[number] = signal.signal(number, lambda signum, frame: None)
+                handlers[number] = signal.signal(number, lambda signum, frame: None)
     try:
         yield
     finally:
-        for number, before in held.items():
+        for number, before in handlers.items():
             signal.signal(number, before)
 
 
-class Held:
-    """A context that gives back what was added to it, the last first.
+class ReleaseStack(ExitStack):
+    """Release resources when the context ends, the last one first, with signals ignored.
 
-    All of it is given back even if some of that fails. The first failure is raised, unless another
-    error is on its way already: that is the one that tells what happened.
+    All are released even if some of that fails. The first error is the one that is raised: that of
+    the context's body, if there is one, for it tells what happened.
     """
 
-    def __init__(self) -> None:
-        self._releases: list[Callable[[], None]] = []
-
     def add(self, release: Callable[[], None]) -> None:
-        self._releases.append(release)
+        """Call `release` when the context ends."""
 
-    def __enter__(self) -> Held:
-        return self
+        def leave(_: object, error: BaseException | None, trace: TracebackType | None) -> None:
+            try:
+                release()
+            except Exception:
+                if error is None:
+                    raise
+
+        self.push(leave)
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
-        problems: list[Exception] = []
-        with signals_held():
-            while self._releases:
-                try:
-                    self._releases.pop()()
-                except Exception as problem:
-                    problems.append(problem)
-        if problems and error is None:
-            raise problems[0]
+    ) -> bool | None:
+        with ignore_signals():
+            return super().__exit__(kind, error, trace)

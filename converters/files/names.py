@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 def partial_path(path: Path) -> Path:
-    """Where an output grows until it is complete."""
+    """Name the file in which an output grows until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 
 def replaced_path(path: Path) -> Path:
-    """Where an earlier directory lies for a moment, on file systems that cannot exchange two."""
+    """Name an earlier directory for a moment, on file systems that cannot exchange two."""
     return path.with_name(f".{path.name}.replaced")
 
 
 def journal_path(path: Path) -> Path:
-    """Where the journal of an output lies."""
+    """Name the journal of an output."""
     return path.with_name(f".{path.name}.journal")

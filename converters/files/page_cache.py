@@ -1,4 +1,4 @@
-"""What large runs read and write leaves the system's page cache again.
+"""Clear the system's page cache of what large runs read and write.
 
 Pages that nobody asks for twice would push out what other programs have there. Taking new pages
 all the time also costs more than the disk does: on the machine of
@@ -16,18 +16,14 @@ from typing import Final
 
 # What a container may take, its page cache included: a number, or "max".
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
-
-
 # Smaller runs leave what they read and wrote there, for the next one.
 _SHARE_OF_MEMORY: Final = 4
-
-
 # Long enough for the disk to take it: only what has arrived can be forgotten.
 _BEHIND_BYTES: Final = 256 << 20
 
 
 def outgrows(nbytes: int) -> bool:
-    """Whether so many bytes would push much else out of the cache."""
+    """Tell whether so many bytes would push much else out of the cache."""
     return nbytes > memory_bytes() // _SHARE_OF_MEMORY
 
 

@@ -95,7 +95,7 @@ def exchange(a: Path, b: Path) -> bool:
 
 
 def explained(problem: OSError, path: object) -> OutputError:
-    """What went wrong while a file was written, and the remedy."""
+    """Say what went wrong while a file was written, and the remedy."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{path}: the disk is full; free some space and run the command again")
     if problem.errno == errno.EFBIG:

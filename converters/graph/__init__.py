@@ -1,1 +1,101 @@
-"""graph."""
+"""Tensors of a model as a graph, and the rows of their matrices read from files.
+
+The graph knows stored arrays and operations on tensors (transpose, concatenate, scale, ...), how
+these resolve to windows on files, how rows of a matrix come into memory, and in which terms a
+family of models is described. It knows no concrete family, no recipe and no output.
+"""
+
+from weightcast.converters.graph.assembly import Assembly, StoredMatrix
+from weightcast.converters.graph.dimensions import Dimensions, Number
+from weightcast.converters.graph.model import (
+    Card,
+    Example,
+    Family,
+    Hyperparameter,
+    Key,
+    Module,
+    ModuleNames,
+    Place,
+    Quirks,
+    Role,
+    Spec,
+    Stored,
+    TensorGraph,
+)
+from weightcast.converters.graph.read import Slab, forget_rows, load_float32, named, read_slab
+from weightcast.converters.graph.resolve import (
+    check_readable,
+    first_array,
+    is_stored_as,
+    matrices,
+    windows,
+)
+from weightcast.converters.graph.stored import stored_as, stored_bytes
+from weightcast.converters.graph.tensor import (
+    Quantize,
+    Rows,
+    Tensor,
+    affine,
+    concatenated,
+    dequantized,
+    interleaved_halves,
+    permuted,
+    quantized,
+    reshaped,
+    sliced,
+    split_pairs,
+    stacked,
+    stored,
+    take,
+    transposed,
+)
+from weightcast.converters.graph.view import View
+
+__all__ = [
+    "Assembly",
+    "Card",
+    "Dimensions",
+    "Example",
+    "Family",
+    "Hyperparameter",
+    "Key",
+    "Module",
+    "ModuleNames",
+    "Number",
+    "Place",
+    "Quantize",
+    "Quirks",
+    "Role",
+    "Rows",
+    "Slab",
+    "Spec",
+    "Stored",
+    "StoredMatrix",
+    "Tensor",
+    "TensorGraph",
+    "View",
+    "affine",
+    "check_readable",
+    "concatenated",
+    "dequantized",
+    "first_array",
+    "forget_rows",
+    "interleaved_halves",
+    "is_stored_as",
+    "load_float32",
+    "matrices",
+    "named",
+    "permuted",
+    "quantized",
+    "read_slab",
+    "reshaped",
+    "sliced",
+    "split_pairs",
+    "stacked",
+    "stored",
+    "stored_as",
+    "stored_bytes",
+    "take",
+    "transposed",
+    "windows",
+]

@@ -1,101 +1,65 @@
-"""Reading pieces of stored matrices into memory, in the order they lie in the file."""
+"""Read rows of stored matrices into memory, in the order in which they lie in their files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any
+from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.files.page_cache import forget_read
+from weightcast.converters.files import forget_read
+from weightcast.converters.graph.assembly import Assembly, Region, StoredMatrix
+from weightcast.converters.graph.gather import (
+    AssembledRows,
+    EncodedRows,
+    PartRows,
+    PlainRows,
+    array_of,
+)
+from weightcast.converters.graph.resolve import matrices
 from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import View, matrices
-from weightcast.errors import LayoutError
-from weightcast.formats.array import read_stored
-from weightcast.formats.packed.rows import Decode
+from weightcast.converters.graph.view import Runs, View, runs_of
+from weightcast.errors import CheckpointError, LayoutError
+from weightcast.formats.array import ITEM_BYTES, Decode, read_stored
+from weightcast.formats.packed.layout import NUMPY_DTYPES
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
-from weightcast.quant.types import F32, STORED_TYPES, TYPES
-
-_NUMPY_DTYPES: dict[str, Any] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I8": np.int8,
-}
-
-
-def rows_per_slab(view: View, limit_bytes: int) -> int:
-    """How many output rows of a matrix fit a slab; all of them if the whole matrix does."""
-    n_out, n_in = view.shape
-    packed = view.array.packed
-    if packed is not None:
-        return max(1, min(n_out, limit_bytes // (packed.row_bytes + packed.working_bytes)))
-    if view.is_blocked:
-        return max(1, min(n_out, limit_bytes // TYPES[view.dtype].row_bytes(n_in)))
-    stride_out, stride_in = view.strides
-    if _span(view, n_out) * view.item_bytes <= limit_bytes:
-        return n_out
-    elements = limit_bytes // view.item_bytes
-    if stride_out >= stride_in:
-        return max(1, (elements - (n_in - 1) * stride_in - 1) // stride_out + 1)
-    # Columns are gathered row by row: a cache line of them at least.
-    return min(n_out, max(64, elements // (n_in * stride_out)))
-
-
-def slab_bytes(view: View, rows: int) -> int:
-    """Buffer that `rows` output rows take."""
-    if view.is_blocked:
-        return rows * TYPES[view.dtype].row_bytes(view.shape[1])
-    if _is_gathered(view, rows):
-        return view.shape[1] * ((rows - 1) * view.strides[0] + 1) * view.item_bytes
-    return _span(view, rows) * view.item_bytes
-
-
-def bytes_to_read(view: View, out0: int, out1: int) -> int:
-    """Bytes to read for output rows: those in memory, unless the matrix is packed."""
-    packed, n_out = view.array.packed, view.shape[0]
-    if packed is None:
-        return slab_bytes(view, out1 - out0)
-    return view.array.nbytes * out1 // n_out - view.array.nbytes * out0 // n_out
-
-
-def _span(view: View, rows: int) -> int:
-    """Elements from the first to the last of `rows` output rows, both included."""
-    return (rows - 1) * view.strides[0] + (view.shape[1] - 1) * view.strides[1] + 1
-
-
-def _is_gathered(view: View, rows: int) -> bool:
-    return rows < view.shape[0] and view.strides[0] < view.strides[1]
+from weightcast.quant.types import F32, STORED_TYPES, TYPES, QuantType
 
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Output rows of one matrix in memory, as they are stored; `decode` makes them float32."""
+    """Output rows of one matrix in memory, as they are stored.
 
-    view: View
+    Pieces lie in `data` at strides, in elements; what has to be decoded or put together first is
+    what `make` gives for rows [row0, row1) of the slab.
+    """
+
+    view: StoredMatrix
     rows: int
     data: NDArray[np.generic]
     stride_in: int
     scales: NDArray[np.float32] | None
-    decode: Decode | None = None
+    make: Callable[[int, int], Matrix | Blocks] | None = None
+    stride_out: int | None = None  # None: that of the view
 
     def piece(self, row0: int, row1: int) -> Matrix | Blocks:
-        """Rows [row0, row1) for the kernels, where they lie."""
-        n_in = self.view.shape[1]
-        if self.decode is not None:
-            values = self.decode(row0, row1).reshape(-1)
-            return Matrix(values, F32.name, row1 - row0, n_in, n_in, 1)
-        if self.view.is_blocked:
-            quant_type = TYPES[self.view.dtype]
-            return Blocks(self.stored_rows(row0, row1), quant_type, row1 - row0, n_in)
-        stride_out = self.view.strides[0]
+        """Give rows [row0, row1) to the kernels, where they lie if possible."""
+        if self.make is not None:
+            return self.make(row0, row1)
+        view, n_in = self.view.single, self.view.shape[1]
+        assert view is not None
+        if view.is_blocked:
+            return Blocks(self._bytes(row0, row1), TYPES[view.dtype], row1 - row0, n_in)
+        stride_out = view.strides[0] if self.stride_out is None else self.stride_out
         return Matrix(
             self.data,
-            self.view.dtype,
+            view.dtype,
             row1 - row0,
             n_in,
             stride_out,
@@ -104,88 +68,173 @@ class Slab:
             scales=None if self.scales is None else self.scales[:, row0:row1],
         )
 
+    @property
+    def row_type(self) -> QuantType | None:
+        """Name the type of `stored_rows`; None if rows do not lie one after another in memory."""
+        view = self.view.single
+        if view is None or self.make is not None or self.scales is not None:
+            return None
+        is_row_major = view.is_blocked or view.strides == (view.shape[1], 1)
+        return TYPES[view.dtype] if is_row_major else None
+
     def stored_rows(self, row0: int, row1: int) -> NDArray[np.uint8]:
-        """The stored bytes of row-major rows."""
+        """Give the stored bytes of rows [row0, row1), row after row."""
+        if self.make is None:
+            return self._bytes(row0, row1)
+        piece = self.make(row0, row1)
+        if isinstance(piece, Blocks):
+            return piece.data
+        return np.ascontiguousarray(array_of(piece)).reshape(-1).view(np.uint8)
+
+    def _bytes(self, row0: int, row1: int) -> NDArray[np.uint8]:
         row_bytes = STORED_TYPES[self.view.dtype].row_bytes(self.view.shape[1])
         return self.data.view(np.uint8)[row0 * row_bytes : row1 * row_bytes]
 
 
-def read_slab(view: View, out0: int, out1: int, buffer: memoryview) -> Slab:
-    """Read output rows [out0, out1) of a matrix into `buffer`, front to back in the file."""
-    rows, n_in = out1 - out0, view.shape[1]
-    used = buffer[: slab_bytes(view, rows)]
-    if view.array.packed is not None:
-        held = view.array.packed.read(out0, out1, used)
-        data = np.frombuffer(used, np.uint8)
-        return Slab(view, rows, data, 1, held.scales, held.decode)
-    fd = os.open(view.array.path, os.O_RDONLY)
-    try:
+def read_slab(view: StoredMatrix, out0: int, out1: int, buffer: memoryview) -> Slab:
+    """Read output rows [out0, out1) of a matrix into `buffer`, front to back in each file.
+
+    `view.slab_bytes` says how much of the buffer they take. Raises OSError and CheckpointError.
+    """
+    if isinstance(view, Assembly):
+        return _read_assembly(view, out0, out1, buffer)
+    used = buffer[: view.slab_bytes(out0, out1)]
+    rows, array = out1 - out0, view.array
+    if array.packed is not None:
+        held = array.packed.read(out0, out1, used)
+        make = None if held.decode is None else partial(_decoded, held.decode)
+        return Slab(view, rows, np.frombuffer(used, np.uint8), 1, held.scales, make)
+    with _opened(array.path) as fd:
         if view.is_blocked:
-            row_bytes = TYPES[view.dtype].row_bytes(n_in)
-            read_stored(fd, view.array, (view.start // n_in + out0) * row_bytes, used)
+            row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
+            read_stored(fd, array, (view.start // view.shape[1] + out0) * row_bytes, used)
             return Slab(view, rows, np.frombuffer(used, np.uint8), 1, None)
-        first = (view.start + out0 * view.strides[0]) * view.item_bytes
-        stride_in = view.strides[1]
-        if _is_gathered(view, rows):
-            segment = len(used) // n_in
-            step = view.strides[1] * view.item_bytes
-            for row in range(n_in):
-                piece = used[row * segment : (row + 1) * segment]
-                read_stored(fd, view.array, first + row * step, piece)
-            stride_in = segment // view.item_bytes
-        else:
-            read_stored(fd, view.array, first, used)
-        scales = None if view.scales is None else _read_scales(fd, view.scales)[:, out0:out1]
+        runs = runs_of(view, out0, out1)
+        data = _read_runs(fd, runs, used)
+        scales = None if view.scales is None else read_scales(view.scales)[:, out0:out1]
+    stride_out, stride_in = runs.strides_of(view)
+    return Slab(view, rows, data, stride_in, scales, stride_out=stride_out)
+
+
+def _decoded(decode: Decode, row0: int, row1: int) -> Matrix:
+    values = decode(row0, row1)
+    n_out, n_in = values.shape
+    return Matrix(values.reshape(-1), F32.name, n_out, n_in, n_in, 1)
+
+
+def _read_assembly(assembly: Assembly, out0: int, out1: int, buffer: memoryview) -> Slab:
+    """Read the parts of rows as they are stored; pieces of rows are put together later."""
+    parts: list[PartRows] = []
+    at = 0
+    for region in assembly.regions(out0, out1):
+        used = buffer[at : at + region.nbytes]
+        at += region.aligned_bytes
+        try:
+            parts += _read_region(region, used)
+        except OSError as problem:
+            raise CheckpointError(
+                f"{region.view.path}: cannot be read: {problem.strerror}"
+            ) from None
+    rows = AssembledRows(assembly, out0, tuple(parts))
+    return Slab(assembly, out1 - out0, np.frombuffer(buffer[:at], np.uint8), 1, None, rows.piece)
+
+
+def _read_region(region: Region, used: memoryview) -> Iterator[PartRows]:
+    if region.runs is None:
+        first = region.rows.start
+        slab = read_slab(region.view, first, region.rows.stop, used)
+        yield from (EncodedRows(part, rows, first, slab) for part, rows in region.members)
+        return
+    with _opened(region.view.path) as fd:
+        data = _read_runs(fd, region.runs, used)
+    for part, rows in region.members:
+        view = part.view
+        start = view.start + rows.start * view.strides[0] - region.runs.first
+        scales = None
+        if view.scales is not None:
+            scales = read_scales(view.scales)[:, rows.start : rows.stop]
+        yield PlainRows(part, rows, data, start, region.runs.strides_of(view), scales)
+
+
+def _read_runs(fd: int, runs: Runs, used: memoryview) -> NDArray[np.generic]:
+    """Read runs one after another into `used`; gives unsigned integers of the item's size."""
+    item = ITEM_BYTES[runs.array.dtype]
+    run_bytes, step_bytes = runs.length * item, runs.step * item
+    for number in range(runs.count):
+        run = used[number * run_bytes : (number + 1) * run_bytes]
+        read_stored(fd, runs.array, runs.first * item + number * step_bytes, run)
+    return np.frombuffer(used, np.dtype(f"u{item}"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
     finally:
         os.close(fd)
-    data = np.frombuffer(used, np.dtype(f"u{view.item_bytes}"))
-    return Slab(view, rows, data, stride_in, scales)
 
 
-def forget_rows(view: View, out0: int, out1: int) -> None:
-    """Let the system's page cache forget output rows that were read.
-
-    Where others lie between them, all are forgotten with the last.
-    """
-    array, n_in = view.array, view.shape[1]
-    first, last = (out0, out1) if not _is_scattered(view, out1 - out0) else (0, view.shape[0])
-    if array.text is not None or out1 < last:
-        return
-    if array.packed is not None:
-        for part in array.packed.matrix.parts.values():
-            forget_read(part.path, part.offset, part.nbytes)
-    elif view.is_blocked:
-        row_bytes = TYPES[view.dtype].row_bytes(n_in)
-        start = array.offset + (view.start // n_in + first) * row_bytes
-        forget_read(array.path, start, (last - first) * row_bytes)
-    else:
-        start = array.offset + (view.start + first * view.strides[0]) * view.item_bytes
-        forget_read(array.path, start, _span(view, last - first) * view.item_bytes)
-
-
-def _is_scattered(view: View, rows: int) -> bool:
-    return view.array.packed is not None or (not view.is_blocked and _is_gathered(view, rows))
-
-
-def _read_scales(fd: int, scales: View) -> NDArray[np.float32]:
+def read_scales(scales: View) -> NDArray[np.float32]:
     """Read scales [out, groups] as float32 [groups, out], contiguous along `out`."""
     item = scales.item_bytes
     span = sum((n - 1) * s for n, s in zip(scales.shape, scales.strides, strict=True)) + 1
     raw = bytearray(span * item)
-    read_stored(fd, scales.array, scales.start * item, memoryview(raw))
-    flat = np.frombuffer(raw, _NUMPY_DTYPES[scales.array.dtype])
+    with _opened(scales.path) as fd:
+        read_stored(fd, scales.array, scales.start * item, memoryview(raw))
+    flat = np.frombuffer(raw, NUMPY_DTYPES[scales.array.dtype])
     strided = np.lib.stride_tricks.as_strided(
         flat, scales.shape[::-1], [s * item for s in scales.strides[::-1]]
     )
     return np.ascontiguousarray(strided, np.float32)
 
 
+def forget_rows(view: StoredMatrix, out0: int, out1: int) -> None:
+    """Let the system's page cache forget output rows that were read.
+
+    Where others lie between them, all are forgotten with the last.
+    """
+    if isinstance(view, View):
+        _forget(view, out0, out1)
+        return
+    for part, rows in view.parts_in(out0, out1):
+        if part.cut is None:
+            _forget(part.view, rows.start, rows.stop)
+        elif rows.stop == part.shape[0]:
+            stored = part.stored_rows(range(rows.stop))
+            _forget(part.view, stored.start, stored.stop)
+
+
+def _forget(view: View, out0: int, out1: int) -> None:
+    array, (n_out, n_in) = view.array, view.shape
+    is_scattered = view.is_packed or (not view.is_blocked and runs_of(view, out0, out1).count > 1)
+    first, last = (0, n_out) if is_scattered else (out0, out1)
+    if array.text is not None or out1 < last:
+        return
+    if array.packed is not None:
+        for part in array.packed.parts.values():
+            forget_read(part.path, part.offset, part.nbytes)
+    elif view.is_blocked:
+        row_bytes = TYPES[view.dtype].row_bytes(n_in)
+        start = array.offset + (view.start // n_in + first) * row_bytes
+        forget_read(array.path, start, (last - first) * row_bytes)
+    else:
+        (stride_out, stride_in), item = view.strides, view.item_bytes
+        span = (last - first - 1) * stride_out + (n_in - 1) * stride_in + 1
+        start = array.offset + (view.start + first * stride_out) * item
+        forget_read(array.path, start, span * item)
+
+
 def named(
-    error: SourceValueError, tensor: str, view: View, out0: int, remedy: str = ""
+    error: SourceValueError, tensor: str, view: StoredMatrix, out0: int, remedy: str = ""
 ) -> LayoutError:
     """Say which tensor of which file a bad value is in, where, and what helps."""
-    array, out = view.array, error.out + out0
+    out = error.out + out0
     place = f"[{out}, {error.in_}] (out, in)"
+    if isinstance(view, Assembly):
+        path = view.part_at(out, error.in_).view.path
+        return LayoutError(f"{path}: {tensor}: {error.problem} at {place}{remedy}")
+    array = view.array
     is_whole = view.strides == (view.shape[1], 1) and prod(view.shape) == prod(array.shape)
     if is_whole and view.shape != array.shape[-2:]:
         # An array as a matrix with rows of another length: the place in the array itself.
@@ -195,12 +244,16 @@ def named(
 
 
 def load_float32(tensor: Tensor) -> NDArray[np.float32]:
-    """Load a whole tensor as float32 [..., out, in]: exactly int8 x scale for int8 tensors."""
+    """Load a whole tensor as float32 [..., out, in]: exactly int8 x scale for int8 tensors.
+
+    Raises LayoutError for values that are not finite.
+    """
     views = matrices(tensor)
     result = np.empty((len(views), *views[0].shape), np.float32)
     for view, plane in zip(views, result, strict=True):
-        buffer = memoryview(bytearray(slab_bytes(view, view.shape[0])))
-        piece = read_slab(view, 0, view.shape[0], buffer).piece(0, view.shape[0])
+        n_out = view.shape[0]
+        buffer = memoryview(bytearray(view.slab_bytes(0, n_out)))
+        piece = read_slab(view, 0, n_out, buffer).piece(0, n_out)
         matrix = piece.dequantized() if isinstance(piece, Blocks) else piece
         try:
             quantize_matrix(matrix, F32, plane.reshape(-1).view(np.uint8))

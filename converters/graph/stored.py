@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from math import prod
+
+from weightcast.converters.graph.assembly import Assembly, Part
+from weightcast.converters.graph.resolve import matrices, windows
 from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.graph.view import View
+from weightcast.formats.array import StoredArray
 
 
 def stored_as(tensor: Tensor) -> str:
-    """The stored form of a tensor: I8 x BF16[groups], F32, Q8_0; of experts it may be several."""
-    return " + ".join(dict.fromkeys(map(_stored_as, matrices(tensor))))
+    """Name the stored form of a tensor: I8 x BF16[groups], F32, Q8_0; of parts maybe several."""
+    return " + ".join(dict.fromkeys(map(_stored_as, windows(tensor))))
 
 
 def _stored_as(view: View) -> str:
-    if view.scales is None or view.array.packed is not None:
+    if view.scales is None or view.is_packed:
         return view.array.dtype
     return f"{view.array.dtype} x {view.scales.array.dtype}[{view.scales.shape[1]}]"
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor takes in its files, scales included."""
-    arrays = set()
-    for view in matrices(tensor):
-        arrays.add(view.array)
-        if view.scales is not None and view.array.packed is None:
-            arrays.add(view.scales.array)
-    return sum(array.nbytes for array in arrays)
+    """Count the bytes that a tensor takes in its files, scales included.
+
+    Of arrays that hold other tensors too it is the share of its elements.
+    """
+    elements: Counter[StoredArray] = Counter()
+    for matrix in matrices(tensor):
+        for part in matrix.parts if isinstance(matrix, Assembly) else (Part(matrix),):
+            scales = None if part.view.is_packed else part.view.scales
+            elements[part.view.array] += prod(part.shape)
+            if scales is not None:
+                elements[scales.array] += prod(scales.shape)
+    return sum(
+        min(array.nbytes, array.nbytes * count // prod(array.shape))
+        for array, count in elements.items()
+    )

@@ -1,17 +1,20 @@
 """The tensor graph: named tensors, each a stored array or an operation on other tensors.
 
 Nothing here reads weights. The same description drives `inspect`, the plan and the forward pass.
-All operations but `Quantize` only move or scale elements, so any tensor resolves to matrices of
-stored arrays: a start, two strides, and scales (`matrices`).
+All operations but `Quantize` and `Affine` only move or scale elements. `resolve.matrices` turns
+any tensor into windows on stored arrays.
+
+Shapes are row-major, matrices [..., out, in]. Axes count from 0; negative ones from the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from math import prod
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import isfinite, prod
+from typing import Any
+
+import numpy as np
 
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
@@ -33,11 +36,38 @@ class Transpose:
 
 
 @dataclass(frozen=True, slots=True)
+class Permute:
+    """The axes in another order: axis n is axis `axes[n]` of the source."""
+
+    source: Tensor
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """The elements in the same row-major order under the shape of this tensor."""
+
+    source: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Take:
-    """One entry of the first axis: an expert."""
+    """One entry of an axis, which is gone then: an expert, a layer, a part of a fused tensor."""
 
     source: Tensor
     index: int
+    axis: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Entries start, start + step, ... before `stop` of an axis."""
+
+    source: Tensor
+    axis: int
+    start: int
+    stop: int
+    step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +75,29 @@ class Stack:
     """Tensors of one shape along a new first axis."""
 
     sources: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """Tensors one after another along an axis; their other axes are alike."""
+
+    sources: tuple[Tensor, ...]
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """y = x * scale + shift, elementwise.
+
+    The constants are float32. Both operations are done in float32, each rounded to nearest even,
+    and not fused; a scale of 1 and a shift of 0 are left out, so -0 stays -0. Whatever is made of
+    y rounds once more, to its own type. A scale that is a power of two is exact unless the product
+    is subnormal or overflows.
+    """
+
+    source: Tensor
+    scale: float
+    shift: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +115,19 @@ class Rows:
     length: int
 
 
-Operation = Dequantize | Transpose | Take | Stack | Quantize | Rows
+Operation = (
+    Dequantize
+    | Transpose
+    | Permute
+    | Reshape
+    | Take
+    | Slice
+    | Stack
+    | Concat
+    | Affine
+    | Quantize
+    | Rows
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +141,11 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Count the elements."""
         return prod(self.shape)
 
     def describe(self) -> dict[str, Any]:
-        """The tensor and all it comes from, as JSON values."""
+        """Describe the tensor and all it comes from, as JSON values."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -89,20 +154,25 @@ class Tensor:
         }
 
 
+def sources_of(operation: Operation) -> tuple[Tensor, ...]:
+    """List the tensors that an operation works on."""
+    if isinstance(operation, Stack | Concat):
+        return operation.sources
+    if isinstance(operation, Dequantize):
+        return operation.weight, operation.scales
+    return (operation.source,)
+
+
 def _describe_origin(origin: StoredArray | Operation) -> dict[str, Any]:
     if isinstance(origin, StoredArray):
         return _describe_stored(origin)
     described: dict[str, Any] = {"operation": type(origin).__name__.lower()}
-    if isinstance(origin, Dequantize):
-        described["sources"] = [origin.weight.describe(), origin.scales.describe()]
-    elif isinstance(origin, Stack):
-        described["sources"] = [source.describe() for source in origin.sources]
-    else:
-        described["sources"] = [origin.source.describe()]
-        if isinstance(origin, Take):
-            described["index"] = origin.index
-        if isinstance(origin, Rows):
-            described["length"] = origin.length
+    described["sources"] = [source.describe() for source in sources_of(origin)]
+    for item in fields(origin):
+        value = getattr(origin, item.name)
+        is_default = value == item.default
+        if item.name not in ("source", "sources", "weight", "scales") and not is_default:
+            described[item.name] = list(value) if isinstance(value, tuple) else value
     return described
 
 
@@ -113,13 +183,17 @@ def _describe_stored(array: StoredArray) -> dict[str, Any]:
         "nbytes": array.nbytes,
     }
     if array.packed is not None:
-        matrix = array.packed.matrix
-        described["layout"] = matrix.layout
-        described["parts"] = {s: _describe_stored(part) for s, part in matrix.parts.items()}
+        parts = array.packed.parts
+        described["layout"] = array.packed.format
+        described["parts"] = {suffix: _describe_stored(part) for suffix, part in parts.items()}
     return described
 
 
+# Builders. They check shapes, so that what they made can be resolved.
+
+
 def stored(name: str, array: StoredArray) -> Tensor:
+    """Name a stored array as it is."""
     return Tensor(name, array.shape, array.dtype, array)
 
 
@@ -147,67 +221,147 @@ def dequantized(name: str, weight: StoredArray, scales: StoredArray) -> Tensor:
 
 
 def transposed(source: Tensor) -> Tensor:
+    """Exchange the last two axes: [..., n, m] becomes [..., m, n]."""
     shape = (*source.shape[:-2], source.shape[-1], source.shape[-2])
     return Tensor(source.name, shape, source.dtype, Transpose(source))
 
 
-def take(source: Tensor, index: int) -> Tensor:
-    name = f"{source.name}[{index}]"
+def permuted(source: Tensor, axes: Sequence[int]) -> Tensor:
+    """Put the axes in another order, as numpy.transpose does. Raises LayoutError."""
+    order = tuple(_axis(source, axis) for axis in axes)
+    if sorted(order) != list(range(len(source.shape))):
+        raise LayoutError(f"{_told(source)}: axes {list(axes)} are no order of its axes")
+    shape = tuple(source.shape[axis] for axis in order)
+    return Tensor(source.name, shape, source.dtype, Permute(source, order))
+
+
+def reshaped(source: Tensor, shape: Sequence[int]) -> Tensor:
+    """Split and merge axes, elements in row-major order. Raises LayoutError for another size."""
+    if min(shape, default=1) < 1 or prod(shape) != source.size:
+        raise LayoutError(f"{_told(source)} cannot have the shape {list(shape)}")
+    return Tensor(source.name, tuple(shape), source.dtype, Reshape(source))
+
+
+def interleaved_halves(source: Tensor, num_heads: int) -> Tensor:
+    """Interleave the halves of each head's rows: j and j + d/2 of [heads * d, ...] side by side.
+
+    RoPE that rotates halves (Hugging Face) becomes RoPE that rotates neighbours: what llama.cpp
+    does to q and k of Llama. Biases [heads * d] go the same way. Raises LayoutError.
+    """
+    return _exchanged_in_heads(source, num_heads, (2, -1))
+
+
+def split_pairs(source: Tensor, num_heads: int) -> Tensor:
+    """Undo `interleaved_halves`: of each head the even rows, then the odd ones. Raises LayoutError.
+
+    RoPE that rotates neighbours (MaxText, llama.cpp's Llama) becomes RoPE that rotates halves.
+    """
+    return _exchanged_in_heads(source, num_heads, (-1, 2))
+
+
+def _exchanged_in_heads(source: Tensor, num_heads: int, split: tuple[int, int]) -> Tensor:
+    rows, *rest = source.shape
+    if num_heads < 1 or rows % (2 * num_heads):
+        raise LayoutError(f"{_told(source)}: {rows} rows are not {num_heads} heads of two halves")
+    half = rows // num_heads // 2
+    first, second = (half if size < 0 else size for size in split)
+    heads = reshaped(source, (num_heads, first, second, *rest))
+    order = (0, 2, 1, *range(3, 3 + len(rest)))
+    return reshaped(permuted(heads, order), source.shape)
+
+
+def take(source: Tensor, index: int, axis: int = 0) -> Tensor:
+    """Take one entry of an axis: [..., n, ...] without that axis. Raises LayoutError."""
+    axis = _axis(source, axis)
+    if not 0 <= index < source.shape[axis]:
+        raise LayoutError(f"{_told(source)} has no entry {index} along axis {axis}")
+    name = f"{source.name}[{':, ' * axis}{index}]"
     dtype = source.dtype
-    if isinstance(source.origin, Stack):
+    if isinstance(source.origin, Stack) and axis == 0:
         dtype = source.origin.sources[index].dtype
-    return Tensor(name, source.shape[1:], dtype, Take(source, index))
+    shape = source.shape[:axis] + source.shape[axis + 1 :]
+    return Tensor(name, shape, dtype, Take(source, index, axis))
+
+
+def sliced(source: Tensor, axis: int, start: int, stop: int, step: int = 1) -> Tensor:
+    """Take entries start, start + step, ... before `stop` of an axis, one at least.
+
+    Raises LayoutError for entries that are not there; unlike in Python all bounds count from 0.
+    """
+    axis = _axis(source, axis)
+    if not (0 <= start < stop <= source.shape[axis] and step >= 1):
+        raise LayoutError(f"{_told(source)} has no entries {start}:{stop}:{step} along axis {axis}")
+    count = len(range(start, stop, step))
+    shape = (*source.shape[:axis], count, *source.shape[axis + 1 :])
+    name = f"{source.name}[{':, ' * axis}{start}:{stop}{f':{step}' if step > 1 else ''}]"
+    return Tensor(name, shape, source.dtype, Slice(source, axis, start, stop, step))
 
 
 def stacked(name: str, sources: tuple[Tensor, ...]) -> Tensor:
-    """Tensors of one shape as one with another axis; they can be stored in different ways."""
+    """Stack tensors of one shape along a new first axis; they can be stored in different ways.
+
+    Raises LayoutError for different shapes.
+    """
     first = sources[0]
     for source in sources:
         if source.shape != first.shape:
             raise LayoutError(
                 f"{source.name} is {list(source.shape)}, but {first.name} is {list(first.shape)}"
             )
-    dtype = " + ".join(dict.fromkeys(source.dtype for source in sources))
-    return Tensor(name, (len(sources), *first.shape), dtype, Stack(sources))
+    return Tensor(name, (len(sources), *first.shape), _dtypes(sources), Stack(sources))
+
+
+def concatenated(name: str, sources: tuple[Tensor, ...], axis: int) -> Tensor:
+    """Join tensors along an axis; they can be stored in different ways. Raises LayoutError.
+
+    Axis -2 joins parts of the output rows of matrices [..., out, in] (column-parallel ranks), axis
+    -1 parts of their input columns (row-parallel ranks).
+    """
+    first = sources[0]
+    axis = _axis(first, axis)
+    for source in sources:
+        is_like = len(source.shape) == len(first.shape) and all(
+            n == axis or size == other
+            for n, (size, other) in enumerate(zip(source.shape, first.shape, strict=True))
+        )
+        if not is_like:
+            raise LayoutError(
+                f"{_told(source)} and {_told(first)} cannot be joined along axis {axis}"
+            )
+    total = sum(source.shape[axis] for source in sources)
+    shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])
+    return Tensor(name, shape, _dtypes(sources), Concat(sources, axis))
+
+
+def affine(source: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """Make y = x * scale + shift, float32; `Affine` says how it rounds.
+
+    The constants are rounded to float32 first. Raises LayoutError if they are not finite then.
+    """
+    with np.errstate(over="ignore"):
+        constants = [float(np.float32(constant)) for constant in (scale, shift)]
+    if not all(map(isfinite, constants)):
+        raise LayoutError(f"{source.name}: x * {scale} + {shift} is beyond float32")
+    return Tensor(source.name, source.shape, "F32", Affine(source, *constants))
 
 
 def quantized(name: str, source: Tensor, type_name: str) -> Tensor:
+    """Name a tensor in another type, blocks along its last axis."""
     return Tensor(name, source.shape, type_name, Quantize(source))
 
 
-class Spec(Protocol):
-    """What is known of a model beside its tensors."""
-
-    def describe(self) -> Mapping[str, Any]:
-        """Hyperparameters as JSON values."""
-
-
-SpecT = TypeVar("SpecT", bound=Spec, covariant=True)
+def _axis(source: Tensor, axis: int) -> int:
+    """Count an axis from the first. Raises LayoutError if there is no such axis."""
+    rank = len(source.shape)
+    if not -rank <= axis < rank:
+        raise LayoutError(f"{_told(source)} has no axis {axis}")
+    return axis % rank
 
 
-@dataclass(frozen=True)
-class TensorGraph(Mapping[str, Tensor], Generic[SpecT]):
-    """An ordered mapping of a model's tensors with its hyperparameters; nothing is loaded.
+def _told(source: Tensor) -> str:
+    """Name a tensor with its shape, for messages."""
+    return f"{source.name} {list(source.shape)}"
 
-    `files` are those that were opened, where more than the tensors' own belong to the model.
-    """
 
-    family: str
-    source: str
-    spec: SpecT
-    tensors: dict[str, Tensor] = field(repr=False)
-    files: tuple[Path, ...] = field(default=(), repr=False)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, each counted once."""
-        return sum(tensor.size for tensor in self.tensors.values())
+def _dtypes(sources: Sequence[Tensor]) -> str:
+    return " + ".join(dict.fromkeys(source.dtype for source in sources))

@@ -1,1 +1,33 @@
-"""output."""
+"""Outputs while they grow: their files, the journal that makes them resumable, what they replace.
+
+`files` writes rows at their places and names the files in the end, `journal` notes what is on the
+disk, `resume` tells what is left of a plan, `overwrite` and `disk_space` refuse before the first
+byte is written.
+"""
+
+from weightcast.converters.output.disk_space import check_free_space
+from weightcast.converters.output.files import OutputFiles, grown_path
+from weightcast.converters.output.journal import Finished, MatrixRecord, Write
+from weightcast.converters.output.overwrite import check_report_path
+from weightcast.converters.output.resume import (
+    GOING_ON,
+    NOT_GOING_ON,
+    kept_work,
+    remainder,
+    rows_of,
+)
+
+__all__ = [
+    "GOING_ON",
+    "NOT_GOING_ON",
+    "Finished",
+    "MatrixRecord",
+    "OutputFiles",
+    "Write",
+    "check_free_space",
+    "check_report_path",
+    "grown_path",
+    "kept_work",
+    "remainder",
+    "rows_of",
+]

@@ -1,4 +1,4 @@
-"""Whether outputs fit where they are to go, before the first byte is written."""
+"""Refuse outputs that do not fit where they are to go, before the first byte is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightcast.converters.files.names import partial_path
+from weightcast.converters.files import partial_path
 from weightcast.converters.output.files import grown_paths
 from weightcast.converters.targets.target import Output
 from weightcast.errors import OutputError
@@ -53,7 +53,7 @@ def check_free_space(outputs: Sequence[Output]) -> None:
 def _stale_bytes(output: Output) -> int:
     """Bytes that a killed conversion of the same output left on the disk; they will be reused."""
     paths = grown_paths(output)
-    if output.request.kind == "safetensors":
+    if output.request.target.is_directory:
         folder = partial_path(output.request.path)
         paths = list(folder.iterdir()) if folder.is_dir() else []
     return sum(path.lstat().st_blocks * 512 for path in paths if path.is_file())

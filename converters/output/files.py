@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -23,19 +22,22 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from weightcast.converters.files import bundle_names, page_cache
-from weightcast.converters.files.interrupts import signals_held
-from weightcast.converters.files.names import journal_path, partial_path, replaced_path
-from weightcast.converters.files.posix import (
+from weightcast.converters.files import (
     allocate,
     allow_open_files,
+    bundle_names,
     exchange,
     explained,
+    ignore_signals,
+    journal_path,
     open_locked,
+    page_cache,
+    partial_path,
+    replaced_path,
     sync_directory,
     write_all,
 )
-from weightcast.converters.output.fingerprint import file_names, settings_of, what_changed
+from weightcast.converters.output.fingerprint import changes, file_names, fingerprint
 from weightcast.converters.output.journal import (
     Contents,
     Finished,
@@ -44,39 +46,33 @@ from weightcast.converters.output.journal import (
     Write,
     read_journal,
 )
-from weightcast.converters.plan.plan import Destination, Plan
-from weightcast.converters.targets.target import Output
+from weightcast.converters.plan import Destination, Plan
+from weightcast.converters.targets.target import Output, Request
 from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError, TakenError
-
-# The files of a directory that a conversion writes, and so may replace.
-_OWN_NAMES: Final = re.compile(
-    r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
-    r"|(configuration|modeling)_grok1\.py|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-)
-
 
 # Of a bundle that was being written when its conversion was killed.
 _OWN_PARTIALS: Final = {f".{name}.partial" for name in bundle_names.NAMES}
 
 
-def foreign_entry(directory: Path) -> Path | None:
+def foreign_entry(request: Request) -> Path | None:
     """Find something in a directory that no conversion wrote, or that was edited in a bundle."""
+    directory, target = request.path, request.target
     bundle = set(bundle_names.written_before(bundle_names.BundlePaths(directory)))
     for entry in sorted(directory.iterdir()):
-        is_own = _OWN_NAMES.fullmatch(entry.name) or entry.name in _OWN_PARTIALS or entry in bundle
+        is_own = target.owns(entry.name) or entry.name in _OWN_PARTIALS or entry in bundle
         if not is_own or not (entry.is_file() or entry.is_symlink()):
             return entry
     return None
 
 
 def grown_paths(output: Output) -> list[Path]:
-    """Where the files of an output grow, or grew in an interrupted run."""
+    """List the paths at which an output's files grow, or grew in an interrupted run."""
     return [*_partial_paths(output), *_other_parts(output)]
 
 
 def grown_path(output: Output, path: Path) -> Path:
-    """Where one of the files of an output grows, which will be `path` in the end."""
-    if output.request.kind == "safetensors":
+    """Name the growing file that will be `path` in the end."""
+    if output.request.target.is_directory:
         return partial_path(output.request.path) / path.name
     return partial_path(path)
 
@@ -86,16 +82,14 @@ def _partial_paths(output: Output) -> list[Path]:
 
 
 def _other_parts(output: Output) -> list[Path]:
-    """Where files grew that the journal names and this run does not, as by another --split."""
-    path = output.request.path
-    told = read_journal(journal_path(path), settings_only=True)
-    names = file_names(told.settings or {})
-    if output.request.kind == "safetensors":
-        found = {partial_path(path) / name for name in names if _OWN_NAMES.fullmatch(name)}
-    else:
-        stem = re.escape(path.name.removesuffix(".gguf"))
-        part = re.compile(stem + r"(-\d{5}-of-\d{5})?\.gguf")
-        found = {partial_path(path.with_name(name)) for name in names if part.fullmatch(name)}
+    """List the grown files that the journal names and this run does not, as by another --split."""
+    path, target = output.request.path, output.request.target
+    noted = read_journal(journal_path(path), fingerprint_only=True)
+    names = file_names(noted.fingerprint or {})
+    own = (path / name for name in names if target.owns_part(path, name))
+    if not target.is_directory:
+        own = (path.with_name(file.name) for file in own)
+    found = {grown_path(output, file) for file in own}
     return sorted(found.difference(_partial_paths(output)))
 
 
@@ -144,16 +138,16 @@ class OutputFiles:
         trace: TracebackType | None,
     ) -> None:
         # Nothing can be made of a source that is wrong.
-        with signals_held():
+        with ignore_signals():
             self._close(keep=not isinstance(error, ChangedError | FormatError | LayoutError))
 
     def _create(self, number: int, output: Output) -> None:
         final = output.request.path
         journal = self._journals[number]
-        is_directory = output.request.kind == "safetensors"
+        is_directory = output.request.target.is_directory
         folder = final.parent
         if not is_directory:  # of a bundle, when a run was killed
-            for path in bundle_names.bundle_paths(final, output.request.kind).all:
+            for path in bundle_names.bundle_paths(final, output.request.target.is_directory).all:
                 partial_path(path).unlink(missing_ok=True)
         if is_directory:
             kept = {file.path.name for file in output.files} if journal.has_work else set()
@@ -183,17 +177,17 @@ class OutputFiles:
     def _open_journal(self, number: int, output: Output) -> None:
         """Open the journal, which excludes other runs. Raises OutputError."""
         final = output.request.path
-        settings = settings_of(self._plan.inputs, output)
+        now = fingerprint(self._plan.inputs, output)
         # A run that was killed when it was complete may have left a journal of nothing.
         resume = self._resume and any(path.exists() for path in grown_paths(output))
         others = _other_parts(output)
-        journal = Journal(journal_path(final), settings, resume=resume)
+        journal = Journal(journal_path(final), now, resume=resume)
         self._journals[number] = journal
-        before = journal.earlier.settings
-        if before is not None and before != settings:
+        before = journal.earlier.fingerprint
+        if before is not None and before != now:
             raise TakenError(
                 f"{final}: an interrupted conversion cannot be continued: "
-                f"{what_changed(before, settings)}; --no-resume starts over"
+                f"{changes(before, now, self._plan.inputs.options)}; --no-resume starts over"
             )
         for path in () if journal.has_work else others:
             path.unlink(missing_ok=True)
@@ -217,11 +211,11 @@ class OutputFiles:
         return folder
 
     def earlier(self, output: int) -> Contents:
-        """What an interrupted run noted of an output; nothing says yet that it is so."""
+        """Read an interrupted run's notes about an output; nothing says yet that they hold."""
         return self._journals[output].earlier
 
     def has(self, output: int, finished: Finished) -> bool:
-        """Whether rows that an interrupted run had written can be read from the files."""
+        """Tell whether rows that an interrupted run had written can be read from the files."""
         for write in finished.writes:
             fd = self._fds.get((output, write.file))
             with contextlib.suppress(OSError):
@@ -298,11 +292,11 @@ class OutputFiles:
             for fd in self._folder_fds:
                 os.fsync(fd)
             earlier = [_earlier_bundle(output) for output in self._outputs]
-            with signals_held():
+            with ignore_signals():
                 for number, output in enumerate(self._outputs):
                     own = [item for item in self._pending.items() if item[1][0] == number]
                     for partial, (_, path) in own:
-                        replaced = _replace(partial, path)
+                        replaced = _replace(partial, output.request, path)
                         del self._pending[partial]
                         done.append(path)
                     self._complete.add(number)
@@ -312,7 +306,7 @@ class OutputFiles:
                         shutil.rmtree(replaced, ignore_errors=True)
                     for path in earlier[number]:
                         path.unlink(missing_ok=True)
-                    if output.request.kind == "gguf":
+                    if not output.request.target.is_directory:
                         for path, place in beside.get(number, {}).items():
                             os.replace(place, path)
             for parent in self._parents():
@@ -355,19 +349,19 @@ class OutputFiles:
 
 def _earlier_bundle(output: Output) -> list[Path]:
     """The bundle of what an output replaces; that of a directory goes with the directory."""
-    if output.request.kind == "safetensors":
+    if output.request.target.is_directory:
         return []
     return bundle_names.written_before(
-        bundle_names.bundle_paths(output.request.path, output.request.kind)
+        bundle_names.bundle_paths(output.request.path, output.request.target.is_directory)
     )
 
 
-def _replace(partial: Path, final: Path) -> Path | None:
+def _replace(partial: Path, request: Request, final: Path) -> Path | None:
     """Give an output its name; returns where the earlier directory lies, which is to be deleted."""
     if not partial.is_dir() or not final.is_dir():
         os.replace(partial, final)
         return None
-    foreign = foreign_entry(final)
+    foreign = foreign_entry(request)
     if foreign is not None:
         raise OutputError(f"{foreign}: appeared during the conversion; name another directory")
     # A directory that is not empty cannot be replaced at once, but two can change places.

@@ -1,40 +1,33 @@
-"""What the bytes of an output follow from: only the same may be added to an interrupted run."""
+"""Fingerprint of a conversion: everything its output bytes depend on.
+
+A run may go on with the work of an interrupted one only if their fingerprints are equal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import xxhash
 
-from weightcast.converters.files.version import weightcast_version
-from weightcast.converters.output.journal import Settings
-from weightcast.converters.sources.inputs import SOURCE, Inputs
+from weightcast.converters.files import weightcast_version
+from weightcast.converters.output.journal import Fingerprint
+from weightcast.converters.sources import SOURCE, ConvertOptions, Inputs, Row
 from weightcast.converters.targets.target import Output
 from weightcast.errors import CheckpointError
 
 _READ_BYTES: Final = 1 << 20
+_NO_OPTIONS: Final = ConvertOptions()
 
 
-# How the options are spelled; those of several outputs are in `type` and `files`.
-_OPTIONS: Final = {
-    "tensor_types": "--tensor-type",
-    "no_tokenizer": "--no-tokenizer",
-    "pure": "--pure",
-    "allow_requantize": "--allow-requantize",
-    "split_bytes": "--split",
-}
-
-
-def settings_of(inputs: Inputs, output: Output) -> Settings:
+def fingerprint(inputs: Inputs, output: Output) -> Fingerprint:
     """Describe what an output is made of and how, as JSON values. Raises CheckpointError."""
-    given = asdict(inputs.given)
+    options = inputs.options
     return {
         "version": weightcast_version(),
         "type": output.request.type_name,
-        "options": {name: _json_value(given[name]) for name in _OPTIONS},
+        "options": {row.record_name: _json_value(options.recorded(row)) for row in _rows(options)},
         "extras": {role: _digest(file.path) for role, file in sorted(inputs.extras.items())},
         "source": {
             file.path.name: [file.size, file.mtime_ns]
@@ -48,19 +41,25 @@ def settings_of(inputs: Inputs, output: Output) -> Settings:
     }
 
 
-def file_names(settings: Settings) -> set[str]:
-    """The names of the output's files; none of what are no such settings."""
-    files = settings.get("files")
+def _rows(options: ConvertOptions) -> list[Row]:
+    """List the options that bytes depend on; types are noted for themselves, files by digests."""
+    return options.ordered(lambda option: option.fingerprint)
+
+
+def file_names(noted: Fingerprint) -> set[str]:
+    """List the names of the output's files; none if `noted` is no fingerprint."""
+    files = noted.get("files")
     listed = files if isinstance(files, list) else []
     return {str(file[0]) for file in listed if isinstance(file, list) and file}
 
 
-def what_changed(before: Settings, now: Settings) -> str:
-    """Name what differs, the first of each kind, for a message."""
-    return ", ".join(_changes(before, now)) or "its layout differs"
+def changes(before: Fingerprint, now: Fingerprint, options: ConvertOptions = _NO_OPTIONS) -> str:
+    """Name what differs, the first of each kind, for a message; `options` are those of now."""
+    return ", ".join(_changes(before, now, options)) or "its layout differs"
 
 
-def _changes(before: Settings, now: Settings) -> Iterator[str]:
+def _changes(before: Fingerprint, now: Fingerprint, spelled: ConvertOptions) -> Iterator[str]:
+    flags = {row.record_name: row.option.flag for row in _rows(spelled)}
     if before.get("version") != now["version"]:
         yield f"weightcast was {before.get('version')} and is {now['version']}"
     if before.get("type") != now["type"]:
@@ -68,7 +67,7 @@ def _changes(before: Settings, now: Settings) -> Iterator[str]:
     options = _part(before, "options")
     for name, value in now["options"].items():
         if options.get(name) != value:
-            yield f"{_OPTIONS[name]} was {_shown(options.get(name))} and is {_shown(value)}"
+            yield f"{flags[name]} was {_shown(options.get(name))} and is {_shown(value)}"
     extras = _part(before, "extras")
     for role in sorted({*extras, *now["extras"]}):
         if extras.get(role) != now["extras"].get(role):
@@ -80,12 +79,12 @@ def _changes(before: Settings, now: Settings) -> Iterator[str]:
             break
 
 
-def _part(settings: Settings, name: str) -> Settings:
-    part = settings.get(name)
+def _part(noted: Fingerprint, name: str) -> dict[str, Any]:
+    part = noted.get(name)
     return part if isinstance(part, dict) else {}
 
 
-def _how(name: str, before: Settings, now: Settings) -> str:
+def _how(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
     if name not in before:
         return "was not there"
     return "has changed since" if name in now else "is no longer there"

@@ -29,21 +29,16 @@ from typing import Any, Final
 
 import xxhash
 
-from weightcast.converters.files.posix import explained, open_locked
+from weightcast.converters.files import explained, open_locked
 from weightcast.errors import OutputError
 from weightcast.quant.cpu.library import BlockCounts
 
 _VERSION: Final = 1
-
-
 # A machine that goes down loses so much work; the disk is not asked to flush more often.
 _FLUSH_SECONDS: Final = 5.0
-
-
 _READ_BYTES: Final = 4 << 20
-
-
-Settings = dict[str, Any]
+# What the bytes of an output depend on, as JSON values; see fingerprint.py.
+Fingerprint = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,7 @@ class Write:
     digest: str
 
     def is_in(self, fd: int) -> bool:
-        """Whether the file has these very bytes. Raises OSError."""
+        """Tell whether the file has these very bytes. Raises OSError."""
         size = os.fstat(fd).st_size
         end = self.offset + (self.runs - 1) * self.stride + self.run_bytes
         if self.runs < 1 or end > size or self.runs * max(self.run_bytes, 1) > size:
@@ -97,7 +92,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class MatrixRecord:
-    """What a whole matrix differs by from its source, against a baseline."""
+    """The error of a whole matrix against its source, beside a baseline's."""
 
     tensor: str
     expert: int | None
@@ -107,19 +102,19 @@ class MatrixRecord:
 
 @dataclass(slots=True)
 class Contents:
-    """What a journal says; the last line about the same rows counts."""
+    """The entries of a journal; the last line about the same rows counts."""
 
-    settings: Settings | None = None
+    fingerprint: Fingerprint | None = None
     finished: dict[Rows, Finished] = field(default_factory=dict)
     errors: dict[tuple[str, int | None, str], dict[str, Any]] = field(default_factory=dict)
 
 
-def read_journal(path: Path, *, settings_only: bool = False) -> Contents:
+def read_journal(path: Path, *, fingerprint_only: bool = False) -> Contents:
     """Read what a journal says, without a lock; nothing if it is no journal, or not there."""
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags), "rb") as file:
-            return _contents((file.readline() if settings_only else file.read()) or b"")
+            return _contents((file.readline() if fingerprint_only else file.read()) or b"")
     except OSError:
         return Contents()
 
@@ -127,7 +122,7 @@ def read_journal(path: Path, *, settings_only: bool = False) -> Contents:
 class Journal:
     """The open, locked journal of one output. `earlier` is what an interrupted run left in it."""
 
-    def __init__(self, path: Path, settings: Settings, *, resume: bool) -> None:
+    def __init__(self, path: Path, fingerprint: Fingerprint, *, resume: bool) -> None:
         """Open and lock it; without `resume` what it says is forgotten.
 
         Raises OutputError if another run has it, or if what was finished was made otherwise.
@@ -142,7 +137,7 @@ class Journal:
             if not self.earlier.finished:
                 self.earlier = Contents()
                 os.ftruncate(self._fd, 0)
-                self._append({"journal": _VERSION, "settings": settings})
+                self._append({"journal": _VERSION, "settings": fingerprint})
         except OSError as problem:
             os.close(self._fd)
             raise explained(problem, path) from None
@@ -204,14 +199,14 @@ class Journal:
 
 
 def checksum(text: bytes) -> bytes:
-    """What stands before a line."""
+    """Compute the checksum that stands before a line."""
     return xxhash.xxh3_64_hexdigest(text).encode()
 
 
 def _contents(raw: bytes) -> Contents:
     contents = Contents()
     for said in _lines(raw):
-        if contents.settings is None and said.get("journal") != _VERSION:
+        if contents.fingerprint is None and said.get("journal") != _VERSION:
             break
         _add(contents, said)
     return contents
@@ -234,7 +229,7 @@ def _lines(raw: bytes) -> Iterator[dict[str, Any]]:
 def _add(contents: Contents, said: dict[str, Any]) -> None:
     """Take a line; one that says something else than these do is none."""
     if isinstance(said.get("settings"), dict):
-        contents.settings = said["settings"]
+        contents.fingerprint = said["settings"]
     elif "rows" in said:
         done = _finished(said)
         if done is not None:

@@ -1,4 +1,4 @@
-"""Where outputs may go: never over a source, foreign files or each other."""
+"""Refuse outputs that would overwrite a source, foreign files or each other."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from weightcast.converters.files.bundle_names import NAMES as BUNDLE_NAMES
-from weightcast.converters.files.bundle_names import bundle_paths, foreign_files
-from weightcast.converters.files.names import journal_path, partial_path, replaced_path
+from weightcast.converters.files import NAMES as BUNDLE_NAMES
+from weightcast.converters.files import (
+    bundle_paths,
+    foreign_files,
+    journal_path,
+    partial_path,
+    replaced_path,
+)
 from weightcast.converters.output.files import foreign_entry
-from weightcast.converters.plan.plan import Plan
-from weightcast.converters.sources.inputs import Inputs
+from weightcast.converters.plan import Plan
+from weightcast.converters.sources import Inputs
 from weightcast.converters.targets.target import Output
 from weightcast.errors import OutputError, RequestError
 from weightcast.formats.jax.shards import has_shards
 
 
-def check_targets(plan: Plan) -> None:
+def check(plan: Plan) -> None:
     """Refuse outputs, and files of their bundles, that would do harm.
 
     Raises OutputError, RequestError.
@@ -37,10 +42,11 @@ def check_targets(plan: Plan) -> None:
             raise OutputError(f"{str(path)[:200]}: cannot be written: {reason}") from None
 
 
-def check_small_target(path: Path, taken: Iterable[Path]) -> None:
-    """Raise OutputError for a file that cannot be, or is or lies in one of some files and folders.
+def check_report_path(path: Path, taken: Iterable[Path]) -> None:
+    """Refuse a file to be written that is, or lies in, one of the files and folders `taken`.
 
-    Links, and other names of the same place, are seen through.
+    Links, and other names of the same place, are seen through. Raises OutputError, also if there
+    can be no such file.
     """
     real = Path(os.path.realpath(path))
     if not real.parent.is_dir():
@@ -54,37 +60,37 @@ def check_small_target(path: Path, taken: Iterable[Path]) -> None:
             raise OutputError(f"{path}: is or lies in what is read or written; write elsewhere")
 
 
-def taken_places(plan: Plan) -> set[Path]:
-    """The files that a conversion reads, and the paths that its outputs have or grow under."""
+def taken_paths(plan: Plan) -> set[Path]:
+    """List the files that a conversion reads, and the paths that outputs have or grow under."""
     return _source_files(plan.inputs).union(*(_on_the_way(o, plan) for o in plan.outputs))
 
 
 def _source_files(inputs: Inputs) -> set[Path]:
-    """The files that are read, under the names they have and those that links lead to."""
+    """List the files that are read, under their own names and those that links lead to."""
     files = {file.path for file in inputs.files}
     named = {Path(os.path.abspath(path)) for path in files}
     return named | {Path(os.path.realpath(path)) for path in files}
 
 
 def _absolute(output: Output, plan: Plan) -> set[Path]:
-    """Every path that an output will have: the directory or file asked for, parts, a bundle."""
+    """List every path that an output will have: the one asked for, its parts, its bundle."""
     paths = {output.request.path, *(file.path for file in output.files)}
-    if output.request.kind == "gguf" and len(output.files) > 1:
+    if not output.request.target.is_directory and len(output.files) > 1:
         paths.remove(output.request.path)
     if plan.has_bundles:
-        paths.update(bundle_paths(output.request.path, output.request.kind).all)
+        paths.update(bundle_paths(output.request.path, output.request.target.is_directory).all)
     return {Path(os.path.realpath(path)) for path in paths}
 
 
 def _on_the_way(output: Output, plan: Plan) -> set[Path]:
-    """The paths that an output has, and those that it grows under."""
+    """List the paths that an output will have, and those that it grows under."""
     finals = _absolute(output, plan)
     growing = {make(path) for make in (partial_path, replaced_path) for path in finals}
     return finals | growing | {journal_path(Path(os.path.realpath(output.request.path)))}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What a path is, under whatever name: device and inode."""
+    """Identify what a path leads to, under whatever name: device and inode."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -124,7 +130,7 @@ def _check_existing(output: Output) -> None:
         raise OutputError(f"{path.parent}: no such directory; create it first")
     if has_shards(path.parent):
         raise OutputError(f"{path.parent}: is a checkpoint; write beside it, not into it")
-    if output.request.kind == "gguf":
+    if not output.request.target.is_directory:
         for file in output.files:
             if file.path.exists() and not file.path.is_file():
                 raise OutputError(f"{file.path}: exists and is not a file")
@@ -133,7 +139,7 @@ def _check_existing(output: Output) -> None:
         raise OutputError(f"{path}: exists and is not a directory")
     if os.path.ismount(path):
         raise OutputError(f"{path}: is a mount point; name a directory inside it")
-    foreign = foreign_entry(path) if path.is_dir() else None
+    foreign = foreign_entry(output.request) if path.is_dir() else None
     edited = " or which was edited since" if foreign and foreign.name in BUNDLE_NAMES else ""
     if foreign is not None:
         raise OutputError(
@@ -143,7 +149,7 @@ def _check_existing(output: Output) -> None:
 
 
 def _check_bundle(output: Output) -> None:
-    paths = bundle_paths(output.request.path, output.request.kind)
+    paths = bundle_paths(output.request.path, output.request.target.is_directory)
     for path in foreign_files(paths):
         raise OutputError(
             f"{path}: no conversion wrote it, or it was edited since; rename or delete it, as the "

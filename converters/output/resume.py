@@ -7,26 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from weightcast.converters.files.names import journal_path
+from weightcast.converters.files import journal_path
 from weightcast.converters.output.files import OutputFiles, grown_paths
 from weightcast.converters.output.journal import Finished, Rows, read_journal
-from weightcast.converters.plan.plan import Destination, Plan, WorkItem
-from weightcast.converters.plan.tiling import is_measured
+from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured
 from weightcast.converters.report.collector import Measuring, matrix_errors
 from weightcast.quant.cpu.library import BlockCounts
 
 GOING_ON: Final = "the same command goes on, --no-resume starts over"
-
-
 NOT_GOING_ON: Final = "the same command without --no-resume goes on"
-
-
 _Matrix = tuple[int, str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """What is left of a plan: items, with the destinations that have to be made.
+    """The rest of a plan: items, with the destinations that have to be made.
 
     `counts` are those of what is finished, by output and tensor, `read_bytes` what of the source
     need not be read again.
@@ -59,7 +54,7 @@ def remainder(plan: Plan, files: OutputFiles, measuring: Measuring | None) -> Re
 
 
 def rows_of(item: WorkItem, destination: Destination) -> Rows:
-    """What a journal calls the rows of an item that go to a destination."""
+    """Name the rows of an item that go to a destination, as a journal does."""
     return Rows(destination.tensor, destination.expert, item.out0, item.out1)
 
 

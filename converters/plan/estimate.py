@@ -1,4 +1,4 @@
-"""How long a conversion will take, from what this machine does in half a second.
+"""Estimate how long a conversion will take, from what this machine does in half a second.
 
 A few rows of each kind of work are made of random weights, and some megabytes of the source are
 read that the cache was made to forget. Reading, computing and writing overlap, so the longest of
@@ -20,39 +20,26 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.converters.files.page_cache import forget_read
+from weightcast.converters.files import forget_read
 from weightcast.converters.plan.plan import Destination, Plan, WorkItem
 from weightcast.converters.plan.tiling import keeps_bytes
+from weightcast.converters.plan.workers import Workers
 from weightcast.errors import CheckpointError
-from weightcast.quant.backend import ProcessorLane
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import Matrix
-from weightcast.quant.devices import PROCESSOR, Devices
+from weightcast.quant.devices import Devices
 from weightcast.quant.types import F32, I8
 
 # Read at this many places of the source, so much at each: the system reads ahead.
 _PLACES: Final = 8
-
-
 _PLACE_BYTES: Final = 32 << 20
-
-
 _READ_BYTES: Final = 8 << 20
-
-
 # The most that is spent on the disk, and so much work of each kind is enough.
 _DISK_SECONDS: Final = 0.4
-
-
 _WORK_SECONDS: Final = 0.005
-
-
 # Multiples of all groups and squares.
 _MOST_IN: Final = 4096
-
-
 _ROWS: Final = (128, 1024)
-
-
 # Bytes a second that the system itself copies out of and into its cache, on one core, where it has
 # to find new pages and where it has used ones: rough, of the right size for the CPU time of
 # conversions to Q8_0.
@@ -78,16 +65,16 @@ class Estimate:
         }
 
 
-def estimate(plan: Plan, workers: int, devices: Devices = PROCESSOR) -> Estimate:
+def estimate(plan: Plan, workers: Workers) -> Estimate:
     """Estimate the time of a plan on this machine, which is measured for half a second or so."""
     rate = _disk_rate([file.path for file in plan.inputs.files])
     read_s = write_s = 0.0
     if rate is not None:
         read_s, write_s = plan.read_bytes / rate, plan.write_bytes / rate
-    cores = min(workers + 1, len(os.sched_getaffinity(0)))
+    cores = min(workers.count + 1, len(os.sched_getaffinity(0)))
     out_of, into = _COPIES["used" if plan.outgrows_cache else "new"]
     copying = plan.read_bytes / out_of + plan.write_bytes / into
-    compute_s = _kernel_seconds(plan, devices) + copying / cores
+    compute_s = _kernel_seconds(plan, workers.devices) + copying / cores
     on_disks = read_s + write_s if _is_one_disk(plan) else max(read_s, write_s)
     return Estimate(read_s, compute_s, write_s, max(on_disks, compute_s), rate)
 
@@ -166,7 +153,7 @@ def _seconds_a_weight(item: WorkItem, destination: Destination) -> float:
 
 
 def _make(matrix: Matrix, destination: Destination) -> None:
-    lane, importance = ProcessorLane(), destination.importance
+    backend, importance = CpuBackend(), destination.importance
     if importance is not None:
         importance = np.ascontiguousarray(importance[: matrix.n_in])
     # What a few rows cannot be made into is left out: such a matrix cannot be converted either.
@@ -174,9 +161,9 @@ def _make(matrix: Matrix, destination: Destination) -> None:
         if destination.packed is None:
             row_bytes = destination.type.row_bytes(matrix.n_in)
             dst = np.empty(matrix.n_out * row_bytes, np.uint8)
-            lane.quantize(matrix, destination.type, dst, importance)
+            backend.quantize(matrix, destination.type, dst, importance)
             return
-        made = destination.packed.packing.pack(matrix, matrix.n_out, 0, importance, lane)
+        made = destination.packed.packing.pack(matrix, matrix.n_out, 0, importance, backend)
         for _ in made.segments:
             pass
 
@@ -185,7 +172,7 @@ def _random_matrix(item: WorkItem, rows: int, n_in: int) -> Matrix:
     """Weights as they are stored, `out` contiguous; what is not plain numbers counts as float32."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal(rows * n_in, np.float32)
-    if item.view.dtype != I8.name or item.view.array.packed is not None:
+    if item.view.dtype != I8.name or item.view.is_packed:
         return Matrix(values, F32.name, rows, n_in, 1, rows)
     codes = np.clip(np.rint(values * 32), -127, 127).astype(np.int8).view(np.uint8)
     return Matrix(

@@ -16,19 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.files import page_cache
-from weightcast.converters.graph.read import bytes_to_read, rows_per_slab, slab_bytes
-from weightcast.converters.graph.tensor import Quantize, Spec, TensorGraph
-from weightcast.converters.graph.view import View, matrices
+from weightcast.converters.graph import Quantize, StoredMatrix, TensorGraph, matrices
 from weightcast.converters.plan.budget import Budget, budget_of
-from weightcast.converters.recipes.decide import is_quantized
-from weightcast.converters.sources.inputs import Inputs
+from weightcast.converters.recipes import is_quantized
+from weightcast.converters.sources import Inputs
 from weightcast.converters.targets.target import Output, Packed
 from weightcast.quant.types import QuantType
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the rows of one matrix go: output, file, byte offset of its first row.
+    """The place of one matrix's rows: output, file, byte offset of the first row.
 
     `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
     go there as they are; what is `packed` goes to several places.
@@ -60,7 +58,7 @@ class Destination:
 class WorkItem:
     """Rows [out0, out1) of a stored matrix and all that is made of them."""
 
-    view: View
+    view: StoredMatrix
     out0: int
     out1: int
     destinations: tuple[Destination, ...]
@@ -68,19 +66,19 @@ class WorkItem:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows in memory."""
-        return slab_bytes(self.view, self.out1 - self.out0)
+        return self.view.slab_bytes(self.out0, self.out1)
 
     @property
     def read_bytes(self) -> int:
         """Bytes to read: those in memory, unless the matrix is packed."""
-        return bytes_to_read(self.view, self.out0, self.out1)
+        return self.view.bytes_to_read(self.out0, self.out1)
 
 
 @dataclass(frozen=True)
 class Plan:
     """All outputs and all work; with `has_bundles` each output is to have a release bundle."""
 
-    graph: TensorGraph[Spec]
+    graph: TensorGraph
     inputs: Inputs = field(repr=False)
     outputs: tuple[Output, ...] = field(repr=False)
     items: tuple[WorkItem, ...] = field(repr=False)
@@ -103,7 +101,7 @@ class Plan:
 
     @cached_property
     def outgrows_cache(self) -> bool:
-        """Whether the run is too large to leave what it reads and writes in the page cache."""
+        """True if the run is too large to leave what it reads and writes in the page cache."""
         return page_cache.outgrows(self.read_bytes + self.write_bytes)
 
     @property
@@ -118,7 +116,7 @@ def whole(rows: int, multiple: int) -> int:
 
 
 def make_plan(
-    graph: TensorGraph[Spec],
+    graph: TensorGraph,
     inputs: Inputs,
     outputs: Sequence[Output],
     *,
@@ -130,7 +128,7 @@ def make_plan(
     Raises RequestError if it cannot be done with `memory` bytes.
     """
     budget = budget_of(memory)
-    by_view: dict[View, list[Destination]] = defaultdict(list)
+    by_view: dict[StoredMatrix, list[Destination]] = defaultdict(list)
     for number, output in enumerate(outputs):
         for planned in output.tensors:
             offset = planned.offset
@@ -153,11 +151,9 @@ def make_plan(
                 if planned.packed is None:
                     offset += view.shape[0] * planned.type.row_bytes(view.shape[1])
     items = []
-    for view in sorted(by_view, key=lambda v: (v.array.path, v.array.offset, v.start)):
-        packed = view.array.packed
-        of_source = 1 if packed is None else packed.row_multiple
-        multiple = lcm(of_source, *(d.row_multiple for d in by_view[view]))
-        rows = whole(rows_per_slab(view, budget.slab), multiple)
+    for view in sorted(by_view, key=lambda v: v.order):
+        multiple = lcm(view.row_multiple, *(d.row_multiple for d in by_view[view]))
+        rows = whole(view.rows_per_slab(budget.slab), multiple)
         for out0 in range(0, view.shape[0], rows):
             out1 = min(out0 + rows, view.shape[0])
             items.append(WorkItem(view, out0, out1, tuple(by_view[view])))

@@ -1,4 +1,4 @@
-"""How slabs are cut into pieces, each for one worker, and what a piece takes in memory."""
+"""Cut slabs into tasks, each for one worker, and size the memory that a task takes."""
 
 from __future__ import annotations
 
@@ -10,35 +10,45 @@ from weightcast.converters.plan.plan import Destination, WorkItem, whole
 from weightcast.quant.types import TYPES
 
 # The kernels work on 64 columns of a source at a time: one cache line of int8.
-_ROW_STEP: Final = 64
+ROW_STEP: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """Pieces of at most `limit_bytes` each, enough of them for all workers.
+class Tiling:
+    """Cut slabs into tasks of at most `task_bytes` each, enough of them for all workers.
 
-    Strips that are put together from pieces take `staged_bytes` at most.
+    Panels that are put together from tasks take `staged_bytes` at most.
     """
 
     workers: int
-    limit_bytes: int
-    staged_bytes: int
+    task_bytes: int
+    staged_bytes: int = 0
 
-    def rows_per_piece(self, item: WorkItem) -> int:
+    def rows_per_task(
+        self, rows: int, row_bytes: int, multiple: int = 1, step: int = ROW_STEP
+    ) -> int:
+        """Choose how many of a slab's `rows`, of `row_bytes` each, one task takes.
+
+        Tasks start at multiples of `multiple`, the rows that are packed together, and of `step` if
+        they have that many rows. One row, or one `multiple`, can take more than `task_bytes`.
+        """
+        # A small slab is shared out too: only two are in memory.
+        share = -(-rows // self.workers)
+        most = min(max(1, self.task_bytes // row_bytes), max(share, ROW_STEP))
+        return whole(most, multiple if most < step else max(multiple, step))
+
+    def rows_of(self, item: WorkItem) -> int:
+        """Choose how many rows of a work item one task takes."""
         n_in = item.view.shape[1]
         row_bytes = max(d.row_bytes(n_in) for d in item.destinations)
-        if item.view.is_encoded:
-            row_bytes = max(row_bytes, 4 * n_in)  # dequantized to float32 on the way
-        # A small slab is shared out too: only two are in memory.
-        share = -(-(item.out1 - item.out0) // self.workers)
-        rows = min(max(1, self.limit_bytes // row_bytes), max(share, _ROW_STEP))
+        row_bytes = max(row_bytes, item.view.decoded_row_bytes)
         multiple = max(d.row_multiple for d in item.destinations)
-        return whole(rows, multiple if rows < _ROW_STEP else max(multiple, _ROW_STEP))
+        return self.rows_per_task(item.out1 - item.out0, row_bytes, multiple)
 
 
 @dataclass(frozen=True, slots=True)
-class PieceBytes:
-    """Bytes of the largest pieces: as stored, as float32 on the way, as output."""
+class TaskBytes:
+    """Bytes of the largest tasks: as stored, as float32 on the way, as output."""
 
     source: int = 0
     floats: int = 0
@@ -46,7 +56,7 @@ class PieceBytes:
 
 
 def keeps_bytes(item: WorkItem, destination: Destination) -> bool:
-    """Whether the stored bytes go to a destination as they are."""
+    """Return whether the stored bytes go to a destination as they are."""
     view = item.view
     if destination.packed is not None:
         return False
@@ -54,19 +64,19 @@ def keeps_bytes(item: WorkItem, destination: Destination) -> bool:
 
 
 def is_measured(item: WorkItem, destination: Destination) -> bool:
-    """Whether what goes to a destination are weights, which have errors."""
+    """Return whether a destination gets weights, which have errors, and not other numbers."""
     return not keeps_bytes(item, destination) or item.view.dtype in TYPES
 
 
-def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:
-    """The buffers that fit every piece that is converted."""
+def largest_task(items: Iterable[WorkItem], tiling: Tiling) -> TaskBytes:
+    """Size the buffers that hold every task that is converted."""
     source = floats = output = 0
     for item in items:
         view, n_in = item.view, item.view.shape[1]
         made = [d.row_bytes(n_in) for d in item.destinations if not keeps_bytes(item, d)]
         if not made:
             continue
-        rows = min(cut.rows_per_piece(item), item.out1 - item.out0)
+        rows = min(tiling.rows_of(item), item.out1 - item.out0)
         output = max(output, rows * max(made))
         if view.is_blocked:
             floats = max(floats, rows * n_in * 4)
@@ -74,6 +84,5 @@ def largest_pieces(items: Iterable[WorkItem], cut: Cut) -> PieceBytes:
         elif view.is_encoded:
             source = max(source, rows * n_in * 4)
         else:
-            # Where neither axis is contiguous, what lies between the values comes along.
-            source = max(source, rows * n_in * view.item_bytes * max(1, min(view.strides)))
-    return PieceBytes(source, floats, output)
+            source = max(source, view.piece_bytes(rows))
+    return TaskBytes(source, floats, output)

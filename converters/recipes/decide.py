@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from weightcast.converters.graph.layers import find_layer
 from weightcast.converters.recipes.llama_quantize import (
     CATEGORIES,
     FALLBACKS,
@@ -28,15 +29,12 @@ from weightcast.converters.recipes.llama_quantize import (
     ModelFacts,
 )
 from weightcast.converters.recipes.recipe import Recipe
-from weightcast.converters.recipes.weight_types import WeightType
 from weightcast.errors import LayoutError
-from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, QuantType
-
-_LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
+from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
-    """What the rules ask about a model, from GGUF metadata; what is absent counts as none.
+    """Collect the facts that the rules ask for from GGUF metadata; an absent one counts as none.
 
     Where heads differ from layer to layer the first counts, as in llama.cpp.
     """
@@ -199,9 +197,9 @@ class _Decider:
             kind = "output"
         rank = layer = self._ranks[kind]
         self._ranks[kind] += 1
-        match = _LAYER.match(name)
-        if facts.n_expert > 1 and match and kind != "attn_v":
-            layer = int(match[1])
+        found_layer = _layer(name)
+        if facts.n_expert > 1 and found_layer is not None and kind != "attn_v":
+            layer = found_layer
         n_layer = self._n_attn_v if kind == "attn_v" else facts.n_layer
         case = Case(facts, base, shape, rank, layer, n_layer)
         found = (rule.type for rule in RULES[kind] if rule.applies(self._recipe.name, case))
@@ -217,7 +215,7 @@ def category(name: str) -> str:
 
 
 def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
-    """Whether llama-quantize changes a tensor's type at all."""
+    """Tell whether llama-quantize changes a tensor's type at all."""
     n_axes = len(shape)
     while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
         n_axes -= 1
@@ -241,8 +239,7 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
 
 def _fitting(override: Override, name: str, shape: tuple[int, ...]) -> QuantType:
     """The type that is asked for. Raises LayoutError if the tensor cannot have it."""
-    asked = override.type
-    assert isinstance(asked, QuantType)
+    asked = TYPES[override.type.label]
     if not asked.fits(shape[-1]):
         raise LayoutError(
             f"{override.origin}: rows of {name} have {shape[-1]} values, which do not fill "
@@ -256,5 +253,11 @@ def _fitting(override: Override, name: str, shape: tuple[int, ...]) -> QuantType
 
 
 def _sort_key(name: str) -> tuple[int, str]:
-    match = _LAYER.match(name)
-    return (int(match[1]) if match else -1, name)
+    layer = _layer(name)
+    return (-1 if layer is None else layer, name)
+
+
+def _layer(name: str) -> int | None:
+    """The layer of the language model; llama.cpp does not count those of encoders."""
+    found = find_layer(name, "gguf")
+    return None if found is None or found.stack else found.number

@@ -15,9 +15,9 @@ from typing import Any, Final
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.recipe import RECIPES, Recipe, recipe_named
 from weightcast.converters.recipes.weight_types import (
-    KNOWN,
     DirectoryType,
     directory_type,
+    known_types,
     rule_type,
 )
 from weightcast.errors import FormatError, RequestError
@@ -32,18 +32,14 @@ else:
 
 # A rule for every tensor of a large model takes 0.1 MB.
 MAX_RECIPE_BYTES: Final = 1 << 18
-
-
 # tomllib's memory grows with the square of the dots in a key.
 _MAX_LINE_BYTES: Final = 1000
-
-
 _MAX_PATTERN: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """What a recipe file says: what it starts from and its rules in order.
+    """The content of a recipe file: the recipe it starts from and its rules in order.
 
     The base is a recipe of GGUF files, a type of directories, or (bf16, mxfp4) both.
     """
@@ -74,7 +70,7 @@ def read_recipe_file(path: Path) -> RecipeFile:
     base = recipe_named(name) if isinstance(name, str) else None
     directory = directory_type(name) if isinstance(name, str) else None
     if base is None and directory is None:
-        known = f"{', '.join(sorted(RECIPES))}; of directories {KNOWN}"
+        known = f"{', '.join(sorted(RECIPES))}; of directories {known_types()}"
         raise FormatError(path, None, f"base is {shown(name)}; known: {known}")
     rules = values.get("rule", [])
     if not isinstance(rules, list):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.recipes.decide import Decision, category
 from weightcast.errors import LayoutError
+from weightcast.formats.gguf.header import raw_string, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.quant.types import FLOAT_TYPES
 from weightcast.text import count, some
@@ -21,7 +22,7 @@ _MAX_TEXT_BYTES: Final = 127
 
 
 @dataclass(frozen=True)
-class Weighing:
+class ImportanceMap:
     """Importance by GGUF name, float32 [matrices, in], and what to say about it.
 
     `missing` are quantized without, though their type could use it; `unused` are experts without
@@ -37,7 +38,7 @@ class Weighing:
     zeros: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any] | None:
-        """What was used, as JSON values."""
+        """Describe the importance matrix that was used, as JSON values."""
         if self.matrix is None:
             return None
         return {
@@ -49,7 +50,7 @@ class Weighing:
         }
 
     def notes(self) -> Iterator[str]:
-        """What the user should know."""
+        """List what the user should know."""
         if self.refused:
             yield self.why_refused()
         if self.matrix is not None and self.missing:
@@ -74,7 +75,7 @@ class Weighing:
             )
 
     def why_refused(self) -> str:
-        """Why nothing can be written."""
+        """Say why nothing can be written."""
         remedy = "; give one with --imatrix FILE"
         if self.matrix is not None:
             remedy = f" with entries that {self.matrix.path} lacks"
@@ -89,12 +90,12 @@ class Weighing:
             raise LayoutError(f"{output}: {self.why_refused()}")
 
 
-def weigh(
+def match_importance(
     matrix: ImportanceMatrix | None,
     tensors: Sequence[tuple[str, tuple[int, ...]]],
     decisions: Sequence[Decision],
     copied: Collection[str] = (),
-) -> Weighing:
+) -> ImportanceMap:
     """Find the importance of every tensor whose type can use it, as llama-quantize does.
 
     Of those that are `copied`, by name, nothing is made that could lack importance: they are
@@ -103,7 +104,7 @@ def weigh(
     tensor, and for a matrix that has nothing to do with the model.
     """
     if all(decision.type in (None, *FLOAT_TYPES) for decision in decisions):
-        return Weighing()
+        return ImportanceMap()
     if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
         raise _foreign(matrix)
     rows, missing, refused = {}, [], []
@@ -121,7 +122,7 @@ def weigh(
             missing.append(name)
     made = [name for name in rows if name not in copied]
     unused = _unused(matrix, made)
-    return Weighing(matrix, rows, tuple(missing), unused, tuple(refused), _zeros(rows, made))
+    return ImportanceMap(matrix, rows, tuple(missing), unused, tuple(refused), _zeros(rows, made))
 
 
 def _unused(matrix: ImportanceMatrix | None, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -138,11 +139,11 @@ def _zeros(
     return {name: matrices for name, matrices in found.items() if matrices}
 
 
-def weigh_named(
+def match_importance_named(
     matrix: ImportanceMatrix,
     tensors: Sequence[tuple[str, tuple[int, ...]]],
     wanted: Collection[str],
-) -> Weighing:
+) -> ImportanceMap:
     """Find the importance of the tensors that are wanted by name. Raises LayoutError.
 
     They are packed with a search, which does not mind an importance of 0, or only measured.
@@ -153,7 +154,7 @@ def weigh_named(
     found = {name: _rows(matrix, name, shapes[name]) for name in shapes if name in wanted}
     rows = {name: values for name, values in found.items() if values is not None}
     missing = tuple(name for name, values in found.items() if values is None)
-    return Weighing(matrix, rows, missing, _unused(matrix, rows))
+    return ImportanceMap(matrix, rows, missing, _unused(matrix, rows))
 
 
 def _foreign(matrix: ImportanceMatrix) -> LayoutError:
@@ -180,14 +181,16 @@ def _rows(
     )
 
 
-def provenance(matrix: ImportanceMatrix) -> dict[str, str | int]:
-    """The metadata that llama-quantize leaves: where the importance came from. Numbers: uint32."""
-    values: dict[str, str | int] = {"quantize.imatrix.file": _cut(str(matrix.path))}
+def provenance_metadata(matrix: ImportanceMatrix | None) -> dict[str, bytes]:
+    """Encode the metadata that llama-quantize leaves: where the importance came from."""
+    if matrix is None:
+        return {}
+    values = {"quantize.imatrix.file": raw_string(_cut(str(matrix.path)))}
     if matrix.datasets:
-        values["quantize.imatrix.dataset"] = _cut(matrix.datasets[0])
-    values["quantize.imatrix.entries_count"] = len(matrix.entries)
+        values["quantize.imatrix.dataset"] = raw_string(_cut(matrix.datasets[0]))
+    values["quantize.imatrix.entries_count"] = raw_uint(len(matrix.entries))
     if matrix.chunks:
-        values["quantize.imatrix.chunks_count"] = matrix.chunks
+        values["quantize.imatrix.chunks_count"] = raw_uint(matrix.chunks)
     return values
 
 

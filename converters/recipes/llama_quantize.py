@@ -43,7 +43,7 @@ from weightcast.quant.types import (
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the rules ask about a model; `groups` is query heads per key-value head (0: unknown)."""
+    """The facts that the rules ask for; `groups` is query heads per key-value head (0: unknown)."""
 
     architecture: str
     n_layer: int
@@ -53,7 +53,7 @@ class ModelFacts:
 
     @property
     def is_70b(self) -> bool:
-        """Whether llama.cpp takes the model for a 70B one (LLM_TYPE_70B)."""
+        """True if llama.cpp takes the model for a 70B one (LLM_TYPE_70B)."""
         if self.architecture == "llama":
             return self.n_layer == 80 and self.groups != 1
         return (self.architecture, self.n_layer) in _70B
@@ -188,17 +188,9 @@ CATEGORIES: Final = (
     (re.compile(r"ffn_down"), "ffn_down"),
     (re.compile(r""), "other"),
 )
-
-
 _LOW = "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M"
-
-
 _MXFP4_MOE = (_rule("MXFP4_MOE", MXFP4, stacked_experts), _rule("MXFP4_MOE", Q8_0))
-
-
 _MXFP4_MOE_FFN = (_rule("MXFP4_MOE", MXFP4, stacked), _rule("MXFP4_MOE", Q8_0))
-
-
 # Where the output shares the embedding table, the table's category is "output".
 RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "output": (
@@ -289,20 +281,12 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "ffn_up": (*_MXFP4_MOE_FFN, _rule("IQ3_XS", IQ3_XXS, middle)),
     "other": _MXFP4_MOE,
 }
-
-
 # In 70B models eight heads share attn_v, so a finer type costs little: what the rules gave for it,
 # and what it becomes in all but the lowest recipes.
 FINER_ATTN_V_OF_70B: Final = {Q3_K: Q5_K, Q4_K: Q5_K}
-
-
 LOWEST_RECIPES: Final = frozenset(_LOW.split())
-
-
 # GLM 5 keeps these at Q8_0 in all quantized recipes.
 GLM_Q8_0: Final = re.compile(r"attn_q_a|attn_q_b|nextn\.eh_proj")
-
-
 # For rows that do not fill blocks. F16 if they do not fill those of the fallback either.
 FALLBACKS: Final = {
     **dict.fromkeys((IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_XS), IQ4_NL),
@@ -311,12 +295,8 @@ FALLBACKS: Final = {
     Q5_K: Q5_1,
     Q6_K: Q8_0,
 }
-
-
 # Without importance these give garbage in matrices other than the embedding table and the output.
 NEED_IMPORTANCE: Final = frozenset((IQ3_XXS, IQ2_XXS, IQ2_XS, IQ2_S, IQ1_M, IQ1_S))
-
-
 # Matrices that are not quantized: norms, routers, small tables, convolutions, positions.
 NOT_QUANTIZED: Final = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|altup|laurel"
@@ -326,8 +306,6 @@ NOT_QUANTIZED: Final = re.compile(
     r"|attn_rel_b\.weight|\.position_embd|sam\.(pos_embd|neck\.|net_)|\.rel_pos|\.patch_embd"
     r"|\.patch_merger|a\.rvq\.codebook|mm\.a\.code_embd"
 )
-
-
 GLM_NOT_QUANTIZED: Final = re.compile(
     r"hc_|indexer\.attn_q_b|indexer\.attn_k|indexer\.proj|indexer_compressor_(gate|ape)"
     r"|ssm_[fg]_[ab]\.weight|ssm_beta\.weight|attn_kv_a_mqa\.weight|attn_[kv]_b\.weight"

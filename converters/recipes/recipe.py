@@ -63,11 +63,7 @@ _ALL: Final = (
     Recipe("MXFP4", TYPES["MXFP4"], 38, pure=True),
     Recipe("NVFP4", TYPES["NVFP4"], 39, pure=True),
 )
-
-
 RECIPES: Final = {recipe.name: recipe for recipe in _ALL}
-
-
 ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 

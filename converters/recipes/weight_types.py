@@ -1,4 +1,4 @@
-"""What safetensors directories can hold: plain floats, or weights packed for serving.
+"""Types of safetensors directories: plain floats, or weights packed for serving.
 
 The name of a directory says it: grok-1-bf16, grok-1-int8, grok-1-int4-g128-awq. A type gives the
 experts and the attention one weight type each; embedding, norms and router stay floats. Rules give
@@ -13,73 +13,69 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from weightcast.errors import RequestError
-from weightcast.formats.packed.config import NO_ZERO_POINT_0
-from weightcast.formats.packed.layout import Fp8Type
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import BF16, FLOAT_TYPES, MXFP4, NVFP4, TYPES, QuantType
+from weightcast.formats.packed import LAYOUTS
+from weightcast.quant.types import BF16, FLOAT_TYPES, TYPES, GroupType, QuantType, WeightType
 from weightcast.text import shown
 
-WeightType = QuantType | GroupType | Fp8Type
-
-
-COMPRESSED_TENSORS: Final = "compressed-tensors"
-
-
-WEIGHTCAST: Final = "weightcast"
-
-
+# The layout that names of outputs leave out.
+DEFAULT_LAYOUT: Final = "compressed-tensors"
 PLAIN: Final = "plain"
-
-
+# The layout whose name can come first too: weightcast-int4.
+_FIRST: Final = "weightcast"
 _FLOATS: Final = tuple(quant_type.name.lower() for quant_type in reversed(FLOAT_TYPES))
-
-
 # Powers of two, as what layouts pack together: pieces fit both.
 _GROUP_SIZES: Final = {"g32": 32, "g64": 64, "g128": 128, "g256": 256, "channel": 0}
 
 
-_LAYOUTS: Final = {"gptq": "gptq", "gptq_v2": "gptq_v2", "awq": "awq", "weightcast": WEIGHTCAST}
+def _layout_names() -> list[str]:
+    """List the layouts of integers that names of outputs can say, beside the default."""
+    return [
+        layout.name
+        for layout in LAYOUTS.values()
+        if layout.name != DEFAULT_LAYOUT and layout.holds(GroupType(4, 128))
+    ]
 
 
-_INTEGERS: Final = re.compile(
-    r"(?P<before>weightcast-)?int(?P<bits>[48])(?:-(?P<size>g32|g64|g128|g256|channel))?"
-    r"(?:-(?P<asymmetric>asym))?(?:-(?P<layout>gptq_v2|gptq|awq|weightcast))?"
-)
+def _named_types() -> dict[str, tuple[str, WeightType]]:
+    """Map the names of packed types that are not integers in groups to their layout and type."""
+    return {
+        name: (layout.name, weight_type)
+        for layout in LAYOUTS.values()
+        for name, weight_type in layout.traits.types.items()
+    }
 
 
-_OTHERS: Final[dict[str, WeightType]] = {
-    "mxfp4": MXFP4,
-    "nvfp4": NVFP4,
-    "fp8": Fp8Type(),
-    "fp8-block": Fp8Type(128),
-}
+def _integers() -> re.Pattern[str]:
+    layouts = "|".join(map(re.escape, sorted(_layout_names(), key=len, reverse=True)))
+    return re.compile(
+        rf"(?P<before>{_FIRST}-)?int(?P<bits>[48])(?:-(?P<size>{'|'.join(_GROUP_SIZES)}))?"
+        rf"(?:-(?P<asymmetric>asym))?(?:-(?P<layout>{layouts}))?"
+    )
 
 
-# What a directory's name may end in, longest first: "-awq" alone says nothing.
-_ENDING: Final = re.compile(
-    rf"(?:^|[-._])(?P<type>{_INTEGERS.pattern}|fp8-block|fp8|mxfp4|nvfp4|{'|'.join(_FLOATS)})$",
-    re.IGNORECASE,
-)
+def known_types() -> str:
+    """List what names of directories can end in, for messages."""
+    *others, last = (f"-{name}" for name in _layout_names())
+    return (
+        f"bf16, f16, f32, int8, int8-gptq, int4-g128 (g32, g64, channel; then -asym, then "
+        f"{', '.join(others)} or {last}), {', '.join(_named_types())}"
+    )
 
 
-KNOWN: Final = (
-    "bf16, f16, f32, int8, int8-gptq, int4-g128 (g32, g64, channel; then -asym, then -gptq, "
-    "-gptq_v2, -awq or -weightcast), mxfp4, nvfp4, fp8, fp8-block"
-)
-
-
-KNOWN_IN_RULES: Final = (
-    "bf16, f16, f32, int8-g128, int4-g128 (g32, g64, g256, channel; then -asym), mxfp4, nvfp4, "
-    "fp8, fp8-block"
-)
+def known_in_rules() -> str:
+    """List the types that rules for directories can ask for, for messages."""
+    return (
+        "bf16, f16, f32, int8-g128, int4-g128 (g32, g64, g256, channel; then -asym), "
+        f"{', '.join(_named_types())}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryType:
-    """What the matrices of a directory become, and the layout that they are stored in.
+    """Weight types of the matrices of a directory, and the layout that stores them.
 
-    `base` is the float type of what is not packed. `may_change`: int8 codes that cannot be carried
-    as they are, are quantized anew.
+    `base` is the float type of tensors that are not packed. With `allow_requantize`, int8 codes
+    that cannot be carried as they are, are quantized anew.
     """
 
     name: str
@@ -87,58 +83,43 @@ class DirectoryType:
     attention: WeightType
     experts: WeightType
     base: QuantType = BF16
-    may_change: bool = False
+    allow_requantize: bool = False
 
     @property
     def is_packed(self) -> bool:
         return self.layout != PLAIN
 
     @property
-    def is_carried(self) -> bool:
-        """Whether int8 codes of a source go to the experts as they are."""
-        return carries_codes(self.experts)
+    def keeps_codes(self) -> bool:
+        """Tell whether int8 codes of a source go to the experts as they are."""
+        return self.experts.carries_codes
 
     def is_same(self, other: DirectoryType) -> bool:
-        """Whether another name means the same: int4 and int4-g128."""
+        """Tell whether another name means the same: int4 and int4-g128."""
         return replace(self, name=other.name) == other
 
     def with_rules(self, types: Iterable[WeightType]) -> DirectoryType:
-        """The type with rules that ask for `types`: plain floats get a layout for packed ones."""
-        if self.is_packed or all(is_plain(weight_type) for weight_type in types):
+        """Add rules that ask for `types`: plain floats get a layout for packed ones."""
+        if self.is_packed or all(weight_type.is_plain for weight_type in types):
             return self
-        return replace(self, layout=COMPRESSED_TENSORS)
+        return replace(self, layout=DEFAULT_LAYOUT)
 
     def why_not(self, weight_type: WeightType) -> str | None:
         """Say why a rule cannot ask for a type here, and for what it can."""
-        if is_plain(weight_type):
+        if weight_type.is_plain:
             return None
-        if isinstance(weight_type, QuantType) and weight_type not in _OTHERS.values():
-            return f"a directory holds {KNOWN_IN_RULES}"
-        if self.layout == COMPRESSED_TENSORS:
-            return None
-        if self.layout == "awq" and weight_type != self.experts:
-            return f"awq holds one packed type, here {type_label(self.experts)}, and bf16, f16, f32"
-        if not isinstance(weight_type, GroupType):
-            return f"{self.layout} holds int4 and int8 in groups, and bf16, f16, f32"
-        if self.layout == "gptq" and not weight_type.symmetric:
-            return f"{NO_ZERO_POINT_0}, as the name of the output can say"
-        return None
+        if not any(layout.holds(weight_type) for layout in LAYOUTS.values()):
+            return f"a directory holds {known_in_rules()}"
+        return LAYOUTS[self.layout].why_not(weight_type, self.experts)
 
 
 def name_in(directory: str) -> str | None:
-    """The type that a directory's name ends in, lower case."""
-    match = _ENDING.search(directory)
+    """Give the type that a directory's name ends in, lower case."""
+    # "-awq" alone says nothing: what is longer counts.
+    names = "|".join(map(re.escape, (*_named_types(), *_FLOATS)))
+    ending = rf"(?:^|[-._])(?P<type>{_integers().pattern}|{names})$"
+    match = re.search(ending, directory, re.IGNORECASE)
     return match["type"].lower() if match else None
-
-
-def is_plain(weight_type: WeightType) -> bool:
-    """Whether values are stored one by one, as floats."""
-    return isinstance(weight_type, QuantType) and weight_type.block_elements == 1
-
-
-def carries_codes(weight_type: WeightType) -> bool:
-    """Whether int8 codes of a source can go there as they are."""
-    return isinstance(weight_type, GroupType) and weight_type.bits == 8 and weight_type.symmetric
 
 
 def rule_type(name: object) -> WeightType:
@@ -146,11 +127,12 @@ def rule_type(name: object) -> WeightType:
     text = name.lower() if isinstance(name, str) else ""
     if text.upper() in TYPES:
         return TYPES[text.upper()]
-    if text in _OTHERS:
-        return _OTHERS[text]
-    match = _INTEGERS.fullmatch(text)
+    named = _named_types()
+    if text in named:
+        return named[text][1]
+    match = _integers().fullmatch(text)
     if match is None:
-        known = f"{', '.join(sorted(TYPES))}; in directories {KNOWN_IN_RULES}"
+        known = f"{', '.join(sorted(TYPES))}; in directories {known_in_rules()}"
         raise RequestError(f"unknown type {shown(name)}; known: {known}")
     if match["before"] or match["layout"]:
         raise RequestError(
@@ -168,31 +150,20 @@ def directory_type(name: str) -> DirectoryType | None:
     if name in _FLOATS:
         plain = TYPES[name.upper()]
         return DirectoryType(name, PLAIN, plain, plain, plain)
-    if name in _OTHERS:
-        return DirectoryType(name, COMPRESSED_TENSORS, _OTHERS[name], _OTHERS[name])
-    match = _INTEGERS.fullmatch(name)
+    named = _named_types()
+    if name in named:
+        layout, weight_type = named[name]
+        return DirectoryType(name, layout, weight_type, weight_type)
+    match = _integers().fullmatch(name)
     if match is None or (match["before"] and match["layout"]):
         return None
-    layout = _LAYOUTS.get(match["layout"] or "", COMPRESSED_TENSORS)
-    if match["before"]:
-        layout = WEIGHTCAST
+    layout = _FIRST if match["before"] else match["layout"] or DEFAULT_LAYOUT
     bits, symmetric = int(match["bits"]), match["asymmetric"] is None
-    size = _GROUP_SIZES[match["size"] or "g128"]
-    groups: WeightType = GroupType(bits, size, symmetric)
-    if layout == "awq" and bits != 4:
+    groups = GroupType(bits, _GROUP_SIZES[match["size"] or "g128"], symmetric)
+    if not LAYOUTS[layout].holds(groups):
         return None
-    if carries_codes(groups) and layout == COMPRESSED_TENSORS and match["size"] is None:
+    if groups.carries_codes and layout == DEFAULT_LAYOUT and match["size"] is None:
         # What vLLM's kernels for experts take in every version from 0.14 on: groups of 256. Those
         # for attention take no such groups; floats hold the products that the reference uses.
         return DirectoryType(name, layout, BF16, GroupType(8, 256))
     return DirectoryType(name, layout, groups, groups)
-
-
-def type_label(weight_type: WeightType) -> str:
-    """A short name of a weight type: BF16, INT4-G128."""
-    if isinstance(weight_type, QuantType):
-        return weight_type.name
-    if isinstance(weight_type, Fp8Type):
-        return "FP8-BLOCK" if weight_type.block else "FP8"
-    size = f"G{weight_type.group_size}" if weight_type.group_size else "CHANNEL"
-    return f"INT{weight_type.bits}-{size}{'' if weight_type.symmetric else '-ASYM'}"

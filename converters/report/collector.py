@@ -1,7 +1,7 @@
-"""Errors of matrices, added up from the pieces that workers made of them.
+"""Add up the errors of matrices from the rows that workers measure.
 
-Rows are added in their order, whatever order pieces come in: the sums have the same bits for any
-number of workers. Of a matrix only its totals and worst rows are kept.
+Rows are added in order, whatever order they come in: the sums have the same bits for any number of
+workers. Only the total and the worst rows of a matrix are kept.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
-from weightcast.converters.plan.plan import Destination
+from weightcast.converters.plan import Destination
 from weightcast.errors import RequestError
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, merged, of_moments
 
 WORST_ROWS: Final = 8
-
-
+# The number of an output, the name of a tensor, and an expert if the tensor has several.
+MatrixKey = tuple[int, str, int | None]
 BASELINES: Final = {baseline.name.lower(): baseline for baseline in Baseline}
-
-
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 def parse_baseline(name: str) -> Baseline:
-    """Look a baseline up by name. Raises RequestError."""
+    """Look up a baseline by name. Raises RequestError."""
     if name not in BASELINES:
         raise RequestError(f"{name!r} is no baseline; use {' or '.join(BASELINES)}")
     return BASELINES[name]
@@ -36,19 +34,19 @@ def parse_baseline(name: str) -> Baseline:
 
 @dataclass(frozen=True, slots=True)
 class MatrixErrors:
-    """What a matrix differs by from its source; the rows with the largest relative errors first."""
+    """Errors of a matrix against its source, and its rows with the largest relative errors."""
 
     total: Errors
     worst: tuple[tuple[int, float], ...] = ()
 
     def values(self) -> dict[str, Any]:
-        """All of it, exactly, as JSON values."""
+        """Turn all of it, exactly, into JSON values."""
         total = {field.name: getattr(self.total, field.name).tolist() for field in fields(Errors)}
         return {"total": total, "worst": self.worst}
 
 
 def matrix_errors(values: dict[str, Any]) -> MatrixErrors | None:
-    """Undo `MatrixErrors.values`; None if these are no such values."""
+    """Undo `MatrixErrors.values`. Returns None if these are no such values."""
     empty = of_moments(np.zeros(0, MOMENTS), 0)
     try:
         total = {
@@ -70,7 +68,7 @@ class _Matrix:
 
 
 class Collector(Generic[_Key]):
-    """Adds up what workers measured, by matrix."""
+    """Sums of the errors that workers measure, by matrix."""
 
     def __init__(self) -> None:
         self._matrices: dict[_Key, _Matrix] = defaultdict(_Matrix)
@@ -87,31 +85,31 @@ class Collector(Generic[_Key]):
                 matrix.rows += len(rows.rows)
 
     def matrix(self, key: _Key, n_out: int) -> MatrixErrors | None:
-        """Give what was measured of a matrix [n_out, n_in], if all its rows were added."""
+        """Give the errors of a matrix [n_out, n_in]; None before all its rows were added."""
         with self._lock:
             matrix = self._matrices[key]
             return MatrixErrors(matrix.total, matrix.worst) if matrix.rows == n_out else None
 
     def restore(self, key: _Key, errors: MatrixErrors, n_out: int) -> None:
-        """Take a whole matrix that was measured before."""
+        """Take the errors of a whole matrix from an earlier run."""
         with self._lock:
             self._matrices[key] = _Matrix(errors.total, errors.worst, n_out)
 
     def finished(self) -> dict[_Key, MatrixErrors]:
-        """Give what was measured of each matrix, all of whose rows were added."""
+        """Give the errors of each matrix, once all rows were added."""
         assert not any(matrix.waiting for matrix in self._matrices.values())
         return {key: MatrixErrors(m.total, m.worst) for key, m in self._matrices.items()}
 
 
 class Measuring:
-    """What a conversion measures, and against what: by output, tensor and expert."""
+    """The errors that a conversion measures against a baseline, by output, tensor and expert."""
 
     def __init__(self, baseline: Baseline = Baseline.STORED) -> None:
         self.baseline = baseline
-        self._collector: Collector[tuple[int, str, int | None]] = Collector()
+        self._collector: Collector[MatrixKey] = Collector()
 
     def baseline_of(self, destination: Destination) -> Baseline:
-        """What the rows for a destination are measured against."""
+        """Give the baseline for the rows of a destination: norms and routers are never rounded."""
         return Baseline.STORED if destination.stays_float else self.baseline
 
     def add(self, destination: Destination, row0: int, errors: Errors) -> None:
@@ -119,19 +117,19 @@ class Measuring:
         self._collector.add(_key(destination), row0, errors)
 
     def matrix(self, destination: Destination, n_out: int) -> MatrixErrors | None:
-        """Give what was measured of a matrix, if all its rows were added."""
+        """Give the errors of a matrix; None before all its rows were added."""
         return self._collector.matrix(_key(destination), n_out)
 
     def restore(self, destination: Destination, errors: MatrixErrors, n_out: int) -> None:
-        """Take a whole matrix that was measured before."""
+        """Take the errors of a whole matrix from an earlier run."""
         self._collector.restore(_key(destination), errors, n_out)
 
-    def finished(self) -> dict[tuple[int, str, int | None], MatrixErrors]:
-        """Give what was measured of each matrix."""
+    def finished(self) -> dict[MatrixKey, MatrixErrors]:
+        """Give the errors of each matrix."""
         return self._collector.finished()
 
 
-def _key(destination: Destination) -> tuple[int, str, int | None]:
+def _key(destination: Destination) -> MatrixKey:
     return destination.output, destination.tensor, destination.expert
 
 
@@ -140,5 +138,5 @@ def _worst(
 ) -> tuple[tuple[int, float], ...]:
     sizes = np.nan_to_num(errors.relative_rms, nan=np.inf, posinf=np.inf)
     order = np.argsort(-sizes, kind="stable")[:WORST_ROWS]
-    found = [(row0 + int(row), float(sizes[row])) for row in order if sizes[row] > 0]
-    return tuple(sorted((*before, *found), key=lambda row: (-row[1], row[0]))[:WORST_ROWS])
+    new = [(row0 + int(row), float(sizes[row])) for row in order if sizes[row] > 0]
+    return tuple(sorted((*before, *new), key=lambda row: (-row[1], row[0]))[:WORST_ROWS])

@@ -1,4 +1,4 @@
-"""Error reports as one HTML page that works offline: charts, tables and all data in one file.
+"""Show error reports as one HTML page that works offline: charts, tables and data in one file.
 
 Charts are drawn by Vega-Lite, whose JavaScript comes with vl-convert-python and is put into the
 page. What the reports say reaches the page as JSON in which nothing can end a script, and is shown
@@ -11,23 +11,25 @@ import base64
 import functools
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.report import text as words
-from weightcast.converters.report.schema import KindErrors, Metrics, Report, TensorErrors
+from weightcast.converters.report import text
+from weightcast.converters.report.records import values_of
+from weightcast.converters.report.schema import Metrics, Report, RoleErrors, TensorErrors
 from weightcast.errors import CheckpointError
 
 _TEMPLATE: Final = Path(__file__).with_name("template")
-
-
-# What the scripts are made of, concatenated in this order.
+# Parts of the page's script, in order.
 _SCRIPTS: Final = ("data.js", "charts.js", "table.js", "page.js")
-
-
 _DIGITS: Final = 6
-
-
+# Columns of the table of tensors, in order.
+_COLUMNS: Final = (
+    "name", "kind", "layer", "type", "shape", "bytes", "bits_per_weight", "sqnr_db",
+    "relative_rms", "largest_error", "mean_error", "cosine", "share_exact", "share_zeroed",
+    "share_clipped",
+)  # fmt: skip
 _Json = dict[str, Any]
 
 
@@ -46,17 +48,21 @@ def page(reports: Sequence[Report]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found = words.entries(reports)
+    entries = text.entries(reports)
+    data = {
+        "columns": [_column(key) for key in _COLUMNS],
+        "outputs": [_entry(entry) for entry in entries],
+    }
     return environment.get_template("page.html").render(
         policy=_policy(scripts),
         style=Markup(_part("page.css")),
         scripts=[Markup(script) for script in scripts],
         reports=reports,
-        entries=found,
-        warnings=words.warnings(reports),
-        words=words,
-        weighed=any(entry.output.total.weighted for entry in found),
-        data={"outputs": [_entry(entry) for entry in found]},
+        entries=entries,
+        warnings=text.warnings(reports),
+        text=text,
+        has_weighted=any(entry.output.total.weighted for entry in entries),
+        data=data,
     )
 
 
@@ -90,69 +96,48 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'"
 
 
-def _entry(entry: words.Entry) -> _Json:
+def _column(key: str) -> _Json:
+    about = text.COLUMNS[key]
+    return {"key": key, "label": about.label, "title": text.title(key), "unit": about.unit}
+
+
+def _entry(entry: text.Entry) -> _Json:
     output = entry.output
     return {
         "label": entry.label,
-        "file": words.file_name(output),
+        "file": text.file_name(output),
         "bytes": output.bytes,
-        "bits": _rounded(output.bits_per_weight),
-        "total": _metrics(output.total),
-        "kinds": [_kind(kind) for kind in output.kinds],
+        "bits_per_weight": _rounded(output.bits_per_weight),
+        "total": _values(output.total),
+        "kinds": [_values(role) for role in output.roles],
         "tensors": [_tensor(tensor) for tensor in output.tensors],
     }
 
 
-def _kind(kind: KindErrors) -> _Json:
-    return {
-        "kind": kind.kind,
-        "bytes": kind.bytes,
-        "bits": _rounded(kind.bits_per_weight),
-        **_metrics(kind.metrics),
-    }
-
-
 def _tensor(tensor: TensorErrors) -> _Json:
-    values = _metrics(tensor.metrics)
+    values = _values(replace(tensor, experts=(), worst_rows=()))
     del values["histogram"]  # two thirds of the page's size
     return {
-        "name": tensor.name,
-        "kind": tensor.kind,
-        "layer": tensor.layer,
-        "type": tensor.type,
-        "shape": tensor.shape,
-        "bytes": tensor.bytes,
-        "bits": _rounded(tensor.bits_per_weight),
         **values,
         "experts": [
             [_rounded(each.relative_rms), _rounded(each.sqnr_db)] for each in tensor.experts
         ],
-        "rows": [[row.expert, row.row, _rounded(row.relative_rms)] for row in tensor.worst_rows],
+        "worst_rows": [
+            [row.expert, row.row, _rounded(row.relative_rms)] for row in tensor.worst_rows
+        ],
     }
 
 
-def _metrics(metrics: Metrics) -> _Json:
-    return {
-        "weights": metrics.weights,
-        "errorSquares": _rounded(metrics.error_squares),
-        "sourceSquares": _rounded(metrics.source_squares),
-        "relative": _rounded(metrics.relative_rms),
-        "sqnr": _rounded(metrics.sqnr_db),
-        "cosine": _rounded(metrics.cosine),
-        "mean": _rounded(metrics.mean_error),
-        "largest": _rounded(metrics.largest_error),
-        "at": metrics.largest_at,
-        "exact": _rounded(metrics.share_exact),
-        "zeroed": _rounded(metrics.share_zeroed),
-        "clipped": _rounded(metrics.share_clipped),
-        "weighted": metrics.weighted
-        and {
-            "relative": _rounded(metrics.weighted.relative_rms),
-            "sqnr": _rounded(metrics.weighted.sqnr_db),
-        },
-        "histogram": metrics.histogram,
-    }
+def _values(record: RoleErrors | TensorErrors | Metrics) -> _Json:
+    """Turn errors into JSON values as in a report, rounded, with their metrics beside them."""
+    values: _Json = _rounded(values_of(record))
+    metrics = values.pop("metrics", {})
+    return {**values, **metrics}
 
 
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else float(f"{number:.{_DIGITS}g}")
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return value

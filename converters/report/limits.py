@@ -1,64 +1,65 @@
-"""A gate for pipelines: which tensors are worse than they may be."""
+"""Limits for pipelines: find the tensors that are worse than they may be."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from weightcast.converters.report.records import fields_of
+from weightcast.converters.report.schema import (
+    Metrics,
+    OutputErrors,
+    Report,
+    TensorErrors,
+    Weighted,
+)
 from weightcast.errors import RequestError
 from weightcast.text import shown
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Whether more of a metric is better, and what values it can have."""
+    """A metric that can be limited, and the limits that make sense."""
 
     more_is_better: bool
-    least: float = -math.inf
-    most: float = math.inf
+    least: float
+    most: float
 
 
-_SIZE: Final = Metric(False, least=0)
+def _metrics_of(record: type, prefix: str = "") -> dict[str, Metric]:
+    metrics = {}
+    for name, field in fields_of(record).items():
+        if field.about.better is not None:
+            more = field.about.better == "more"
+            # Of a metric that should be small the size is limited, whatever its sign.
+            least = field.bounds.least if more else 0
+            metrics[f"{prefix}{name}"] = Metric(more, least, field.bounds.most)
+    return metrics
 
 
-_SHARE_LOST: Final = Metric(False, least=0, most=1)
-
-
-# Metrics of docs/report.schema.json. The mean error is gated by its size, whatever its sign.
+_WEIGHTED: Final = "weighted."
 METRICS: Final = {
-    "relative_rms": _SIZE,
-    "sqnr_db": Metric(True),
-    "cosine": Metric(True, least=-1, most=1),
-    "mean_error": _SIZE,
-    "largest_error": _SIZE,
-    "share_exact": Metric(True, least=0, most=1),
-    "share_zeroed": _SHARE_LOST,
-    "share_clipped": _SHARE_LOST,
-    "bits_per_weight": _SIZE,
-    "weighted.relative_rms": _SIZE,
-    "weighted.sqnr_db": Metric(True),
+    **_metrics_of(Metrics),
+    **_metrics_of(TensorErrors),
+    **_metrics_of(Weighted, _WEIGHTED),
 }
-
-
 TOTAL: Final = "total"
-
-
 _LIMIT: Final = re.compile(
-    r"(?:(?P<kind>[^:=]+):)?(?P<metric>[a-z_.]+)=(?P<limit>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)",
+    r"(?:(?P<role>[^:=]+):)?(?P<metric>[a-z_.]+)=(?P<limit>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a metric of every tensor, those of one kind, or an output in total must keep to."""
+    """A limit for a metric of every tensor, of tensors of one role, or of an output in total."""
 
     metric: str
     limit: float
-    kind: str | None = None
+    role: str | None = None
 
     def is_kept(self, value: float) -> bool:
         if METRICS[self.metric].more_is_better:
@@ -67,11 +68,11 @@ class Limit:
 
     @property
     def is_weighted(self) -> bool:
-        return self.metric.startswith("weighted.")
+        return self.metric.startswith(_WEIGHTED)
 
     @property
     def name(self) -> str:
-        return self.metric if self.kind is None else f"{self.kind}:{self.metric}"
+        return self.metric if self.role is None else f"{self.role}:{self.metric}"
 
     @property
     def text(self) -> str:
@@ -80,8 +81,8 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Offender:
-    """A tensor, or an output in total, that is beyond a limit."""
+class Violation:
+    """A limit that a tensor, or an output in total, is beyond."""
 
     output: str
     name: str
@@ -90,8 +91,8 @@ class Offender:
 
     @property
     def text(self) -> str:
-        found = f"{self.limit.metric} is {self.value:.6g}"
-        return f"{self.output}: {self.name}: {found}, not {self.limit.text}"
+        value = f"{self.limit.metric} is {self.value:.6g}"
+        return f"{self.output}: {self.name}: {value}, not {self.limit.text}"
 
 
 def parse_limit(text: str) -> Limit:
@@ -118,68 +119,69 @@ def parse_limit(text: str) -> Limit:
             f"--fail-over {shown(text)[1:-1]}: {metric} is at least {known.least:g}{bound}; no "
             "other limit makes sense"
         )
-    return Limit(metric, limit, match["kind"])
+    return Limit(metric, limit, match["role"])
 
 
-def check_applicable(limits: Iterable[Limit], kinds: Iterable[str], *, weighed: bool) -> None:
+def check_applicable(limits: Iterable[Limit], roles: Iterable[str], *, weighted: bool) -> None:
     """Refuse limits that nothing could be beyond: before hours of work, not after.
 
-    `kinds` are those of all tensors; `weighed`: there is an importance matrix. Raises RequestError.
+    `roles` are those of all tensors; `weighted` says that there is an importance matrix. Raises
+    RequestError.
     """
-    known = dict.fromkeys(kinds)
+    known = dict.fromkeys(roles)
     for limit in limits:
-        if limit.kind not in (None, TOTAL, *known):
+        if limit.role not in (None, TOTAL, *known):
             raise RequestError(
                 f"--fail-over {limit.name}: no tensor is of this kind; there are "
                 f"{', '.join(known)} and {TOTAL}"
             )
-        if limit.is_weighted and not weighed:
+        if limit.is_weighted and not weighted:
             raise RequestError(
                 f"--fail-over {limit.name}: without an importance matrix nothing is weighed"
             )
 
 
-def check_limits(report: Mapping[str, Any], limits: Sequence[Limit]) -> list[Offender]:
-    """Find what a report has beyond the limits. Raises RequestError for one that is about nothing.
+def check_limits(report: Report, limits: Sequence[Limit]) -> list[Violation]:
+    """Find everything in a report that is beyond a limit. Raises RequestError if none could be.
 
     A metric that is not finite is beyond any limit, but for the SQNR where there is no error.
     """
-    tensors = [tensor for output in report["outputs"] for tensor in output["tensors"]]
-    weighed = any(tensor["metrics"].get("weighted") is not None for tensor in tensors)
-    check_applicable(limits, (tensor["kind"] for tensor in tensors), weighed=weighed)
-    offenders: list[Offender] = []
-    for limit in limits:
-        found = [case for output in report["outputs"] for case in _cases(output, limit)]
-        offenders += [
-            Offender(path, name, value, limit)
-            for path, name, value in found
-            if value is not None and not limit.is_kept(value)
+    tensors = [tensor for output in report.outputs for tensor in output.tensors]
+    weighted = any(tensor.metrics.weighted is not None for tensor in tensors)
+    check_applicable(limits, (tensor.role for tensor in tensors), weighted=weighted)
+    return [
+        Violation(output.path, name, value, limit)
+        for limit in limits
+        for output in report.outputs
+        for name, value in _values(output, limit)
+        if not limit.is_kept(value)
+    ]
+
+
+def _values(output: OutputErrors, limit: Limit) -> Iterator[tuple[str, float]]:
+    """Give the name and the metric of everything in an output that a limit applies to."""
+    if limit.role == TOTAL:
+        measured = [(TOTAL, output.bits_per_weight, output.total)]
+    else:
+        measured = [
+            (tensor.name, tensor.bits_per_weight, tensor.metrics)
+            for tensor in output.tensors
+            if limit.role in (None, tensor.role)
         ]
-    return offenders
+    for name, bits_per_weight, metrics in measured:
+        if limit.metric == "bits_per_weight":
+            yield name, bits_per_weight
+        elif (value := _value(metrics, limit)) is not None:
+            yield name, value
 
 
-def _cases(output: Mapping[str, Any], limit: Limit) -> Iterator[tuple[str, str, float | None]]:
-    """Give the path, the name and the value of everything that a limit is about."""
-    if limit.kind == TOTAL:
-        yield output["path"], TOTAL, _value(output, output["total"], limit.metric)
-        return
-    for tensor in output["tensors"]:
-        if limit.kind in (None, tensor["kind"]):
-            yield output["path"], tensor["name"], _value(tensor, tensor["metrics"], limit.metric)
-
-
-def _value(holder: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) -> float | None:
-    """Give a metric; None if it does not apply: not weighed, or no error to speak of."""
-    if metric == "bits_per_weight":
-        return float(holder["bits_per_weight"])
-    part, _, name = metric.rpartition(".")
-    if part:
-        if metrics[part] is None:
-            return None
-        metrics = metrics[part]
-    value = metrics[name]
-    if value is None:
-        no_error = name == "sqnr_db" and metrics["error_squares"] == 0
-        worst = -math.inf if METRICS[metric].more_is_better else math.inf
-        return None if no_error else worst
-    return float(value)
+def _value(metrics: Metrics, limit: Limit) -> float | None:
+    """Give the metric that is limited; None if it does not apply: not weighted, or no error."""
+    part = metrics.weighted if limit.is_weighted else metrics
+    if part is None:
+        return None
+    value: float | None = getattr(part, limit.metric.removeprefix(_WEIGHTED))
+    if value is None and limit.metric.endswith("sqnr_db") and part.error_squares == 0:
+        return None
+    worst = -math.inf if METRICS[limit.metric].more_is_better else math.inf
+    return worst if value is None else value

@@ -1,4 +1,4 @@
-"""Error reports as Markdown, for a pull request or the page of a CI job.
+"""Sum error reports up in Markdown, for a pull request or the page of a CI job.
 
 Names come from strangers' files and are kept from being Markdown or HTML.
 """
@@ -11,15 +11,14 @@ from typing import Final
 
 from weightcast.converters.report.schema import OutputErrors, Report
 from weightcast.converters.report.text import (
-    BASELINES,
+    BASELINE_TEXTS,
+    COLUMNS,
     Entry,
-    cosine_text,
     entries,
     file_name,
     is_lossless,
-    number_text,
+    metric_text,
     recipe_text,
-    relative_text,
     size_text,
     sqnr_text,
     warnings,
@@ -27,54 +26,57 @@ from weightcast.converters.report.text import (
 )
 
 _WORST: Final = 5
-
-
-# What means nothing in Markdown between backticks, table cells included.
+# Text that is safe between backticks, table cells included.
 _PLAIN: Final = re.compile(r"[\w./\\:()+=,*\[\]^$?{}#@!-]+( [\w./\\:()+=,*\[\]^$?{}#@!-]+)*")
 
 
-def markdown(reports: Sequence[Report]) -> str:
-    """Sum reports up: a table of outputs, then for each its kinds and its worst tensors."""
+def summary(reports: Sequence[Report]) -> str:
+    """Sum reports up: a table of outputs, then the roles and the worst tensors of each output."""
     return "\n".join(_lines(reports)) + "\n"
 
 
 def card_lines(report: Report, number: int) -> list[str]:
-    """Sum one output of a report up for its model card: the whole, and a table of its kinds."""
+    """Sum one output of a report up for its model card: in total, and a table of roles."""
     output = report.outputs[number]
-    against = f"Measured against {BASELINES[report.baseline]}, on every weight as it was written:"
+    baseline = BASELINE_TEXTS[report.baseline]
+    against = f"Measured against {baseline}, on every weight as it was written:"
     if is_lossless(output.total):
         return [f"{against} no error."]
-    total = (
-        f"relative RMS {relative_text(output.total.relative_rms)}, SQNR {sqnr_text(output.total)}"
+    told = (
+        f"{COLUMNS[key].label} {metric_text(output.total, key)}"
+        for key in ("relative_rms", "sqnr_db", "cosine")
     )
-    return [f"{against} {total}, cosine {cosine_text(output.total.cosine)}.", "", *_kinds(output)]
+    return [f"{against} {', '.join(told)}.", "", *_roles(output)]
 
 
 def _lines(reports: Sequence[Report]) -> Iterator[str]:
-    found = entries(reports)
+    labelled = entries(reports)
     yield "## Quantization errors"
     yield ""
-    for source in dict.fromkeys((report.source, report.family) for report in reports):
-        yield f"Source: {_code(source[0])} ({_code(source[1])})."
+    sources = (report.source for report in reports)
+    for path, family in dict.fromkeys((source.path, source.family) for source in sources):
+        yield f"Source: {_code(path)} ({_code(family)})."
     for baseline in dict.fromkeys(report.baseline for report in reports):
-        yield f"Errors are differences from {BASELINES[baseline]}."
+        yield f"Errors are differences from {BASELINE_TEXTS[baseline]}."
     yield ""
     for warning in warnings(reports):
         yield f"> **{warning}**"
         yield ""
-    yield from _outputs(found)
-    for entry in found:
+    yield from _outputs(labelled)
+    for entry in labelled:
         yield ""
         yield from _details(entry)
 
 
-def _outputs(found: Sequence[Entry]) -> Iterator[str]:
-    weighed = any(entry.output.total.weighted for entry in found)
-    columns = ["output", "type", "size", "bits/weight", "SQNR", "relative RMS", "cosine"]
-    columns += ["SQNR, weighted"] * weighed
+def _outputs(labelled: Sequence[Entry]) -> Iterator[str]:
+    has_weighted = any(entry.output.total.weighted for entry in labelled)
+    columns = ["output", "type", "size", "bits/weight"]
+    columns += _labels("sqnr_db", "relative_rms", "cosine")
+    if has_weighted:
+        columns.append("SQNR, weighted")
     yield _row([*columns, "worst tensor"])
     yield _row(["---"] * 2 + ["---:"] * (len(columns) - 2) + [":---"])
-    for entry in found:
+    for entry in labelled:
         output, total = entry.output, entry.output.total
         cells = [
             _code(file_name(output)),
@@ -82,10 +84,10 @@ def _outputs(found: Sequence[Entry]) -> Iterator[str]:
             size_text(output.bytes),
             f"{output.bits_per_weight:.3f}",
             f"**{sqnr_text(total)}**",
-            relative_text(total.relative_rms),
-            cosine_text(total.cosine),
+            metric_text(total, "relative_rms"),
+            metric_text(total, "cosine"),
         ]
-        if weighed:
+        if has_weighted:
             cells.append(sqnr_text(total.weighted) if total.weighted else "")
         worst = worst_tensors(output, 1)
         cells.append(f"{_code(worst[0].name)}, {sqnr_text(worst[0].metrics)}" if worst else "none")
@@ -98,10 +100,10 @@ def _details(entry: Entry) -> Iterator[str]:
     yield ""
     imatrix = "none" if output.imatrix is None else _code(output.imatrix)
     yield f"Recipe: {_code(recipe_text(output))}. Importance matrix: {imatrix}."
-    for rule in output.rules:
+    for rule in output.recipe.rules:
         yield f"- {_code(rule.pattern)} is {_code(rule.type)} ({_code(rule.origin)})"
     yield ""
-    yield from _kinds(output)
+    yield from _roles(output)
     yield ""
     if is_lossless(output.total):
         yield "Every weight is what it was."
@@ -111,31 +113,28 @@ def _details(entry: Entry) -> Iterator[str]:
     yield "</details>"
 
 
-def _kinds(output: OutputErrors) -> Iterator[str]:
-    yield from _header(["kind", "size", "bits/weight", "SQNR", "relative RMS", "share of error"])
+def _roles(output: OutputErrors) -> Iterator[str]:
+    keys = ("sqnr_db", "relative_rms")
+    yield from _header(["kind", "size", "bits/weight", *_labels(*keys), "share of error"])
     whole = output.total.error_squares
-    for kind in output.kinds:
-        part = kind.metrics.error_squares
+    for role in output.roles:
+        part = role.metrics.error_squares
         share = f"{100 * part / whole:.1f} %" if whole and part is not None else ""
-        cells = [_code(kind.kind), size_text(kind.bytes), f"{kind.bits_per_weight:.3f}"]
-        metrics = kind.metrics
-        yield _row([*cells, sqnr_text(metrics), relative_text(metrics.relative_rms), share])
+        cells = [_code(role.role), size_text(role.bytes), f"{role.bits_per_weight:.3f}"]
+        yield _row([*cells, *(metric_text(role.metrics, key) for key in keys), share])
 
 
 def _worst(output: OutputErrors) -> Iterator[str]:
-    columns = ["worst tensors", "type", "SQNR", "relative RMS", "largest error", "bits/weight"]
-    yield from _header(columns, left=2)
+    keys = ("sqnr_db", "relative_rms", "largest_error")
+    yield from _header(["worst tensors", "type", *_labels(*keys), "bits/weight"], left=2)
     for tensor in worst_tensors(output, _WORST):
-        metrics = tensor.metrics
-        cells = [
-            _code(tensor.name),
-            _code(tensor.type),
-            sqnr_text(metrics),
-            relative_text(metrics.relative_rms),
-            number_text(metrics.largest_error),
-            f"{tensor.bits_per_weight:.3f}",
-        ]
-        yield _row(cells)
+        cells = [_code(tensor.name), _code(tensor.type)]
+        cells += [metric_text(tensor.metrics, key) for key in keys]
+        yield _row([*cells, f"{tensor.bits_per_weight:.3f}"])
+
+
+def _labels(*keys: str) -> list[str]:
+    return [COLUMNS[key].label for key in keys]
 
 
 def _header(columns: Sequence[str], left: int = 1) -> Iterator[str]:
@@ -148,7 +147,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _code(text: str, *, html: bool = False) -> str:
-    """Show text as it is: between backticks, or spelled in entities if it is odd."""
+    """Quote text unchanged: between backticks, or spelled in entities if that is not safe."""
     if not html and _PLAIN.fullmatch(text):
         return f"`{text}`"
     plain = " .-_" if html else " .-"  # in an HTML block nothing is emphasized

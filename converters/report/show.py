@@ -1,4 +1,4 @@
-"""From error reports to something people read: a page, or a summary in Markdown."""
+"""Show error reports to people: as a page, or as a summary in Markdown."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.files.atomic import write_small
-from weightcast.converters.report import html, markdown
+from weightcast.converters.files import write_small
+from weightcast.converters.report.html import page
+from weightcast.converters.report.markdown import summary
 from weightcast.converters.report.schema import Report, read_report
 from weightcast.converters.report.text import size_text
 from weightcast.errors import RequestError
 from weightcast.text import count
 
 _FORMS: Final[dict[str, Callable[[Sequence[Report]], str]]] = {
-    ".html": html.page,
-    ".htm": html.page,
-    ".md": markdown.markdown,
+    ".html": page,
+    ".htm": page,
+    ".md": summary,
 }
 
 
 def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
-    """Write reports as OUT says, and tell so; "-" gives the Markdown itself.
+    """Write a page (OUT.html) or a summary (OUT.md) of reports; give the lines to print.
 
-    Raises RequestError for another kind of OUT, FormatError for files that are no reports,
-    OutputError if OUT cannot be written; then an earlier OUT stays as it was.
+    For "-" these are the summary itself. Raises RequestError for any other OUT, FormatError for
+    files that are no reports, OutputError if OUT cannot be written; an earlier OUT stays then.
     """
     if str(out) == "-":
-        yield from markdown.markdown([read_report(path) for path in paths]).splitlines()
+        yield from summary([read_report(path) for path in paths]).splitlines()
         return
     form = _FORMS.get(out.suffix.lower())
     if form is None:

@@ -1,4 +1,4 @@
-"""What error reports say, in words and labels that the page and the Markdown summary share."""
+"""Words, labels and numbers that pages, summaries and printed comparisons share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from weightcast.converters.report.records import About, fields_of
 from weightcast.converters.report.schema import (
     Metrics,
     OutputErrors,
@@ -16,21 +17,30 @@ from weightcast.converters.report.schema import (
     Weighted,
 )
 
-BASELINES: Final = {
+BASELINE_TEXTS: Final = {
     "stored": "the stored values exactly (int8 x scale, or the floats as they are)",
     "bf16": "the stored values rounded to bfloat16, which the reference multiplies with",
 }
-
-
 LOSSLESS: Final = "no error"
-
-
 NOT_FINITE: Final = "not finite"
+# Fields of tensors and of their metrics that tables show, by their keys in JSON.
+COLUMNS: Final[dict[str, About]] = {
+    field.key: field.about
+    for record in (TensorErrors, Metrics)
+    for field in fields_of(record).values()
+    if field.about.label
+}
+
+
+def title(key: str) -> str:
+    """Give a column's label as a title."""
+    label = COLUMNS[key].label
+    return label[0].upper() + label[1:]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An output among all those of the reports, under a label that no other has."""
+    """An output in one of several reports, under a label that no other output has."""
 
     label: str
     report: Report
@@ -38,10 +48,10 @@ class Entry:
 
 
 def entries(reports: Sequence[Report]) -> list[Entry]:
-    """Label every output by its type; where several have the same, by file name as well."""
+    """Label each output by its type, and by its file name where several have the same type."""
     pairs = [(report, output) for report in reports for output in report.outputs]
     types = Counter(output.type for _, output in pairs)
-    found: list[Entry] = []
+    labelled: list[Entry] = []
     taken: set[str] = set()
     for report, output in pairs:
         label = output.type if types[output.type] == 1 else f"{output.type} {file_name(output)}"
@@ -49,28 +59,29 @@ def entries(reports: Sequence[Report]) -> list[Entry]:
         while free in taken:
             free, number = f"{label} ({number})", number + 1
         taken.add(free)
-        found.append(Entry(free, report, output))
-    return found
+        labelled.append(Entry(free, report, output))
+    return labelled
 
 
 def file_name(output: OutputErrors) -> str:
-    """The last part of an output's path, on whichever system it was written."""
+    """Give the last part of an output's path, whichever system it was written on."""
     return re.split(r"[/\\]", output.path.rstrip("/\\"))[-1] or output.path
 
 
 def warnings(reports: Sequence[Report]) -> list[str]:
     """Say what makes outputs hard to compare."""
-    found = []
+    told = []
     outputs = [output for report in reports for output in report.outputs]
     if len({report.baseline for report in reports}) > 1:
-        found.append("The reports have different baselines, so their errors differ in meaning.")
-    if len({(report.family, report.parameters) for report in reports}) > 1:
-        found.append("The reports are of different models.")
-    elif len({report.source for report in reports}) > 1:
-        found.append("The reports name different sources.")
+        told.append("The reports have different baselines, so their errors differ in meaning.")
+    sources = [report.source for report in reports]
+    if len({(source.family, source.parameters) for source in sources}) > 1:
+        told.append("The reports are of different models.")
+    elif len({source.path for source in sources}) > 1:
+        told.append("The reports name different sources.")
     if any(metrics.relative_rms is None for output in outputs for metrics in _all(output)):
-        found.append("Some errors are not finite: NaN or infinity in an output or its source.")
-    return found
+        told.append("Some errors are not finite: NaN or infinity in an output or its source.")
+    return told
 
 
 def _all(output: OutputErrors) -> list[Metrics]:
@@ -78,12 +89,12 @@ def _all(output: OutputErrors) -> list[Metrics]:
 
 
 def is_lossless(metrics: Metrics) -> bool:
-    """Whether every weight is what it was."""
+    """Tell whether every weight is unchanged."""
     return metrics.relative_rms == 0
 
 
 def worst_tensors(output: OutputErrors, count: int) -> list[TensorErrors]:
-    """Find the tensors with the largest relative errors, worst first; only those with one."""
+    """Find the tensors with the largest relative errors, worst first; none without an error."""
     lossy = [tensor for tensor in output.tensors if not is_lossless(tensor.metrics)]
     return sorted(lossy, key=_badness, reverse=True)[:count]
 
@@ -93,32 +104,40 @@ def _badness(tensor: TensorErrors) -> float:
     return float("inf") if relative_rms is None else relative_rms
 
 
+def metric_text(metrics: Metrics | Weighted, key: str) -> str:
+    """Write a metric in its unit: percent, decibels, or three digits."""
+    if key == "sqnr_db":
+        return sqnr_text(metrics)
+    number: float | None = getattr(metrics, key)
+    return _TEXTS[COLUMNS[key].unit](number)
+
+
 def sqnr_text(metrics: Metrics | Weighted) -> str:
-    """An SQNR in dB, or why there is none."""
+    """Write an SQNR in dB, or why there is none."""
     if metrics.sqnr_db is not None:
         return f"{metrics.sqnr_db:.2f} dB"
     return LOSSLESS if metrics.relative_rms == 0 else NOT_FINITE
 
 
-def relative_text(relative_rms: float | None) -> str:
-    """A relative error in percent, three digits."""
-    if relative_rms is None:
+def _percent_text(share: float | None) -> str:
+    if share is None:
         return NOT_FINITE
-    return "0" if relative_rms == 0 else f"{100 * relative_rms:#.3g} %".replace(". %", " %")
+    return "0" if share == 0 else f"{100 * share:#.3g} %".replace(". %", " %")
 
 
-def cosine_text(cosine: float | None) -> str:
-    """A cosine; more digits than are there for nothing lost."""
+def _cosine_text(cosine: float | None) -> str:
     return NOT_FINITE if cosine is None else f"{cosine:.6f}".rstrip("0").rstrip(".")
 
 
-def number_text(number: float | None) -> str:
-    """Any other number, three digits."""
+def _number_text(number: float | None) -> str:
     return NOT_FINITE if number is None else "0" if number == 0 else f"{number:.3g}"
 
 
+_TEXTS: Final = {"share": _percent_text, "cosine": _cosine_text, "number": _number_text}
+
+
 def size_text(nbytes: int) -> str:
-    """Bytes in the unit that people know their disks by."""
+    """Write a size in decimal units, as disks are labelled."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= size:
             return f"{nbytes / size:,.1f} {unit}"
@@ -126,9 +145,14 @@ def size_text(nbytes: int) -> str:
 
 
 def recipe_text(output: OutputErrors) -> str:
-    """A recipe in a few words."""
-    rules = f", {len(output.rules)} own rule{'s' * (len(output.rules) != 1)}" * bool(output.rules)
-    return f"{output.base}{', pure' if output.pure else ''}{rules}"
+    """Sum up a recipe in a few words."""
+    recipe = output.recipe
+    words = [recipe.base]
+    if recipe.pure:
+        words.append("pure")
+    if recipe.rules:
+        words.append(f"{len(recipe.rules)} own rule{'' if len(recipe.rules) == 1 else 's'}")
+    return ", ".join(words)
 
 
 def types_of(output: OutputErrors) -> dict[str, tuple[int, int]]:

@@ -1,5 +1,55 @@
-"""Open whatever holds a model and describe it as a graph."""
+"""Open whatever holds a model, and describe it as a graph: shards, GGUF, safetensors.
 
-from weightcast.converters.sources.open import open_graph
+`containers` has the table of formats; `inputs` lists the files of a source for resuming and
+provenance; `options` holds what a conversion can be asked.
+"""
 
-__all__ = ["open_graph"]
+from weightcast.converters.sources.containers import CONTAINERS
+from weightcast.converters.sources.detect import container_of
+from weightcast.converters.sources.inputs import (
+    SOURCE,
+    InputFile,
+    Inputs,
+    list_inputs,
+    without_folders,
+)
+from weightcast.converters.sources.open import (
+    open_as_it_is,
+    open_family,
+    open_graph,
+    open_to_inspect,
+    open_vocabulary,
+)
+from weightcast.converters.sources.options import (
+    ConvertOptions,
+    Form,
+    Group,
+    Kind,
+    Row,
+    SourceOptions,
+    parse_size,
+)
+from weightcast.converters.sources.packed import join_packed
+
+__all__ = [
+    "CONTAINERS",
+    "SOURCE",
+    "ConvertOptions",
+    "Form",
+    "Group",
+    "InputFile",
+    "Inputs",
+    "Kind",
+    "Row",
+    "SourceOptions",
+    "container_of",
+    "join_packed",
+    "list_inputs",
+    "open_as_it_is",
+    "open_family",
+    "open_graph",
+    "open_to_inspect",
+    "open_vocabulary",
+    "parse_size",
+    "without_folders",
+]

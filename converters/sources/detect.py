@@ -12,12 +12,10 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 
 TOKENIZER_NAME: Final = "tokenizer.model"
-
-
 SPEC_NAME: Final = "spec.json"
 
 
-def kind_of(path: Path) -> str:
+def container_of(path: Path) -> str:
     """Say what a path is: "shards", "gguf" or "safetensors". Raises CheckpointError."""
     if path.is_file():
         if path.suffix == ".gguf":
@@ -42,7 +40,7 @@ def kind_of(path: Path) -> str:
 
 
 def checkpoint_directory(path: Path) -> Path | None:
-    """The directory with the shards: the path itself or the one ckpt-N directory in it."""
+    """Find the directory with the shards: the path itself or the one ckpt-N directory in it."""
     if shards.has_shards(path):
         return path
     inside = [d for d in sorted(path.glob("ckpt-*")) if d.is_dir() and shards.has_shards(d)]

@@ -1,4 +1,4 @@
-"""The files that a conversion reads, as they were when it was planned, and the options given."""
+"""Files that a conversion reads, in the state they had when it was planned."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.graph.tensor import Spec, TensorGraph
-from weightcast.converters.graph.view import matrices
-from weightcast.converters.sources.detect import checkpoint_directory, find_spec, kind_of
+from weightcast.converters.graph import TensorGraph, windows
+from weightcast.converters.sources.containers import container
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import ChangedError, CheckpointError
-from weightcast.formats import safetensors
 
 SOURCE: Final = "source"
-
-
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file that is read: what for, and its size and time of change (ns) before that."""
+    """A file that is read: its role, and its size and time of change (ns) before that."""
 
     path: Path
     role: str
@@ -35,25 +32,13 @@ class InputFile:
             raise ChangedError(f"{self.path}: {CHANGED}")
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The options that change bytes, without those that name files; `types` one for each output."""
-
-    types: tuple[str, ...] = ()
-    tensor_types: tuple[str, ...] = ()
-    split_bytes: int = 0
-    no_tokenizer: bool = False
-    pure: bool = False
-    allow_requantize: bool = False
-
-
 @dataclass(frozen=True)
 class Inputs:
-    """What was given to a conversion: its source, all files that it reads, options."""
+    """The source of a conversion, all files that it reads, and its options."""
 
     source: Path
     files: tuple[InputFile, ...] = field(repr=False)
-    given: Given = Given()
+    options: ConvertOptions = field(default_factory=ConvertOptions)
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +55,7 @@ class Inputs:
 
     @property
     def source_name(self) -> str:
-        """The source's own name, wherever it lies."""
+        """The name of the source without its folder."""
         return Path(os.path.abspath(self.source)).name
 
     @property
@@ -80,33 +65,30 @@ class Inputs:
 
 
 def list_inputs(
-    source: Path, graph: TensorGraph[Spec], given: Mapping[str, str | Path | None]
+    source: Path, graph: TensorGraph, beside: Mapping[str, str | Path | None]
 ) -> tuple[InputFile, ...]:
-    """Name every file that a conversion of `graph` reads, with its state at this moment.
+    """List every file that a conversion of `graph` reads, with its state at this moment.
 
-    `given` are files beside the source by their role, such as an importance matrix; a spec that
+    `beside` are files beside the source by their role, such as an importance matrix; a spec that
     was found beside the source is added. Raises CheckpointError for a file that vanished.
     """
     roles = {path: SOURCE for path in sorted(source_files(graph))}
-    kind = kind_of(source)
-    if kind == "safetensors":
-        folder = source if source.is_dir() else source.parent
-        for name in ("config.json", safetensors.INDEX_NAME):
-            if (folder / name).is_file() and (name == "config.json" or source.is_dir()):
-                roles[folder / name] = SOURCE
-    found = dict(given)
-    if kind == "shards" and found.get("spec") is None:
-        directory = checkpoint_directory(source)
-        assert directory is not None
-        found["spec"] = find_spec(directory)
+    holder = container(source)
+    roles.update(dict.fromkeys(holder.beside(source), SOURCE))
+    found = dict(beside)
+    if found.get("spec") is None:
+        found["spec"] = holder.find_spec(source)
     roles.update({Path(path): role for role, path in found.items() if path is not None})
     return tuple(_input(path, role) for path, role in roles.items())
 
 
-def source_files(graph: TensorGraph[Spec]) -> set[Path]:
-    """The files that hold a model's tensors."""
-    views = (view for tensor in graph.values() for view in matrices(tensor))
-    return {view.array.path for view in views} | set(graph.files)
+def source_files(graph: TensorGraph) -> set[Path]:
+    """List the files that hold a model's tensors."""
+    paths = set(graph.files)
+    for tensor in graph.values():
+        for view in windows(tensor):
+            paths.update((view.path, view.path if view.scales is None else view.scales.path))
+    return paths
 
 
 def _input(path: Path, role: str) -> InputFile:

@@ -1,70 +1,144 @@
-"""Lay out a GGUF output of a model that is not GGUF itself."""
+"""Write GGUF: parse the names of such outputs, and lay them out."""
 
 from __future__ import annotations
 
-from weightcast.converters.families.grok1 import gguf as grok1_gguf
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.types import choose, gguf_tensors
-from weightcast.converters.graph.tensor import TensorGraph, quantized
-from weightcast.converters.graph.view import is_stored_as
-from weightcast.converters.recipes.importance import provenance, weigh
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from weightcast.converters.graph import TensorGraph, is_stored_as, quantized
+from weightcast.converters.recipes import (
+    ALIASES,
+    RECIPES,
+    RecipeFile,
+    match_importance,
+    provenance_metadata,
+    recipe_named,
+)
+from weightcast.converters.targets.gguf_copy import lay_out_copy
+from weightcast.converters.targets.gguf_files import lay_out_files
+from weightcast.converters.targets.names import (
+    LOOKS_LIKE_A_TYPE,
+    disagreement,
+    impossible,
+    plain_path,
+)
 from weightcast.converters.targets.target import (
+    Codes,
+    Context,
     Output,
     PlannedTensor,
     Request,
     choice_notes,
-    place_files,
     type_of,
 )
-from weightcast.formats.gguf import layout as gguf_layout
-from weightcast.formats.gguf.imatrix import ImportanceMatrix
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
+from weightcast.converters.targets.types import choose, shapes_of
+from weightcast.errors import RequestError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.layout import Entry
+from weightcast.formats.gguf.read import read_file
+from weightcast.quant.types import TYPES, QuantType
+
+_TYPES: Final = ", ".join(sorted(TYPES))
+_ENDING: Final = ".gguf"
 
 
-def lay_out_gguf(
-    graph: TensorGraph[Grok1Spec],
-    request: Request,
-    vocabulary: Vocabulary | None,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None,
-) -> Output:
-    """Lay out a GGUF output; `split_bytes` limits the tensor data of a file (0: one file)."""
-    recipe = request.recipe
-    chosen = choose(
-        graph,
-        recipe,
-        request.overrides,
-        pure=request.pure,
-        has_importance=imatrix is not None,
-    )
-    copied = {p.gguf for p, d in chosen if is_stored_as(graph[p.name], type_of(d).name)}
-    weighing = weigh(imatrix, gguf_tensors(graph), [decision for _, decision in chosen], copied)
-    entries = [gguf_layout.Entry(p.gguf, type_of(d), graph[p.name].shape) for p, d in chosen]
+class Gguf:
+    """GGUF files: one, or parts side by side."""
+
+    name: Final = "gguf"
+    form: Final = "GGUF"
+    library: Final = "gguf"
+    is_directory: Final = False
+    keeps_metadata: Final = True
+    needs_tokenizer: Final = "llama.cpp"
+    convention: Final = "gguf"
+    codes: Final = Codes("blocks", "q8_0", "", " scales are not exact in float16")
+
+    def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
+        """Tell from its name what a file is to be: NAME-TYPE.gguf. See Target."""
+        if text.endswith(f"{_ENDING}/"):
+            raise RequestError(f"{text}: a GGUF output is a file; leave the slash out")
+        if not text.endswith(_ENDING):
+            return None
+        known = ", ".join(sorted((*RECIPES, *ALIASES)))
+        last = re.split(r"[-.]", Path(text).name.removesuffix(_ENDING))[-1]
+        found = recipe_named(type_name or last)
+        if found is None and type_name is None and not LOOKS_LIKE_A_TYPE.fullmatch(last):
+            if file is not None and file.base is not None:
+                return Request(plain_path(text), self, file.base)
+            if file is not None:
+                raise disagreement(text, "is a GGUF file", file, ", a type of directories")
+            raise RequestError(
+                f"{text}: the name does not end in a type ({known}), as in grok-1-Q8_0.gguf; "
+                "rename it or pass --type"
+            )
+        if found is None:
+            raise RequestError(
+                f"{text}: {type_name or last} is not a type of a GGUF file; known: {known}"
+            )
+        if file is not None and found != file.base:
+            raise disagreement(text, f"asks for {found.name}", file)
+        return Request(plain_path(text), self, found)
+
+    def check_rules(self, request: Request) -> Request:
+        """Refuse rules that ask for a type that GGUF does not have. Raises RequestError."""
+        for override in request.overrides:
+            if not isinstance(override.type, QuantType):
+                raise impossible(request, override, f"a GGUF file holds {_TYPES}")
+        return request
+
+    def lay_out(self, graph: TensorGraph, request: Request, context: Context) -> Output:
+        """Lay out files: of any model in a GGUF file as a copy, of a family's from its table."""
+        if graph.metadata is not None:
+            return lay_out_copy(graph, graph.metadata, request, context)
+        return _lay_out_anew(graph, request, context)
+
+    def owns(self, name: str) -> bool:
+        """Say no: an output is no directory."""
+        return False
+
+    def owns_part(self, output: Path, name: str) -> bool:
+        """Say whether a name is the output's own or that of a part of it."""
+        stem = re.escape(output.name.removesuffix(_ENDING))
+        return re.fullmatch(stem + r"(-\d{5}-of-\d{5})?\.gguf", name) is not None
+
+    def read(self, path: Path) -> Mapping[str, StoredArray]:
+        """Read the index of one file. Raises FormatError."""
+        return read_file(path).tensors
+
+    def remedy(self, tensor: str, wider: QuantType) -> str:
+        """Say how a tensor gets a wider type."""
+        return f"; --tensor-type '{tensor}={wider.name}' gives it a wider range"
+
+
+GGUF: Final = Gguf()
+
+
+def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Output:
+    family, recipe, split_bytes = graph.family, request.recipe, context.split_bytes
+    chosen = choose(graph, request, has_importance=context.imatrix is not None)
+    tensors = {p.name: family.written(p, GGUF.convention, graph[p.name]) for p, _ in chosen}
+    copied = {p.name for p, d in chosen if is_stored_as(tensors[p.name], type_of(d).name)}
+    decisions = [decision for _, decision in chosen]
+    weighing = match_importance(context.imatrix, shapes_of(graph), decisions, copied)
+    entries = [Entry(p.name, type_of(d), tensors[p.name].shape) for p, d in chosen]
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do
-    writer = grok1_gguf.metadata_writer(graph, vocabulary, recipe.file_type, split_bytes)
-    if weighing.matrix is not None:
-        for key, value in provenance(weighing.matrix).items():
-            if isinstance(value, str):
-                writer.add_string(key, value)
-            else:
-                writer.add_uint32(key, value)
-    layouts = gguf_layout.lay_out(writer, entries)
-    files, found = place_files(request.path, layouts)
-    tensors = tuple(
+    assert family.metadata is not None
+    metadata = family.metadata(graph, context.vocabulary, recipe.file_type)
+    metadata |= provenance_metadata(weighing.matrix)
+    made = lay_out_files(request.path, metadata, entries, split_bytes)
+    planned = tuple(
         PlannedTensor(
-            quantized(place.gguf, graph[place.name], type_of(decision).name),
+            quantized(place.name, tensors[place.name], type_of(decision).name),
             type_of(decision),
-            *found[place.gguf],
-            weighing.rows.get(place.gguf),
+            *made.offsets[place.name],
+            weighing.rows.get(place.name),
         )
         for place, decision in chosen
     )
-    notes = (*choice_notes((p.gguf, d) for p, d in chosen), *weighing.notes())
-    spec = graph.spec
-    if spec.num_q_heads * spec.key_size != spec.emb_size:
-        notes += (
-            f"llama.cpp cannot run this model: its heads make {spec.num_q_heads * spec.key_size} "
-            f"values, not emb_size {spec.emb_size}",
-        )
-    return Output(request, files, tensors, {}, notes, weighing)
+    notes = (*choice_notes((p.name, d) for p, d in chosen), *weighing.notes())
+    notes += tuple(family.notes(graph, GGUF.name))
+    return Output(request, made.files, planned, {}, notes, weighing)

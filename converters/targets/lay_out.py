@@ -2,83 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.graph.tensor import Spec, TensorGraph
-from weightcast.converters.sources.open import open_carried, open_grok1, open_vocabulary
-from weightcast.converters.targets.gguf import lay_out_gguf
-from weightcast.converters.targets.gguf_copy import lay_out_carried
-from weightcast.converters.targets.safetensors import lay_out_directory
-from weightcast.converters.targets.target import Output, Request, with_split_note
+from weightcast.converters.graph import TensorGraph
+from weightcast.converters.sources import SourceOptions, open_as_it_is, open_family, open_vocabulary
+from weightcast.converters.targets.target import Context, Output, Request, with_split_note
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the caller says of a Grok-1 beside where it lies."""
-
-    spec: str | Path | None = None
-    tokenizer: str | Path | None = None
-    no_tokenizer: bool = False
+from weightcast.formats.tokenizer import Vocabulary
 
 
 def lay_out_all(
     source: Path,
     requests: Sequence[Request],
-    told: Told,
+    given: SourceOptions,
     split_bytes: int,
     imatrix: ImportanceMatrix | None,
-) -> tuple[TensorGraph[Spec], list[Output]]:
+) -> tuple[TensorGraph, list[Output]]:
     """Open the source and lay out all outputs.
 
-    From GGUF to GGUF everything is kept, unless something is told of a Grok-1; all else is written
-    anew from what is known of Grok-1.
+    A target that keeps metadata copies a source that has them, of whatever model, unless options
+    say how to read the model; all else is written anew from what its family's table says.
     """
-    carried = open_carried(source) if told == Told() else None
-    anew = [r for r in requests if carried is None or r.kind != "gguf"]
-    graph: TensorGraph[Spec] | None = carried
-    made: Iterator[Output] = iter(())
+    as_it_is = open_as_it_is(source) if given == SourceOptions() else None
+    anew = [r for r in requests if as_it_is is None or not r.target.keeps_metadata]
+    context = Context(imatrix=imatrix, split_bytes=split_bytes)
+    written: dict[int, Output] = {}
+    graph = as_it_is
     if anew:
-        graph = grok1 = open_grok1(source, told.spec)
-        made = _lay_out_anew(source, grok1, anew, told, split_bytes, imatrix)
+        graph = open_family(source, given.spec)
+        vocabulary, notes = _vocabulary(source, graph, anew, given)
+        context = replace(context, vocabulary=vocabulary)
+        file = None if vocabulary is None else vocabulary.model_file
+        for request in anew:
+            output = request.target.lay_out(graph, request, context)
+            output = with_split_note(output, split_bytes)
+            written[id(request)] = replace(output, notes=(*notes, *output.notes), tokenizer=file)
     assert graph is not None
-    outputs = [
-        next(made)
-        if carried is None or request.kind != "gguf"
-        else lay_out_carried(carried, request, split_bytes, imatrix)
-        for request in requests
-    ]
+    outputs = []
+    for request in requests:
+        if id(request) in written:
+            outputs.append(written[id(request)])
+        else:
+            assert as_it_is is not None
+            copied = request.target.lay_out(as_it_is, request, context)
+            outputs.append(with_split_note(copied, split_bytes))
     return graph, outputs
 
 
-def _lay_out_anew(
-    source: Path,
-    graph: TensorGraph[Grok1Spec],
-    requests: Sequence[Request],
-    told: Told,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None,
-) -> Iterator[Output]:
-    """Lay out outputs of a Grok-1, with its tokenizer."""
-    vocabulary = None if told.no_tokenizer else open_vocabulary(source, told.tokenizer)
-    if vocabulary is None and not told.no_tokenizer and any(r.kind == "gguf" for r in requests):
+def _vocabulary(
+    source: Path, graph: TensorGraph, requests: Sequence[Request], given: SourceOptions
+) -> tuple[Vocabulary | None, tuple[str, ...]]:
+    """Find the tokenizer of a model, as long as its vocabulary, and what is to be said of it."""
+    found = None if given.no_tokenizer else open_vocabulary(source, given.tokenizer)
+    needed = next((r.target.needs_tokenizer for r in requests if r.target.needs_tokenizer), None)
+    if found is None and not given.no_tokenizer and needed is not None:
         raise CheckpointError(
-            f"{source}: no tokenizer.model in or beside it, and llama.cpp needs one; "
+            f"{source}: no tokenizer.model in or beside it, and {needed} needs one; "
             "pass --tokenizer FILE, or --no-tokenizer to do without"
         )
-    notes: tuple[str, ...] = ()
-    if vocabulary is not None:
-        pieces, size = len(vocabulary.tokens), graph.spec.vocab_size
-        vocabulary = vocabulary.padded(size)
-        if pieces < size:
-            notes = (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
-    for request in requests:
-        lay_out = lay_out_gguf if request.kind == "gguf" else lay_out_directory
-        output = lay_out(graph, request, vocabulary, split_bytes, imatrix)
-        output = with_split_note(output, split_bytes)
-        file = None if vocabulary is None else vocabulary.model_file
-        yield replace(output, notes=(*notes, *output.notes), tokenizer=file)
+    if found is None:
+        return None, ()
+    pieces, size = len(found.tokens), graph.spec.vocab_size
+    padded = found.padded(size)
+    if pieces < size:
+        return padded, (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
+    return padded, ()

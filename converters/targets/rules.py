@@ -1,4 +1,4 @@
-"""Which type each tensor of a directory gets: what the directory's type says, and rules."""
+"""Choose the type of each tensor of a directory by the directory's type and by rules."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.families.grok1.tensors import EMBEDDING, Place
-from weightcast.converters.recipes.decide import Override, Rules
-from weightcast.converters.recipes.weight_types import (
-    DirectoryType,
-    WeightType,
-    is_plain,
-    type_label,
-)
+from weightcast.converters.graph import Family, Place
+from weightcast.converters.recipes import DirectoryType, Override, Rules
 from weightcast.converters.targets.target import asked_note, grouped_notes
 from weightcast.errors import LayoutError
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import TYPES, QuantType, WeightType
 
-# SGLang requires the tied head under its own name.
-HEAD: Final = "lm_head.weight"
-
-
+CONVENTION: Final = "hugging_face"
 _FLOATS: Final = "bf16, f16 or f32"
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class TypeChoice:
     """A tensor of a directory: its names, its type and who asked for it.
 
     `plain` is the type that it would have among plain floats.
@@ -41,54 +32,60 @@ class Chosen:
 
 
 def choose_types(
-    tensors: Sequence[tuple[Place, QuantType]],
-    num_experts: int,
-    kind: DirectoryType,
+    family: Family,
+    tensors: Sequence[tuple[Place, int, QuantType]],
+    directory: DirectoryType,
     overrides: Sequence[Override] = (),
-) -> list[Chosen]:
-    """Choose types for all tensors, given with their plain types: a Chosen for each expert.
+) -> list[TypeChoice]:
+    """Choose types for all tensors, given with the number of experts and their plain types.
 
     A rule's pattern is searched in the GGUF name and in that of the directory. Raises LayoutError
     for a rule that matches nothing, or asks for packed norms, routers or embeddings.
     """
     rules = Rules(overrides)
     found = []
-    for place, expert, name, plain in _named(tensors, num_experts):
-        names = [place.gguf, name, HEAD] if place.name == EMBEDDING else [place.gguf, name]
-        override = rules.find(*names, whole_name=place.role.stays_float32)
+    heads = {
+        name: family.name_in(tied, CONVENTION)
+        for name, tied in family.ties.items()
+        if tied.role.name in family.names[CONVENTION]
+    }
+    for place, expert, name, plain in _named(family, tensors):
+        names = [place.name, name, *(head for of, head in heads.items() if of == place.name)]
+        override = rules.find(*names, whole_name=place.role.storage == "float32")
         if override is None:
-            found.append(Chosen(place, expert, name, _by_kind(place, plain, kind), plain))
+            chosen = _by_directory(place, plain, directory)
+            found.append(TypeChoice(place, expert, name, chosen, plain))
             continue
-        if not is_plain(override.type):
-            _check_matrix(place, name, override)
+        if override.type.is_plain:
+            plain = TYPES[override.type.label]
         else:
-            assert isinstance(override.type, QuantType)
-            plain = override.type
-        found.append(Chosen(place, expert, name, override.type, plain, override.origin))
-    everywhere = [name for chosen in found for name in (chosen.place.gguf, chosen.name)]
-    rules.check_used([*everywhere, HEAD], "in GGUF or in a directory")
+            _check_matrix(place, name, override)
+        found.append(TypeChoice(place, expert, name, override.type, plain, override.origin))
+    everywhere = [name for choice in found for name in (choice.place.name, choice.name)]
+    rules.check_used([*everywhere, *heads.values()], "in GGUF or in a directory")
     return found
 
 
 def _named(
-    tensors: Sequence[tuple[Place, QuantType]], num_experts: int
+    family: Family, tensors: Sequence[tuple[Place, int, QuantType]]
 ) -> Iterator[tuple[Place, int | None, str, QuantType]]:
-    for place, plain in tensors:
-        for expert in range(num_experts) if place.role.is_experts else (None,):
-            yield place, expert, place.hugging_face(expert), plain
+    for place, n_experts, plain in tensors:
+        one = family.stored(place, CONVENTION).is_one_expert
+        for expert in range(n_experts) if one else (None,):
+            yield place, expert, family.name_in(place, CONVENTION, expert), plain
 
 
-def _by_kind(place: Place, plain: QuantType, kind: DirectoryType) -> WeightType:
-    if not kind.is_packed or place.layer is None or place.role.stays_float32:
+def _by_directory(place: Place, plain: QuantType, directory: DirectoryType) -> WeightType:
+    if not directory.is_packed or place.layer is None or place.role.storage != "packed":
         return plain
-    wanted = kind.experts if place.role.is_experts else kind.attention
-    return plain if is_plain(wanted) else wanted
+    wanted = directory.experts if place.role.is_experts else directory.attention
+    return plain if wanted.is_plain else wanted
 
 
 def _check_matrix(place: Place, name: str, override: Override) -> None:
     """Raise LayoutError unless a tensor is one of those that can be packed."""
-    asked = type_label(override.type)
-    if place.role.stays_float32:
+    asked = override.type.label
+    if place.role.storage == "float32":
         raise LayoutError(
             f"{override.origin} asks for {asked}, but norms and routers ({name}) can only be "
             f"{_FLOATS} in a directory"
@@ -100,9 +97,9 @@ def _check_matrix(place: Place, name: str, override: Override) -> None:
         )
 
 
-def rule_notes(chosen: Sequence[Chosen]) -> tuple[str, ...]:
-    """What became of the rules."""
+def rule_notes(choices: Sequence[TypeChoice]) -> tuple[str, ...]:
+    """Say what became of the rules."""
     return grouped_notes(
-        (tensor.name, None if tensor.override is None else asked_note(tensor.type, tensor.override))
-        for tensor in chosen
+        (choice.name, None if choice.override is None else asked_note(choice.type, choice.override))
+        for choice in choices
     )

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
-from weightcast.converters.families.grok1 import hugging_face as grok1_hf
-from weightcast.converters.families.grok1.modules import Module
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.tensors import EMBEDDING, Place
-from weightcast.converters.families.grok1.types import choose, gguf_tensors
-from weightcast.converters.graph.tensor import Tensor, TensorGraph, quantized, take
-from weightcast.converters.graph.view import matrices
-from weightcast.converters.recipes.importance import Weighing, weigh_named
-from weightcast.converters.recipes.weight_types import (
-    WEIGHTCAST,
-    DirectoryType,
-    WeightType,
-    carries_codes,
-    directory_type,
-    is_plain,
-    type_label,
+from weightcast.converters.families import FAMILIES
+from weightcast.converters.graph import (
+    Module,
+    Place,
+    Tensor,
+    TensorGraph,
+    matrices,
+    quantized,
+    take,
 )
-from weightcast.converters.targets.packing import Fp4Packing, Fp8Packing, GroupPacking, Packing
+from weightcast.converters.recipes import (
+    RECIPES,
+    DirectoryType,
+    ImportanceMap,
+    RecipeFile,
+    directory_type,
+    known_types,
+    match_importance_named,
+    name_in,
+    recipe_named,
+)
+from weightcast.converters.targets.names import (
+    LOOKS_LIKE_A_TYPE,
+    disagreement,
+    impossible,
+    plain_path,
+)
+from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.quantization_config import quantization_config, reader_notes
-from weightcast.converters.targets.rules import HEAD, Chosen, choose_types, rule_notes
+from weightcast.converters.targets.rules import CONVENTION, TypeChoice, choose_types, rule_notes
 from weightcast.converters.targets.target import (
+    Codes,
+    Context,
     Output,
     Packed,
     PlannedFile,
@@ -34,21 +48,21 @@ from weightcast.converters.targets.target import (
     Request,
     type_of,
 )
-from weightcast.errors import LayoutError
+from weightcast.converters.targets.types import choose, shapes_of
+from weightcast.errors import LayoutError, RequestError
 from weightcast.formats import safetensors
-from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.layout import Fp8Type
-from weightcast.formats.packed.weightcast import Described, header_metadata
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import QuantType
-
-_HEAD_GGUF: Final = "output.weight"
-
+from weightcast.formats.packed.layout import MatrixShape
+from weightcast.quant.types import QuantType, WeightType
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
+
+# The files of a directory that a conversion writes, and so may replace.
+_OWN_NAMES: Final = re.compile(
+    r"config\.json|generation_config\.json|tokenizer\.model|tokenizer(_config)?\.json"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +94,99 @@ class _Item:
         return sum(entry.nbytes for entry in self.entries)
 
 
-def lay_out_directory(
-    graph: TensorGraph[Grok1Spec],
-    request: Request,
-    vocabulary: Vocabulary | None,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None = None,
-) -> Output:
-    """Lay out a directory; `split_bytes` limits the tensor data of a file (0: 5 GB)."""
+class Safetensors:
+    """Directories of safetensors, as transformers, vLLM and SGLang load them."""
+
+    name: Final = "safetensors"
+    form: Final = "safetensors"
+    library: Final = "transformers"
+    is_directory: Final = True
+    keeps_metadata: Final = False
+    needs_tokenizer: Final = None
+    convention: Final = CONVENTION
+    codes: Final = Codes("groups", "int8_groups", ", each proved on the bytes written", "")
+
+    def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
+        """Tell from its name what a directory is to hold: NAME-TYPE. See Target."""
+        if text.endswith(".safetensors"):
+            raise RequestError(
+                f"{text}: safetensors are written as a directory; name it like grok-1-bf16"
+            )
+        name = type_name or name_in(Path(text).name)
+        found = None if name is None else directory_type(name)
+        last = name or re.split(r"[-.]", Path(text).name)[-1]
+        says_nothing = type_name is None and not LOOKS_LIKE_A_TYPE.fullmatch(last)
+        if file is not None:
+            base = file.directory
+            if base is None and (found is not None or says_nothing):
+                raise disagreement(text, "is a directory", file, ", a recipe of GGUF files")
+            if found is None and says_nothing:
+                found = base
+            if found is not None and base is not None and not found.is_same(base):
+                raise disagreement(text, f"asks for {found.name}", file)
+        if found is not None:
+            recipe = RECIPES[found.base.name]
+            return Request(plain_path(text), self, recipe, directory=found)
+        if says_nothing:
+            raise RequestError(
+                f"{text}: the name does not end in a type ({known_types()}), as in grok-1-bf16/; "
+                "rename it or pass --type"
+            )
+        hint = "" if recipe_named(last) is None else "; the name of a GGUF file ends in .gguf"
+        raise RequestError(
+            f"{text}: {last} is not a type of a safetensors directory; known: {known_types()}{hint}"
+        )
+
+    def check_rules(self, request: Request) -> Request:
+        """Give plain floats a layout if rules ask for packed types. Raises RequestError."""
+        assert request.directory is not None
+        kind = request.directory.with_rules(override.type for override in request.overrides)
+        for override in request.overrides:
+            problem = kind.why_not(override.type)
+            if problem is not None:
+                raise impossible(request, override, problem)
+        return replace(request, directory=kind, pure=False)
+
+    def lay_out(self, graph: TensorGraph, request: Request, context: Context) -> Output:
+        """Lay out a directory; files have 5 GB where no limit is given. Raises CheckpointError."""
+        return _lay_out(graph, request, context)
+
+    def owns(self, name: str) -> bool:
+        """Say whether a name is one of those that directories have."""
+        code = {file.name for family in FAMILIES.values() for file in family.code}
+        return name in code or _OWN_NAMES.fullmatch(name) is not None
+
+    def owns_part(self, output: Path, name: str) -> bool:
+        """Say whether a name can be one of the directory's large files."""
+        return self.owns(name)
+
+    def read(self, path: Path) -> Mapping[str, StoredArray]:
+        """Read the index of one file. Raises CheckpointError."""
+        return safetensors.read_index(path)
+
+    def remedy(self, tensor: str, wider: QuantType) -> str:
+        """Say how a tensor gets a wider type."""
+        return f"; write a directory in {wider.name.lower()}"
+
+
+SAFETENSORS: Final = Safetensors()
+
+
+def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     kind = request.directory or directory_type(request.recipe.name)
     assert kind is not None
-    plain = [(place, type_of(d)) for place, d in choose(graph, request.recipe)]
-    chosen = choose_types(plain, graph.spec.num_experts, kind, request.overrides)
+    floats = replace(request, overrides=(), pure=False)
+    plain = [(p, graph[p.name].shape[0], type_of(d)) for p, d in choose(graph, floats)]
+    chosen = choose_types(graph.family, plain, kind, request.overrides)
     notes = rule_notes(chosen)
     types = _module_types(chosen)
     items = list(_items(graph, kind, chosen))
-    weighing = Weighing()
-    if kind.is_packed and imatrix is not None:
-        searched = {i.place.gguf for i in items if _is_searched(i)}
-        weighing = weigh_named(imatrix, gguf_tensors(graph), searched)
+    weighing = ImportanceMap()
+    if kind.is_packed and context.imatrix is not None:
+        searched = {i.place.name for i in items if _is_searched(i)}
+        weighing = match_importance_named(context.imatrix, shapes_of(graph), searched)
         notes += tuple(weighing.notes())
-    shards = _shards(items, split_bytes or DEFAULT_SHARD_BYTES)
+    shards = _shards(items, context.split_bytes or DEFAULT_SHARD_BYTES)
     files, tensors, weight_map = [], [], {}
     constants: list[tuple[int, int, bytes]] = []
     for n, shard in enumerate(shards):
@@ -113,52 +199,66 @@ def lay_out_directory(
             planned = _planned(item, n, layout.offsets, weighing)
             tensors.append(planned)
             constants += _constants(item, planned)
-    companions = grok1_hf.companion_files(
-        graph.spec, request.recipe.name, vocabulary, quantization_config(kind.layout, types)
+    config = _quantization(graph, kind, types)
+    assert graph.family.companions is not None
+    companions = graph.family.companions(
+        graph.spec, request.recipe.name, context.vocabulary, config
     )
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
-    notes += (*reader_notes(kind.layout, types), *_notes(graph.spec, companions))
-    outputs = (request, tuple(files), tuple(tensors), companions, notes, weighing)
-    return Output(*outputs, tuple(constants))
-
-
-def _notes(spec: Grok1Spec, companions: dict[str, bytes]) -> Iterator[str]:
-    if not grok1_hf.has_standard_attention_scale(spec):
-        yield (
-            "vLLM and SGLang will be wrong: they scale attention by key_size ** -0.5, this model "
-            f"by {spec.attn_output_multiplier}"
-        )
+    notes += (*_reader_notes(graph, kind, types), *graph.family.notes(graph, SAFETENSORS.name))
     if "tokenizer.model" not in companions:
-        yield "no tokenizer.model: give one with --tokenizer FILE"
+        notes += ("no tokenizer.model: give one with --tokenizer FILE",)
+    return Output(
+        request, tuple(files), tuple(tensors), companions, notes, weighing, tuple(constants)
+    )
+
+
+def _quantization(
+    graph: TensorGraph, kind: DirectoryType, types: Mapping[Module, WeightType]
+) -> dict[str, Any] | None:
+    names = graph.family.modules
+    if all(weight_type.is_plain for weight_type in types.values()):
+        return None
+    if names is None:
+        raise LayoutError(f"packed weights of {graph.family.title}: its modules have no names yet")
+    return quantization_config(kind.layout, types, names)
+
+
+def _reader_notes(
+    graph: TensorGraph, kind: DirectoryType, types: Mapping[Module, WeightType]
+) -> Iterator[str]:
+    names = graph.family.modules
+    return iter(()) if names is None else reader_notes(kind.layout, types, names)
 
 
 def _metadata(shard: list[_Item], kind: DirectoryType) -> dict[str, str]:
-    """What the header of one file says about packed matrices: our own layout describes itself."""
-    if kind.layout != WEIGHTCAST:
+    """Make the header's metadata about packed matrices: our own layout describes itself."""
+    if not kind.is_packed:
         return {}
     described = {
-        item.stem: Described(item.packing.type, *item.tensor.shape)
+        item.stem: MatrixShape(item.packing.type, *item.tensor.shape)
         for item in shard
-        if isinstance(item.packing, GroupPacking)
+        if item.packing is not None
     }
-    return header_metadata(described)
+    return LAYOUTS[kind.layout].header_metadata(described)
 
 
-def _planned(item: _Item, file: int, offsets: dict[str, int], weighing: Weighing) -> PlannedTensor:
+def _planned(
+    item: _Item, file: int, offsets: dict[str, int], weighing: ImportanceMap
+) -> PlannedTensor:
     """A tensor with its place, or the places of its parts."""
     packed = None
     if item.packing is not None:
         places = {e.name.removeprefix(item.stem): (file, offsets[e.name]) for e in item.entries}
         packed = Packed(item.packing, places)
     importance = None
-    if _is_searched(item) and item.place.gguf in weighing.rows:
-        rows = weighing.rows[item.place.gguf]
+    if _is_searched(item) and item.place.name in weighing.rows:
+        rows = weighing.rows[item.place.name]
         importance = rows if item.expert is None else rows[item.expert : item.expert + 1]
     first = min(offsets[entry.name] for entry in item.entries)
-    gguf = _HEAD_GGUF if item.tensor.name == HEAD else item.place.gguf
-    return PlannedTensor(item.tensor, item.type, file, first, importance, packed, gguf)
+    return PlannedTensor(item.tensor, item.type, file, first, importance, packed, item.place.name)
 
 
 def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, bytes]]:
@@ -169,47 +269,48 @@ def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, 
 
 
 def _is_searched(item: _Item) -> bool:
-    """Whether scales are fitted to the weights, so that an importance makes a difference."""
-    return isinstance(item.packing, GroupPacking) and not item.packing.is_carried
+    """Tell whether scales are fitted to the weights, so that an importance makes a difference."""
+    return item.packing is not None and item.packing.is_searched
 
 
-def _items(
-    graph: TensorGraph[Grok1Spec], kind: DirectoryType, chosen: list[Chosen]
-) -> Iterator[_Item]:
+def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[TypeChoice]) -> Iterator[_Item]:
     """The tensors of a directory, layers in order: one for each expert, the tied head twice.
 
     model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
     which no other tensor follows.
     """
+    family = graph.family
     for choice in chosen:
         tensor = graph[choice.place.name]
         source = tensor if choice.expert is None else take(tensor, choice.expert)
-        yield _item(choice, source, kind)
-        if choice.place.name == EMBEDDING:
-            head = quantized(HEAD, tensor, choice.plain.name)
-            yield _Item(head, choice.plain, choice.place, None)
+        yield _item(choice, family.written(choice.place, CONVENTION, source), kind)
+        tied = family.ties.get(choice.place.name)
+        if tied is not None and tied.role.name in family.names[CONVENTION]:
+            name = family.name_in(tied, CONVENTION)
+            copy = family.written(tied, CONVENTION, tensor)
+            yield _Item(quantized(name, copy, choice.plain.name), choice.plain, tied, None)
 
 
-def _item(choice: Chosen, source: Tensor, kind: DirectoryType) -> _Item:
+def _item(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> _Item:
     name, plain, place = choice.name, choice.plain, choice.place
-    if is_plain(choice.type):
+    if choice.type.is_plain:
         return _Item(quantized(name, source, plain.name), plain, place, choice.expert)
     packing = _packing(choice, source, kind)
     made = quantized(name, source, packing.label)
     return _Item(made, plain, place, choice.expert, packing)
 
 
-def _module_types(chosen: Iterable[Chosen]) -> dict[Module, WeightType]:
+def _module_types(chosen: Iterable[TypeChoice]) -> dict[Module, WeightType]:
     """The types of the layers' matrices, by modules."""
     return {
         Module(c.place.layer, c.expert, c.name.split(".")[-2]): c.type
         for c in chosen
-        if c.place.layer is not None and not c.place.role.stays_float32
+        if c.place.layer is not None and c.place.role.storage == "packed"
     }
 
 
-def _packing(choice: Chosen, source: Tensor, kind: DirectoryType) -> Packing:
-    """How a matrix is packed. Raises LayoutError if it cannot be stored so."""
+def _packing(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> Packing:
+    """Choose the packing of a matrix. Raises LayoutError if it cannot be stored so."""
     try:
         packing = _packing_of(source, choice.type, kind)
         packing.parts(*source.shape)
@@ -220,26 +321,21 @@ def _packing(choice: Chosen, source: Tensor, kind: DirectoryType) -> Packing:
 
 
 def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
-    label = type_label(weight_type)
-    if isinstance(weight_type, QuantType):
-        return Fp4Packing(FP4_LAYOUTS[weight_type.name])
-    if isinstance(weight_type, Fp8Type):
-        return Fp8Packing(label, weight_type)
-    problem = _why_not_carried(source, weight_type)
-    is_carried = carries_codes(weight_type) and matrices(source)[0].scales is not None
-    if is_carried and problem and not kind.may_change:
-        raise LayoutError(problem)
-    is_carried = is_carried and problem is None
-    return GroupPacking(label, LAYOUTS[kind.layout], weight_type, is_carried, kind.may_change)
+    layout = LAYOUTS[kind.layout].matrix_layout(weight_type)
+    keeps_codes = weight_type.carries_codes and matrices(source)[0].group_size is not None
+    if keeps_codes:
+        problem = _why_not_carried(source, weight_type)
+        if problem is not None and not kind.allow_requantize:
+            raise LayoutError(problem)
+        keeps_codes = problem is None
+    return Packing(layout, weight_type, keeps_codes, kind.allow_requantize)
 
 
-def _why_not_carried(source: Tensor, group_type: GroupType) -> str | None:
+def _why_not_carried(source: Tensor, weight_type: WeightType) -> str | None:
     """Say what is wrong if groups do not lie within the groups of the source's scales."""
-    scales = matrices(source)[0].scales
-    if scales is None:
-        return None
-    of_source = source.shape[-1] // scales.shape[1]
-    size = group_type.group_size or source.shape[-1]
+    of_source = matrices(source)[0].group_size
+    assert of_source is not None
+    size = weight_type.scale_span(source.shape[-1])
     if of_source % size == 0:
         return None
     fitting = next((n for n in (256, 128, 64, 32) if of_source % n == 0), None)

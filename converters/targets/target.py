@@ -1,4 +1,7 @@
-"""Outputs laid out: every file's header, size and offsets, known before a weight is read."""
+"""The vocabulary of outputs: a target, a request for one, and an output laid out.
+
+Every file's header, size and offsets are known before a weight is read.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,121 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph.tensor import Tensor
-from weightcast.converters.recipes.decide import Decision, Override
-from weightcast.converters.recipes.importance import Weighing
-from weightcast.converters.recipes.recipe import Recipe
-from weightcast.converters.recipes.weight_types import DirectoryType, WeightType, type_label
+from weightcast.converters.graph import Tensor, TensorGraph
+from weightcast.converters.recipes import (
+    Decision,
+    DirectoryType,
+    ImportanceMap,
+    Override,
+    Recipe,
+    RecipeFile,
+)
+from weightcast.converters.sources import Form
 from weightcast.converters.targets.packing import Packing
-from weightcast.formats.array import Layout
-from weightcast.formats.gguf import read as gguf
-from weightcast.quant.types import QuantType
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.formats.tokenizer import Vocabulary
+from weightcast.quant.types import QuantType, WeightType
 from weightcast.text import count
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """The things that outputs of one source share: vocabulary, importance matrix, limit of files.
+
+    `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target.
+    """
+
+    vocabulary: Vocabulary | None = None
+    imatrix: ImportanceMatrix | None = None
+    split_bytes: int = 0
+
+
+class Target(Protocol):
+    """A kind of output: it parses names, lays outputs out, and tells which files are its own."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in JSON: "gguf" or "safetensors"."""
+
+    @property
+    def form(self) -> str:
+        """The word for it in prose."""
+
+    @property
+    def library(self) -> str:
+        """The library that loads it, as model hubs call it."""
+
+    @property
+    def is_directory(self) -> bool:
+        """True if an output is a directory, not a file or several side by side."""
+
+    @property
+    def keeps_metadata(self) -> bool:
+        """True if a source of the same kind goes there with all its metadata, whatever model."""
+
+    @property
+    def needs_tokenizer(self) -> str | None:
+        """The runtime that needs a tokenizer; None if an output is of use without."""
+
+    @property
+    def convention(self) -> str:
+        """The convention of its tensors' names."""
+
+    @property
+    def codes(self) -> Codes:
+        """The fate of a source's int8 codes."""
+
+    def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
+        """Tell from a name and a type what is asked for; None if the name is another target's.
+
+        Raises RequestError.
+        """
+
+    def check_rules(self, request: Request) -> Request:
+        """Fit a request to its rules. Raises RequestError for types that it cannot hold."""
+
+    def lay_out(self, graph: TensorGraph, request: Request, context: Context) -> Output:
+        """Lay out an output. Raises CheckpointError."""
+
+    def owns(self, name: str) -> bool:
+        """Tell whether a file of this name in a directory is one that a conversion writes."""
+
+    def owns_part(self, output: Path, name: str) -> bool:
+        """Tell whether a file of this name can be one of an output's large files."""
+
+    def read(self, path: Path) -> Mapping[str, StoredArray]:
+        """Read the index of one file that was written. Raises CheckpointError."""
+
+    def remedy(self, tensor: str, wider: QuantType) -> str:
+        """Say how a tensor gets a wider type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A target's words for int8 codes that it keeps: its unit of them, and its key in JSON."""
+
+    unit: str
+    key: str
+    proof: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One output asked for: where, "gguf" or "safetensors", by which recipe.
+    """One output asked for: where, of which target, by which recipe.
 
     For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
     `overrides` ask for types that the output can hold.
     """
 
     path: Path
-    kind: str
+    target: Target
     recipe: Recipe
     overrides: tuple[Override, ...] = ()
     pure: bool = False
@@ -40,15 +131,26 @@ class Request:
 
     @property
     def type_name(self) -> str:
-        """What was asked for, as the name of the output says it."""
+        """The requested type, as the name of the output says it."""
         packed = self.directory is not None and self.directory.is_packed
         return self.directory.name if self.directory and packed else self.recipe.name
+
+    def with_rules(self, overrides: tuple[Override, ...], *, pure: bool = False) -> Request:
+        """Add the rules of a command. Raises RequestError for types that the output cannot hold."""
+        return self.target.check_rules(replace(self, overrides=overrides, pure=pure))
+
+    @property
+    def form(self) -> Form:
+        """The form of the output, which decides what options are of use."""
+        if self.directory is None:
+            return "gguf"
+        return "packed" if self.directory is not None and self.directory.is_packed else "plain"
 
     def that_may_change(self) -> Request:
         """The same, but int8 codes that cannot be carried unchanged are quantized anew."""
         if self.directory is None:
             return self
-        return replace(self, directory=replace(self.directory, may_change=True))
+        return replace(self, directory=replace(self.directory, allow_requantize=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +164,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """How a matrix is packed, and where each of its parts goes: (file, byte offset) by suffix."""
+    """The packing of a matrix, and its parts' places: (file, byte offset) by suffix."""
 
     packing: Packing
     places: Mapping[str, tuple[int, int]]
@@ -114,7 +216,7 @@ class Output:
     tensors: tuple[PlannedTensor, ...]
     companions: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    weighing: Weighing = field(default_factory=Weighing)
+    weighing: ImportanceMap = field(default_factory=ImportanceMap)
     constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
     tokenizer: Path | None = None
 
@@ -137,7 +239,7 @@ class Output:
     def describe(self) -> dict[str, Any]:
         return {
             "path": str(self.request.path),
-            "kind": self.request.kind,
+            "kind": self.request.target.name,
             "type": self.request.type_name,
             "bytes": self.size,
             "tensor_bytes": self.data_bytes,
@@ -160,7 +262,7 @@ def with_split_note(output: Output, split_bytes: int) -> Output:
 
 
 def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
-    """What became another type than the recipe's, and why."""
+    """List the tensors that got another type than the recipe's, and why."""
     return grouped_notes((name, _why(decision)) for name, decision in chosen)
 
 
@@ -173,7 +275,7 @@ def _why(decision: Decision) -> str | None:
 
 
 def asked_note(weight_type: WeightType, origin: str) -> str:
-    return f"stored as {type_label(weight_type)}, as {origin} asks"
+    return f"stored as {weight_type.label}, as {origin} asks"
 
 
 def grouped_notes(said: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
@@ -191,23 +293,3 @@ def grouped_notes(said: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
 def type_of(decision: Decision) -> QuantType:
     assert decision.type is not None
     return decision.type
-
-
-def place_files(
-    path: Path, layouts: list[Layout]
-) -> tuple[tuple[PlannedFile, ...], dict[str, tuple[int, int]]]:
-    """Name the files of a GGUF output; tell the file (its index) and offset of each tensor."""
-    stem = path.name.removesuffix(".gguf")
-    names = [path.name]
-    if len(layouts) > 1:
-        names = [gguf.split_name(stem, n, len(layouts)) for n in range(len(layouts))]
-    files = tuple(
-        PlannedFile(path.with_name(name), layout.header, layout.size)
-        for name, layout in zip(names, layouts, strict=True)
-    )
-    found = {
-        name: (n, offset)
-        for n, layout in enumerate(layouts)
-        for name, offset in layout.offsets.items()
-    }
-    return files, found

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.files.hashing import FileToHash, hash_files
+from weightcast.converters.engine import FileToHash, hash_files
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
@@ -17,36 +17,20 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
 
 SUMS: Final = "SHA256SUMS"
-
-
 TENSORS: Final = "tensors.json"
-
-
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
-
-
 _ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
-
-
 _CHUNK_BYTES: Final = 1 << 20
-
-
 # Forty thousand lines; of those that are none so many are named.
 _MAX_SUMS_BYTES: Final = 1 << 22
-
-
 _MAX_BAD_LINES: Final = 100
-
-
 # Of Linux; looking for a longer one is an error, not a file that is missing.
 _MAX_NAME_BYTES: Final = 255
-
-
 _REMEDY: Final = "copy the file again from where the checksums are from"
 
 
 @dataclass
-class Sums:
+class Checksums:
     """Checksums that were found: the files that have them, by name, and those read for them."""
 
     files: tuple[Path, ...] = ()
@@ -54,13 +38,13 @@ class Sums:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_sums(artifact: Path, files: Iterable[Path]) -> Sums:
+def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
     """Read the checksums of an artifact: in a directory, or beside a GGUF file under its name.
 
     A plain SHA256SUMS beside a file counts if it names one of `files`.
     """
     files = list(files)
-    sums = Sums()
+    sums = Checksums()
     if artifact.is_dir():
         candidates = [artifact / SUMS]
     else:
@@ -118,7 +102,7 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
 
 
 def check_sums(
-    sums: Sums,
+    sums: Checksums,
     files: Iterable[Path],
     tensors: Mapping[str, StoredArray],
     *,
@@ -151,7 +135,7 @@ def check_sums(
     return problems
 
 
-def _listed_tensors(sums: Sums) -> dict[tuple[str, str], str]:
+def _listed_tensors(sums: Checksums) -> dict[tuple[str, str], str]:
     """Digests of tensors by file and name, from the lists of release bundles beside the sums."""
     listed = {}
     for path in sums.digests:

@@ -1,4 +1,4 @@
-"""What differences mean: damage, a known mistake, another tool's rounding, or nothing to worry."""
+"""Judge differences: damage, a known mistake, another tool's rounding, or no reason to worry."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.verify.content import Key, Tally
-from weightcast.converters.verify.match import Held
+from weightcast.converters.compare import Key
+from weightcast.converters.verify.content import MatrixCheck
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.mistakes import Mistake, Mistakes
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.converters.verify.rows import SOURCE, SYMMETRIC
@@ -18,23 +19,13 @@ from weightcast.text import count
 
 # An error that is larger than the type's own by this factor is suspicious.
 SUSPICIOUS_RATIO: Final = 1.5
-
-
 # Builds that fuse multiplications and additions differ in 2 bytes of 10,000 and more; less is
 # damage, and so is a handful of bytes of a small tensor.
 _DAMAGED_SHARE: Final = 1e-4
-
-
 _DAMAGED_BYTES: Final = 16
-
-
 # Types that hold what they are made of, or nearly: errors up to this are those of a detour.
 _NEARLY_EXACT: Final = ("F32", "F16", "BF16", "Q8_0", "INT8")
-
-
 _DETOUR: Final = 0.02
-
-
 CONVERT: Final = "convert again from the source"
 
 
@@ -42,13 +33,13 @@ CONVERT: Final = "convert again from the source"
 class _Finding:
     """A problem of one matrix of a tensor; `expert` is its number where there are several."""
 
-    held: Held
+    tensor: TensorMatch
     expert: int | None
     mistake: Mistake
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Verdicts:
     """Problems, and what else is to be said; matrices by how their bytes came about."""
 
     problems: list[Problem]
@@ -56,34 +47,38 @@ class Judgement:
     counts: Counter[str]
 
 
-def judge(held: Sequence[Held], tallies: Mapping[Key, Tally], mistakes: Mistakes) -> Judgement:
+def judge(
+    tensors: Sequence[TensorMatch], checks: Mapping[Key, MatrixCheck], mistakes: Mistakes
+) -> Verdicts:
     """Tell what is wrong with tensors that were compared."""
-    reproduced = _reproduced_types(held, tallies)
+    reproduced = _reproduced_types(tensors, checks)
     findings: list[_Finding] = []
     notes: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
-    for key, tally in tallies.items():
-        tensor = held[key[0]]
+    for key, check in checks.items():
+        tensor = tensors[key[0]]
         expert = key[1] if len(tensor.views) > 1 else tensor.expert
         found, verdict, note = _judge(
-            tensor, key[1], tally, reproduced[tensor.array.dtype], mistakes
+            tensor, key[1], check, reproduced[tensor.array.dtype], mistakes
         )
         counts[verdict] += 1
         if note is not None and tensor.name not in notes[note]:
             notes[note].append(tensor.name)
         if found is not None:
             findings.append(_Finding(tensor, expert, found))
-    return Judgement(list(_grouped(findings)), list(_told(notes)), counts)
+    return Verdicts(list(_grouped(findings)), list(_told(notes)), counts)
 
 
-def _reproduced_types(held: Sequence[Held], tallies: Mapping[Key, Tally]) -> dict[str, bool]:
+def _reproduced_types(
+    tensors: Sequence[TensorMatch], checks: Mapping[Key, MatrixCheck]
+) -> dict[str, bool]:
     """By type, whether three quarters are reproduced byte for byte: then all ought to be."""
     explained: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for (number, _), tally in tallies.items():
-        dtype = held[number].array.dtype
+    for (number, _), check in checks.items():
+        dtype = tensors[number].array.dtype
         total[dtype] += 1
-        explained[dtype] += tally.is_explained
+        explained[dtype] += check.is_explained
     return {dtype: 4 * explained[dtype] >= 3 * total[dtype] for dtype in total}
 
 
@@ -91,65 +86,67 @@ _Verdict = tuple[Mistake | None, str, str | None]
 
 
 def _judge(
-    held: Held, number: int, tally: Tally, is_reproduced: bool, mistakes: Mistakes
+    tensor: TensorMatch, number: int, check: MatrixCheck, is_reproduced: bool, mistakes: Mistakes
 ) -> _Verdict:
     """Judge one matrix: what is wrong, how its bytes came about, what to note."""
-    if tally.failure is not None:
-        return Mistake("unreadable", f"cannot be read: {tally.failure}", FETCH), "wrong", None
-    if tally.is_explained:
-        return _explained(held, number, tally)
-    made, expected = tally.made.total, tally.expected.total
+    if check.failure is not None:
+        return Mistake("unreadable", f"cannot be read: {check.failure}", FETCH), "wrong", None
+    if check.is_explained:
+        return _explained(tensor, number, check)
+    made, expected = check.made.total, check.expected.total
     error, usual = float(made.relative_rms), float(expected.relative_rms)
     ratio = error / usual if usual else math.inf if error else 0.0
-    is_few = tally.different <= max(_DAMAGED_BYTES, _DAMAGED_SHARE * tally.nbytes)
-    is_large = not math.isfinite(error) or ratio > SUSPICIOUS_RATIO or bool(tally.outliers)
+    is_few = check.different <= max(_DAMAGED_BYTES, _DAMAGED_SHARE * check.nbytes)
+    is_large = not math.isfinite(error) or ratio > SUSPICIOUS_RATIO or bool(check.outliers)
     if is_few or (is_reproduced and not is_large):
-        return _damage(tally), "damaged", None
+        return _damage(check), "damaged", None
     if not is_large:
         what = (
             f"another rule or importance than weightcast's, its error {ratio:.2f} of ours at most"
         )
         what = "made by another rule or importance; the errors are those of the type"
         return None, "similar", what
-    found = mistakes.explain(held, number, usual)
+    found = mistakes.explain(tensor, number, usual)
     if found is not None:
         return found, "wrong", None
-    tolerated = held.array.dtype.startswith(_NEARLY_EXACT) and error < _DETOUR
+    tolerated = tensor.array.dtype.startswith(_NEARLY_EXACT) and error < _DETOUR
     if tolerated and not is_reproduced:
         what = f"requantized: off by up to {float(made.largest):.3g} (relative error {error:.2g})"
         return None, "requantized", what
     if ratio <= SUSPICIOUS_RATIO:
-        rows = ", ".join(map(str, tally.outliers[:4]))
-        what = f"{count(len(tally.outliers), 'row')} with errors out of proportion: {rows}"
+        rows = ", ".join(map(str, check.outliers[:4]))
+        what = f"{count(len(check.outliers), 'row')} with errors out of proportion: {rows}"
         return Mistake("rows", what, CONVERT), "wrong", None
-    what = f"relative error {error:.3g}, where {held.array.dtype} makes {usual:.3g}"
-    if is_reproduced and 2 * tally.different < tally.nbytes:
-        return _damage(tally, f"; {what}"), "damaged", None
+    what = f"relative error {error:.3g}, where {tensor.array.dtype} makes {usual:.3g}"
+    if is_reproduced and 2 * check.different < check.nbytes:
+        return _damage(check, f"; {what}"), "damaged", None
     return Mistake("error", what, CONVERT), "wrong", None
 
 
-def _damage(tally: Tally, more: str = "") -> Mistake:
-    share = f"{count(tally.different, 'byte')} of {tally.nbytes:,}"
-    place = "" if tally.first is None else f", the first at byte {tally.first} of the file"
+def _damage(check: MatrixCheck, more: str = "") -> Mistake:
+    share = f"{count(check.different, 'byte')} of {check.nbytes:,}"
+    place = "" if check.first is None else f", the first at byte {check.first} of the file"
     what = f"is damaged: {share} are not what the source makes{place}{more}"
     return Mistake("damaged", what, FETCH)
 
 
-def _explained(held: Held, number: int, tally: Tally) -> _Verdict:
+def _explained(tensor: TensorMatch, number: int, check: MatrixCheck) -> _Verdict:
     """Every byte is what some conversion makes of the source."""
-    origins = [name for name in tally.origins if name not in (None, SOURCE, SYMMETRIC)]
-    dtype = held.array.dtype
+    origins = [name for name in check.origins if name not in (None, SOURCE, SYMMETRIC)]
+    dtype = tensor.array.dtype
     if not origins:
-        lossy = held.place is not None and held.place.role.stays_float32 and dtype != "F32"
+        lossy = (
+            tensor.place is not None and tensor.place.role.storage == "float32" and dtype != "F32"
+        )
         note = f"stored as {dtype}, though runtimes keep it in float32" if lossy else None
         return None, "same", note
     origin = str(origins[0])
     if origin == "float32":
-        largest = float(tally.made.total.largest)
+        largest = float(check.made.total.largest)
         what = f"requantized by ggml's rule instead of carried over: off by up to {largest:.2g}"
         return None, "requantized", what
     if dtype == "F32":
-        if held.views[number][0].dtype == "F32":
+        if tensor.views[number][0].dtype == "F32":
             what = f"was rounded to {origin} on the way, where the source has float32"
             return Mistake("rounded", what, CONVERT), "wrong", None
         return None, "rounded", f"F32 that holds {origin}(int8 x scale), not int8 x scale"
@@ -160,10 +157,10 @@ def _grouped(findings: Sequence[_Finding]) -> Iterator[Problem]:
     """Say the same of several tensors of a layer, or experts of a tensor, once."""
     groups: dict[tuple[object, ...], list[_Finding]] = defaultdict(list)
     for found in findings:
-        place = found.held.place
-        layer = found.held.name if place is None else place.layer
+        place = found.tensor.place
+        layer = found.tensor.name if place is None else place.layer
         kind = found.mistake.kind
-        role = found.held.gguf if kind in ("expert order", "damaged", "scaled") else None
+        role = found.tensor.gguf if kind in ("expert order", "damaged", "scaled") else None
         # Experts are scaled by one factor, whatever rounding made of it.
         same = kind if kind == "scaled" and found.expert is not None else found.mistake
         groups[layer, role, same].append(found)
@@ -172,8 +169,8 @@ def _grouped(findings: Sequence[_Finding]) -> Iterator[Problem]:
 
 
 def _problem(group: Sequence[_Finding]) -> Problem:
-    first, mistake = group[0].held, group[0].mistake
-    names = list(dict.fromkeys(found.held.name for found in group))
+    first, mistake = group[0].tensor, group[0].mistake
+    names = list(dict.fromkeys(found.tensor.name for found in group))
     experts = sorted(found.expert for found in group if found.expert is not None)
     kind, what = mistake.kind, mistake.what
     if kind == "expert order" and len(group) > 1:

@@ -1,5 +1,5 @@
-"""What lies around the tensors: headers, metadata, small files, beside those that a conversion of
-the same source would write.
+"""Compare headers, metadata and small files with those that a conversion of the same source would
+write.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from weightcast.converters.families.grok1 import hugging_face as grok1_hf
-from weightcast.converters.families.grok1.spec import Grok1Spec
+from weightcast.converters.families import of_architecture
+from weightcast.converters.families.hyperparameters import read_config
+from weightcast.converters.graph import Family, TensorGraph
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.target import Output
-from weightcast.converters.verify.expected import Layout
+from weightcast.converters.verify.expected import ExpectedLayout
 from weightcast.converters.verify.result import Problem
 from weightcast.converters.verify.structure import FETCH, Structure
 from weightcast.errors import CheckpointError
@@ -27,46 +28,39 @@ from weightcast.quant.types import STORED_TYPES
 # What differs in so few bits, or bytes of a longer run, was the same once; other texts differ in
 # more, or in length.
 _FEW_BITS: Final = 8
-
-
 _FEW_BYTES: Final = 16
-
-
 _LONG_BYTES: Final = 64 * _FEW_BYTES
-
-
 _NOT_OURS: Final = ("quantize.imatrix.",)
-
-
 _TOKENIZER: Final = "tokenizer."
+_OWN_KEYS: Final = (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)
 
 
 @dataclass
-class Around:
-    """What was compared around the tensors: problems, what is as it ought to be, what is not."""
+class LayoutCheck:
+    """The findings around the tensors: problems, what is as it ought to be, what is not."""
 
     problems: list[Problem]
     checked: list[str]
     unchecked: list[str]
 
 
-def check_layout(structure: Structure, layout: Layout, spec: object) -> Around:
+def check_layout(structure: Structure, layout: ExpectedLayout, graph: TensorGraph) -> LayoutCheck:
     """Compare headers, metadata and small files with those of the conversion."""
-    around = Around([], [], [])
+    check = LayoutCheck([], [], [])
     if layout.output is None:
-        around.unchecked.append(f"headers and small files ({layout.refusal})")
-        return around
-    if structure.kind == "gguf":
-        _check_metadata(structure, layout.output, around)
-        return around
-    _check_headers(structure, layout.output, around)
+        check.unchecked.append(f"headers and small files ({layout.refusal})")
+        return check
+    if not structure.target.is_directory:
+        _check_metadata(structure, layout.output, check, of_architecture(graph.family.architecture))
+        return check
+    _check_headers(structure, layout.output, check)
     if structure.path.is_dir():
-        _check_companions(structure, layout.output, around, spec)
-    return around
+        _check_companions(structure, layout.output, check, graph)
+    return check
 
 
 def _is_damaged(there: bytes, wanted: bytes) -> bool:
-    """Whether two runs of bytes are nearly the same."""
+    """Tell whether two runs of bytes are nearly the same."""
     if len(there) != len(wanted):
         return False
     unlike = np.frombuffer(there, np.uint8) ^ np.frombuffer(wanted, np.uint8)
@@ -75,15 +69,15 @@ def _is_damaged(there: bytes, wanted: bytes) -> bool:
     return len(wanted) >= _LONG_BYTES and int(np.count_nonzero(unlike)) <= _FEW_BYTES
 
 
-def _judge_header(path: Path, there: bytes, wanted: bytes, around: Around) -> bool:
-    """Whether a header is what weightcast writes, or that but for damage, which is a problem."""
+def _judge_header(path: Path, there: bytes, wanted: bytes, check: LayoutCheck) -> bool:
+    """Compare a header with weightcast's own; one that is nearly the same is damaged, a problem."""
     if there == wanted:
         return True
     if not _is_damaged(there, wanted):
         return False
     place = f"{path} at byte {_first_difference(there, wanted)}"
     what = "the header is damaged or edited: some bytes are not what weightcast writes"
-    around.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
+    check.problems.append(Problem(place, what, remedy=FETCH, mistake="header"))
     return True
 
 
@@ -92,7 +86,7 @@ def _first_difference(there: bytes, wanted: bytes) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(there), len(wanted)))
 
 
-def _check_headers(structure: Structure, output: Output, around: Around) -> None:
+def _check_headers(structure: Structure, output: Output, check: LayoutCheck) -> None:
     """Compare headers of safetensors files byte by byte."""
     wanted = {file.path.name: file.header for file in output.files}
     unlike = []
@@ -103,17 +97,19 @@ def _check_headers(structure: Structure, output: Output, around: Around) -> None
             continue
         with file.open("rb") as opened:
             there = opened.read(len(header))
-        if not _judge_header(file, there, header, around):
+        if not _judge_header(file, there, header, check):
             unlike.append(file.name)
     if unlike:
-        around.unchecked.append(
+        check.unchecked.append(
             f"headers that weightcast writes otherwise ({', '.join(unlike[:3])})"
         )
     else:
-        around.checked.append("headers: every byte is what weightcast writes")
+        check.checked.append("headers: every byte is what weightcast writes")
 
 
-def _check_companions(structure: Structure, output: Output, around: Around, spec: object) -> None:
+def _check_companions(
+    structure: Structure, output: Output, check: LayoutCheck, graph: TensorGraph
+) -> None:
     """Compare the small files of a directory."""
     same, other = [], []
     for name, wanted in output.companions.items():
@@ -127,29 +123,29 @@ def _check_companions(structure: Structure, output: Output, around: Around, spec
         elif _is_damaged(there, wanted):
             place = f"{path} at byte {_first_difference(there, wanted)}"
             what = "is damaged or edited: some bytes are not what weightcast writes"
-            around.problems.append(Problem(place, what, remedy=FETCH, mistake="file"))
+            check.problems.append(Problem(place, what, remedy=FETCH, mistake="file"))
         elif name == "tokenizer.model":
             what = "another tokenizer than the source's"
-            around.problems.append(Problem(str(path), what, remedy="copy the source's"))
+            check.problems.append(Problem(str(path), what, remedy="copy the source's"))
         else:
             other.append(name)
     if same:
-        around.checked.append(f"small files: every byte of {', '.join(same)}")
+        check.checked.append(f"small files: every byte of {', '.join(same)}")
     if other:
-        around.unchecked.append(f"small files that weightcast writes otherwise: {', '.join(other)}")
+        check.unchecked.append(f"small files that weightcast writes otherwise: {', '.join(other)}")
     config = structure.path / "config.json"
-    if isinstance(spec, Grok1Spec) and config.is_file():
-        around.problems += _config_problems(config, spec)
+    if graph.family.has_table and config.is_file():
+        check.problems += _config_problems(config, graph)
 
 
-def _config_problems(config: Path, spec: Grok1Spec) -> Iterator[Problem]:
+def _config_problems(config: Path, graph: TensorGraph) -> Iterator[Problem]:
     """Hyperparameters of config.json that are not the source's."""
     try:
-        given = grok1_hf.read_hyperparameters(config)
+        given = read_config(graph.family, config)
     except CheckpointError as problem:
         yield Problem(str(problem), "cannot be used", remedy=FETCH)
         return
-    wanted = spec.describe()
+    wanted = graph.spec.describe()
     for name, value in given.items():
         if name in wanted and not np.isclose(float(value), float(wanted[name]), rtol=1e-6, atol=0):
             what = f"{name} is {value}, in the source {wanted[name]}"
@@ -159,7 +155,9 @@ def _config_problems(config: Path, spec: Grok1Spec) -> Iterator[Problem]:
 # GGUF metadata
 
 
-def _check_metadata(structure: Structure, output: Output, around: Around) -> None:
+def _check_metadata(
+    structure: Structure, output: Output, check: LayoutCheck, family: Family | None
+) -> None:
     """Compare metadata key by key, then whole headers with the metadata that there are."""
     there = structure.metadata
     if there is None:
@@ -169,12 +167,16 @@ def _check_metadata(structure: Structure, output: Output, around: Around) -> Non
     if "split.count" not in there and "split.count" in wanted:
         wanted = {key: raw for key, raw in wanted.items() if key not in gguf.SPLIT_KEYS}
     keeps_tokenizer = _keeps_tokenizer(there.raw, wanted)
+    prefix = "" if family is None else f"{family.architecture}."
     unlike, unknown, suspects = [], [], []
     for key, raw in there.raw.items():
         if key in wanted and raw != wanted[key]:
-            problem = None if key.startswith(_NOT_OURS) else _key_problem(path, key, raw, wanted)
+            problem = None
+            if not key.startswith(_NOT_OURS):
+                is_ours = bool(prefix and key.startswith(prefix)) or key in _OWN_KEYS
+                problem = _key_problem(path, key, raw, wanted, is_ours=is_ours)
             if problem is not None:
-                around.problems.append(problem)
+                check.problems.append(problem)
                 continue
             unlike.append(key)
             if not key.startswith(_NOT_OURS) and _is_near(raw, wanted[key]):
@@ -185,33 +187,33 @@ def _check_metadata(structure: Structure, output: Output, around: Around) -> Non
             near = next((k for raw, k in raws.items() if _is_damaged(key.encode(), raw)), None)
             if near is not None:
                 what = f"key {key!r} is {near!r}, damaged"
-                around.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
-    missing = [key for key in wanted if key not in there and key != "grok.vocab_size"]
-    if unlike == suspects and not (unknown or missing or keeps_tokenizer or around.problems):
+                check.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
+    missing = [key for key in wanted if key not in there and key != f"{prefix}vocab_size"]
+    if unlike == suspects and not (unknown or missing or keeps_tokenizer or check.problems):
         # All else is ours: these were it too.
-        around.problems += [_damaged_value(path, k, there.raw[k], wanted[k]) for k in suspects]
+        check.problems += [_damaged_value(path, k, there.raw[k], wanted[k]) for k in suspects]
     if keeps_tokenizer:
-        around.unchecked.append("the tokenizer in the metadata: the source has none, or another")
+        check.unchecked.append("the tokenizer in the metadata: the source has none, or another")
     for what, keys in (
         ("metadata that weightcast writes otherwise", unlike),
         ("metadata that weightcast does not write", unknown),
         ("metadata that weightcast would write", missing),
     ):
         if keys:
-            around.unchecked.append(f"{what}: {', '.join(keys[:8])}")
-    if not (unlike or unknown or missing or keeps_tokenizer or around.problems):
-        around.checked.append("metadata: every value is what weightcast writes")
-    _check_gguf_headers(structure, around)
+            check.unchecked.append(f"{what}: {', '.join(keys[:8])}")
+    if not (unlike or unknown or missing or keeps_tokenizer or check.problems):
+        check.checked.append("metadata: every value is what weightcast writes")
+    _check_gguf_headers(structure, check)
 
 
 def _keeps_tokenizer(there: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> bool:
-    """Whether an artifact has a tokenizer that the source does not tell."""
+    """Tell whether an artifact has a tokenizer that the source does not have."""
     found, right = (raw.get("tokenizer.ggml.model", b"") for raw in (there, wanted))
     return found != right and not _is_damaged(found, right)
 
 
 def _is_near(there: bytes, wanted: bytes) -> bool:
-    """Whether a value may be a damaged one: nearly the same, or the same in another type."""
+    """Tell whether a value may be a damaged one: nearly the same, or the same in another type."""
     return _is_damaged(there, wanted) or there[4:] == wanted[4:]
 
 
@@ -227,7 +229,7 @@ def metadata_of(output: Output) -> dict[str, bytes]:
 
 
 def _key_problem(
-    path: Path, key: str, there: bytes, all_wanted: Mapping[str, bytes]
+    path: Path, key: str, there: bytes, all_wanted: Mapping[str, bytes], *, is_ours: bool
 ) -> Problem | None:
     """A problem if a value differs that must not, or was damaged; None for other texts."""
     wanted = all_wanted[key]
@@ -236,7 +238,7 @@ def _key_problem(
     is_number = isinstance(found, int | float) and isinstance(right, int | float)
     if is_number and float(found) == float(right):
         return None  # in another type
-    if is_number and (key.startswith("grok.") or key in (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)):
+    if is_number and is_ours:
         what = f"{key} is {found}, where the source makes it {right}"
         return Problem(str(path), what, remedy="convert again", mistake="hyperparameter")
     is_text = key.startswith("general.") and isinstance(found, str)
@@ -248,7 +250,7 @@ def _key_problem(
     return None
 
 
-def _check_gguf_headers(structure: Structure, around: Around) -> None:
+def _check_gguf_headers(structure: Structure, check: LayoutCheck) -> None:
     """Lay headers out again from what they say: version, counts, offsets in order, padding."""
     unlike = []
     for path in structure.files:
@@ -265,9 +267,9 @@ def _check_gguf_headers(structure: Structure, around: Around) -> None:
             continue
         with path.open("rb") as file:
             there = file.read(len(wanted))
-        if not _judge_header(path, there, wanted, around):
+        if not _judge_header(path, there, wanted, check):
             unlike.append(path.name)
     if unlike:
-        around.unchecked.append(f"headers laid out in another way ({', '.join(unlike[:3])})")
+        check.unchecked.append(f"headers laid out in another way ({', '.join(unlike[:3])})")
     else:
-        around.checked.append("headers: laid out as weightcast does")
+        check.checked.append("headers: laid out as weightcast does")

@@ -10,41 +10,25 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.measure import rows_float32
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.tensors import FINAL_NORM_ROLE, LAYER_ROLES, Place, Role
-from weightcast.converters.graph.view import View, matrices
-from weightcast.converters.sources.open import AnyGraph
-from weightcast.converters.verify.match import Held
+from weightcast.converters.compare import rows_float32
+from weightcast.converters.graph import Place, Role, StoredMatrix, Tensor, TensorGraph, matrices
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.samples import Fit, columns, fit, middle, unscaled
 
 # Of float32 values; larger matrices are sampled, and searched less.
 _WHOLE_VALUES: Final = 1 << 26
-
-
 _CACHED: Final = 1 << 26
-
-
 _FULL_SEARCHES: Final = 64
-
-
 # Relative errors up to which rows fit: of types without errors, and of the coarsest.
 _EXACT_LIMIT: Final = 0.02
-
-
 _LARGEST_LIMIT: Final = 0.75
-
-
-_ATTENTION: Final = ("attn_q", "attn_k")
-
-
 _CONVERT: Final = "convert again from the source"
 
 
@@ -68,9 +52,10 @@ class _Candidate:
 class Mistakes:
     """Explains tensors of one artifact by what is in its source."""
 
-    def __init__(self, source: AnyGraph) -> None:
+    def __init__(self, source: TensorGraph, convention: str) -> None:
         self._graph = source
-        self._spec = source.spec if isinstance(source.spec, Grok1Spec) else None
+        self._convention = convention
+        self._values = source.spec.describe() if source.family.has_table else {}
         self._rows: OrderedDict[tuple[Any, ...], NDArray[np.float32]] = OrderedDict()
         self._cached = 0
         self._searches = 0
@@ -79,14 +64,13 @@ class Mistakes:
         self._roles: dict[str, Role] = {}
         self._experts: dict[int, int] = {}
 
-    def explain(self, held: Held, number: int, error: float) -> Mistake | None:
+    def explain(self, tensor: TensorMatch, number: int, error: float) -> Mistake | None:
         """Explain matrix `number` of a tensor; `error` is the relative one that its type makes.
 
         None if it is no known mistake.
         """
-        source, artifact = held.views[number]
-        multiple = 1 if artifact.array.packed is None else artifact.array.packed.row_multiple
-        row0, row1 = middle(artifact.shape[0], multiple)
+        source, artifact = tensor.views[number]
+        row0, row1 = middle(artifact.shape[0], artifact.row_multiple)
         rows = rows_float32(artifact, row0, row1)
         bad = np.count_nonzero(~np.isfinite(rows))
         if bad:
@@ -94,11 +78,11 @@ class Mistakes:
         if not rows.any():
             return Mistake("zeros", "is all zeros")
         limit = min(max(1.5 * error, _EXACT_LIMIT), _LARGEST_LIMIT)
-        expert = number if held.expert is None else held.expert
-        return _Search(self, held, expert, source, rows, row0, row1, limit).run()
+        expert = number if tensor.expert is None else tensor.expert
+        return _Search(self, tensor, expert, source, rows, row0, row1, limit).run()
 
     def is_full(self) -> bool:
-        """Whether to search everything: for some tensors only, a search reads a whole role."""
+        """True if everything is searched: for some tensors only, a search reads a whole role."""
         self._searches += 1
         return self._searches <= _FULL_SEARCHES
 
@@ -107,7 +91,7 @@ class Mistakes:
         key = (candidate.place.name, candidate.expert, row0, row1)
         found = self._rows.pop(key, None)
         if found is None:
-            views = matrices(self._graph[candidate.place.name])
+            views = matrices(self._written(candidate.place))
             found = rows_float32(views[candidate.expert or 0], row0, row1)
             self._cached += found.size
         self._rows[key] = found
@@ -117,16 +101,10 @@ class Mistakes:
 
     def factor_name(self, factor: float, tolerance: float) -> str | None:
         """Name a factor that is made of the model's multipliers."""
-        spec = self._spec
-        if spec is None:
-            return None
         names = {
-            "embedding_multiplier_scale": spec.embedding_multiplier_scale,
-            "output_multiplier_scale": spec.output_multiplier_scale,
-            "attn_output_multiplier": spec.attn_output_multiplier,
+            " * ".join(product): prod(self._values[name] for name in product)
+            for product in self._graph.family.quirks.multipliers
         }
-        both = spec.embedding_multiplier_scale * spec.output_multiplier_scale
-        names["embedding_multiplier_scale * output_multiplier_scale"] = both
         known = dict(names)
         known.update({f"1 / {name}": 1 / value for name, value in names.items()})
         known.update({f"sqrt({name})": sqrt(value) for name, value in names.items()})
@@ -136,20 +114,20 @@ class Mistakes:
             return None
         return ("-" if factor < 0 else "") + " or ".join(found)
 
-    def remember(self, held: Held, candidate: _Candidate, expert: int) -> None:
+    def remember(self, tensor: TensorMatch, candidate: _Candidate, expert: int) -> None:
         """Keep what explained a tensor, for the next ones."""
-        assert held.place is not None
-        layer, found = held.place.layer, candidate.place.layer
+        assert tensor.place is not None
+        layer, found = tensor.place.layer, candidate.place.layer
         if layer is not None and found is not None and layer != found:
             self._layers[layer] = found
-        if candidate.place.role != held.place.role:
-            self._roles[held.place.role.leaf] = candidate.place.role
+        if candidate.place.role != tensor.place.role:
+            self._roles[tensor.place.role.name] = candidate.place.role
         if candidate.expert is not None and candidate.expert != expert:
             self._experts[expert] = candidate.expert
 
     def likely(self, place: Place, expert: int) -> Iterator[_Candidate]:
-        """What explained others, here."""
-        role = self._roles.get(place.role.leaf, place.role)
+        """List the mistakes that explained other tensors, here."""
+        role = self._roles.get(place.role.name, place.role)
         if place.layer is None:
             return
         for layer in dict.fromkeys((self._layers.get(place.layer, place.layer), place.layer)):
@@ -159,15 +137,15 @@ class Mistakes:
                         yield _Candidate(Place(chosen, layer), n if chosen.is_experts else None)
 
     @property
-    def num_layers(self) -> int:
-        return 0 if self._spec is None else self._spec.num_layers
-
-    @property
-    def spec(self) -> Grok1Spec | None:
-        return self._spec
+    def graph(self) -> TensorGraph:
+        return self._graph
 
     def shape_of(self, place: Place) -> tuple[int, ...]:
-        return self._graph[place.name].shape
+        return self._written(place).shape
+
+    def _written(self, place: Place) -> Tensor:
+        """The tensor as the artifact's convention stores it."""
+        return self._graph.family.written(place, self._convention, self._graph[place.name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +156,9 @@ class _Search:
     """
 
     mistakes: Mistakes
-    held: Held
+    tensor: TensorMatch
     expert: int
-    view: View
+    view: StoredMatrix
     rows: NDArray[np.float32]
     row0: int
     row1: int
@@ -189,9 +167,9 @@ class _Search:
     def run(self) -> Mistake | None:
         own = rows_float32(self.view, self.row0, self.row1)
         found = self._of_itself(own)
-        if found is not None or self.held.place is None:
+        if found is not None or self.tensor.place is None:
             return found
-        place = self.held.place
+        place = self.tensor.place
         for candidate in self.mistakes.likely(place, self.expert):
             found = self._try(candidate)
             if found is not None:
@@ -214,14 +192,17 @@ class _Search:
             for shift in (1, -1):
                 if fit(self.rows, own + np.float32(shift)).error <= 1e-4:
                     text = "1 + the scale" if shift > 0 else "the scale - 1"
-                    return Mistake("shifted norm", f"holds {text}; Grok-1 multiplies by the scale")
-        if self.view.scales is None:
+                    rule = self.mistakes.graph.family.quirks.norm_rule
+                    more = f"; {rule}" if rule else ""
+                    return Mistake("shifted norm", f"holds {text}{more}")
+        view = self.view.single
+        if view is None or view.scales is None:
             return None
-        codes = unscaled(self.view, self.row0, self.row1)
+        codes = unscaled(view, self.row0, self.row1)
         found = fit(self.rows, codes)
         if found.error <= self.limit:
             return Mistake("scales lost", "holds the int8 codes without their scales")
-        scales = rows_float32(self.view.scales, self.row0, self.row1)
+        scales = rows_float32(view.scales, self.row0, self.row1)
         if scales.shape[1] > 1 and fit(self.rows, codes * scales[:, :1]).error <= self.limit:
             what = f"every value is scaled by the first of its row's {scales.shape[1]} scales"
             return Mistake("first scale", what)
@@ -251,7 +232,7 @@ class _Search:
     # Another tensor.
 
     def _try(self, candidate: _Candidate) -> Mistake | None:
-        place = self.held.place
+        place = self.tensor.place
         assert place is not None
         if candidate.place == place and candidate.expert in (None, self.expert):
             return None
@@ -260,24 +241,27 @@ class _Search:
         found = fit(self.rows, self.mistakes.source_rows(candidate, self.row0, self.row1))
         if found.error > self.limit:
             return None
-        self.mistakes.remember(self.held, candidate, self.expert)
+        self.mistakes.remember(self.tensor, candidate, self.expert)
         return self._named(candidate, found)
 
     def _candidates(self, place: Place) -> Iterator[_Candidate]:
         """Other experts, other roles, other layers; norms of all layers."""
         is_norm = len(place.role.axes) == 1
+        in_layer = [role for role in self.mistakes.graph.family.roles if role.per_layer]
         if place.role.is_experts:
             for n in range(self.mistakes.shape_of(place)[0]):
                 yield _Candidate(place, n)
         if place.layer is not None:
-            for role in LAYER_ROLES:
+            for role in in_layer:
                 if len(role.axes) == len(place.role.axes):
                     yield self._at(Place(role, place.layer))
         if is_norm:
-            yield _Candidate(Place(FINAL_NORM_ROLE, None), None)
-        layers = range(self.mistakes.num_layers)
+            for role in self.mistakes.graph.family.roles:
+                if not role.per_layer and len(role.axes) == 1:
+                    yield _Candidate(Place(role, None), None)
+        layers = range(self.mistakes.graph.spec.num_layers)
         for layer in layers if is_norm or place.layer is not None else ():
-            for role in LAYER_ROLES if is_norm else (place.role,):
+            for role in in_layer if is_norm else (place.role,):
                 if len(role.axes) == len(place.role.axes):
                     yield self._at(Place(role, layer))
 
@@ -285,17 +269,17 @@ class _Search:
         return _Candidate(place, self.expert if place.role.is_experts else None)
 
     def _named(self, candidate: _Candidate, found: Fit) -> Mistake:
-        place = self.held.place
+        place = self.tensor.place
         assert place is not None
         parts, kinds = [], []
         remedy = _CONVERT
         if candidate.place.role != place.role:
-            parts.append(f"{candidate.place.role.gguf}, not {place.role.gguf}")
+            parts.append(f"{candidate.place.role.name}, not {place.role.name}")
             kinds.append("exchanged")
         if candidate.place.layer != place.layer:
             parts.append(f"layer {candidate.place.layer}'s")
             kinds.append("layer order")
-            order = sorted(range(self.mistakes.num_layers), key=str)
+            order = sorted(range(self.mistakes.graph.spec.num_layers), key=str)
             if place.layer is not None and order[place.layer] == candidate.place.layer:
                 remedy = "shards are sorted as strings: 0, 1, 10, 11, ..., 2; number layers so"
         if candidate.expert not in (None, self.expert):
@@ -303,7 +287,7 @@ class _Search:
             kinds.append("expert order")
         what = f"holds {', '.join(parts)}"
         if candidate.place.role != place.role or candidate.expert not in (None, self.expert):
-            what = f"{what} ({candidate.place.gguf})"
+            what = f"{what} ({candidate.place.name})"
         scaled = self._scaled(found)
         if scaled is not None:
             what = f"{what}, and {scaled.what}"
@@ -312,18 +296,20 @@ class _Search:
     # Moved within itself.
 
     def _permuted(self) -> Mistake | None:
-        place, spec = self.held.place, self.mistakes.spec
+        place, graph = self.tensor.place, self.mistakes.graph
         assert place is not None
         n_out, n_in = self.view.shape
-        if spec is None or place.role.is_experts or n_out * n_in > _WHOLE_VALUES or n_out == 1:
+        if place.role.is_experts or n_out * n_in > _WHOLE_VALUES or n_out == 1:
             return None
-        if place.role.gguf in _ATTENTION:
-            found = self._permuted_heads(spec.key_size)
+        quirks = graph.family.quirks
+        if place.role.name in quirks.rotary:
+            head_size = graph.spec.describe()[quirks.head_size]
+            found = self._permuted_heads(head_size, quirks.rotary_rule)
             if found is not None:
                 return found
         return self._in_order(rows_float32(self.view, 0, n_out))
 
-    def _permuted_heads(self, key_size: int) -> Mistake | None:
+    def _permuted_heads(self, key_size: int, rule: str) -> Mistake | None:
         """Compare the heads that the rows belong to with both orders of their halves."""
         n_in, first = self.view.shape[1], self.row0 // key_size * key_size
         last = -(-self.row1 // key_size) * key_size
@@ -333,7 +319,7 @@ class _Search:
             rows = whole.reshape(-1, *shape, n_in).swapaxes(1, 2).reshape(whole.shape)
             if fit(self.rows, rows[self.row0 - first : self.row1 - first]).error <= self.limit:
                 what = f"the halves of each head are {how}, as converters of Llama do for RoPE"
-                remedy = "convert again without that permutation: Grok-1's RoPE is split-half"
+                remedy = f"convert again without that permutation: {rule}"
                 return Mistake("RoPE permutation", what, remedy)
         return None
 
@@ -352,11 +338,11 @@ class _Search:
 
     def _transposed(self) -> Mistake | None:
         """The bytes of [in, out] under the shape [out, in]."""
-        n_out, n_in = self.view.shape
-        if self.view.is_encoded or self.view.array.packed is not None or n_out == 1:
+        view, (n_out, n_in) = self.view.single, self.view.shape
+        if view is None or view.is_encoded or view.is_packed or n_out == 1:
             return None
         first, last = self.row0 * n_in // n_out, -(-self.row1 * n_in // n_out)
-        there = columns(self.view, first, last).T.reshape(-1)
+        there = columns(view, first, last).T.reshape(-1)
         start = self.row0 * n_in - first * n_out
         found = fit(self.rows, there[start : start + self.rows.size].reshape(self.rows.shape))
         if found.error > self.limit:

@@ -1,23 +1,23 @@
-"""The errors of an artifact as docs/report.schema.json says."""
+"""Report the errors of an artifact against its source."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from weightcast.converters.graph.stored import stored_as
-from weightcast.converters.graph.tensor import stored
-from weightcast.converters.report.measured import (
+from weightcast.converters.compare import Key
+from weightcast.converters.graph import TensorGraph, stored, stored_as
+from weightcast.converters.report import (
+    AppliedRecipe,
     MeasuredOutput,
     MeasuredTensor,
-    recipe_values,
-    report_values,
+    Report,
+    build_report,
 )
-from weightcast.converters.sources.open import AnyGraph
-from weightcast.converters.verify.content import Key, Tally
+from weightcast.converters.targets.target import Target
+from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.expected import recipe_of
-from weightcast.converters.verify.match import Held
+from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.structure import Structure
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.quant.metrics import Baseline
@@ -25,49 +25,53 @@ from weightcast.quant.metrics import Baseline
 
 def errors_report(
     structure: Structure,
-    graph: AnyGraph,
+    graph: TensorGraph,
     imatrix: ImportanceMatrix | None,
-    held: Sequence[Held],
-    tallies: Mapping[Key, Tally],
-) -> dict[str, Any]:
-    """The errors of all tensors; experts that are tensors of their own are one."""
+    tensors: Sequence[TensorMatch],
+    checks: Mapping[Key, MatrixCheck],
+) -> Report:
+    """Report the errors of all tensors; experts that are tensors of their own are one tensor."""
     groups: dict[str, list[int]] = defaultdict(list)
-    for number, tensor in enumerate(held):
+    for number, tensor in enumerate(tensors):
         groups[tensor.name if tensor.expert is None else tensor.gguf].append(number)
-    measured = []
+    measured_tensors = []
     for numbers in groups.values():
-        keys = [key for key in tallies if key[0] in numbers and tallies[key].failure is None]
+        keys = [key for key in checks if key[0] in numbers and checks[key].failure is None]
         if keys:
-            measured.append(_measured([held[n] for n in numbers], [tallies[k] for k in keys]))
-    kind = structure.kind
-    name = recipe_of(structure).name if kind == "gguf" else structure.path.name
+            matched, measured = [tensors[n] for n in numbers], [checks[k] for k in keys]
+            measured_tensors.append(_tensor(graph, structure.target, matched, measured))
+    recipe = recipe_of(structure)
+    type_name = structure.path.name if recipe is None else recipe.name
     output = MeasuredOutput(
-        str(structure.path),
-        kind,
-        name,
-        sum(path.stat().st_size for path in structure.files),
-        tuple(measured),
-        recipe_values(name, [], pure=False),
-        None if imatrix is None else str(imatrix.path),
+        path=str(structure.path),
+        container=structure.target.name,
+        type=type_name,
+        nbytes=sum(path.stat().st_size for path in structure.files),
+        tensors=tuple(measured_tensors),
+        recipe=AppliedRecipe(type_name),
+        imatrix=None if imatrix is None else str(imatrix.path),
     )
-    return report_values(graph, Baseline.STORED, [output])
+    return build_report(graph, Baseline.STORED, [output])
 
 
-def _measured(held: Sequence[Held], tallies: Sequence[Tally]) -> MeasuredTensor:
-    first = held[0]
-    types = dict.fromkeys(stored_as(stored(t.name, t.array)) for t in held)
-    name, gguf, shape = first.name, first.gguf, first.array.shape
+def _tensor(
+    graph: TensorGraph,
+    target: Target,
+    tensors: Sequence[TensorMatch],
+    checks: Sequence[MatrixCheck],
+) -> MeasuredTensor:
+    first = tensors[0]
+    types = dict.fromkeys(stored_as(stored(tensor.name, tensor.array)) for tensor in tensors)
+    name, gguf_name, shape = first.name, first.tied or first.gguf, first.array.shape
     if first.expert is not None:
         assert first.place is not None
-        name = first.place.hugging_face().replace("experts.None", "experts.*")
-        shape = (len(held), *shape)
-    if name in ("lm_head.weight", "output.weight"):
-        gguf = "output.weight"
+        name = graph.family.name_in(first.place, target.convention, "*")
+        shape = (len(tensors), *shape)
     return MeasuredTensor(
         name,
-        gguf,
+        gguf_name,
         " + ".join(types),
         shape,
-        sum(tensor.array.nbytes for tensor in held),
-        tuple(tally.made for tally in tallies),
+        sum(tensor.array.nbytes for tensor in tensors),
+        tuple(check.made for check in checks),
     )

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import cached_property
+from typing import Any
 
-from weightcast.text import count, shown
-
-_VERDICTS: Final = {
-    "same": "byte for byte what weightcast makes of the source",
-    "rounded": "byte for byte what is made of rounded weights",
-    "requantized": "requantized, where they could have been carried over",
-    "similar": "with errors as their type makes them, by another rule or importance",
-    "damaged": "damaged",
-    "wrong": "wrong",
-}
+from weightcast.converters.report import Report, json_values
+from weightcast.text import shown
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found: problems, notes, what was checked and what not.
+    """The result of verifying: problems, notes, what was checked and what not.
 
-    `matrices` counts matrices (of experts each) by how their bytes came about; `report` has the
-    errors as docs/report.schema.json says, where the source was given.
+    `matrices` counts matrices (of experts each) by how their bytes came about. `errors` are those
+    of all tensors, where the source was given; `report` has them as JSON values.
     """
 
     artifact: str
@@ -34,15 +26,20 @@ class Verification:
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
     matrices: Counter[str] = field(default_factory=Counter)
-    report: dict[str, Any] | None = field(default=None, repr=False)
+    errors: Report | None = field(default=None, repr=False)
+
+    @cached_property
+    def report(self) -> dict[str, Any] | None:
+        """Give the errors as JSON values (docs/report.schema.json)."""
+        return None if self.errors is None else json_values(self.errors)
 
     @property
     def is_good(self) -> bool:
-        """Whether no problem was found."""
+        """Tell whether no problem was found."""
         return not self.problems
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the errors of tensors, as JSON values."""
+        """Describe everything but the errors of tensors, as JSON values."""
         return {
             "artifact": self.artifact,
             "source": self.source,
@@ -54,29 +51,10 @@ class Verification:
             "not_checked": list(self.unchecked),
         }
 
-    def problem_lines(self) -> Iterator[str]:
-        """A line for each problem."""
-        for problem in self.problems:
-            yield f"problem: {problem.line}"
-
-    def lines(self) -> Iterator[str]:
-        """What to tell people: problems last, where they are seen."""
-        for text in self.checked:
-            yield f"checked: {text}"
-        for verdict, number in self.matrices.items():
-            noun = "matrix" if number == 1 else "matrices"
-            yield f"checked: {number:,} {noun} {_VERDICTS[verdict]}"
-        for text in self.notes:
-            yield f"note: {text}"
-        for text in self.unchecked:
-            yield f"not checked: {text}"
-        yield from self.problem_lines()
-        yield "good" if self.is_good else count(len(self.problems), "problem")
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong: where (a file, maybe a byte), of which tensor, what, what helps.
+    """Something that is wrong: where (a file, maybe a byte), in which tensor, what, and a remedy.
 
     `mistake` is a short name of a known mistake, for programs.
     """
@@ -89,12 +67,12 @@ class Problem:
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """Join all of it in one line for people."""
         parts = [self.place, *([] if self.tensor is None else [plain(self.tensor)]), self.what]
         return ": ".join(parts) + (f"; {self.remedy}" if self.remedy else "")
 
     def describe(self) -> dict[str, Any]:
-        """The problem as JSON values."""
+        """Describe the problem as JSON values."""
         return {
             "place": self.place,
             "tensor": self.tensor,
@@ -105,5 +83,5 @@ class Problem:
 
 
 def plain(name: str) -> str:
-    """A name from a file for a message: as it is, if that is short and printable."""
+    """Show a name from a file in a message: as it is, if that is short and printable."""
     return name if name.isprintable() and len(name) <= 200 else shown(name)

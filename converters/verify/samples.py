@@ -9,18 +9,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.measure import rows_float32
-from weightcast.converters.compare.rows import floats, read_rows
-from weightcast.converters.engine.tasks import slab_buffer
-from weightcast.converters.graph.read import slab_bytes
-from weightcast.converters.graph.view import View
+from weightcast.converters.compare import floats, read_rows, rows_float32
+from weightcast.converters.engine import slab_buffer
+from weightcast.converters.graph import View
 
 _ROWS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well rows are another's times a factor: error relative to the rows, and the factor."""
+    """The fit of rows to another's times a factor: error relative to the rows, and the factor."""
 
     error: float
     factor: float
@@ -50,7 +48,7 @@ def columns(view: View, first: int, last: int) -> NDArray[np.float32]:
 
 def unscaled(view: View, row0: int, row1: int) -> NDArray[np.float32]:
     """Read rows as float32 [rows, in], int8 codes without their scales."""
-    buffer = memoryview(slab_buffer(slab_bytes(view, row1 - row0)))
+    buffer = memoryview(slab_buffer(view.slab_bytes(row0, row1)))
     slab = read_rows(replace(view, scales=None), row0, row1, buffer)
     if view.dtype == "I8":
         slab = replace(slab, scales=np.ones((1, row1 - row0), np.float32))

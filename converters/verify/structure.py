@@ -1,4 +1,4 @@
-"""Whether files keep to their format: every problem that can be found without the source.
+"""Check that files keep to their format: every problem that can be found without the source.
 
 Readers stop at the first contradiction; here all are listed, as far as the header can be read.
 """
@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
@@ -21,27 +22,21 @@ from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.reading import read_json_object
 
 FETCH: Final = "copy the file again, or convert again"
-
-
 _CHUNK_BYTES: Final = 1 << 20
-
-
 # A file's name can speak of 99,999 others, those of a directory of as many sets as there are.
 _MAX_MISSING: Final = 100
-
-
 _MAX_SETS: Final = 10
 
 
 @dataclass
 class Structure:
-    """What could be read of an artifact, and what is wrong with it.
+    """The readable part of an artifact, and what is wrong with it.
 
     `tensors` are those that lie whole in their files; `metadata` that of a first GGUF file.
     """
 
     path: Path
-    kind: str
+    target: Target
     files: list[Path] = field(default_factory=list)
     tensors: dict[str, StoredArray] = field(default_factory=dict)
     metadata: Metadata | None = None
@@ -69,13 +64,10 @@ class Structure:
             self.add(array.path, f"is also in {other.path.name}", name)
 
 
-def read_structure(path: Path, kind: str) -> Structure:
-    """Read the headers of an artifact ("gguf" or "safetensors") and list what is wrong."""
-    structure = Structure(path, kind)
-    if kind == "gguf":
-        _read_gguf(structure)
-    else:
-        _read_safetensors(structure)
+def read_structure(path: Path, target: Target) -> Structure:
+    """Read the headers of an artifact and list what is wrong."""
+    structure = Structure(path, target)
+    _READERS[target.name](structure)
     return structure
 
 
@@ -344,3 +336,6 @@ def _check_index(structure: Structure, index: Path) -> None:
     found = sum(array.nbytes for array in structure.tensors.values())
     if total not in (None, found) and not structure.problems:
         structure.add(index, f"total_size is {total}, but the tensors take {found}")
+
+
+_READERS: Final = {"gguf": _read_gguf, "safetensors": _read_safetensors}

@@ -1,29 +1,28 @@
-"""Whether an artifact is whole, and whether it holds the source's weights."""
+"""Verify that an artifact is whole, and that it holds the source's weights."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare.rows import Sample
-from weightcast.converters.engine.executor import MAX_WORKERS, default_workers
-from weightcast.converters.families.any_gguf import GGUFModel
-from weightcast.converters.families.grok1.gguf import ARCHITECTURE
-from weightcast.converters.families.grok1.tensors import LAYER_ROLES
-from weightcast.converters.sources.detect import kind_of
-from weightcast.converters.sources.open import AnyGraph, open_graph, open_grok1
-from weightcast.converters.sources.packed import join_packed
-from weightcast.converters.verify.checksums import Sums, check_sums, find_sums
+from weightcast.converters.compare import Sample
+from weightcast.converters.families import of_architecture
+from weightcast.converters.graph import Family, TensorGraph, first_array
+from weightcast.converters.plan import choose_workers
+from weightcast.converters.report import Report
+from weightcast.converters.sources import container_of, join_packed, open_family, open_graph
+from weightcast.converters.targets import TARGETS
+from weightcast.converters.targets.target import Target
+from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums
 from weightcast.converters.verify.content import check_content, read_bytes
-from weightcast.converters.verify.expected import Layout, expected_layout, planned_name
-from weightcast.converters.verify.judge import Judgement, judge
+from weightcast.converters.verify.expected import ExpectedLayout, expected_layout, planned_name
+from weightcast.converters.verify.judge import Verdicts, judge
 from weightcast.converters.verify.layout import check_layout
-from weightcast.converters.verify.match import Held, match
+from weightcast.converters.verify.match import TensorMatch, match
 from weightcast.converters.verify.mistakes import Mistakes
 from weightcast.converters.verify.report import errors_report
 from weightcast.converters.verify.result import Problem, Verification
@@ -55,20 +54,19 @@ def verify(
     verified; what is wrong with the artifact are problems of the result.
     """
     path = Path(artifact)
-    _check_request(source, imatrix, sample, jobs)
-    kind = kind_of(path)
-    if kind == "shards":
+    workers = choose_workers(jobs)
+    _check_request(source, imatrix, sample)
+    target = TARGETS.get(container_of(path))
+    if target is None:
         raise CheckpointError(f"{path}: a checkpoint of shards is a source, no artifact")
-    return _Verifier(path, kind, sample, jobs or default_workers(), on_start).run(
+    return _Verifier(path, target, sample, workers.count, on_start).run(
         None if source is None else Path(source),
         None if spec is None else Path(spec),
         None if imatrix is None else read_imatrix(imatrix),
     )
 
 
-def _check_request(source: object, imatrix: object, sample: Sample, jobs: int | None) -> None:
-    if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS):
-        raise RequestError(f"{jobs} jobs; 1 to {MAX_WORKERS} are possible")
+def _check_request(source: object, imatrix: object, sample: Sample) -> None:
     if source is None and (imatrix is not None or sample is not None):
         given = "sample" if imatrix is None else "imatrix"
         raise RequestError(f"{given}: of use with a source only")
@@ -83,7 +81,7 @@ class _Verifier:
     def __init__(
         self,
         path: Path,
-        kind: str,
+        target: Target,
         sample: Sample,
         jobs: int,
         on_start: Callable[[int], Callable[[int], None]],
@@ -92,7 +90,7 @@ class _Verifier:
         self._sample = sample
         self._jobs = jobs
         self._on_start = on_start
-        self._structure = read_structure(path, kind)
+        self._structure = read_structure(path, target)
         self._problems = self._structure.problems
         self._notes: list[str] = []
         self._checked: list[str] = []
@@ -107,28 +105,28 @@ class _Verifier:
         self._checked.append(f"structure: {what}, offsets, sizes, names, padding")
         arrays = self._joined()
         sums = find_sums(self._path, structure.files)
-        held: list[Held] = []
+        tensors: list[TensorMatch] = []
         graph = None
         if source is not None:
-            graph = (
-                open_graph(source, spec) if structure.kind == "gguf" else open_grok1(source, spec)
-            )
+            # A directory is only made of a model whose family has a table.
+            opened = open_family if structure.target.is_directory else open_graph
+            graph = opened(source, spec)
             if arrays is not None:
-                held, problems = match(graph, arrays, structure.kind, self._path)
+                tensors, problems = match(graph, arrays, structure.target, self._path)
                 self._problems += problems
-                held = self._comparable(held)
+                tensors = self._comparable(tensors)
         if not self._problems:
             self._check_alone()
-        total = read_bytes(held, self._sample) + sum(
+        total = read_bytes(tensors, self._sample) + sum(
             path.stat().st_size for path in sums.digests if path.is_file()
         )
         on_progress = self._on_start(total)
         self._check_sums(sums, on_progress)
-        report = None
+        errors = None
         if arrays is None:
             self._unchecked.append("the weights: how they are packed cannot be told")
         elif graph is not None and source is not None:
-            report = self._compare(graph, source, spec, imatrix, held, on_progress)
+            errors = self._compare(graph, source, spec, imatrix, tensors, on_progress)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -141,7 +139,7 @@ class _Verifier:
             tuple(self._checked),
             tuple(self._unchecked),
             self._matrices,
-            report,
+            errors,
         )
 
     def _joined(self) -> dict[str, StoredArray] | None:
@@ -150,7 +148,7 @@ class _Verifier:
         Parts that are constant are compared.
         """
         arrays = dict(self._structure.tensors)
-        if self._structure.kind == "gguf":
+        if not self._structure.target.is_directory:
             return arrays
         folder = self._path if self._path.is_dir() else self._path.parent
         try:
@@ -163,20 +161,17 @@ class _Verifier:
                 self._problems += _constant_problems(name, array)
         return arrays
 
-    def _comparable(self, held: Sequence[Held]) -> list[Held]:
+    def _comparable(self, tensors: Sequence[TensorMatch]) -> list[TensorMatch]:
         """Those that kernels read; the rest is compared as it is stored."""
         weights = []
-        for tensor in held:
+        for tensor in tensors:
             try:
                 views = tensor.views
             except CheckpointError as problem:
                 self._structure.refused(problem)
                 continue
             if tensor.array.packed is not None or (
-                tensor.array.dtype in TYPES
-                and all(
-                    s.dtype in TYPES or s.scales is not None or s.array.packed for s, _ in views
-                )
+                tensor.array.dtype in TYPES and all(view.is_readable for view, _ in views)
             ):
                 weights.append(tensor)
             elif not _same_bytes(tensor):
@@ -188,23 +183,25 @@ class _Verifier:
     def _check_alone(self) -> None:
         """Hold metadata or config.json against the tensors' shapes, as opening does."""
         structure = self._structure
-        if structure.kind == "gguf":
-            assert structure.metadata is not None
-            if GGUFModel(structure.metadata).architecture != ARCHITECTURE:
+        first = self._path
+        if structure.metadata is not None:
+            family = of_architecture(structure.metadata.get("general.architecture"))
+            if family is None:
                 return
-            if _is_another_grok(structure):
-                self._unchecked.append("shapes beside the metadata: not a Grok-1")
+            if _is_another_member(structure, family):
+                self._unchecked.append(f"shapes beside the metadata: not a {family.title}")
                 return
+            first = structure.files[0]
         elif not (self._path / "config.json").is_file():
             return
         try:
-            open_grok1(structure.files[0] if structure.kind == "gguf" else self._path)
+            open_family(first)
         except CheckpointError as problem:
             structure.refused(problem)
             return
         self._checked.append("shapes: those that the metadata or config.json say")
 
-    def _check_sums(self, sums: Sums, on_progress: Callable[[int], None]) -> None:
+    def _check_sums(self, sums: Checksums, on_progress: Callable[[int], None]) -> None:
         if not sums.files:
             self._unchecked.append("checksums: no SHA256SUMS was found")
             return
@@ -223,46 +220,51 @@ class _Verifier:
 
     def _compare(
         self,
-        graph: AnyGraph,
+        graph: TensorGraph,
         source: Path,
         spec: Path | None,
         imatrix: ImportanceMatrix | None,
-        held: Sequence[Held],
+        tensors: Sequence[TensorMatch],
         on_progress: Callable[[int], None],
-    ) -> dict[str, Any]:
-        layout = expected_layout(self._structure, held, source, spec, imatrix)
-        around = check_layout(self._structure, layout, graph.spec)
+    ) -> Report:
+        layout = expected_layout(self._structure, tensors, source, spec, imatrix)
+        around = check_layout(self._structure, layout, graph)
         self._problems += around.problems
         self._checked += around.checked
         self._unchecked += around.unchecked
-        tallies = check_content(
-            held,
-            _importance(layout, held),
+        checks = check_content(
+            tensors,
+            _importance(layout, tensors),
             jobs=self._jobs,
             sample=self._sample,
             on_progress=on_progress,
         )
-        found: Judgement = judge(held, tallies, Mistakes(graph))
+        found: Verdicts = judge(tensors, checks, Mistakes(graph, self._structure.target.convention))
         self._problems += found.problems
         self._notes += found.notes
         self._matrices = found.counts
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
-        return errors_report(self._structure, graph, imatrix, held, tallies)
+        return errors_report(self._structure, graph, imatrix, tensors, checks)
 
 
-def _importance(layout: Layout, held: Sequence[Held]) -> dict[str, NDArray[np.float32]]:
+def _importance(
+    layout: ExpectedLayout, tensors: Sequence[TensorMatch]
+) -> dict[str, NDArray[np.float32]]:
     """The importance that a conversion gives each tensor, by its name in the artifact."""
     if layout.output is None:
         return {}
     planned = {tensor.tensor.name: tensor.importance for tensor in layout.output.tensors}
-    found = {tensor.name: planned.get(planned_name(tensor, layout.output)) for tensor in held}
+    found = {tensor.name: planned.get(planned_name(tensor, layout.output)) for tensor in tensors}
     return {name: rows for name, rows in found.items() if rows is not None}
 
 
-def _is_another_grok(structure: Structure) -> bool:
-    """Whether layers have tensors that are not Grok-1's, as those of Grok-2 have."""
-    known = {name for role in LAYER_ROLES for name in (role.gguf, role.old_gguf)}
+def _is_another_member(structure: Structure, family: Family) -> bool:
+    """Tell a model that only shares the architecture's name: all layers have other tensors too."""
+    stored = family.names["gguf"].values()
+    known = {
+        name.split(".")[2] for s in stored for name in (s.name, *s.earlier) if "{layer}" in name
+    }
     layers = [name.split(".") for name in structure.tensors if name.startswith("blk.")]
     found = {words[1] for words in layers}
     strange = {words[1] for words in layers if len(words) < 3 or words[2] not in known}
@@ -275,7 +277,7 @@ def _constant_problems(name: str, array: StoredArray) -> Iterator[Problem]:
     assert packing is not None
     assert array.packed is not None
     for suffix, wanted in packing.constants(*array.shape).items():
-        part = array.packed.matrix.parts[suffix]
+        part = array.packed.parts[suffix]
         if _read(part) != wanted:
             stem = name.removesuffix(".weight")
             what = "is not what belongs there: damaged, or an order of columns of its own"
@@ -289,9 +291,9 @@ def _read(array: StoredArray) -> bytes:
     return bytes(raw)
 
 
-def _same_bytes(held: Held) -> bool:
+def _same_bytes(tensor: TensorMatch) -> bool:
     """Compare numbers that no kernel reads with the source's, as they are stored."""
-    origin = held.source.origin
+    origin = tensor.source.origin
     if not isinstance(origin, StoredArray):
-        origin = held.views[0][0].array
-    return origin.dtype == held.array.dtype and _read(origin) == _read(held.array)
+        origin = first_array(tensor.source)
+    return origin.dtype == tensor.array.dtype and _read(origin) == _read(tensor.array)

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.errors import FormatError
 
 # The tokenizer of a 256k vocabulary takes 15 MB; nothing that belongs in a header is larger.
 MAX_HEADER_BYTES: Final = 1 << 28
-
-
 MAX_KEY_BYTES: Final = 65535
-
-
 # Far more than files have: each of them is a Python object, larger than the bytes it is read from.
 MAX_VALUES: Final = 1 << 16
-
-
 MAX_STRINGS: Final = 1 << 22
-
-
 _SCALARS: Final = {
     0: "<u1",
     1: "<i1",
@@ -44,11 +37,7 @@ _SCALARS: Final = {
     11: "<i8",
     12: "<f8",
 }
-
-
 _STRING, _ARRAY = 8, 9
-
-
 TYPE_NAMES: Final = {
     0: "uint8",
     1: "int8",
@@ -64,6 +53,7 @@ TYPE_NAMES: Final = {
     11: "int64",
     12: "float64",
 }
+_NUMBERS: Final = {name: kind for kind, name in TYPE_NAMES.items() if kind in _SCALARS}
 
 
 class HeaderReader:
@@ -196,13 +186,39 @@ def _strings(raw: bytes, start: int, count: int) -> Iterator[str]:
         start = end
 
 
-def raw_number(type_name: str, value: int) -> bytes:
-    """Encode a whole number as a metadata value of one of TYPE_NAMES."""
-    kind = next(kind for kind, name in TYPE_NAMES.items() if name == type_name)
+def raw_number(type_name: str, value: float) -> bytes:
+    """Encode a number as a metadata value of one of TYPE_NAMES."""
+    kind = _NUMBERS[type_name]
     return struct.pack("<I", kind) + np.array(value, _SCALARS[kind]).tobytes()
+
+
+def raw_uint(value: int) -> bytes:
+    """Encode a whole number as uint32, as most keys want it."""
+    return raw_number("uint32", value)
+
+
+def raw_float(value: float) -> bytes:
+    """Encode a number as float32."""
+    return raw_number("float32", value)
 
 
 def raw_string(value: str) -> bytes:
     """Encode text as a metadata value."""
+    return struct.pack("<I", _STRING) + _text(value)
+
+
+def raw_strings(values: Sequence[str]) -> bytes:
+    """Encode a list of texts as an array."""
+    head = struct.pack("<IIQ", _ARRAY, _STRING, len(values))
+    return head + b"".join(map(_text, values))
+
+
+def raw_array(type_name: str, values: NDArray[Any]) -> bytes:
+    """Encode numbers [n] as an array of one of TYPE_NAMES."""
+    kind = _NUMBERS[type_name]
+    return struct.pack("<IIQ", _ARRAY, kind, len(values)) + values.astype(_SCALARS[kind]).tobytes()
+
+
+def _text(value: str) -> bytes:
     raw = value.encode()
-    return struct.pack("<IQ", _STRING, len(raw)) + raw
+    return struct.pack("<Q", len(raw)) + raw

@@ -23,21 +23,11 @@ from weightcast.text import shown
 
 # Grok-1's takes 0.2 GB.
 MAX_FILE_BYTES: Final = 1 << 32
-
-
 _MAX_NAME_BYTES: Final = 1 << 12
-
-
 _MAX_ENTRIES: Final = gguf.MAX_TENSORS
-
-
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-
-
 # The least that an entry of the old format can take: two lengths, a count, one value.
 _LEAST_ENTRY_BYTES: Final = 16
-
-
 _NEITHER: Final = "neither a GGUF file nor an older importance matrix"
 
 

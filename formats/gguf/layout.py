@@ -5,17 +5,14 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from weightcast.errors import CheckpointError
-from weightcast.formats.array import Layout
-from weightcast.formats.gguf.header import MAX_HEADER_BYTES, HeaderReader, Metadata, raw_number
+from weightcast.formats.array import FileLayout
+from weightcast.formats.gguf.header import MAX_HEADER_BYTES, Metadata, raw_number
 from weightcast.formats.gguf.read import (
     ALIGNMENT_KEY,
     DEFAULT_ALIGNMENT,
@@ -24,10 +21,6 @@ from weightcast.formats.gguf.read import (
     VERSION,
 )
 from weightcast.quant.types import QuantType
-
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
-
 
 # split.count is a uint16.
 _MAX_PARTS = 65535
@@ -46,30 +39,9 @@ class Entry:
         return self.type.row_bytes(self.shape[-1]) * prod(self.shape[:-1])
 
 
-def new_writer(architecture: str, split_bytes: int = 0) -> GGUFWriter:
-    """Make a gguf package writer that collects metadata and never touches a file."""
-    from gguf import GGUFWriter
-
-    return GGUFWriter(None, architecture, split_max_size=split_bytes)
-
-
-def lay_out(writer: GGUFWriter, entries: Sequence[Entry]) -> list[Layout]:
-    """Place tensors after the writer's metadata, in one file or in parts of the writer's limit."""
-    from gguf.gguf_writer import WriterState
-
-    buffer = io.BytesIO()
-    # The writer is told that its file is open and begun, so that it writes the rest into memory.
-    writer.fout = [buffer]  # type: ignore[list-item]
-    writer.state = WriterState.HEADER
-    writer.write_kv_data_to_file()
-    header = HeaderReader(buffer, Path("the metadata of a new file"))
-    metadata = header.pairs(len(writer.kv_data[0]))
-    return lay_out_raw(metadata, entries, writer.split_max_size)
-
-
-def lay_out_raw(
+def lay_out(
     metadata: Mapping[str, bytes], entries: Sequence[Entry], split_bytes: int = 0
-) -> list[Layout]:
+) -> list[FileLayout]:
     """Place tensors after raw metadata, in one file or in parts of `split_bytes` of tensor data.
 
     A tensor that is larger has a part of its own. The first part has all metadata; the others say
@@ -100,7 +72,9 @@ def lay_out_raw(
     return layouts
 
 
-def lay_out_file(metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int) -> Layout:
+def lay_out_file(
+    metadata: Mapping[str, bytes], entries: Sequence[Entry], alignment: int
+) -> FileLayout:
     """Place tensors after raw metadata in one file. Raises CheckpointError if it is too large."""
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(entries), len(metadata)))
     for key, raw in metadata.items():
@@ -117,7 +91,7 @@ def lay_out_file(metadata: Mapping[str, bytes], entries: Sequence[Entry], alignm
     if len(header) > MAX_HEADER_BYTES:
         raise CheckpointError(f"a GGUF header of {len(header)} bytes")
     offsets = {e.name: len(header) + start for e, start in zip(entries, starts, strict=True)}
-    return Layout(bytes(header), offsets, len(header) + end)
+    return FileLayout(bytes(header), offsets, len(header) + end)
 
 
 def _string(text: str) -> bytes:

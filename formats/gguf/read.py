@@ -23,36 +23,16 @@ from weightcast.formats.gguf.header import HeaderReader, Metadata
 from weightcast.quant.types import STORED_TYPES
 
 MAGIC: Final = b"GGUF"
-
-
 VERSION: Final = 3
-
-
 DEFAULT_ALIGNMENT: Final = 32
-
-
 ALIGNMENT_KEY: Final = "general.alignment"
-
-
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
-
-
 _MAX_NAME_BYTES = 256
-
-
 _MAX_AXES = 4
-
-
 # Large models have some thousands, each expert by itself ten times as many.
 MAX_TENSORS: Final = 1 << 17
-
-
 SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-
-
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
-
-
 # Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
 _REFUSED_TYPES: Final = {
     4: "Q4_2",
@@ -70,7 +50,7 @@ _REFUSED_TYPES: Final = {
 
 @dataclass(frozen=True)
 class GGUFIndex:
-    """What a GGUF file (or all files of a split one) says: metadata and where tensors lie.
+    """The index of a GGUF file (or of all files of a split one): metadata and where tensors lie.
 
     Tensors in the order of the files, `paths` all of these; the metadata is that of the first.
     """
@@ -93,7 +73,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What one file's header says, before it is known whether the file keeps to it.
+    """The header of one file, before it is known whether the file keeps to it.
 
     `end` is where the header ends, `data_start` where the data begin, `size` the file's own.
     """

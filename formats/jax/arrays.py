@@ -24,40 +24,22 @@ _RECONSTRUCT = {
     Global("numpy.core.multiarray", "_reconstruct"),
     Global("numpy._core.multiarray", "_reconstruct"),
 }
-
-
 _FROMBUFFER = {
     Global("numpy.core.numeric", "_frombuffer"),
     Global("numpy._core.numeric", "_frombuffer"),
 }
-
-
 _NDARRAY = Global("numpy", "ndarray")
-
-
 _DTYPE = Global("numpy", "dtype")
-
-
 _ENCODE = Global("_codecs", "encode")
-
-
 _EMPTY_BYTES = {Global("__builtin__", "bytes"), Global("builtins", "bytes")}
-
-
 _JAX_ARRAY = Global("jax._src.array", "_reconstruct_array")
-
-
 # The released files say __main__; code that imports xai-org/grok-1's model.py writes `model`.
 _QUANTIZED = {Global("__main__", "QuantizedWeight8bit"), Global("model", "QuantizedWeight8bit")}
-
-
 _ML_DTYPES: Final = {
     Global("ml_dtypes", "bfloat16"): "BF16",
     Global("ml_dtypes", "float8_e4m3fn"): "F8_E4M3",
     Global("ml_dtypes", "float8_e5m2"): "F8_E5M2",
 }
-
-
 _NUMPY_DTYPES: Final = {
     "b1": "BOOL",
     "i1": "I8",
@@ -72,8 +54,6 @@ _NUMPY_DTYPES: Final = {
     "u8": "U64",
     "f8": "F64",
 }
-
-
 _ALLOWED: Final = frozenset(
     (g.module, g.name)
     for g in (
@@ -88,8 +68,6 @@ _ALLOWED: Final = frozenset(
         _JAX_ARRAY,
     )
 )
-
-
 # numpy itself allows 64 axes; shapes of weights have at most a handful.
 _MAX_AXES = 64
 

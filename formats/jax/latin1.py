@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Latin1Text:
-    """Where encoded bytes lie: `marks` holds (decoded position, file offset) pairs, ascending."""
+    """The places of encoded bytes: `marks` holds ascending (decoded position, file offset)."""
 
     end: int
     nbytes: int

@@ -15,13 +15,9 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.jax.arrays import QuantizedArray, read_pickle
 
 _SHARD = re.compile(r"tensor([0-9]{5,})_([0-9]{3,})")
-
-
 _UNFINISHED = re.compile(
     r".*\.(incomplete|aria2|part|partial|crdownload|download|tmp|!qb|!ut|bc!|lock)", re.IGNORECASE
 )
-
-
 # What may lie beside the shards without being one of them.
 _COMPANIONS = re.compile(
     r"\..*|.*\.(json|npz|md|txt|model|sha256|sha256sums|torrent|magnet)|LICENSE.*|README.*"
@@ -31,7 +27,7 @@ _COMPANIONS = re.compile(
 
 
 def has_shards(directory: Path) -> bool:
-    """Whether a directory holds at least one file named like a shard, or part of one."""
+    """Tell whether a directory holds at least one file named like a shard, or part of one."""
     return any(_SHARD.match(entry.name) for entry in directory.iterdir())
 
 

@@ -20,17 +20,9 @@ from weightcast.errors import FormatError, UnsafePickleError
 
 # A checkpoint's pickle runs about 150 opcodes on a stack of about 20.
 MAX_OPCODES = 10_000
-
-
 MAX_STACK = 256
-
-
 MAX_MEMO = 4096
-
-
 MAX_SHORT_TEXT = 256
-
-
 _WINDOW = 4096
 
 
@@ -61,7 +53,7 @@ class Bytes:
 
 
 class _Mark:
-    """Where a tuple or a run of dictionary items starts on the stack."""
+    """The start of a tuple or of a run of dictionary items on the stack."""
 
 
 _MARK = _Mark()

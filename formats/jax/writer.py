@@ -17,8 +17,6 @@ from weightcast.formats.array import ITEM_BYTES
 
 # _Framer._FRAME_SIZE_TARGET: payloads from this size on lie outside frames.
 _FRAME_TARGET: Final = 1 << 16
-
-
 _DTYPE_CODES: Final = {"F32": "f4", "I8": "i1"}
 
 

@@ -1,4 +1,4 @@
-"""The layouts of packed integers, by name."""
+"""The packed layouts that outputs can have, by name: a layout is a module here and a word below."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import Final
 
 from weightcast.formats.packed.awq import Awq
 from weightcast.formats.packed.compressed_tensors import CompressedTensors
-from weightcast.formats.packed.gptq import GPTQ_LAYOUTS
+from weightcast.formats.packed.gptq import Gptq
 from weightcast.formats.packed.layout import PackedLayout
 from weightcast.formats.packed.weightcast import Weightcast
 
 _ALL: Final[tuple[PackedLayout, ...]] = (
     CompressedTensors(),
-    *GPTQ_LAYOUTS.values(),
+    Gptq("gptq", less=1),
+    Gptq("gptq_v2", less=0),
     Awq(),
     Weightcast(),
 )
-
-
 LAYOUTS: Final = {layout.name: layout for layout in _ALL}

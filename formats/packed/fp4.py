@@ -1,12 +1,12 @@
-"""MXFP4 and NVFP4 as compressed-tensors stores them, made of GGUF blocks and back, unchanged.
+"""MXFP4 and NVFP4 as compressed-tensors stores it, made of GGUF blocks and back, unchanged.
 
     .weight_packed        uint8 [out, in / 2]      e2m1 codes, 2k in the low nibble of byte k
     .weight_scale         MXFP4: uint8 [out, in / 32], x = fp4 * 2^(e - 127)
                           NVFP4: float8_e4m3fn [out, in / 16], x = fp4 * scale / global scale
     .weight_global_scale  NVFP4: float32 [1], always 1 here
 
-GGUF blocks (quant/kernels/blocks.h) hold the same codes and scales; the nibbles of each run of
-values that share a scale are there in another order: first all low ones, then all high ones.
+GGUF blocks (quant/kernels/blocks/layouts.h) hold the same codes and scales; the nibbles of each
+run of values that share a scale are there in another order: first all low ones, then all high ones.
 Source: compressed_tensors/compressors/{mxfp4,nvfp4} of
 https://pypi.org/project/compressed-tensors/0.20.0
 """
@@ -21,31 +21,88 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
+from weightcast.formats.array import RowsInMemory, StoredArray
+from weightcast.formats.packed.codes import pack_codes, rows_of, unpack_codes
+from weightcast.formats.packed.coding import NO_CODES, Quantized
 from weightcast.formats.packed.layout import (
     NUMPY_DTYPES,
+    MatrixShape,
     Part,
     Segment,
     check_parts,
-    pack_codes,
-    rows_of,
-    unpack_codes,
 )
-from weightcast.quant.types import MXFP4, NVFP4, QuantType
+from weightcast.quant.backend import Backend, as_matrix
+from weightcast.quant.cpu.library import Blocks, Matrix
+from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.types import MXFP4, NVFP4, QuantType, WeightType
 
 PACKED: Final = ".weight_packed"
-
-
 SCALE: Final = ".weight_scale"
-
-
 GLOBAL_SCALE: Final = ".weight_global_scale"
-
-
 _NAN: Final = {"U8": 0xFF, "F8_E4M3": 0x7F}
 
 
+class BlockCoding:
+    """GGUF blocks, uint8 [rows, row bytes]."""
+
+    is_searched: Final = False
+    working_bytes: Final = 2
+
+    def quantize(
+        self,
+        source: Matrix | Blocks,
+        weight_type: QuantType,
+        importance: NDArray[np.float32] | None,
+        backend: Backend,
+        baseline: Baseline | None,
+    ) -> Quantized[NDArray[np.uint8]]:
+        row_bytes = weight_type.row_bytes(source.n_in)
+        if isinstance(source, Blocks) and source.type == weight_type:
+            blocks = source.data.reshape(source.n_out, row_bytes)
+        else:
+            blocks = np.empty((source.n_out, row_bytes), np.uint8)
+            backend.quantize(source, weight_type, blocks)
+        if baseline is None:
+            return Quantized(blocks)
+        matrix = as_matrix(source)
+        return Quantized(blocks, self.measure(matrix, blocks, weight_type, importance, baseline))
+
+    def carry(self, matrix: Matrix, weight_type: QuantType) -> Quantized[NDArray[np.uint8]]:
+        raise LayoutError(f"{weight_type.label} {NO_CODES}")
+
+    def check_carried(
+        self, matrix: Matrix, rows: NDArray[np.uint8], weight_type: QuantType
+    ) -> None:
+        raise LayoutError(f"{weight_type.label} {NO_CODES}")
+
+    def measure(
+        self,
+        matrix: Matrix,
+        rows: NDArray[np.uint8],
+        weight_type: QuantType,
+        importance: NDArray[np.float32] | None,
+        baseline: Baseline,
+    ) -> Errors:
+        return measure_matrix(matrix, weight_type, rows, importance, baseline)
+
+    def values(
+        self, rows: NDArray[np.uint8], weight_type: QuantType
+    ) -> tuple[QuantType, NDArray[np.uint8]]:
+        return weight_type, rows.reshape(-1)
+
+    def memory_dtype(self, weight_type: QuantType) -> str:
+        return weight_type.name
+
+    def load(
+        self, rows: NDArray[np.uint8], weight_type: QuantType, out: NDArray[np.uint8]
+    ) -> RowsInMemory:
+        np.copyto(out, rows)
+        return RowsInMemory()
+
+
 @dataclass(frozen=True, slots=True)
-class PackedFp4:
+class Fp4:
     """One of the two types: values that share a scale, the scale's dtype."""
 
     name: str
@@ -53,39 +110,60 @@ class PackedFp4:
     scaled_elements: int
     scale_dtype: str
 
-    def parts(self, n_out: int, n_in: int) -> tuple[Part, ...]:
+    @property
+    def format(self) -> str:
+        return self.name
+
+    @property
+    def coding(self) -> BlockCoding:
+        return BLOCKS
+
+    @property
+    def scales(self) -> str:
+        return SCALE
+
+    def holds(self, weight_type: WeightType) -> bool:
+        return weight_type == self.type
+
+    def parts(self, shape: MatrixShape[QuantType]) -> tuple[Part, ...]:
         """Name the tensors of a matrix. Raises LayoutError if rows do not fill GGUF blocks."""
+        n_out, n_in = shape.n_out, shape.n_in
         self.type.row_bytes(n_in)
         if n_out < 1 or n_in < 1:
             raise LayoutError(f"a matrix [{n_out}, {n_in}] has no weights to pack")
         packed = Part(PACKED, "U8", (n_out, n_in // 2))
         scale = Part(SCALE, self.scale_dtype, (n_out, n_in // self.scaled_elements))
-        return (packed, scale, *(Part(n, "F32", (1,), None) for n in self.constants()))
+        return (packed, scale, *(Part(n, "F32", (1,), None) for n in self.constants(shape)))
 
-    def constants(self) -> dict[str, bytes]:
-        """Give the parts that do not depend on the weights, whole."""
+    def row_multiple(self, weight_type: QuantType) -> int:
+        return 1
+
+    def constants(self, shape: MatrixShape[QuantType]) -> dict[str, bytes]:
         return {GLOBAL_SCALE: np.ones(1, "<f4").tobytes()} if self.type == NVFP4 else {}
 
     def pack(
-        self, blocks: NDArray[np.uint8], n_out: int, n_in: int, row0: int
+        self, rows: NDArray[np.uint8], shape: MatrixShape[QuantType], row0: int
     ) -> Iterator[Segment]:
-        """Give the bytes of rows [row0, ...) from their blocks, uint8 [rows, row bytes].
+        """Place the bytes of rows [row0, ...) of the matrix, given as their blocks.
 
         Raises LayoutError where ggml's scales mean a number and compressed-tensors' a NaN.
         """
-        row_bytes = self.type.row_bytes(n_in)
-        rows = len(blocks)
-        if blocks.dtype != np.uint8 or blocks.shape != (rows, row_bytes):
-            raise LayoutError(f"{blocks.dtype} {list(blocks.shape)} are no rows of {row_bytes} B")
-        if row0 < 0 or row0 + rows > n_out:
-            raise LayoutError(f"rows {row0} to {row0 + rows} are not all of {n_out}")
-        scales, nibbles = self._split(blocks)
-        yield rows_of(PACKED, pack_codes(self._in_order(nibbles, n_in), 4), row0)
+        row_bytes = self.type.row_bytes(shape.n_in)
+        row1 = row0 + len(rows)
+        if rows.dtype != np.uint8 or rows.shape != (len(rows), row_bytes):
+            raise LayoutError(f"{rows.dtype} {list(rows.shape)} are no rows of {row_bytes} B")
+        if row0 < 0 or row1 > shape.n_out:
+            raise LayoutError(f"rows {row0} to {row1} are not all of {shape.n_out}")
+        scales, nibbles = self._split(rows)
+        yield rows_of(PACKED, pack_codes(self._in_order(nibbles, shape.n_in), 4), row0)
         yield rows_of(SCALE, self._portable(scales), row0)
 
-    def unpack(self, parts: Mapping[str, NDArray[Any]], n_out: int, n_in: int) -> NDArray[np.uint8]:
+    def unpack(
+        self, parts: Mapping[str, NDArray[Any]], shape: MatrixShape[QuantType]
+    ) -> NDArray[np.uint8]:
         """Make GGUF blocks, uint8 [out, row bytes]. Raises LayoutError if they cannot hold it."""
-        packed, scale, *global_scale = check_parts(self.name, self.parts(n_out, n_in), parts)
+        n_out, n_in = shape.n_out, shape.n_in
+        packed, scale, *global_scale = check_parts(self.name, self.parts(shape), parts)
         for value in global_scale:
             if value[0] != 1:
                 raise LayoutError(f"{GLOBAL_SCALE} is {value[0]}: GGUF blocks have none but 1")
@@ -98,6 +176,12 @@ class PackedFp4:
         n_blocks = n_in // self.type.block_elements
         joined = (raw.reshape(n_out, n_blocks, -1), nibbles.reshape(n_out, n_blocks, -1))
         return np.concatenate(joined, axis=2).reshape(n_out, -1)
+
+    def arguments(self, weight_type: QuantType) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Give the arguments of weights and inputs in a quantization_config."""
+        strategy = "tensor_group" if self.type == NVFP4 else "group"
+        groups = {"strategy": strategy, "group_size": self.scaled_elements}
+        return {"num_bits": 4, "type": "float"} | groups, None
 
     def _split(self, blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Take the scales [rows, n] and the nibbles [rows, bytes] out of blocks."""
@@ -122,10 +206,21 @@ class PackedFp4:
         return scales.view(NUMPY_DTYPES[self.scale_dtype])
 
 
+BLOCKS: Final = BlockCoding()
 FP4_LAYOUTS: Final = {
     layout.type.name: layout
     for layout in (
-        PackedFp4("mxfp4-pack-quantized", MXFP4, 32, "U8"),
-        PackedFp4("nvfp4-pack-quantized", NVFP4, 16, "F8_E4M3"),
+        Fp4("mxfp4-pack-quantized", MXFP4, 32, "U8"),
+        Fp4("nvfp4-pack-quantized", NVFP4, 16, "F8_E4M3"),
     )
 }
+
+
+def fp4_shape(packed: StoredArray, scale: StoredArray) -> MatrixShape[QuantType]:
+    """Tell which type a matrix has by the dtype of its scales. Raises LayoutError if none."""
+    types = {layout.scale_dtype: layout.type for layout in FP4_LAYOUTS.values()}
+    if packed.dtype != "U8" or scale.dtype not in types:
+        raise LayoutError(
+            f"{packed.dtype} codes with {scale.dtype} scales are neither MXFP4 nor NVFP4"
+        )
+    return MatrixShape(types[scale.dtype], packed.shape[0], 2 * packed.shape[1])

@@ -14,8 +14,6 @@ from typing import Any, Final
 from weightcast.formats.tokenizer.sentencepiece import BYTE, CONTROL, UNKNOWN, Vocabulary
 
 _SPACE: Final = "\u2581"
-
-
 # Pieces such as <|control1|> are one token wherever they stand, never merged from parts.
 _MARKER: Final = re.compile(r"<\|.+\|>")
 

@@ -11,27 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import FormatError, LayoutError
+from weightcast.formats.gguf.header import (
+    raw_array,
+    raw_number,
+    raw_string,
+    raw_strings,
+    raw_uint,
+)
 from weightcast.formats.reading import read_small
 from weightcast.text import shown
 
 # Token types of llama.cpp (enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
-
-
 # The release's has 2.2 MB.
 MAX_MODEL_BYTES: Final = 1 << 27
-
-
 # Vocabularies have up to 262,144 pieces, of 16 characters where nothing else was asked for.
 MAX_PIECES: Final = 1 << 22
-
-
 MAX_PIECE_CHARACTERS: Final = 1000
-
-
 _KEY: Final = "tokenizer.ggml."
-
-
 _ID_KEYS: Final = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -154,20 +151,24 @@ def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Vocabulary | None:
     return Vocabulary(tokens, scores.astype(np.float32), types.astype(np.int32), special_ids)
 
 
-def add_to_gguf(writer: Any, vocabulary: Vocabulary | None) -> None:
-    """Write a vocabulary, or its absence, into the metadata of a gguf package writer."""
+def gguf_values(vocabulary: Vocabulary | None) -> dict[str, bytes]:
+    """Encode a vocabulary, or its absence, as raw GGUF metadata."""
     if vocabulary is None:
-        writer.add_tokenizer_model("no_vocab")
-        return
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_scores(vocabulary.scores.tolist())
-    writer.add_token_types(vocabulary.types.tolist())
-    for name, key in _ID_KEYS.items():
-        if name in vocabulary.special_ids:
-            writer.add_uint32(_KEY + key, vocabulary.special_ids[name])
-    # The reference runner encodes without BOS; llama.cpp's default for SentencePiece adds one.
-    writer.add_add_bos_token(False)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(True)
+        return {_KEY + "model": raw_string("no_vocab")}
+    special = {
+        _KEY + key: raw_uint(vocabulary.special_ids[name])
+        for name, key in _ID_KEYS.items()
+        if name in vocabulary.special_ids
+    }
+    return {
+        _KEY + "model": raw_string("llama"),
+        _KEY + "pre": raw_string("default"),
+        _KEY + "tokens": raw_strings(vocabulary.tokens),
+        _KEY + "scores": raw_array("float32", vocabulary.scores),
+        _KEY + "token_type": raw_array("int32", vocabulary.types),
+        **special,
+        # The reference runner encodes without BOS; llama.cpp's default for SentencePiece adds one.
+        _KEY + "add_bos_token": raw_number("bool", False),
+        _KEY + "add_eos_token": raw_number("bool", False),
+        _KEY + "add_space_prefix": raw_number("bool", True),
+    }

@@ -17,17 +17,9 @@ from weightcast.errors import CheckpointError, LayoutError
 from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
 LIBRARY_NAME = "libweightcast.so"
-
-
 ABI_VERSION = 4
-
-
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
-
-
 BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED = range(6, 10)
-
-
 INSTRUCTION_SETS: Final = ("scalar", "sse2", "neon", "avx2", "avx512")
 
 

@@ -43,19 +43,13 @@ _DTYPES: Final = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
     np.dtype(np.uint8): "U8",
 }
-
-
 _TORCH_DTYPES: Final = {
     "torch.float32": "F32",
     "torch.float16": "F16",
     "torch.bfloat16": "BF16",
     "torch.uint8": "U8",
 }
-
-
 _ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
-
-
 # Device types of DLPack: CUDA memory, and CUDA managed memory.
 _DLPACK_CUDA: Final = (2, 13)
 
@@ -93,7 +87,7 @@ class _Array:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements follow each other, the last axis fastest."""
+        """True if the elements follow each other, the last axis fastest."""
         axes = zip(self.shape, self.strides, _contiguous_strides(self.shape), strict=True)
         return prod(self.shape) == 0 or all(n == 1 or own == like for n, own, like in axes)
 

@@ -37,9 +37,9 @@ from weightcast.quant.cuda.jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.groups import Groups, GroupType, empty_groups, measure_groups
+from weightcast.quant.groups import Groups, empty_groups, measure_groups
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
-from weightcast.quant.types import F32, SOURCE_TYPES, QuantType
+from weightcast.quant.types import F32, SOURCE_TYPES, GroupType, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
 _ROW_ALIGNMENT: Final = 64
@@ -57,7 +57,7 @@ class _Room:
         self._memory: Memory | None = gpu.allocate(nbytes) if nbytes else None
 
     def address(self, nbytes: int) -> int:
-        """Where there is room for nbytes. Raises DeviceError if the device has no more."""
+        """Give an address with room for nbytes. Raises DeviceError if the device has no more."""
         if self._memory is None or self._memory.nbytes < nbytes:
             self.free()  # first: both may not fit
             self._memory = self._gpu.allocate(nbytes)
@@ -74,10 +74,10 @@ def _no_errors(source: Matrix | Blocks) -> Errors:
     return of_moments(np.zeros(source.n_out, MOMENTS), source.n_in)
 
 
-class Lane:
+class CudaBackend:
     """One stream of one device with buffers of its own, for one thread at a time.
 
-    Several lanes of a device overlap: while one computes, others copy. Sizes are of the largest
+    Several backends of a device overlap: while one computes, others copy. Sizes are of the largest
     source and the largest output expected, in bytes; larger ones only cost an allocation.
     """
 
@@ -99,7 +99,7 @@ class Lane:
         """Write the rows of a matrix in host memory into dst: `library.quantize_matrix` elsewhere.
 
         Both are free for other use at the return. Copies of page-locked memory run beside those of
-        other lanes. Raises DeviceError, and what `quantize_matrix` raises.
+        other backends. Raises DeviceError, and what `quantize_matrix` raises.
         """
         job = self._quantize(source, quant_type, dst, importance)
         return BlockCounts() if job is None else self._report(job)

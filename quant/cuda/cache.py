@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 # Beyond this the images that were not used for the longest time go. All kernels for one
 # architecture are a small part of it.
 LIMIT_BYTES = 512 << 20
-
-
 DIGEST_BYTES = hashlib.sha256().digest_size
-
-
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 

@@ -1,9 +1,9 @@
 """Compilation of the kernels for a device's architecture, kept in memory and on disk.
 
-One unit is kernels/device.cu compiled with some macros set: what quantizes to one type or makes
-groups, with or without an importance, what dequantizes a type or measures its errors, or what
-checks the input of all. NVRTC makes the device's own code (cubin), so neither a CUDA toolkit nor
-a host compiler is needed; without a driver it works too.
+One unit is kernels/device/device.cu compiled with some macros set: what quantizes to one type or
+makes groups, with or without an importance, what dequantizes a type or measures its errors, or
+what checks the input of all. NVRTC makes the device's own code (cubin), so neither a CUDA toolkit
+nor a host compiler is needed; without a driver it works too.
 """
 
 from __future__ import annotations
@@ -25,16 +25,9 @@ from weightcast.quant.types import TYPES
 if TYPE_CHECKING:
     from cuda.core import ProgramOptions
 
-
-SOURCE: Final = "kernels/device.cu"
-
-
+SOURCE: Final = "kernels/device/device.cu"
 STANDARD_HEADERS: Final = "nvrtc"  # beside the source, for a compiler that has none
-
-
 HOST_SUFFIX: Final = ".cpp"
-
-
 UNITS: Final = {
     "checks": (("WC_CHECKS", "1"),),
     **{
@@ -52,14 +45,12 @@ UNITS: Final = {
     **{f"dequantize_{name}": (("WC_DEQUANTIZE", name),) for name in TYPES},
     **{f"measure_{name}": (("WC_MEASURE", name),) for name in TYPES},
 }
-
-
 REMEDY: Final = "pip install 'weightcast[cuda]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to compile for: `exact` if the compiler knows the device itself, else an older one."""
+    """The architecture to compile for: `exact` if the compiler knows it, else an older one."""
 
     architecture: str
     exact: bool
@@ -85,7 +76,7 @@ def image(name: str, architecture: str) -> bytes:
 
 
 def image_of(source: Path, name: str, architecture: str) -> bytes:
-    """Do as `image` does, from another source file and the headers beside it."""
+    """Do as `image` does, from another source file, whose headers start at `include_root`."""
     # dict.setdefault is atomic: one lock for each image, whoever comes first.
     request = (source, name, architecture)
     with _locks.setdefault(request, threading.Lock()):
@@ -130,8 +121,8 @@ def cache_key(source: Path, name: str, target: Target) -> str:
     # Not the folder: the same sources give the same code wherever they lie.
     options = [option.decode() for option in _options(name, target.architecture).as_bytes("nvrtc")]
     ingredients = [
-        *(part for file in _sources(source.parent) for part in file),
-        source.name,
+        *(part for file in _sources(include_root(source)) for part in file),
+        str(source.relative_to(include_root(source))),
         name,
         *options,
         "cubin" if target.exact else "ptx",
@@ -142,6 +133,11 @@ def cache_key(source: Path, name: str, target: Target) -> str:
         # Lengths keep neighbours apart.
         key.update(f"{len(ingredient)}:{ingredient}".encode())
     return key.hexdigest()
+
+
+def include_root(source: Path) -> Path:
+    """Name the folder that includes are relative to: the one above the source's own."""
+    return source.parents[1]
 
 
 @cache
@@ -184,13 +180,13 @@ def _options(name: str, architecture: str, source: Path | None = None) -> Progra
     nvrtc_version()  # says in one line what is not installed
     from cuda.core import ProgramOptions
 
-    folders = [str(source.parent), str(source.parent / STANDARD_HEADERS)] if source else None
+    folders = [include_root(source), source.parent / STANDARD_HEADERS] if source else []
     return ProgramOptions(
         # Named in full, with no folder of its own: NVRTC would look for headers in the current
         # folder first.
         name=str(source or SOURCE),
         no_source_include=True,
-        include_path=folders,
+        include_path=[str(folder) for folder in folders] or None,
         arch=architecture,
         std="c++17",
         define_macro=list(UNITS[name]),

@@ -21,17 +21,9 @@ from weightcast.errors import DeviceError, RequestError
 from weightcast.quant.cuda.driver import call, check, driver
 
 Host: TypeAlias = "NDArray[Any] | int"  # an array, or an address whose memory the caller keeps
-
-
 Argument: TypeAlias = "np.generic | ctypes._SimpleCData[Any] | ctypes.Structure"
-
-
 LEGACY_DEFAULT_STREAM = 1  # stream 0 by a name that no compile-time switch redirects
-
-
 LARGEST_DIMENSION = 2**31 - 1
-
-
 _opening = threading.Lock()
 
 

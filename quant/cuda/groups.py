@@ -21,14 +21,14 @@ from weightcast.quant.cuda.jobs import (
     refuse_source,
     source_arguments,
 )
-from weightcast.quant.groups import Groups, GroupType
-from weightcast.quant.types import SOURCE_TYPES
+from weightcast.quant.groups import Groups
+from weightcast.quant.types import SOURCE_TYPES, GroupType
 
 _PART_ALIGNMENT: Final = 256  # codes are stored 16 bytes at once
 
 
 class _GroupArguments(ctypes.Structure):
-    """kernels/device_groups.h."""
+    """kernels/device/groups.h."""
 
     _fields_ = [
         ("source", QuantizeArguments),
@@ -40,7 +40,7 @@ class _GroupArguments(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class GroupJob:
-    """What is made of a matrix: codes, scales and zero points behind each other from `made` on.
+    """The result of a matrix: codes, scales and zero points behind each other from `made` on.
 
     `made` is the address of `made_bytes`, a multiple of 16, `found` that of `FOUND_BYTES`.
     `importance` is float32 [n_in], or 0 for none.
@@ -61,12 +61,12 @@ def _parts(groups: Groups) -> list[NDArray[np.generic]]:
 
 
 def same_groups(a: Groups, b: Groups) -> bool:
-    """Whether all parts of two groups of one type are equal, byte by byte."""
+    """Tell whether all parts of two groups of one type are equal, byte by byte."""
     return all(x.tobytes() == y.tobytes() for x, y in zip(_parts(a), _parts(b), strict=True))
 
 
 def _places(groups: Groups) -> list[int]:
-    """Where the parts begin, and where the last of them ends."""
+    """List where the parts begin, and where the last of them ends."""
     places = [0]
     for part in _parts(groups):
         places.append(places[-1] + -(-part.nbytes // _PART_ALIGNMENT) * _PART_ALIGNMENT)

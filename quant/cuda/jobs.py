@@ -27,8 +27,6 @@ from weightcast.quant.types import I8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SOURCE_TYPE
 
 # With an importance, these weigh errors by the mean of squares of a whole row.
 ROW_MEAN_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1)
-
-
 _FIELDS: Final = (
     "not_finite",
     "overflow",
@@ -37,19 +35,13 @@ _FIELDS: Final = (
     "exact_blocks",
     "inexact_scales",
 )
-
-
 FOUND_BYTES: Final = 8 * len(_FIELDS)
-
-
 _NO_PLACE: Final = 0
-
-
 _LARGEST: Final = 2**64 - 1
 
 
 class QuantizeArguments(ctypes.Structure):
-    """kernels/device_tile.h."""
+    """kernels/device/tile.h."""
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("data", "scales", "importance", "means", "dst")),
@@ -63,7 +55,7 @@ class QuantizeArguments(ctypes.Structure):
 
 
 class _CheckArguments(ctypes.Structure):
-    """kernels/device_checks.h."""
+    """kernels/device/checks.h."""
 
     _fields_ = [
         ("values", ctypes.c_uint64),
@@ -73,7 +65,7 @@ class _CheckArguments(ctypes.Structure):
 
 
 class _DequantizeArguments(ctypes.Structure):
-    """kernels/device_blocks.h."""
+    """kernels/device/blocks.h."""
 
     _fields_ = [
         ("src", ctypes.c_uint64),
@@ -127,7 +119,7 @@ class Measurer:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is made of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
+    """The result of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
 
     `importance` is float32 [n_in], or 0 for none. `scratch` has `scratch_bytes` for the job alone.
     """

@@ -47,9 +47,9 @@ from weightcast.quant.cuda.jobs import (
     moments_bytes,
     scratch_bytes,
 )
-from weightcast.quant.groups import GroupType, empty_groups, quantize_groups
+from weightcast.quant.groups import empty_groups, quantize_groups
 from weightcast.quant.metrics import MOMENTS, Baseline
-from weightcast.quant.types import QuantType
+from weightcast.quant.types import GroupType, QuantType
 
 # Groups that a kernel is proven with: of one chunk, of some, of whole rows.
 _TRIAL_GROUPS: Final = tuple(
@@ -58,8 +58,6 @@ _TRIAL_GROUPS: Final = tuple(
         (4, 8), (True, False), ((32, "F32"), (96, "F16"), (0, "BF16"))
     )
 )
-
-
 _TRIAL_GROUPS_IN: Final = 288  # half of it, where scales change, is within a chunk
 
 

@@ -1,7 +1,7 @@
 """Launch arithmetic of the device kernels: how many threads make what, in plain numbers.
 
 A tile is what one thread block makes: some neighbouring columns, some blocks deep; threads side by
-side make columns side by side (kernels/device_tile.h). Nothing here touches a device.
+side make columns side by side (kernels/device/tile.h). Nothing here touches a device.
 """
 
 from __future__ import annotations
@@ -15,34 +15,18 @@ from weightcast.quant.types import QuantType
 
 # Threads that read one column each: a warp, whose reads of int8 along `out` fill whole sectors.
 COLUMNS: Final = 32
-
-
 # With blocks that lie side by side in memory, threads side by side are better off with these.
 COLUMNS_OF_ROWS: Final = 8
-
-
 # Plain floats are made in runs of as many rows.
 FLOAT_ROWS: Final = 32
-
-
 # What CUDA allows in one launch, and what a thread block gets without asking for more.
 MAX_THREAD_BLOCKS: Final = 2**31 - 1
-
-
 MAX_SHARED_BYTES: Final = 48 << 10
-
-
-# What one thread sums, and threads of a thread block (errors.h, device_errors.h).
+# What one thread sums, and threads of a thread block (metrics/errors.h, device/errors.h).
 CHUNK: Final = 2048
-
-
 ERROR_THREADS: Final = 128
-
-
-# Threads of a thread block that makes groups, one each (device_groups.h).
+# Threads of a thread block that makes groups, one each (device/groups.h).
 GROUP_THREADS: Final = 128
-
-
 # Threads of the kernels that look at one number each.
 CHECK_THREADS: Final = 256
 
@@ -80,7 +64,7 @@ def word_of(*numbers: int) -> int:
 
 
 def staged_pitch(nbytes: int) -> int:
-    """Bytes from one column of a tile to the next: an odd number of words (device_tile.h)."""
+    """Bytes from one column of a tile to the next: an odd number of words (device/tile.h)."""
     return 4 * (_ceil_div(nbytes, 4) | 1)
 
 

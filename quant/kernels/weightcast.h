@@ -1,4 +1,4 @@
-/* weightcast: quantize matrices straight from the layout they are stored in. Plain C ABI, no state.
+/* weightcast: quantizes matrices straight from the layout they are stored in. Plain C ABI, no state.
  *
  * A source is one matrix [n_out, n_in] at any strides: a JAX checkpoint stores [in, out]
  * (stride_out 1), a GGUF or safetensors file stores [out, in] (stride_in 1). Blocks run along `in`.
@@ -58,7 +58,7 @@ enum {
   WEIGHTCAST_Q2_0 = 42
 };
 
-/* What a call returns. The first offending element is named in the result. */
+/* Status of a call. The result says where the first offending element is. */
 enum {
   WEIGHTCAST_OK = 0,
   WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
@@ -69,9 +69,9 @@ enum {
                                  them, with an infinite scale */
   WEIGHTCAST_NEEDS_IMPORTANCE = 5, /* the type cannot be made without an importance matrix */
   WEIGHTCAST_BAD_IMPORTANCE = 6,   /* an importance that is negative, infinite or NaN, at bad_in */
-  WEIGHTCAST_MISCOMPILED = 7,      /* weightcast_self_test: not the bytes that it must make */
-  WEIGHTCAST_INEXACT_SCALE = 8,    /* a scale that the type asked for does not hold exactly */
-  WEIGHTCAST_NOT_CARRIED = 9       /* weightcast_check_carried: a code or scale is not the source's */
+  WEIGHTCAST_MISCOMPILED = 7,      /* weightcast_self_test: this build makes wrong bytes */
+  WEIGHTCAST_INEXACT_SCALE = 8,    /* a scale that the requested type cannot hold exactly */
+  WEIGHTCAST_NOT_CARRIED = 9       /* weightcast_check_carried: a code or scale differs from the source's */
 };
 
 typedef struct {
@@ -87,9 +87,9 @@ typedef struct {
 } weightcast_source;
 
 typedef struct {
-  int64_t bad_out, bad_in;     /* where NOT_FINITE or OVERFLOW was met */
+  int64_t bad_out, bad_in;     /* place of the element that the status is about */
   int64_t exact_blocks;        /* Q8_0 blocks that carry the source's own codes and scale */
-  int64_t requantized_blocks;  /* Q8_0 blocks made by ggml's rule instead */
+  int64_t requantized_blocks;  /* Q8_0 blocks made by ggml's rule */
   int64_t inexact_scales;      /* I8 scales that float16 cannot represent exactly */
 } weightcast_result;
 
@@ -112,11 +112,11 @@ typedef struct {
   int64_t groups;        /* of a row: n_in / group_size */
 } weightcast_groups;
 
-/* What the weights x of a row and the values y that stand for them have in common. Sums are made in
- * double, in a fixed order: the same bits on every processor, however rows are shared out. An error
- * y - x that is NaN or infinite (a block with an infinite scale, say) makes error_squares and
+/* Moments of a row's weights x and of the values y that stand for them. Sums are made in double, in a
+ * fixed order: they have the same bits on every processor, however rows are divided among threads. An
+ * error y - x that is NaN or infinite (as in a block with an infinite scale) makes error_squares and
  * largest_square infinite; the other sums then follow IEEE 754, NaN included. A run is 32 weights from
- * a multiple of 32 on, or what is left of the row. */
+ * a multiple of 32 on, or the rest of the row. */
 #define WEIGHTCAST_ERROR_BINS 32
 
 typedef struct {
@@ -124,8 +124,8 @@ typedef struct {
   double source_squares; /* sum of x^2 */
   double cross;          /* sum of x * (y - x) */
   double errors;         /* sum of y - x */
-  double weighted_error_squares;  /* the first two with an importance for each weight of the row: */
-  double weighted_source_squares; /* 0 without one */
+  double weighted_error_squares;  /* the first two, weighted by the importance of each column: */
+  double weighted_source_squares; /* 0 without importance */
   double largest_square; /* largest (y - x)^2, whose root is the largest |y - x| exactly */
   int64_t largest_in;    /* the first place in the row that has it, 0 if there is no error */
   int64_t exact;         /* weights with y == x */
@@ -137,7 +137,7 @@ typedef struct {
   int32_t histogram[WEIGHTCAST_ERROR_BINS];
 } weightcast_moments;
 
-/* What y is compared with. */
+/* The baseline: what y is compared with. */
 enum {
   WEIGHTCAST_STORED = 0,       /* the source's value as the quantizers see it, float32 */
   WEIGHTCAST_ROUNDED_BF16 = 1  /* that rounded to bfloat16, which a model may multiply with */
@@ -145,13 +145,13 @@ enum {
 
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
-/* The instruction set in use: "avx512", "avx2", "sse2", "neon" or "scalar". The environment variable WEIGHTCAST_ISA,
- * read at the first call, can ask for a lower one than the processor has. */
+/* The instruction set in use: "avx512", "avx2", "sse2", "neon" or "scalar". The environment variable
+ * WEIGHTCAST_ISA, read at the first call, can ask for a lower one than the processor has. */
 WEIGHTCAST_API const char* weightcast_isa(void);
 
-/* The table of types. For a number that is not in it the name is NULL and sizes are 0. A block is the
- * smallest run of values along `in` that can be stored; plain floats and I8 are blocks of one.
- * weightcast_row_bytes is 0 too for an n_in that is negative or no whole number of blocks. */
+/* The table of types. An unknown number has the name NULL and sizes of 0. A block is the smallest run
+ * of values along `in` that can be stored; plain floats and I8 are blocks of one. weightcast_row_bytes
+ * is also 0 for an n_in that is negative or not a whole number of blocks. */
 WEIGHTCAST_API const char* weightcast_type_name(int32_t type);
 WEIGHTCAST_API int64_t weightcast_block_elements(int32_t type);
 WEIGHTCAST_API int64_t weightcast_block_bytes(int32_t type);
@@ -167,65 +167,67 @@ WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, cons
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
                                              float* dst);
 
-/* Make groups of a source. `importance` [n_in] weighs the squared errors, or is NULL. Neither kind of
- * error ever exceeds that of the plain choice: the largest magnitude over 2^(bits - 1) - 1/2, or the
- * span from the least value (or 0) to the largest (or 0) over 2^bits - 1. OVERFLOW: a scale is beyond
- * scale_type, at the first value of its group. */
+/* Quantize a source to groups. `importance` [n_in] weighs the squared errors, or is NULL. Their sum
+ * never exceeds that of the plain choice of scales: the largest magnitude over 2^(bits - 1) - 1/2, or
+ * the span from the least value (or 0) to the largest (or 0) over 2^bits - 1. OVERFLOW: scale_type
+ * cannot hold a scale; the result points to the first value of its group. */
 WEIGHTCAST_API int32_t weightcast_quantize_groups(const weightcast_source* source, const float* importance,
                                                   const weightcast_group_type* type,
                                                   const weightcast_groups* dst, weightcast_result* result);
 
-/* Carry an I8 source into symmetric groups of 8 bits, the codes plus 128 and the scales repeated. BAD_SHAPE
- * if a group straddles two scales; INEXACT_SCALE at the first value of a group whose scale would change. */
+/* Carry an I8 source into symmetric groups of 8 bits: codes plus 128, and each scale once per group.
+ * BAD_SHAPE if a group straddles two scales; INEXACT_SCALE, at the first value of a group, if its scale
+ * would change. */
 WEIGHTCAST_API int32_t weightcast_carry_groups(const weightcast_source* source,
                                                const weightcast_group_type* type,
                                                const weightcast_groups* dst, weightcast_result* result);
 
-/* Whether groups hold the very codes and scales of an I8 source: WEIGHTCAST_NOT_CARRIED, with the first
- * value that does not, if they stand for anything else. */
+/* Check that groups hold exactly the codes and scales of an I8 source. If not, returns
+ * WEIGHTCAST_NOT_CARRIED and the place of the first value that differs. */
 WEIGHTCAST_API int32_t weightcast_check_carried(const weightcast_source* source,
                                                 const weightcast_group_type* type,
                                                 const weightcast_groups* groups,
                                                 weightcast_result* result);
 
-/* Dequantize groups to float32 [n_out, n_in], each product rounded once. */
+/* Dequantize groups to float32 [n_out, n_in]; each product is rounded once. */
 WEIGHTCAST_API int32_t weightcast_dequantize_groups(const weightcast_group_type* type,
                                                     const weightcast_groups* src, int64_t n_out,
                                                     int64_t n_in, float* dst);
 
-/* Compare a source with n_out rows of blocks, `stride` bytes apart, at any alignment: moments [n_out]
- * are written. `importance` [n_in] weighs the weighted sums, or is NULL. NaN and infinity in the
- * source are no failure here. */
+/* Compare a source with n_out rows of blocks, `stride` bytes apart, at any alignment, and write
+ * moments [n_out]. `importance` [n_in] weighs the weighted sums, or is NULL. NaN and infinity in the
+ * source are not errors here. */
 WEIGHTCAST_API int32_t weightcast_measure(const weightcast_source* source, const float* importance,
                                           int32_t baseline, int32_t type, const void* blocks,
                                           int64_t stride, weightcast_moments* moments);
 
-/* The same of groups. */
+/* Do the same for groups. */
 WEIGHTCAST_API int32_t weightcast_measure_groups(const weightcast_source* source, const float* importance,
                                                  int32_t baseline, const weightcast_group_type* type,
                                                  const weightcast_groups* groups,
                                                  weightcast_moments* moments);
 
-/* weightcast_quantize_groups and then weightcast_measure_groups, to the same bits, in less time: the source
- * is read once. `moments` [n_out] are valid if the call returns OK. */
+/* Do what weightcast_quantize_groups and then weightcast_measure_groups do, to the same bits, in less
+ * time: the source is read once. `moments` [n_out] are valid if the call returns OK. */
 WEIGHTCAST_API int32_t weightcast_quantize_and_measure_groups(
     const weightcast_source* source, const float* importance, int32_t baseline,
     const weightcast_group_type* type, const weightcast_groups* dst, weightcast_moments* moments,
     weightcast_result* result);
 
-/* Turn a matrix [rows, columns] of items of 1, 2 or 4 bytes around: dst [columns, rows]. Strides between
- * rows are in items; both are aligned to items and do not overlap. BAD_TYPE: items of another size. */
+/* Transpose a matrix [rows, columns] of items of 1, 2 or 4 bytes to dst [columns, rows]. Strides between
+ * rows are in items; both matrices are aligned to items and do not overlap. BAD_TYPE: another item
+ * size. */
 WEIGHTCAST_API int32_t weightcast_transpose(const void* src, int64_t src_stride, int64_t rows,
                                             int64_t columns, int32_t item_bytes, void* dst,
                                             int64_t dst_stride);
 
 /* The tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call; NULL
- * and 0 bytes for other types. For kernels on a device, which need a copy there. */
+ * and 0 bytes for other types. Device kernels need a copy of them. */
 WEIGHTCAST_API const void* weightcast_grid_tables(int32_t type, int64_t* nbytes);
 
-/* Whether this build makes the right blocks of a type (not I8) on this processor: WEIGHTCAST_OK or
- * WEIGHTCAST_MISCOMPILED. Takes well below a millisecond, but for the types with grids (IQ1, IQ2 and
- * IQ3), whose tables are made at their first use. */
+/* Check that this build makes the right blocks of a type (not I8) on this processor: WEIGHTCAST_OK or
+ * WEIGHTCAST_MISCOMPILED. Takes well below a millisecond, except for the types with grids (IQ1, IQ2
+ * and IQ3), whose tables are made at their first use. */
 WEIGHTCAST_API int32_t weightcast_self_test(int32_t type);
 
 #ifdef __cplusplus

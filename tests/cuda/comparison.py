@@ -23,7 +23,7 @@ from weightcast.quant.cpu.library import (
     ScaleOverflowError,
     quantize_matrix,
 )
-from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.types import QuantType
 
 UNTOUCHED = 0xA5
@@ -65,14 +65,14 @@ def on_device(
     source: Matrix | Blocks,
     quant_type: QuantType,
     importance: NDArray[np.float32] | None = None,
-    lane: Lane | None = None,
+    backend: CudaBackend | None = None,
 ) -> Outcome:
-    """Quantize on device 0, in a lane whose memory ends where the data do, or in a given one."""
-    if lane is None:
-        with closing(Lane(0, 0, 0)) as exact:
+    """Quantize on device 0, in a backend whose memory ends where the data do, or in a given one."""
+    if backend is None:
+        with closing(CudaBackend(0, 0, 0)) as exact:
             return on_device(source, quant_type, importance, exact)
     return outcome(
-        lambda rows: lane.quantize(source, quant_type, rows, importance),
+        lambda rows: backend.quantize(source, quant_type, rows, importance),
         source.n_out,
         quant_type.row_bytes(source.n_in),
     )
@@ -82,11 +82,11 @@ def assert_same(
     source: Matrix | Blocks,
     quant_type: QuantType,
     importance: NDArray[np.float32] | None = None,
-    lane: Lane | None = None,
+    backend: CudaBackend | None = None,
 ) -> Outcome:
     """Compare bytes, counts and errors; of several overflows the device names the first row's."""
     cpu = on_cpu(source, quant_type, importance)
-    device = on_device(source, quant_type, importance, lane)
+    device = on_device(source, quant_type, importance, backend)
     assert type(device.error) is type(cpu.error), (device.error, cpu.error)
     assert device.counts == cpu.counts
     if device.error is not None and not isinstance(device.error, RangeError):
@@ -107,10 +107,10 @@ def assert_same_of(
     quant_type: QuantType,
     scales: NDArray[np.float32] | None = None,
     importance: NDArray[np.float32] | None = None,
-    lane: Lane | None = None,
+    backend: CudaBackend | None = None,
 ) -> Outcome:
     """Compare for [n_out, n_in] at positive strides; of plain floats also the place of overflow."""
-    made = assert_same(matrix(x, scales), quant_type, importance, lane)
+    made = assert_same(matrix(x, scales), quant_type, importance, backend)
     if isinstance(made.error, RangeError) and quant_type.block_elements == 1:
         values = x.astype(np.float32) if scales is None else products(x, scales)
         with np.errstate(over="ignore"):

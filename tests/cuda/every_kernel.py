@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 
 from weightcast.quant.cpu.library import Matrix, RangeError, quantize_matrix
-from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.groups import same_groups
 from weightcast.quant.cuda.kernels import dequantizer, measurer
-from weightcast.quant.groups import GroupType, quantize_groups
-from weightcast.quant.types import TYPES
+from weightcast.quant.groups import quantize_groups
+from weightcast.quant.types import TYPES, GroupType
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         Matrix(values.astype(np.float16), "F16", n_out, n_in, 1, n_out),
     )
     importance = rng.random(n_in, np.float32)
-    lane = Lane(0, 0, 0)
+    backend = CudaBackend(0, 0, 0)
     for quant_type in TYPES.values():
         for given in (None, importance):
             if given is None and quant_type.importance == "required":
@@ -37,20 +37,20 @@ def main() -> None:
             for source in sources:
                 wanted = np.zeros((n_out, quant_type.row_bytes(n_in)), np.uint8)
                 made = np.ones_like(wanted)
-                for quantize, rows in ((quantize_matrix, wanted), (lane.quantize, made)):
+                for quantize, rows in ((quantize_matrix, wanted), (backend.quantize, made)):
                     with contextlib.suppress(RangeError):
                         quantize(source, quant_type, rows, given)
                 assert np.array_equal(made, wanted), (quant_type.name, source.dtype)
-                lane.measure(source, quant_type, made)
+                backend.measure(source, quant_type, made)
         # These compare with the CPU's by themselves.
         dequantizer(open_gpu(0), quant_type)
         measurer(open_gpu(0), quant_type)
     for group_type in (GroupType(4, 128), GroupType(8, 0, symmetric=False, scale_dtype="F32")):
         for given, source in product((None, importance), sources):
             wanted = quantize_groups(source, group_type, given)
-            made_groups = lane.quantize_groups(source, group_type, given)
+            made_groups = backend.quantize_groups(source, group_type, given)
             assert same_groups(made_groups, wanted), (group_type, source.dtype)
-    lane.close()
+    backend.close()
     print("every kernel makes the CPU's bytes")
 
 

@@ -1,7 +1,8 @@
 // The kernels for a device, built for the host: thread after thread, from barrier to barrier.
 //
 // Each is exported under its name, with the arguments of a launch; stand_in/ is the driver that calls
-// them. Compiled twice: with WC_HELD for the types whose blocks are held in registers, and without.
+// them. Compiled twice, since WC_IN_REGISTERS holds for all quantizers of a unit: each time with those
+// types of types.inc for which it is right.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -22,12 +23,12 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long v
   return before;
 }
 
-#include "device_blocks.h"
-#include "device_checks.h"
-#include "device_errors.h"
-#include "device_types.h"
-#ifdef WC_HELD
-#include "device_groups.h"
+#include "device/blocks.h"
+#include "device/checks.h"
+#include "device/errors.h"
+#include "device/types.h"
+#if WC_IN_REGISTERS
+#include "device/groups.h"
 #endif
 
 namespace weightcast {
@@ -100,7 +101,7 @@ void measure(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes,
   each_thread(grid, block, [&](int64_t n) { measure_chunk<Block>(a, rounded, parts, n); });
 }
 
-#ifdef WC_HELD
+#if WC_IN_REGISTERS
 template <bool weighed>
 void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
   const auto& a = *static_cast<const GroupArguments*>(parameters[0]);
@@ -143,112 +144,29 @@ void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_by
     weightcast::measure<weightcast::Block##name>(grid, block, shared_bytes, parameters);    \
   }
 
-#ifdef WC_HELD
+// The quantizers of a type by what types.inc says of importance.
+#define WC_IGNORED(name) WC_QUANTIZER(name)
+#define WC_OPTIONAL(name) WC_QUANTIZER(name) WC_WEIGHED_QUANTIZER(name)
+#define WC_REQUIRED(name) WC_WEIGHED_QUANTIZER(name)
+#if WC_IN_REGISTERS
+#define WC_REGISTERS(quantizers) quantizers
+#define WC_MEMORY(quantizers)
+#else
+#define WC_REGISTERS(quantizers)
+#define WC_MEMORY(quantizers) quantizers
+#endif
+#define WC_TYPE(name, number, elements, bytes, quantizer, importance, rows) WC_##rows(WC_##importance(name))
+#include "types.inc"
 
-WC_QUANTIZER(F32)
-WC_QUANTIZER(F16)
-WC_QUANTIZER(BF16)
-WC_QUANTIZER(Q4_0)
-WC_QUANTIZER(Q4_1)
-WC_QUANTIZER(Q5_0)
-WC_QUANTIZER(Q5_1)
-WC_QUANTIZER(Q8_0)
-WC_QUANTIZER(Q2_0)
-WC_QUANTIZER(MXFP4)
-WC_QUANTIZER(NVFP4)
-WC_QUANTIZER(IQ4_NL)
-WC_WEIGHED_QUANTIZER(Q4_0)
-WC_WEIGHED_QUANTIZER(Q4_1)
-WC_WEIGHED_QUANTIZER(Q5_0)
-WC_WEIGHED_QUANTIZER(Q5_1)
-WC_WEIGHED_QUANTIZER(IQ4_NL)
+#if WC_IN_REGISTERS
+
 WC_GROUPS(weightcast_make_groups, false)
 WC_GROUPS(weightcast_make_weighed_groups, true)
 
 #else
 
-WC_QUANTIZER(Q1_0)
-WC_QUANTIZER(TQ1_0)
-WC_QUANTIZER(TQ2_0)
-WC_QUANTIZER(Q2_K)
-WC_QUANTIZER(Q3_K)
-WC_QUANTIZER(Q4_K)
-WC_QUANTIZER(Q5_K)
-WC_QUANTIZER(Q6_K)
-WC_QUANTIZER(IQ4_XS)
-WC_QUANTIZER(IQ3_S)
-WC_QUANTIZER(IQ3_XXS)
-WC_QUANTIZER(IQ2_S)
-WC_QUANTIZER(IQ1_M)
-WC_WEIGHED_QUANTIZER(Q2_K)
-WC_WEIGHED_QUANTIZER(Q3_K)
-WC_WEIGHED_QUANTIZER(Q4_K)
-WC_WEIGHED_QUANTIZER(Q5_K)
-WC_WEIGHED_QUANTIZER(Q6_K)
-WC_WEIGHED_QUANTIZER(IQ4_XS)
-WC_WEIGHED_QUANTIZER(IQ3_S)
-WC_WEIGHED_QUANTIZER(IQ3_XXS)
-WC_WEIGHED_QUANTIZER(IQ2_S)
-WC_WEIGHED_QUANTIZER(IQ2_XS)
-WC_WEIGHED_QUANTIZER(IQ2_XXS)
-WC_WEIGHED_QUANTIZER(IQ1_M)
-WC_WEIGHED_QUANTIZER(IQ1_S)
-WC_DEQUANTIZER(F32)
-WC_DEQUANTIZER(F16)
-WC_DEQUANTIZER(BF16)
-WC_DEQUANTIZER(Q4_0)
-WC_DEQUANTIZER(Q4_1)
-WC_DEQUANTIZER(Q5_0)
-WC_DEQUANTIZER(Q5_1)
-WC_DEQUANTIZER(Q8_0)
-WC_DEQUANTIZER(Q1_0)
-WC_DEQUANTIZER(Q2_0)
-WC_DEQUANTIZER(TQ1_0)
-WC_DEQUANTIZER(TQ2_0)
-WC_DEQUANTIZER(MXFP4)
-WC_DEQUANTIZER(NVFP4)
-WC_DEQUANTIZER(Q2_K)
-WC_DEQUANTIZER(Q3_K)
-WC_DEQUANTIZER(Q4_K)
-WC_DEQUANTIZER(Q5_K)
-WC_DEQUANTIZER(Q6_K)
-WC_DEQUANTIZER(IQ4_NL)
-WC_DEQUANTIZER(IQ4_XS)
-WC_DEQUANTIZER(IQ3_S)
-WC_DEQUANTIZER(IQ3_XXS)
-WC_DEQUANTIZER(IQ2_S)
-WC_DEQUANTIZER(IQ2_XS)
-WC_DEQUANTIZER(IQ2_XXS)
-WC_DEQUANTIZER(IQ1_M)
-WC_DEQUANTIZER(IQ1_S)
-WC_MEASURER(F32)
-WC_MEASURER(F16)
-WC_MEASURER(BF16)
-WC_MEASURER(Q4_0)
-WC_MEASURER(Q4_1)
-WC_MEASURER(Q5_0)
-WC_MEASURER(Q5_1)
-WC_MEASURER(Q8_0)
-WC_MEASURER(Q1_0)
-WC_MEASURER(Q2_0)
-WC_MEASURER(TQ1_0)
-WC_MEASURER(TQ2_0)
-WC_MEASURER(MXFP4)
-WC_MEASURER(NVFP4)
-WC_MEASURER(Q2_K)
-WC_MEASURER(Q3_K)
-WC_MEASURER(Q4_K)
-WC_MEASURER(Q5_K)
-WC_MEASURER(Q6_K)
-WC_MEASURER(IQ4_NL)
-WC_MEASURER(IQ4_XS)
-WC_MEASURER(IQ3_S)
-WC_MEASURER(IQ3_XXS)
-WC_MEASURER(IQ2_S)
-WC_MEASURER(IQ2_XS)
-WC_MEASURER(IQ2_XXS)
-WC_MEASURER(IQ1_M)
-WC_MEASURER(IQ1_S)
+#define WC_TYPE(name, ...) WC_DEQUANTIZER(name) WC_MEASURER(name)
+#include "types.inc"
 
 // A device has the variable once for each module; here one serves them all.
 static std::map<const void*, const void*> tables_of_modules;

@@ -71,14 +71,18 @@ def build_kernels(source: Path, library: Path, *flags: object) -> Path:
 
 def build_host_kernels() -> Path:
     """Give the compiled host forms of the package's own kernels, a shared library."""
-    sources = (Path(__file__), HOST_KERNELS, *sorted(KERNELS.rglob("*.h")))
+    headers = sorted(KERNELS.rglob("*.h")) + sorted(KERNELS.rglob("*.inc"))
+    sources = (Path(__file__), HOST_KERNELS, *headers)
     return built_once("host_kernels", digest(sources), _build_host_kernels)
 
 
 def _build_host_kernels(folder: Path) -> Path:
     # As the package's library is: contraction would change bytes.
     flags = ("-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{KERNELS}")
-    jobs = {folder / "held.o": ("-DWC_HELD=1",), folder / "read.o": ()}
+    jobs = {
+        folder / "registers.o": ("-DWC_IN_REGISTERS=true",),
+        folder / "memory.o": ("-DWC_IN_REGISTERS=false",),
+    }
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(

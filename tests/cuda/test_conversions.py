@@ -56,7 +56,7 @@ def test_files_are_those_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "SLAB_BYTES", 200_000)
-    monkeypatch.setattr(memory, "DEVICE_PIECE_BYTES", 50_000)
+    monkeypatch.setattr(memory, "DEVICE_TASK_BYTES", 50_000)
     folders = {device: tmp_path / device for device in ("cpu", "cuda")}
     summaries = {}
     for device, folder in folders.items():

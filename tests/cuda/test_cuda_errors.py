@@ -20,7 +20,7 @@ from weightcast.quant.cpu.library import (
     ScaleOverflowError,
     SourceValueError,
 )
-from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.types import Q4_K, Q8_0, TYPES, QuantType
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -34,13 +34,13 @@ def three_blocks(quant_type: QuantType) -> int:
 
 
 def quantize(
-    lane: Lane,
+    backend: CudaBackend,
     source: Matrix | Blocks,
     quant_type: QuantType,
     importance: np.ndarray | None = None,
 ) -> BlockCounts:
     rows = np.empty((source.n_out, quant_type.row_bytes(source.n_in)), np.uint8)
-    return lane.quantize(source, quant_type, rows, importance)
+    return backend.quantize(source, quant_type, rows, importance)
 
 
 @with_type
@@ -209,8 +209,11 @@ def test_rows_must_fill_blocks(name):
     n_in = quant_type.block_elements + 1
     importance = least_importance(quant_type, n_in)
     rows = np.empty(1000, np.uint8)
-    with closing(Lane(0, 0, 0)) as lane, pytest.raises(LayoutError, match="does not fill"):
-        lane.quantize(matrix(np.zeros((2, n_in), np.float32)), quant_type, rows, importance)
+    with (
+        closing(CudaBackend(0, 0, 0)) as backend,
+        pytest.raises(LayoutError, match="does not fill"),
+    ):
+        backend.quantize(matrix(np.zeros((2, n_in), np.float32)), quant_type, rows, importance)
 
 
 @with_type
@@ -220,8 +223,8 @@ def test_nothing_to_do(shape, quant_type):
     made = assert_same_of(np.empty(shape, np.float32), quant_type, None, importance)
     assert made.counts == BlockCounts()
     empty = Blocks(np.empty(0, np.uint8), quant_type, *shape)
-    with closing(Lane(0, 0, 0)) as lane:
-        assert quantize(lane, empty, Q8_0) == BlockCounts()
+    with closing(CudaBackend(0, 0, 0)) as backend:
+        assert quantize(backend, empty, Q8_0) == BlockCounts()
 
 
 def test_refusals_come_in_the_cpus_order():
@@ -240,13 +243,13 @@ def test_refusals_come_in_the_cpus_order():
     assert not isinstance(error, RangeError)
 
 
-def test_a_lane_goes_on_after_a_refusal():
+def test_a_backend_goes_on_after_a_refusal():
     good = grok_like(np.random.default_rng(51), (33, 512))
     bad = good.copy()
     bad[7, 300] = np.nan
     large = good.copy()
     large[8, 300] = 1e20
-    with closing(Lane(0, 0, 0)) as lane:
+    with closing(CudaBackend(0, 0, 0)) as backend:
         for x in (bad, good, large, good):
-            assert_same_of(x, Q4_K, None, None, lane)
-            assert_same_of(x, Q8_0, None, None, lane)
+            assert_same_of(x, Q4_K, None, None, backend)
+            assert_same_of(x, Q8_0, None, None, backend)

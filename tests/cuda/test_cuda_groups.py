@@ -24,11 +24,11 @@ from weightcast.quant.cpu.library import (
     quantize_matrix,
 )
 from weightcast.quant.cuda import kernels as cuda_kernels
-from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.launch import group_launch
-from weightcast.quant.groups import SCALE_DTYPES, Groups, GroupType, quantize_groups
-from weightcast.quant.types import Q4_K
+from weightcast.quant.groups import SCALE_DTYPES, Groups, quantize_groups
+from weightcast.quant.types import Q4_K, GroupType
 
 pytestmark = pytest.mark.usefixtures("kernels")
 SIZES = (32, 128, 256, 0)
@@ -43,8 +43,8 @@ SOME_TYPES = [GroupType(4, 128), GroupType(8, 32, False, "F32"), GroupType(4, 0,
 
 
 @pytest.fixture
-def lane(kernels: StandIn | None) -> Iterator[Lane]:
-    made = Lane(0, 0, 0)
+def backend(kernels: StandIn | None) -> Iterator[CudaBackend]:
+    made = CudaBackend(0, 0, 0)
     yield made
     made.close()
 
@@ -62,13 +62,15 @@ def parts(groups: Groups) -> dict[str, Any]:
     return {name: part for name, part in found.items() if part is not None}
 
 
-def assert_same(lane: Lane, source: Matrix, group_type: GroupType, *args: Any, **opts: Any) -> bool:
+def assert_same(
+    backend: CudaBackend, source: Matrix, group_type: GroupType, *args: Any, **opts: Any
+) -> bool:
     """Compare groups or errors with the CPU's; true for groups.
 
     Of several places a device names the first row's: only their kind is compared here.
     """
     wanted = outcome(quantize_groups, source, group_type, *args, **opts)
-    made = outcome(lane.quantize_groups, source, group_type, *args, **opts)
+    made = outcome(backend.quantize_groups, source, group_type, *args, **opts)
     assert type(made) is type(wanted), (made, wanted)
     if isinstance(made, LayoutError) or isinstance(wanted, LayoutError):
         return False
@@ -95,85 +97,85 @@ def importance_of(n_in: int) -> np.ndarray:
 
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("group_type", TYPES, ids=TYPE_IDS)
-def test_sources(lane, group_type, weighed):
+def test_sources(backend, group_type, weighed):
     rng = np.random.default_rng(80)
     n_out, n_in = 37, 768
     importance = importance_of(n_in) if weighed else None
     layouts = itertools.cycle(LAYOUTS)
     for dtype in DTYPES:
         x = place(source_of(grok_like(rng, (n_out, n_in)), dtype), next(layouts))
-        assert assert_same(lane, matrix(x), group_type, importance)
+        assert assert_same(backend, matrix(x), group_type, importance)
     # Scales that change between groups, within groups and within chunks of 32.
     for scale_groups in (1, 6, 16):
         codes = place(random_codes(rng, (n_out, n_in)), next(layouts))
         scales = SCALES["mixed"](rng, (scale_groups, n_out + 2))[:, 1:-1]
-        assert_same(lane, matrix(codes, scales), group_type, importance)
+        assert_same(backend, matrix(codes, scales), group_type, importance)
         scales = SCALES["grok"](rng, (scale_groups, n_out))
-        assert assert_same(lane, matrix(codes, scales), group_type, importance)
+        assert assert_same(backend, matrix(codes, scales), group_type, importance)
 
 
 @pytest.mark.parametrize("search", [True, False], ids=["search", "plain"])
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_families(lane, bits, symmetric, scale_dtype, search):
+def test_families(backend, bits, symmetric, scale_dtype, search):
     rng = np.random.default_rng(81)
     group_type = GroupType(bits, 64, symmetric, scale_dtype)
     made = []
     for family in FAMILIES.values():
         x = place(family(rng, (5, 384)), LAYOUTS[len(made) % 2])
         for importance in (None, importance_of(384)):
-            made.append(assert_same(lane, matrix(x), group_type, importance, search=search))
+            made.append(assert_same(backend, matrix(x), group_type, importance, search=search))
     assert sum(made) >= len(made) - 8  # the others overflow
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n_out", [1, 31, 33, 70, 257])
-def test_shapes(lane, n_out, layout):
+def test_shapes(backend, n_out, layout):
     """Fewer and more groups than threads of a block, of any number of chunks."""
     for size, n_groups in ((32, 5), (96, 3), (160, 1), (512, 2)):
         x = place(gaussian(np.random.default_rng(size), (n_out, size * n_groups)), layout)
-        assert assert_same(lane, matrix(x), GroupType(4, size, symmetric=n_out % 2 == 0))
+        assert assert_same(backend, matrix(x), GroupType(4, size, symmetric=n_out % 2 == 0))
 
 
 @pytest.mark.parametrize("group_type", [GroupType(4, 0), GroupType(8, 0, symmetric=False)])
 @pytest.mark.parametrize("weighed", [False, True])
-def test_long_rows(lane, weighed, group_type):
+def test_long_rows(backend, weighed, group_type):
     rng = np.random.default_rng(82)
     codes, scales = random_codes(rng, (3, 32768)), SCALES["grok"](rng, (8, 3))
     importance = importance_of(32768) if weighed else None
     source = matrix(place(codes, "in_out"), scales)
-    assert assert_same(lane, source, group_type, importance)
+    assert assert_same(backend, source, group_type, importance)
 
 
 @pytest.mark.parametrize("group_type", SOME_TYPES)
-def test_blocks(lane, group_type):
+def test_blocks(backend, group_type):
     x = gaussian(np.random.default_rng(83), (9, 512))
     rows = np.empty((9, Q4_K.row_bytes(512)), np.uint8)
     quantize_matrix(matrix(x), Q4_K, rows)
     source = Blocks(np.concatenate([rows.reshape(-1), np.full(7, 255, np.uint8)]), Q4_K, 9, 512)
     wanted = quantize_groups(source.dequantized(), group_type)
-    made = lane.quantize_groups(source, group_type)
+    made = backend.quantize_groups(source, group_type)
     assert [p.tobytes() for p in parts(made).values()] == [
         p.tobytes() for p in parts(wanted).values()
     ]
 
 
 @pytest.mark.parametrize("shape", [(0, 64), (3, 0), (0, 0)])
-def test_empty(lane, shape):
+def test_empty(backend, shape):
     for group_type in (GroupType(4, 32), GroupType(8, 0, symmetric=False)):
-        assert assert_same(lane, matrix(np.zeros(shape, np.float32)), group_type)
+        assert assert_same(backend, matrix(np.zeros(shape, np.float32)), group_type)
 
 
-def test_one_lane_makes_one_after_the_other(lane):
+def test_one_backend_makes_one_after_the_other(backend):
     """Rooms that are larger than needed, groups after blocks and blocks after groups."""
     rng = np.random.default_rng(84)
     for n_out, n_in in ((40, 1024), (3, 256), (70, 512)):
         x = gaussian(rng, (n_out, n_in))
         for group_type in SOME_TYPES:
-            assert assert_same(lane, matrix(x), group_type)
+            assert assert_same(backend, matrix(x), group_type)
             rows, wanted = np.ones((2, n_out, Q4_K.row_bytes(n_in)), np.uint8)
-            lane.quantize(matrix(x), Q4_K, rows)
+            backend.quantize(matrix(x), Q4_K, rows)
             quantize_matrix(matrix(x), Q4_K, wanted)
             assert (rows == wanted).all()
 
@@ -182,7 +184,7 @@ def test_memory_is_given_back(only_stand_in, kernels):
     x = gaussian(np.random.default_rng(85), (5, 256))
 
     def work() -> None:
-        made = Lane(0, 0, 0)
+        made = CudaBackend(0, 0, 0)
         made.quantize_groups(matrix(x), GroupType(4, 32), np.ones(256, np.float32))
         made.close()
 
@@ -195,26 +197,26 @@ def test_memory_is_given_back(only_stand_in, kernels):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [64, 512])
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-def test_not_finite(lane, bad, size, layout):
+def test_not_finite(backend, bad, size, layout):
     for dtype in DTYPES:
         for out, in_ in ((67, 901), (0, 0), (69, 1023), (31, 512)):
             x = gaussian(np.random.default_rng(86), (70, 1024)).astype(DTYPES[dtype])
             x[out, in_] = bad
-            for quantize in (quantize_groups, lane.quantize_groups):
+            for quantize in (quantize_groups, backend.quantize_groups):
                 error = outcome(quantize, matrix(place(x, layout)), GroupType(4, size))
                 assert type(error) is SourceValueError
                 assert (error.out, error.in_) == (out, in_)
                 assert error.problem == "NaN or infinity"
 
 
-def test_scales_of_the_source(lane):
+def test_scales_of_the_source(backend):
     codes = np.ones((4, 64), np.int8)
     for bad in (np.nan, np.inf, 2.0**121):
         scales = np.ones((2, 4), np.float32)
         scales[1, 2] = bad
         errors = [
             outcome(quantize, matrix(codes, scales), GroupType(8, 32))
-            for quantize in (quantize_groups, lane.quantize_groups)
+            for quantize in (quantize_groups, backend.quantize_groups)
         ]
         assert str(errors[0]) == str(errors[1])
         assert isinstance(errors[1], SourceValueError)
@@ -222,29 +224,29 @@ def test_scales_of_the_source(lane):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_scale_beyond_float16(lane, symmetric):
+def test_scale_beyond_float16(backend, symmetric):
     x = gaussian(np.random.default_rng(87), (4, 96))
     x[2, 70] = 1e9
-    for quantize in (quantize_groups, lane.quantize_groups):
+    for quantize in (quantize_groups, backend.quantize_groups):
         error = outcome(quantize, matrix(x), GroupType(4, 32, symmetric, "F16"))
         assert isinstance(error, RangeError)
         assert str(error) == "values too large for a scale of F16 at [2, 64] (out, in)"
 
 
-def test_of_several_the_first_row_is_named(lane):
+def test_of_several_the_first_row_is_named(backend):
     x = gaussian(np.random.default_rng(88), (70, 256))
     for out, in_ in ((65, 3), (5, 250), (5, 131), (40, 0)):
         x[out, in_] = 1e9
-    error = outcome(lane.quantize_groups, matrix(x), GroupType(4, 32, scale_dtype="F16"))
+    error = outcome(backend.quantize_groups, matrix(x), GroupType(4, 32, scale_dtype="F16"))
     assert isinstance(error, RangeError)
     assert (error.out, error.in_) == (5, 128)
     x[69, 1], x[60, 200], x[60, 77] = np.nan, np.inf, np.nan  # which comes first
-    error = outcome(lane.quantize_groups, matrix(x), GroupType(4, 32, scale_dtype="F16"))
+    error = outcome(backend.quantize_groups, matrix(x), GroupType(4, 32, scale_dtype="F16"))
     assert type(error) is SourceValueError
     assert (error.out, error.in_) == (60, 77)
 
 
-def test_other_refusals(lane):
+def test_other_refusals(backend):
     x = matrix(gaussian(np.random.default_rng(89), (2, 96)))
     uneven = matrix(np.ones((2, 96), np.int8), np.ones((5, 2), np.float32))
     bad = [np.ones(96, np.float32) for _ in range(3)]
@@ -256,7 +258,7 @@ def test_other_refusals(lane):
         *((x, GroupType(4, 32), importance) for importance in bad),
     ]
     for case in cases:
-        errors = [outcome(make, *case) for make in (quantize_groups, lane.quantize_groups)]
+        errors = [outcome(make, *case) for make in (quantize_groups, backend.quantize_groups)]
         assert isinstance(errors[1], LayoutError)
         assert str(errors[0]) == str(errors[1])
         assert "17" in str(errors[1]) or len(case) == 2 or "95" in str(errors[1])
@@ -276,7 +278,7 @@ def fresh() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("part", ["codes", "scales", "zero points"])
 @pytest.mark.parametrize("weighed", [False, True])
-def test_kernels_that_make_other_bytes_are_not_used(lane, weighed, part, monkeypatch):
+def test_kernels_that_make_other_bytes_are_not_used(backend, weighed, part, monkeypatch):
     def spoiled(*args: Any) -> Groups:
         groups = quantize_groups(*args)
         if part in parts(groups):
@@ -288,7 +290,9 @@ def test_kernels_that_make_other_bytes_are_not_used(lane, weighed, part, monkeyp
     importance = np.ones(32, np.float32) if weighed else None
     for _ in range(2):
         with pytest.raises(DeviceError, match=f"{name} makes other bytes than the CPU"):
-            lane.quantize_groups(matrix(np.ones((1, 32), np.float32)), GroupType(4, 32), importance)
+            backend.quantize_groups(
+                matrix(np.ones((1, 32), np.float32)), GroupType(4, 32), importance
+            )
 
 
 @pytest.mark.usefixtures("fresh")

@@ -1,4 +1,4 @@
-"""Jobs on device memory, straight: rows at any address and stride, blocks at any address; lanes."""
+"""Jobs on device memory, straight: rows at any address and stride, blocks at any address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.quant.kernel_types import importance_of, is_slow, least_importance, w
 from tests.quant.sources import LAYOUTS, assert_same_floats, matrix, place, random_rows
 from weightcast.quant.cpu.library import Blocks, Matrix, dequantize_bytes
 from weightcast.quant.cuda import kernels as cuda_kernels
-from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.cuda.device import Gpu, Memory, Stream, open_gpu
 from weightcast.quant.cuda.jobs import (
     FOUND_BYTES,
@@ -160,39 +160,39 @@ def test_only_the_matrix_is_copied(only_stand_in: StandIn):
     assert only_stand_in.counter("bytes_in") - before == 4 * (64 * 64 + 4 * 64)
 
 
-def test_a_lane_serves_matrices_of_any_size(only_stand_in: StandIn):
+def test_a_backend_serves_matrices_of_any_size(only_stand_in: StandIn):
     rng = np.random.default_rng(64)
-    with closing(Lane(0, 1000, 1000)) as lane:
+    with closing(CudaBackend(0, 1000, 1000)) as backend:
         for n_out, n_in, name in [
             *((3, 256, "Q8_0"), (70, 1024, "Q4_K"), (1, 256, "Q4_0"), (33, 512, "F32")),
             *((33, 512, "Q5_1"), (200, 256, "Q4_0"), (5, 256, "IQ4_XS")),
         ]:
             x = grok_like(rng, (n_out, n_in))
             for importance in (None, importance_of("plain", n_in)):
-                assert_same_of(x, TYPES[name], None, importance, lane)
+                assert_same_of(x, TYPES[name], None, importance, backend)
             codes = rng.integers(-128, 128, (n_out, n_in)).astype(np.int8)
             scales = rng.uniform(0.1, 1, (2, n_out)).astype(np.float32)
-            assert_same_of(np.asfortranarray(codes), TYPES[name], scales, None, lane)
+            assert_same_of(np.asfortranarray(codes), TYPES[name], scales, None, backend)
             rows = np.empty((n_out, Q8_0.row_bytes(n_in)), np.uint8)
             rows[...] = on_cpu(matrix(x), Q8_0).rows
-            assert_same(Blocks(rows.reshape(-1), Q8_0, n_out, n_in), TYPES[name], None, lane)
+            assert_same(Blocks(rows.reshape(-1), Q8_0, n_out, n_in), TYPES[name], None, backend)
     live = only_stand_in.live()["bytes"]
-    with closing(Lane(0, 5000, 7000)):
+    with closing(CudaBackend(0, 5000, 7000)):
         assert only_stand_in.live()["bytes"] == live + 12000
     assert only_stand_in.live()["bytes"] == live
 
 
-def test_lanes_of_threads_do_not_disturb_each_other():
+def test_backends_of_threads_do_not_disturb_each_other():
     rng = np.random.default_rng(65)
     sources = [grok_like(rng, (40 + n, 512)) for n in range(8)]
     types = [TYPES[name] for name in ("Q4_K", "IQ3_S", "Q8_0", "IQ2_S")]
 
     def work(number: int) -> None:
-        with closing(Lane(0, 0, 0)) as lane:
+        with closing(CudaBackend(0, 0, 0)) as backend:
             for n in range(3):
                 quant_type = types[(number + n) % 4]
                 importance = least_importance(quant_type, 512)
-                assert_same_of(sources[number], quant_type, None, importance, lane)
+                assert_same_of(sources[number], quant_type, None, importance, backend)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(8)))
@@ -204,9 +204,9 @@ def test_another_device():
     if device_count() < 2:
         pytest.skip("needs a second CUDA device")
     x = gaussian(np.random.default_rng(66), (33, 512))
-    with closing(Lane(1, 0, 0)) as lane:
-        assert_same_of(x, Q4_K, None, None, lane)
-        assert_same_of(x, F32, None, None, lane)
+    with closing(CudaBackend(1, 0, 0)) as backend:
+        assert_same_of(x, Q4_K, None, None, backend)
+        assert_same_of(x, F32, None, None, backend)
 
 
 def test_strided_scales_go_over_alone():

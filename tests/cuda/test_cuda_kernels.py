@@ -23,7 +23,7 @@ from weightcast.quant.cuda.compile import Compiled, Target, image_of
 
 UNIT = "quantize_Q4_K"
 SOURCE = """
-#include "arithmetic.h"
+#include "simd/arithmetic.h"
 #if defined(WC_WEIGHED)
 extern "C" __global__ void weighed(float* x) { x[0] = x[1] * x[2]; }
 #elif defined(WC_QUANTIZE)
@@ -45,10 +45,17 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_sources(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "arithmetic.h").write_text(HEADER)
-    (folder / "device.cu").write_text(SOURCE)
-    return folder / "device.cu"
+    """Write a source in a folder of its own, below its headers."""
+    source = folder / "device" / "device.cu"
+    source.parent.mkdir(parents=True)
+    source.write_text(SOURCE)
+    header_of(source).parent.mkdir()
+    header_of(source).write_text(HEADER)
+    return source
+
+
+def header_of(source: Path) -> Path:
+    return cuda_compile.include_root(source) / "simd" / "arithmetic.h"
 
 
 def forget() -> None:
@@ -114,13 +121,14 @@ def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
     options.max_register_count = 64
     with mock.patch.object(cuda_compile, "_options", return_value=options):
         keys.append(key())
-    header = source.parent / "arithmetic.h"
+    header = header_of(source)
     header.write_text(HEADER + "\n")
     keys.append(key())
     header.write_text(HEADER)
-    header.rename(source.parent / "renamed.h")
-    keys.append(key())
-    (source.parent / "renamed.h").rename(header)
+    for place in (header.with_name("renamed.h"), source.with_name(header.name)):
+        header.rename(place)
+        keys.append(key())
+        place.rename(header)
     source.write_text(SOURCE + "\n")
     keys.append(key())
     source.write_text(SOURCE)
@@ -302,7 +310,7 @@ def test_processes_share_the_folder(source: Path) -> None:
 
 
 def test_compiler_errors_name_the_place_in_one_line(source: Path) -> None:
-    header = source.parent / "arithmetic.h"
+    header = header_of(source)
     header.write_text("\ninline float combine(float a, float b) { return a + c + d; }\n")
     with pytest.raises(DeviceError) as caught:
         image_of(source, UNIT, "sm_90")
@@ -314,7 +322,9 @@ def test_compiler_errors_name_the_place_in_one_line(source: Path) -> None:
     assert 'identifier "d" is undefined' in str(caught.value.__cause__)
     assert not entries()
     header.unlink()
-    with pytest.raises(DeviceError, match=r'device\.cu\(2\): .*error: .* file "arithmetic\.h"'):
+    with pytest.raises(
+        DeviceError, match=r'device\.cu\(2\): .*error: .* file "simd/arithmetic\.h"'
+    ):
         cuda_compile.compile_unit(source, UNIT, "sm_90")
     header.write_text(HEADER)
     forget()
@@ -334,7 +344,9 @@ def test_headers_of_the_current_folder_are_not_used(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = cuda_compile.compile_unit(source, UNIT, "sm_90").cubin
-    (tmp_path / "arithmetic.h").write_text("#error the wrong file\n")
+    for folder in (tmp_path, source.parent):
+        (folder / "simd").mkdir()
+        (folder / "simd" / "arithmetic.h").write_text("#error the wrong file\n")
     monkeypatch.chdir(tmp_path)
     assert cuda_compile.compile_unit(source, UNIT, "sm_90").cubin == expected
 

@@ -1,7 +1,7 @@
 """Launch arithmetic: every block is made once, every byte copied once, within CUDA's limits.
 
-What thread, tile and word do is modelled here from the words of kernels/device_tile.h and
-device_blocks.h; the host forms of the kernels end the process where a launch is not theirs.
+What thread, tile and word do is modelled here from the words of kernels/device/tile.h and
+device/blocks.h; the host forms of the kernels end the process where a launch is not theirs.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from weightcast.quant.arrays import measure, quantize
 from weightcast.quant.cpu.library import Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.cuda import kernels as cuda_kernels
-from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.jobs import moments_bytes
 from weightcast.quant.cuda.launch import chunks_of, error_launch
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture
-def lane(kernels: StandIn | None) -> Iterator[Lane]:
-    made = Lane(0, 0, 0)
+def backend(kernels: StandIn | None) -> Iterator[CudaBackend]:
+    made = CudaBackend(0, 0, 0)
     yield made
     made.close()
 
@@ -55,19 +55,19 @@ def require_same(found: Errors, wanted: Errors) -> None:
 
 
 @pytest.mark.parametrize("quant_type", TYPES.values(), ids=TYPES)
-def test_any_blocks_give_the_bits_of_the_cpu(lane: Lane, quant_type: QuantType) -> None:
+def test_any_blocks_give_the_bits_of_the_cpu(backend: CudaBackend, quant_type: QuantType) -> None:
     for n_out, n_in in ((1, 256), (130, 2304), (3, 6400)):
         matrix = sources.matrix(
             values(n_out, n_in) if n_out > 1 else np.ones((1, n_in), np.float32)
         )
         rows = any_rows(n_out, n_in, quant_type)
         wanted = measure_matrix(matrix, quant_type, rows)
-        require_same(lane.measure(matrix, quant_type, rows), wanted)
+        require_same(backend.measure(matrix, quant_type, rows), wanted)
 
 
 @pytest.mark.parametrize("layout", sources.LAYOUTS)
 @pytest.mark.parametrize("dtype", [*sources.DTYPES, "I8"])
-def test_sources_of_every_dtype_and_layout(lane: Lane, dtype: str, layout: str) -> None:
+def test_sources_of_every_dtype_and_layout(backend: CudaBackend, dtype: str, layout: str) -> None:
     rng = np.random.default_rng(1)
     scales = None
     if dtype == "I8":
@@ -80,58 +80,58 @@ def test_sources_of_every_dtype_and_layout(lane: Lane, dtype: str, layout: str) 
         rows = np.zeros((70, quant_type.row_bytes(2304)), np.uint8)
         counts = quantize_matrix(matrix, quant_type, rows)
         wanted = measure_matrix(matrix, quant_type, rows)
-        require_same(lane.measure(matrix, quant_type, rows), wanted)
+        require_same(backend.measure(matrix, quant_type, rows), wanted)
         made = np.zeros_like(rows)
-        found = lane.quantize_and_measure(matrix, quant_type, made)
+        found = backend.quantize_and_measure(matrix, quant_type, made)
         assert found[0] == counts
         require_same(found[1], wanted)
         np.testing.assert_array_equal(made, rows)
 
 
-def test_the_length_of_plain_floats_may_be_odd(lane: Lane) -> None:
+def test_the_length_of_plain_floats_may_be_odd(backend: CudaBackend) -> None:
     matrix = sources.matrix(values(7, 2049 + 37))
     rows = any_rows(7, matrix.n_in, F16)
-    require_same(lane.measure(matrix, F16, rows), measure_matrix(matrix, F16, rows))
+    require_same(backend.measure(matrix, F16, rows), measure_matrix(matrix, F16, rows))
 
 
-def test_blocks_as_a_source(lane: Lane) -> None:
+def test_blocks_as_a_source(backend: CudaBackend) -> None:
     x = values(20, 512)
     stored = sources.quantized(x, Q8_0)[0]
     source = Blocks(stored.reshape(-1), Q8_0, 20, 512)
     rows = np.zeros((20, Q4_K.row_bytes(512)), np.uint8)
-    _, found = lane.quantize_and_measure(source, Q4_K, rows)
+    _, found = backend.quantize_and_measure(source, Q4_K, rows)
     wanted = measure_matrix(source.dequantized(), Q4_K, rows)
     require_same(found, wanted)
-    require_same(lane.measure(source, Q4_K, rows), wanted)
+    require_same(backend.measure(source, Q4_K, rows), wanted)
 
 
-def test_nothing_is_copied_twice(lane: Lane, only_stand_in: StandIn) -> None:
+def test_nothing_is_copied_twice(backend: CudaBackend, only_stand_in: StandIn) -> None:
     matrix = sources.matrix(values(40, 2304))
     rows = np.zeros((40, Q4_K.row_bytes(2304)), np.uint8)
-    lane.quantize_and_measure(matrix, Q4_K, rows)  # loads and proves the kernels
+    backend.quantize_and_measure(matrix, Q4_K, rows)  # loads and proves the kernels
     only_stand_in.reset()
-    lane.quantize_and_measure(matrix, Q4_K, rows)
+    backend.quantize_and_measure(matrix, Q4_K, rows)
     assert only_stand_in.counter("bytes_in") == 40 * 2304 * 4
     found = only_stand_in.counter("bytes_out") - rows.nbytes - 40 * MOMENTS.itemsize
     assert 0 < found < 100
 
 
-def test_nothing_to_measure(lane: Lane) -> None:
+def test_nothing_to_measure(backend: CudaBackend) -> None:
     empty = np.zeros(0, np.uint8)
     matrix = Matrix(empty.view(np.float32), "F32", 3, 0, 0, 1)
-    assert lane.measure(matrix, Q8_0, empty).weights.tolist() == [0, 0, 0]
-    assert lane.quantize_and_measure(matrix, Q8_0, empty)[1].exact.tolist() == [0, 0, 0]
+    assert backend.measure(matrix, Q8_0, empty).weights.tolist() == [0, 0, 0]
+    assert backend.quantize_and_measure(matrix, Q8_0, empty)[1].exact.tolist() == [0, 0, 0]
 
 
-def test_refusals(lane: Lane) -> None:
+def test_refusals(backend: CudaBackend) -> None:
     codes = sources.matrix(np.zeros((2, 64), np.int8), np.ones((5, 2), np.float32))
     with pytest.raises(LayoutError, match="do not divide into the scale groups"):
-        lane.measure(codes, Q8_0, np.zeros((2, 68), np.uint8))
+        backend.measure(codes, Q8_0, np.zeros((2, 68), np.uint8))
     with pytest.raises(LayoutError, match="does not fill Q4_K blocks"):
-        lane.measure(codes, Q4_K, np.zeros((2, 68), np.uint8))
+        backend.measure(codes, Q4_K, np.zeros((2, 68), np.uint8))
     nan = sources.matrix(np.full((2, 64), np.nan, np.float32))
     with pytest.raises(LayoutError, match="NaN or infinity"):
-        lane.quantize_and_measure(nan, Q8_0, np.zeros((2, 68), np.uint8))
+        backend.quantize_and_measure(nan, Q8_0, np.zeros((2, 68), np.uint8))
 
 
 def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,7 @@ from weightcast.quant.types import F32, FLOAT_TYPES, Q4_K, Q8_0, TYPES, QuantTyp
 
 pytestmark = pytest.mark.usefixtures("kernels")
 with_type = pytest.mark.parametrize("quant_type", TYPES.values(), ids=TYPES)
-few = settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 EVERY_TYPE = tuple(TYPES.values())
 BAD = (np.nan, -np.nan, np.inf, -np.inf)
 

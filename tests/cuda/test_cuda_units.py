@@ -22,7 +22,7 @@ from tests.quant.sources import matrix
 from weightcast.errors import DeviceError
 from weightcast.quant.cuda import compile as cuda_compile
 from weightcast.quant.cuda import kernels as cuda_kernels
-from weightcast.quant.cuda.backend import Lane
+from weightcast.quant.cuda.backend import CudaBackend
 from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.types import IQ3_S, Q4_0, Q8_0, TYPES
 
@@ -68,8 +68,8 @@ def test_a_kernel_that_makes_other_bytes_is_refused():
         "cpu and report this with the versions of driver and nvidia-cuda-nvrtc"
     )
     for _ in range(2):  # nor is it used the second time
-        with closing(Lane(0, 0, 0)) as lane, pytest.raises(DeviceError) as caught:
-            lane.quantize(source, Q4_0, rows)
+        with closing(CudaBackend(0, 0, 0)) as backend, pytest.raises(DeviceError) as caught:
+            backend.quantize(source, Q4_0, rows)
         assert caught.match(f"^{problem.format('quantize')}$")
         assert (rows == 7).all()
     with pytest.raises(DeviceError, match=f"^{problem.format('dequantize')}$"):
@@ -85,7 +85,7 @@ def test_a_device_that_the_compiler_does_not_know(monkeypatch):
     for make in (
         lambda: cuda_kernels.quantizer(gpu, Q4_0, False),
         lambda: cuda_kernels.dequantizer(gpu, Q4_0),
-        lambda: Lane(0, 0, 0).quantize(
+        lambda: CudaBackend(0, 0, 0).quantize(
             matrix(np.ones((1, 32), np.float32)), Q4_0, np.empty(18, np.uint8)
         ),
     ):

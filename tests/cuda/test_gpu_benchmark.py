@@ -13,7 +13,8 @@ from benchmarks import gpu as benchmark
 from benchmarks import gpu_work
 from tests.cuda.stand_in import StandIn
 from weightcast.quant.cpu.library import Matrix
-from weightcast.quant.groups import Groups, GroupType, empty_groups
+from weightcast.quant.groups import Groups, empty_groups
+from weightcast.quant.types import GroupType
 
 
 def run(*args: object) -> str:

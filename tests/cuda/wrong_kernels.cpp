@@ -8,8 +8,8 @@
 unsigned long long atomicMax(unsigned long long*, unsigned long long);
 unsigned long long atomicAdd(unsigned long long*, unsigned long long);
 
-#include "device_blocks.h"
-#include "device_tile.h"
+#include "device/blocks.h"
+#include "device/tile.h"
 
 using Kernel = void (*)(const uint32_t*, const uint32_t*, uint32_t, void**);
 

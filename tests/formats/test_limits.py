@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests import gguf_files
-from weightcast.converters.families.grok1.spec import GROK_1, read_spec
+from tests.grok1 import read_spec
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_file
 from weightcast.converters.report.schema import read_report
 from weightcast.converters.sources.packed import join_packed
@@ -188,11 +189,11 @@ def test_imatrix_of_too_many_entries(tmp_path: Path) -> None:
 def test_a_specification_of_too_many_keys(tmp_path: Path) -> None:
     """Each unknown key is compared with all known ones: 100,000 would take minutes."""
     path = tmp_path / "spec.json"
-    path.write_text(json.dumps({f"emb_sise{n}": n for n in range(100_000)} | GROK_1))
+    path.write_text(json.dumps({f"emb_sise{n}": n for n in range(100_000)} | RELEASE))
     with pytest.raises(FormatError, match="100,013 keys; a specification has some 17"):
         read_spec(path)
-    path.write_text(json.dumps({f"comment {n}": n for n in range(900)} | GROK_1))
-    assert read_spec(path) == GROK_1
+    path.write_text(json.dumps({f"comment {n}": n for n in range(900)} | RELEASE))
+    assert read_spec(path) == RELEASE
 
 
 def test_a_pattern_that_is_too_long(tmp_path: Path) -> None:

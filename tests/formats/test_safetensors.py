@@ -64,7 +64,7 @@ def filled(dtype: str, shape: tuple[int, ...], seed: int) -> bytes:
     return bytes(byte & 1 for byte in raw) if dtype == "BOOL" else raw
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(names, st.tuples(st.sampled_from(sorted(NUMPY)), shapes), max_size=6),
     # The library writes broken JSON for no tensors with empty metadata.
@@ -98,7 +98,7 @@ def laid_out(entries: list[Entry], data: dict[str, bytes], metadata: dict[str, s
     return bytes(raw)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(names, st.tuples(st.sampled_from(sorted(ITEM_BYTES)), shapes), max_size=6),
     st.dictionaries(names, names, max_size=3),

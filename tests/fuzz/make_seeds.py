@@ -13,10 +13,10 @@ from typing import Any
 
 import weightcast
 from tests.fuzz.inputs import join_files, safetensors_input
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.formats.gguf.header import raw_number, raw_string
-from weightcast.formats.gguf.layout import Entry, lay_out_raw
+from weightcast.formats.gguf.layout import Entry, lay_out
 from weightcast.quant.types import F32, Q4_0
 
 _DATA = Path(__file__).parents[1] / "data" / "fuzz"
@@ -57,7 +57,7 @@ def _model_seeds(folder: Path) -> dict[str, dict[str, bytes]]:
     )  # fmt: skip
     write_checkpoint(folder / "model", spec)
     told = {"tiny": (folder / "model/spec.json").read_bytes()}
-    seeds = {"spec": told | {"release": json.dumps(GROK_1).encode()}}
+    seeds = {"spec": told | {"release": json.dumps(RELEASE).encode()}}
     seeds |= {
         name: {} for name in ("directory", "grok1_directory", "safetensors", "verify", "report")
     }
@@ -152,7 +152,7 @@ def _metadata() -> dict[str, bytes]:
 
 def _gguf_files(split_bytes: int) -> list[bytes]:
     entries = [Entry("a.weight", F32, (2, 3)), Entry("b.weight", Q4_0, (1, 2, 32))]
-    layouts = lay_out_raw(_metadata(), entries, split_bytes)
+    layouts = lay_out(_metadata(), entries, split_bytes)
     return [layout.header.ljust(layout.size, b"\1") for layout in layouts]
 
 
@@ -174,7 +174,7 @@ def _imatrix_seeds() -> dict[str, bytes]:
         "imatrix.chunk_size": raw_number("uint32", 512),
     }
     entries = [Entry("a.in_sum2", F32, (2, 4)), Entry("a.counts", F32, (2, 1))]
-    (layout,) = lay_out_raw(metadata, entries)
+    (layout,) = lay_out(metadata, entries)
     gguf = layout.header + struct.pack("<8f", *range(8)) + struct.pack("<2f", 3, 0)
     old = struct.pack("<ii", 1, 8) + b"a.weight" + struct.pack("<ii2f", 2, 2, 1, 2)
     old += struct.pack("<ii", 3, 4) + b"text"

@@ -17,18 +17,23 @@ from unittest.mock import patch
 import weightcast
 from tests.fuzz import pickle_oracle
 from tests.fuzz.inputs import write_files
+from tests.grok1 import read_spec
 from weightcast.commands.text.graph import graph_lines, graph_values
-from weightcast.converters.families.grok1 import gguf as grok1_gguf
-from weightcast.converters.families.grok1.spec import GROK_1, Dimensions, read_spec, solve
-from weightcast.converters.files.hashing import FileToHash
+from weightcast.commands.text.verify import verification_lines
+from weightcast.converters.engine.hashing import FileToHash
+from weightcast.converters.families.grok1.spec import RELEASE, solve, told_sizes
+from weightcast.converters.graph.dimensions import Dimensions
 from weightcast.converters.output import journal
-from weightcast.converters.output.fingerprint import what_changed
+from weightcast.converters.output.fingerprint import changes
 from weightcast.converters.recipes.file import read_recipe_file
-from weightcast.converters.report import markdown
-from weightcast.converters.report.collector import matrix_errors
-from weightcast.converters.report.measured import tensor_kind
-from weightcast.converters.report.schema import read_report
-from weightcast.converters.sources.open import open_carried, open_to_inspect
+from weightcast.converters.report import (
+    json_values,
+    matrix_errors,
+    read_report,
+    summary,
+    tensor_role,
+)
+from weightcast.converters.sources.open import open_as_it_is, open_to_inspect
 from weightcast.converters.sources.packed import join_packed
 from weightcast.converters.verify import checksums
 from weightcast.formats import safetensors
@@ -64,8 +69,8 @@ def _journal(folder: Path, raw: bytes) -> None:
                 write.is_in(file.fileno())
     for values in found.errors.values():
         matrix_errors(values)
-    if found.settings is not None:
-        what_changed(found.settings, _SETTINGS)
+    if found.fingerprint is not None:
+        changes(found.fingerprint, _FINGERPRINT)
 
 
 def _write(folder: Path, name: str, raw: bytes) -> Path:
@@ -100,7 +105,7 @@ def _gguf_split(folder: Path, raw: bytes) -> None:
 
 
 def _look_at_gguf(path: Path) -> None:
-    carried = open_carried(path)
+    carried = open_as_it_is(path)
     assert carried is not None
     json.dumps(graph_values(carried, ()))
     index = gguf.read_split(path)
@@ -111,7 +116,7 @@ def _look_at_gguf(path: Path) -> None:
         if vocabulary is not None:
             tokenizer_json(vocabulary)
     finally:
-        if carried.family == grok1_gguf.ARCHITECTURE:
+        if carried.family.architecture == "grok":
             graph, notes = open_to_inspect(path, None)
             list(graph_lines(graph, notes, all_tensors=True))
 
@@ -162,7 +167,7 @@ def _verify(folder: Path, raw: bytes) -> None:
     with patch.object(checksums, "hash_files", _hash_at_once):
         found = weightcast.verify(path, jobs=1)
     json.dumps(found.describe())
-    for line in found.lines():
+    for line in verification_lines(found):
         assert len(line) < 100_000
 
 
@@ -185,7 +190,7 @@ def _spec(folder: Path, raw: bytes) -> None:
     path = _write(folder, "spec.json", raw)
     given = read_spec(path)
     sizes = {"emb_size": 6144, "vocab_size": 131072, "num_layers": 64, "num_experts": 8}
-    dimensions = Dimensions(given, str(path))
+    dimensions = Dimensions(told_sizes(given), str(path))
     for name, size in {**sizes, "q_size": 6144, "kv_size": 1024, "ffn_size": 32768}.items():
         dimensions.check(name, size, "a shard")
     solve(dimensions, given).describe()
@@ -193,10 +198,11 @@ def _spec(folder: Path, raw: bytes) -> None:
 
 def _report(folder: Path, raw: bytes) -> None:
     report = read_report(_write(folder, "report.json", raw))
-    markdown.markdown([report])
+    summary([report])
+    json_values(report)
     for output in report.outputs:
         for tensor in output.tensors:
-            tensor_kind(tensor.name)
+            tensor_role(tensor.name)
 
 
 def _tokenizer(folder: Path, raw: bytes) -> None:
@@ -239,7 +245,14 @@ _JOURNAL_WORDS = tuple(
     f'"{word}"'.encode()
     for word in ("journal", "settings", "rows", "counts", "writes", "errors", "baseline", "values")
 )
-_SETTINGS = {"version": "1", "type": "Q8_0", "options": {}, "extras": {}, "source": {}, "files": []}
+_FINGERPRINT = {
+    "version": "1",
+    "type": "Q8_0",
+    "options": {},
+    "extras": {},
+    "source": {},
+    "files": [],
+}
 TARGETS = {
     "pickle": Target(_pickle, 2048, _PICKLE_WORDS),
     "shards": Target(_shards, 512, (b"tensor00000_000", b".incomplete", b"_001")),
@@ -257,7 +270,7 @@ TARGETS = {
     ),
     "imatrix": Target(_imatrix, 4096, (*_GGUF_WORDS, b".in_sum2", b".counts", b"imatrix.datasets")),
     "recipe": Target(_recipe, 2048, (b"base", b"[[rule]]", b"pattern", b"type", b'"""', b"Q4_K_M")),
-    "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in GROK_1), has_json=True),
+    "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in RELEASE), has_json=True),
     "report": Target(_report, 16384, _REPORT_WORDS, has_json=True),
     "journal": Target(_journal, 4096, _JOURNAL_WORDS, has_json=True),
     "tokenizer": Target(_tokenizer, 4096, (b"\x0a", b"\x12", b"\x1a", b"<unk>")),

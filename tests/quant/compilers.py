@@ -8,6 +8,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "sanitize"
 KERNELS = Path(__file__).parents[2] / "quant" / "kernels"
+ABI = KERNELS / "abi"
 # What a library has beside cpu.cpp, which is compiled for each instruction set.
 COMMON_SOURCES = ("dispatch", "self_test", "types")
 STRICT = ("-Wall", "-Wextra", "-Werror", f"-I{KERNELS}")

@@ -1,6 +1,6 @@
 """The hashes of the library's self test, made with ggml.
 
-`python -m tests.quant.golden > quant/kernels/self_test_golden.inc` writes them anew.
+`python -m tests.quant.golden > quant/kernels/abi/self_test_golden.inc` writes them anew.
 """
 
 from __future__ import annotations

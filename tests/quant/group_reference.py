@@ -1,4 +1,4 @@
-"""Groups made as kernels/group_search.h describes it, in numpy: an array operation a step.
+"""Groups made as kernels/groups/search.h describes it, in numpy: an array operation a step.
 
 Independent of the kernels in everything but the rule: sums are float32, of 32 rows in order and
 then of chunks in order, as the rule says.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant.groups import SCALE_DTYPES, Groups, GroupType
+from weightcast.quant.groups import SCALE_DTYPES, Groups
+from weightcast.quant.types import GroupType
 
 F32 = NDArray[np.float32]
 CHUNK = 32

@@ -1,6 +1,6 @@
-"""Writes quant/kernels/iq_grids.h from the gguf package, which carries the grids of the IQ types.
+"""Write quant/kernels/blocks/iq_grids.h from the gguf package, which carries the IQ types' grids.
 
-python -m tests.quant.iq_grids > quant/kernels/iq_grids.h
+python -m tests.quant.iq_grids > quant/kernels/blocks/iq_grids.h
 """
 
 from __future__ import annotations

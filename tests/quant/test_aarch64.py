@@ -33,7 +33,7 @@ def test_same_bytes_as_x86(tmp_path: Path) -> None:
     compilers.run_all(
         [
             *(
-                (*gxx, *define.get(name, ()), compilers.KERNELS / f"{name}.cpp", "-o", path)
+                (*gxx, *define.get(name, ()), compilers.ABI / f"{name}.cpp", "-o", path)
                 for name, path in objects.items()
             ),
             (*gxx, DRIVER, "-o", tmp_path / "driver.o"),

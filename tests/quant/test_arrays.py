@@ -17,7 +17,7 @@ from weightcast.quant.arrays import dequantize, quantize, type_named
 from weightcast.quant.cpu.library import SourceValueError
 from weightcast.quant.types import TYPES
 
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=60)
 # What needs no importance matrix; of these, one for each way through the library where the values
 # do not matter.
 MADE = [t.name for t in TYPES.values() if t.importance != "required"]

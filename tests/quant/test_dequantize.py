@@ -22,7 +22,7 @@ from weightcast.quant.arrays import dequantize
 from weightcast.quant.cpu.library import BAD_SHAPE, BAD_TYPE, OK, dequantize_bytes, load
 from weightcast.quant.types import I8, TYPES
 
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 BLOCK_TYPES = pytest.mark.parametrize("name", oracle.DEQUANTIZE_ROW)
 NOT_IN_GGUF = {"Q1_0", "Q2_0"}  # gguf-py names the first and cannot unpack it, the other is newer
 # Where the float16 fields of a block are, in bytes from its start.

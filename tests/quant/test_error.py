@@ -21,14 +21,13 @@ from weightcast.quant.cpu import library
 from weightcast.quant.cpu.library import Matrix, dequantize_bytes
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.groups import (
-    GroupType,
     dequantize_groups,
     measure_groups,
     quantize_and_measure_groups,
     quantize_groups,
 )
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, merged, of_moments
-from weightcast.quant.types import F16, F32, Q4_0, Q4_K, Q8_0, TYPES, QuantType
+from weightcast.quant.types import F16, F32, Q4_0, Q4_K, Q8_0, TYPES, GroupType, QuantType
 
 # float64 sums of 5000 terms: two orders of adding them differ by less.
 CLOSE = 1e-12

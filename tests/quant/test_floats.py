@@ -23,7 +23,7 @@ from weightcast.quant.types import Q8_0, TYPES
 PLAIN = ("F32", "F16", "BF16")
 LIMITS = {"F32": 3.4e38, "F16": 6e4, "BF16": 3.3e38}  # below what rounds to infinity in any
 BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
-many = settings(max_examples=20, deadline=None)
+many = settings(max_examples=20)
 layouts = st.sampled_from(LAYOUTS)
 sizes = st.integers(1, 130)
 seeds = st.integers(0, 2**32 - 1)
@@ -109,7 +109,7 @@ def assert_refused(x, target, place_of_it, scales=None, match="NaN or infinity")
 
 # A source's dtype and layout, and a type, meet in the loaded tile alone: no product is needed.
 @pytest.mark.parametrize("target", TYPES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     dtype=st.sampled_from(PLAIN),
     n_out=sizes,

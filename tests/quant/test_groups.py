@@ -18,12 +18,12 @@ from weightcast.quant.cpu.library import Matrix, RangeError, SourceValueError
 from weightcast.quant.groups import (
     SCALE_DTYPES,
     Groups,
-    GroupType,
     carry_groups,
     check_carried,
     dequantize_groups,
     quantize_groups,
 )
+from weightcast.quant.types import GroupType
 
 TYPES = [
     GroupType(bits, size, symmetric, scale_dtype)

@@ -234,7 +234,7 @@ def test_codes(quant_type, kind, groups, libraries):
 
 
 @with_kinds("plain")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     n_out=st.integers(1, 70),
     n_blocks=st.integers(1, 3),
@@ -259,7 +259,7 @@ weights = st.floats(0, float(np.float32(1e30)), width=32)
 
 
 @with_type
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_values(data, quant_type, libraries):
     n_in = quant_type.block_elements

@@ -24,7 +24,7 @@ from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, products, quanti
 from weightcast.quant.cpu.library import BlockCounts, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import Q8_0
 
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -69,13 +69,13 @@ def build(folder: Path, isas: Sequence[str]) -> Path:
     gxx = ("g++", *SANITIZE, "-c")
     define = ["-DWEIGHTCAST_X86=1"] if instruction_sets.is_x86() else []
     objects: dict[str, tuple[object, ...]] = {
-        isa: (*FLAGS[isa], f"-DWC_ISA={isa}", compilers.KERNELS / "cpu.cpp") for isa in isas
+        isa: (*FLAGS[isa], f"-DWC_ISA={isa}", compilers.ABI / "cpu.cpp") for isa in isas
     }
     for isa in FLAGS.keys() - isas if define else ():  # dispatch.cpp names them all
         objects[isa] = (*define, f"-DMISSING=kernels_{isa}", compilers.SOURCES / "missing.cpp")
     objects["driver"] = (compilers.SOURCES / "sanitize.cpp",)
     for name in compilers.COMMON_SOURCES:
-        objects[name] = (*define, compilers.KERNELS / f"{name}.cpp")
+        objects[name] = (*define, compilers.ABI / f"{name}.cpp")
     compilers.run_all([(*gxx, *flags, "-o", folder / name) for name, flags in objects.items()])
     program = folder / "program"
     compilers.run("g++", *SANITIZE, *(folder / name for name in objects), "-o", program)

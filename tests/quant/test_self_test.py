@@ -5,16 +5,15 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.quant import golden, instruction_sets
+from tests.quant import compilers, golden, instruction_sets
 from weightcast.quant.cpu import library
 from weightcast.quant.types import I8, TYPES
 
-TABLE = Path(__file__).parents[2] / "quant" / "kernels" / "self_test_golden.inc"
+TABLE = compilers.ABI / "self_test_golden.inc"
 
 
 def test_the_table_is_what_ggml_makes():
@@ -49,11 +48,11 @@ def test_a_miscompiled_library_is_refused():
 
 def test_contraction_to_fma_is_noticed(tmp_path):
     """The likeliest mistake of a build: flags of one's own, with FMA and contraction."""
-    kernels = TABLE.parent
     built = tmp_path / "libfma.so"
     flags = ["-std=c++17", "-O2", "-mavx2", "-mfma", "-ffp-contract=fast", "-fPIC", "-shared"]
-    sources = [kernels / f"{name}.cpp" for name in ("cpu", "dispatch", "self_test", "types")]
-    command = ["g++", *flags, "-DWC_ISA=scalar", *sources, "-o", built]
+    flags += [f"-I{compilers.KERNELS}", "-DWC_ISA=scalar"]
+    sources = [compilers.ABI / f"{name}.cpp" for name in ("cpu", *compilers.COMMON_SOURCES)]
+    command = ["g++", *flags, *sources, "-o", built]
     if not instruction_sets.is_x86() or "avx2" not in instruction_sets.available():
         pytest.skip("needs a processor with AVX2")
     subprocess.run(command, check=True)

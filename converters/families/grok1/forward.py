@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.tensors import EMBEDDING, FINAL_NORM
-from weightcast.converters.graph.read import load_float32
-from weightcast.converters.graph.tensor import Tensor, TensorGraph, take
-from weightcast.errors import LayoutError
+from weightcast.converters.families.grok1.spec import Grok1Spec, grok1_spec
+from weightcast.converters.families.grok1.synthetic import sample_tokens
+from weightcast.converters.graph import TensorGraph, load_float32, take
+from weightcast.errors import CheckpointError, LayoutError
 
 # Float32 throughout; numpy's stubs lose track of it in mixed expressions.
 Floats = NDArray[np.floating[Any]]
-
-
 # A tensor by name, or one expert of it, as float32 [out, in].
 Load = Callable[..., Floats]
+# Where two experts are closer than this, rounding decides between them, in any implementation.
+_ROUTING_MARGIN: Final = 5e-3
+_TRIES: Final = 50
+_SEQUENCES, _POSITIONS = 4, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +40,32 @@ class Result:
     margins: Floats
 
 
-def logits(graph: TensorGraph[Grok1Spec], tokens: ArrayLike) -> Floats:
+def logits(graph: TensorGraph, tokens: ArrayLike) -> Floats:
     """Compute logits [sequences, positions, vocab] for token ids [sequences, positions]."""
     return run(graph, tokens).logits
 
 
-def run(graph: TensorGraph[Grok1Spec], tokens: ArrayLike) -> Result:
+def run(graph: TensorGraph, tokens: ArrayLike) -> Result:
     """Run the model over a graph. Raises LayoutError for token ids outside the vocabulary."""
 
     def load(name: str, expert: int | None = None) -> Floats:
-        tensor: Tensor = graph[name]
+        tensor = graph[name]
         return load_float32(tensor if expert is None else take(tensor, expert))
 
-    return forward(graph.spec, load, tokens)
+    return forward(grok1_spec(graph.spec), load, tokens)
+
+
+def clear_tokens(graph: TensorGraph, seed: int) -> NDArray[np.int64]:
+    """Draw token ids [sequences, positions] that no routing decision is close for."""
+    rng = np.random.default_rng(seed)
+    chosen: list[NDArray[np.int64]] = []
+    for _ in range(_TRIES):
+        tokens = sample_tokens(rng, graph.spec.describe(), _SEQUENCES, _POSITIONS)
+        margins = run(graph, tokens).margins
+        chosen += [row for row, m in zip(tokens, margins, strict=True) if m.min() > _ROUTING_MARGIN]
+        if len(chosen) >= _SEQUENCES:
+            return np.stack(chosen[:_SEQUENCES])
+    raise CheckpointError("found no token ids with clear routing")
 
 
 def gelu_tanh(x: Floats) -> Floats:
@@ -66,18 +80,18 @@ def forward(
     ids = np.atleast_2d(np.asarray(tokens))
     if ids.size and not 0 <= ids.min() <= ids.max() < spec.vocab_size:
         raise LayoutError(f"token ids must lie in [0, {spec.vocab_size})")
-    table = load(EMBEDDING)
+    table = load("token_embd.weight")
     h = table[ids] * np.float32(spec.embedding_multiplier_scale)
     margins = np.full(ids.shape, np.inf, np.float32)
     for layer in range(spec.num_layers):
-        name = f"transformer/decoder_layer_{layer}/"
-        a = _attention(spec, load, name, _norm(spec, h, load(name + "rms_norm/scale")))
-        h = h + _norm(spec, a, load(name + "rms_norm_1/scale"))
-        x = _norm(spec, h, load(name + "rms_norm_2/scale"))
+        name = f"blk.{layer}."
+        a = _attention(spec, load, name, _norm(spec, h, load(name + "attn_norm.weight")))
+        h = h + _norm(spec, a, load(name + "attn_output_norm.weight"))
+        x = _norm(spec, h, load(name + "ffn_norm.weight"))
         y, margin = _experts(spec, load, name, x, gelu)
         margins = np.minimum(margins, margin)
-        h = h + _norm(spec, y, load(name + "rms_norm_3/scale"))
-    h = _norm(spec, h, load(FINAL_NORM))
+        h = h + _norm(spec, y, load(name + "post_ffw_norm.weight"))
+    h = _norm(spec, h, load("output_norm.weight"))
     logits: Floats = h @ table.T * np.float32(spec.output_multiplier_scale)
     return Result(logits, margins)
 
@@ -106,7 +120,6 @@ def _rotate(spec: Grok1Spec, x: Floats) -> Floats:
 
 
 def _attention(spec: Grok1Spec, load: Load, name: str, x: Floats) -> Floats:
-    name += "multi_head_attention/"
     n, t, _ = x.shape
     kv_heads, group = spec.num_kv_heads, spec.num_q_heads // spec.num_kv_heads
 
@@ -114,9 +127,9 @@ def _attention(spec: Grok1Spec, load: Load, name: str, x: Floats) -> Floats:
         values: Floats = x @ load(name + projection).T
         return values.reshape(n, t, count, spec.key_size)
 
-    q = _rotate(spec, heads("query/w", spec.num_q_heads))
-    k = _rotate(spec, heads("key/w", kv_heads))
-    v = heads("value/w", kv_heads)
+    q = _rotate(spec, heads("attn_q.weight", spec.num_q_heads))
+    k = _rotate(spec, heads("attn_k.weight", kv_heads))
+    v = heads("attn_v.weight", kv_heads)
     # Query heads [j * group, (j + 1) * group) share key/value head j.
     q = q.reshape(n, t, kv_heads, group, spec.key_size)
     scores: Any = np.einsum("ntkgd,nskd->nkgts", q, k, optimize=True)
@@ -126,14 +139,14 @@ def _attention(spec: Grok1Spec, load: Load, name: str, x: Floats) -> Floats:
     causal = np.tril(np.ones((t, t), bool))
     weights = _softmax(np.where(causal, scores, np.float32(-1e30)))
     mixed = np.einsum("nkgts,nskd->ntkgd", weights, v, optimize=True)
-    result: Floats = mixed.reshape(n, t, -1) @ load(name + "linear/w").T
+    result: Floats = mixed.reshape(n, t, -1) @ load(name + "attn_output.weight").T
     return result
 
 
 def _experts(
     spec: Grok1Spec, load: Load, name: str, x: Floats, gelu: Callable[[Floats], Floats]
 ) -> tuple[Floats, Floats]:
-    router_logits = x @ load(name + "router/w").T
+    router_logits = x @ load(name + "ffn_gate_inp.weight").T
     p = _softmax(router_logits)
     top = spec.num_selected_experts
     order = np.argsort(-p, axis=-1, kind="stable")
@@ -147,9 +160,9 @@ def _experts(
         if not at.any():
             continue
         chosen = x[at]
-        gate = gelu(chosen @ load(name + "moe/linear/w", expert).T)
-        up = chosen @ load(name + "moe/linear_v/w", expert).T
-        down = (gate * up) @ load(name + "moe/linear_1/w", expert).T
+        gate = gelu(chosen @ load(name + "ffn_gate_exps.weight", expert).T)
+        up = chosen @ load(name + "ffn_up_exps.weight", expert).T
+        down = (gate * up) @ load(name + "ffn_down_exps.weight", expert).T
         # The probabilities are those over all experts, not renormalized over the chosen ones.
         y[at] += p[at, expert, None] * down
     return y, margin

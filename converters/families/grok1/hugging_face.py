@@ -1,4 +1,4 @@
-"""Grok-1's hyperparameters as a Hugging Face config.json, both ways, and the files around it.
+"""Grok-1's config.json and the other small files of a Hugging Face directory.
 
 The config loads unmodified in vLLM (0.14 to 0.24), SGLang and llama.cpp's converter:
 - `model_type` mixtral: transformers has no Grok, and these runtimes look at `architectures`. Every
@@ -10,7 +10,7 @@ The config loads unmodified in vLLM (0.14 to 0.24), SGLang and llama.cpp's conve
   that themselves, and vLLM would scale the attention output by it too.
 - `load_presharded_moe` false: SGLang's default under tensor parallelism expects split files.
 - `auto_map` leads transformers, where it may run a directory's code, to the two files in
-  `grok1_transformers/`, which are copied beside the weights. Without that permission, and in the
+  `transformers/`, which are copied beside the weights. Without that permission, and in the
   runtimes above, it changes nothing.
 """
 
@@ -18,26 +18,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.families.grok1.spec import Grok1Spec, Number, checked, default_key_size
-from weightcast.errors import FormatError
-from weightcast.formats.reading import read_json_object
-from weightcast.formats.tokenizer.hugging_face import tokenizer_json
-from weightcast.formats.tokenizer.sentencepiece import Vocabulary
+from weightcast.converters.families.grok1.spec import Grok1Spec, grok1_spec
+from weightcast.converters.graph import Spec, TensorGraph
+from weightcast.formats.tokenizer import Vocabulary, tokenizer_json
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
 # What transformers runs with trust_remote_code=True: not imported here, written into directories.
-_CODE: Final = Path(__file__).with_name("transformers")
-
-
-_CODE_FILES: Final = ("configuration_grok1.py", "modeling_grok1.py")
-
-
+_FOLDER: Final = Path(__file__).with_name("transformers")
+CODE: Final = (_FOLDER / "configuration_grok1.py", _FOLDER / "modeling_grok1.py")
 _AUTO_MAP: Final = {
     "AutoConfig": "configuration_grok1.Grok1Config",
     "AutoModel": "modeling_grok1.Grok1Model",
@@ -45,27 +37,8 @@ _AUTO_MAP: Final = {
 }
 
 
-# hyperparameter -> config key, and the default where it may be absent.
-_KEYS: Final[dict[str, tuple[str, Number | None]]] = {
-    "vocab_size": ("vocab_size", None),
-    "context_length": ("max_position_embeddings", None),
-    "emb_size": ("hidden_size", None),
-    "ffn_size": ("moe_intermediate_size", None),
-    "num_layers": ("num_hidden_layers", None),
-    "num_q_heads": ("num_attention_heads", None),
-    "num_kv_heads": ("num_key_value_heads", None),
-    "num_experts": ("num_local_experts", None),
-    "num_selected_experts": ("num_experts_per_tok", None),
-    "rms_norm_eps": ("rms_norm_eps", None),
-    "rope_base": ("rope_theta", None),
-    "embedding_multiplier_scale": ("embedding_multiplier_scale", None),
-    "output_multiplier_scale": ("output_multiplier_scale", None),
-    "attn_logit_cap": ("attn_logit_softcapping", 30.0),
-}
-
-
 def has_standard_attention_scale(spec: Grok1Spec) -> bool:
-    """Whether attention is scaled as every runtime assumes it is."""
+    """Tell whether attention is scaled as every runtime assumes it is."""
     return math.isclose(spec.attn_output_multiplier, spec.key_size**-0.5, rel_tol=1e-6)
 
 
@@ -116,24 +89,25 @@ def config(
 
 
 def companion_files(
-    spec: Grok1Spec,
+    spec: Spec,
     type_name: str,
     vocabulary: Vocabulary | None,
     quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     """Make the small files of a directory: configs, code for transformers and the tokenizer's."""
-    values = config(spec, type_name, vocabulary, quantization)
+    model = grok1_spec(spec)
+    values = config(model, type_name, vocabulary, quantization)
     special = {key: values[key] for key in values if key.endswith("_token_id")}
     special.pop("unk_token_id", None)
     files = {
         "config.json": _json(values),
         "generation_config.json": _json({"_from_model_config": True, **special}),
-        **{name: (_CODE / name).read_bytes() for name in _CODE_FILES},
+        **{file.name: file.read_bytes() for file in CODE},
     }
     if vocabulary is not None and vocabulary.model_file is not None:
         files["tokenizer.model"] = vocabulary.model_file.read_bytes()
         files["tokenizer.json"] = tokenizer_json(vocabulary)
-        files["tokenizer_config.json"] = _json(_tokenizer_config(spec, vocabulary))
+        files["tokenizer_config.json"] = _json(_tokenizer_config(model, vocabulary))
     return files
 
 
@@ -154,18 +128,11 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def read_hyperparameters(path: Path) -> dict[str, Number]:
-    """Read config.json. Raises FormatError if it is absent or not Grok-1's."""
-    if not path.is_file():
-        raise FormatError(path, None, "missing: a Hugging Face directory needs its config.json")
-    values = read_json_object(path)
-    if "embedding_multiplier_scale" not in values:
-        raise FormatError(path, None, "not the config of a Grok-1 (no embedding_multiplier_scale)")
-    given: dict[str, Number] = {}
-    for name, (key, default) in _KEYS.items():
-        given[name] = checked(path, name, key, values.get(key, default))
-    told = values.get("head_dim", default_key_size(given))
-    given["key_size"] = checked(path, "key_size", "head_dim", told)
-    name = "attn_output_multiplier"
-    given[name] = checked(path, name, name, values.get(name, given["key_size"] ** -0.5))
-    return given
+def runtime_notes(graph: TensorGraph) -> Iterator[str]:
+    """Say which runtimes compute something else than this model."""
+    spec = grok1_spec(graph.spec)
+    if not has_standard_attention_scale(spec):
+        yield (
+            "vLLM and SGLang will be wrong: they scale attention by key_size ** -0.5, this model "
+            f"by {spec.attn_output_multiplier}"
+        )

@@ -18,39 +18,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar
+
+from weightcast.converters.graph import Module
+from weightcast.converters.graph.model import Modules
 
 # A layer's attention as vLLM and SGLang have it: the first three are one module.
 FUSED: Final = ("q_proj", "k_proj", "v_proj")
-
-
 ATTENTION: Final = (*FUSED, "o_proj")
-
-
 # An expert's matrices, and what vLLM and SGLang call them.
 EXPERT: Final = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-
-
 # SGLang gives experts no name; for compressed-tensors it looks up one that begins with a dot.
 _NAMELESS_EXPERTS: Final = r"re:(\.\d+\.(gate|up|down)_proj)?$"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Module:
-    """A matrix of a layer: "q_proj" of the attention, or "w1" of an expert."""
-
-    layer: int
-    expert: int | None
-    name: str
-
-
-Modules = Collection[Module]
-
-
 _Parts = frozenset[tuple[int, str]]
-
-
 _Same = TypeVar("_Same", bound=Hashable)
 
 
@@ -104,7 +84,7 @@ def words(wanted: Modules, every: Modules) -> list[str]:
     return found
 
 
-def unlike_in_vllm(types: Iterable[tuple[Module, object]]) -> list[int]:
+def unlike_when_fused(types: Iterable[tuple[Module, object]]) -> list[int]:
     """The layers whose types differ where vLLM and SGLang need one: q, k, v, and all experts."""
     found: dict[tuple[int, bool], set[object]] = defaultdict(set)
     for module, kind in types:
@@ -171,3 +151,16 @@ def _experts(parts: _Parts, every: Modules) -> Iterator[str]:
 def _any(choices: Iterable[str]) -> str:
     listed = list(choices)
     return listed[0] if len(listed) == 1 else f"({'|'.join(listed)})"
+
+
+class _Names:
+    """Grok-1's modules, for the families' table."""
+
+    attention: Final = ATTENTION
+    floats: Final = ("lm_head", "re:.*gate$")
+    patterns = staticmethod(patterns)
+    words = staticmethod(words)
+    unlike_when_fused = staticmethod(unlike_when_fused)
+
+
+MODULES: Final = _Names()

@@ -1,76 +1,135 @@
-"""Grok-1's hyperparameters: what shapes tell, what must be told, and where the two disagree.
+"""Grok-1's hyperparameters: the table, and the spec that they and the shapes make.
 
-Source: the published configuration in run.py of xai-org/grok-1.
+Sources: the published configuration in run.py of xai-org/grok-1; conversion/grok.py and
+src/models/grok.cpp in llama.cpp for the GGUF keys and defaults; grok.py in SGLang and vLLM for
+those of config.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from weightcast.errors import FormatError, LayoutError
-from weightcast.formats.reading import read_json_object
-from weightcast.text import shown
-
-Number = int | float
+from weightcast.converters.graph import Dimensions, Hyperparameter, Key, Number, Spec
+from weightcast.errors import LayoutError
 
 
-# The release. Keys as in the reference's TransformerConfig and LanguageModelConfig.
-GROK_1: Final[dict[str, Number]] = {
-    "vocab_size": 131072,
-    "context_length": 8192,
-    "emb_size": 6144,
-    "key_size": 128,
-    "num_q_heads": 48,
-    "num_kv_heads": 8,
-    "num_layers": 64,
-    "widening_factor": 8,
-    "num_experts": 8,
-    "num_selected_experts": 2,
-    "embedding_multiplier_scale": 78.38367176906169,
-    "output_multiplier_scale": 0.5773502691896257,
-    "attn_output_multiplier": 0.08838834764831845,
-}
+def default_key_size(given: Mapping[str, Number]) -> int:
+    """Give what runtimes take for key_size if a file does not say: emb_size / num_q_heads."""
+    return max(1, int(given["emb_size"]) // int(given["num_q_heads"]))
 
 
-# Fixed in the reference code; a specification may still name them.
-_DEFAULTS: Final[dict[str, Number]] = {
-    "num_selected_experts": 2,
-    "rms_norm_eps": 1e-5,
-    "rope_base": 10000.0,
-    "attn_logit_cap": 30.0,
-}
+def _standard_attention_scale(given: Mapping[str, Number]) -> float:
+    return float(given["key_size"] ** -0.5)
 
 
-# What no shape tells.
-_REQUIRED: Final = (
-    "context_length",
-    "key_size",
-    "embedding_multiplier_scale",
-    "output_multiplier_scale",
-    "attn_output_multiplier",
+# Names as in the reference's TransformerConfig and LanguageModelConfig.
+HYPERPARAMETERS: Final = (
+    Hyperparameter(
+        "vocab_size",
+        gguf=Key("grok.vocab_size", optional=True),
+        config=Key("vocab_size"),
+        released=131072,
+    ),
+    Hyperparameter(
+        "context_length",
+        gguf=Key("grok.context_length"),
+        config=Key("max_position_embeddings"),
+        is_told=True,
+        released=8192,
+    ),
+    Hyperparameter(
+        "emb_size", gguf=Key("grok.embedding_length"), config=Key("hidden_size"), released=6144
+    ),
+    Hyperparameter(
+        "ffn_size",
+        gguf=Key("grok.feed_forward_length", optional=True),
+        config=Key("moe_intermediate_size"),
+    ),
+    Hyperparameter(
+        "num_layers", gguf=Key("grok.block_count"), config=Key("num_hidden_layers"), released=64
+    ),
+    Hyperparameter(
+        "num_q_heads",
+        gguf=Key("grok.attention.head_count"),
+        config=Key("num_attention_heads"),
+        released=48,
+    ),
+    Hyperparameter(
+        "num_kv_heads",
+        gguf=Key("grok.attention.head_count_kv"),
+        config=Key("num_key_value_heads"),
+        released=8,
+    ),
+    Hyperparameter(
+        "key_size",
+        gguf=Key("grok.attention.key_length", default_key_size, optional=True),
+        config=Key("head_dim", default_key_size),
+        is_told=True,
+        released=128,
+    ),
+    Hyperparameter(
+        "num_experts", gguf=Key("grok.expert_count"), config=Key("num_local_experts"), released=8
+    ),
+    Hyperparameter(
+        "num_selected_experts",
+        gguf=Key("grok.expert_used_count"),
+        config=Key("num_experts_per_tok"),
+        default=2,
+        released=2,
+    ),
+    Hyperparameter("widening_factor", is_float=True, released=8),
+    Hyperparameter(
+        "rms_norm_eps",
+        gguf=Key("grok.attention.layer_norm_rms_epsilon"),
+        config=Key("rms_norm_eps"),
+        is_float=True,
+        default=1e-5,
+    ),
+    Hyperparameter(
+        "rope_base",
+        gguf=Key("grok.rope.freq_base", 10000.0),
+        config=Key("rope_theta"),
+        is_float=True,
+        default=10000.0,
+    ),
+    Hyperparameter(
+        "embedding_multiplier_scale",
+        gguf=Key("grok.embedding_scale", 78.38367176906169),
+        config=Key("embedding_multiplier_scale"),
+        is_float=True,
+        is_told=True,
+        released=78.38367176906169,
+    ),
+    Hyperparameter(
+        "output_multiplier_scale",
+        gguf=Key("grok.logit_scale", 0.5773502691896257),
+        config=Key("output_multiplier_scale"),
+        is_float=True,
+        is_told=True,
+        released=0.5773502691896257,
+    ),
+    Hyperparameter(
+        "attn_logit_cap",
+        gguf=Key("grok.attn_logit_softcapping", 30.0),
+        config=Key("attn_logit_softcapping", 30.0),
+        is_float=True,
+        default=30.0,
+    ),
+    Hyperparameter(
+        "attn_output_multiplier",
+        gguf=Key("grok.attention.output_scale", 0.08838834764831845),
+        config=Key("attn_output_multiplier", _standard_attention_scale),
+        is_float=True,
+        is_told=True,
+        released=0.08838834764831845,
+    ),
 )
 
-
-_FLOATS: Final = {
-    "widening_factor",
-    "embedding_multiplier_scale",
-    "output_multiplier_scale",
-    "attn_output_multiplier",
-    "rms_norm_eps",
-    "rope_base",
-    "attn_logit_cap",
-}
-
-
-_KEYS: Final = {*GROK_1, *_DEFAULTS, "ffn_size"}
-
-
-_MAX_KEYS: Final = 1000
+RELEASE: Final = {row.name: row.released for row in HYPERPARAMETERS if row.released is not None}
+_DEFAULTS: Final = {row.name: row.default for row in HYPERPARAMETERS if row.default is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,96 +154,33 @@ class Grok1Spec:
     attn_logit_cap: float
 
     def describe(self) -> dict[str, Number]:
+        """Give all hyperparameters as JSON values."""
         return dataclasses.asdict(self)
 
 
-def read_spec(path: Path) -> dict[str, Number]:
-    """Read a specification file (JSON, keys as in GROK_1). Raises FormatError.
-
-    Keys that are not hyperparameters are ignored, unless they look like a misspelt one.
-    """
-    raw = read_json_object(path)
-    if len(raw) > _MAX_KEYS:  # each unknown one is compared with all that there are
-        raise FormatError(path, None, f"{len(raw):,} keys; a specification has some {len(_KEYS)}")
-    unused = _KEYS - raw.keys()
-    given: dict[str, Number] = {}
-    for key, value in raw.items():
-        if key in _KEYS:
-            given[key] = checked(path, key, key, value)
-            continue
-        close = difflib.get_close_matches(key[:64], unused, 1, cutoff=0.85)
-        if close:
-            raise FormatError(path, None, f"unknown key {shown(key)}; did you mean {close[0]!r}?")
-    missing = [key for key in _REQUIRED if key not in given]
-    if missing:
-        raise FormatError(path, None, f"missing keys: {', '.join(missing)}")
-    return given
-
-
-def checked(path: Path, name: str, key: str, value: object) -> Number:
-    """Return hyperparameter `name`, which a file gives under `key`. Raises FormatError.
-
-    Sizes are whole numbers that fit 31 bits, as runtimes keep them; the others fit float32.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FormatError(path, None, f"{key} is missing or not a number: {shown(value)}")
-    if name in _FLOATS:
-        if not 1e-30 < value < 1e30:
-            raise FormatError(path, None, f"{key} must be a positive number, not {shown(value)}")
-    elif isinstance(value, float) or not 0 < value < 2**31:
-        raise FormatError(path, None, f"{key} must be a positive whole number, not {shown(value)}")
-    return value
-
-
-def default_key_size(given: Mapping[str, Number]) -> int:
-    """What runtimes take for key_size if a file does not say: emb_size / num_q_heads."""
-    return max(1, int(given["emb_size"]) // int(given["num_q_heads"]))
+def grok1_spec(spec: Spec) -> Grok1Spec:
+    """Take a spec for Grok-1's. Raises LayoutError if it is another family's."""
+    if not isinstance(spec, Grok1Spec):
+        raise LayoutError("not a Grok-1")
+    return spec
 
 
 def ffn_size(emb_size: int, widening_factor: float) -> int:
-    """Width of an expert: two thirds of the widened embedding, rounded up to 8."""
+    """Compute the width of an expert: two thirds of the widened embedding, rounded up to 8."""
     size = int(widening_factor * emb_size) * 2 // 3
     return -(-size // 8) * 8
 
 
-class Dimensions:
-    """Sizes by name, each with the place it is known from; the first contradiction is refused."""
-
-    def __init__(self, given: Mapping[str, Number], origin: str) -> None:
-        self._sizes: dict[str, tuple[int, str]] = {}
-        self._origin = origin
-        sizes: dict[str, Number | None] = {
-            "vocab_size": given.get("vocab_size"),
-            "emb_size": given.get("emb_size"),
-            "num_layers": given.get("num_layers"),
-            "num_experts": given.get("num_experts"),
-            "ffn_size": given.get("ffn_size"),
-            "key_size": given.get("key_size"),
-            "q_size": _product(given, "num_q_heads", "key_size"),
-            "kv_size": _product(given, "num_kv_heads", "key_size"),
-        }
-        for name, size in sizes.items():
-            if size is not None:
-                self._sizes[name] = (int(size), origin)
-        if "widening_factor" in given and "emb_size" in given:
-            size = ffn_size(int(given["emb_size"]), float(given["widening_factor"]))
-            self.check("ffn_size", size, origin)
-
-    def check(self, name: str, size: int, where: str) -> None:
-        """Take note of a size, or compare it. Raises LayoutError that names both places."""
-        known = self._sizes.setdefault(name, (size, where))
-        if known[0] != size:
-            hint = ""
-            if known[1] == self._origin:
-                hint = "; if the model is another one, describe it with --spec FILE"
-            raise LayoutError(f"{name} is {size} by {where}, but {known[0]} by {known[1]}{hint}")
-
-    def __getitem__(self, name: str) -> int:
-        return self._sizes[name][0]
-
-
-def _product(given: Mapping[str, Number], a: str, b: str) -> Number | None:
-    return given[a] * given[b] if a in given and b in given else None
+def told_sizes(given: Mapping[str, Number]) -> Iterator[tuple[str, int]]:
+    """Name the dimensions that hyperparameters tell."""
+    for name in ("vocab_size", "emb_size", "num_layers", "num_experts", "ffn_size", "key_size"):
+        if name in given:
+            yield name, int(given[name])
+    for name, heads in (("q_size", "num_q_heads"), ("kv_size", "num_kv_heads")):
+        if heads in given and "key_size" in given:
+            yield name, int(given[heads] * given["key_size"])
+    if "widening_factor" in given and "emb_size" in given:
+        yield "ffn_size", ffn_size(int(given["emb_size"]), float(given["widening_factor"]))
 
 
 def solve(dimensions: Dimensions, given: Mapping[str, Number]) -> Grok1Spec:

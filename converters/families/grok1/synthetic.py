@@ -18,20 +18,18 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.families.grok1.spec import GROK_1, Number, ffn_size
-from weightcast.converters.families.grok1.tensors import EMBEDDING_ROLE, Place, shard_places
+from weightcast.converters.families.graphs import leaf_places
+from weightcast.converters.families.grok1.spec import RELEASE, ffn_size
+from weightcast.converters.families.grok1.tensors import NAMES, ROLES
+from weightcast.converters.graph import Family, Number, Place
 from weightcast.formats.jax.writer import Part, Payload, array_parts, parts_bytes, quantized_parts
 
+_TENSORS: Final = Family("grok-1", roles=ROLES, names=NAMES)
+
 # Matrices whose input is split over the eight devices of the release: scales for each eighth.
-_ROW_PARALLEL: Final = ("moe/linear_1/w", "multi_head_attention/linear/w")
-
-
+_ROW_PARALLEL: Final = ("ffn_down_exps", "attn_output")
 _GAIN = 1.1
-
-
 _NORM_SPREAD = 0.2
-
-
 _CHUNK_BYTES = 1 << 25
 
 
@@ -39,7 +37,7 @@ def tiny_spec(**changes: Number) -> dict[str, Number]:
     """A specification small enough for tests: two layers, 0.7 million weights an expert triple."""
     emb, key = 256, 16
     base: dict[str, Number] = {
-        **GROK_1,
+        **RELEASE,
         "vocab_size": 1024,
         "context_length": 256,
         "emb_size": emb,
@@ -64,16 +62,16 @@ def shard_layouts(spec: Mapping[str, Number]) -> Iterator[tuple[Place, list[Part
         "kv_size": int(spec["num_kv_heads"] * spec["key_size"]),
         "num_experts": int(spec["num_experts"]),
     }
-    for place in shard_places(int(spec["num_layers"])):
+    for place in leaf_places(_TENSORS, int(spec["num_layers"])):
         shape = tuple(sizes[axis] for axis in place.role.axes)
-        if len(shape) == 1 or place.role == EMBEDDING_ROLE:
+        if len(shape) == 1 or place.role.name == "token_embd":
             yield place, array_parts("F32", shape)
             continue
         stored = (*shape[:-2], shape[-1], shape[-2])
-        if place.role.leaf == "router/w":
+        if place.role.name == "ffn_gate_inp":
             yield place, array_parts("F32", stored)
             continue
-        groups = gcd(8, stored[-2]) if place.role.leaf in _ROW_PARALLEL else 1
+        groups = gcd(8, stored[-2]) if place.role.name in _ROW_PARALLEL else 1
         yield place, quantized_parts(stored, (*stored[:-2], groups, stored[-1]))
 
 
@@ -97,6 +95,11 @@ def write_checkpoint(
     return checkpoint
 
 
+def write_tiny(directory: Path, seed: int) -> Path:
+    """Write a tiny checkpoint; see write_checkpoint."""
+    return write_checkpoint(directory, tiny_spec(), seed)
+
+
 class _Values:
     """The random content of one shard, written in pieces."""
 
@@ -112,7 +115,7 @@ class _Values:
         payloads = {part.array: part.nbytes for part in parts if isinstance(part, Payload)}
         self._n_in = self._input_size(place, spec)
         self._std = _GAIN / sqrt(self._n_in)
-        if place.role == EMBEDDING_ROLE:
+        if place.role.name == "token_embd":
             self._std = 1 / sqrt(self._n_in)
         if "scales" in payloads:
             rows_per_scale = payloads["weight"] // (payloads["scales"] // 2)

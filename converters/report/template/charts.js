@@ -53,8 +53,9 @@ const layerAxis = (layers) => ({
   values: layers.length > 32 ? layers.filter((layer) => !(Number(layer) % 4 > 0)) : layers,
 });
 const tips = (...pairs) => pairs.map(([field, title]) => ({ field, title, type: "nominal" }));
-const CELL_TIPS = tips(["name", "tensor"], ["type", "type"], ["sqnrText", "SQNR"],
-  ["relativeText", "relative RMS"], ["largestText", "largest error"], ["bitsText", "bits per weight"]);
+const TYPE_TIP = ["type", LABELS.type], SIZE_TIP = ["sizeText", LABELS.bytes], BITS_TIP = ["bitsText", LABELS.bits_per_weight];
+const ERROR_TIPS = [["sqnrText", LABELS.sqnr_db], ["relativeText", LABELS.relative_rms]];
+const CELL_TIPS = tips(["name", LABELS.name], TYPE_TIP, ...ERROR_TIPS, ["largestText", LABELS.largest_error], BITS_TIP);
 
 function sqnrColor(values) {
   const numbers = values.filter((value) => value !== null);
@@ -107,8 +108,7 @@ function scatterSpec(points) {
   const encoding = {
     x: { field: "gigabytes", type: "quantitative", title: "size on disk, GB", scale: { zero: false, padding: 40 }, axis: { tickCount: 8 } },
     y: { field: "percent", type: "quantitative", title: "relative RMS, %", scale: { domain: [0, highest || 1] }, axis: { tickCount: 6 } },
-    tooltip: tips(["label", "output"], ["sizeText", "size"], ["bitsText", "bits per weight"],
-      ["sqnrText", "SQNR"], ["relativeText", "relative RMS"]),
+    tooltip: tips(["label", "output"], SIZE_TIP, BITS_TIP, ...ERROR_TIPS),
   };
   return {
     data: { values: points },
@@ -137,7 +137,7 @@ function layersSpec(points, layers, labels) {
       x: { field: "layer", type: "ordinal", scale: { type: "point", domain: layers, padding: 0.5 }, axis: { ...layerAxis(layers), grid: false } },
       y: { field: "percent", type: "quantitative", title: "relative RMS, %", scale: { zero: true } },
       color: { field: "label", type: "nominal", scale: { domain: labels }, legend: labels.length > 1 ? { title: null } : null },
-      tooltip: tips(["label", "output"], ["layer", "layer"], ["sqnrText", "SQNR"], ["relativeText", "relative RMS"]),
+      tooltip: tips(["label", "output"], ["layer", LABELS.layer], ...ERROR_TIPS),
     },
   };
 }
@@ -150,8 +150,7 @@ function kindsSpec(rows, kinds) {
     encoding: {
       y: { field: "kind", type: "ordinal", scale: { domain: kinds }, axis: first ? { title: null } : null },
       x: { field, type: "quantitative", title, axis: { tickCount: 4 } },
-      tooltip: tips(["kind", "kind"], ["sizeText", "size"], ["bitsText", "bits per weight"], ["sqnrText", "SQNR"],
-        ["relativeText", "relative RMS"], ["shareText", "share of squared error"]),
+      tooltip: tips(["kind", LABELS.kind], SIZE_TIP, BITS_TIP, ...ERROR_TIPS, ["shareText", "share of squared error"]),
     },
   });
   return {
@@ -204,7 +203,7 @@ function expertsSpec(cells, layers, kinds, asDifferences) {
         x: { field: "layer", type: "ordinal", scale: { domain: layers, padding: 0 }, axis: layerAxis(layers) },
         y: { field: "expert", type: "ordinal", title: "expert", scale: { padding: 0 } },
         color: asDifferences ? differenceColor(cells) : sqnrColor(cells.map((cell) => cell.sqnr)),
-        tooltip: tips(["name", "tensor"], ["type", "type"], ["expert", "expert"], ["sqnrText", "SQNR"], ["relativeText", "relative RMS"]),
+        tooltip: tips(["name", LABELS.name], TYPE_TIP, ["expert", "expert"], ...ERROR_TIPS),
       },
     },
   };

@@ -1,14 +1,16 @@
-// The reports' numbers, and how they are written. Names in them are only ever shown as text.
+// The reports' numbers by their names in reports, and how they are written. Names are only ever
+// shown as text.
 "use strict";
-const outputs = JSON.parse(document.getElementById("data").textContent).outputs;
+const { outputs, columns: COLUMNS } = JSON.parse(document.getElementById("data").textContent);
+const LABELS = Object.fromEntries(COLUMNS.map(({ key, label }) => [key, label]));
 const NO_LAYER = "–";
 
 // An error of exactly 0 has no SQNR, and neither has one that is not finite.
 const stateOf = (metrics) =>
-  metrics.relative === null ? "not finite" : metrics.relative === 0 ? "no error" : "error";
+  metrics.relative_rms === null ? "not finite" : metrics.relative_rms === 0 ? "no error" : "error";
 const sqnrText = (metrics) =>
-  stateOf(metrics) === "error" && metrics.sqnr !== null
-    ? `${metrics.sqnr.toFixed(2)} dB`
+  stateOf(metrics) === "error" && metrics.sqnr_db !== null
+    ? `${metrics.sqnr_db.toFixed(2)} dB`
     : stateOf(metrics);
 const threeDigits = (number) =>
   Math.abs(number) >= 1e-3 && Math.abs(number) < 1e3 ? number.toPrecision(3) : number.toExponential(2);
@@ -27,14 +29,14 @@ function sizeText(bytes) {
 // Errors of several tensors together; null as soon as one is not finite.
 function merged(tensors) {
   const sum = (key) => tensors.reduce((total, tensor) => total + tensor[key], 0);
-  const finite = tensors.every((tensor) => tensor.relative !== null);
-  const errors = sum("errorSquares"), sources = sum("sourceSquares");
+  const finite = tensors.every((tensor) => tensor.relative_rms !== null);
+  const errors = sum("error_squares"), sources = sum("source_squares");
   const relative = !finite ? null : errors === 0 ? 0 : Math.sqrt(errors / sources);
   return {
-    relative,
-    sqnr: tensors.length === 1 ? tensors[0].sqnr : relative ? -20 * Math.log10(relative) : null,
-    largest: finite ? Math.max(...tensors.map((tensor) => tensor.largest)) : null,
-    bits: (8 * sum("bytes")) / sum("weights"),
+    relative_rms: relative,
+    sqnr_db: tensors.length === 1 ? tensors[0].sqnr_db : relative ? -20 * Math.log10(relative) : null,
+    largest_error: finite ? Math.max(...tensors.map((tensor) => tensor.largest_error)) : null,
+    bits_per_weight: (8 * sum("bytes")) / sum("weights"),
   };
 }
 
@@ -62,19 +64,19 @@ function cellsOf(output) {
       id,
       kind,
       layer: layer === null ? NO_LAYER : String(layer),
-      sqnr: whole.sqnr,
+      sqnr: whole.sqnr_db,
       state: stateOf(whole),
       name: tensors[0].name + (tensors.length > 1 ? ` and ${tensors.length - 1} more` : ""),
       find: tensors[0].name,
       type: unique(tensors.map((tensor) => tensor.type)).join(", "),
       sqnrText: sqnrText(whole),
-      relativeText: percentText(whole.relative),
-      largestText: numberText(whole.largest),
-      bitsText: String(Number(whole.bits.toFixed(3))),
+      relativeText: percentText(whole.relative_rms),
+      largestText: numberText(whole.largest_error),
+      bitsText: String(Number(whole.bits_per_weight.toFixed(3))),
     };
     cell.text =
-      `${cell.name}: ${cell.type}, SQNR ${cell.sqnrText}, relative RMS ${cell.relativeText}, ` +
-      `largest error ${cell.largestText}, ${cell.bitsText} bits per weight`;
+      `${cell.name}: ${cell.type}, ${LABELS.sqnr_db} ${cell.sqnrText}, ${LABELS.relative_rms} ${cell.relativeText}, ` +
+      `${LABELS.largest_error} ${cell.largestText}, ${cell.bitsText} ${LABELS.bits_per_weight}`;
     return cell;
   });
 }

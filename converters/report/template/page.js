@@ -7,48 +7,47 @@ const ALL = "";
 const labels = outputs.map((output) => output.label);
 const layers = layersOf(outputs.flatMap((output) => output.tensors)).map(String);
 const allSqnr = outputs.flatMap((output) => cellsOf(output).map((cell) => cell.sqnr));
-const first = outputs.find((output) => output.total.relative !== 0) ?? outputs[0];
+const first = outputs.find((output) => output.total.relative_rms !== 0) ?? outputs[0];
 const state = { output: first, kind: ALL, cells: [], at: null };
 const chosen = (output) => output.tensors.filter((tensor) => state.kind === ALL || tensor.kind === state.kind);
-const badness = (tensor) => tensor.relative ?? Infinity;
+const badness = (tensor) => tensor.relative_rms ?? Infinity;
 
 // Sorted by SQNR, what is not finite comes before all errors and what has none after them.
-const sqnrOrder = (tensor) => ({ "no error": Infinity, "not finite": -Infinity })[stateOf(tensor)] ?? tensor.sqnr;
-const COLUMNS = [
-  column("Tensor", (t) => t.name),
-  column("Kind", (t) => t.kind),
-  column("Layer", (t) => (t.layer === null ? NO_LAYER : String(t.layer)), (t) => t.layer ?? -1),
-  column("Type", (t) => t.type),
-  column("Shape", (t) => t.shape.join(" × "), (t) => t.weights),
-  column("Size", (t) => sizeText(t.bytes), (t) => t.bytes),
-  column("Bits per weight", (t) => String(Number(t.bits.toFixed(3))), (t) => t.bits),
-  column("SQNR", sqnrText, sqnrOrder),
-  column("Relative RMS", (t) => percentText(t.relative), badness),
-  column("Largest error", (t) => numberText(t.largest), (t) => t.largest ?? Infinity),
-  column("Mean error", (t) => numberText(t.mean), (t) => t.mean ?? Infinity),
-  column("Cosine", (t) => (t.cosine === null ? "not finite" : t.cosine.toFixed(5)), (t) => t.cosine ?? -2),
-  column("Exact", (t) => percentText(t.exact), (t) => t.exact),
-  column("Zeroed runs", (t) => percentText(t.zeroed), (t) => t.zeroed),
-  column("Clipped runs", (t) => percentText(t.clipped), (t) => t.clipped),
-];
-const WEIGHTED = column("SQNR, weighted", (t) => (t.weighted ? sqnrText(t.weighted) : ""),
+const sqnrOrder = (tensor) => ({ "no error": Infinity, "not finite": -Infinity })[stateOf(tensor)] ?? tensor.sqnr_db;
+
+// How fields are written and sorted follows from their units.
+const UNITS = {
+  text: (key) => [(t) => t[key]],
+  layer: (key) => [(t) => (t[key] === null ? NO_LAYER : String(t[key])), (t) => t[key] ?? -1],
+  shape: (key) => [(t) => t[key].join(" × "), (t) => t.weights],
+  bytes: (key) => [(t) => sizeText(t[key]), (t) => t[key]],
+  bits: (key) => [(t) => String(Number(t[key].toFixed(3))), (t) => t[key]],
+  decibels: () => [sqnrText, sqnrOrder],
+  share: (key) => [(t) => percentText(t[key]), (t) => t[key] ?? Infinity],
+  number: (key) => [(t) => numberText(t[key]), (t) => t[key] ?? Infinity],
+  cosine: (key) => [(t) => (t[key] === null ? "not finite" : t[key].toFixed(5)), (t) => t[key] ?? -2],
+};
+const columnOf = ({ key, title, unit }) => column(title, ...UNITS[unit](key));
+const TITLES = Object.fromEntries(COLUMNS.map(({ key, title }) => [key, title]));
+const WEIGHTED = column(`${TITLES.sqnr_db}, weighted`, (t) => (t.weighted ? sqnrText(t.weighted) : ""),
   (t) => (t.weighted ? sqnrOrder(t.weighted) : Infinity));
 const WORST_COLUMNS = [
-  ...[0, 3, 7, 8].map((place) => COLUMNS[place]),
-  column("Largest error", (t) => numberText(t.largest) + (t.at ? ` at [${t.at.join(", ")}]` : ""), () => 0),
-  column("Worst rows", (t) => t.rows.slice(0, 3).map(([expert, row, relative]) =>
+  ...COLUMNS.filter(({ key }) => ["name", "type", "sqnr_db", "relative_rms"].includes(key)).map(columnOf),
+  column(TITLES.largest_error, (t) =>
+    numberText(t.largest_error) + (t.largest_at ? ` at [${t.largest_at.join(", ")}]` : ""), () => 0),
+  column("Worst rows", (t) => t.worst_rows.slice(0, 3).map(([expert, row, relative]) =>
     `${expert === null ? "" : `expert ${expert}, `}row ${row}: ${percentText(relative)}`).join("; ")),
 ];
 
 async function drawScatter() {
-  const points = outputs.filter((output) => output.total.relative !== null).map((output) => ({
+  const points = outputs.filter((output) => output.total.relative_rms !== null).map((output) => ({
     label: output.label,
     gigabytes: output.bytes / 1e9,
-    percent: 100 * output.total.relative,
+    percent: 100 * output.total.relative_rms,
     sizeText: sizeText(output.bytes),
-    bitsText: output.bits.toFixed(3),
+    bitsText: output.bits_per_weight.toFixed(3),
     sqnrText: sqnrText(output.total),
-    relativeText: percentText(output.total.relative),
+    relativeText: percentText(output.total.relative_rms),
   }));
   await draw("scatter", scatterSpec(points));
 }
@@ -101,31 +100,31 @@ async function drawLayers() {
   const points = outputs.flatMap((output) =>
     [...grouped(chosen(output).filter((tensor) => tensor.layer !== null), (tensor) => tensor.layer)]
       .map(([layer, group]) => ({ label: output.label, layer: String(layer), ...merged(group) }))
-      .filter((point) => point.relative !== null)
+      .filter((point) => point.relative_rms !== null)
       .map((point) => ({
         ...point,
-        percent: 100 * point.relative,
+        percent: 100 * point.relative_rms,
         sqnrText: sqnrText(point),
-        relativeText: percentText(point.relative),
+        relativeText: percentText(point.relative_rms),
       })));
   if (points.length) await draw("layers", layersSpec(points, layers, labels));
   else clear("layers", "No tensors of this kind in a layer.");
 }
 
 async function drawKinds() {
-  const whole = state.output.total.errorSquares;
+  const whole = state.output.total.error_squares;
   const rows = state.output.kinds.map((kind) => {
-    const share = whole && kind.errorSquares !== null ? kind.errorSquares / whole : 0;
+    const share = whole && kind.error_squares !== null ? kind.error_squares / whole : 0;
     return {
       kind: kind.kind,
       gigabytes: kind.bytes / 1e9,
-      bits: kind.bits,
-      percent: kind.relative === null ? null : 100 * kind.relative,
+      bits: kind.bits_per_weight,
+      percent: kind.relative_rms === null ? null : 100 * kind.relative_rms,
       share: 100 * share,
       sizeText: sizeText(kind.bytes),
-      bitsText: kind.bits.toFixed(3),
+      bitsText: kind.bits_per_weight.toFixed(3),
       sqnrText: sqnrText(kind),
-      relativeText: percentText(kind.relative),
+      relativeText: percentText(kind.relative_rms),
       shareText: percentText(share),
     };
   });
@@ -156,23 +155,23 @@ async function drawHistogram() {
     .filter(({ bin }) => (bin >= low && bin <= high) || bin === 31);
   await draw("histogram", histogramSpec(rows));
   byId("shares").textContent =
-    `Weights that are exact: ${percentText(metrics.exact)}. Runs of 32 that became all zeros: ` +
-    `${percentText(metrics.zeroed)}; whose largest weight lost more than an eighth: ${percentText(metrics.clipped)}.`;
+    `Weights that are exact: ${percentText(metrics.share_exact)}. Runs of 32 that became all zeros: ` +
+    `${percentText(metrics.share_zeroed)}; whose largest weight lost more than an eighth: ${percentText(metrics.share_clipped)}.`;
 }
 
 async function drawExperts() {
   const cells = chosen(state.output).flatMap((tensor) =>
-    tensor.experts.map(([relative, sqnr], expert) => ({
+    tensor.experts.map(([relative_rms, sqnr_db], expert) => ({
       name: tensor.name,
       kind: tensor.kind,
       layer: tensor.layer === null ? NO_LAYER : String(tensor.layer),
       type: tensor.type,
       expert,
-      sqnr,
-      difference: sqnr === null || tensor.sqnr === null ? null : sqnr - tensor.sqnr,
-      state: stateOf({ relative }),
-      sqnrText: sqnrText({ relative, sqnr }),
-      relativeText: percentText(relative),
+      sqnr: sqnr_db,
+      difference: sqnr_db === null || tensor.sqnr_db === null ? null : sqnr_db - tensor.sqnr_db,
+      state: stateOf({ relative_rms }),
+      sqnrText: sqnrText({ relative_rms, sqnr_db }),
+      relativeText: percentText(relative_rms),
     })));
   const kinds = unique(cells.map((cell) => cell.kind));
   const has = outputs.some((output) => output.tensors.some((tensor) => tensor.experts.length));
@@ -185,7 +184,7 @@ async function drawExperts() {
 }
 
 function showWorst() {
-  const rows = chosen(state.output).filter((tensor) => tensor.relative !== 0);
+  const rows = chosen(state.output).filter((tensor) => tensor.relative_rms !== 0);
   rows.sort((a, b) => badness(b) - badness(a));
   head(byId("worst"), WORST_COLUMNS);
   fill(byId("worst"), WORST_COLUMNS, rows.slice(0, WORST));
@@ -236,7 +235,8 @@ function onTheme() {
 let tensors = null;
 if (outputs.length) {
   const weighed = outputs.some((output) => output.total.weighted !== null);
-  const columns = weighed ? [...COLUMNS.slice(0, 8), WEIGHTED, ...COLUMNS.slice(8)] : COLUMNS;
+  const columns = COLUMNS.map(columnOf);
+  if (weighed) columns.splice(COLUMNS.findIndex(({ key }) => key === "sqnr_db") + 1, 0, WEIGHTED);
   tensors = new SortedTable(byId("tensors"), byId("filter"), byId("shown"), columns);
   byId("output").append(...labels.map((label) => element("option", label)));
   byId("output").selectedIndex = outputs.indexOf(first);

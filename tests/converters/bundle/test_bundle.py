@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ from weightcast.converters import convert
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle import release as bundle
 from weightcast.converters.bundle.model_card import CardErrors
-from weightcast.converters.engine import executor
-from weightcast.converters.files import hashing
+from weightcast.converters.engine import executor, hashing, stream
 from weightcast.converters.files.bundle_names import NAMES, BundlePaths, written_before
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.output import files as output_files
+from weightcast.converters.sources.options import ConvertOptions
+from weightcast.converters.targets.target import Request
 
 RECIPE = """
 base = "Q4_K_M"
@@ -289,13 +291,20 @@ def test_a_source_that_changes_is_found(
 def test_ctrl_c_while_files_are_hashed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(hashing.SimpleQueue):  # type: ignore[type-arg]
+    class Interrupted(stream.SimpleQueue):  # type: ignore[type-arg]
         def get(self, *arguments: Any) -> Any:
-            raise KeyboardInterrupt
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().get(*arguments)
+
+    def hash_files(*arguments: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(stream, "SimpleQueue", Interrupted)
+            return hashing.hash_files(*arguments)
 
     outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
     with monkeypatch.context() as patched:
-        patched.setattr(hashing, "SimpleQueue", Interrupted)
+        patched.setattr(bundle, "hash_files", hash_files)
         with pytest.raises(KeyboardInterrupt):
             make(tiny, *outputs)
     grown = [".m-F16.gguf.journal", ".m-F16.gguf.partial", ".m-bf16.journal", ".m-bf16.partial"]
@@ -350,14 +359,14 @@ def test_a_disk_that_is_full_when_the_bundle_is_written(
 def test_an_earlier_bundle_does_not_stay(tiny: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "m-F16.gguf", tmp_path / "m-bf16"
     make(tiny, *outputs)
-    plan = convert.prepare(tiny, outputs, no_tokenizer=True)
+    plan = convert.prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     for output in plan.outputs:
         assert any("release bundle of the earlier output goes" in n for n in output.notes)
     assert len(names(tmp_path)) == 6
     weightcast.convert(tiny, *outputs, no_tokenizer=True)
     assert names(tmp_path) == ["m-F16.gguf", "m-bf16"]
     assert not set(NAMES) & set(names(tmp_path / "m-bf16"))
-    plan = convert.prepare(tiny, outputs, no_tokenizer=True)
+    plan = convert.prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     assert not any("bundle" in note for output in plan.outputs for note in output.notes)
 
 
@@ -574,10 +583,10 @@ def test_one_of_several_outputs_that_cannot_get_its_name(
     make(tiny, outputs[0], tensor_types=["attn_v=F32"])
     real = output_files._replace
 
-    def replace(partial: Path, final: Path) -> Path | None:
+    def replace(partial: Path, request: Request, final: Path) -> Path | None:
         if final == outputs[1]:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(partial, final)
+        return real(partial, request, final)
 
     monkeypatch.setattr(output_files, "_replace", replace)
     with pytest.raises(weightcast.CheckpointError, match=r"n-F16\.gguf: cannot be written"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from weightcast.cli import commands
 from weightcast.converters import convert
 from weightcast.converters.bundle import model_card
 from weightcast.converters.bundle.runtimes import vllm_refusal
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families import FAMILIES
+from weightcast.converters.families.grok1.family import GROK_1
 from weightcast.converters.plan.plan import Plan
+from weightcast.converters.sources.options import ConvertOptions
 
 
 def plan(source: Path, output: Path, **options: Any) -> Plan:
     options.setdefault("no_tokenizer", "tokenizer" not in options)
-    return convert.prepare(source, [output], bundle=True, **options)
+    return convert.prepare(source, [output], ConvertOptions(bundle=True, **options))
 
 
 def card(source: Path, output: Path, errors: tuple[str, ...] = (), **options: Any) -> str:
@@ -57,14 +60,14 @@ def test_only_the_release_has_a_base_model(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert.convert(tiny, tmp_path / "m-F16.gguf", no_tokenizer=True)
-    dimensions = convert.prepare(tiny, [tmp_path / "m-bf16"], no_tokenizer=True).graph.spec
-    monkeypatch.setattr(model_card, "GROK_1", {**GROK_1, **dimensions.describe()})
+    options = ConvertOptions(no_tokenizer=True)
+    sizes = convert.prepare(tiny, [tmp_path / "m-bf16"], options).graph.spec.describe()
+    rows = (replace(r, released=sizes.get(r.name, r.released)) for r in GROK_1.hyperparameters)
+    monkeypatch.setitem(FAMILIES, "grok-1", replace(GROK_1, hyperparameters=tuple(rows)))
     for source in (tiny, tmp_path / "m-F16.gguf"):
         text = model_card.model_card(
             convert.prepare(
-                source,
-                [tmp_path / "n-Q8_0.gguf"],
-                **({"no_tokenizer": True} if source is tiny else {}),
+                source, [tmp_path / "n-Q8_0.gguf"], ConvertOptions(no_tokenizer=source is tiny)
             ),
             0,
         )

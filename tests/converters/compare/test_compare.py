@@ -19,23 +19,23 @@ import weightcast
 from tests import gguf_files, imatrices
 from tests.directories import Tensors, read_directory, unpacked
 from tests.gguf_files import Part, floats, string, write
+from tests.grok1 import places
 from tests.support import GOLDEN, Golden
 from weightcast.cli import commands
 from weightcast.commands.text.compare import comparison_lines
 from weightcast.converters.compare import compare, measure
 from weightcast.converters.compare import rows as paired_rows
-from weightcast.converters.compare.comparison import Comparison, open_sides
+from weightcast.converters.compare.comparison import Comparison, open_both
 from weightcast.converters.compare.measure import measure_pairs, rows_float32
 from weightcast.converters.compare.pair import open_pair, pair_tensors
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.tensors import places
-from weightcast.converters.families.grok1.types import gguf_tensors
+from weightcast.converters.graph import matrices
 from weightcast.converters.graph.read import load_float32
-from weightcast.converters.graph.view import matrices
-from weightcast.converters.output.overwrite import check_small_target
+from weightcast.converters.output.overwrite import check_report_path
+from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
-from weightcast.converters.report.measured import write_report
-from weightcast.converters.report.schema import read_report
+from weightcast.converters.report import read_report, write_report
+from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.quant.metrics import Baseline
 
@@ -251,7 +251,7 @@ def test_workers_and_slabs_change_no_bit(
     alone = numbers(1)
     assert numbers(3) == alone
     monkeypatch.setattr(paired_rows, "SLAB_BYTES", 40_000)
-    monkeypatch.setattr(measure, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 20_000)
     assert numbers(3) == alone
 
 
@@ -579,7 +579,7 @@ def test_a_file_that_shrinks(made: Path, tmp_path: Path) -> None:
 
 def test_report(made: Path, tmp_path: Path) -> None:
     found = compare(WIDE.path, made / "a-Q4_K_M.gguf")
-    write_report(tmp_path / "r.json", found.report)
+    write_report(tmp_path / "r.json", found.errors)
     jsonschema.Draft202012Validator(SCHEMA).validate(json.loads((tmp_path / "r.json").read_text()))
     report = read_report(tmp_path / "r.json")
     total = found.report["outputs"][0]["total"]
@@ -588,7 +588,7 @@ def test_report(made: Path, tmp_path: Path) -> None:
 
 def test_importance(made: Path, tmp_path: Path) -> None:
     """The numbers of `convert --report`, and those of plain numpy; what is not weighed is told."""
-    entries = imatrices.model_entries(dict(gguf_tensors(weightcast.open(WIDE.path))))
+    entries = imatrices.model_entries(dict(shapes_of(weightcast.open(WIDE.path))))
     imatrix = imatrices.write_gguf(tmp_path / "i.gguf", entries)
     report = tmp_path / "r.json"
     weightcast.convert(
@@ -624,19 +624,19 @@ def test_importance(made: Path, tmp_path: Path) -> None:
     "name", ["a-Q8_0.gguf", "a-bf16/config.json", "a-bf16/r.json", "a-bf16", "none/r.json"]
 )
 def test_reports_go_over_nothing_that_is_read(name: str, made: Path) -> None:
-    sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
+    sides = open_both(made / "a-Q8_0.gguf", made / "a-bf16")
     with pytest.raises(OutputError):
-        check_small_target(made / name, sides.places)
-    check_small_target(made / "r.json", sides.places)
+        check_report_path(made / name, sides.places)
+    check_report_path(made / "r.json", sides.places)
 
 
 def test_a_link_to_what_is_read(made: Path, tmp_path: Path) -> None:
     (tmp_path / "r.json").hardlink_to(next((made / "a-bf16").glob("*.safetensors")))
     (tmp_path / "s.json").symlink_to(made / "a-Q8_0.gguf")
-    sides = open_sides(made / "a-Q8_0.gguf", made / "a-bf16")
+    sides = open_both(made / "a-Q8_0.gguf", made / "a-bf16")
     for name in ("r.json", "s.json"):
         with pytest.raises(OutputError, match="is or lies in what is read"):
-            check_small_target(tmp_path / name, sides.places)
+            check_report_path(tmp_path / name, sides.places)
 
 
 def test_loaded_values_are_those_of_other_packages(made: Path) -> None:

@@ -1,4 +1,4 @@
-"""Conversions on devices: the processor's bytes, all lanes busy, everything given back.
+"""Conversions on devices: the processor's bytes, all backends busy, everything given back.
 
 The devices are stand-ins (stand_in_devices.py): what is tested is the pipeline around them.
 """
@@ -17,27 +17,30 @@ import pytest
 import weightcast
 from tests import imatrices
 from tests.gguf_files import Part, bf16, floats, read, string, write
-from tests.stand_in_devices import Lane, Machine
+from tests.stand_in_devices import Backend, Machine
 from tests.support import Golden, some
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import executor
-from weightcast.converters.engine.executor import memory_estimate
+from weightcast.converters.engine.buffers import memory_estimate
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.files.interrupts import Held
-from weightcast.converters.graph.view import matrices
+from weightcast.converters.files.interrupts import ReleaseStack
+from weightcast.converters.graph import matrices
 from weightcast.converters.plan import budget as memory
-from weightcast.converters.plan.tiling import Cut, largest_pieces
+from weightcast.converters.plan.tiling import Tiling, largest_task
+from weightcast.converters.plan.workers import Workers, choose_workers
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, DeviceError, LayoutError, RequestError
 from weightcast.quant import backend, devices
 from weightcast.quant.devices import choose_devices
 
 WIDE = Golden("wide").path
+NO_TOKENIZER = ConvertOptions(no_tokenizer=True)
 
 
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slabs of a few columns, pieces of a few rows: gathered reads and many seams."""
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs of a few columns, tasks of a few rows: gathered reads and many seams."""
     monkeypatch.setattr(memory, "SLAB_BYTES", 200_000)
-    monkeypatch.setattr(memory, "DEVICE_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(memory, "DEVICE_TASK_BYTES", 20_000)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -194,7 +197,7 @@ def test_bytes_are_those_of_the_processor(
     # Drivers copy what was decoded here, to ordinary memory, through buffers of their own.
     machine.takes_pageable = case == "packed int4"
     machine.makes_pageable = case == "floats of 4 and 8 bits"
-    small_pieces(monkeypatch)
+    small_tasks(monkeypatch)
     for name in ("quantize_matrix", "quantize_groups", "quantize_and_measure_groups"):
         monkeypatch.setattr(backend, name, lambda *given: pytest.fail("on the processor"))
     made = run_case(case, tmp_path, request, device="cuda", jobs=workers)
@@ -202,15 +205,17 @@ def test_bytes_are_those_of_the_processor(
     assert made.counts == summary.counts
     assert made.describe()["devices"] == [f"cuda:{n}" for n in range(n_devices)]
     assert summary.describe()["devices"] == ["cpu"]
-    assert [lane.device.index for lane in machine.lanes] == [n % n_devices for n in range(workers)]
-    assert machine.pieces.total() > len(made.plan.items) // 2
+    assert [backend.device.index for backend in machine.backends] == [
+        n % n_devices for n in range(workers)
+    ]
+    assert machine.tasks.total() > len(made.plan.items) // 2
     machine.assert_given_back()
 
 
 def test_columns_between_others(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Column-major experts: each is read with what lies between its values, and fits its lane."""
+    """Column-major experts: each is read with what lies between its values, and fits its memory."""
     source = Path(shutil.copytree(tiny, tmp_path / "source"))
     name = "transformer/decoder_layer_0/moe/linear/w"
     stored = matrices(weightcast.open(source)[name])[0].array
@@ -218,10 +223,10 @@ def test_columns_between_others(
     raw[raw.rindex(b"\x89", 0, stored.offset)] = 0x88  # numpy's is_fortran: NEWFALSE to NEWTRUE
     stored.path.write_bytes(raw)
     assert min(matrices(weightcast.open(source)[name])[0].strides) == 8
-    items = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], no_tokenizer=True).items
+    items = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], NO_TOKENIZER).items
     items = [item for item in items if item.view.array.path == stored.path]
     wanted = max(item.view.shape[0] * item.view.shape[1] * 8 for item in items)
-    assert largest_pieces(items, Cut(1, 1 << 30, 1 << 30)).source == wanted
+    assert largest_task(items, Tiling(1, 1 << 30, 1 << 30)).source == wanted
     weightcast.convert(source, tmp_path / "a-Q4_K.gguf", no_tokenizer=True)
     machine = Machine().install(monkeypatch)
     weightcast.convert(source, tmp_path / "b-Q4_K.gguf", no_tokenizer=True, device="cuda")
@@ -235,7 +240,7 @@ def test_copied_tensors_stay_on_the_host(
     machine = Machine().install(monkeypatch)
     weightcast.convert(q8_0_gguf, tmp_path / "a-Q8_0.gguf", device="cuda", pure=True)
     assert read(tmp_path / "a-Q8_0.gguf") == read(q8_0_gguf)
-    assert not machine.pieces.total()
+    assert not machine.tasks.total()
     machine.assert_given_back()
 
 
@@ -248,8 +253,8 @@ def test_blocks_of_the_same_type_stay_on_the_host(
     machine = Machine().install(monkeypatch)
     weightcast.convert(a, b, no_tokenizer=True, device="cuda")
     assert a.read_bytes() == b.read_bytes()
-    assert machine.lanes
-    assert not any("Q8_0" in lane.types for lane in machine.lanes)
+    assert machine.backends
+    assert not any("Q8_0" in backend.types for backend in machine.backends)
 
 
 def test_plain_floats_are_made_on_the_device(
@@ -258,7 +263,7 @@ def test_plain_floats_are_made_on_the_device(
     machine = Machine().install(monkeypatch)
     names = ["a-F32.gguf", "a-F16.gguf", "a-bf16"]
     weightcast.convert(tiny, *(tmp_path / n for n in names), no_tokenizer=True, device="cuda:0")
-    assert set().union(*(lane.types for lane in machine.lanes)) == {"F32", "F16", "BF16"}
+    assert set().union(*(backend.types for backend in machine.backends)) == {"F32", "F16", "BF16"}
 
 
 def test_the_default_is_the_processor(
@@ -271,26 +276,26 @@ def test_the_default_is_the_processor(
 # Overlap.
 
 
-def test_lanes_of_all_devices_work_at_once(
+def test_backends_of_all_devices_work_at_once(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four lanes on two devices meet in the middle of a piece, again and again."""
-    small_pieces(monkeypatch)
+    """Four backends on two devices meet in the middle of a task, again and again."""
+    small_tasks(monkeypatch)
     meeting = threading.Barrier(4)
     met: list[str] = []
 
-    def during(lane: Lane) -> None:
-        if lane.pieces < 3:
+    def during(backend: Backend) -> None:
+        if backend.tasks < 3:
             meeting.wait(timeout=60)
-            met.append(lane.device.id)
+            met.append(backend.device.id)
 
     machine = Machine(2, during=during).install(monkeypatch)
     weightcast.convert(tiny, tmp_path / "a-Q4_K.gguf", no_tokenizer=True, device="cuda", jobs=4)
     assert sorted(met) == ["cuda:0"] * 6 + ["cuda:1"] * 6
-    assert all(machine.pieces[f"cuda:{n}"] >= 6 for n in range(2))
+    assert all(machine.tasks[f"cuda:{n}"] >= 6 for n in range(2))
 
 
-def test_reading_goes_on_while_lanes_work(
+def test_reading_goes_on_while_backends_work(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, second = executor.read_slab, threading.Event()
@@ -304,8 +309,8 @@ def test_reading_goes_on_while_lanes_work(
             second.set()
         return slab
 
-    def during(lane: Lane) -> None:
-        # The first piece does not end before the second slab has been read.
+    def during(backend: Backend) -> None:
+        # The first task does not end before the second slab has been read.
         assert second.wait(timeout=60)
 
     monkeypatch.setattr(executor, "read_slab", read_slab)
@@ -319,47 +324,47 @@ def test_reading_goes_on_while_lanes_work(
 def test_page_locked_memory_is_bounded(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_pieces(monkeypatch)
+    small_tasks(monkeypatch)
     machine = Machine(2).install(monkeypatch)
-    prepared = conversion.prepare(tiny, [tmp_path / "a-Q4_K_M.gguf"], no_tokenizer=True)
-    memory = memory_estimate(prepared, 5, machine.chosen)
+    prepared = conversion.prepare(tiny, [tmp_path / "a-Q4_K_M.gguf"], NO_TOKENIZER)
+    memory = memory_estimate(prepared, Workers(5, machine.chosen))
     conversion.run(prepared, 5, devices=machine.chosen)
     pinned = [pin.bytes.nbytes for pin in machine.pins]
     assert len(pinned) == 2 + 5
     assert sum(pinned) == memory.host  # a rest of pages apart, which these sizes do not have
     assert memory.host <= 2 * 200_000 + 5 * 20_000
-    on_device = [lane.source_bytes + lane.blocks_bytes for lane in machine.lanes]
-    assert memory.device == sum(on_device[:3])  # three of five lanes are on the first device
+    on_device = [backend.source_bytes + backend.blocks_bytes for backend in machine.backends]
+    assert memory.device == sum(on_device[:3])  # three of five backends are on the first device
 
 
 def test_estimates_for_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One expert of the release is a slab of 192 MiB; its Q4_K is made in pieces of 32 MiB."""
+    """One expert of the release is a slab of 192 MiB; its Q4_K is made in tasks of 32 MiB."""
     spec = tiny_spec(
         emb_size=6144, key_size=128, num_q_heads=48, num_kv_heads=8, num_layers=1, num_experts=2
     )
     source = write_checkpoint(tmp_path, spec, sparse=True)
-    prepared = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], no_tokenizer=True)
-    workers = executor.default_workers(Machine().chosen)
-    assert workers == 4
-    memory = memory_estimate(prepared, workers, Machine().chosen)
+    prepared = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], NO_TOKENIZER)
+    workers = choose_workers(None, Machine().chosen)
+    assert workers.count == 4
+    memory = memory_estimate(prepared, workers)
     assert 0 < memory.host <= 2 * (192 << 20) + 4 * (32 << 20)
-    many = memory_estimate(prepared, 512, Machine(8).chosen)
+    many = memory_estimate(prepared, Workers(512, Machine(8).chosen))
     assert many.host <= 2 * (192 << 20) + (1 << 30)
-    assert memory_estimate(prepared, 4).device == 0
+    assert memory_estimate(prepared, Workers(4)).device == 0
 
 
 # Failures.
 
 
-def fail_at(piece: int, problem: BaseException) -> Callable[[Lane], None]:
-    """Fail in the middle of a piece, counted over all lanes."""
+def fail_at(task: int, problem: BaseException) -> Callable[[Backend], None]:
+    """Fail in the middle of a task, counted over all backends."""
     lock, seen = threading.Lock(), 0
 
-    def during(lane: Lane) -> None:
+    def during(backend: Backend) -> None:
         nonlocal seen
         with lock:
             seen += 1
-            is_due = seen == piece
+            is_due = seen == task
         if is_due:
             raise problem
 
@@ -368,14 +373,14 @@ def fail_at(piece: int, problem: BaseException) -> Callable[[Lane], None]:
 
 OUT_OF_MEMORY = DeviceError("cuda:0: out of device memory")
 BROKEN = {
-    "first piece": {"during": lambda: fail_at(1, OUT_OF_MEMORY)},
-    "a later piece": {"during": lambda: fail_at(40, OUT_OF_MEMORY)},
-    "first lane": {"refuse_lane": 0},
-    "last lane": {"refuse_lane": 4},
+    "first task": {"during": lambda: fail_at(1, OUT_OF_MEMORY)},
+    "a later task": {"during": lambda: fail_at(40, OUT_OF_MEMORY)},
+    "first backend": {"refuse_backend": 0},
+    "last backend": {"refuse_backend": 4},
     "first buffer": {"refuse_pin": 0},
     "last buffer": {"refuse_pin": 6},
     "the end": {"fail_to_close": True},
-    "a piece and the end": {"fail_to_close": True, "during": lambda: fail_at(9, OUT_OF_MEMORY)},
+    "a task and the end": {"fail_to_close": True, "during": lambda: fail_at(9, OUT_OF_MEMORY)},
 }
 
 
@@ -384,7 +389,7 @@ def test_a_device_that_fails(
     where: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line, the earlier output as it was, what is finished kept, everything given back."""
-    small_pieces(monkeypatch)
+    small_tasks(monkeypatch)
     options = {k: v() if callable(v) else v for k, v in BROKEN[where].items()}
     machine = Machine(2, **options).install(monkeypatch)
     earlier = tmp_path / "a-Q4_K_M.gguf"
@@ -393,7 +398,7 @@ def test_a_device_that_fails(
     with pytest.raises(DeviceError) as caught:
         weightcast.convert(tiny, *outputs, no_tokenizer=True, device="cuda", jobs=5)
     assert "\n" not in str(caught.value)
-    if "piece" in where:
+    if "task" in where:
         assert caught.value is OUT_OF_MEMORY
     assert earlier.read_bytes() == b"earlier"
     kept = {".a-bf16.partial", *(f".{path.name}.journal" for path in outputs)}
@@ -410,7 +415,7 @@ def test_a_bad_value_is_named_as_on_the_processor(
     metadata = {"general.architecture": string("llama")}
     write(tmp_path / "m.gguf", metadata, {"a.weight": floats(x)})
     machine = Machine().install(monkeypatch)
-    small_pieces(monkeypatch)
+    small_tasks(monkeypatch)
     said = []
     for device in ("cpu", "cuda"):
         with pytest.raises(LayoutError) as caught:
@@ -421,7 +426,7 @@ def test_a_bad_value_is_named_as_on_the_processor(
     machine.assert_given_back()
 
 
-def test_what_was_held_is_given_back_whatever_happens() -> None:
+def test_what_was_opened_is_released_whatever_happens() -> None:
     given: list[str] = []
 
     def fails(name: str) -> Callable[[], None]:
@@ -432,9 +437,9 @@ def test_what_was_held_is_given_back_whatever_happens() -> None:
         return release
 
     def use(*releases: Callable[[], None], then: BaseException | None = None) -> None:
-        with Held() as held:
+        with ReleaseStack() as stack:
             for release in releases:
-                held.add(release)
+                stack.add(release)
             if then is not None:
                 raise then
 
@@ -464,7 +469,7 @@ def test_one_device_or_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen_ids("cpu") == ["cpu"]
     assert chosen_ids("cuda") == chosen_ids("auto") == ["cuda:0", "cuda:1", "cuda:2"]
     assert chosen_ids("cuda:1") == ["cuda:1"]
-    assert executor.default_workers(choose_devices("cuda")) == 12
+    assert choose_workers(None, choose_devices("cuda")).count == 12
     with pytest.raises(DeviceError) as caught:
         choose_devices("cuda:7")
     assert str(caught.value) == "cuda:7: this machine has 3 CUDA devices (cuda:0, cuda:1, cuda:2)"

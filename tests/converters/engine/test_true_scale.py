@@ -13,13 +13,15 @@ import pytest
 import weightcast
 from weightcast.converters import convert as conversion
 from weightcast.converters.engine import executor
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import write_checkpoint
 from weightcast.converters.graph.read import Slab
 from weightcast.converters.output.files import OutputFiles
 from weightcast.converters.output.journal import Contents, Finished, Write
 from weightcast.converters.plan.plan import Destination, Plan
-from weightcast.quant.backend import ProcessorLane
+from weightcast.converters.plan.workers import Workers
+from weightcast.converters.sources.options import ConvertOptions
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import BlockCounts
 
 ALIGNMENT = 32  # of tensors in GGUF files; those of safetensors follow each other
@@ -73,8 +75,8 @@ class NoFiles:
     def commit(self, beside: object) -> None: ...
 
 
-class NoKernels(ProcessorLane):
-    """A lane that makes nothing."""
+class NoKernels(CpuBackend):
+    """A backend that makes nothing."""
 
     def quantize(self, *arguments: Any) -> BlockCounts:
         return BlockCounts()
@@ -90,14 +92,16 @@ def test_the_release_goes_through_the_executor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """770 sparse shards, 314 billion weights; 1.16 TB of outputs, no kernels, no disk."""
-    write_checkpoint(tmp_path / "grok-1", GROK_1, sparse=True)
+    write_checkpoint(tmp_path / "grok-1", RELEASE, sparse=True)
     outputs = [tmp_path / name for name in ("g-Q8_0.gguf", "g-Q4_K_M.gguf", "g-bf16")]
-    plan = conversion.prepare(tmp_path / "grok-1", outputs, no_tokenizer=True, split="48G")
+    plan = conversion.prepare(
+        tmp_path / "grok-1", outputs, ConvertOptions(no_tokenizer=True, split="48G")
+    )
     monkeypatch.setattr(executor, "OutputFiles", NoFiles)
-    monkeypatch.setattr(executor, "ProcessorLane", NoKernels)
+    monkeypatch.setattr(executor, "CpuBackend", NoKernels)
     monkeypatch.setattr(executor, "read_slab", no_slab)
     done: list[int] = []
-    executor.run(plan, 3, done.append)
+    executor.run(plan, Workers(3), done.append)
     assert sum(done) == plan.read_bytes > 318e9
     assert plan.write_bytes > 1.1e12
     check_coverage(plan, NoFiles.written)
@@ -118,7 +122,7 @@ def test_every_byte_is_written_once(
     names += ["x-int8-g32-gptq", "x-int4-g32-awq", "x-int4-g64-weightcast", "x-mxfp4", "x-nvfp4"]
     names += ["x-fp8", "x-fp8-block"]
     monkeypatch.setattr("weightcast.converters.plan.budget.SLAB_BYTES", 1 << 16)
-    monkeypatch.setattr("weightcast.converters.plan.budget.PIECE_BYTES", 1 << 14)
+    monkeypatch.setattr("weightcast.converters.plan.budget.TASK_BYTES", 1 << 14)
     written: Intervals = defaultdict(list)
     real = OutputFiles.write_runs
 

@@ -11,8 +11,8 @@ import pytest
 
 import weightcast
 from benchmarks.children import cached
+from weightcast.converters.engine.hashing import FileToHash, hash_files
 from weightcast.converters.files import page_cache
-from weightcast.converters.files.hashing import FileToHash, hash_files
 from weightcast.converters.files.page_cache import WrittenPages, outgrows
 
 OUTPUTS = "x-Q8_0.gguf", "x-Q4_K_M.gguf", "x-int8-g32-gptq", "x-int4-g32-gptq", "x-bf16"

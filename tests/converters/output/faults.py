@@ -195,7 +195,7 @@ def _in_child(arguments: Sequence[str], log: Path, fault: Fault | None, ways: Wa
     os.dup2(said, 1)
     os.dup2(said, 2)
     memory.SLAB_BYTES = ways.slab  # type: ignore[misc]
-    memory.PIECE_BYTES = ways.slab // 4  # type: ignore[misc]
+    memory.TASK_BYTES = ways.slab // 4  # type: ignore[misc]
     page_cache.outgrows = lambda nbytes: ways.past_cache
     sys.argv = ["weightcast", *arguments]
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")

@@ -23,6 +23,7 @@ from weightcast.converters.output import fingerprint, journal
 from weightcast.converters.output.journal import read_journal
 from weightcast.converters.output.resume import kept_work
 from weightcast.converters.sources.inputs import Inputs
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import ChangedError, OutputError
 
 
@@ -244,7 +245,7 @@ def test_a_report_is_that_of_an_undisturbed_run(
 
 
 def whole_plan_items(source: Path, output: Path) -> tuple[Any, ...]:
-    return convert.prepare(source, [output], no_tokenizer=True).items
+    return convert.prepare(source, [output], ConvertOptions(no_tokenizer=True)).items
 
 
 def test_two_runs_exclude_each_other(
@@ -343,7 +344,7 @@ def test_messages_promise_only_what_the_same_command_does(
         weightcast.convert(tiny, cut, no_tokenizer=True, jobs=1, resume=False)
     partial_path(cut).unlink()  # what a run leaves that was killed when it was complete
     assert read_journal(journal_path(cut)).finished
-    assert not kept_work(convert.prepare(tiny, [cut], no_tokenizer=True))
+    assert not kept_work(convert.prepare(tiny, [cut], ConvertOptions(no_tokenizer=True)))
 
 
 def test_a_journal_that_cannot_be_read_is_not_forgotten(

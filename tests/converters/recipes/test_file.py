@@ -11,8 +11,7 @@ from weightcast.converters.recipes.file import parse_tensor_type, read_recipe_fi
 from weightcast.converters.recipes.recipe import RECIPES
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.errors import CheckpointError, FormatError, RequestError
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import Q5_0, Q6_K, Q8_0
+from weightcast.quant.types import Q5_0, Q6_K, Q8_0, GroupType
 
 EXAMPLE = r"""
 base = "q4_k"  # an alias, in any case

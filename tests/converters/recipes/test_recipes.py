@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.grok1 import places
 from tests.support import DATA
-from weightcast.converters.families.grok1.tensors import places
 from weightcast.converters.recipes.decide import (
     Decision,
     Override,

@@ -109,10 +109,10 @@ def merged(parts: Sequence[Json]) -> Json:
 
 def tensor(
     name: str, kind: str, layer: int | None, type_name: str, shape: Sequence[int], *,
-    seed: object = 0, weighed: bool = False,
+    weighed: bool = False,
 ) -> Json:  # fmt: skip
     """One tensor; of three dimensions, the first is that of the experts, which differ a little."""
-    chance = random.Random(f"{seed} {name} {type_name}")
+    chance = random.Random(f"0 {name} {type_name}")
     bits, sqnr = TYPES[type_name]
     weights = math.prod(shape)
     if sqnr is not None:

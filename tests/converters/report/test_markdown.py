@@ -12,8 +12,7 @@ import pytest
 from tests.converters.report import error_reports
 from tests.support import DATA
 from weightcast import cli
-from weightcast.converters.report import html
-from weightcast.converters.report.markdown import markdown
+from weightcast.converters.report import html, markdown
 from weightcast.converters.report.schema import read_report
 
 HOSTILE = "a|b`</code><img src=x onerror=alert(1)>\n# @all [x](http://example.org)"
@@ -45,7 +44,7 @@ def saved(folder: Path, value: error_reports.Json, name: str = "report.json") ->
 
 
 def summary(folder: Path, *values: error_reports.Json) -> str:
-    return markdown([read_report(saved(folder, value)) for value in values])
+    return markdown.summary([read_report(saved(folder, value)) for value in values])
 
 
 def test_summary(tmp_path: Path) -> None:

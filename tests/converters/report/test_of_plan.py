@@ -17,17 +17,24 @@ from numpy.typing import NDArray
 
 import weightcast
 from tests import directories, imatrices
-from tests.quant.moments import compared
+from tests.converters.report import error_reports
+from tests.grok1 import places
+from tests.quant.test_error import compared
 from tests.support import DATA, GOLDEN, Golden
-from weightcast.converters.families.grok1.tensors import places
-from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.stored import stored_bytes
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type
-from weightcast.converters.report.limits import METRICS, Limit, check_limits, parse_limit
-from weightcast.converters.report.measured import tensor_kind
-from weightcast.converters.sources.open import open_carried
+from weightcast.converters.report import (
+    METRICS,
+    Limit,
+    check_limits,
+    parse_limit,
+    read_report,
+    tensor_role,
+)
+from weightcast.converters.sources.open import open_as_it_is
+from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.quant.types import TYPES
 
@@ -61,7 +68,7 @@ def exact() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shapes = dict(gguf_tensors(weightcast.open(WIDE)))
+    shapes = dict(shapes_of(weightcast.open(WIDE)))
     entries = imatrices.model_entries(shapes)
     entries["blk.1.attn_output.weight"] = imatrices.sample(1, 256, 99)
     return imatrices.write_gguf(tmp_path_factory.mktemp("imatrix") / "wide.gguf", entries)
@@ -126,7 +133,7 @@ def importance_of(imatrix: Path, name: str, planes: int) -> NDArray[np.float32] 
 def test_every_type(type_name: str, tmp_path: Path, exact: Any, imatrix: Path) -> None:
     path = tmp_path / "m-F32.gguf"
     values = convert(WIDE, path, tensor_types=[f"{WEIGHTS}={type_name}"], imatrix=imatrix, jobs=2)
-    stored = open_carried(path)
+    stored = open_as_it_is(path)
     assert stored is not None
     (output,) = values["outputs"]
     assert [tensor["name"] for tensor in output["tensors"]] == list(stored)
@@ -241,7 +248,7 @@ def test_numbers_do_not_depend_on_who_works(
 
     whole = made("whole", jobs=1)
     monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)
-    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     assert made("cut", jobs=3) == whole
 
 
@@ -318,13 +325,14 @@ def test_limits() -> None:
     assert parse_limit("relative_rms=0").limit == 0
 
 
-def test_gate(tmp_path: Path) -> None:
+def test_limits_of_a_report(tmp_path: Path) -> None:
     outputs = [tmp_path / "m-Q8_0.gguf", tmp_path / "m-Q4_0.gguf"]
-    values = convert(WIDE, *outputs)
+    convert(WIDE, *outputs)
+    report = read_report(tmp_path / "report.json")
 
     def beyond(text: str) -> set[tuple[str, str]]:
-        found = check_limits(values, [parse_limit(text)])
-        return {(Path(offender.output).name, offender.name) for offender in found}
+        found = check_limits(report, [parse_limit(text)])
+        return {(Path(violation.output).name, violation.name) for violation in found}
 
     assert not beyond("relative_rms=0.2")
     assert ("m-Q4_0.gguf", "blk.0.attn_q.weight") in beyond("relative_rms=0.05")
@@ -344,15 +352,18 @@ def test_gate(tmp_path: Path) -> None:
         assert Limit(metric, edge).is_kept(0.5)
 
 
-def test_errors_that_are_not_finite_pass_no_gate() -> None:
-    metrics = {"relative_rms": None, "sqnr_db": None, "error_squares": None, "cosine": None}
-    tensor = {"name": "a", "kind": "a", "metrics": metrics}
-    report = {"outputs": [{"path": "p", "tensors": [tensor]}]}
+def test_errors_that_are_not_finite_keep_no_limit(tmp_path: Path) -> None:
+    tensor = error_reports.tensor("a", "a", None, "Q4_K", (1, 256))
+    output = error_reports.output("p", "Q4_K", [tensor])
+    names = ("relative_rms", "sqnr_db", "error_squares", "cosine")
+    tensor["metrics"].update(dict.fromkeys(names))
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(error_reports.report([output])))
     for text in ("relative_rms=1e30", "sqnr_db=-1e30", "cosine=-1"):
-        assert len(check_limits(report, [parse_limit(text)])) == 1
-    lossless = {**metrics, "error_squares": 0.0, "relative_rms": 0.0}
-    report["outputs"][0]["tensors"] = [{**tensor, "metrics": lossless}]
-    assert not check_limits(report, [parse_limit("sqnr_db=200")])
+        assert len(check_limits(read_report(path), [parse_limit(text)])) == 1
+    tensor["metrics"].update(error_squares=0.0, relative_rms=0.0)
+    path.write_text(json.dumps(error_reports.report([output])))
+    assert not check_limits(read_report(path), [parse_limit("sqnr_db=200")])
 
 
 def test_limits_about_nothing_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -374,15 +385,15 @@ def test_limits_about_nothing_are_refused_before_anything_is_written(tmp_path: P
             assert not list(tmp_path.iterdir())
 
 
-def test_kinds_of_tensors() -> None:
-    assert tensor_kind("blk.12.attn_q.weight") == "attn_q"
-    assert tensor_kind("blk.0.attn_q.bias") == "attn_q.bias"
-    assert tensor_kind("v.blk.3.attn_q.weight") == "v.attn_q"  # of a vision projector
-    assert tensor_kind("dec.blk.3.cross_attn_q.weight") == "dec.cross_attn_q"
-    assert tensor_kind("token_embd.weight") == "token_embd"
+def test_roles_of_tensors() -> None:
+    assert tensor_role("blk.12.attn_q.weight") == "attn_q"
+    assert tensor_role("blk.0.attn_q.bias") == "attn_q.bias"
+    assert tensor_role("v.blk.3.attn_q.weight") == "v.attn_q"  # of a vision projector
+    assert tensor_role("dec.blk.3.cross_attn_q.weight") == "dec.cross_attn_q"
+    assert tensor_role("token_embd.weight") == "token_embd"
 
 
-def test_gate_on_the_command_line(tmp_path: Path) -> None:
+def test_limits_on_the_command_line(tmp_path: Path) -> None:
     command = [*MAIN, "convert", str(WIDE), "m-Q4_0.gguf", "--no-tokenizer"]
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:

@@ -1,10 +1,10 @@
-"""Error reports are read as the schema says, and anything else is refused in one line."""
+"""Error reports are read and written as the schema says; anything else is refused in one line."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import jsonschema
 import pytest
 
 from tests.converters.report import error_reports
-from weightcast.converters.report.schema import read_report
+from weightcast.converters.report.json_schema import schema_text
+from weightcast.converters.report.schema import json_values, read_report, write_report
 from weightcast.errors import CheckpointError, FormatError
 
-SCHEMA = json.loads((Path(__file__).parents[3] / "docs/report.schema.json").read_text())
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+SCHEMA = Path(__file__).parents[3] / "docs/report.schema.json"
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +36,30 @@ def written(tmp_path: Path, value: Any) -> Path:
     return path
 
 
+def test_the_schema_is_generated_from_the_model() -> None:
+    """Else run: python -m weightcast.converters.report.json_schema > docs/report.schema.json"""
+    assert SCHEMA.read_text() == schema_text()
+
+
+def test_what_is_read_is_written_again(valid: error_reports.Json, tmp_path: Path) -> None:
+    path, again = written(tmp_path, json.dumps(valid, indent=1) + "\n"), tmp_path / "again.json"
+    report = read_report(path)
+    assert json_values(report) == valid
+    write_report(again, report)
+    assert again.read_bytes() == path.read_bytes()
+
+
 def test_what_the_schema_allows_is_read(valid: error_reports.Json, tmp_path: Path) -> None:
     VALIDATOR.validate(valid)
     report = read_report(written(tmp_path, valid))
     output = report.outputs[1]
-    assert (report.source, report.baseline) == ("grok-1/ckpt-0", "stored")
-    assert (output.type, output.imatrix, output.rules[0].pattern) == (
+    assert (report.source.path, report.baseline) == ("grok-1/ckpt-0", "stored")
+    assert (output.type, output.imatrix, output.recipe.rules[0].pattern) == (
         "Q4_K_M",
         "a.imatrix",
         "attn_v",
     )
-    assert [kind.kind for kind in output.kinds] == [k["kind"] for k in valid["outputs"][1]["kinds"]]
+    assert [role.role for role in output.roles] == [k["kind"] for k in valid["outputs"][1]["kinds"]]
     tensor, expected = output.tensors[8], valid["outputs"][1]["tensors"][8]
     assert (tensor.name, tensor.shape) == ("blk.0.ffn_gate_exps.weight", (2, 32768, 6144))
     assert tensor.metrics.sqnr_db == expected["metrics"]["sqnr_db"]
@@ -78,6 +92,7 @@ TENSOR = "outputs/1/tensors/8"
         ("generator", 3, "generator is 3, not text"),
         ("source/parameters", -1, "source.parameters is -1, not a count"),
         ("source/parameters", 1 << 63, "not a count"),
+        ("source/hyperparameters", [], "source.hyperparameters is [], not an object"),
         ("baseline", "f32", "baseline is 'f32'; known: stored, bf16"),
         ("outputs", {}, "outputs is {}, not a list"),
         ("outputs/0", [], "outputs[0] is [], not an object"),
@@ -88,8 +103,11 @@ TENSOR = "outputs/1/tensors/8"
         ("outputs/0/bits_per_weight", -0.5, "outputs[0].bits_per_weight is -0.5"),
         ("outputs/0/bits_per_weight", None, "outputs[0].bits_per_weight is None"),
         (f"{TENSOR}/layer", "0", "outputs[1].tensors[8].layer is '0', not a count"),
+        (f"{TENSOR}/shape/1", 0, "outputs[1].tensors[8].shape[1] is 0, not a count of 1 or more"),
         (f"{TENSOR}/metrics/sqnr_db", "22", "tensors[8].metrics.sqnr_db is '22', not a finite"),
         (f"{TENSOR}/metrics/cosine", False, "tensors[8].metrics.cosine is False, not a finite"),
+        (f"{TENSOR}/metrics/cosine", -1.5, "cosine is -1.5, not a number of -1 or more"),
+        (f"{TENSOR}/metrics/cosine", 1.5, "cosine is 1.5, not a number of 1 or less"),
         (f"{TENSOR}/metrics/mean_error", 10**400, "tensors[8].metrics.mean_error is 1000"),
         (f"{TENSOR}/metrics/share_exact", 1.5, "share_exact is 1.5, not a share of 1"),
         (f"{TENSOR}/metrics/histogram", [1] * 31, "histogram has 31 numbers, not 32"),
@@ -112,6 +130,46 @@ def test_what_the_schema_forbids_is_refused_by_place(
     assert "\n" not in str(error.value)
 
 
+def places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Find every place in a value, but of lists only the first item."""
+    yield place
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from places(each, (*place, key))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*place, 0))
+
+
+def test_schema_and_reader_refuse_the_same(valid: error_reports.Json, tmp_path: Path) -> None:
+    value = copy.deepcopy(valid)
+    del value["outputs"][0]
+    output = value["outputs"][0]
+    del output["tensors"][:8], output["tensors"][1:], output["kinds"][1:]
+    output["tensors"][0]["experts"] = []  # each would be as its tensor
+    refused = 0
+    for place in list(places(value))[1:]:
+        if "hyperparameters" in place[:-1]:
+            continue  # anything may be in there
+        *way, last = place
+        holder = value
+        for step in way:
+            holder = holder[step]
+        before = holder[last]
+        more = {**before, "x": 1} if isinstance(before, dict) else {}
+        for new in (None, True, -2, 0, 1, 0.5, 1.5, "x", "gguf", [], [-1], [1, 2], {}, more):
+            holder[last] = new
+            is_valid = VALIDATOR.is_valid(value)
+            try:
+                read_report(written(tmp_path, value))
+            except FormatError:
+                assert not is_valid, (place, new)
+                refused += 1
+            else:
+                assert is_valid, (place, new)
+        holder[last] = before
+    assert refused > 500
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -132,7 +190,7 @@ def test_other_files(
 ) -> None:
     path = written(tmp_path, change(json.dumps(valid)))
     if problem is None:
-        assert read_report(path).family == "?"
+        assert read_report(path).source.family == "?"
         return
     with pytest.raises(FormatError, match=problem):
         read_report(path)

@@ -18,25 +18,24 @@ from numpy.typing import NDArray
 
 import weightcast
 from tests.formats.packed import packing as packed
+from tests.grok1 import EMBEDDING, places
 from tests.support import Golden
 from weightcast.commands.text.graph import graph_lines, graph_values
 from weightcast.converters.convert import Summary, prepare
 from weightcast.converters.families.grok1 import forward
-from weightcast.converters.families.grok1.tensors import EMBEDDING, places
+from weightcast.converters.graph import View, matrices
 from weightcast.converters.graph import read as slabs
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import take
-from weightcast.converters.graph.view import View, matrices
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
-from weightcast.formats.packed import LAYOUTS, fp8
-from weightcast.formats.packed.config import compressed_tensors_config
+from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.layout import NUMPY_DTYPES, Fp8Type, Scheme
-from weightcast.formats.packed.weightcast import Described, header_metadata
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import MXFP4, NVFP4, QuantType
+from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
+from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, Scheme
+from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, QuantType
 
 WIDE = Golden("wide")
 NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
@@ -129,9 +128,8 @@ def pack_directory(
         parts = packed.pack_whole(LAYOUTS[layout], groups, kind)
         tensors |= {stem + suffix: part for suffix, part in parts.items()}
         expected[name] = packed.values(groups, kind)
-        described[stem] = Described(kind, *array.shape)
-    metadata = header_metadata(described) if layout == "weightcast" else {}
-    write(out / "model.safetensors", tensors, metadata)
+        described[stem] = MatrixShape(kind, *array.shape)
+    write(out / "model.safetensors", tensors, LAYOUTS[layout].header_metadata(described))
     schemes = [Scheme(("Linear",), group_type)]
     if attention is not None:
         schemes = [Scheme((f"re:.*{part}.*",), t) for part, t in types.items()]
@@ -177,18 +175,15 @@ def pack_floats(
             continue
         stem = name.removesuffix(".weight")
         if isinstance(kind, Fp8Type):
-            segments = fp8.pack(array, kind, *array.shape, 0)
-            parts = packed.assemble(fp8.parts(kind, *array.shape), segments, {})
-            expected[name] = fp8.unpack(parts, kind, *array.shape)
+            parts = packed.pack_fp8(array, kind)
+            expected[name] = dequantize_fp8(quantize_fp8(array, kind), kind)
         else:
             layout, blocks = FP4_LAYOUTS[kind.name], weightcast.quantize(array, kind.name)
-            segments = layout.pack(blocks, *array.shape, 0)
-            wanted = layout.parts(*array.shape)
-            parts = packed.assemble(wanted, segments, layout.constants())
+            parts = packed.pack_rows(layout, blocks, MatrixShape(kind, *array.shape))
             expected[name] = weightcast.dequantize(blocks, kind.name)
         tensors |= {stem + suffix: part for suffix, part in parts.items()}
     write(out / "model.safetensors", tensors)
-    write_config(plain, out, compressed_tensors_config([Scheme(("Linear",), kind)]))
+    write_config(plain, out, LAYOUTS[CT].quantization_config([Scheme(("Linear",), kind)]))
     return expected
 
 
@@ -227,7 +222,7 @@ def test_groups_become_what_they_mean(
     monkeypatch.setattr(memory, "SLAB_BYTES", 24 << 10)
     source, expected = packed_as(layout, group_type)
     assert len(prepare(source, [tmp_path / "n-F32.gguf"],
-        no_tokenizer=True).items) > 150  # fmt: skip
+        ConvertOptions(no_tokenizer=True)).items) > 150  # fmt: skip
     check_values(source, tmp_path, expected)
 
 
@@ -274,7 +269,7 @@ def test_rows_are_read_alone(layout: str, group_type: GroupType, packed_as: Pack
 
 def rows_in_memory(view: View, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start + 8, stop), which is a piece of what was read."""
-    buffer = bytearray(slabs.slab_bytes(view, stop - start))
+    buffer = bytearray(view.slab_bytes(start, stop))
     slab = slabs.read_slab(view, start, stop, memoryview(buffer))
     matrix = slab.piece(8, stop - start)
     values = np.array(matrix.data).view(np.int8 if matrix.dtype == "I8" else np.float32)
@@ -334,7 +329,8 @@ def test_logits_over_int8_are_those_over_the_shards(tmp_path: Path) -> None:
         if expert is not None:
             tensor = take(tensor, expert)
         values = load_float32(tensor)
-        return values.astype(ml_dtypes.bfloat16).astype(np.float32) if name == EMBEDDING else values
+        is_table = name == "token_embd.weight"
+        return values.astype(ml_dtypes.bfloat16).astype(np.float32) if is_table else values
 
     expected = forward.forward(shards.spec, load, WIDE.tokens[:1]).logits
     np.testing.assert_array_equal(forward.logits(found, WIDE.tokens[:1]), expected)
@@ -355,7 +351,7 @@ def test_what_inspect_says(packed_as: Packed, tmp_path: Path) -> None:
     origin = graph[name].describe()["origin"]["sources"][0]["origin"]
     assert origin["layout"] == "compressed-tensors"
     assert set(origin["parts"]) == {".weight_packed", ".weight_scale", ".weight_shape"}
-    work = prepare(source, [tmp_path / "m-F32.gguf"], no_tokenizer=True)
+    work = prepare(source, [tmp_path / "m-F32.gguf"], ConvertOptions(no_tokenizer=True))
     assert work.read_bytes == stored - head
 
 

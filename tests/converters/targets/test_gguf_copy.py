@@ -23,8 +23,9 @@ from tests import gguf_files as files
 from tests.gguf_files import Part, floats, read, string, strings, u16, u32, write
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
-from weightcast.converters.families import any_gguf
+from weightcast.converters.families import generic
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.formats.gguf import layout as gguf_layout
 
@@ -273,11 +274,11 @@ def test_slabs_do_not_change_bytes(
             tmp_path / f"{name}.gguf", tmp_path / f"{name}-1.gguf", types=[type_name]
         )
     monkeypatch.setattr(memory, "SLAB_BYTES", 1000)
-    monkeypatch.setattr(any_gguf, "_MAX_ROW_ELEMENTS", 80)
-    monkeypatch.setattr(any_gguf, "_MAX_EXPERTS", 3)
+    monkeypatch.setattr(generic, "_MAX_ROW_ELEMENTS", 80)
+    monkeypatch.setattr(generic, "_MAX_EXPERTS", 3)
     for name in MODELS:
         source, target = tmp_path / f"{name}.gguf", tmp_path / f"{name}-2.gguf"
-        cut = prepare(source, [target], types=[type_name])
+        cut = prepare(source, [target], ConvertOptions(types=(type_name,)))
         assert cut.slab_bytes <= 1000
         assert len(cut.items) > len(cut.outputs[0].tensors)
         weightcast.convert(source, target, types=[type_name])
@@ -393,7 +394,7 @@ def test_a_bad_value_is_named(tmp_path: Path) -> None:
 def test_a_bad_value_in_other_rows_is_named(
     shape: tuple[int, ...], index: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(any_gguf, "_MAX_ROW_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(generic, "_MAX_ROW_ELEMENTS", 1 << 12)
     x = normal(0, *shape)
     x[tuple(index)] = np.nan
     write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(x)})
@@ -442,7 +443,7 @@ def test_what_is_for_grok_alone(tmp_path: Path) -> None:
         weightcast.convert(tmp_path / "m.gguf", *[tmp_path / "o-F16.gguf"] * 2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_damaged_headers(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Converted, or refused in one line; nothing is left behind then."""
@@ -500,7 +501,7 @@ def test_described(tmp_path: Path) -> None:
     write_model(tmp_path / "m.gguf")
     graph = weightcast.open(tmp_path / "m.gguf")
     assert list(graph) == list(dense())
-    assert graph.family == "llama"
+    assert graph.family.name == "llama"
     told = graph.spec.describe()
     assert told["uint64"] == (1 << 64) - 1
     assert told["tokenizer.ggml.tokens"] == ["a", "", "\udcc3", "\u2581b", "\0"]

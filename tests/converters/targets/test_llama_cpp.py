@@ -14,7 +14,8 @@ from sentencepiece import SentencePieceProcessor
 import weightcast
 from tests.support import MAX_LLAMA_DIFFERENCE, RELEASED_TOKENIZER, Golden, needs_released_tokenizer
 from weightcast.commands import llama_cpp
-from weightcast.commands.demo import clear_tokens, log_probabilities
+from weightcast.commands.text.demo import log_probabilities
+from weightcast.converters.families.grok1.forward import clear_tokens
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 
 
@@ -40,7 +41,7 @@ def test_other_types_load_and_run(tiny: Path, tmp_path: Path, type_name: str) ->
     path = tmp_path / f"m-{type_name}.gguf"
     weightcast.convert(tiny, path, no_tokenizer=True)
     graph = weightcast.open(tiny)
-    logits = llama_cpp.logits(path, clear_tokens(graph)[:1].tolist())
+    logits = llama_cpp.logits(path, clear_tokens(graph, 20)[:1].tolist())
     assert logits.shape[-1] == graph.spec.vocab_size
     assert np.isfinite(logits).all()
 

@@ -21,12 +21,12 @@ import weightcast
 from tests import imatrices
 from tests.support import Golden
 from weightcast.commands import llama_cpp
-from weightcast.commands.demo import log_probabilities
+from weightcast.commands.text.demo import log_probabilities
 from weightcast.converters.families.grok1 import forward
-from weightcast.converters.families.grok1.spec import Grok1Spec
-from weightcast.converters.families.grok1.types import gguf_tensors
+from weightcast.converters.families.grok1.spec import grok1_spec
+from weightcast.converters.graph import TensorGraph, take
 from weightcast.converters.graph.read import load_float32
-from weightcast.converters.graph.tensor import TensorGraph, take
+from weightcast.converters.targets.types import shapes_of
 from weightcast.quant.types import TYPES
 
 Floats = NDArray[np.float32]
@@ -108,13 +108,13 @@ class Weights:
         return self.values[rows]
 
 
-def run(graph: TensorGraph[Grok1Spec], rounded: Round) -> forward.Result:
+def run(graph: TensorGraph, rounded: Round) -> forward.Result:
     def load(name: str, expert: int | None = None) -> Floats | Weights:
         values = load_float32(graph[name] if expert is None else take(graph[name], expert))
-        is_float = values.ndim < 2 or "router" in name
+        is_float = values.ndim < 2 or "ffn_gate_inp" in name
         return values if is_float else Weights(values, rounded)
 
-    return forward.forward(graph.spec, load, TOKENS, gelu_float16)
+    return forward.forward(grok1_spec(graph.spec), load, TOKENS, gelu_float16)
 
 
 def differences(found: Floats, expected: Floats) -> Floats:
@@ -127,7 +127,7 @@ def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Entries for all matrices, the embedding table included."""
     entries = {
         name: imatrices.sample(shape[0] if len(shape) > 2 else 1, shape[-1], seed)
-        for seed, (name, shape) in enumerate(gguf_tensors(weightcast.open(WIDE.path)))
+        for seed, (name, shape) in enumerate(shapes_of(weightcast.open(WIDE.path)))
         if len(shape) > 1 and "ffn_gate_inp" not in name
     }
     return imatrices.write_gguf(tmp_path_factory.mktemp("imatrix") / "all.gguf", entries)

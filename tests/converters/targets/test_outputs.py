@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import weightcast
+from tests.grok1 import EMBEDDING, places
 from tests.support import Golden, as_stored
 from weightcast.converters.convert import Summary
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.tensors import EMBEDDING, places
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.plan import budget as memory
 
@@ -106,7 +106,7 @@ def test_bf16_directory_is_bf16_of_the_product(golden: Golden, tmp_path: Path) -
         for expert in experts:
             found = tensors.pop(place.hugging_face(expert))
             expected = source if expert is None else source[expert]
-            dtype = np.float32 if place.role.stays_float32 else ml_dtypes.bfloat16
+            dtype = np.float32 if place.role.storage == "float32" else ml_dtypes.bfloat16
             assert found.dtype == dtype
             bits = f"u{found.itemsize}"
             np.testing.assert_array_equal(
@@ -128,7 +128,7 @@ def test_plain_float_outputs_agree_with_each_other(tiny: Path, tmp_path: Path, n
     found = weightcast.open(tmp_path / name)
     for place in places(found.spec.num_layers):
         values = dequantized(exact[place.gguf])
-        if not place.role.stays_float32:
+        if place.role.storage != "float32":
             values = values.astype(dtype).astype(np.float32)
         loaded = load_float32(found[place.name])
         np.testing.assert_array_equal(loaded, values)
@@ -173,7 +173,7 @@ def test_bytes_do_not_depend_on_workers_slabs_or_company(
         convert(tiny, tmp_path / "alone" / name, jobs=1)
     # Slabs of a few columns, pieces of a few rows: gathered reads and many seams.
     monkeypatch.setattr(memory, "SLAB_BYTES", 20_000)
-    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     convert(tiny, *(tmp_path / "together" / name for name in names), jobs=5)
     files = [p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.*")]
     assert len([f for f in files if f.suffix in (".gguf", ".safetensors")]) == 3

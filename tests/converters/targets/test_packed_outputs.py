@@ -17,14 +17,17 @@ from tests.support import Golden
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type, name_in
-from weightcast.converters.targets.packing import GroupPacking
+from weightcast.converters.sources.options import ConvertOptions
+from weightcast.converters.targets.packing import Packing
+from weightcast.converters.targets.types import shapes_of
 from weightcast.formats.packed import LAYOUTS
-from weightcast.quant.backend import ProcessorLane
+from weightcast.formats.packed.layout import MatrixShape
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import BlockCounts, Matrix
-from weightcast.quant.groups import Groups, GroupType, dequantize_groups
+from weightcast.quant.groups import Groups, dequantize_groups
+from weightcast.quant.types import GroupType
 
 NAMES = [
     "int8-g32",
@@ -60,7 +63,7 @@ def test_readers_get_the_quantized_weights(name: str, tmp_path: Path) -> None:
         weight_type = kind.experts if place.role.is_experts else kind.attention
         made = unpacked(tensors, module, kind.layout, weight_type, values.shape)
         # The released codes are carried where there are eight bits, so nothing is lost.
-        expected = values if kind.is_carried else wanted(values, weight_type)
+        expected = values if kind.keeps_codes else wanted(values, weight_type)
         np.testing.assert_array_equal(made, expected, err_msg=module)
         left -= {module + suffix for suffix in parts_of(tensors, module)}
     assert all(
@@ -89,9 +92,9 @@ def test_int8_as_released(tmp_path: Path) -> None:
         module = name.removesuffix(".weight")
         if ".experts." in name:
             assert tensors[f"{module}.weight_scale"].dtype == BFLOAT16
-            groups = LAYOUTS["compressed-tensors"].unpack(
-                parts_of(tensors, module), GroupType(8, 256), *values.shape
-            )
+            shape = MatrixShape(GroupType(8, 256), *values.shape)
+            layout = LAYOUTS["compressed-tensors"].matrix_layout(shape.type)
+            groups = layout.unpack(parts_of(tensors, module), shape)
             np.testing.assert_array_equal(dequantize_groups(groups, GroupType(8, 256)), values)
         elif "self_attn" in name:
             np.testing.assert_array_equal(tensors[name], values.astype(BFLOAT16))
@@ -112,7 +115,7 @@ def test_bytes_do_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.Monk
 
     whole = made(tmp_path / "whole", jobs=1)
     monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)
-    monkeypatch.setattr(memory, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     assert made(tmp_path / "cut", jobs=3) == whole
 
 
@@ -131,7 +134,7 @@ def test_parts_of_a_matrix_share_a_file(tmp_path: Path) -> None:
 def test_importance_weighs_the_search(tmp_path: Path) -> None:
     golden = Golden("wide")
     graph = weightcast.open(golden.path)
-    shapes = dict(gguf_tensors(graph))
+    shapes = dict(shapes_of(graph))
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     from weightcast.formats.gguf.imatrix import read_imatrix
 
@@ -164,7 +167,7 @@ def test_rows_that_kernels_cannot_group_are_refused_in_the_plan(tmp_path: Path) 
     source = write_checkpoint(tmp_path, tiny_spec(**changes, num_experts=2, num_layers=1))
     told = r"^model\.layers\.0\..*\.weight: a row of 120 values does not fill groups of 32$"
     with pytest.raises(weightcast.LayoutError, match=told):
-        conversion.prepare(source, [tmp_path / "m-int4-channel"], no_tokenizer=True)
+        conversion.prepare(source, [tmp_path / "m-int4-channel"], ConvertOptions(no_tokenizer=True))
 
 
 def test_int8_that_may_change_is_searched(tmp_path: Path) -> None:
@@ -188,10 +191,10 @@ def test_scales_that_do_not_fit() -> None:
     codes = np.arange(-128, 128, dtype=np.int8).reshape(2, 128)
     scales = np.float32([[0.1, 0.5]])
     matrix = Matrix(codes.reshape(-1), "I8", 2, 128, 128, 1, scales=scales)
-    packing = GroupPacking("INT8", LAYOUTS["weightcast"], GroupType(8, 128), is_carried=True)
+    packing = Packing(LAYOUTS["weightcast"], GroupType(8, 128), keeps_codes=True)
     with pytest.raises(weightcast.LayoutError, match=r"\[0, 0\]"):
-        packing.pack(matrix, 2, 0, None, ProcessorLane())
-    changed = replace(packing, may_change=True).pack(matrix, 2, 0, None, ProcessorLane())
+        packing.pack(matrix, 2, 0, None, CpuBackend())
+    changed = replace(packing, allow_requantize=True).pack(matrix, 2, 0, None, CpuBackend())
     assert changed.counts == BlockCounts(requantized=2)
     parts = {segment.suffix for segment in changed.segments}
     assert parts == {part.suffix for part in packing.parts(2, 128)}
@@ -219,11 +222,11 @@ def test_carrying_is_proved_on_the_bytes_written(
     """A bit that flips as codes are packed, or bytes for another place, stop the conversion."""
     kind = directory_type(name)
     assert kind is not None
-    layout = type(LAYOUTS[kind.layout])
+    layout = type(LAYOUTS[kind.layout].matrix_layout(kind.experts))
     pack = layout.pack
 
-    def faulty(self: Any, groups: Groups, kind: Any, n_out: int, n_in: int, row0: int) -> Any:
-        segments = list(pack(self, groups, kind, n_out, n_in, row0))
+    def faulty(self: Any, groups: Groups, shape: MatrixShape[GroupType], row0: int) -> Any:
+        segments = list(pack(self, groups, shape, row0))
         number = 1 if fault == "scale" else 0
         if fault == "place":
             segments[0] = replace(segments[0], offset=segments[0].offset + 4)

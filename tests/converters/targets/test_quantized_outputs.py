@@ -18,8 +18,9 @@ from tests import gguf_files, imatrices
 from tests.support import DATA, GOLDEN, NAMES
 from weightcast.converters.convert import Summary, prepare, run
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.types import gguf_tensors
 from weightcast.converters.recipes.recipe import RECIPES
+from weightcast.converters.sources.options import ConvertOptions
+from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, LayoutError
 from weightcast.quant import backend
 from weightcast.quant.cpu.library import BlockCounts, Matrix
@@ -36,7 +37,7 @@ def convert(source: Path, *outputs: Path, **options: Any) -> Summary:
 
 def shapes(source: Path) -> dict[str, tuple[int, ...]]:
     graph = weightcast.open(source)
-    names = gguf_tensors(graph)
+    names = shapes_of(graph)
     return dict(names)
 
 
@@ -181,7 +182,7 @@ def test_importance_that_is_all_zeros_is_told(tmp_path: Path) -> None:
     entries["blk.1.ffn_up_exps.weight"][0][5] = 0
     imatrix = imatrices.write_gguf(tmp_path / "i.gguf", entries)
     outputs = [tmp_path / f"m-{name}" for name in ("Q4_K_S.gguf", "Q8_0.gguf", "int4-g32")]
-    plan = prepare(WIDE, outputs, no_tokenizer=True, imatrix=imatrix)
+    plan = prepare(WIDE, outputs, ConvertOptions(no_tokenizer=True, imatrix=imatrix))
     said = "0 in 2 tensors, whose weights are lost by that, as in llama-quantize; "
     (note,) = [note for note in plan.outputs[0].notes if said in note]
     assert note.endswith(": blk.0.attn_q.weight, blk.1.ffn_up_exps.weight [5]")
@@ -209,7 +210,9 @@ def test_copied_tensors_need_no_importance(tmp_path: Path, no_tokenizer: bool) -
     zeros = imatrices.write_gguf(tmp_path / "z.gguf", partly)
     options = {"tensor_types": ["attn_output=IQ2_XS", "attn_v=Q5_K"], "allow_requantize": True}
     plan = prepare(
-        source, [tmp_path / "n-IQ2_XS.gguf"], imatrix=zeros, no_tokenizer=no_tokenizer, **options
+        source,
+        [tmp_path / "n-IQ2_XS.gguf"],
+        ConvertOptions(imatrix=zeros, no_tokenizer=no_tokenizer, **options),
     )
     missing = plan.outputs[0].weighing.missing
     assert missing == ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
@@ -298,7 +301,7 @@ def test_a_matrix_of_another_model(tmp_path: Path) -> None:
 
 def test_without_importance_the_dry_run_says_what_is_needed(tmp_path: Path) -> None:
     path = tmp_path / "m-IQ2_XS.gguf"
-    plan = prepare(WIDE, [path], no_tokenizer=True)
+    plan = prepare(WIDE, [path], ConvertOptions(no_tokenizer=True))
     (note,) = plan.outputs[0].notes
     assert note.startswith("needs an importance matrix; give one with --imatrix FILE: without, ")
     assert "blk.0.ffn_gate_exps.weight as IQ2_XS" in note
@@ -309,7 +312,11 @@ def test_without_importance_the_dry_run_says_what_is_needed(tmp_path: Path) -> N
 @pytest.mark.parametrize("recipe", sorted(set(RECIPES) - {"Q2_0"}))
 def test_file_type_of_every_recipe(tmp_path: Path, recipe: str, wide_imatrix: Path) -> None:
     """Types in the header are those decided; the number is llama.cpp's."""
-    plan = prepare(WIDE, [tmp_path / f"m-{recipe}.gguf"], no_tokenizer=True, imatrix=wide_imatrix)
+    plan = prepare(
+        WIDE,
+        [tmp_path / f"m-{recipe}.gguf"],
+        ConvertOptions(no_tokenizer=True, imatrix=wide_imatrix),
+    )
     header = tmp_path / "header.gguf"
     with header.open("wb") as file:
         file.write(plan.outputs[0].files[0].header)
@@ -327,7 +334,7 @@ def test_overrides_and_pure(tmp_path: Path) -> None:
     assert found["blk.0.ffn_up_exps.weight"] == found["blk.1.attn_k.weight"] == "F16"
     assert found["blk.1.attn_v.weight"] == "Q8_0"
     assert found["blk.0.ffn_gate_inp.weight"] == found["blk.0.attn_norm.weight"] == "F32"
-    plan = prepare(WIDE, [tmp_path / "m-Q4_K_M.gguf"], no_tokenizer=True, pure=True)
+    plan = prepare(WIDE, [tmp_path / "m-Q4_K_M.gguf"], ConvertOptions(no_tokenizer=True, pure=True))
     assert {t.type.name for t in plan.outputs[0].tensors} == {"F32", "Q4_K"}
 
 

@@ -16,11 +16,9 @@ from tests import imatrices
 from tests.directories import matrices, read_directory, unpacked, wanted
 from tests.support import Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.types import gguf_tensors
-from weightcast.converters.recipes.weight_types import KNOWN_IN_RULES, directory_type, rule_type
-from weightcast.formats.packed.layout import Fp8Type
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import BF16, F16, MXFP4, NVFP4
+from weightcast.converters.recipes.weight_types import directory_type, known_in_rules, rule_type
+from weightcast.converters.targets.types import shapes_of
+from weightcast.quant.types import BF16, F16, MXFP4, NVFP4, Fp8Type, GroupType
 
 WIDE = Golden("wide")
 INT4, INT8 = GroupType(4, 32), GroupType(8, 32)
@@ -212,7 +210,7 @@ def test_norms_routers_and_embeddings(tmp_path: Path) -> None:
 
 
 def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
-    shapes = dict(gguf_tensors(weightcast.open(WIDE.path)))
+    shapes = dict(shapes_of(weightcast.open(WIDE.path)))
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     rule = ("ffn_down=int4-g32",)
     summary = convert(tmp_path / "m-bf16", rules=rule, imatrix=file)
@@ -233,7 +231,7 @@ def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
         ("m-int4-g32", "attn_=int4-asym", "groups; write it like int4-g128-asym"),
         ("m-int4-g32", "attn_=int8-g32-gptq", "names a layout, which is the whole output's"),
         ("m-int4-g32", "attn_=int5-g32", "unknown type 'int5-g32'; known: BF16"),
-        ("m-int4-g32", "attn_=Q6_K", f"asks for Q6_K, but a directory holds {KNOWN_IN_RULES}"),
+        ("m-int4-g32", "attn_=Q6_K", f"asks for Q6_K, but a directory holds {known_in_rules()}"),
         ("m-bf16", "attn_=Q6_K", "m-bf16: --tensor-type attn_=Q6_K asks for Q6_K, but a directory"),
         ("m-int4-g32-awq", "attn_=int8-g32", "awq holds one packed type, here INT4-G32, and bf16"),
         ("m-int4-g32-awq", "attn_=int4-g64", "awq holds one packed type, here INT4-G32, and bf16"),

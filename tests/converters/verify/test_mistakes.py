@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 import weightcast
 from tests import gguf_files
+from tests.grok1 import places
 from tests.support import Golden
-from weightcast.converters.families.grok1.tensors import places
+from weightcast.commands.text.verify import verification_lines
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.verify.result import Verification
 
@@ -73,8 +74,9 @@ class Planted:
 
 def only(found: Verification, mistake: str, count: int = 1) -> list[str]:
     """The lines of the problems, all of which are of one kind."""
-    assert {problem.mistake for problem in found.problems} == {mistake}, list(found.lines())
-    assert len(found.problems) == count, list(found.lines())
+    lines = list(verification_lines(found))
+    assert {problem.mistake for problem in found.problems} == {mistake}, lines
+    assert len(found.problems) == count, lines
     return [problem.line for problem in found.problems]
 
 

@@ -18,9 +18,10 @@ from click.testing import CliRunner
 
 import weightcast
 from tests import gguf_files, imatrices
+from tests.grok1 import places
 from tests.support import Golden
 from weightcast.cli import commands
-from weightcast.converters.families.grok1.tensors import places
+from weightcast.commands.text.verify import problem_lines, verification_lines
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.verify.result import Verification
 from weightcast.formats import safetensors
@@ -72,7 +73,7 @@ def copied(artifacts: Path, name: str, folder: Path) -> Path:
 
 
 def lines(found: Verification) -> str:
-    return "\n".join(found.lines())
+    return "\n".join(verification_lines(found))
 
 
 # Right ones.
@@ -567,7 +568,7 @@ def test_metadata_of_another_type_than_they_have(name: str, tmp_path: Path) -> N
         metadata = {key: value} if key else LISTS
         path = gguf_files.write(tmp_path / name, metadata, {"a.weight": tensor})
         found = weightcast.verify(path)
-        assert all(line.isprintable() for line in found.problem_lines())
+        assert all(line.isprintable() for line in problem_lines(found))
         if key.startswith("split.") and name != "a.gguf":
             assert f"{key} is -1" in lines(found) or "split.tensors" in key
 
@@ -585,7 +586,7 @@ def test_lists_in_the_metadata_of_the_source_of_a_bundle(tmp_path: Path) -> None
     path = gguf_files.write(tmp_path / "b.gguf", other, {"a.weight": tensor})
     out = tmp_path / "b-q.gguf"
     weightcast.convert(path, out, types=["Q8_0"])
-    assert weightcast.verify(out, path).lines()
+    assert list(verification_lines(weightcast.verify(out, path)))
 
 
 def test_names_in_checksums_that_no_file_can_have(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-// What the library exports: cuGetProcAddress, by which everything else of the driver is found,
-// and the switches of the tests.
+// Exports of the library: cuGetProcAddress, through which the driver's other functions are found, and
+// the switches of the tests.
 #include <dlfcn.h>
 
 #include <algorithm>

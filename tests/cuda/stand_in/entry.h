@@ -1,5 +1,5 @@
-// How the driver's functions are written: each is registered under its name for cuGetProcAddress,
-// and begins with a Call, which takes the lock and tells whether it can go on.
+// Frame of the driver's functions: each is registered under its name for cuGetProcAddress, and begins
+// with a Call, which takes the lock and tells whether the function can go on.
 #pragma once
 
 #include "stand_in.h"

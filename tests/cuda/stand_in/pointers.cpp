@@ -1,4 +1,4 @@
-// What the driver tells of an address: whose memory it is.
+// Tells whose memory an address is in.
 #include "entry.h"
 
 namespace stand_in {

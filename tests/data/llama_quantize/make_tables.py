@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from weightcast.converters.recipes.recipe import RECIPES
-from weightcast.formats.gguf.layout import Entry, lay_out, new_writer
+from weightcast.formats.gguf.header import raw_float, raw_string, raw_uint
+from weightcast.formats.gguf.layout import Entry, lay_out
 from weightcast.quant.types import F32
 
 Shape = tuple[int, ...]
@@ -152,13 +153,13 @@ def tensors(described: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
 
 def write_model(path: Path, described: Mapping[str, Any]) -> None:
     architecture = described["architecture"]
-    writer = new_writer(architecture)
+    metadata = {"general.architecture": raw_string(architecture)}
     for key, value in described["metadata"].items():
-        writer.add_uint32(f"{architecture}.{key}", value)
+        metadata[f"{architecture}.{key}"] = raw_uint(value)
     for kind in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
-        writer.add_float32(f"{architecture}.attention.{kind}", 1e-5)
+        metadata[f"{architecture}.attention.{kind}"] = raw_float(1e-5)
     entries = [Entry(name, F32, shape) for name, shape in tensors(described)]
-    (layout,) = lay_out(writer, entries)
+    (layout,) = lay_out(metadata, entries)
     with path.open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.size)

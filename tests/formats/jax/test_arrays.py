@@ -152,7 +152,7 @@ DTYPES = {
 }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_array_reads_back(
     write: Callable[..., Path], row_major_bytes: Reader, data: st.DataObject

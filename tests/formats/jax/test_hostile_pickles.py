@@ -772,7 +772,7 @@ def test_every_flipped_bit(name: str, write: Writer, stored_bytes: Bytes) -> Non
             raw[position] ^= 1 << bit
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data())
 def test_random_edits(write: Writer, stored_bytes: Bytes, data: st.DataObject) -> None:
     """Pieces of valid files, cut out, repeated and mixed."""

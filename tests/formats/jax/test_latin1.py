@@ -54,7 +54,7 @@ def long_arrays(write: Writer) -> dict[str, StoredArray]:
     return {name: described(write(protocol_2(raw), name)) for name, raw in LONG.items()}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(raw=st.binary(min_size=1, max_size=600), data=st.data())
 def test_any_range_of_a_short_text(
     write: Writer, stored_bytes: Bytes, raw: bytes, data: st.DataObject
@@ -92,7 +92,7 @@ def test_ranges_around_the_marks(
                 assert stored_bytes(array, start, stop) == raw[start:stop]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(name=st.sampled_from(sorted(LONG)), data=st.data())
 def test_any_range_of_a_long_text(
     long_arrays: dict[str, StoredArray], stored_bytes: Bytes, name: str, data: st.DataObject
@@ -157,7 +157,7 @@ def test_text_that_does_not_encode_bytes(problem: str, before: int, write: Write
             scan(write, b"a" * before + raw + b"a" * 10)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(min_size=1, max_size=40))
 def test_scan_accepts_what_python_decodes(write: Writer, raw: bytes) -> None:
     try:

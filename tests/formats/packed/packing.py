@@ -10,8 +10,10 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from weightcast.formats.packed.layout import NUMPY_DTYPES, Part, Segment
-from weightcast.quant.groups import Groups, GroupType
+from weightcast.formats.packed.fp8 import FP8_LAYOUT, quantize_fp8
+from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, Part, Segment
+from weightcast.quant.groups import Groups
+from weightcast.quant.types import Fp8Type, GroupType
 
 
 def random_groups(group_type: GroupType, n_out: int, n_in: int, seed: int = 0) -> Groups:
@@ -82,11 +84,18 @@ def assemble(
 
 
 def pack_whole(layout: Any, groups: Groups, group_type: GroupType) -> dict[str, NDArray[Any]]:
-    shape = groups.codes.shape
-    segments = layout.pack(groups, group_type, *shape, 0)
-    return assemble(
-        layout.parts(group_type, *shape), segments, layout.constants(group_type, *shape)
-    )
+    shape = MatrixShape(group_type, *groups.codes.shape)
+    return pack_rows(layout.matrix_layout(group_type), groups, shape)
+
+
+def pack_rows(stored: Any, rows: Any, shape: MatrixShape[Any]) -> dict[str, NDArray[Any]]:
+    """All parts of a matrix, whose rows are those of the layout's coding."""
+    return assemble(stored.parts(shape), stored.pack(rows, shape, 0), stored.constants(shape))
+
+
+def pack_fp8(weights: NDArray[np.float32], fp8_type: Fp8Type) -> dict[str, NDArray[Any]]:
+    shape = MatrixShape(fp8_type, *weights.shape)
+    return pack_rows(FP8_LAYOUT, quantize_fp8(weights, fp8_type), shape)
 
 
 @st.composite

@@ -11,8 +11,8 @@ import pytest
 from tests.formats.packed.packing import pack_whole, random_groups, values
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.layout import Scheme
-from weightcast.quant.groups import GroupType
+from weightcast.formats.packed.layout import MatrixShape, Scheme
+from weightcast.quant.types import GroupType
 
 if sys.version_info < (3, 11):
     pytest.skip("compressed-tensors needs Python 3.11", allow_module_level=True)
@@ -20,6 +20,11 @@ if sys.version_info < (3, 11):
 from tests.formats.packed.oracle import compress, decompress
 
 CT = LAYOUTS["compressed-tensors"]
+
+
+def unpack(parts, group_type, n_out, n_in):
+    stored = CT.matrix_layout(group_type)
+    return stored.unpack(parts, MatrixShape(group_type, n_out, n_in))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -78,10 +83,10 @@ def test_contradictions_are_refused():
     parts = pack_whole(CT, random_groups(group_type, 8, 64), group_type)
     turned = parts | {".weight_shape": np.array([64, 8])}
     with pytest.raises(LayoutError, match=r"^\.weight_shape says \[64, 8\], the model \[8, 64\]$"):
-        CT.unpack(turned, group_type, 8, 64)
+        unpack(turned, group_type, 8, 64)
     more = parts | {".weight_zero_point": np.zeros((1, 2), np.int32)}
     with pytest.raises(LayoutError, match=r"^symmetric groups have no \.weight_zero_point"):
-        CT.unpack(more, group_type, 8, 64)
+        unpack(more, group_type, 8, 64)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -93,7 +98,7 @@ def test_reads_what_compressed_tensors_writes(bits, symmetric, group_size):
     groups = type(groups)(groups.codes, np.abs(groups.scales) + 1e-3, groups.zero_points)
     config = CT.quantization_config([Scheme(("Linear",), group_type)])
     written = compress(values(groups, group_type), groups, config)
-    read = CT.unpack(written, group_type, 20, 96)
+    read = unpack(written, group_type, 20, 96)
     np.testing.assert_array_equal(read.codes, groups.codes)
     np.testing.assert_array_equal(read.scales, groups.scales)
     if not symmetric:

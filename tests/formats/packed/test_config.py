@@ -10,13 +10,12 @@ import pytest
 
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.config import compressed_tensors_config
-from weightcast.formats.packed.layout import Fp8Type, Scheme
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import MXFP4, NVFP4, Q4_K
+from weightcast.formats.packed.layout import Scheme
+from weightcast.quant.types import MXFP4, NVFP4, Q4_K, Fp8Type, GroupType
 
 INT4, INT8 = GroupType(4, 128), GroupType(8, 128)
 LINEAR = ("Linear",)
+CT = LAYOUTS["compressed-tensors"]
 IGNORE = ("lm_head", "re:.*attn.*", "re:.*gate$")
 
 
@@ -70,7 +69,7 @@ def test_compressed_tensors_accepts_it_and_finds_the_same_format(weight_type):
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
 
-    config = compressed_tensors_config([Scheme(LINEAR, weight_type)], IGNORE)
+    config = CT.quantization_config([Scheme(LINEAR, weight_type)], IGNORE)
     read = QuantizationConfig.model_validate(config)
     scheme = read.config_groups["group_0"]
     assert read.format == scheme.format == config["format"]
@@ -84,9 +83,9 @@ def test_compressed_tensors_mixed():
     from compressed_tensors.quantization import QuantizationConfig
 
     same = [Scheme(("re:.*attn.*",), INT8), Scheme(LINEAR, INT4)]
-    assert compressed_tensors_config(same)["format"] == "pack-quantized"
+    assert CT.quantization_config(same)["format"] == "pack-quantized"
     schemes = [*same, Scheme(("re:.*w2$",), MXFP4)]
-    config = compressed_tensors_config(schemes)
+    config = CT.quantization_config(schemes)
     assert config["format"] == "mixed-precision"
     read = QuantizationConfig.model_validate(config)
     found = {
@@ -103,7 +102,7 @@ def test_compressed_tensors_mixed():
     ("block", "strategy", "inputs"), [(0, "channel", "token"), (128, "block", "group")]
 )
 def test_fp8_quantizes_inputs_on_the_fly(block, strategy, inputs):
-    group = compressed_tensors_config([Scheme(LINEAR, Fp8Type(block))])["config_groups"]["group_0"]
+    group = CT.quantization_config([Scheme(LINEAR, Fp8Type(block))])["config_groups"]["group_0"]
     assert group["weights"]["strategy"] == strategy
     assert group["weights"].get("block_structure") == ([block, block] if block else None)
     assert group["input_activations"]["strategy"] == inputs

@@ -15,7 +15,9 @@ import pytest
 from tests.formats.packed.packing import pack_whole, random_groups, values
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
-from weightcast.quant.groups import Groups, GroupType
+from weightcast.formats.packed.layout import MatrixShape
+from weightcast.quant.groups import Groups
+from weightcast.quant.types import GroupType
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -96,7 +98,7 @@ def test_words_of_symmetric_zero_points(name, bits, word):
     assert set(parts[".qzeros"].ravel().view(np.uint32).tolist()) == {word}
     other = parts | {".qzeros": parts[".qzeros"] ^ 1}
     with pytest.raises(LayoutError, match=r"^\.qzeros is not "):
-        LAYOUTS[name].unpack(other, group_type, 16, 64)
+        LAYOUTS[name].unpack(other, MatrixShape(group_type, 16, 64))
 
 
 def test_words_by_hand():
@@ -120,7 +122,7 @@ def test_zero_points_of_version_1_are_read():
     group_type = GroupType(4, 32, symmetric=False)
     groups = random_groups(group_type, 16, 64)
     parts = pack_whole(LAYOUTS["gptq_v2"], groups, group_type)
-    read = LAYOUTS["gptq"].unpack(parts, group_type, 16, 64)
+    read = LAYOUTS["gptq"].unpack(parts, MatrixShape(group_type, 16, 64))
     np.testing.assert_array_equal(read.zero_points, groups.zero_points + 1)
     assert read.zero_points.max() == 16
     np.testing.assert_array_equal(gptq_values(parts, 4, 1), values(read, group_type))
@@ -132,7 +134,7 @@ def test_a_zero_point_of_256_is_refused():
     groups.zero_points[3, 1] = 255
     parts = pack_whole(LAYOUTS["gptq_v2"], groups, group_type)
     with pytest.raises(LayoutError, match=r"^\.qzeros has a zero point of 256, which is not read$"):
-        LAYOUTS["gptq"].unpack(parts, group_type, 16, 64)
+        LAYOUTS["gptq"].unpack(parts, MatrixShape(group_type, 16, 64))
 
 
 @pytest.mark.parametrize("name", ["gptq", "gptq_v2"])
@@ -140,5 +142,6 @@ def test_activation_order_is_refused(name):
     group_type = GroupType(4, 32)
     parts = pack_whole(LAYOUTS[name], random_groups(group_type, 16, 64), group_type)
     assert parts[".g_idx"].tolist() == [0] * 32 + [1] * 32
+    turned = parts | {".g_idx": parts[".g_idx"][::-1]}
     with pytest.raises(LayoutError, match=r"^\.g_idx orders columns by activation \(desc_act\)"):
-        LAYOUTS[name].unpack(parts | {".g_idx": parts[".g_idx"][::-1]}, group_type, 16, 64)
+        LAYOUTS[name].unpack(turned, MatrixShape(group_type, 16, 64))

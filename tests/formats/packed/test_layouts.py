@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tests.formats.packed.packing import assemble, cuts, pack_whole, random_groups, rows
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.layout import NUMPY_DTYPES, unpack_rows
-from weightcast.quant.groups import Groups, GroupType
+from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape
+from weightcast.formats.packed.regions import unpack_rows
+from weightcast.quant.groups import Groups
+from weightcast.quant.types import GroupType
 
 
 def types(name: str) -> list[GroupType]:
@@ -40,7 +42,7 @@ def assert_same(found: Groups, expected: Groups) -> None:
 
 @each_case
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_unpacks_what_was_packed_in_pieces(name, group_type, data):
     layout = LAYOUTS[name]
     # Word-sized shapes for all; the other layouts also take odd numbers of rows.
@@ -54,23 +56,20 @@ def test_unpacks_what_was_packed_in_pieces(name, group_type, data):
         group_type.bits, group_type.group_size, group_type.symmetric, scale_dtype
     )
     groups = random_groups(group_type, n_out, n_in, data.draw(st.integers(0, 99)))
-    pieces = data.draw(cuts(n_out, layout.row_multiple(group_type)))
+    stored, shape = layout.matrix_layout(group_type), MatrixShape(group_type, n_out, n_in)
+    pieces = data.draw(cuts(n_out, stored.row_multiple(group_type)))
     segments = [
         segment
         for start, stop in pieces
-        for segment in layout.pack(rows(groups, start, stop), group_type, n_out, n_in, start)
+        for segment in stored.pack(rows(groups, start, stop), shape, start)
     ]
-    parts = assemble(
-        layout.parts(group_type, n_out, n_in),
-        segments,
-        layout.constants(group_type, n_out, n_in),
-    )
-    assert_same(layout.unpack(parts, group_type, n_out, n_in), groups)
+    parts = assemble(stored.parts(shape), segments, stored.constants(shape))
+    assert_same(stored.unpack(parts, shape), groups)
 
 
 @each_case
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_unpacks_rows(name, group_type, data):
     layout = LAYOUTS[name]
     n_out = 8 * data.draw(st.integers(1, 5))
@@ -78,14 +77,15 @@ def test_unpacks_rows(name, group_type, data):
         n_out += data.draw(st.integers(0, 7))
     groups = random_groups(group_type, n_out, 64)
     parts = pack_whole(layout, groups, group_type)
-    multiple = max(part.rows_each for part in layout.parts(group_type, n_out, 64))
+    stored, shape = layout.matrix_layout(group_type), MatrixShape(group_type, n_out, 64)
+    multiple = max(part.rows_each for part in stored.parts(shape))
 
     def read(part, region):
         assert len(region) == len(part.shape)
         return parts[part.suffix][region]
 
     for start, stop in data.draw(cuts(n_out, multiple)):
-        found = unpack_rows(layout, read, group_type, (n_out, 64), start, stop)
+        found = unpack_rows(stored, read, shape, start, stop)
         assert_same(found, rows(groups, start, stop))
 
 
@@ -93,8 +93,9 @@ def test_rows_that_share_words_are_not_torn():
     group_type = GroupType(4, 32, symmetric=False)
     layout = LAYOUTS["awq"]
     parts = pack_whole(layout, random_groups(group_type, 16, 64), group_type)
+    shape = MatrixShape(group_type, 16, 64)
     with pytest.raises(LayoutError, match=r"^rows 4 to 16: 8 of awq are read at a time$"):
-        unpack_rows(layout, lambda p, region: parts[p.suffix][region], group_type, (16, 64), 4, 16)
+        unpack_rows(layout, lambda p, region: parts[p.suffix][region], shape, 4, 16)
 
 
 def test_a_shape_that_is_another_s_is_refused_in_rows_too():
@@ -102,8 +103,9 @@ def test_a_shape_that_is_another_s_is_refused_in_rows_too():
     layout = LAYOUTS["compressed-tensors"]
     parts = pack_whole(layout, random_groups(group_type, 16, 64), group_type)
     parts[".weight_shape"] = np.array([64, 16])
+    stored, shape = layout.matrix_layout(group_type), MatrixShape(group_type, 16, 64)
     with pytest.raises(LayoutError, match=r"^\.weight_shape says \[64, 16\]"):
-        unpack_rows(layout, lambda p, region: parts[p.suffix][region], group_type, (16, 64), 0, 8)
+        unpack_rows(stored, lambda p, region: parts[p.suffix][region], shape, 0, 8)
 
 
 @each_case
@@ -111,28 +113,29 @@ def test_parts_that_are_wrong_are_refused(name, group_type):
     layout = LAYOUTS[name]
     groups = random_groups(group_type, 16, 64)
     parts = pack_whole(layout, groups, group_type)
+    stored, shape = layout.matrix_layout(group_type), MatrixShape(group_type, 16, 64)
     for suffix, array in parts.items():
         without = {key: value for key, value in parts.items() if key != suffix}
         with pytest.raises(MissingTensorError, match=rf"^{name} needs \{suffix}, which is not t"):
-            layout.unpack(without, group_type, 16, 64)
+            stored.unpack(without, shape)
         for wrong in (array[:-1], array[None], array.astype(np.float64), array.ravel()[:0]):
             with pytest.raises(LayoutError, match=rf"^\{suffix} is \w+ \[.*\], where .* belongs$"):
-                layout.unpack(parts | {suffix: wrong}, group_type, 16, 64)
+                stored.unpack(parts | {suffix: wrong}, shape)
 
 
 @each_case
 def test_rows_that_are_wrong_are_refused(name, group_type):
-    layout = LAYOUTS[name]
+    stored, shape = LAYOUTS[name].matrix_layout(group_type), MatrixShape(group_type, 16, 64)
     good = random_groups(group_type, 16, 64)
 
     def refused(message: str, groups: Groups = good, row0: int = 0) -> None:
         with pytest.raises(LayoutError, match=message) as refusal:
-            list(layout.pack(groups, group_type, 16, 64, row0))
+            list(stored.pack(groups, shape, row0))
         assert "\n" not in str(refusal.value)
 
     refused("^rows 16 to 32 of 16 cannot be packed", row0=16)
     refused("^rows -16 to 0 of 16 cannot be packed", row0=-16)
-    multiple = layout.row_multiple(group_type)
+    multiple = stored.row_multiple(group_type)
     if multiple > 1:
         refused(f"packs {multiple} at a time$", rows(good, 0, multiple - 1), 0)
         refused(f"packs {multiple} at a time$", rows(good, 0, multiple), 1)
@@ -162,7 +165,7 @@ def test_rows_that_are_wrong_are_refused(name, group_type):
 )
 def test_no_layout_stores_it(name, group_type, shape, message):
     with pytest.raises(LayoutError, match=message):
-        LAYOUTS[name].parts(group_type, *shape)
+        LAYOUTS[name].matrix_layout(group_type).parts(MatrixShape(group_type, *shape))
 
 
 @pytest.mark.parametrize(
@@ -177,14 +180,14 @@ def test_no_layout_stores_it(name, group_type, shape, message):
 )
 def test_this_layout_does_not_store_it(name, group_type, shape, message):
     with pytest.raises(LayoutError, match=message):
-        LAYOUTS[name].parts(group_type, *shape)
+        LAYOUTS[name].matrix_layout(group_type).parts(MatrixShape(group_type, *shape))
 
 
 def test_gptq_v1_does_not_write_asymmetric_groups():
     group_type = GroupType(4, 32, symmetric=False)
     groups = random_groups(group_type, 16, 64)
     with pytest.raises(LayoutError, match=r"^gptq has no zero point 0: asymmetric groups need gpt"):
-        list(LAYOUTS["gptq"].pack(groups, group_type, 16, 64, 0))
+        list(LAYOUTS["gptq"].pack(groups, MatrixShape(group_type, 16, 64), 0))
 
 
 def test_dtypes_have_the_sizes_of_safetensors():

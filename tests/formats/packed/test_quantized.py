@@ -10,9 +10,10 @@ import pytest
 
 from tests.formats.packed.packing import pack_whole, rows
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.layout import Scheme
+from weightcast.formats.packed.layout import MatrixShape, Scheme
 from weightcast.quant.cpu.library import Matrix
-from weightcast.quant.groups import GroupType, carry_groups, dequantize_groups, quantize_groups
+from weightcast.quant.groups import carry_groups, dequantize_groups, quantize_groups
+from weightcast.quant.types import GroupType
 
 N_OUT, N_IN = 48, 256
 CT = LAYOUTS["compressed-tensors"]
@@ -36,7 +37,8 @@ def test_quantized_weights_survive_packing(name, bits, symmetric, group_size):
     group_type = GroupType(bits, group_size, symmetric)
     groups = quantize_groups(gaussian(), group_type)
     parts = pack_whole(LAYOUTS[name], groups, group_type)
-    read = LAYOUTS[name].unpack(parts, group_type, N_OUT, N_IN)
+    shape = MatrixShape(group_type, N_OUT, N_IN)
+    read = LAYOUTS[name].matrix_layout(group_type).unpack(parts, shape)
     expected = dequantize_groups(groups, group_type)
     np.testing.assert_array_equal(dequantize_groups(read, group_type), expected)
     error = expected - gaussian().data.reshape(N_OUT, N_IN)
@@ -90,7 +92,8 @@ def test_carried_int8_comes_back(released, name):
     group_type = GroupType(8, 128)
     groups = carry_groups(matrix, group_type)
     parts = pack_whole(LAYOUTS[name], groups, group_type)
-    read = LAYOUTS[name].unpack(parts, group_type, N_OUT, N_IN)
+    shape = MatrixShape(group_type, N_OUT, N_IN)
+    read = LAYOUTS[name].matrix_layout(group_type).unpack(parts, shape)
     values = dequantize_groups(read, group_type).astype(ml_dtypes.bfloat16)
     assert values.tobytes() == product.tobytes()
 
@@ -101,6 +104,10 @@ def test_pieces_of_groups_are_packed_without_copies_of_their_bytes():
     groups = quantize_groups(gaussian(), group_type)
     for name, suffix in (("compressed-tensors", ".weight_packed"), ("weightcast", ".codes")):
         piece = rows(groups, 8, 24)
-        segments = {s.suffix: s for s in LAYOUTS[name].pack(piece, group_type, N_OUT, N_IN, 8)}
+        stored, shape = (
+            LAYOUTS[name].matrix_layout(group_type),
+            MatrixShape(group_type, N_OUT, N_IN),
+        )
+        segments = {s.suffix: s for s in stored.pack(piece, shape, 8)}
         assert np.shares_memory(segments[suffix].data, groups.codes)
         assert segments[suffix].offset == 8 * N_IN

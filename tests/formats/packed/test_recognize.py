@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 import weightcast
-from tests.formats.packed.packing import assemble, pack_whole, random_groups
+from tests.formats.packed.packing import pack_fp8, pack_rows, pack_whole, random_groups
 from weightcast.errors import FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
-from weightcast.formats.packed import LAYOUTS, fp8
-from weightcast.formats.packed.config import compressed_tensors_config
+from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.layout import NUMPY_DTYPES, Fp8Type, Scheme
-from weightcast.formats.packed.recognize import PackedMatrix, recognize
-from weightcast.formats.packed.weightcast import Described, header_metadata
-from weightcast.quant.groups import GroupType
+from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, PackedMatrix, Scheme
+from weightcast.formats.packed.recognize import recognize
+from weightcast.quant.types import Fp8Type, GroupType
 
 NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 LINEAR = ("Linear",)
+CT = LAYOUTS["compressed-tensors"]
+header_metadata = LAYOUTS["weightcast"].header_metadata
 
 
 @pytest.fixture
@@ -60,21 +60,22 @@ def test_groups(name, group_type, index):
     config = layout.quantization_config([Scheme(LINEAR, group_type)])
     arrays = index(
         PLAIN | named("a.b", parts),
-        header_metadata({"a.b": Described(group_type, *shape)}) if name == "weightcast" else {},
+        layout.header_metadata({"a.b": MatrixShape(group_type, *shape)}),
     )
     # Zero points of awq are always there, so symmetric ones are read like others.
     expected = group_type
     if name == "awq":
         expected = GroupType(4, group_type.group_size, False, group_type.scale_dtype)
     stored = {suffix: arrays["a.b" + suffix] for suffix in parts}
-    assert recognize(config, arrays) == {"a.b": PackedMatrix(name, expected, *shape, stored)}
+    found = PackedMatrix(layout, MatrixShape(expected, *shape), stored)
+    assert recognize(config, arrays) == {"a.b": found}
 
 
 def test_a_file_of_ours_needs_no_config(index):
     group_type = GroupType(4, 32)
     parts = pack_whole(LAYOUTS["weightcast"], random_groups(group_type, 8, 64), group_type)
-    arrays = index(named("m", parts), header_metadata({"m": Described(group_type, 8, 64)}))
-    assert recognize(None, arrays)["m"].type == group_type
+    arrays = index(named("m", parts), header_metadata({"m": MatrixShape(group_type, 8, 64)}))
+    assert recognize(None, arrays)["m"].shape.type == group_type
     assert recognize(None, index(PLAIN)) == {}
     with pytest.raises(MissingTensorError, match=r"^quant_method weightcast, but no file descr"):
         recognize({"quant_method": "weightcast"}, index(PLAIN))
@@ -87,7 +88,7 @@ def test_words_that_are_not_full(shape, bits, index):
     parts = pack_whole(layout, random_groups(group_type, *shape), group_type)
     config = layout.quantization_config([Scheme(LINEAR, group_type)])
     found = recognize(config, index(named("m", parts)))["m"]
-    assert (found.type, found.n_out, found.n_in) == (group_type, *shape)
+    assert found.shape == MatrixShape(group_type, *shape)
 
 
 def test_a_mixed_directory(index):
@@ -101,33 +102,31 @@ def test_a_mixed_directory(index):
     weights = rng.standard_normal((8, 128), np.float32)
     for name, layout in FP4_LAYOUTS.items():
         blocks = weightcast.quantize(weights, name)
-        segments = layout.pack(blocks, 8, 128, 0)
-        arrays |= named(name, assemble(layout.parts(8, 128), segments, layout.constants()))
-    fp8_type = Fp8Type()
-    segments = fp8.pack(weights, fp8_type, 8, 128, 0)
-    arrays |= named("fp8", assemble(fp8.parts(fp8_type, 8, 128), segments, {}))
-    every = [*types.values(), *(layout.type for layout in FP4_LAYOUTS.values()), fp8_type]
-    config = compressed_tensors_config([Scheme((str(n),), t) for n, t in enumerate(every)])
+        arrays |= named(name, pack_rows(layout, blocks, MatrixShape(layout.type, 8, 128)))
+    fp8 = Fp8Type()
+    arrays |= named("fp8", pack_fp8(weights, fp8))
+    every = [*types.values(), *(layout.type for layout in FP4_LAYOUTS.values()), fp8]
+    config = CT.quantization_config([Scheme((str(n),), t) for n, t in enumerate(every)])
     found = recognize(config, index(arrays))
-    assert {name: (m.layout, m.type) for name, m in found.items()} == {
+    assert {name: (m.stored_as.name, m.shape.type) for name, m in found.items()} == {
         "a": ("compressed-tensors", types["a"]),
         "b": ("compressed-tensors", types["b"]),
         "MXFP4": ("mxfp4-pack-quantized", FP4_LAYOUTS["MXFP4"].type),
         "NVFP4": ("nvfp4-pack-quantized", FP4_LAYOUTS["NVFP4"].type),
-        "fp8": ("float-quantized", fp8_type),
+        "fp8": ("float-quantized", fp8),
     }
-    assert all((m.n_out, m.n_in) == (8, 128) for m in found.values())
+    assert {m.layout for m in found.values()} == {CT}
+    assert all((m.shape.n_out, m.shape.n_in) == (8, 128) for m in found.values())
 
 
 @pytest.mark.parametrize("shape", [(256, 384), (100, 300), (100, 100)])
 def test_fp8_in_blocks(shape, index):
-    fp8_type = Fp8Type(128)
+    fp8 = Fp8Type(128)
     weights = np.random.default_rng(1).standard_normal(shape, np.float32)
-    segments = fp8.pack(weights, fp8_type, *shape, 0)
-    arrays = index(named("m", assemble(fp8.parts(fp8_type, *shape), segments, {})))
-    config = compressed_tensors_config([Scheme(LINEAR, fp8_type)])
+    arrays = index(named("m", pack_fp8(weights, fp8)))
+    config = CT.quantization_config([Scheme(LINEAR, fp8)])
     found = recognize(config, arrays)["m"]
-    assert (found.type, found.n_out, found.n_in) == (fp8_type, *shape)
+    assert found.shape == MatrixShape(fp8, *shape)
     config["config_groups"]["group_0"]["weights"]["block_structure"] = [128, 64]
     with pytest.raises(LayoutError, match=r"^m: its block_structure is not a single square"):
         recognize(config, arrays)
@@ -175,7 +174,7 @@ def test_parts_that_are_missing_or_of_other_shapes(name, index):
     layout, group_type = LAYOUTS[name], GroupType(4, 32, symmetric=name == "gptq")
     parts = pack_whole(layout, random_groups(group_type, 16, 64), group_type)
     config = layout.quantization_config([Scheme(LINEAR, group_type)])
-    metadata = header_metadata({"m": Described(group_type, 16, 64)} if name == "weightcast" else {})
+    metadata = layout.header_metadata({"m": MatrixShape(group_type, 16, 64)})
     first = next(iter(parts))
     for suffix, array in parts.items():
         rest = {key: value for key, value in parts.items() if key != suffix}
@@ -214,11 +213,11 @@ def test_symmetric_is_what_the_config_of_gptq_says(name, index):
     layout, group_type = LAYOUTS[name], GroupType(4, 32)
     arrays = index(named("m", pack_whole(layout, random_groups(group_type, 16, 64), group_type)))
     config = layout.quantization_config([Scheme(LINEAR, group_type)])
-    assert recognize(config, arrays)["m"].type.symmetric
+    assert recognize(config, arrays)["m"].shape.type.symmetric
     config |= {"sym": False, "dynamic": None}
-    assert not recognize(config, arrays)["m"].type.symmetric
+    assert not recognize(config, arrays)["m"].shape.type.symmetric
     config["dynamic"] = {"-:x": {}, "+:y": {"bits": 8}}
-    assert not recognize(config, arrays)["m"].type.symmetric
+    assert not recognize(config, arrays)["m"].shape.type.symmetric
 
 
 @pytest.mark.parametrize("of_all", [True, False])
@@ -235,7 +234,7 @@ def test_symmetric_is_what_the_zero_points_are_where_gptq_has_both(name, bits, o
     arrays = index(named("same", parts) | named("first", first) | named("last", last))
     config = layout.quantization_config([Scheme(LINEAR, group_type)])
     config |= {"sym": of_all, "dynamic": {"+:x": {"sym": not of_all}}}
-    found = {n: matrix.type.symmetric for n, matrix in recognize(config, arrays).items()}
+    found = {n: matrix.shape.type.symmetric for n, matrix in recognize(config, arrays).items()}
     assert found == {"same": True, "first": False, "last": False}
 
 

@@ -18,16 +18,19 @@ from hypothesis import strategies as st
 from tests.formats.packed.packing import pack_whole, random_groups, values
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.weightcast import Described, header_metadata, read_metadata
+from weightcast.formats.packed.layout import MatrixShape
+from weightcast.formats.packed.weightcast import read_metadata
 from weightcast.formats.safetensors import Entry, lay_out
-from weightcast.quant.groups import Groups, GroupType
+from weightcast.quant.groups import Groups
+from weightcast.quant.types import GroupType
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs" / "layouts.md").read_text()
 WEIGHTCAST = LAYOUTS["weightcast"]
+header_metadata = WEIGHTCAST.header_metadata
 DESCRIBED = {
-    "a": Described(GroupType(4, 0, symmetric=False), 2, 9),
-    "b": Described(GroupType(8, 32, scale_dtype="F32"), 1, 64),
+    "a": MatrixShape(GroupType(4, 0, symmetric=False), 2, 9),
+    "b": MatrixShape(GroupType(8, 32, scale_dtype="F32"), 1, 64),
 }
 
 
@@ -56,11 +59,11 @@ def write_file(matrices: dict[str, tuple[GroupType, Groups]]) -> bytes:
         shape = groups.codes.shape
         entries += [
             Entry(name + part.suffix, part.dtype, part.shape)
-            for part in WEIGHTCAST.parts(group_type, *shape)
+            for part in WEIGHTCAST.parts(MatrixShape(group_type, *shape))
         ]
         for suffix, array in pack_whole(WEIGHTCAST, groups, group_type).items():
             data[name + suffix] = array.tobytes()
-    described = {n: Described(t, *g.codes.shape) for n, (t, g) in matrices.items()}
+    described = {n: MatrixShape(t, *g.codes.shape) for n, (t, g) in matrices.items()}
     layout = lay_out(entries, header_metadata(described))
     return layout.header + b"".join(data[n] for n in sorted(data, key=layout.offsets.__getitem__))
 
@@ -95,7 +98,7 @@ def test_the_document_s_file_is_what_we_read(tmp_path):
             for found, t in tensors
             if found.startswith(name + ".")
         }
-        groups = WEIGHTCAST.unpack(parts, said.type, said.n_out, said.n_in)
+        groups = WEIGHTCAST.unpack(parts, said)
         assert values(groups, said.type).tolist() == golden_weights()[name]
 
 
@@ -133,7 +136,7 @@ def test_the_example_reads_the_document_s_file(tmp_path):
 
 
 described = st.builds(
-    lambda bits, size, symmetric, dtype, n_out, n_groups: Described(
+    lambda bits, size, symmetric, dtype, n_out, n_groups: MatrixShape(
         GroupType(bits, size, symmetric, dtype), n_out, (size or 7) * n_groups
     ),
     st.sampled_from([4, 8]),
@@ -166,7 +169,7 @@ GOOD = {
 def test_keys_that_are_not_known_are_ignored():
     more = {"version": 1, "made_by": "x", "matrices": {"m": GOOD | {"note": [1]}}}
     assert read_metadata({"weightcast": json.dumps(more)}) == {
-        "m": Described(GroupType(4, 32), 8, 64)
+        "m": MatrixShape(GroupType(4, 32), 8, 64)
     }
 
 
@@ -219,7 +222,7 @@ def test_zero_points_beyond_the_codes_are_refused():
     parts = pack_whole(WEIGHTCAST, random_groups(group_type, 8, 64), group_type)
     parts[".zero_points"] = parts[".zero_points"] | 16
     with pytest.raises(LayoutError, match=r"^\.zero_points has \d\d with 4 bits$"):
-        WEIGHTCAST.unpack(parts, group_type, 8, 64)
+        WEIGHTCAST.unpack(parts, MatrixShape(group_type, 8, 64))
 
 
 def test_zero_points_of_symmetric_groups_are_refused():
@@ -227,4 +230,4 @@ def test_zero_points_of_symmetric_groups_are_refused():
     parts = pack_whole(WEIGHTCAST, random_groups(group_type, 8, 64), group_type)
     parts[".zero_points"] = np.full((8, 2), 8, np.uint8)
     with pytest.raises(LayoutError, match=r"^symmetric groups have no \.zero_points"):
-        WEIGHTCAST.unpack(parts, group_type, 8, 64)
+        WEIGHTCAST.unpack(parts, MatrixShape(group_type, 8, 64))

@@ -54,7 +54,6 @@ def is_plain(text: str, pair: Pair) -> bool:
     return not any(content in text for content in pair.added)
 
 
-@settings(deadline=None)
 @given(TEXTS)
 @example("")
 @example(" ")
@@ -66,7 +65,7 @@ def test_tokens_are_those_of_sentencepiece(trained: Pair, text: str) -> None:
 
 
 @needs_released_tokenizer
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(TEXTS)
 @example(" ")
 @example("  two spaces")

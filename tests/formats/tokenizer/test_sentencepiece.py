@@ -18,7 +18,8 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from tests.support import RELEASED_TOKENIZER, needs_released_tokenizer
 from weightcast.errors import FormatError, LayoutError
-from weightcast.formats.gguf.layout import Entry, lay_out, new_writer
+from weightcast.formats.gguf.header import raw_string
+from weightcast.formats.gguf.layout import Entry, lay_out
 from weightcast.formats.gguf.read import read_file
 from weightcast.formats.tokenizer.sentencepiece import (
     BYTE,
@@ -27,8 +28,8 @@ from weightcast.formats.tokenizer.sentencepiece import (
     UNKNOWN,
     UNUSED,
     Vocabulary,
-    add_to_gguf,
     from_gguf,
+    gguf_values,
     read_sentencepiece,
 )
 from weightcast.quant.types import F32
@@ -164,10 +165,8 @@ def test_truncated_model(model: Path, tmp_path: Path) -> None:
 
 
 def write_gguf(path: Path, vocabulary: Vocabulary | None) -> Path:
-    writer = new_writer("test")
-    writer.add_name("a model")
-    add_to_gguf(writer, vocabulary)
-    [layout] = lay_out(writer, [Entry("a", F32, (1,))])
+    metadata = {"general.architecture": raw_string("test")} | gguf_values(vocabulary)
+    [layout] = lay_out(metadata, [Entry("a", F32, (1,))])
     path.write_bytes(layout.header.ljust(layout.size, b"\0"))
     return path
 

@@ -1,4 +1,4 @@
-/* Plain C that uses weightcast.h, and prints what a binding must agree with. */
+/* Plain C that uses weightcast.h and prints the layouts and numbers that a binding must share. */
 #include "weightcast.h"
 
 #include <stddef.h>
@@ -51,35 +51,9 @@ int main(void) {
   printf("weightcast_group_type size 0 %d\n", (int)sizeof(weightcast_group_type));
   printf("weightcast_groups size 0 %d\n", (int)sizeof(weightcast_groups));
   printf("weightcast_moments size 0 %d\n", (int)sizeof(weightcast_moments));
-  NUMBER(type, F32);
-  NUMBER(type, F16);
-  NUMBER(type, Q4_0);
-  NUMBER(type, Q4_1);
-  NUMBER(type, Q5_0);
-  NUMBER(type, Q5_1);
-  NUMBER(type, Q8_0);
-  NUMBER(type, Q2_K);
-  NUMBER(type, Q3_K);
-  NUMBER(type, Q4_K);
-  NUMBER(type, Q5_K);
-  NUMBER(type, Q6_K);
-  NUMBER(type, IQ2_XXS);
-  NUMBER(type, IQ2_XS);
-  NUMBER(type, IQ3_XXS);
-  NUMBER(type, IQ1_S);
-  NUMBER(type, IQ4_NL);
-  NUMBER(type, IQ3_S);
-  NUMBER(type, IQ2_S);
-  NUMBER(type, IQ4_XS);
-  NUMBER(type, I8);
-  NUMBER(type, IQ1_M);
-  NUMBER(type, BF16);
-  NUMBER(type, TQ1_0);
-  NUMBER(type, TQ2_0);
-  NUMBER(type, MXFP4);
-  NUMBER(type, NVFP4);
-  NUMBER(type, Q1_0);
-  NUMBER(type, Q2_0);
+#define WC_TYPE(name, ...) NUMBER(type, name);
+#define WC_SOURCE_TYPE(name, ...) NUMBER(type, name);
+#include "types.inc"
   NUMBER(status, OK);
   NUMBER(status, BAD_TYPE);
   NUMBER(status, BAD_SHAPE);

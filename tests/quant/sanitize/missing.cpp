@@ -1,5 +1,5 @@
 // Stands for the kernels of an instruction set that a program is built without.
-#include "cpu.h"
+#include "abi/cpu.h"
 
 namespace weightcast {
 extern const Kernels MISSING;

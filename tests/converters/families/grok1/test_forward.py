@@ -66,10 +66,9 @@ def test_layers_numbered_by_position_are_noticed() -> None:
     order = sorted(range(11), key=str)  # 0, 1, 10, 2, ...: what lies where layer n would
 
     def wrong(name: str, expert: int | None = None) -> NDArray[np.float32]:
-        if name.startswith("transformer/"):
-            head, rest = name.split("/", 2)[1:]
-            layer = int(head.removeprefix("decoder_layer_"))
-            name = f"transformer/decoder_layer_{order[layer]}/{rest}"
+        if name.startswith("blk."):
+            _, layer, rest = name.split(".", 2)
+            name = f"blk.{order[int(layer)]}.{rest}"
         return load(name, expert)
 
     assert error_of(golden, wrong) > MISTAKE
@@ -77,13 +76,10 @@ def test_layers_numbered_by_position_are_noticed() -> None:
 
 def test_swapped_gate_and_up_are_noticed(golden: Golden) -> None:
     load = plain_load(golden)
-    swap = {"linear": "linear_v", "linear_v": "linear"}
+    swap = {"ffn_gate_exps": "ffn_up_exps", "ffn_up_exps": "ffn_gate_exps"}
 
     def wrong(name: str, expert: int | None = None) -> NDArray[np.float32]:
-        parts = name.split("/")
-        if "moe" in parts:
-            parts[3] = swap.get(parts[3], parts[3])
-        return load("/".join(parts), expert)
+        return load(".".join(swap.get(part, part) for part in name.split(".")), expert)
 
     assert error_of(golden, wrong) > MISTAKE
 
@@ -95,7 +91,7 @@ def test_groups_along_the_wrong_axis_are_noticed(golden: Golden) -> None:
 
     def wrong(name: str, expert: int | None = None) -> NDArray[np.float32]:
         values = load(name, expert)
-        if not name.endswith(("moe/linear_1/w", "multi_head_attention/linear/w")):
+        if not name.endswith(("ffn_down_exps.weight", "attn_output.weight")):
             return values
         dequantize = graph[name].origin.source.origin
         scales = load_float32(dequantize.scales)
@@ -122,7 +118,7 @@ def test_transposed_attention_is_noticed(golden: Golden) -> None:
 
     def wrong(name: str, expert: int | None = None) -> NDArray[np.float32]:
         values = load(name, expert)
-        return values.T if name.endswith("query/w") else values
+        return values.T if name.endswith("attn_q.weight") else values
 
     assert error_of(golden, wrong) > MISTAKE
 

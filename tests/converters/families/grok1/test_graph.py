@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import weightcast
+from tests.grok1 import places, shard_places
 from tests.support import GOLDEN, Golden, as_stored
-from weightcast.converters.families.grok1.spec import GROK_1, ffn_size
+from weightcast.converters.families.grok1.spec import RELEASE, ffn_size
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.families.grok1.tensors import places, shard_places
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import Take, Tensor
 from weightcast.errors import FormatError, LayoutError, MissingTensorError
@@ -27,7 +27,8 @@ def test_leaf_paths_follow_the_files(golden: Golden) -> None:
     graph = weightcast.open(golden.path)
     paths = [leaf["path"] for leaf in golden.leaves]
     assert [p.name for p in shard_places(graph.spec.num_layers)] == paths
-    assert sorted(graph) == sorted(paths)
+    assert sorted(map(graph.spoken_name, graph)) == sorted(paths)
+    assert all(graph[graph.spoken_name(name)] is graph[name] for name in graph)
 
 
 def test_file_26_starts_layer_10() -> None:
@@ -41,7 +42,8 @@ def test_every_tensor_is_int8_times_scale_transposed(golden: Golden) -> None:
     for name, tensor in graph.items():
         found = load_float32(tensor)
         assert found.shape == tensor.shape
-        np.testing.assert_array_equal(as_stored(found, name), exact[name])
+        leaf = graph.spoken_name(name)
+        np.testing.assert_array_equal(as_stored(found, leaf), exact[leaf])
 
 
 def test_parameters_and_hyperparameters(golden: Golden) -> None:
@@ -146,7 +148,7 @@ def test_without_a_specification_it_must_be_the_release(tmp_path: Path) -> None:
 
 
 def test_the_sparse_release_needs_no_specification(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, GROK_1, sparse=True)
+    write_checkpoint(tmp_path, RELEASE, sparse=True)
     (tmp_path / "spec.json").unlink()
     graph = weightcast.open(tmp_path)
     assert graph.parameters == 315_684_820_992

@@ -12,7 +12,7 @@ from gguf import GGUFValueType as T
 
 import weightcast
 from tests.support import RELEASED_TOKENIZER, Golden, needs_released_tokenizer
-from weightcast.converters.families.grok1 import hugging_face as grok1_hf
+from weightcast.converters.families.grok1.spec import HYPERPARAMETERS
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.formats.gguf.read import read_file
 
@@ -204,7 +204,8 @@ def test_an_unusual_attention_scale_is_kept_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", sorted(key for key, default in grok1_hf._KEYS.values() if not default)
+    "key",
+    sorted(row.config.name for row in HYPERPARAMETERS if row.config and not row.config.default),
 )
 @pytest.mark.parametrize("value", [None, "x", 0, -1, [1]])
 def test_a_config_with_a_bad_value_is_refused(

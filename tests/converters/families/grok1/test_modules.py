@@ -14,12 +14,11 @@ from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import is_match, match_targets
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from weightcast.converters.families.grok1.modules import ATTENTION, EXPERT, FUSED, Module
-from weightcast.converters.recipes.weight_types import WeightType, is_plain
+from weightcast.converters.families.grok1.modules import ATTENTION, EXPERT, FUSED
+from weightcast.converters.families.grok1.modules import MODULES as NAMES
+from weightcast.converters.graph import Module
 from weightcast.converters.targets.quantization_config import quantization_config, reader_notes
-from weightcast.formats.packed.layout import Fp8Type
-from weightcast.quant.groups import GroupType
-from weightcast.quant.types import BF16, F32, MXFP4, NVFP4
+from weightcast.quant.types import BF16, F32, MXFP4, NVFP4, Fp8Type, GroupType, WeightType
 
 LAYERS, EXPERTS = 12, 3  # two digits: layer 1 is not layer 11
 MATRICES = [*product(range(EXPERTS), EXPERT), *((None, name) for name in ATTENTION)]
@@ -66,7 +65,7 @@ def arguments(kind: WeightType) -> Any:
     """What of a type can be told from a config: None for floats."""
     if isinstance(kind, GroupType):
         return (kind.bits, kind.group_size or -1, kind.symmetric)
-    return None if is_plain(kind) else kind
+    return None if kind.is_plain else kind
 
 
 def said(config: Config, group: Mapping[str, Any]) -> Any:
@@ -167,7 +166,7 @@ def in_awq(config: Config, name: str) -> Any:
 
 
 def configured(layout: str, types: Types) -> Config:
-    config = quantization_config(layout, types)
+    config = quantization_config(layout, types, NAMES)
     assert config is not None
     return config
 
@@ -176,8 +175,8 @@ def configured(layout: str, types: Types) -> Config:
 @pytest.mark.parametrize("seed", range(8))
 def test_compressed_tensors_in_transformers(by: str, seed: int) -> None:
     types = random_types("compressed-tensors", seed, by=by)
-    if all(is_plain(kind) for kind in types.values()):
-        assert quantization_config("compressed-tensors", types) is None
+    if all(kind.is_plain for kind in types.values()):
+        assert quantization_config("compressed-tensors", types, NAMES) is None
         return
     config = configured("compressed-tensors", types)
     for module, kind in types.items():
@@ -190,7 +189,7 @@ def test_compressed_tensors_in_transformers(by: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_compressed_tensors_in_vllm_and_sglang(by: str, seed: int) -> None:
     types = random_types("compressed-tensors", seed, by=by)
-    if all(is_plain(kind) for kind in types.values()):
+    if all(kind.is_plain for kind in types.values()):
         return
     config = configured("compressed-tensors", types)
     for module, kind in types.items():
@@ -206,7 +205,7 @@ def test_compressed_tensors_in_vllm_and_sglang(by: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_gptq_and_awq(layout: str, by: str, seed: int) -> None:
     types = random_types(layout, seed, by=by)
-    if all(is_plain(kind) for kind in types.values()):
+    if all(kind.is_plain for kind in types.values()):
         return
     config = configured(layout, types)
     read = in_gptq if layout == "gptq" else in_awq
@@ -215,7 +214,7 @@ def test_gptq_and_awq(layout: str, by: str, seed: int) -> None:
         assert read(config, name) == arguments(kind), module
         if layout == "awq":  # transformers itself looks at the ends of names
             words = config["modules_to_not_convert"]
-            assert should_convert_module(name, words) != is_plain(kind), module
+            assert should_convert_module(name, words) != kind.is_plain, module
         if by == "module":
             continue
         # Of experts, vLLM's GPTQ and AWQ only ask for all at once.
@@ -275,7 +274,7 @@ def test_values_are_not_taken_for_qkv() -> None:
     ],
 )
 def test_readers_that_cannot_follow_are_named(layout: str, types: Types, words: list[str]) -> None:
-    notes = list(reader_notes(layout, types))
+    notes = list(reader_notes(layout, types, NAMES))
     assert len(notes) == len(words), notes
     for note, word in zip(notes, words, strict=True):
         assert re.match(word, note), note

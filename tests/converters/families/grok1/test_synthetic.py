@@ -15,7 +15,7 @@ import weightcast
 from tests.support import DATA, GOLDEN, Golden
 from weightcast.converters.convert import prepare
 from weightcast.converters.families.grok1.forward import run
-from weightcast.converters.families.grok1.spec import GROK_1
+from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import (
     sample_tokens,
     shard_layouts,
@@ -24,6 +24,7 @@ from weightcast.converters.families.grok1.synthetic import (
     write_checkpoint,
 )
 from weightcast.converters.graph.read import load_float32
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.formats.jax.writer import Payload, parts_bytes
 
 # File sizes of the release and how many files have them.
@@ -41,13 +42,13 @@ RELEASE_BYTES = 318_239_886_140
 
 
 def test_file_sizes_of_the_release() -> None:
-    assert Counter(parts_bytes(parts) for _, parts in shard_layouts(GROK_1)) == RELEASE_SIZES
-    assert total_bytes(GROK_1) == RELEASE_BYTES
+    assert Counter(parts_bytes(parts) for _, parts in shard_layouts(RELEASE)) == RELEASE_SIZES
+    assert total_bytes(RELEASE) == RELEASE_BYTES
 
 
 def test_pickle_bytes_are_those_of_numpy_1(golden: Golden) -> None:
     """The golden shards were written by numpy 1.26 and ml_dtypes."""
-    spec = {**GROK_1, **json.loads((golden.path / "spec.json").read_text())}
+    spec = {**RELEASE, **json.loads((golden.path / "spec.json").read_text())}
     shards = sorted((golden.path / "ckpt-0").iterdir())
     layouts = list(shard_layouts(spec))
     assert len(layouts) == len(shards)
@@ -74,7 +75,7 @@ def test_a_seed_gives_the_same_files(tmp_path: Path) -> None:
 
 def test_weights_have_the_spread_of_the_golden_ones(tmp_path: Path) -> None:
     spec = json.loads((GOLDEN / "wide" / "spec.json").read_text())
-    write_checkpoint(tmp_path, {**GROK_1, **spec})
+    write_checkpoint(tmp_path, {**RELEASE, **spec})
     ours, golden = weightcast.open(tmp_path), weightcast.open(GOLDEN / "wide")
     assert list(ours) == list(golden)
     for name in golden:
@@ -119,7 +120,7 @@ def run_child(*arguments: str) -> tuple[str, int]:
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The release in full size, with holes for weights."""
     folder = tmp_path_factory.mktemp("release")
-    return write_checkpoint(folder, GROK_1, sparse=True)
+    return write_checkpoint(folder, RELEASE, sparse=True)
 
 
 def test_the_sparse_release_takes_a_few_megabytes(release: Path) -> None:
@@ -149,7 +150,9 @@ def test_dry_run_gives_exact_sizes_of_the_release(release: Path, tmp_path: Path)
 
 
 def test_dry_run_of_a_split_release(release: Path, tmp_path: Path) -> None:
-    plan = prepare(release, [tmp_path / "g-Q8_0.gguf"], no_tokenizer=True, split="48G")
+    plan = prepare(
+        release, [tmp_path / "g-Q8_0.gguf"], ConvertOptions(no_tokenizer=True, split="48G")
+    )
     (output,) = plan.outputs
     assert len(output.files) == 8
     assert f"{output.data_bytes / 2**20:.2f}" == "319890.02"
@@ -161,7 +164,7 @@ def test_dry_run_of_a_split_release(release: Path, tmp_path: Path) -> None:
 
 def test_planned_sizes_are_the_sizes_on_disk(tiny: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / n for n in ("a-Q8_0.gguf", "a-F32.gguf", "a-bf16")]
-    plan = prepare(tiny, outputs, no_tokenizer=True)
+    plan = prepare(tiny, outputs, ConvertOptions(no_tokenizer=True))
     weightcast.convert(tiny, *outputs, no_tokenizer=True)
     for path, output in zip(outputs, plan.outputs, strict=True):
         files = list(path.iterdir()) if path.is_dir() else [path]

@@ -1,0 +1,101 @@
+"""The command `compare`: measure the errors of one checkpoint against another."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weightcast.commands import options
+from weightcast.commands.options import BASELINE, PATH
+from weightcast.commands.printing import print_json, print_lines, tell_violations
+from weightcast.commands.progress import progress
+from weightcast.commands.text.compare import comparison_lines
+from weightcast.converters.compare import Comparison, measure_both, open_both
+from weightcast.converters.output import check_report_path
+from weightcast.converters.report import (
+    BASELINES,
+    Limit,
+    check_applicable,
+    check_limits,
+    parse_limit,
+    tensor_role,
+    write_report,
+)
+from weightcast.errors import LayoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options that say what to measure, and where to write it."""
+
+    spec: Path | None
+    imatrix: Path | None
+    baseline: str
+    report: Path | None
+    jobs: int | None
+
+
+@click.command()
+@click.argument("a", metavar="A", type=PATH)
+@click.argument("b", metavar="B", type=PATH)
+@options.spec
+@click.option(
+    "--baseline",
+    type=BASELINE,
+    default="stored",
+    help="What errors are differences from: A's values as stored, or rounded to bf16.",
+    show_default=True,
+)
+@click.option("--imatrix", type=PATH, help="Weigh errors, too, by this importance matrix.")
+@options.all_tensors
+@click.option("--report", type=PATH, help="Write the errors, as JSON.")
+@options.fail_over
+@options.jobs
+@options.quiet
+@options.as_json
+def compare(
+    a: Path,
+    b: Path,
+    limits: tuple[str, ...],
+    all_tensors: bool,
+    quiet: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Measure what B's weights differ by from those of A, tensor by tensor.
+
+    Each is a ckpt-0 directory (or its parent), a GGUF file (of a split one, the first) or
+    safetensors; of models other than Grok-1 both are GGUF files. Differences are no failure;
+    tensors that only one of them has, or in another shape, are.
+    """
+    parsed = [parse_limit(text) for text in limits]
+    found = _measure(a, b, Asked(**asked), parsed, is_silent=quiet or as_json)
+    if as_json:
+        print_json(found.describe())
+    elif not quiet:
+        print_lines(comparison_lines(found, all_tensors=all_tensors))
+    violations = check_limits(found.errors, parsed)
+    tell_violations(violations)
+    if found.problem is not None:
+        raise LayoutError(found.problem)
+    if violations:
+        sys.exit(1)
+
+
+def _measure(a: Path, b: Path, asked: Asked, limits: list[Limit], *, is_silent: bool) -> Comparison:
+    """Measure all tensors and write the report. Raises CheckpointError."""
+    sides = open_both(a, b, asked.spec, asked.imatrix)
+    roles = (tensor_role(pair.gguf) for pair in sides.pairing.pairs)
+    check_applicable(limits, roles, weighted=asked.imatrix is not None)
+    if asked.report is not None:
+        read = filter(None, (asked.spec, asked.imatrix))
+        check_report_path(asked.report, [*sides.places, *read])
+    with progress(sides.read_bytes, quiet=is_silent) as on_progress:
+        found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
+    if asked.report is not None:
+        write_report(asked.report, found.errors)
+    return found

@@ -1,0 +1,23 @@
+"""The command `report`: show error reports as a page or a summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from weightcast.commands.options import PATH
+from weightcast.commands.printing import print_lines
+from weightcast.converters.report.show import show_reports
+
+
+@click.command()
+@click.argument("reports", metavar="REPORT.json...", type=PATH, nargs=-1, required=True)
+@click.argument("out", metavar="OUT", type=PATH)
+def report(reports: tuple[Path, ...], out: Path) -> None:
+    """Show error reports of conversions: as a page, OUT.html, or as a summary, OUT.md.
+
+    The page is one file that works offline; several reports and outputs are compared in it. The
+    summary is Markdown for a pull request or a CI job; - prints it.
+    """
+    print_lines(show_reports(reports, out))

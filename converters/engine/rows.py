@@ -1,0 +1,131 @@
+"""Convert the rows of a task for one destination, and write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightcast.converters.engine.panels import write_segment
+from weightcast.converters.engine.tasks import Task, TaskResult, Worker
+from weightcast.converters.graph import named
+from weightcast.converters.output import OutputFiles
+from weightcast.converters.plan import Destination, Plan, is_measured, keeps_bytes
+from weightcast.converters.report.collector import Measuring
+from weightcast.converters.targets.target import Packed
+from weightcast.errors import CheckpointError
+from weightcast.quant.backend import as_matrix
+from weightcast.quant.cpu.groups import InexactScaleError, NotCarriedError
+from weightcast.quant.cpu.library import BlockCounts, RangeError, SourceValueError
+from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.types import BF16, F32, TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class RowConverter:
+    """Convert rows and write them; with `measuring`, compare what is written with its source."""
+
+    plan: Plan
+    files: OutputFiles
+    measuring: Measuring | None
+
+    def convert(self, worker: Worker, task: Task, destination: Destination) -> TaskResult:
+        """Make the rows of a task for a destination, and write them, but for what goes to a panel.
+
+        Raises OutputError, DeviceError, and CheckpointError that names the tensor and the place of
+        a value that cannot be converted.
+        """
+        try:
+            if destination.packed is not None:
+                return self._pack(worker, task, destination, destination.packed)
+            if keeps_bytes(task.item, destination):
+                return self._copy(task, destination)
+            return self._quantize(worker, task, destination)
+        except SourceValueError as error:
+            raise self._explained(error, task, destination) from None
+
+    def _copy(self, task: Task, destination: Destination) -> TaskResult:
+        """Write the stored bytes as they are."""
+        stored = task.slab.stored_rows(task.row0, task.row1)
+        write = self.files.write(destination, stored.data, _offset(task, destination))
+        if self.measuring is not None and is_measured(task.item, destination):
+            errors = measure_matrix(
+                as_matrix(task.slab.piece(task.row0, task.row1)),
+                TYPES[task.item.view.dtype],
+                stored,
+                destination.importance,
+                self.measuring.baseline_of(destination),
+            )
+            self.measuring.add(destination, task.out0, errors)
+        return TaskResult(BlockCounts(), [write])
+
+    def _quantize(self, worker: Worker, task: Task, destination: Destination) -> TaskResult:
+        """Make the rows in the worker's buffer, and write them."""
+        row_bytes = destination.type.row_bytes(task.item.view.shape[1])
+        nbytes = (task.row1 - task.row0) * row_bytes
+        # One row can be longer than a task; buffers for devices are made for the longest.
+        target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
+        rows = np.frombuffer(target, np.uint8, nbytes)
+        source, importance = task.slab.piece(task.row0, task.row1), destination.importance
+        backend = worker.backend
+        if self.measuring is None:
+            counts = backend.quantize(source, destination.type, rows, importance)
+        else:
+            baseline = self.measuring.baseline_of(destination)
+            counts, errors = backend.quantize_and_measure(
+                source, destination.type, rows, importance, baseline
+            )
+            self.measuring.add(destination, task.out0, errors)
+        write = self.files.write(destination, rows.data, _offset(task, destination))
+        return TaskResult(counts, [write])
+
+    def _pack(
+        self, worker: Worker, task: Task, destination: Destination, packed: Packed
+    ) -> TaskResult:
+        """Make rows of a packed matrix, and write each part's bytes where they belong."""
+        measuring, slot = self.measuring, task.panel.slot(destination)
+        made = packed.packing.pack(
+            task.slab.piece(task.row0, task.row1),
+            task.item.view.shape[0],
+            task.out0,
+            destination.importance,
+            worker.backend,
+            slot.place,
+            None if measuring is None else measuring.baseline_of(destination),
+        )
+        writes = [
+            write_segment(self.files, destination, segment)
+            for segment in made.segments
+            if not slot.holds(segment.suffix)  # else written with all of its panel
+        ]
+        if measuring is not None and made.errors is not None:
+            measuring.add(destination, task.out0, made.errors)
+        return TaskResult(made.counts, writes)
+
+    def _explained(
+        self, error: SourceValueError, task: Task, destination: Destination
+    ) -> CheckpointError:
+        """Name the tensor, the place of the value in it, and a remedy."""
+        name = destination.tensor
+        if destination.expert is not None:
+            name += f", expert {destination.expert}"
+        remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
+        if isinstance(error, InexactScaleError):
+            remedy = "; --allow-requantize quantizes what cannot be carried"
+        if isinstance(error, NotCarriedError):
+            remedy = "; the memory of this machine may be faulty: convert again"
+        found = named(error, name, task.item.view, task.out0, remedy)
+        # Not the source's fault: what is finished is kept.
+        return CheckpointError(str(found)) if isinstance(error, NotCarriedError) else found
+
+    def _remedy(self, destination: Destination) -> str:
+        """Suggest a type that holds values too large for the one that was asked for."""
+        wider = F32 if destination.type == BF16 else BF16
+        target = self.plan.outputs[destination.output].request.target
+        return target.remedy(destination.tensor, wider)
+
+
+def _offset(task: Task, destination: Destination) -> int:
+    """Return the file offset of a task's first row."""
+    row_bytes = destination.type.row_bytes(task.item.view.shape[1])
+    return destination.offset + task.out0 * row_bytes

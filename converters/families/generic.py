@@ -1,0 +1,104 @@
+"""Any GGUF file as a graph: names, shapes and metadata as they are, whatever the architecture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import gcd
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, stored
+from weightcast.errors import LayoutError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.header import Metadata
+from weightcast.formats.gguf.read import SPLIT_KEYS, GGUFIndex, whole_number
+from weightcast.text import shown
+
+ARCHITECTURE_KEY: Final = "general.architecture"
+_TOKENS: Final = "tokenizer.ggml.tokens"
+# Longer arrays are named by type and length only.
+_MAX_LISTED = 16
+# A tensor of three axes is a stack of experts; larger stacks than this are none.
+_MAX_EXPERTS = 4096
+# Rows of 16 MiB as float32: longer ones are cut, so that a piece of work stays small.
+_MAX_ROW_ELEMENTS = 1 << 22
+# Every type's blocks divide this.
+_LARGEST_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFModel:
+    """A model described by its GGUF file alone: all metadata, raw."""
+
+    metadata: Metadata = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """The name of the architecture, in printable form."""
+        value = self.metadata.get(ARCHITECTURE_KEY)
+        if not isinstance(value, str):
+            return "unknown architecture"
+        return value if value.isprintable() and len(value) <= 64 else shown(value)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers; 0 if the file does not say."""
+        return self._whole("block_count")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table; 0 if the file does not say."""
+        tokens = self.metadata.array_type(_TOKENS) if _TOKENS in self.metadata else None
+        return self._whole("vocab_size") if tokens is None else tokens[1]
+
+    def _whole(self, key: str) -> int:
+        return whole_number(self.metadata, f"{self.metadata.get(ARCHITECTURE_KEY)}.{key}") or 0
+
+    def describe(self) -> Mapping[str, Any]:
+        """Metadata as JSON values; of long arrays type and length."""
+        return {key: self._describe(key) for key in self.metadata if key not in SPLIT_KEYS}
+
+    def _describe(self, key: str) -> Any:
+        array = self.metadata.array_type(key)
+        if array is not None and array[1] > _MAX_LISTED:
+            return {"array": array[0], "length": array[1]}
+        value = self.metadata[key]
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, list):
+            return [_finite(element) for element in value]
+        return _finite(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: those as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def any_gguf(path: Path, index: GGUFIndex) -> TensorGraph:
+    """Make a graph of an index: names, order and metadata of the file, whatever the model is.
+
+    Raises LayoutError for empty tensors.
+    """
+    model = GGUFModel(index.metadata)
+    family = Family(model.architecture, architecture=model.architecture)
+    tensors = {name: stored_tensor(name, array) for name, array in index.tensors.items()}
+    return TensorGraph(family, str(path), model, tensors, "gguf", index.paths, index.metadata)
+
+
+def stored_tensor(name: str, array: StoredArray) -> Tensor:
+    """A stored tensor, as experts or as one matrix, with rows of a bounded length."""
+    shape = array.shape
+    if not all(shape):
+        raise LayoutError(f"{array.path}: tensor {shown(name)} is empty: shape {list(shape)}")
+    whole = stored(name, array)
+    length = shape[-1]
+    if length > _MAX_ROW_ELEMENTS:
+        length = gcd(length, _LARGEST_BLOCK)
+    elif len(shape) <= 2 or (len(shape) == 3 and shape[0] <= _MAX_EXPERTS):
+        return whole
+    return Tensor(name, shape, array.dtype, Rows(whole, length))

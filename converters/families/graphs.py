@@ -1,0 +1,179 @@
+"""Turn stored arrays into the graph of a family: name them, check them, solve the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightcast.converters.graph import (
+    Dimensions,
+    Family,
+    Number,
+    Place,
+    Tensor,
+    TensorGraph,
+    check_readable,
+    dequantized,
+    first_array,
+    stacked,
+    stored,
+)
+from weightcast.errors import FormatError, LayoutError, MissingTensorError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.jax.arrays import QuantizedArray
+from weightcast.text import shown
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Hyperparameters that a file gives, and that file's name for messages."""
+
+    values: Mapping[str, Number]
+    origin: str
+
+
+def leaf_places(family: Family, num_layers: int) -> list[Place]:
+    """List the tensors in the order of the shards: sorted tree keys, so layer 10 follows layer 1.
+
+    JAX flattens a tree of parameters in the order of its keys, which are text.
+    """
+    places = family.places(num_layers)
+    return sorted(places, key=lambda place: family.name_in(place, "jax").split("/"))
+
+
+def graph_from_shards(
+    family: Family, directory: Path, shards: Sequence[StoredArray | QuantizedArray], told: Told
+) -> TensorGraph:
+    """Name the leaves of a checkpoint directory. Raises LayoutError, MissingTensorError."""
+    in_layer = sum(role.per_layer for role in family.roles)
+    outside = sum(not role.per_layer and role.tied_to is None for role in family.roles)
+    num_layers, rest = divmod(len(shards) - outside, in_layer)
+    if rest or num_layers < 1:
+        raise MissingTensorError(
+            f"{directory}: {len(shards)} shards; {family.title} has {outside} and {in_layer} per "
+            "layer, so some are missing or do not belong here"
+        )
+    tensors = {
+        place.name: _from_shard(family, place, shard)
+        for place, shard in zip(leaf_places(family, num_layers), shards, strict=True)
+    }
+    where = f"{len(shards)} shards"
+    return _checked(family, "shards", str(directory), tensors, num_layers, where, told)
+
+
+def _from_shard(family: Family, place: Place, shard: StoredArray | QuantizedArray) -> Tensor:
+    name, read = family.name_in(place, "jax"), family.stored(place, "jax").read
+    if isinstance(shard, QuantizedArray):
+        if place.role.storage != "packed":
+            raise LayoutError(
+                f"{shard.weight.path}: int8 with scales, expected plain numbers for {name}"
+            )
+        tensor = dequantized(name, shard.weight, shard.scales)
+    else:
+        tensor = stored(name, shard)
+    return tensor if read is None or len(tensor.shape) < 2 else read(tensor)
+
+
+def graph_from_names(
+    family: Family,
+    container: str,
+    source: str,
+    arrays: Mapping[str, StoredArray],
+    convention: str,
+    num_layers: int,
+    told: Told,
+) -> TensorGraph:
+    """Find a family's tensors under the names of a convention.
+
+    Raises MissingTensorError, and FormatError for tensors that the family does not have.
+    """
+    left = dict(arrays)
+
+    def pull(names: Sequence[str]) -> Tensor:
+        for name in names:
+            if name in left:
+                return stored(name, left.pop(name))
+        raise MissingTensorError(f"{source}: tensor {names[0]} is missing")
+
+    def find(place: Place) -> Tensor:
+        if not family.stored(place, convention).is_one_expert:
+            return pull(family.names_in(place, convention))
+        experts: list[Tensor] = []
+        while (name := family.name_in(place, convention, len(experts))) in left or not experts:
+            experts.append(pull([name]))
+        return stacked(place.name, tuple(experts))
+
+    tensors = {}
+    for place in family.places(num_layers):
+        tensor, read = find(place), family.stored(place, convention).read
+        tensors[place.name] = tensor if read is None else read(tensor)
+    # A copy of a tied tensor under its own name adds nothing.
+    for original, tied in family.ties.items():
+        if tied.role.name not in family.names[convention]:
+            continue
+        copy = left.pop(family.name_in(tied, convention), None)
+        if copy is not None:
+            check_tied(family, copy, first_array(tensors[original]))
+    if left:
+        names = ", ".join(shown(name) for name in sorted(left)[:3])
+        raise FormatError(
+            source, None, f"{len(left)} tensors that {family.title} does not have: {names}"
+        )
+    where = f"the tensor names of {source}"
+    return _checked(family, container, source, tensors, num_layers, where, told)
+
+
+def check_tied(family: Family, head: StoredArray, embedding: StoredArray) -> None:
+    """Raise LayoutError if an output head differs from the embedding table that it is tied to.
+
+    Compares tables up to 64 MiB whole and of larger ones 1024 pieces of 64 KiB, so that looking at
+    a checkpoint stays quick. Of heads in another type, or packed, only the shape is compared.
+    """
+    problem = f"{head.path}: the output head is not the embedding table, as it is in {family.title}"
+    if head.shape != embedding.shape:
+        raise LayoutError(problem)
+    if head.dtype != embedding.dtype or head.packed is not None:
+        return
+    piece = 1 << 16
+    with head.path.open("rb") as a, embedding.path.open("rb") as b:
+        for start in range(0, head.nbytes, max(piece, head.nbytes // 1024)):
+            a.seek(head.offset + start)
+            b.seek(embedding.offset + start)
+            count = min(piece, head.nbytes - start)
+            if a.read(count) != b.read(count):
+                raise LayoutError(problem)
+
+
+def _checked(
+    family: Family,
+    container: str,
+    source: str,
+    tensors: Mapping[str, Tensor],
+    num_layers: int,
+    layers_where: str,
+    told: Told,
+) -> TensorGraph:
+    """Hold the shapes against each other and what was told; put the tensors in order."""
+    assert family.solve is not None
+    dimensions = Dimensions(family.told_sizes(told.values), told.origin)
+    dimensions.check("num_layers", num_layers, layers_where)
+    ordered = {}
+    for place in family.places(num_layers):
+        tensor = tensors[place.name]
+        name = family.name_in(place, family.spoken)
+        where = f"{first_array(tensor).path.name} ({name})"
+        if len(tensor.shape) != len(place.role.axes):
+            raise LayoutError(
+                f"{where} has {len(tensor.shape)} axes, expected {len(place.role.axes)}: "
+                f"{', '.join(place.role.axes)}"
+            )
+        for axis, size in zip(place.role.axes, tensor.shape, strict=True):
+            if size < 1:
+                raise LayoutError(f"{axis} is {size} by {where}")
+            dimensions.check(axis, size, where)
+        renamed = Tensor(place.name, tensor.shape, tensor.dtype, tensor.origin)
+        check_readable(Tensor(name, tensor.shape, tensor.dtype, tensor.origin))
+        ordered[place.name] = renamed
+    spec = family.solve(dimensions, told.values)
+    return TensorGraph(family, source, spec, ordered, container)

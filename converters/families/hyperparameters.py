@@ -1,0 +1,115 @@
+"""Read a family's hyperparameters from a specification, GGUF metadata or config.json.
+
+All three follow from the family's table, which has a row for each hyperparameter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from weightcast.converters.graph import Family, Hyperparameter, Key, Number
+from weightcast.errors import FormatError
+from weightcast.formats.reading import read_json_object
+from weightcast.text import shown
+
+_MAX_KEYS: Final = 1000
+
+
+def read_spec(family: Family, path: Path) -> dict[str, Number]:
+    """Read a specification file: JSON with hyperparameters by name. Raises FormatError.
+
+    Keys that are not hyperparameters are ignored, unless they look like a misspelt one.
+    """
+    rows = {row.name: row for row in family.hyperparameters}
+    raw = read_json_object(path)
+    if len(raw) > _MAX_KEYS:  # each unknown one is compared with all that there are
+        raise FormatError(path, None, f"{len(raw):,} keys; a specification has some {len(rows)}")
+    unused = rows.keys() - raw.keys()
+    given: dict[str, Number] = {}
+    for key, value in raw.items():
+        if key in rows:
+            given[key] = checked(path, rows[key], key, value)
+            continue
+        close = difflib.get_close_matches(key[:64], unused, 1, cutoff=0.85)
+        if close:
+            raise FormatError(path, None, f"unknown key {shown(key)}; did you mean {close[0]!r}?")
+    missing = [row.name for row in rows.values() if row.is_told and row.name not in given]
+    if missing:
+        raise FormatError(path, None, f"missing keys: {', '.join(missing)}")
+    return given
+
+
+def read_metadata(family: Family, path: Path, metadata: Mapping[str, Any]) -> dict[str, Number]:
+    """Take the hyperparameters out of GGUF metadata. Raises FormatError for absent keys."""
+    given = _read(family, path, metadata, lambda row: row.gguf)
+    rows = {row.name: row for row in family.hyperparameters}
+    return {name: _unrounded(rows[name], value) for name, value in given.items()}
+
+
+def config_values(path: Path) -> dict[str, Any]:
+    """Read config.json as it is. Raises FormatError if it is absent or no JSON object."""
+    if not path.is_file():
+        raise FormatError(path, None, "missing: a Hugging Face directory needs its config.json")
+    return read_json_object(path)
+
+
+def read_config(family: Family, path: Path) -> dict[str, Number]:
+    """Take the hyperparameters out of config.json. Raises FormatError for absent keys."""
+    values = config_values(path)
+    if family.config_mark not in values:
+        raise not_the_config(path, [family])
+    return _read(family, path, values, lambda row: row.config)
+
+
+def not_the_config(path: Path, families: Sequence[Family]) -> FormatError:
+    """Make the error for a config.json of none of these families."""
+    known = " or ".join(f"a {family.title} (no {family.config_mark})" for family in families)
+    return FormatError(path, None, f"not the config of {known}")
+
+
+def checked(path: Path, row: Hyperparameter, key: str, value: object) -> Number:
+    """Return a hyperparameter that a file gives under `key`. Raises FormatError.
+
+    Sizes are whole numbers that fit 31 bits, as runtimes keep them; the others fit float32.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FormatError(path, None, f"{key} is missing or not a number: {shown(value)}")
+    if row.is_float:
+        if not 1e-30 < value < 1e30:
+            raise FormatError(path, None, f"{key} must be a positive number, not {shown(value)}")
+    elif isinstance(value, float) or not 0 < value < 2**31:
+        raise FormatError(path, None, f"{key} must be a positive whole number, not {shown(value)}")
+    return value
+
+
+def _read(
+    family: Family,
+    path: Path,
+    values: Mapping[str, Any],
+    key_of: Callable[[Hyperparameter], Key | None],
+) -> dict[str, Number]:
+    keys = [(row, key) for row in family.hyperparameters if (key := key_of(row)) is not None]
+    given: dict[str, Number] = {}
+    for row, key in sorted(keys, key=lambda pair: pair[1].optional):
+        value = values.get(key.name)
+        if key.name not in values:
+            value = key.default(given) if callable(key.default) else key.default
+            if key.optional:
+                if value is not None:
+                    given[row.name] = value
+                continue
+        given[row.name] = checked(path, row, key.name, value)
+    return given
+
+
+def _unrounded(row: Hyperparameter, value: Number) -> Number:
+    """Undo the rounding to float32 where the release's own constant was meant."""
+    known = row.default if row.released is None else row.released
+    if isinstance(value, float) and known is not None and np.float32(known) == np.float32(value):
+        return float(known)
+    return value

@@ -1,0 +1,232 @@
+"""Put rows of assemblies together, in memory, from parts that a slab holds as they are stored.
+
+Each worker puts together the rows that it needs, so that the reader only reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.graph.assembly import Assembly, Part
+from weightcast.formats.packed.layout import NUMPY_DTYPES
+from weightcast.quant.cpu.library import Blocks, Matrix
+from weightcast.quant.cpu.transpose import copy_turned
+from weightcast.quant.types import F32, I8, TYPES
+
+
+class RowsInMemory(Protocol):
+    """Rows of a window in memory."""
+
+    def piece(self, row0: int, row1: int) -> Matrix | Blocks:
+        """Give rows [row0, row1) of those in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRows:
+    """Rows of a plain part in memory: the first element, and strides in elements.
+
+    `scales`, float32 [groups, rows], belong to int8 codes.
+    """
+
+    part: Part
+    rows: range
+    data: NDArray[np.generic]
+    start: int
+    strides: tuple[int, int]
+    scales: NDArray[np.float32] | None = None
+
+    def piece(self, rows: range) -> Matrix:
+        """Give some of the part's rows, where they lie."""
+        first, last = (row - self.rows.start for row in (rows.start, rows.stop))
+        return Matrix(
+            self.data,
+            self.part.view.dtype,
+            len(rows),
+            self.part.shape[1],
+            *self.strides,
+            start=self.start + first * self.strides[0],
+            scales=None if self.scales is None else self.scales[:, first:last],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Rows of a part that is decoded; those of its window from `first` on are in memory."""
+
+    part: Part
+    rows: range
+    first: int
+    source: RowsInMemory
+
+    def piece(self, rows: range) -> Matrix | Blocks:
+        """Give some of the part's rows, decoded if they are cut from others."""
+        cut, length = self.part.cut, self.part.view.shape[1]
+        if cut is None:
+            return self.source.piece(rows.start - self.first, rows.stop - self.first)
+        stored = self.part.stored_rows(rows)
+        found = self.source.piece(stored.start - self.first, stored.stop - self.first)
+        start = cut.start + rows.start * cut.strides[0] - stored.start * length
+        if isinstance(found, Blocks) and cut.has_whole_rows(length):
+            row_bytes = found.type.row_bytes(length)
+            every = found.data.reshape(-1, row_bytes)[start // length :: cut.strides[0] // length]
+            kept = np.ascontiguousarray(every[: len(rows)])
+            return Blocks(kept.reshape(-1), found.type, len(rows), length)
+        values = as_float32(found).reshape(-1)
+        return Matrix(values, F32.name, len(rows), cut.shape[1], *cut.strides, start=start)
+
+
+PartRows = PlainRows | EncodedRows
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledRows:
+    """Rows of an assembly from `out0` on: what a slab holds of each of its parts."""
+
+    assembly: Assembly
+    out0: int
+    parts: tuple[PartRows, ...]
+
+    def piece(self, row0: int, row1: int) -> Matrix | Blocks:
+        """Put rows [row0, row1) of the slab together: in place if one part holds them all."""
+        row0, row1 = row0 + self.out0, row1 + self.out0
+        found = []
+        for held in self.parts:
+            if rows := held.part.rows_in(row0, row1):
+                found.append((held, rows))
+        held, rows = found[0]
+        if len(found) == 1 and _is_ready(held.part, self.assembly):
+            piece = held.piece(rows)
+            if isinstance(piece, Blocks) or min(piece.stride_out, piece.stride_in) == 1:
+                return piece
+        make = {I8.name: self._codes, F32.name: self._floats}.get(self.assembly.dtype, self._copies)
+        return make([Placed(held, rows, row0) for held, rows in found], row1 - row0)
+
+    def _floats(self, parts: list[Placed], n_out: int) -> Matrix:
+        values, matrix = self._empty(n_out, np.dtype(np.float32))
+        for placed in parts:
+            floats_into(placed.target(values), placed.piece())
+            _apply(placed.held.part, placed.target(values))
+        return matrix
+
+    def _codes(self, parts: list[Placed], n_out: int) -> Matrix:
+        n_in, size = self.assembly.shape[1], self.assembly.group_size
+        assert size is not None
+        codes, matrix = self._empty(n_out, np.dtype(np.int8))
+        scales = np.empty((n_in // size, n_out), np.float32)
+        for placed in parts:
+            piece = placed.piece()
+            assert isinstance(piece, Matrix)
+            assert piece.scales is not None
+            copy_turned(placed.target(codes), array_of(piece))
+            group = placed.held.part.col0 // size
+            scales[group : group + len(piece.scales), placed.rows] = piece.scales
+        return Matrix(
+            matrix.data, I8.name, n_out, n_in, matrix.stride_out, matrix.stride_in, scales=scales
+        )
+
+    def _copies(self, parts: list[Placed], n_out: int) -> Matrix | Blocks:
+        """Copy floats of 16 bits, or blocks, as they are."""
+        if not self.assembly.is_blocked:
+            values, matrix = self._empty(n_out, np.dtype(np.uint16))
+            for placed in parts:
+                piece = placed.piece()
+                assert isinstance(piece, Matrix)
+                copy_turned(placed.target(values), array_of(piece).view(np.uint16))
+            return matrix
+        kind, n_in = TYPES[self.assembly.dtype], self.assembly.shape[1]
+        blocks = np.empty((n_out, kind.row_bytes(n_in)), np.uint8)
+        for placed in parts:
+            piece = placed.piece()
+            assert isinstance(piece, Blocks)
+            blocks[placed.rows] = piece.data[: piece.n_out * blocks.shape[1]].reshape(
+                piece.n_out, -1
+            )
+        return Blocks(blocks.reshape(-1), kind, n_out, n_in)
+
+    def _empty(self, n_out: int, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Matrix]:
+        """Make room for rows: as an array [out, in] to fill, and as the matrix they become."""
+        n_in = self.assembly.shape[1]
+        if self.assembly.is_along_out:
+            turned = np.empty((n_in, n_out), dtype)
+            data = turned.reshape(-1)
+            return turned.T, Matrix(data, self.assembly.dtype, n_out, n_in, 1, n_out)
+        values = np.empty((n_out, n_in), dtype)
+        data = values.reshape(-1)
+        return values, Matrix(data, self.assembly.dtype, n_out, n_in, n_in, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Rows of a part, and their place among the rows from `row0` on of the matrix."""
+
+    held: PartRows
+    numbers: range
+    row0: int
+
+    def piece(self) -> Matrix | Blocks:
+        return self.held.piece(self.numbers)
+
+    @property
+    def rows(self) -> slice:
+        part = self.held.part
+        first = part.row0 + self.numbers.start * part.row_step - self.row0
+        return slice(first, first + (len(self.numbers) - 1) * part.row_step + 1, part.row_step)
+
+    def target(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Find its place in rows [out, in] of the matrix."""
+        part = self.held.part
+        last = part.col0 + (part.shape[1] - 1) * part.col_step
+        return values[self.rows, part.col0 : last + 1 : part.col_step]
+
+
+def _apply(part: Part, values: NDArray[np.float32]) -> None:
+    """Scale and shift values in place, each step rounded by itself."""
+    with np.errstate(all="ignore"):  # what is not finite is found, and named, when it is used
+        for scale, shift in part.affine:
+            if scale != 1:
+                values *= np.float32(scale)
+            if shift != 0:
+                values += np.float32(shift)
+
+
+def _is_ready(part: Part, assembly: Assembly) -> bool:
+    """Tell whether rows of a part are rows of the matrix as they are."""
+    is_whole = part.shape[1] == assembly.shape[1] and part.row_step == 1
+    return is_whole and not part.affine and part.dtype == assembly.dtype
+
+
+def array_of(matrix: Matrix) -> NDArray[Any]:
+    """Give a matrix as an array [out, in] of its stored dtype, at its strides, without scales."""
+    data = matrix.data.view(NUMPY_DTYPES[matrix.dtype])[matrix.start :]
+    strides = [stride * data.itemsize for stride in (matrix.stride_out, matrix.stride_in)]
+    return np.lib.stride_tricks.as_strided(data, (matrix.n_out, matrix.n_in), strides)
+
+
+def floats_into(target: NDArray[np.float32], source: Matrix | Blocks) -> None:
+    """Fill float32 [out, in] with values, int8 codes times their scales, finite or not."""
+    matrix = source.dequantized() if isinstance(source, Blocks) else source
+    values = array_of(matrix)
+    with np.errstate(all="ignore"):
+        if matrix.scales is None:
+            if values.dtype == np.float32:
+                copy_turned(target, values)
+            else:
+                target[...] = values
+            return
+        size = matrix.n_in // len(matrix.scales)
+        for group, scales in enumerate(matrix.scales):
+            columns = slice(group * size, (group + 1) * size)
+            np.multiply(
+                values[:, columns], scales[:, None], out=target[:, columns], dtype=np.float32
+            )
+
+
+def as_float32(source: Matrix | Blocks) -> NDArray[np.float32]:
+    """Give values as row-major float32 [out, in], finite or not."""
+    values = np.empty((source.n_out, source.n_in), np.float32)
+    floats_into(values, source)
+    return values

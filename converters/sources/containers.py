@@ -1,0 +1,249 @@
+"""Read models from each container: checkpoint shards, GGUF files, safetensors directories.
+
+A container knows how its files are found and indexed, which files beside the tensors belong to a
+model, and which convention of names its tensors follow. What the names mean, a family says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Protocol
+
+from weightcast.converters.families import FAMILIES, any_gguf, of_architecture
+from weightcast.converters.families.graphs import Told, graph_from_names, graph_from_shards
+from weightcast.converters.families.hyperparameters import (
+    config_values,
+    not_the_config,
+    read_config,
+    read_metadata,
+    read_spec,
+)
+from weightcast.converters.graph import Family, TensorGraph
+from weightcast.converters.sources.detect import (
+    TOKENIZER_NAME,
+    checkpoint_directory,
+    container_of,
+    find_beside,
+    find_spec,
+)
+from weightcast.converters.sources.packed import files_of, join_packed
+from weightcast.errors import FormatError, MissingTensorError
+from weightcast.formats import safetensors
+from weightcast.formats.gguf import read as gguf
+from weightcast.formats.jax import shards
+from weightcast.formats.tokenizer import Vocabulary, from_gguf
+from weightcast.text import shown
+
+
+class Container(Protocol):
+    """A kind of files that models are read from."""
+
+    @property
+    def name(self) -> str:
+        """ "shards", "gguf" or "safetensors"."""
+
+    @property
+    def written(self) -> str:
+        """The convention of names that an artifact of this kind has; sources go by GGUF's."""
+
+    def open(self, source: Path, spec: Path | None) -> TensorGraph:
+        """Open a model of a family with a table. Raises CheckpointError."""
+
+    def open_as_it_is(self, source: Path) -> TensorGraph | None:
+        """Open any model under its own names; None if this kind says too little for that."""
+
+    def vocabulary(self, source: Path) -> Vocabulary | None:
+        """Read a vocabulary that lies in the files themselves."""
+
+    def file_type(self, source: Path) -> int | None:
+        """Read llama.cpp's number for what the weights mostly are; None where nothing says it."""
+
+    def find_tokenizer(self, source: Path) -> Path | None:
+        """Look for a tokenizer's file in or beside the source."""
+
+    def find_spec(self, source: Path) -> Path | None:
+        """Look for a specification beside the source, where one is read."""
+
+    def beside(self, source: Path) -> Iterator[Path]:
+        """List small files that are read with the tensors."""
+
+
+class Shards:
+    """A directory of numbered pickles, as JAX checkpoints of xAI are."""
+
+    name: Final = "shards"
+    written: Final = "gguf"
+
+    def open(self, source: Path, spec: Path | None) -> TensorGraph:
+        """Open the shards of a family that has such; of which, the specification tells."""
+        directory = _shard_directory(source)
+        family = next(f for f in FAMILIES.values() if "jax" in f.names)
+        spec_file = spec or find_spec(directory)
+        told = Told(family.released, f"the {family.name} preset")
+        if spec_file is not None:
+            told = Told(read_spec(family, spec_file), str(spec_file))
+        return graph_from_shards(family, directory, shards.read_shards(directory), told)
+
+    def open_as_it_is(self, source: Path) -> TensorGraph | None:
+        """Give none: shards have no names."""
+        return None
+
+    def vocabulary(self, source: Path) -> Vocabulary | None:
+        """Give none: it is a file of its own."""
+        return None
+
+    def file_type(self, source: Path) -> int | None:
+        """Give none: nothing says it."""
+        return None
+
+    def find_tokenizer(self, source: Path) -> Path | None:
+        """Look in the directory of the shards and beside it."""
+        return find_beside(_shard_directory(source), TOKENIZER_NAME)
+
+    def find_spec(self, source: Path) -> Path | None:
+        """Look in the directory of the shards and beside it."""
+        return find_spec(_shard_directory(source))
+
+    def beside(self, source: Path) -> Iterator[Path]:
+        """List nothing."""
+        return iter(())
+
+
+class Gguf:
+    """A GGUF file, or the parts of a split one."""
+
+    name: Final = "gguf"
+    written: Final = "gguf"
+
+    def open(self, source: Path, spec: Path | None) -> TensorGraph:
+        """Open a file of an architecture that a family has a table of."""
+        index = gguf.read_split(source)
+        architecture = index.metadata.get("general.architecture")
+        family = of_architecture(architecture)
+        if family is None:
+            titles = " and ".join(f.title for f in FAMILIES.values())
+            raise FormatError(
+                source,
+                None,
+                f"architecture {shown(architecture)}: directories, --spec, --tokenizer and "
+                f"--no-tokenizer are for {titles}; name a .gguf output, which keeps all metadata",
+            )
+        told = Told(read_metadata(family, source, index.metadata), f"the metadata of {source.name}")
+        layers = int(told.values["num_layers"])
+        if layers > len(index.tensors):
+            raise MissingTensorError(f"{source}: {len(index.tensors)} tensors for {layers} layers")
+        if spec is not None:
+            told = Told(read_spec(family, spec), str(spec))
+        graph = graph_from_names(
+            family, self.name, str(source), index.tensors, self.name, layers, told
+        )
+        return replace(graph, files=index.paths)
+
+    def open_as_it_is(self, source: Path) -> TensorGraph | None:
+        """Open a file of any architecture."""
+        return any_gguf(source, gguf.read_split(source))
+
+    def vocabulary(self, source: Path) -> Vocabulary | None:
+        """Read the tokenizer in the metadata."""
+        return from_gguf(source, gguf.read_file(source).metadata)
+
+    def file_type(self, source: Path) -> int | None:
+        """Read general.file_type."""
+        said = gguf.read_file(source).metadata.get("general.file_type")
+        return said if type(said) is int else None
+
+    def find_tokenizer(self, source: Path) -> Path | None:
+        """Look beside the file."""
+        return find_beside(source, TOKENIZER_NAME)
+
+    def find_spec(self, source: Path) -> Path | None:
+        """Give none: the metadata have all."""
+        return None
+
+    def beside(self, source: Path) -> Iterator[Path]:
+        """List nothing."""
+        return iter(())
+
+
+class Safetensors:
+    """A safetensors file, or a directory of them with config.json."""
+
+    name: Final = "safetensors"
+    written: Final = "hugging_face"
+
+    def open(self, source: Path, spec: Path | None) -> TensorGraph:
+        """Open a directory whose config.json is a family's."""
+        config = _folder(source) / "config.json"
+        if spec is None:
+            family = _family_of_config(config)
+            told = Told(read_config(family, config), str(config))
+        else:
+            family = next(iter(FAMILIES.values()))
+            told = Told(read_spec(family, spec), str(spec))
+        stored = safetensors.read_directory(source)
+        arrays = join_packed(source, config, stored)
+        in_layer = family.layer_pattern(self.written)
+        layers = {int(match[1]) for name in arrays if (match := in_layer.match(name))}
+        if not layers or max(layers) >= len(layers):
+            raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
+        graph = graph_from_names(
+            family, self.name, str(source), arrays, self.written, len(layers), told
+        )
+        return replace(graph, files=files_of(stored))
+
+    def open_as_it_is(self, source: Path) -> TensorGraph | None:
+        """Give none: what a directory holds, only its family's table tells."""
+        return None
+
+    def vocabulary(self, source: Path) -> Vocabulary | None:
+        """Give none: it is a file of its own."""
+        return None
+
+    def file_type(self, source: Path) -> int | None:
+        """Give none: nothing says it."""
+        return None
+
+    def find_tokenizer(self, source: Path) -> Path | None:
+        """Look in the directory and beside it."""
+        return find_beside(source, TOKENIZER_NAME)
+
+    def find_spec(self, source: Path) -> Path | None:
+        """Give none: config.json has all."""
+        return None
+
+    def beside(self, source: Path) -> Iterator[Path]:
+        """List config.json and the index of a directory."""
+        names = ("config.json", safetensors.INDEX_NAME) if source.is_dir() else ("config.json",)
+        for name in names:
+            if (_folder(source) / name).is_file():
+                yield _folder(source) / name
+
+
+CONTAINERS: Final[Mapping[str, Container]] = {c.name: c for c in (Shards(), Gguf(), Safetensors())}
+
+
+def container(path: Path) -> Container:
+    """Find how a path is read. Raises CheckpointError."""
+    return CONTAINERS[container_of(path)]
+
+
+def _shard_directory(source: Path) -> Path:
+    directory = checkpoint_directory(source)
+    assert directory is not None
+    return directory
+
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _family_of_config(path: Path) -> Family:
+    """Tell from config.json which family a directory is. Raises FormatError if of none."""
+    values = config_values(path)
+    families = [family for family in FAMILIES.values() if family.config_mark is not None]
+    found = next((family for family in families if family.config_mark in values), None)
+    if found is None:
+        raise not_the_config(path, families)
+    return found

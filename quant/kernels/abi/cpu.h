@@ -1,0 +1,42 @@
+// The functions that the object of each instruction set exports to dispatch.cpp.
+#pragma once
+
+#include "weightcast.h"
+
+namespace weightcast {
+
+struct Kernels {
+  const char* isa;
+  int32_t (*quantize)(const weightcast_source&, const float* importance, int32_t type, void* dst,
+                      int64_t dst_stride, weightcast_result&);
+  int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
+  int32_t (*measure)(const weightcast_source&, const float* importance, int32_t baseline, int32_t type,
+                     const void* blocks, int64_t stride, weightcast_moments*);
+  void (*measure_groups)(const weightcast_source&, const float* importance, int32_t baseline,
+                         const weightcast_group_type&, const weightcast_groups&, weightcast_moments*);
+  int32_t (*quantize_groups)(const weightcast_source&, const float* importance,
+                             const weightcast_group_type&, const weightcast_groups&,
+                             weightcast_result&);
+  int32_t (*quantize_and_measure_groups)(const weightcast_source&, const float* importance,
+                                         int32_t baseline, const weightcast_group_type&,
+                                         const weightcast_groups&, weightcast_moments*,
+                                         weightcast_result&);
+  int32_t (*carry_groups)(const weightcast_source&, const weightcast_group_type&,
+                          const weightcast_groups&, weightcast_result&);
+  int32_t (*check_carried)(const weightcast_source&, const weightcast_group_type&,
+                           const weightcast_groups&, weightcast_result&);
+  void (*dequantize_groups)(const weightcast_group_type&, const weightcast_groups&, int64_t n_out,
+                            float* dst);
+  const void* (*grid_tables)(int32_t type, int64_t& nbytes);
+};
+
+extern const Kernels kernels_scalar;
+#if defined(WEIGHTCAST_X86)
+extern const Kernels kernels_sse2;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#elif defined(WEIGHTCAST_NEON)
+extern const Kernels kernels_neon;
+#endif
+
+}  // namespace weightcast

@@ -1,0 +1,252 @@
+// The C ABI: checks arguments, sets the floating-point environment and calls the best kernels.
+#include <cstdlib>
+#include <cstring>
+
+#include "abi/cpu.h"
+#include "simd/halves.h"
+#ifdef WEIGHTCAST_X86
+#include <immintrin.h>
+#endif
+
+namespace weightcast {
+namespace {
+
+// Sets IEEE defaults for as long as it lives: a caller's flush-to-zero or rounding mode would change bytes.
+class DefaultFloatEnvironment {
+ public:
+  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
+  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
+#if defined(WEIGHTCAST_X86)
+  DefaultFloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  DefaultFloatEnvironment() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~DefaultFloatEnvironment() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#else
+  DefaultFloatEnvironment() {}
+#endif
+};
+
+// Choose the best instruction set of this processor, or a lower one that WEIGHTCAST_ISA asks for.
+const Kernels& choose_kernels() {
+  const char* wanted = std::getenv("WEIGHTCAST_ISA");
+  if (wanted == nullptr) wanted = "";
+  if (std::strcmp(wanted, "scalar") == 0) return kernels_scalar;
+#if defined(WEIGHTCAST_X86)
+  __builtin_cpu_init();
+  if (std::strcmp(wanted, "sse2") == 0 || !__builtin_cpu_supports("avx2")) return kernels_sse2;
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (std::strcmp(wanted, "avx2") == 0 || !has_avx512) return kernels_avx2;
+  return kernels_avx512;
+#elif defined(WEIGHTCAST_NEON)
+  return kernels_neon;
+#else
+  return kernels_scalar;
+#endif
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose_kernels();
+  return chosen;
+}
+
+// Check that a source can be read; return a status.
+int32_t check_shape(const weightcast_source& s) {
+  if (s.type != WEIGHTCAST_F32 && s.type != WEIGHTCAST_F16 && s.type != WEIGHTCAST_BF16 &&
+      s.type != WEIGHTCAST_I8) {
+    return WEIGHTCAST_BAD_TYPE;
+  }
+  if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (s.type != WEIGHTCAST_I8 || s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
+  const bool has_scales = s.scales != nullptr && s.groups >= 1 && s.n_in % s.groups == 0;
+  return has_scales ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+}
+
+// Check that every code * scale is finite: it is if |scale| < 2^121, as no code exceeds 2^7.
+bool scales_are_safe(const weightcast_source& s, weightcast_result& result) {
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const float* scales = s.scales + g * s.scale_stride;
+    for (int64_t out = 0; out < s.n_out; ++out) {
+      if ((float_bits(scales[out]) & 0x7fffffffu) >= 0x7c000000u) {
+        result.bad_out = out;
+        result.bad_in = g * (s.n_in / s.groups);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+// Check that importance is finite and not negative, as weights of errors must be.
+bool importance_is_valid(const float* importance, int64_t n_in, weightcast_result& result) {
+  for (int64_t in = 0; in < n_in; ++in) {
+    if (!(importance[in] >= 0.0f) || !is_finite(importance[in])) {
+      result.bad_in = in;
+      return false;
+    }
+  }
+  return true;
+}
+
+// Check what all calls require of a source. Sets `empty` if there is nothing to do.
+int32_t check_source(const weightcast_source& s, const float* importance, weightcast_result& result,
+                     bool& empty) {
+  result = weightcast_result{};
+  empty = false;
+  const int32_t status = check_shape(s);
+  if (status != WEIGHTCAST_OK) return status;
+  empty = s.n_out == 0 || s.n_in == 0;
+  if (empty) return WEIGHTCAST_OK;
+  if (s.type == WEIGHTCAST_I8 && !scales_are_safe(s, result)) return WEIGHTCAST_NOT_FINITE;
+  if (importance != nullptr && !importance_is_valid(importance, s.n_in, result)) {
+    return WEIGHTCAST_BAD_IMPORTANCE;
+  }
+  return WEIGHTCAST_OK;
+}
+
+bool is_float_type(int32_t type) {
+  return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
+}
+
+constexpr int64_t kGroupMultiple = 32;  // group sizes are multiples of it
+
+// Check that the groups are of a known kind and that rows of n_in values fill them.
+int32_t check_groups(const weightcast_group_type& type, const weightcast_groups& groups, int64_t n_in) {
+  if (type.bits != 4 && type.bits != 8) return WEIGHTCAST_BAD_TYPE;
+  if (!is_float_type(type.scale_type)) return WEIGHTCAST_BAD_TYPE;
+  if (type.group_size < kGroupMultiple || type.group_size % kGroupMultiple != 0) return WEIGHTCAST_BAD_SHAPE;
+  return n_in == groups.groups * type.group_size ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+}
+
+// Check that groups can hold a source's codes unchanged. Sets `empty` if there is nothing to do.
+int32_t check_carriage(const weightcast_source& s, const weightcast_group_type& type,
+                       const weightcast_groups& groups, weightcast_result& result, bool& empty) {
+  int32_t status = check_source(s, nullptr, result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  status = check_groups(type, groups, s.n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  const bool fits = s.type == WEIGHTCAST_I8 && type.bits == 8 && type.symmetric;
+  return fits ? WEIGHTCAST_OK : WEIGHTCAST_BAD_TYPE;
+}
+
+}  // namespace
+}  // namespace weightcast
+
+extern "C" {
+
+int32_t weightcast_abi_version(void) { return WEIGHTCAST_ABI_VERSION; }
+
+const char* weightcast_isa(void) { return weightcast::kernels().isa; }
+
+int32_t weightcast_quantize(const weightcast_source* source, const float* importance, int32_t type,
+                            void* dst, int64_t dst_stride, weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  bool empty;
+  const int32_t status = weightcast::check_source(s, importance, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  return weightcast::kernels().quantize(s, importance, type, dst, dst_stride, *result);
+}
+
+int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements, float* dst) {
+  const weightcast::DefaultFloatEnvironment environment;
+  if (n_elements < 0) return WEIGHTCAST_BAD_SHAPE;
+  return weightcast::kernels().dequantize(type, src, n_elements, dst);
+}
+
+int32_t weightcast_quantize_groups(const weightcast_source* source, const float* importance,
+                                   const weightcast_group_type* type, const weightcast_groups* dst,
+                                   weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  bool empty;
+  int32_t status = weightcast::check_source(*source, importance, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  status = weightcast::check_groups(*type, *dst, source->n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  return weightcast::kernels().quantize_groups(*source, importance, *type, *dst, *result);
+}
+
+int32_t weightcast_quantize_and_measure_groups(const weightcast_source* source, const float* importance,
+                                               int32_t baseline, const weightcast_group_type* type,
+                                               const weightcast_groups* dst, weightcast_moments* moments,
+                                               weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  bool empty;
+  int32_t status = weightcast::check_source(s, importance, *result, empty);
+  if (status != WEIGHTCAST_OK) return status;
+  if (empty) {
+    for (int64_t out = 0; out < s.n_out; ++out) moments[out] = weightcast_moments{};
+    return WEIGHTCAST_OK;
+  }
+  status = weightcast::check_groups(*type, *dst, s.n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  return weightcast::kernels().quantize_and_measure_groups(s, importance, baseline, *type, *dst, moments,
+                                                           *result);
+}
+
+int32_t weightcast_carry_groups(const weightcast_source* source, const weightcast_group_type* type,
+                                const weightcast_groups* dst, weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  bool empty;
+  const int32_t status = weightcast::check_carriage(*source, *type, *dst, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  return weightcast::kernels().carry_groups(*source, *type, *dst, *result);
+}
+
+int32_t weightcast_check_carried(const weightcast_source* source, const weightcast_group_type* type,
+                                 const weightcast_groups* groups, weightcast_result* result) {
+  bool empty;
+  const int32_t status = weightcast::check_carriage(*source, *type, *groups, *result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  return weightcast::kernels().check_carried(*source, *type, *groups, *result);
+}
+
+int32_t weightcast_dequantize_groups(const weightcast_group_type* type, const weightcast_groups* src,
+                                     int64_t n_out, int64_t n_in, float* dst) {
+  const weightcast::DefaultFloatEnvironment environment;
+  if (n_out < 0 || n_in < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (n_out == 0 || n_in == 0) return WEIGHTCAST_OK;
+  const int32_t status = weightcast::check_groups(*type, *src, n_in);
+  if (status == WEIGHTCAST_OK) weightcast::kernels().dequantize_groups(*type, *src, n_out, dst);
+  return status;
+}
+
+int32_t weightcast_measure(const weightcast_source* source, const float* importance, int32_t baseline,
+                           int32_t type, const void* blocks, int64_t stride,
+                           weightcast_moments* moments) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  const int32_t status = weightcast::check_shape(s);
+  if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
+  return weightcast::kernels().measure(s, importance, baseline, type, blocks, stride, moments);
+}
+
+int32_t weightcast_measure_groups(const weightcast_source* source, const float* importance,
+                                  int32_t baseline, const weightcast_group_type* type,
+                                  const weightcast_groups* groups, weightcast_moments* moments) {
+  const weightcast::DefaultFloatEnvironment environment;
+  const weightcast_source& s = *source;
+  int32_t status = weightcast::check_shape(s);
+  if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
+  status = weightcast::check_groups(*type, *groups, s.n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  weightcast::kernels().measure_groups(s, importance, baseline, *type, *groups, moments);
+  return WEIGHTCAST_OK;
+}
+
+const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {
+  return weightcast::kernels().grid_tables(type, *nbytes);
+}
+
+}  // extern "C"

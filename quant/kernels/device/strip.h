@@ -1,0 +1,164 @@
+// Strip on a device: what a block quantizer reads. A thread makes one block of one output column.
+//
+// The weights of small blocks are read once, into registers. Those of larger blocks stay in memory:
+// they are read in several passes, and the caches serve the later ones. WC_IN_REGISTERS says which it
+// is for all types of a unit (the last column of types.inc).
+#pragma once
+
+#include "simd/lanes.h"
+#include "source/elements.h"
+
+#ifndef WC_IN_REGISTERS
+#define WC_IN_REGISTERS false
+#endif
+
+namespace weightcast {
+namespace {
+
+// The in-rows of one block in one output column of a source in device memory.
+struct Column {
+  const uint8_t* first;  // row 0
+  int64_t stride;        // elements between rows
+  int32_t type;
+  int32_t row;           // added to all rows
+  // I8 only: rows from `left` on lie in another group of scales.
+  float scale;
+  int32_t left;
+  const float* scales;   // of the group of row 0, groups scale_stride apart
+  int64_t scale_stride, group_rows;
+
+  template <int element>
+  WC_INLINE float stored(int i) const {
+    const auto* data = reinterpret_cast<const typename Element<element>::stored*>(first);
+    return Element<element>::value(data[(row + i) * stride]);
+  }
+
+  WC_INLINE float scale_of(int i) const {
+    const int32_t beyond = row + i - left;
+    return beyond < 0 ? scale : scales[(beyond / group_rows + 1) * scale_stride];
+  }
+
+  WC_INLINE float operator[](int i) const {
+    switch (type) {
+      case WEIGHTCAST_F32: return stored<WEIGHTCAST_F32>(i);
+      case WEIGHTCAST_F16: return stored<WEIGHTCAST_F16>(i);
+      case WEIGHTCAST_BF16: return stored<WEIGHTCAST_BF16>(i);
+      default: return stored<WEIGHTCAST_I8>(i) * scale_of(i);
+    }
+  }
+
+  WC_INLINE Column operator+(int rows) const {
+    Column moved = *this;
+    moved.row += rows;
+    return moved;
+  }
+};
+
+// Sixteen bytes, read at once.
+struct alignas(16) Sixteen {
+  uint32_t words[4];
+};
+
+// Read n adjacent rows from an address that is a multiple of 16.
+template <int element, int n>
+WC_INLINE void read_run(const uint8_t* first, float (&x)[n]) {
+  using stored = typename Element<element>::stored;
+  constexpr int each = 16 / sizeof(stored);
+  const auto* runs = reinterpret_cast<const Sixteen*>(first);
+WC_UNROLL
+  for (int k = 0; k < n / each; ++k) {
+    const Sixteen run = runs[k];
+WC_UNROLL
+    for (int j = 0; j < each; ++j) {
+      const uint32_t word = run.words[j * static_cast<int>(sizeof(stored)) / 4];
+      constexpr int per_word = 4 / sizeof(stored);
+      const uint32_t bits = word >> j % per_word * (32 / per_word);
+      if constexpr (sizeof(stored) == 4) {
+        x[k * each + j] = bits_float(bits);
+      } else {
+        x[k * each + j] = Element<element>::value(static_cast<stored>(bits));
+      }
+    }
+  }
+}
+
+// Read the first `rows` of n rows as they are stored; the others become zeros.
+template <int element, int n>
+WC_INLINE void read_rows(const Column& column, int rows, float (&x)[n]) {
+  const bool is_run = column.stride == 1 && reinterpret_cast<uintptr_t>(column.first) % 16 == 0;
+  if (is_run && rows == n) {
+    read_run<element>(column.first, x);
+  } else if (rows == n) {
+WC_UNROLL
+    for (int i = 0; i < n; ++i) x[i] = column.stored<element>(i);
+  } else {
+WC_UNROLL
+    for (int i = 0; i < n; ++i) x[i] = i < rows ? column.stored<element>(i) : 0.0f;
+  }
+}
+
+// Load the first `rows` of n rows as floats into registers; the others become zeros.
+template <int n>
+WC_INLINE void load_rows(const Column& column, int rows, float (&x)[n]) {
+  switch (column.type) {
+    case WEIGHTCAST_F32: return read_rows<WEIGHTCAST_F32>(column, rows, x);
+    case WEIGHTCAST_F16: return read_rows<WEIGHTCAST_F16>(column, rows, x);
+    case WEIGHTCAST_BF16: return read_rows<WEIGHTCAST_BF16>(column, rows, x);
+    default: break;
+  }
+  read_rows<WEIGHTCAST_I8>(column, rows, x);
+  if (rows <= column.left) {
+WC_UNROLL
+    for (int i = 0; i < n; ++i) x[i] *= column.scale;
+  } else {
+WC_UNROLL
+    for (int i = 0; i < n; ++i) x[i] *= i < rows ? column.scale_of(i) : 0.0f;
+  }
+}
+
+// The in-rows of a block that were read into registers.
+struct Registers {
+  const float* first;
+
+  WC_INLINE float operator[](int i) const { return first[i]; }
+  WC_INLINE Registers operator+(int rows) const { return {first + rows}; }
+};
+
+// Reads the n rows of a block once.
+template <int n>
+struct RowsInRegisters {
+  float x[n];
+
+  WC_INLINE RowsInRegisters(const Column& column, int rows) { load_rows(column, rows, x); }
+  WC_INLINE Registers strip() const { return {x}; }
+};
+
+// Leaves them where they are.
+template <int n>
+struct RowsInMemory {
+  const Column& column;
+
+  WC_INLINE RowsInMemory(const Column& from, int) : column(from) {}
+  WC_INLINE Column strip() const { return column; }
+};
+
+template <bool in_registers>
+struct Access {
+  using Strip = Registers;
+  template <int n>
+  using Rows = RowsInRegisters<n>;
+};
+template <>
+struct Access<false> {
+  using Strip = Column;
+  template <int n>
+  using Rows = RowsInMemory<n>;
+};
+
+// The strip that this unit's quantizers read, and the rows of a block behind it.
+using Strip = Access<WC_IN_REGISTERS>::Strip;
+template <int n>
+using SourceRows = Access<WC_IN_REGISTERS>::Rows<n>;
+
+}  // namespace
+}  // namespace weightcast

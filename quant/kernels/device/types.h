@@ -1,0 +1,15 @@
+// The block quantizers by the names of their types.
+#pragma once
+
+#include "device/tile.h"
+#include "quantize/all.h"
+
+namespace weightcast {
+namespace {
+
+#define WC_TYPE(name, number, elements, bytes, quantizer, importance, rows) \
+  using Quantizer_##name = quantizer;
+#include "types.inc"
+
+}  // namespace
+}  // namespace weightcast

@@ -1,0 +1,252 @@
+"""`convert`: results, dry runs, options and wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import weightcast
+from tests.commands.command_line import names
+from weightcast.converters import convert as conversion
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.output.disk_space import DiskSpace, disk_space
+from weightcast.converters.sources.options import ConvertOptions
+
+
+def test_several_outputs_of_one_read(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", tiny, tmp_path / "a-Q8_0.gguf", tmp_path / "a-bf16", "--no-tokenizer")
+    assert (done.code, done.err) == (0, "")
+    assert names(tmp_path) == ["a-Q8_0.gguf", "a-bf16"]
+    assert "14 tensors carry the source's int8 codes and scales unchanged: lossless" in done.out
+    assert "quantized: token_embd.weight" in done.out
+
+
+def test_json_result(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", "--json", "--no-tokenizer", tiny, tmp_path / "a-Q8_0.gguf")
+    result = json.loads(done.out)
+    (output,) = result["outputs"]
+    assert output["bytes"] == (tmp_path / "a-Q8_0.gguf").stat().st_size
+    assert output["types"] == {"F32": 11, "Q8_0": 15}
+    assert output["q8_0"]["quantized"] == ["token_embd.weight"]
+
+
+def test_quiet_prints_nothing(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", "--quiet", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_dry_run_writes_nothing(run, tiny: Path, tmp_path: Path) -> None:
+    done = run("convert", "--dry-run", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert done.code == 0
+    assert names(tmp_path) == []
+    done_json = run(
+        "convert", "--dry-run", "--json", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf"
+    )
+    size = json.loads(done_json.out)["outputs"][0]["bytes"]
+    assert f"{size:,} bytes" in done.out
+    run("convert", "--quiet", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf")
+    assert (tmp_path / "a-F16.gguf").stat().st_size == size
+
+
+def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
+    arguments = ["--type", "q8_0", "--type", "BF16", tiny, tmp_path / "a.gguf", tmp_path / "b"]
+    assert run("convert", "--no-tokenizer", *arguments).code == 0
+    assert names(tmp_path) == ["a.gguf", "b"]
+    assert (tmp_path / "b" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model.gguf"], "the name does not end in a type (BF16, F16, F32, IQ1_M"),
+        (["model-Q9_9.gguf"], "Q9_9 is not a type of a GGUF file; known: BF16, F16, F32, IQ1_M"),
+        (["model-q8.0k.gguf"], "the name does not end in a type"),
+        (["model-int7"], "int7 is not a type of a safetensors directory; known: bf16, f16, f32"),
+        (["model"], "the name does not end in a type (bf16, f16, f32, int8,"),
+        (["model-F16.gguf/"], "leave the slash out"),
+        (["--split", "9" * 400, "a-F16.gguf"], "is not a sensible size"),
+        (["--jobs", "100000", "a-F16.gguf"], "Invalid value for '--jobs'"),
+        (["a-bf16", "a-bf16/b-F16.gguf"], "another output lies in it"),
+        (["model-Q8_0"], "Q8_0 is not a type of a safetensors directory"),
+        (["m-F16.safetensors"], "safetensors are written as a directory"),
+        (["--type", "Q9", "m.gguf"], "Q9 is not a type of a GGUF file"),
+        (["--type", "F16", "a.gguf", "b.gguf"], "1 types for 2 outputs"),
+        (["a-F16.gguf", "./a-F16.gguf"], "two outputs have the same name"),
+        (["--tensor-type", "attn_v", "a-F16.gguf"], "attn_v: write it as REGEX=TYPE"),
+        (["--tensor-type", "attn_v=Q9", "a-F16.gguf"], "attn_v=Q9: unknown type 'Q9'; known: BF"),
+        (["m-Q4_K_M"], "fp8, fp8-block; the name of a GGUF file ends in .gguf"),
+        (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
+        (["--split", "0", "a-F16.gguf"], "'0' is not a sensible size"),
+        (["--jobs", "0", "a-F16.gguf"], "Invalid value for '--jobs'"),
+        (["--tokenizer", "t.model", "a-F16.gguf"], "a tokenizer and no tokenizer"),
+        (["--tpye", "F16", "a.gguf"], "No such option '--tpye'"),
+        ([], "Missing argument 'OUT...'"),
+    ],
+)
+def test_wrong_usage_is_exit_2(
+    run,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("convert", "--no-tokenizer", tiny, *arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert names(tmp_path) == []
+
+
+def test_an_output_is_replaced_whole(run, tiny: Path, tmp_path: Path) -> None:
+    for name in ("a-f16", "a-F16.gguf"):
+        assert run("convert", "--no-tokenizer", tiny, tmp_path / name, "--split", "3M").code == 0
+        assert run("convert", "--no-tokenizer", tiny, tmp_path / name).code == 0
+    assert names(tmp_path / "a-f16") == [
+        "config.json",
+        "configuration_grok1.py",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_grok1.py",
+    ]
+
+
+def test_recipes_and_overrides(run, tiny: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("base = 'Q8_0'\n[[rule]]\npattern = 'attn_'\ntype = 'F16'\n")
+    options = ("--recipe", recipe, "--tensor-type", "attn_v=BF16")
+    out = tmp_path / "tiny-mine.gguf"
+    done = run("convert", "--no-tokenizer", *options, tiny, out)
+    assert done.code == 0
+    assert "(BF16 2, F16 6, F32 11, Q8_0 7)" in done.out
+    assert f"stored as F16, as {recipe}: rule 1: 'attn_' asks: 6 tensors" in done.out
+    assert "stored as BF16, as --tensor-type attn_v=BF16 asks: 2 tensors" in done.out
+
+
+def test_pure(run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny-Q4_K_M.gguf"
+    done = run("convert", "--dry-run", "--no-tokenizer", "--pure", tiny, out)
+    assert "(F32 11, Q4_K 15)" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tensor-type", "atn_v=Q8_0"], "--tensor-type atn_v=Q8_0: no tensor has a name with"),
+        (["--recipe", "absent.toml"], "absent.toml: no such file"),
+        (["--imatrix", "absent.dat"], "absent.dat: no such file"),
+    ],
+)
+def test_recipe_options_that_are_wrong_are_one_line(
+    run, tiny: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    done = run("convert", "--no-tokenizer", *options, tiny, tmp_path / "m-Q4_K_M.gguf")
+    assert done.code == 1
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert names(tmp_path) == []
+
+
+def test_a_recipe_that_needs_importance_is_refused(run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m-IQ2_XS.gguf"
+    done = run("convert", "--no-tokenizer", tiny, out)
+    assert done.code == 1
+    assert done.err.startswith(f"error: {out}: needs an importance matrix; give one with --imatrix")
+    assert names(tmp_path) == []
+    done = run("convert", "--dry-run", "--no-tokenizer", tiny, out)
+    assert done.code == 0
+    assert "note: needs an importance matrix; give one with --imatrix FILE" in done.out
+
+
+@pytest.mark.parametrize("option", ["--spec", "--tokenizer", "--recipe", "--imatrix"])
+def test_files_that_must_not_be_read_are_bad_input(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Not wrong usage, which a check of click's would make of them."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != secret)
+    done = run("convert", option, secret, tiny, tmp_path / "a-Q8_0.gguf")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert str(secret) in done.err
+
+
+@pytest.mark.parametrize("option", ["--spec", "--tokenizer"])
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/nonexistent", "/"])
+def test_options_that_are_no_files(run, tiny: Path, tmp_path: Path, option: str, path: str) -> None:
+    done = run("convert", option, path, tiny, tmp_path / "a-F16.gguf")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert path in done.err
+
+
+def test_a_tokenizer_with_fewer_pieces_is_pointed_out(
+    run, tiny: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    done = run("convert", "--tokenizer", tokenizer_model, tiny, tmp_path / "a-F16.gguf")
+    assert "the tokenizer has 400 pieces for a vocabulary of 1,024" in done.out
+
+
+def test_sparse_shards_are_pointed_out(run, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m", tiny_spec(emb_size=1024, num_q_heads=64), sparse=True)
+    done = run("convert", "--no-tokenizer", tmp_path / "m", tmp_path / "a-Q8_0.gguf")
+    assert done.code == 0
+    assert "mostly holes" in done.out
+
+
+def test_disk_space_is_summed_per_file_system(tiny: Path, tmp_path: Path) -> None:
+    plan = conversion.prepare(
+        tiny, [tmp_path / "a-F16.gguf", tmp_path / "b-F16.gguf"], ConvertOptions(no_tokenizer=True)
+    )
+    (space,) = disk_space(plan.outputs)
+    assert isinstance(space, DiskSpace)
+    assert space.needed == plan.write_bytes
+
+
+def test_what_an_interpreter_shows_is_short(any_gguf: Path) -> None:
+    summary = weightcast.convert(any_gguf, any_gguf.parent / "a-Q8_0.gguf")
+    for value in (weightcast.open(any_gguf), summary, summary.plan):
+        assert "\n" not in repr(value)
+        assert len(repr(value)) < 200 + len(str(any_gguf))
+
+
+def test_quantizing_twice(run, any_gguf: Path) -> None:
+    folder = any_gguf.parent
+    assert run("convert", any_gguf, folder / "a-Q4_K.gguf", "--pure").code == 0
+    done = run("convert", folder / "a-Q4_K.gguf", folder / "b-Q8_0.gguf")
+    assert done.code == 1
+    assert done.err.startswith(f"error: {folder / 'a-Q4_K.gguf'}: 'blk.0.a.weight' is Q4_K")
+    assert "--allow-requantize" in done.err
+    done = run("convert", "--allow-requantize", folder / "a-Q4_K.gguf", folder / "b-Q8_0.gguf")
+    assert done.code == 0
+    assert run("convert", folder / "a-Q4_K.gguf", folder / "b-F16.gguf").code == 0
+
+
+def test_dry_run_tells_the_exact_size_of_any_gguf(run, any_gguf: Path) -> None:
+    target = any_gguf.parent / "b-Q8_0.gguf"
+    done = run("convert", "--dry-run", "--json", any_gguf, target)
+    assert not target.exists()
+    run("convert", any_gguf, target)
+    assert json.loads(done.out)["outputs"][0]["bytes"] == target.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a-bf16"], "architecture 'my-arch': directories, --spec, --tokenizer and"),
+        (["a-F16.gguf", "--no-tokenizer"], "architecture 'my-arch': directories"),
+        (["a-F16.gguf", "--imatrix", "any.gguf"], "no importance matrix"),
+        (["any.gguf", "--type", "Q8_0"], "is or holds the source"),
+    ],
+)
+def test_what_any_gguf_cannot_become(
+    run, any_gguf: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(any_gguf.parent)
+    done = run("convert", "any.gguf", *arguments)
+    assert done.code == 1
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert names(any_gguf.parent) == ["any.gguf"]
