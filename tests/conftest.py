@@ -5,8 +5,13 @@ At the end of a run, what was skipped, a line for each reason.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
+
+# A worker each has a processor: more threads of OpenBLAS and torch would wait for each other, which
+# takes several times as long. Read when these are imported, here and in what tests start.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest

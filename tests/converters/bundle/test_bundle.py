@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 import weightcast
 from tests.gguf_files import floats, string, u32, write
 from tests.imatrices import model_entries, write_gguf
-from tests.support import Golden
+from tests.support import Golden, some
 from weightcast.converters import convert
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle import release as bundle
@@ -514,9 +515,29 @@ def overwrite(path: Path) -> None:
         file.write(bytes(4096))
 
 
-@pytest.mark.parametrize("moment", ["flush", "hash_files"])
-@pytest.mark.parametrize("name", ["m-F16.gguf", "m-bf16/model.safetensors", "m-bf16/config.json"])
-@pytest.mark.parametrize("damage", [truncate, overwrite, Path.unlink])
+# How a file was damaged shows in its status, its bytes or its absence, when in other code of ours:
+# each damage meets both moments, and each file some damage.
+@pytest.mark.parametrize(
+    ("damage", "name", "moment"),
+    some(
+        product(
+            (truncate, overwrite, Path.unlink),
+            ("m-F16.gguf", "m-bf16/model.safetensors", "m-bf16/config.json"),
+            ("flush", "hash_files"),
+        ),
+        lambda damage, name, moment: (
+            (damage, name, moment)
+            in (
+                (truncate, "m-F16.gguf", "flush"),
+                (truncate, "m-bf16/config.json", "hash_files"),
+                (overwrite, "m-bf16/model.safetensors", "flush"),
+                (overwrite, "m-F16.gguf", "hash_files"),
+                (Path.unlink, "m-bf16/config.json", "flush"),
+                (Path.unlink, "m-bf16/model.safetensors", "hash_files"),
+            )
+        ),
+    ),
+)
 def test_an_output_that_is_damaged_gets_no_name(
     tiny: Path,
     tmp_path: Path,

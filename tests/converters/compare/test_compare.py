@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def path_of(made: Path, name: str) -> Path:
     return made / name
 
 
+@cache  # of module fixtures' files, which nobody changes
 def values_of(path: Path) -> Values:
     """All tensors as float32 [..., out, in] by their GGUF names, without this package's readers."""
     where = places(weightcast.open(WIDE.path).spec.num_layers)

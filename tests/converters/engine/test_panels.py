@@ -37,11 +37,18 @@ def converted(folder: Path, **options: Any) -> dict[str, bytes]:
     return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return converted(tmp_path_factory.mktemp("converted") / "whole", jobs=1)
+
+
 @pytest.mark.parametrize("staged_bytes", [1, 20_000, 60_000])
 def test_bytes_do_not_depend_on_panels(
-    staged_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: dict[str, bytes],
+    staged_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = converted(tmp_path / "whole", jobs=1)
     monkeypatch.setattr(memory, "STAGED_BYTES", staged_bytes)
     monkeypatch.setattr(memory, "TASK_BYTES", 5_000)
     monkeypatch.setattr(memory, "SLAB_BYTES", 50_000)

@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import ml_dtypes
@@ -191,11 +192,12 @@ def test_mistakes_in_directories_are_named(artifacts: Path, source: Path, tmp_pa
 # Bits.
 
 
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-bf16", "m-int4-g128"])
 def test_flipped_bits_of_weights_are_found(
-    artifacts: Path, source: Path, tmp_path: Path, name: str
+    artifacts: Path, source: Path, tmp_path: Path, name: str, times: int
 ) -> None:
-    """200 places: a bit each of 20 tensors, ten times."""
+    """A bit each of 20 tensors, of about as many in all: twice, so that most of them had one."""
     path = copied(artifacts, name, tmp_path)
     rng = np.random.default_rng(11)
     arrays = gguf.read_split(path).tensors if path.is_file() else safetensors.read_directory(path)
@@ -203,7 +205,7 @@ def test_flipped_bits_of_weights_are_found(
     names = [name for name in arrays if name not in shapes]
     # What a damaged shape belongs to cannot be told, so nothing else is then.
     rounds = [[name] for name in shapes[:3]]
-    rounds += [[names[n] for n in rng.choice(len(names), 20, replace=False)] for _ in range(10)]
+    rounds += [[names[n] for n in rng.choice(len(names), 20, replace=False)] for _ in range(times)]
     for chosen in rounds:
         places = {n: int(arrays[n].offset + rng.integers(arrays[n].nbytes)) for n in chosen}
         file = arrays[chosen[0]].path
@@ -223,19 +225,21 @@ def test_flipped_bits_of_weights_are_found(
             ), (tensor, named)
 
 
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-bf16", "m-int4-g128"])
 def test_flipped_bits_around_the_weights_are_found(
-    artifacts: Path, source: Path, tmp_path: Path, name: str
+    artifacts: Path, source: Path, tmp_path: Path, name: str, count: int
 ) -> None:
-    """Places in headers, metadata, padding and small files."""
+    """Places in headers, metadata, padding and small files; even a few of them lie in all parts."""
     path = copied(artifacts, name, tmp_path)
     rng = np.random.default_rng(12)
     files = [path] if path.is_file() else sorted(path.iterdir())
-    for _ in range(100 if path.is_file() else 50):
-        file = files[rng.integers(len(files))]
+    steps = -(-count // len(files))
+    for step, file in product(range(steps), files):
         before = file.read_bytes()
         raw = bytearray(before)
-        raw[rng.integers(_header_bytes(file))] ^= 1 << rng.integers(8)
+        place = int((step + rng.random()) / steps * _header_bytes(file))
+        raw[place] ^= 1 << rng.integers(8)
         file.write_bytes(raw)
         found = weightcast.verify(path, source, sample=1)
         file.write_bytes(before)
