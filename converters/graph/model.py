@@ -221,9 +221,9 @@ class Family:
     title: str = ""
     architecture: str = ""
     roles: tuple[Role, ...] = ()
-    names: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict, repr=False)
+    names: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict)
     spoken: str = "gguf"
-    hyperparameters: tuple[Hyperparameter, ...] = field(default=(), repr=False)
+    hyperparameters: tuple[Hyperparameter, ...] = ()
     config_mark: str | None = None
     told_sizes: Callable[[Mapping[str, Number]], Iterable[tuple[str, int]]] = lambda told: ()
     solve: Callable[[Dimensions, Mapping[str, Number]], Spec] | None = None
@@ -237,6 +237,9 @@ class Family:
     card: Card | None = None
     code: tuple[Path, ...] = ()
     example: Example | None = None
+
+    def __repr__(self) -> str:
+        return f"Family({self.name!r})"
 
     @property
     def has_table(self) -> bool:

@@ -50,7 +50,7 @@ def test_quantized_weights_survive_packing(name, bits, symmetric, group_size):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("scale_dtype", ["BF16", "F32"])
 def test_compressed_tensors_computes_our_own_dequantization(bits, symmetric, scale_dtype):
-    from packed_oracle import decompress
+    from tests.formats.packed.oracle import decompress
 
     group_type = GroupType(bits, 64, symmetric, scale_dtype)
     groups = quantize_groups(gaussian(), group_type)
@@ -76,7 +76,7 @@ def released() -> tuple[Matrix, np.ndarray]:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="compressed-tensors needs Python 3.11")
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_carried_int8_is_the_released_product_to_the_bit(released, group_size):
-    from packed_oracle import decompress
+    from tests.formats.packed.oracle import decompress
 
     matrix, product = released
     group_type = GroupType(8, group_size)

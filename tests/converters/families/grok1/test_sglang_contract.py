@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import weightcast
-from weightcast.converters.families.grok1.modules import ATTENTION, EXPERT, Module
+from weightcast.converters.families.grok1.modules import ATTENTION, EXPERT, MODULES, Module
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.weight_types import directory_type
 from weightcast.converters.targets.quantization_config import quantization_config
@@ -221,7 +221,7 @@ def test_patterns_meet_its_names_of_modules(name: str) -> None:
     assert kind is not None
     types = {Module(0, 0, matrix): kind.experts for matrix in EXPERT}
     types |= {Module(0, None, matrix): kind.attention for matrix in ATTENTION}
-    quantization = quantization_config(kind.layout, types)
+    quantization = quantization_config(kind.layout, types, MODULES)
     assert quantization is not None
     for module in EXPERT_MODULES.get(quantization["quant_method"], ("",)):
         assert is_quantized(quantization, module)
