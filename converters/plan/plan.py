@@ -82,7 +82,7 @@ class Plan:
     inputs: Inputs = field(repr=False)
     outputs: tuple[Output, ...] = field(repr=False)
     items: tuple[WorkItem, ...] = field(repr=False)
-    budget: Budget
+    budget: Budget = field(repr=False)
     has_bundles: bool = False
 
     @property
