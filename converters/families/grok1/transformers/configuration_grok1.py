@@ -84,6 +84,6 @@ class Grok1Config(PretrainedConfig):
 
     @property
     def attention_scale(self) -> float:
-        """The factor of q.k before the soft cap."""
+        """What q.k is multiplied with before the soft cap."""
         told: float | None = getattr(self, "attn_output_multiplier", None)
         return float(self.head_dim**-0.5 if told is None else told)
