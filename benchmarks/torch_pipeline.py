@@ -29,7 +29,8 @@ def load(view: View) -> torch.Tensor:
     [groups, out]."""
     array = view.array
     dtype = {"I8": np.int8, "F32": np.float32, "BF16": np.uint16}[array.dtype]
-    order = sorted(range(len(view.shape)), key=lambda axis: -view.strides[axis])
+    # Axes of one element come first: their strides say nothing.
+    order = sorted((0, 1), key=lambda axis: (view.shape[axis] > 1, -view.strides[axis]))
     count = int(np.prod(view.shape))
     place = array.offset + view.start * np.dtype(dtype).itemsize
     values = np.fromfile(array.path, dtype, count, offset=place)
@@ -70,7 +71,7 @@ def converted(source: Path, quantize: str) -> Iterator[tuple[str, NDArray[np.gen
         for view in matrices(tensor):
             values = dequantized(view)
             # Norms, and the router, stay float32 everywhere.
-            keeps = len(tensor.shape) < 2 or "router" in name
+            keeps = len(tensor.shape) < 2 or "ffn_gate_inp" in name
             yield name, values.numpy() if keeps else make(values)
 
 
