@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,9 +150,10 @@ def test_a_signal_during_the_renames_waits_for_them(
 ) -> None:
     real = output_files._replace
 
-    def replace(partial: Path, final: Path) -> None:
-        real(partial, final)
+    def replace(*args: Any) -> Path | None:
+        replaced = real(*args)
         os.kill(os.getpid(), signal.SIGINT)
+        return replaced
 
     monkeypatch.setattr(output_files, "_replace", replace)
     done = run("convert", "--no-tokenizer", tiny, tmp_path / "a-F16.gguf", tmp_path / "a-bf16")
