@@ -297,7 +297,7 @@ def run(
     """
     workers = choose_workers(jobs, devices)
     for output in plan.outputs:
-        output.weighing.check(output.request.path)
+        output.importance.check(output.request.path)
     check_free_space(plan.outputs)
     start = time.monotonic()
     made: list[Finalized] = []

@@ -1,6 +1,6 @@
 """Fixtures: golden checkpoints, tiny synthetic ones, a SentencePiece model made on the spot.
 
-At the end of a run, what was skipped, a line for each reason.
+At the end of a run, what was skipped or left out, a line for each reason.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"skipped {reasons.total()}:" if reasons else "skipped 0")
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"  {count:4} {reason}")
+    left_out = {
+        "not exhaustive": "full products of types and sources, long searches: make test-exhaustive",
+        "exhaustive": "all that `make test` runs",
+    }
+    if reason := left_out.get(terminalreporter.config.option.markexpr):
+        terminalreporter.write_line(f"left out: {reason}")
 
 
 @pytest.fixture(params=NAMES)

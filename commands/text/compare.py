@@ -39,15 +39,15 @@ def comparison_lines(comparison: Comparison, *, all_tensors: bool) -> Iterator[s
 
 
 def _importance(comparison: Comparison) -> Iterator[str]:
-    weighing = comparison.weighing
-    if weighing.matrix is None:
+    importance = comparison.weighing
+    if importance.matrix is None:
         return
-    file = weighing.matrix.path
+    file = importance.matrix.path
     yield f"weighed: squares times the importance of their column in {file}"
-    if weighing.missing:
-        missing = count(len(weighing.missing), "tensor")
-        yield f"note: {file} has no entry for {missing}, not weighed: {some(weighing.missing)}"
-    zeros = [name for name, rows in weighing.rows.items() if not rows.any()]
+    if importance.missing:
+        missing = count(len(importance.missing), "tensor")
+        yield f"note: {file} has no entry for {missing}, not weighed: {some(importance.missing)}"
+    zeros = [name for name, rows in importance.rows.items() if not rows.any()]
     if zeros:
         yield f"note: the importance of every column is 0 in {some(zeros)}"
 

@@ -44,7 +44,7 @@ class OpenPair:
     source: TensorGraph
     output: TensorGraph
     pairing: Pairing
-    weighing: ImportanceMap = field(default_factory=ImportanceMap)
+    importance: ImportanceMap = field(default_factory=ImportanceMap)
 
     @property
     def read_bytes(self) -> int:
@@ -62,8 +62,8 @@ class Comparison:
     """Errors of B against A, and the tensors that could not be compared.
 
     `errors` are those of the tensors of both, `report` has them as JSON values, and `weighing` is
-    what weighed them. Of numbers that are no weights only the bytes are compared: `same` and
-    `different` are their names.
+    the importance matrix behind weighted ones. Of numbers that are no weights only the bytes are
+    compared: `same` and `different` are their names.
     """
 
     a: str
@@ -129,8 +129,8 @@ def open_both(
         return OpenPair(source, output, pairing)
     shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
     wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
-    weighing = match_importance_named(read_imatrix(imatrix), shapes, wanted)
-    return OpenPair(source, output, pairing, weighing)
+    importance = match_importance_named(read_imatrix(imatrix), shapes, wanted)
+    return OpenPair(source, output, pairing, importance)
 
 
 def measure_both(
@@ -150,10 +150,10 @@ def measure_both(
         pairing.pairs,
         baseline,
         jobs=workers.count,
-        importance=sides.weighing.rows,
+        importance=sides.importance.rows,
         on_progress=on_progress,
     )
-    output = measured_output(sides.output, pairing.pairs, measured, sides.weighing)
+    output = measured_output(sides.output, pairing.pairs, measured, sides.importance)
     return Comparison(
         sides.source.source,
         sides.output.source,
@@ -161,7 +161,7 @@ def measure_both(
         build_report(sides.source, baseline, [output]),
         tuple(same),
         tuple(different),
-        sides.weighing,
+        sides.importance,
     )
 
 
@@ -169,13 +169,13 @@ def measured_output(
     graph: TensorGraph,
     pairs: Sequence[Pair],
     measured: Mapping[Pair, tuple[MatrixErrors, ...]],
-    weighing: ImportanceMap,
+    importance: ImportanceMap,
 ) -> MeasuredOutput:
     """Describe B as an output of A."""
     type_name = _type_name(graph, pairs)
     tensors = (
         MeasuredTensor(
-            p.name, p.gguf, p.type, p.output.shape, p.nbytes, measured[p], p.gguf in weighing.rows
+            p.name, p.gguf, p.type, p.output.shape, p.nbytes, measured[p], p.gguf in importance.rows
         )
         for p in pairs
     )
@@ -186,7 +186,7 @@ def measured_output(
         nbytes=sum(path.stat().st_size for path in _files(graph)),
         tensors=tuple(tensors),
         recipe=AppliedRecipe(type_name),
-        imatrix=None if weighing.matrix is None else str(weighing.matrix.path),
+        imatrix=None if importance.matrix is None else str(importance.matrix.path),
     )
 
 

@@ -117,7 +117,7 @@ def measure_rows(
     Blocks and row-major floats are measured as they are stored. `importance`, float32 [in], weighs
     columns. The same NaN or infinity in both is no error.
     """
-    matrix = as_matrix(source.piece(row0, row1))
+    matrix = as_matrix(source.matrix(row0, row1))
     stored: tuple[QuantType, NDArray[np.uint8]]
     if output.row_type is not None:
         stored = output.row_type, output.stored_rows(row0, row1)
@@ -139,7 +139,7 @@ def measure_rows(
 
 def floats(slab: Slab, row0: int, row1: int) -> NDArray[np.float32]:
     """Return rows of a slab as float32 [rows, in], finite or not."""
-    matrix = as_matrix(slab.piece(row0, row1))
+    matrix = as_matrix(slab.matrix(row0, row1))
     values = np.empty((matrix.n_out, matrix.n_in), np.float32)
     try:
         quantize_matrix(matrix, F32, values.reshape(-1).view(np.uint8))

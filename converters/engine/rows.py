@@ -50,7 +50,7 @@ class RowConverter:
         write = self.files.write(destination, stored.data, _offset(task, destination))
         if self.measuring is not None and is_measured(task.item, destination):
             errors = measure_matrix(
-                as_matrix(task.slab.piece(task.row0, task.row1)),
+                as_matrix(task.slab.matrix(task.row0, task.row1)),
                 TYPES[task.item.view.dtype],
                 stored,
                 destination.importance,
@@ -66,7 +66,7 @@ class RowConverter:
         # One row can be longer than a task; buffers for devices are made for the longest.
         target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
         rows = np.frombuffer(target, np.uint8, nbytes)
-        source, importance = task.slab.piece(task.row0, task.row1), destination.importance
+        source, importance = task.slab.matrix(task.row0, task.row1), destination.importance
         backend = worker.backend
         if self.measuring is None:
             counts = backend.quantize(source, destination.type, rows, importance)
@@ -85,7 +85,7 @@ class RowConverter:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""
         measuring, slot = self.measuring, task.panel.slot(destination)
         made = packed.packing.pack(
-            task.slab.piece(task.row0, task.row1),
+            task.slab.matrix(task.row0, task.row1),
             task.item.view.shape[0],
             task.out0,
             destination.importance,

@@ -20,7 +20,7 @@ _FLOATS: Final = {t.name for t in FLOAT_TYPES}
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Window:
     """Elements of decoded rows [n, length], taken at strides from `start` on: a matrix `shape`."""
 
     start: int
@@ -40,8 +40,8 @@ class Part:
 
     Element (i, j) goes to row `row0 + i * row_step`, column `col0 + j * col_step`, after each
     (scale, shift) of `affine` in turn was applied to it, as `tensor.Affine` says. Elements of
-    blocks and of packed matrices have no address: those that are wanted are `cut` from the decoded
-    rows of `view`.
+    blocks and of packed matrices have no address: `window` takes those that are wanted from the
+    decoded rows of `view`.
     """
 
     view: View
@@ -50,12 +50,12 @@ class Part:
     row_step: int = 1
     col_step: int = 1
     affine: tuple[tuple[float, float], ...] = ()
-    cut: Cut | None = None
+    window: Window | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Give its rows and columns."""
-        return self.view.shape if self.cut is None else self.cut.shape
+        return self.view.shape if self.window is None else self.window.shape
 
     @property
     def is_plain(self) -> bool:
@@ -65,8 +65,8 @@ class Part:
     @property
     def dtype(self) -> str:
         """Name the dtype, or the type of blocks, that its rows have when put in place."""
-        view, cut = self.view, self.cut
-        is_kept = cut is None or (view.is_blocked and cut.has_whole_rows(view.shape[1]))
+        view, window = self.view, self.window
+        is_kept = window is None or (view.is_blocked and window.has_whole_rows(view.shape[1]))
         if self.affine or not is_kept or (view.is_encoded and not view.is_blocked):
             return F32.name
         return view.dtype
@@ -82,11 +82,11 @@ class Part:
     def stored_rows(self, rows: range) -> range:
         """Number the rows of `view` to read for some of its rows, at least one."""
         first, last = rows[0], rows[-1]
-        if self.cut is not None:
-            (stride_out, stride_in), length = self.cut.strides, self.view.shape[1]
-            width = (self.cut.shape[1] - 1) * stride_in
-            first = (self.cut.start + first * stride_out) // length
-            last = (self.cut.start + last * stride_out + width) // length
+        if self.window is not None:
+            (stride_out, stride_in), length = self.window.strides, self.view.shape[1]
+            width = (self.window.shape[1] - 1) * stride_in
+            first = (self.window.start + first * stride_out) // length
+            last = (self.window.start + last * stride_out + width) // length
         multiple = self.view.row_multiple
         stop = -(-(last + 1) // multiple) * multiple
         return range(first // multiple * multiple, min(stop, self.view.shape[0]))
@@ -272,9 +272,9 @@ class Assembly:
         """Count the bytes that a row takes while it is put together, with what it is cut from."""
         cut_bytes = [0]
         for part in self.parts:
-            if part.cut is not None:
+            if part.window is not None:
                 length = part.view.shape[1]
-                stored_rows = -(-part.cut.strides[0] // (length * part.row_step))
+                stored_rows = -(-part.window.strides[0] // (length * part.row_step))
                 cut_bytes.append(4 * length * stored_rows)
         return 4 * self.shape[1] + max(cut_bytes)
 

@@ -21,7 +21,7 @@ from weightcast.quant.types import F32, I8, TYPES
 class RowsInMemory(Protocol):
     """Rows of a window in memory."""
 
-    def piece(self, row0: int, row1: int) -> Matrix | Blocks:
+    def matrix(self, row0: int, row1: int) -> Matrix | Blocks:
         """Give rows [row0, row1) of those in memory."""
 
 
@@ -39,7 +39,7 @@ class PlainRows:
     strides: tuple[int, int]
     scales: NDArray[np.float32] | None = None
 
-    def piece(self, rows: range) -> Matrix:
+    def matrix(self, rows: range) -> Matrix:
         """Give some of the part's rows, where they lie."""
         first, last = (row - self.rows.start for row in (rows.start, rows.stop))
         return Matrix(
@@ -62,21 +62,21 @@ class EncodedRows:
     first: int
     source: RowsInMemory
 
-    def piece(self, rows: range) -> Matrix | Blocks:
+    def matrix(self, rows: range) -> Matrix | Blocks:
         """Give some of the part's rows, decoded if they are cut from others."""
-        cut, length = self.part.cut, self.part.view.shape[1]
-        if cut is None:
-            return self.source.piece(rows.start - self.first, rows.stop - self.first)
+        window, length = self.part.window, self.part.view.shape[1]
+        if window is None:
+            return self.source.matrix(rows.start - self.first, rows.stop - self.first)
         stored = self.part.stored_rows(rows)
-        found = self.source.piece(stored.start - self.first, stored.stop - self.first)
-        start = cut.start + rows.start * cut.strides[0] - stored.start * length
-        if isinstance(found, Blocks) and cut.has_whole_rows(length):
-            row_bytes = found.type.row_bytes(length)
-            every = found.data.reshape(-1, row_bytes)[start // length :: cut.strides[0] // length]
-            kept = np.ascontiguousarray(every[: len(rows)])
+        found = self.source.matrix(stored.start - self.first, stored.stop - self.first)
+        start = window.start + rows.start * window.strides[0] - stored.start * length
+        if isinstance(found, Blocks) and window.has_whole_rows(length):
+            stored_rows = found.data.reshape(-1, found.type.row_bytes(length))
+            wanted = stored_rows[start // length :: window.strides[0] // length][: len(rows)]
+            kept = np.ascontiguousarray(wanted)
             return Blocks(kept.reshape(-1), found.type, len(rows), length)
         values = as_float32(found).reshape(-1)
-        return Matrix(values, F32.name, len(rows), cut.shape[1], *cut.strides, start=start)
+        return Matrix(values, F32.name, len(rows), window.shape[1], *window.strides, start=start)
 
 
 PartRows = PlainRows | EncodedRows
@@ -90,7 +90,7 @@ class AssembledRows:
     out0: int
     parts: tuple[PartRows, ...]
 
-    def piece(self, row0: int, row1: int) -> Matrix | Blocks:
+    def matrix(self, row0: int, row1: int) -> Matrix | Blocks:
         """Put rows [row0, row1) of the slab together: in place if one part holds them all."""
         row0, row1 = row0 + self.out0, row1 + self.out0
         found = []
@@ -99,16 +99,16 @@ class AssembledRows:
                 found.append((held, rows))
         held, rows = found[0]
         if len(found) == 1 and _is_ready(held.part, self.assembly):
-            piece = held.piece(rows)
-            if isinstance(piece, Blocks) or min(piece.stride_out, piece.stride_in) == 1:
-                return piece
+            matrix = held.matrix(rows)
+            if isinstance(matrix, Blocks) or min(matrix.stride_out, matrix.stride_in) == 1:
+                return matrix
         make = {I8.name: self._codes, F32.name: self._floats}.get(self.assembly.dtype, self._copies)
         return make([Placed(held, rows, row0) for held, rows in found], row1 - row0)
 
     def _floats(self, parts: list[Placed], n_out: int) -> Matrix:
         values, matrix = self._empty(n_out, np.dtype(np.float32))
         for placed in parts:
-            floats_into(placed.target(values), placed.piece())
+            floats_into(placed.target(values), placed.matrix())
             _apply(placed.held.part, placed.target(values))
         return matrix
 
@@ -118,12 +118,12 @@ class AssembledRows:
         codes, matrix = self._empty(n_out, np.dtype(np.int8))
         scales = np.empty((n_in // size, n_out), np.float32)
         for placed in parts:
-            piece = placed.piece()
-            assert isinstance(piece, Matrix)
-            assert piece.scales is not None
-            copy_turned(placed.target(codes), array_of(piece))
+            part = placed.matrix()
+            assert isinstance(part, Matrix)
+            assert part.scales is not None
+            copy_turned(placed.target(codes), array_of(part))
             group = placed.held.part.col0 // size
-            scales[group : group + len(piece.scales), placed.rows] = piece.scales
+            scales[group : group + len(part.scales), placed.rows] = part.scales
         return Matrix(
             matrix.data, I8.name, n_out, n_in, matrix.stride_out, matrix.stride_in, scales=scales
         )
@@ -133,18 +133,16 @@ class AssembledRows:
         if not self.assembly.is_blocked:
             values, matrix = self._empty(n_out, np.dtype(np.uint16))
             for placed in parts:
-                piece = placed.piece()
-                assert isinstance(piece, Matrix)
-                copy_turned(placed.target(values), array_of(piece).view(np.uint16))
+                part = placed.matrix()
+                assert isinstance(part, Matrix)
+                copy_turned(placed.target(values), array_of(part).view(np.uint16))
             return matrix
         kind, n_in = TYPES[self.assembly.dtype], self.assembly.shape[1]
         blocks = np.empty((n_out, kind.row_bytes(n_in)), np.uint8)
         for placed in parts:
-            piece = placed.piece()
-            assert isinstance(piece, Blocks)
-            blocks[placed.rows] = piece.data[: piece.n_out * blocks.shape[1]].reshape(
-                piece.n_out, -1
-            )
+            part = placed.matrix()
+            assert isinstance(part, Blocks)
+            blocks[placed.rows] = part.data[: part.n_out * blocks.shape[1]].reshape(part.n_out, -1)
         return Blocks(blocks.reshape(-1), kind, n_out, n_in)
 
     def _empty(self, n_out: int, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Matrix]:
@@ -167,8 +165,8 @@ class Placed:
     numbers: range
     row0: int
 
-    def piece(self) -> Matrix | Blocks:
-        return self.held.piece(self.numbers)
+    def matrix(self) -> Matrix | Blocks:
+        return self.held.matrix(self.numbers)
 
     @property
     def rows(self) -> slice:

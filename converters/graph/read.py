@@ -48,7 +48,7 @@ class Slab:
     make: Callable[[int, int], Matrix | Blocks] | None = None
     stride_out: int | None = None  # None: that of the view
 
-    def piece(self, row0: int, row1: int) -> Matrix | Blocks:
+    def matrix(self, row0: int, row1: int) -> Matrix | Blocks:
         """Give rows [row0, row1) to the kernels, where they lie if possible."""
         if self.make is not None:
             return self.make(row0, row1)
@@ -136,7 +136,7 @@ def _read_assembly(assembly: Assembly, out0: int, out1: int, buffer: memoryview)
                 f"{region.view.path}: cannot be read: {problem.strerror}"
             ) from None
     rows = AssembledRows(assembly, out0, tuple(parts))
-    return Slab(assembly, out1 - out0, np.frombuffer(buffer[:at], np.uint8), 1, None, rows.piece)
+    return Slab(assembly, out1 - out0, np.frombuffer(buffer[:at], np.uint8), 1, None, rows.matrix)
 
 
 def _read_region(region: Region, used: memoryview) -> Iterator[PartRows]:
@@ -198,7 +198,7 @@ def forget_rows(view: StoredMatrix, out0: int, out1: int) -> None:
         _forget(view, out0, out1)
         return
     for part, rows in view.parts_in(out0, out1):
-        if part.cut is None:
+        if part.window is None:
             _forget(part.view, rows.start, rows.stop)
         elif rows.stop == part.shape[0]:
             stored = part.stored_rows(range(rows.stop))
@@ -253,7 +253,7 @@ def load_float32(tensor: Tensor) -> NDArray[np.float32]:
     for view, plane in zip(views, result, strict=True):
         n_out = view.shape[0]
         buffer = memoryview(bytearray(view.slab_bytes(0, n_out)))
-        piece = read_slab(view, 0, n_out, buffer).piece(0, n_out)
+        piece = read_slab(view, 0, n_out, buffer).matrix(0, n_out)
         matrix = piece.dequantized() if isinstance(piece, Blocks) else piece
         try:
             quantize_matrix(matrix, F32, plane.reshape(-1).view(np.uint8))

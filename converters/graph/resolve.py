@@ -13,7 +13,7 @@ from itertools import islice, product
 from math import prod
 from typing import Final, TypeVar
 
-from weightcast.converters.graph.assembly import Cut, Part, StoredMatrix, assemble
+from weightcast.converters.graph.assembly import Part, StoredMatrix, Window, assemble
 from weightcast.converters.graph.tensor import (
     Affine,
     Concat,
@@ -438,7 +438,7 @@ def _matrix(shape: tuple[int, ...], boxes: list[_Box], name: str) -> StoredMatri
     n_out, n_in = shape
     parts = _bounded((part for box in boxes for part in _parts(box)), name)
     first = parts[0]
-    if len(parts) == 1 and first.cut is None and not first.affine and _is_compact(first.view):
+    if len(parts) == 1 and first.window is None and not first.affine and _is_compact(first.view):
         return first.view
     return assemble((n_out, n_in), parts)
 
@@ -552,7 +552,7 @@ def _readable(part: Part) -> Part:
     if n_in > 1 and (stride_in >= length or (n_out > 1 and stride_out < stride_in)):
         raise LayoutError(f"{array.path}: {array.dtype} cannot be transposed")
     whole = View(array, 0, (prod(array.shape) // length, length), (length, 1))
-    return replace(part, view=whole, cut=Cut(view.start, view.shape, view.strides))
+    return replace(part, view=whole, window=Window(view.start, view.shape, view.strides))
 
 
 def _fits(dtype: str, n_in: int) -> bool:

@@ -96,9 +96,12 @@ class Collector(Generic[_Key]):
             self._matrices[key] = _Matrix(errors.total, errors.worst, n_out)
 
     def finished(self) -> dict[_Key, MatrixErrors]:
-        """Give the errors of each matrix, once all rows were added."""
-        assert not any(matrix.waiting for matrix in self._matrices.values())
-        return {key: MatrixErrors(m.total, m.worst) for key, m in self._matrices.items()}
+        """Give the errors of each matrix whose rows were added without a gap."""
+        return {
+            key: MatrixErrors(matrix.total, matrix.worst)
+            for key, matrix in self._matrices.items()
+            if not matrix.waiting
+        }
 
 
 class Measuring:

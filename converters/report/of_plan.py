@@ -26,7 +26,7 @@ def conversion_report(plan: Plan, measured: Matrices, baseline: Baseline) -> Rep
 
 
 def _output(number: int, output: Output, measured: Matrices) -> MeasuredOutput:
-    request, imatrix = output.request, output.weighing.matrix
+    request, imatrix = output.request, output.importance.matrix
     tensors: dict[str, MeasuredTensor] = {}
     for planned in output.tensors:
         errors = _matrices(number, planned, measured)

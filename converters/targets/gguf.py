@@ -122,23 +122,23 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
     tensors = {p.name: family.written(p, GGUF.convention, graph[p.name]) for p, _ in chosen}
     copied = {p.name for p, d in chosen if is_stored_as(tensors[p.name], type_of(d).name)}
     decisions = [decision for _, decision in chosen]
-    weighing = match_importance(context.imatrix, shapes_of(graph), decisions, copied)
+    importance = match_importance(context.imatrix, shapes_of(graph), decisions, copied)
     entries = [Entry(p.name, type_of(d), tensors[p.name].shape) for p, d in chosen]
     if sum(entry.nbytes for entry in entries) <= split_bytes:
         split_bytes = 0  # one file will do
     assert family.metadata is not None
     metadata = family.metadata(graph, context.vocabulary, recipe.file_type)
-    metadata |= provenance_metadata(weighing.matrix)
+    metadata |= provenance_metadata(importance.matrix)
     made = lay_out_files(request.path, metadata, entries, split_bytes)
     planned = tuple(
         PlannedTensor(
             quantized(place.name, tensors[place.name], type_of(decision).name),
             type_of(decision),
             *made.offsets[place.name],
-            weighing.rows.get(place.name),
+            importance.rows.get(place.name),
         )
         for place, decision in chosen
     )
-    notes = (*choice_notes((p.name, d) for p, d in chosen), *weighing.notes())
+    notes = (*choice_notes((p.name, d) for p, d in chosen), *importance.notes())
     notes += tuple(family.notes(graph, GGUF.name))
-    return Output(request, made.files, planned, {}, notes, weighing)
+    return Output(request, made.files, planned, {}, notes, importance)

@@ -63,18 +63,18 @@ def lay_out_copy(
     ]
     made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
-    weighing = match_importance(imatrix, shapes, decisions, copied)
+    importance = match_importance(imatrix, shapes, decisions, copied)
     entries = [Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
-    raw = _metadata(metadata, recipe, weighing.matrix)
+    raw = _metadata(metadata, recipe, importance.matrix)
     placed = lay_out_files(request.path, raw, entries, context.split_bytes)
     tensors = tuple(
         PlannedTensor(
-            tensor, entry.type, *placed.offsets[entry.name], _importance(weighing, tensor)
+            tensor, entry.type, *placed.offsets[entry.name], _rows_for(importance, tensor)
         )
         for tensor, entry in zip(made, entries, strict=True)
     )
-    notes = (*choice_notes(zip(graph, decisions, strict=True)), *weighing.notes())
-    return Output(request, placed.files, tensors, {}, notes, weighing)
+    notes = (*choice_notes(zip(graph, decisions, strict=True)), *importance.notes())
+    return Output(request, placed.files, tensors, {}, notes, importance)
 
 
 def _possible(tensor: Tensor, decision: Decision) -> Decision:
@@ -96,10 +96,10 @@ def _made(tensor: Tensor, decision: Decision) -> Tensor:
     return quantized(tensor.name, tensor, decision.type.name)
 
 
-def _importance(weighing: ImportanceMap, tensor: Tensor) -> NDArray[np.float32] | None:
+def _rows_for(importance: ImportanceMap, tensor: Tensor) -> NDArray[np.float32] | None:
     if not isinstance(tensor.origin, Quantize):
         return None
-    rows = weighing.rows.get(tensor.name)
+    rows = importance.rows.get(tensor.name)
     if rows is not None and isinstance(tensor.origin.source.origin, Rows):
         raise LayoutError(
             f"{shown(tensor.name)}: no importance can be given to shape {list(tensor.shape)}"

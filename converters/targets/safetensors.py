@@ -181,11 +181,11 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     notes = rule_notes(chosen)
     types = _module_types(chosen)
     items = list(_items(graph, kind, chosen))
-    weighing = ImportanceMap()
+    importance = ImportanceMap()
     if kind.is_packed and context.imatrix is not None:
         searched = {i.place.name for i in items if _is_searched(i)}
-        weighing = match_importance_named(context.imatrix, shapes_of(graph), searched)
-        notes += tuple(weighing.notes())
+        importance = match_importance_named(context.imatrix, shapes_of(graph), searched)
+        notes += tuple(importance.notes())
     shards = _shards(items, context.split_bytes or DEFAULT_SHARD_BYTES)
     files, tensors, weight_map = [], [], {}
     constants: list[tuple[int, int, bytes]] = []
@@ -196,7 +196,7 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
         files.append(PlannedFile(request.path / name, layout.header, layout.size))
         weight_map.update({entry.name: name for entry in entries})
         for item in shard:
-            planned = _planned(item, n, layout.offsets, weighing)
+            planned = _planned(item, n, layout.offsets, importance)
             tensors.append(planned)
             constants += _constants(item, planned)
     config = _quantization(graph, kind, types)
@@ -211,7 +211,7 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     if "tokenizer.model" not in companions:
         notes += ("no tokenizer.model: give one with --tokenizer FILE",)
     return Output(
-        request, tuple(files), tuple(tensors), companions, notes, weighing, tuple(constants)
+        request, tuple(files), tuple(tensors), companions, notes, importance, tuple(constants)
     )
 
 
@@ -246,19 +246,18 @@ def _metadata(shard: list[_Item], kind: DirectoryType) -> dict[str, str]:
 
 
 def _planned(
-    item: _Item, file: int, offsets: dict[str, int], weighing: ImportanceMap
+    item: _Item, file: int, offsets: dict[str, int], importance: ImportanceMap
 ) -> PlannedTensor:
     """A tensor with its place, or the places of its parts."""
     packed = None
     if item.packing is not None:
         places = {e.name.removeprefix(item.stem): (file, offsets[e.name]) for e in item.entries}
         packed = Packed(item.packing, places)
-    importance = None
-    if _is_searched(item) and item.place.name in weighing.rows:
-        rows = weighing.rows[item.place.name]
-        importance = rows if item.expert is None else rows[item.expert : item.expert + 1]
+    rows = importance.rows.get(item.place.name) if _is_searched(item) else None
+    if rows is not None and item.expert is not None:
+        rows = rows[item.expert : item.expert + 1]
     first = min(offsets[entry.name] for entry in item.entries)
-    return PlannedTensor(item.tensor, item.type, file, first, importance, packed, item.place.name)
+    return PlannedTensor(item.tensor, item.type, file, first, rows, packed, item.place.name)
 
 
 def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, bytes]]:

@@ -216,7 +216,7 @@ class Output:
     tensors: tuple[PlannedTensor, ...]
     companions: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    weighing: ImportanceMap = field(default_factory=ImportanceMap)
+    importance: ImportanceMap = field(default_factory=ImportanceMap)
     constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
     tokenizer: Path | None = None
 
@@ -247,7 +247,7 @@ class Output:
             "tensors": len(self.tensors),
             "types": dict(sorted(Counter(t.type_name for t in self.tensors).items())),
             "files": [{"name": file.path.name, "bytes": file.size} for file in self.files],
-            "importance": self.weighing.describe(),
+            "importance": self.importance.describe(),
             "notes": list(self.notes),
         }
 

@@ -80,7 +80,7 @@ class _Requantized:
         view = task.rows.output.single
         assert view is not None  # of an artifact every matrix is one array
         self._task = task
-        self._source = task.source.piece(task.row0, task.row1)
+        self._source = task.source.matrix(task.row0, task.row1)
         self._view = view
         self._array = view.array
         self._packing = packing_of(self._array)

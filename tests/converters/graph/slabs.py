@@ -37,7 +37,7 @@ def _check_slab(
     assert slab.rows == out1 - out0
     for row0 in range(0, slab.rows, step):
         row1 = min(row0 + step, slab.rows)
-        matrix = as_matrix(slab.piece(row0, row1))
+        matrix = as_matrix(slab.matrix(row0, row1))
         is_decoded = view.single is not None and view.is_encoded
         assert matrix.dtype == ("F32" if is_decoded or view.is_blocked else view.dtype)
         values = np.empty((row1 - row0, view.shape[1]), np.float32)

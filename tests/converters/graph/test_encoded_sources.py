@@ -118,9 +118,9 @@ def test_rows_of_blocks_stay_blocks(made: Path) -> None:
         (whole,) = matrices(tensor)
         source = read_slab(whole, 0, n_out, memoryview(bytearray(whole.slab_bytes(0, n_out))))
         rows = source.stored_rows(0, n_out).reshape(n_out, -1)[order]
-        piece = slab.piece(2, len(order))
-        assert isinstance(piece, Blocks)
-        np.testing.assert_array_equal(piece.data, rows[2:].reshape(-1))
+        matrix = slab.matrix(2, len(order))
+        assert isinstance(matrix, Blocks)
+        np.testing.assert_array_equal(matrix.data, rows[2:].reshape(-1))
         np.testing.assert_array_equal(slab.stored_rows(0, 4), rows[:4].reshape(-1))
 
 

@@ -84,10 +84,10 @@ def test_quantized_as_numpys_values(data: st.DataObject) -> None:
         for out0 in range(0, shape[0], rows):
             out1 = min(out0 + rows, shape[0])
             buffer = memoryview(bytearray(view.slab_bytes(out0, out1)))
-            piece = as_matrix(read_slab(view, out0, out1, buffer).piece(0, out1 - out0))
+            matrix = as_matrix(read_slab(view, out0, out1, buffer).matrix(0, out1 - out0))
             plain = np.ascontiguousarray(values[out0:out1]).reshape(-1)
             expected = Matrix(plain, "F32", out1 - out0, length, length, 1)
-            np.testing.assert_array_equal(quantized(piece, kind), quantized(expected, kind))
+            np.testing.assert_array_equal(quantized(matrix, kind), quantized(expected, kind))
 
 
 def quantized(matrix: Matrix, kind: QuantType) -> NDArray[np.uint8]:

@@ -271,7 +271,7 @@ def rows_in_memory(view: View, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start + 8, stop), which is a piece of what was read."""
     buffer = bytearray(view.slab_bytes(start, stop))
     slab = slabs.read_slab(view, start, stop, memoryview(buffer))
-    matrix = slab.piece(8, stop - start)
+    matrix = slab.matrix(8, stop - start)
     values = np.array(matrix.data).view(np.int8 if matrix.dtype == "I8" else np.float32)
     values = values[matrix.start :].reshape(-1, view.shape[1])
     if matrix.scales is not None:

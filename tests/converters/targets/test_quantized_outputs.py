@@ -214,10 +214,10 @@ def test_copied_tensors_need_no_importance(tmp_path: Path, no_tokenizer: bool) -
         [tmp_path / "n-IQ2_XS.gguf"],
         ConvertOptions(imatrix=zeros, no_tokenizer=no_tokenizer, **options),
     )
-    missing = plan.outputs[0].weighing.missing
+    missing = plan.outputs[0].importance.missing
     assert missing == ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
-    assert not plan.outputs[0].weighing.zeros
-    assert not plan.outputs[0].weighing.refused
+    assert not plan.outputs[0].importance.zeros
+    assert not plan.outputs[0].importance.refused
 
 
 def test_the_old_format_weighs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_the_embedding_table_may_have_another_size(
     entries = {"token_embd.weight": (1, np.ones(128, np.float32))}
     imatrix = imatrices.write_old(tmp_path / "i.dat", entries)
     summary = convert(WIDE, tmp_path / "m-Q4_K_S.gguf", imatrix=imatrix)
-    assert "token_embd.weight" in summary.plan.outputs[0].weighing.missing
+    assert "token_embd.weight" in summary.plan.outputs[0].importance.missing
 
 
 def test_a_matrix_of_another_model(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     rule = ("ffn_down=int4-g32",)
     summary = convert(tmp_path / "m-bf16", rules=rule, imatrix=file)
-    assert summary.plan.outputs[0].weighing.rows.keys() == {
+    assert summary.plan.outputs[0].importance.rows.keys() == {
         "blk.0.ffn_down_exps.weight",
         "blk.1.ffn_down_exps.weight",
     }

@@ -22,8 +22,11 @@ from tests.grok1 import places
 from tests.support import Golden
 from weightcast.cli import commands
 from weightcast.commands.text.verify import problem_lines, verification_lines
-from weightcast.converters.graph.read import load_float32
+from weightcast.converters.compare.rows import PairedRows
+from weightcast.converters.compare.stream import PairedBuffers
+from weightcast.converters.graph.read import Slab, load_float32
 from weightcast.converters.verify.result import Verification
+from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
 from weightcast.formats.gguf import read as gguf
 
@@ -624,3 +627,21 @@ def test_a_split_of_none(tmp_path: Path) -> None:
     tensor = gguf_files.floats(np.zeros((1, 32), np.float32))
     path = gguf_files.write(tmp_path / "a-00001-of-00000.gguf", {}, {"a.weight": tensor})
     assert "no part of the 0 files of a" in lines(weightcast.verify(path))
+
+
+def test_rows_that_cannot_be_read_between_others_are_a_problem(
+    artifacts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk with a bad sector: the rows before and behind it are still read."""
+    whole = PairedBuffers.read_output
+
+    def read_output(buffers: PairedBuffers, rows: PairedRows) -> Slab:
+        if rows.out0 > 0 and rows.out1 < rows.output.shape[0]:
+            raise CheckpointError(f"{rows.output.views[0].path}: cannot be read: I/O error")
+        return whole(buffers, rows)
+
+    monkeypatch.setattr("weightcast.converters.compare.rows.SLAB_BYTES", 20_000)
+    monkeypatch.setattr(PairedBuffers, "read_output", read_output)
+    found = weightcast.verify(artifacts / "m-Q8_0.gguf", source)
+    assert not found.is_good
+    assert "m-Q8_0.gguf: cannot be read: I/O error" in lines(found)
