@@ -37,7 +37,7 @@ Decode = Callable[[int, int], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class RowsInMemory:
+class LoadedRows:
     """Companions of the bytes of rows in a buffer.
 
     `scales`, float32 [groups, rows], belong to int8 codes; `decode` turns rows [row0, row1) of
@@ -102,7 +102,7 @@ class RowReader(Protocol):
         """Count the bytes that reading a row takes beside these."""
         ...
 
-    def read(self, row0: int, row1: int, buffer: memoryview) -> RowsInMemory:
+    def read(self, row0: int, row1: int, buffer: memoryview) -> LoadedRows:
         """Read rows [row0, row1) into `buffer`, `row_bytes` each. Raises CheckpointError."""
         ...
 

@@ -24,7 +24,7 @@ from weightcast.converters.engine.stream import Stream
 from weightcast.converters.engine.tasks import ItemResult, Task, TaskResult, Worker
 from weightcast.converters.files import ReleaseStack
 from weightcast.converters.graph import Slab, forget_rows, read_slab
-from weightcast.converters.output import Finished, MatrixRecord, OutputFiles, remainder, rows_of
+from weightcast.converters.output import FinishedRows, MatrixRecord, OutputFiles, remainder, rows_of
 from weightcast.converters.plan import Plan, Tiling, Workers, WorkItem, is_measured
 from weightcast.converters.report.collector import Measuring
 from weightcast.errors import CheckpointError
@@ -194,7 +194,7 @@ class _Work:
                 self.counts[destination.output, destination.tensor] += counts
             rows = rows_of(item, destination)
             files.note_rows(
-                destination.output, Finished(rows, counts, tuple(result.writes[number]))
+                destination.output, FinishedRows(rows, counts, tuple(result.writes[number]))
             )
             if measuring is None or not is_measured(item, destination):
                 continue

@@ -7,7 +7,7 @@ byte is written.
 
 from weightcast.converters.output.disk_space import check_free_space
 from weightcast.converters.output.files import OutputFiles, grown_path
-from weightcast.converters.output.journal import Finished, MatrixRecord, Write
+from weightcast.converters.output.journal import FinishedRows, MatrixRecord, Write
 from weightcast.converters.output.overwrite import check_report_path
 from weightcast.converters.output.resume import (
     GOING_ON,
@@ -20,7 +20,7 @@ from weightcast.converters.output.resume import (
 __all__ = [
     "GOING_ON",
     "NOT_GOING_ON",
-    "Finished",
+    "FinishedRows",
     "MatrixRecord",
     "OutputFiles",
     "Write",

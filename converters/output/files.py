@@ -40,7 +40,7 @@ from weightcast.converters.files import (
 from weightcast.converters.output.fingerprint import changes, file_names, fingerprint
 from weightcast.converters.output.journal import (
     Contents,
-    Finished,
+    FinishedRows,
     Journal,
     MatrixRecord,
     Write,
@@ -214,7 +214,7 @@ class OutputFiles:
         """Read an interrupted run's notes about an output; nothing says yet that they hold."""
         return self._journals[output].earlier
 
-    def has(self, output: int, finished: Finished) -> bool:
+    def has(self, output: int, finished: FinishedRows) -> bool:
         """Tell whether rows that an interrupted run had written can be read from the files."""
         for write in finished.writes:
             fd = self._fds.get((output, write.file))
@@ -231,7 +231,7 @@ class OutputFiles:
         for journal in self._journals.values():
             journal.earlier = Contents()
 
-    def note_rows(self, output: int, finished: Finished) -> None:
+    def note_rows(self, output: int, finished: FinishedRows) -> None:
         """Note that rows were written. Raises OutputError."""
         self._journals[output].add_rows(finished)
 

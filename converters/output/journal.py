@@ -68,7 +68,7 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowRange:
     """Rows [out0, out1) of a matrix: of a tensor, or of one of its experts."""
 
     tensor: str
@@ -78,10 +78,10 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedRows:
     """Rows that were written: how their blocks came about, and where they went."""
 
-    rows: Rows
+    rows: RowRange
     counts: BlockCounts
     writes: tuple[Write, ...]
 
@@ -105,7 +105,7 @@ class Contents:
     """The entries of a journal; the last line about the same rows counts."""
 
     fingerprint: Fingerprint | None = None
-    finished: dict[Rows, Finished] = field(default_factory=dict)
+    finished: dict[RowRange, FinishedRows] = field(default_factory=dict)
     errors: dict[tuple[str, int | None, str], dict[str, Any]] = field(default_factory=dict)
 
 
@@ -147,7 +147,7 @@ class Journal:
         self.has_work = self._may_be_torn = bool(self.earlier.finished)
         self._flushed = time.monotonic()
 
-    def add_rows(self, done: Finished) -> None:
+    def add_rows(self, done: FinishedRows) -> None:
         """Note rows that were written, from any thread. Raises OutputError."""
         said = {
             "rows": astuple(done.rows),
@@ -241,7 +241,7 @@ def _add(contents: Contents, said: dict[str, Any]) -> None:
             contents.errors[tensor, expert, baseline] = values
 
 
-def _finished(said: dict[str, Any]) -> Finished | None:
+def _finished(said: dict[str, Any]) -> FinishedRows | None:
     tensor, expert, *ends = _listed(said["rows"], 4)
     counts = _listed(said.get("counts"), 3)
     writes = [_listed(write, 6) for write in _listed(said.get("writes"))]
@@ -251,8 +251,8 @@ def _finished(said: dict[str, Any]) -> Finished | None:
         return None
     if not all(isinstance(digest, str) for digest in digests):
         return None
-    rows = Rows(tensor, expert, *ends)
-    return Finished(rows, BlockCounts(*counts), tuple(Write(*write) for write in writes))
+    rows = RowRange(tensor, expert, *ends)
+    return FinishedRows(rows, BlockCounts(*counts), tuple(Write(*write) for write in writes))
 
 
 def _listed(value: object, length: int | None = None) -> list[Any]:

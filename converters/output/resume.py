@@ -9,7 +9,7 @@ from typing import Final
 
 from weightcast.converters.files import journal_path
 from weightcast.converters.output.files import OutputFiles, grown_paths
-from weightcast.converters.output.journal import Finished, Rows, read_journal
+from weightcast.converters.output.journal import FinishedRows, RowRange, read_journal
 from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured
 from weightcast.converters.report.collector import Measuring, matrix_errors
 from weightcast.quant.cpu.library import BlockCounts
@@ -53,9 +53,9 @@ def remainder(plan: Plan, files: OutputFiles, measuring: Measuring | None) -> Re
     return Remainder(tuple(items), dict(counts), read_bytes)
 
 
-def rows_of(item: WorkItem, destination: Destination) -> Rows:
+def rows_of(item: WorkItem, destination: Destination) -> RowRange:
     """Name the rows of an item that go to a destination, as a journal does."""
-    return Rows(destination.tensor, destination.expert, item.out0, item.out1)
+    return RowRange(destination.tensor, destination.expert, item.out0, item.out1)
 
 
 def kept_work(plan: Plan) -> str:
@@ -71,7 +71,7 @@ def kept_work(plan: Plan) -> str:
     return ", ".join(shares)
 
 
-def _finished_rows(plan: Plan, files: OutputFiles) -> dict[tuple[int, Rows], Finished]:
+def _finished_rows(plan: Plan, files: OutputFiles) -> dict[tuple[int, RowRange], FinishedRows]:
     """The rows that are noted, and in the files."""
     noted = [files.earlier(number).finished for number in range(len(plan.outputs))]
     found = {}
@@ -88,8 +88,8 @@ def _measured_rows(
     plan: Plan,
     files: OutputFiles,
     measuring: Measuring,
-    finished: dict[tuple[int, Rows], Finished],
-) -> dict[tuple[int, Rows], Finished]:
+    finished: dict[tuple[int, RowRange], FinishedRows],
+) -> dict[tuple[int, RowRange], FinishedRows]:
     """Those of matrices that are finished as a whole and whose errors are noted."""
     by_matrix: dict[_Matrix, list[tuple[WorkItem, Destination]]] = defaultdict(list)
     for item in plan.items:

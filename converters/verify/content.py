@@ -34,7 +34,7 @@ from weightcast.converters.graph import Slab
 from weightcast.converters.plan import Tiling
 from weightcast.converters.report.collector import Collector, MatrixErrors
 from weightcast.converters.verify.match import TensorMatch
-from weightcast.converters.verify.rows import Comparison, compare, packing_of
+from weightcast.converters.verify.rows import RowComparison, compare, packing_of
 from weightcast.errors import CheckpointError
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
 
@@ -68,7 +68,7 @@ class MatrixCheck:
         """Return whether all rows are, byte for byte, what some conversion makes."""
         return self.failure is None and not self.origins[None]
 
-    def add(self, task: PairedTask, comparison: Comparison, outliers: Iterable[int]) -> None:
+    def add(self, task: PairedTask, comparison: RowComparison, outliers: Iterable[int]) -> None:
         """Add the findings about the rows of a task."""
         self.nbytes += comparison.nbytes
         self.origins[comparison.origin] += task.row1 - task.row0

@@ -37,7 +37,7 @@ _ROUNDED: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RowComparison:
     """Rows of an artifact compared with rows made of the source.
 
     `origin` is what they were made of, None if it was not found; then `different` counts bytes
@@ -52,7 +52,7 @@ class Comparison:
     expected: Errors | None = None
 
 
-def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> Comparison:
+def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> RowComparison:
     """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
     made = _Requantized(task, importance)
     likest: tuple[int, int | None] | None = None
@@ -64,13 +64,13 @@ def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> Compari
                 raise
             continue  # values beyond the type: it was not made of them
         if not different:
-            return Comparison(nbytes, origin)
+            return RowComparison(nbytes, origin)
         if likest is None or different < likest[0]:
             likest = different, first
     expected = made.expected()
     nbytes = made.nbytes
     different, first = likest or (nbytes, None)
-    return Comparison(nbytes, None, different, first, expected)
+    return RowComparison(nbytes, None, different, first, expected)
 
 
 class _Requantized:

@@ -8,7 +8,7 @@ from typing import Final, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.formats.array import RowsInMemory
+from weightcast.formats.array import LoadedRows
 from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 from weightcast.quant.metrics import Baseline, Errors
@@ -18,20 +18,20 @@ from weightcast.quant.types import QuantType, WeightType
 ENCODED: Final = "U8"
 NO_CODES: Final = "holds no int8 codes: quantize them"
 T_contra = TypeVar("T_contra", bound=WeightType, contravariant=True)
-Rows = TypeVar("Rows")
+CodedRows = TypeVar("CodedRows")
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized(Generic[Rows]):
+class Quantized(Generic[CodedRows]):
     """Rows of a matrix after quantization; `errors` compares them with it, if that was asked."""
 
-    rows: Rows
+    rows: CodedRows
     errors: Errors | None = None
     counts: BlockCounts = field(default_factory=BlockCounts)
 
 
-class Coding(Protocol[T_contra, Rows]):
-    """Arithmetic of a kind of weight types, whose quantized rows are `Rows`."""
+class Coding(Protocol[T_contra, CodedRows]):
+    """Arithmetic of a kind of weight types, whose quantized rows are `CodedRows`."""
 
     @property
     def is_searched(self) -> bool:
@@ -50,7 +50,7 @@ class Coding(Protocol[T_contra, Rows]):
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
-    ) -> Quantized[Rows]:
+    ) -> Quantized[CodedRows]:
         """Quantize rows and compare them with `baseline`, or with nothing.
 
         What is searched for goes through `backend`. Raises SourceValueError, LayoutError and, on a
@@ -58,7 +58,7 @@ class Coding(Protocol[T_contra, Rows]):
         """
         ...
 
-    def carry(self, matrix: Matrix, weight_type: T_contra) -> Quantized[Rows]:
+    def carry(self, matrix: Matrix, weight_type: T_contra) -> Quantized[CodedRows]:
         """Take the codes and scales of an int8 matrix as they are.
 
         Raises LayoutError if the type cannot hold them, InexactScaleError, which is one, if it is
@@ -66,7 +66,7 @@ class Coding(Protocol[T_contra, Rows]):
         """
         ...
 
-    def check_carried(self, matrix: Matrix, rows: Rows, weight_type: T_contra) -> None:
+    def check_carried(self, matrix: Matrix, rows: CodedRows, weight_type: T_contra) -> None:
         """Prove that rows stand for the codes and scales of an int8 matrix.
 
         Raises NotCarriedError at the first value for which they do not.
@@ -76,7 +76,7 @@ class Coding(Protocol[T_contra, Rows]):
     def measure(
         self,
         matrix: Matrix,
-        rows: Rows,
+        rows: CodedRows,
         weight_type: T_contra,
         importance: NDArray[np.float32] | None,
         baseline: Baseline,
@@ -84,7 +84,7 @@ class Coding(Protocol[T_contra, Rows]):
         """Compare rows with the matrix that they were made of."""
         ...
 
-    def values(self, rows: Rows, weight_type: T_contra) -> tuple[QuantType, NDArray[np.uint8]]:
+    def values(self, rows: CodedRows, weight_type: T_contra) -> tuple[QuantType, NDArray[np.uint8]]:
         """Give rows as bytes of a type that kernels read: GGUF blocks, or float32."""
         ...
 
@@ -92,6 +92,6 @@ class Coding(Protocol[T_contra, Rows]):
         """Name what rows of a source are in memory: I8, GGUF blocks of a type, or ENCODED."""
         ...
 
-    def load(self, rows: Rows, weight_type: T_contra, out: NDArray[np.uint8]) -> RowsInMemory:
+    def load(self, rows: CodedRows, weight_type: T_contra, out: NDArray[np.uint8]) -> LoadedRows:
         """Put rows of a source into memory, `out` [rows, row bytes]."""
         ...

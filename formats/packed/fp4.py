@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.formats.array import RowsInMemory, StoredArray
+from weightcast.formats.array import LoadedRows, StoredArray
 from weightcast.formats.packed.codes import pack_codes, rows_of, unpack_codes
 from weightcast.formats.packed.coding import NO_CODES, Quantized
 from weightcast.formats.packed.layout import (
@@ -96,9 +96,9 @@ class BlockCoding:
 
     def load(
         self, rows: NDArray[np.uint8], weight_type: QuantType, out: NDArray[np.uint8]
-    ) -> RowsInMemory:
+    ) -> LoadedRows:
         np.copyto(out, rows)
-        return RowsInMemory()
+        return LoadedRows()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.formats.array import RowsInMemory
+from weightcast.formats.array import LoadedRows
 from weightcast.formats.packed.codes import rows_of
 from weightcast.formats.packed.coding import ENCODED, NO_CODES, Quantized
 from weightcast.formats.packed.find import ModuleTensors
@@ -90,12 +90,12 @@ class Fp8Coding:
     def memory_dtype(self, weight_type: Fp8Type) -> str:
         return ENCODED
 
-    def load(self, rows: Fp8Rows, weight_type: Fp8Type, out: NDArray[np.uint8]) -> RowsInMemory:
+    def load(self, rows: Fp8Rows, weight_type: Fp8Type, out: NDArray[np.uint8]) -> LoadedRows:
         np.copyto(out, rows.weights.view(np.uint8))
         scales = rows.scales
         if weight_type.block:
             scales = scales.repeat(weight_type.block, axis=0)[: len(out)]
-        return RowsInMemory(decode=partial(_decode, out, scales, weight_type))
+        return LoadedRows(decode=partial(_decode, out, scales, weight_type))
 
 
 FP8: Final = Fp8Coding()

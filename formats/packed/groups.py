@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.formats.array import RowsInMemory
+from weightcast.formats.array import LoadedRows
 from weightcast.formats.packed.coding import ENCODED, Quantized
 from weightcast.formats.packed.layout import (
     NUMPY_DTYPES,
@@ -81,13 +81,13 @@ class GroupCoding:
     def memory_dtype(self, weight_type: GroupType) -> str:
         return I8.name if weight_type.carries_codes else ENCODED
 
-    def load(self, rows: Groups, weight_type: GroupType, out: NDArray[np.uint8]) -> RowsInMemory:
+    def load(self, rows: Groups, weight_type: GroupType, out: NDArray[np.uint8]) -> LoadedRows:
         if weight_type.carries_codes:
             np.bitwise_xor(rows.codes, _SIGN, out=out)
-            return RowsInMemory(scales=np.ascontiguousarray(rows.scales.T, np.float32))
+            return LoadedRows(scales=np.ascontiguousarray(rows.scales.T, np.float32))
         np.copyto(out, rows.codes)
         kept = Groups(out, rows.scales, rows.zero_points)
-        return RowsInMemory(decode=partial(_decode, kept, weight_type))
+        return LoadedRows(decode=partial(_decode, kept, weight_type))
 
 
 GROUPS: Final = GroupCoding()

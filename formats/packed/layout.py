@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.array import ITEM_BYTES, StoredArray
-from weightcast.formats.packed.coding import Coding, Rows, T_contra
+from weightcast.formats.packed.coding import CodedRows, Coding, T_contra
 from weightcast.formats.packed.readers import Readers
 from weightcast.quant.types import WeightType
 
@@ -97,7 +97,7 @@ class Scheme:
     type: WeightType
 
 
-class MatrixLayout(Protocol[T_contra, Rows]):
+class MatrixLayout(Protocol[T_contra, CodedRows]):
     """One way to store matrices of a kind of weight types as tensors.
 
     Methods raise LayoutError for a matrix that cannot be stored so.
@@ -107,7 +107,7 @@ class MatrixLayout(Protocol[T_contra, Rows]):
     def name(self) -> str: ...
 
     @property
-    def coding(self) -> Coding[T_contra, Rows]:
+    def coding(self) -> Coding[T_contra, CodedRows]:
         """Give the arithmetic between weights and the rows that are packed."""
         ...
 
@@ -127,7 +127,7 @@ class MatrixLayout(Protocol[T_contra, Rows]):
         """
         ...
 
-    def pack(self, rows: Rows, shape: MatrixShape[T_contra], row0: int) -> Iterator[Segment]:
+    def pack(self, rows: CodedRows, shape: MatrixShape[T_contra], row0: int) -> Iterator[Segment]:
         """Place the bytes of `rows`, which begin at row `row0` of the matrix."""
         ...
 
@@ -135,7 +135,7 @@ class MatrixLayout(Protocol[T_contra, Rows]):
         """Give the parts that do not depend on the weights, whole; `pack` leaves them out."""
         ...
 
-    def unpack(self, parts: Mapping[str, NDArray[Any]], shape: MatrixShape[T_contra]) -> Rows:
+    def unpack(self, parts: Mapping[str, NDArray[Any]], shape: MatrixShape[T_contra]) -> CodedRows:
         """Read a whole matrix. Raises LayoutError or MissingTensorError if a part is not right."""
         ...
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.formats.packed.coding import Rows
+from weightcast.formats.packed.coding import CodedRows
 from weightcast.formats.packed.layout import (
     NUMPY_DTYPES,
     MatrixLayout,
@@ -24,12 +24,12 @@ ReadRegion = Callable[[Part, tuple[slice, ...]], NDArray[Any]]
 
 
 def unpack_rows(
-    layout: MatrixLayout[Any, Rows],
+    layout: MatrixLayout[Any, CodedRows],
     read: ReadRegion,
     shape: MatrixShape[WeightType],
     row0: int,
     row1: int,
-) -> Rows:
+) -> CodedRows:
     """Read rows [row0, row1) of a matrix; `read` gives a region of a part.
 
     Rows start and end at multiples of `rows_each` of all parts, or at the end. Raises LayoutError
@@ -57,12 +57,12 @@ def unpack_rows(
 
 
 def rows_in_segments(
-    layout: MatrixLayout[Any, Rows],
+    layout: MatrixLayout[Any, CodedRows],
     segments: Iterable[Segment],
     shape: MatrixShape[WeightType],
     row0: int,
     row1: int,
-) -> Rows:
+) -> CodedRows:
     """Read rows [row0, row1) of a matrix from their segments, as a reader does from a file.
 
     Raises LayoutError if a segment is not where a reader looks for these rows.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import CheckpointError, LayoutError, MissingTensorError
-from weightcast.formats.array import RowsInMemory, StoredArray, dense_strides, read_stored
+from weightcast.formats.array import LoadedRows, StoredArray, dense_strides, read_stored
 from weightcast.formats.packed.layout import NUMPY_DTYPES, PackedMatrix, Part
 from weightcast.formats.packed.regions import ReadRegion, unpack_rows
 from weightcast.quant.types import I8, TYPES, WeightType
@@ -75,7 +75,7 @@ class PackedReader:
         shape = self.matrix.shape
         return 2 * -(-stored // shape.n_out) + shape.n_in
 
-    def read(self, row0: int, row1: int, buffer: memoryview) -> RowsInMemory:
+    def read(self, row0: int, row1: int, buffer: memoryview) -> LoadedRows:
         """Read rows [row0, row1) into `buffer`, `row_bytes` each. Raises CheckpointError."""
         out = np.frombuffer(buffer, np.uint8).reshape(row1 - row0, self.row_bytes)
         layout = self.matrix.stored_as

@@ -17,7 +17,7 @@ from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import write_checkpoint
 from weightcast.converters.graph.read import Slab
 from weightcast.converters.output.files import OutputFiles
-from weightcast.converters.output.journal import Contents, Finished, Write
+from weightcast.converters.output.journal import Contents, FinishedRows, Write
 from weightcast.converters.plan.plan import Destination, Plan
 from weightcast.converters.plan.workers import Workers
 from weightcast.converters.sources.options import ConvertOptions
@@ -68,7 +68,7 @@ class NoFiles:
         self.written[destination.output, destination.file].append((offset, offset + len(data)))
         return Write(destination.file, offset, len(data), 1, 0, "")
 
-    def note_rows(self, output: int, finished: Finished) -> None: ...
+    def note_rows(self, output: int, finished: FinishedRows) -> None: ...
 
     def flush(self) -> None: ...
 

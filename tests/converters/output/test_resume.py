@@ -439,7 +439,7 @@ ROWS, WRITE = ["x", None, 0, 1], [0, 0, 1, 1, 1, "digest"]
 def test_lines_of_a_journal_that_say_something_else_are_none(line: object, tmp_path: Path) -> None:
     right = {"rows": ROWS, "counts": [0, 0, 0], "writes": [WRITE]}
     found = read_journal(journal_of(tmp_path / "journal", line, right))
-    assert (list(found.finished), found.errors) == ([journal.Rows("x", None, 0, 1)], {})
+    assert (list(found.finished), found.errors) == ([journal.RowRange("x", None, 0, 1)], {})
 
 
 @pytest.mark.parametrize(
