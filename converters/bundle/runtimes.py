@@ -21,7 +21,7 @@ from weightcast.text import in_code
 _REFUSALS: Final = ("cannot load this: ", "cannot run this model: ", "will be wrong: ")
 # Plain floats, which every runtime reads that has the model.
 _PLAIN_READERS: Final = Readers(
-    transformers="(tested with 5.23)", transformers_hint=", with the code in the directory"
+    transformers="(tested with 4.57 to 5.24)", transformers_hint=", with the code in the directory"
 )
 
 
@@ -59,9 +59,12 @@ def _readers(output: Output) -> Readers:
 
 
 def _transformers(output: Output) -> Iterator[str]:
-    readers = _readers(output)
+    told, readers = _refusal(output, "transformers"), _readers(output)
     if readers.unread:
         yield f"- **transformers** does not read {readers.unread}."
+        return
+    if told is not None:
+        yield f"- **transformers** does not run it: {told}."
         return
     name = in_code(json.dumps(output.request.path.name, ensure_ascii=False))
     load = (

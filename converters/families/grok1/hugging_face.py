@@ -120,6 +120,8 @@ def _tokenizer_config(spec: Grok1Spec, vocabulary: Vocabulary) -> dict[str, Any]
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": spec.context_length,
+        # Before 5, transformers adds token_type_ids by default, which the model refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         **tokens,
     }
 

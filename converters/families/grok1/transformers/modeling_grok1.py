@@ -7,6 +7,7 @@ Every matrix but the router's is an nn.Linear, so that quantizers find it.
 """
 
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -25,12 +26,15 @@ from .configuration_grok1 import Grok1Config
 # prompt of 8192 tokens would need 13 GB for each copy of them.
 QUERIES_AT_ONCE = 512
 
-# transformers 5 renamed an argument of create_causal_mask.
-_EMBEDS = (
-    "inputs_embeds"
-    if "inputs_embeds" in inspect.signature(create_causal_mask).parameters
-    else "input_embeds"
-)
+# transformers renamed arguments: `input_embeds` of create_causal_mask in 5, and in 5.24
+# `past_key_values`, in results too, whose old name 5.40 will refuse. generate() goes by the names
+# of its own version; callers may use either.
+_MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
+_EMBEDS = "inputs_embeds" if "inputs_embeds" in _MASK_ARGUMENTS else "input_embeds"
+_RESULTS = {field.name for field in fields(CausalLMOutputWithPast)}
+_CACHE = "cache" if "cache" in _RESULTS else "past_key_values"
+# Until 5.2 or so, a static cache must be told where new keys go: without it, always to its start.
+_CACHE_IS_TOLD = "cache_kwargs" in inspect.signature(Cache.update).parameters
 
 
 class Grok1RMSNorm(nn.Module):
@@ -101,11 +105,15 @@ class Grok1Attention(nn.Module):
         self,
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
+        new: Tensor,
         mask: Tensor | None,
         cache: Cache | None,
         keep_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix [batch, tokens, hidden]; the second result is the weights, if they are to be kept."""
+        """Mix [batch, tokens, hidden], the tokens with numbers `new` [tokens] in the cache.
+
+        The second result is the weights, if they are to be kept.
+        """
         batch, tokens, _ = x.shape
 
         def heads(projected: Tensor) -> Tensor:
@@ -115,7 +123,8 @@ class Grok1Attention(nn.Module):
         k = rotate(heads(self.k_proj(x)), *cos_sin)
         v = heads(self.v_proj(x))
         if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx)
+            told = ({"cache_position": new},) if _CACHE_IS_TOLD else ()
+            k, v = cache.update(k, v, self.layer_idx, *told)
         values, weights = [], []
         for start in range(0, tokens, QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
@@ -188,12 +197,13 @@ class Grok1DecoderLayer(GradientCheckpointingLayer):
         h: Tensor,
         cos_sin: tuple[Tensor, Tensor],
         dtype: torch.dtype,
-        mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        keep_weights: bool = False,
+        new: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        keep_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         x = self.pre_attn_norm(h).to(dtype)
-        a, weights = self.self_attn(x, cos_sin, mask, past_key_values, keep_weights)
+        a, weights = self.self_attn(x, cos_sin, new, mask, cache, keep_weights)
         h = h + self.post_attn_norm(a)
         y = self.block_sparse_moe(self.pre_moe_norm(h), dtype)
         return h + self.post_moe_norm(y), weights
@@ -205,10 +215,18 @@ class Grok1PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Grok1DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     # Attention here is "eager" alone: torch's own attention has no soft cap.
     _supports_sdpa = False
-    _keep_in_fp32_modules_strict = ["gate", "norm"]
+    # Before 5, a name stands for whole parts of names only.
+    _keep_in_fp32_modules_strict = [
+        "gate",
+        "norm",
+        "pre_attn_norm",
+        "post_attn_norm",
+        "pre_moe_norm",
+        "post_moe_norm",
+    ]
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -239,23 +257,32 @@ class Grok1Model(Grok1PreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs: Any,
+        cache: Cache | None = None,
+        cache_position: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
-        """Run [batch, tokens]; `inputs_embeds` are rows of the table, not yet multiplied."""
+        """Run [batch, tokens]; `inputs_embeds` are rows of the table, not yet multiplied.
+
+        `cache` and `past_key_values` are names for the same thing. `cache_position` numbers the
+        tokens among those in the cache, as earlier versions pass it; else they follow its last.
+        """
         config = self.config
+        cache = _given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         use_cache = config.use_cache if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        new = seen + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # Layers run twice, and would add their keys twice.
+            use_cache, cache = False, None
+        if use_cache and cache is None:
+            cache = DynamicCache(config=config)
+        new = cache_position
+        if new is None:
+            seen = 0 if cache is None else cache.get_seq_length()
+            new = seen + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
         position_ids = new[None] if position_ids is None else position_ids
-        mask = _causal_mask(
-            config, inputs_embeds, attention_mask, past_key_values, position_ids, new
-        )
+        mask = _causal_mask(config, inputs_embeds, attention_mask, cache, position_ids, new)
         cos_sin = rotation(config, position_ids)
         if output_attentions is None:
             output_attentions = config.output_attentions
@@ -266,23 +293,25 @@ class Grok1Model(Grok1PreTrainedModel):
         states, attentions = [h], []
         for layer in self.layers:
             h, weights = layer(
-                h,
-                cos_sin,
-                inputs_embeds.dtype,
-                mask=mask,
-                past_key_values=past_key_values,
-                keep_weights=bool(output_attentions),
+                h, cos_sin, inputs_embeds.dtype, new, mask, cache, bool(output_attentions)
             )
             states = [*states, h] if output_hidden_states else states
             attentions.append(weights)
         h = self.norm(h).to(inputs_embeds.dtype)
         return BaseModelOutputWithPast(
             last_hidden_state=h,
-            past_key_values=past_key_values if use_cache else None,
             # As everywhere in transformers, the last one is that after the final norm.
             hidden_states=(*states[:-1], h) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
+            **{_CACHE: cache if use_cache else None},
         )
+
+
+def _given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """Take the cache by whichever of its names it was given."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("give either cache or past_key_values")
+    return past_key_values if cache is None else cache
 
 
 def _causal_mask(
@@ -294,18 +323,18 @@ def _causal_mask(
     new: Tensor,
 ) -> Tensor | None:
     """Make the mask [batch, 1, tokens, keys] that is added to scores; padding is masked too."""
-    given: dict[str, Any] = {_EMBEDS: embeds, "position_ids": positions}
-    if _EMBEDS == "input_embeds":
+    given: dict[str, Any] = {_EMBEDS: embeds, _CACHE: cache, "position_ids": positions}
+    if "cache_position" in _MASK_ARGUMENTS:
         given["cache_position"] = new
-    mask: Any = create_causal_mask(
-        config=config, attention_mask=attention_mask, past_key_values=cache, **given
-    )
+    mask: Any = create_causal_mask(config=config, attention_mask=attention_mask, **given)
     return mask  # of "eager" attention: a tensor or None
 
 
 class Grok1ForCausalLM(Grok1PreTrainedModel, GenerationMixin):
     # The head is the embedding table, whether or not the files have it a second time.
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # Trainer passes num_items_in_batch.
+    accepts_loss_kwargs = True
 
     def __init__(self, config: Grok1Config) -> None:
         super().__init__(config)
@@ -326,18 +355,24 @@ class Grok1ForCausalLM(Grok1PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        cache: Cache | None = None,
+        cache_position: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> CausalLMOutputWithPast:
-        """Compute logits [batch, tokens, vocab], for the last `logits_to_keep` tokens if not 0."""
+        """Compute logits [batch, tokens, vocab], for the last `logits_to_keep` tokens if not 0.
+
+        Other arguments are refused: a runtime that passes them wants something that is not here.
+        """
         result = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            cache=_given_cache(cache, past_key_values),
+            cache_position=cache_position,
             return_dict=True,
         )
         wanted = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -345,13 +380,15 @@ class Grok1ForCausalLM(Grok1PreTrainedModel, GenerationMixin):
         logits = logits * self.config.output_multiplier_scale
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=result.past_key_values,
             hidden_states=result.hidden_states,
             attentions=result.attentions,
+            **{_CACHE: result.get(_CACHE)},
         )
 
 
