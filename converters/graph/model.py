@@ -143,10 +143,6 @@ class ModuleNames(Protocol):
     """Runtimes' names of a family's modules, for the patterns of a quantization_config."""
 
     @property
-    def attention(self) -> tuple[str, ...]:
-        """The projections of the attention."""
-
-    @property
     def floats(self) -> tuple[str, ...]:
         """Patterns of modules that are never packed."""
 
@@ -155,6 +151,9 @@ class ModuleNames(Protocol):
 
     def words(self, wanted: Modules, every: Modules) -> list[str]:
         """Name them in parts of names, which is all that AWQ's readers look for."""
+
+    def ends(self, wanted: Modules, every: Modules) -> list[str]:
+        """Name them in ends of names, which is how GPTQ's readers are told what is packed."""
 
     def unlike_when_fused(self, types: Iterable[tuple[Module, object]]) -> list[int]:
         """List the layers whose types differ where fusing runtimes need one."""

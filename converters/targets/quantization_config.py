@@ -36,9 +36,8 @@ def quantization_config(layout: str, types: Types, names: ModuleNames) -> dict[s
     packed = LAYOUTS[layout]
     named = names.words if packed.traits.ignores_words else names.patterns
     ignore = [*names.floats, *named(floats, types)]
-    has_attention = any(m.expert is None for modules in by_type.values() for m in modules)
-    block_modules = names.attention if has_attention else ()
-    return packed.quantization_config(schemes, ignore, block_modules)
+    quantized = [module for modules in by_type.values() for module in modules]
+    return packed.quantization_config(schemes, ignore, names.ends(quantized, types))
 
 
 def reader_notes(layout: str, types: Types, names: ModuleNames) -> Iterator[str]:
@@ -63,6 +62,9 @@ def reader_notes(layout: str, types: Types, names: ModuleNames) -> Iterator[str]
             "SGLang's humming, its only kernels for packed experts of Grok, "
             f"{readers.mixed_experts}"
         )
+    refusal = readers.mixed_in_transformers(by_type)
+    if refusal is not None:
+        yield f"transformers cannot load this: {refusal}"
     refusal = readers.mixed_in_llama_cpp(by_type)
     if refusal is not None:
         yield f"llama.cpp's converter {refusal}; weightcast makes GGUF of them"

@@ -74,7 +74,7 @@ class Awq:
     traits: Final = Traits(
         quant_method="awq",
         readers=Readers(
-            transformers="with a library for awq (not tested)",
+            transformers="with optimum and GPTQModel (tested with 5.24)",
             in_vllm=_in_vllm,
             tested_in_vllm=is_group_type,
         ),

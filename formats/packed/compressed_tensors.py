@@ -150,7 +150,7 @@ def _mixed_in_llama_cpp(types: Collection[WeightType]) -> str | None:
 
 
 _READERS: Final = Readers(
-    transformers="with compressed-tensors (int8 and int4 tested with 5.23)",
+    transformers="with compressed-tensors (tested with 5.23 and 5.24)",
     transformers_hint=(
         ". Asymmetric groups need `quantization_config=CompressedTensorsConfig(dequantize=True)`"
     ),

@@ -77,6 +77,10 @@ def _mixed_in_llama_cpp(types: Collection[WeightType]) -> str | None:
     return None
 
 
+def _mixed_in_transformers(types: Collection[WeightType]) -> str | None:
+    return "optimum takes all GPTQ matrices for one type" if len(types) > 1 else None
+
+
 class Gptq:
     """GPTQ; zero points are stored less `less`."""
 
@@ -87,9 +91,10 @@ class Gptq:
         self.name: Final = name
         self.less: Final = less
         readers = Readers(
-            transformers=f"with a library for {name} (not tested)",
+            transformers="with optimum and GPTQModel (tested with 5.24)",
             in_vllm=_in_vllm,
             tested_in_vllm=is_group_type,
+            mixed_in_transformers=_mixed_in_transformers,
             mixed_in_llama_cpp=_mixed_in_llama_cpp,
         )
         self.traits: Final = Traits("gptq", readers, marks=(QWEIGHT,))
@@ -181,7 +186,7 @@ class Gptq:
 
         The others are `dynamic` rules. Without `block_modules`, vLLM takes the names of the
         checkpoint for those of its own modules, and leaves those that are called differently
-        unquantized and uninitialized.
+        unquantized and uninitialized; optimum does that to packed modules that are not listed.
         """
         check_some(schemes)
         types = {scheme: group_type_of(scheme, self.name) for scheme in schemes}

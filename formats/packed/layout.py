@@ -212,8 +212,8 @@ class PackedLayout(Protocol):
     ) -> dict[str, Any]:
         """Describe the weights in config.json. Raises LayoutError if the layout cannot.
 
-        `ignore` names modules that stay floats, as `targets` do. `block_modules` are the last
-        parts of the names of a block's quantized modules, which only GPTQ writes.
+        `ignore` names modules that stay floats, as `targets` do. `block_modules` are the
+        ends of the names of all packed modules, which only GPTQ writes.
         """
         ...
 

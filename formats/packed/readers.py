@@ -31,8 +31,8 @@ class Readers:
     sentence.
     `in_vllm` says why vLLM does not load a matrix of a type, given whether it is an expert's; its
     loader was tested with types for which `tested_in_vllm` holds. Where matrices have several
-    types, `mixed_experts` says what SGLang makes of experts among them, and `mixed_in_llama_cpp`
-    what llama.cpp's converter makes of the types.
+    types, `mixed_experts` says what SGLang makes of experts among them, and `mixed_in_transformers`
+    and `mixed_in_llama_cpp` why transformers and llama.cpp's converter do not load them.
     """
 
     unread: str = ""
@@ -41,4 +41,5 @@ class Readers:
     in_vllm: Callable[[WeightType, bool], str | None] = _takes
     tested_in_vllm: Callable[[WeightType], bool] = _never
     mixed_experts: str = ""
+    mixed_in_transformers: Callable[[Collection[WeightType]], str | None] = _takes_all
     mixed_in_llama_cpp: Callable[[Collection[WeightType]], str | None] = _takes_all

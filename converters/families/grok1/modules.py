@@ -84,6 +84,27 @@ def words(wanted: Modules, every: Modules) -> list[str]:
     return found
 
 
+def ends(wanted: Modules, every: Modules) -> list[str]:
+    """Say it in ends of names for GPTQ's `modules_in_block_to_quantize`: no others end like that.
+
+    optimum compares the ends of transformers' names (GPTQQuantizer.convert_model in optimum/gptq/
+    quantizer.py of optimum 2.3), and gives random weights to what is packed and not listed. vLLM
+    0.24 looks for the entries anywhere in its own names, of attention alone.
+    """
+    found: list[str] = []
+    for name in (*ATTENTION, *EXPERT):
+        modules = [module for module in wanted if module.name == name]
+        if modules and len(modules) == sum(module.name == name for module in every):
+            found.append(name)
+            continue
+        for module in modules:
+            owners = ["self_attn", "attn"]
+            if module.expert is not None:
+                owners = [f"block_sparse_moe.experts.{module.expert}"]
+            found += [f"layers.{module.layer}.{owner}.{name}" for owner in owners]
+    return found
+
+
 def unlike_when_fused(types: Iterable[tuple[Module, object]]) -> list[int]:
     """The layers whose types differ where vLLM and SGLang need one: q, k, v, and all experts."""
     found: dict[tuple[int, bool], set[object]] = defaultdict(set)
@@ -156,10 +177,10 @@ def _any(choices: Iterable[str]) -> str:
 class _Names:
     """Grok-1's modules, for the families' table."""
 
-    attention: Final = ATTENTION
     floats: Final = ("lm_head", "re:.*gate$")
     patterns = staticmethod(patterns)
     words = staticmethod(words)
+    ends = staticmethod(ends)
     unlike_when_fused = staticmethod(unlike_when_fused)
 
 

@@ -155,6 +155,20 @@ def in_gptq(config: Config, name: str) -> Any:
     return tuple(rule.get(key, config[key]) for key in ("bits", "group_size", "sym"))
 
 
+def is_built_packed(config: Config, name: str) -> bool:
+    """GPTQQuantizer.convert_model in optimum: modules whose name ends like one that is listed."""
+    (listed,) = config["modules_in_block_to_quantize"]
+    return any(name.endswith(end) for end in listed)
+
+
+def is_packed_in_vllm(config: Config, name: str) -> bool:
+    """is_layer_gptq_quantized, which raises unless all shards agree."""
+    (listed,) = config["modules_in_block_to_quantize"]
+    found = {any(end in shard for end in listed) for shard in shards(name)}
+    assert len(found) == 1, name
+    return found.pop()
+
+
 def in_awq(config: Config, name: str) -> Any:
     """is_layer_skipped with skip_with_substr: words anywhere in the name, or in all shards."""
     words = config["modules_to_not_convert"]
@@ -212,6 +226,11 @@ def test_gptq_and_awq(layout: str, by: str, seed: int) -> None:
     for module, kind in types.items():
         name = transformers_name(module)
         assert read(config, name) == arguments(kind), module
+        if layout == "gptq":
+            assert is_built_packed(config, name) != kind.is_plain, module
+            for engine_name in vllm_names(module) if by != "module" else ():
+                if module.expert is None:
+                    assert is_packed_in_vllm(config, engine_name) != kind.is_plain, module
         if layout == "awq":  # transformers itself looks at the ends of names
             words = config["modules_to_not_convert"]
             assert should_convert_module(name, words) != kind.is_plain, module
@@ -255,7 +274,11 @@ def test_values_are_not_taken_for_qkv() -> None:
     ("layout", "types", "words"),
     [
         ("compressed-tensors", given(), []),
-        ("gptq", given(qkv_proj=INT8), ["llama.cpp's converter takes all"]),
+        (
+            "gptq",
+            given(qkv_proj=INT8),
+            ["transformers cannot load this: optimum", "llama.cpp's converter takes all"],
+        ),
         ("gptq", given(qkv_proj=BF16), []),
         (
             "compressed-tensors",
@@ -268,7 +291,11 @@ def test_values_are_not_taken_for_qkv() -> None:
             given() | {Module(11, 2, "w2"): BF16},
             ["vLLM and SGLang cannot load this: they need one type .* layer 11 has several"],
         ),
-        ("gptq", given() | {Module(3, None, "k_proj"): GroupType(4, 32)}, ["vLLM .* layer 3 has"]),
+        (
+            "gptq",
+            given() | {Module(3, None, "k_proj"): GroupType(4, 32)},
+            ["vLLM .* layer 3 has", "transformers cannot load this"],
+        ),
         ("awq", given() | {Module(3, None, "o_proj"): BF16}, ["SGLang cannot load this: layers"]),
         ("weightcast", given() | {Module(3, 1, "w1"): INT8, Module(4, None, "q_proj"): BF16}, []),
     ],
