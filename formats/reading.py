@@ -6,17 +6,26 @@ text are counted before it is parsed.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Final
 
 from weightcast.errors import CheckpointError, FormatError
+from weightcast.text import shown
 
 MAX_JSON_BYTES: Final = 1 << 26
 # A tokenizer.json with a vocabulary of 262,144 has two millions; they take 0.3 GB at most.
 MAX_JSON_VALUES: Final = 1 << 22
 _CHUNK_BYTES: Final = 1 << 16
+# What tells a page or a pointer from weights; other answers of servers are no longer.
+_HEAD_BYTES: Final = 512
+_LFS: Final = re.compile(
+    rb"version https://(?:git-lfs|hawser)\.github\.com/spec/.*?(?:size (\d+))?\s*", re.DOTALL
+)
+_PAGE: Final = (b"<!doctype", b"<html", b"<?xml", b"<error")
 
 
 def read_small(path: Path, limit_bytes: int) -> bytes:
@@ -38,9 +47,50 @@ def read_small(path: Path, limit_bytes: int) -> bytes:
     return raw
 
 
+def check_downloaded(path: Path) -> None:
+    """Raise FormatError if a file is what downloads leave in another's place.
+
+    Called where a file is not what it should be: a pointer of Git LFS, a web page, or the few words
+    with which a server refused are then the reason.
+    """
+    try:
+        with path.open("rb") as file:
+            size, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
+    except OSError:
+        return
+    told = _stand_in(head, size)
+    if told is not None:
+        raise FormatError(path, None, told)
+
+
+def _stand_in(head: bytes, size: int) -> str | None:
+    pointer = _LFS.match(head)
+    if pointer is not None:
+        of = "" if pointer[1] is None else f" to {int(pointer[1]):,} bytes"
+        return f"a pointer of Git LFS{of}, not the file: run `git lfs pull` there, or download it"
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if start[:16].lower().startswith(_PAGE):
+        return (
+            "a web page, not the file: its address was wrong, or wants a login; download it again"
+        )
+    if not start or size > len(head) or b"{" in start:
+        return None
+    words = start.decode(errors="surrogateescape").strip()
+    if not words.isprintable():  # more than one line, or no text
+        return None
+    return f"a text, not the file: {shown(words)}; download it again"
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FormatError if the file holds anything else."""
-    value = parse_json(path, read_small(path, MAX_JSON_BYTES))
+    raw = read_small(path, MAX_JSON_BYTES)
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FormatError(path, None, "JSON in UTF-16; save it as UTF-8")
+    try:
+        value = parse_json(path, raw.removeprefix(codecs.BOM_UTF8))
+    except FormatError:
+        check_downloaded(path)
+        raise
     if not isinstance(value, dict):
         raise FormatError(path, None, "not a JSON object")
     return value

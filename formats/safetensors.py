@@ -17,7 +17,9 @@ from typing import Any, Final, TypeGuard
 
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import ITEM_BYTES, FileLayout, StoredArray
-from weightcast.formats.reading import parse_json, read_json_object
+from weightcast.formats.directory import files_ending
+from weightcast.formats.reading import check_downloaded, parse_json, read_json_object
+from weightcast.text import shown
 
 # The limit of the reference implementation.
 MAX_HEADER_BYTES: Final = 100_000_000
@@ -105,9 +107,11 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         size = os.fstat(fd).st_size
         prefix = os.pread(fd, 8, 0)
         if len(prefix) < 8:
+            check_downloaded(path)
             raise FormatError(path, 0, "too short for a safetensors file")
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES or length > size - 8:
+            check_downloaded(path)
             raise FormatError(
                 path, 0, f"a header of {length} bytes in a file of {size}: not safetensors, or cut"
             )
@@ -163,28 +167,33 @@ def _check_coverage(path: Path, start: int, size: int, arrays: list[StoredArray]
         raise FormatError(path, min(end, size), f"tensors end at {end}, the file at {size}")
 
 
+def is_file_name(name: str) -> bool:
+    """Tell whether a file in a directory can have a name that an index gives."""
+    is_plain = Path(name).name == name and not name.startswith(".")
+    return is_plain and name.isprintable() and len(name.encode(errors="replace")) <= 255
+
+
 def read_directory(path: Path) -> dict[str, StoredArray]:
     """Index a file, or a directory: the files its index names, or else all *.safetensors in it."""
     if path.is_file():
         return read_index(path)
     index = path / INDEX_NAME
     if not index.is_file():
-        files = sorted(path.glob("*.safetensors"))
+        files = files_ending(path, ".safetensors")
         if not files:
             raise MissingTensorError(f"{path}: no *.safetensors files")
         return _merge(files)
     try:
-        weight_map = read_json_object(index)["weight_map"]
-        names = sorted(set(weight_map.values()))
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError
+        told = read_json_object(index)["weight_map"]
+        weight_map = {tensor: name.removeprefix("./") for tensor, name in told.items()}
     except (KeyError, TypeError, AttributeError):
         raise FormatError(index, None, "not a safetensors index (no weight_map)") from None
+    names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or name.startswith("."):
-            raise FormatError(index, None, f"file name {name[:200]!r} leaves the directory")
-        if not name.isprintable() or len(name.encode()) > 255:
-            raise FormatError(index, None, f"{name[:200]!r} is not a file name")
+            raise FormatError(index, None, f"file name {shown(name)} leaves the directory")
+        if not is_file_name(name):
+            raise FormatError(index, None, f"{shown(name)} is not a file name")
         if not (path / name).is_file():
             raise MissingTensorError(f"{path / name}: missing, but {INDEX_NAME} names it")
     arrays = _merge([path / name for name in names])

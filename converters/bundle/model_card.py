@@ -6,10 +6,12 @@ It says what the files are, how they were made and what runs them; nothing about
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.bundle.runtimes import running
@@ -17,12 +19,14 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.files import SUMS, TENSORS, bundle_paths, weightcast_version
 from weightcast.converters.graph import Card, TensorGraph
 from weightcast.converters.plan import Plan
-from weightcast.converters.sources import ConvertOptions, without_folders
+from weightcast.converters.sources import ConvertOptions, hub_repository, without_folders
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.text import count, in_code, one_line
 
 _NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _LICENSE_KEY: Final = "general.license"
+_BASE_URL_KEY: Final = "general.base_model.0.repo_url"
+_HUB_URL: Final = re.compile(r"https://huggingface\.co/([\w.-]{1,96}/[\w.-]{1,96})/?")
 # How model hubs write licences; anything else in metadata is left out.
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 
@@ -39,7 +43,7 @@ def model_card(plan: Plan, number: int, errors: CardErrors | None = None) -> str
     """Write the card of output `number`, with a section on errors if they were measured."""
     output = plan.outputs[number]
     sections = [
-        _front_matter(plan.graph, output),
+        _front_matter(plan, output),
         [f"# {_title(output)}", "", *_what_it_is(plan, output)],
         ["## Files", "", *_files(output)],
         ["## Types", "", *_types(output)],
@@ -83,14 +87,28 @@ def _license(graph: TensorGraph) -> str | None:
     return None if card is None else card.license
 
 
-def _front_matter(graph: TensorGraph, output: Output) -> list[str]:
+def _base_model(plan: Plan) -> str | None:
+    """Name the repository of the model: the release's, or what a GGUF file or a cache says."""
+    card = card_of(plan.graph)
+    if card is not None and is_release(plan.graph):
+        return card.base_model
+    told = plan.graph.spec.describe().get(_BASE_URL_KEY)
+    if isinstance(told, str) and (match := _HUB_URL.fullmatch(told)):
+        return match[1]
+    cached = hub_repository(Path(os.path.abspath(plan.inputs.source)))
+    return None if cached is None else cached[0]
+
+
+def _front_matter(plan: Plan, output: Output) -> list[str]:
+    graph = plan.graph
     target, card = output.request.target, card_of(graph)
     values: dict[str, Any] = {}
     told = _license(graph)
     if told is not None:
         values["license"] = told
-    if card is not None and is_release(graph):
-        values["base_model"] = card.base_model
+    base_model = _base_model(plan)
+    if base_model is not None:
+        values["base_model"] = base_model
         values["base_model_relation"] = "quantized"
     values["library_name"] = target.library
     values["pipeline_tag"] = "text-generation"

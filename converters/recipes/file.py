@@ -5,6 +5,7 @@ The same file is for GGUF files and directories, as far as both can hold its typ
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 import warnings
@@ -21,7 +22,7 @@ from weightcast.converters.recipes.weight_types import (
     rule_type,
 )
 from weightcast.errors import FormatError, RequestError
-from weightcast.formats.reading import read_small
+from weightcast.formats.reading import check_downloaded, read_small
 from weightcast.text import shown
 
 if sys.version_info >= (3, 11):
@@ -62,8 +63,9 @@ def read_recipe_file(path: Path) -> RecipeFile:
         if len(line) > _MAX_LINE_BYTES:
             raise FormatError(path, None, f"line {number} is longer than {_MAX_LINE_BYTES} bytes")
     try:
-        values = tomllib.loads(raw.decode())
+        values = tomllib.loads(raw.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as problem:  # bad UTF-8 is a ValueError too
+        check_downloaded(path)
         raise FormatError(path, None, f"not valid TOML: {shown(str(problem))}") from None
     _check_keys(path, "", values, required=("base",), optional=("rule",))
     name = values["base"]

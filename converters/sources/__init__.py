@@ -10,6 +10,7 @@ from weightcast.converters.sources.inputs import (
     SOURCE,
     InputFile,
     Inputs,
+    hub_repository,
     list_inputs,
     without_folders,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Row",
     "SourceOptions",
     "container_of",
+    "hub_repository",
     "join_packed",
     "list_inputs",
     "open_as_it_is",

@@ -8,8 +8,10 @@ from typing import Final
 
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
+from weightcast.formats.directory import files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
+from weightcast.formats.reading import check_downloaded
 
 TOKENIZER_NAME: Final = "tokenizer.model"
 SPEC_NAME: Final = "spec.json"
@@ -25,6 +27,7 @@ def container_of(path: Path) -> str:
         with path.open("rb") as file:
             if file.read(4) == gguf.MAGIC:
                 return "gguf"
+        check_downloaded(path)
         raise CheckpointError(
             f"{path}: not a checkpoint; give a ckpt-0 directory, a .gguf or .safetensors file"
         )
@@ -32,9 +35,9 @@ def container_of(path: Path) -> str:
         raise CheckpointError(f"{path}: no such file or directory")
     if checkpoint_directory(path) is not None:
         return "shards"
-    if any(path.glob("*.safetensors")) or (path / safetensors.INDEX_NAME).is_file():
+    if files_ending(path, ".safetensors") or (path / safetensors.INDEX_NAME).is_file():
         return "safetensors"
-    first = sorted(path.glob("*.gguf"))
+    first = files_ending(path, ".gguf")
     hint = f"; did you mean {first[0]}?" if first else ""
     raise CheckpointError(f"{path}: holds neither shards (tensor00000_000) nor safetensors{hint}")
 

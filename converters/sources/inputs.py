@@ -55,13 +55,27 @@ class Inputs:
 
     @property
     def source_name(self) -> str:
-        """The name of the source without its folder."""
-        return Path(os.path.abspath(self.source)).name
+        """The name of the source without its folder; of a hub's cache, its name on the hub."""
+        path = Path(os.path.abspath(self.source))
+        found = hub_repository(path)
+        return path.name if found is None else "/".join((found[0], *found[1].parts))
 
     @property
     def extras(self) -> dict[str, InputFile]:
         """The files beside the source, by their role."""
         return {file.role: file for file in self.files if file.role != SOURCE}
+
+
+def hub_repository(path: Path) -> tuple[str, Path] | None:
+    """Tell the repository of a path in a model hub's cache, and the path in it; None elsewhere.
+
+    There a repository's files lie in models--OWNER--NAME/snapshots/REVISION.
+    """
+    for folder in (path, *path.parents):
+        kind, _, name = folder.parent.parent.name.partition("--")
+        if folder.parent.name == "snapshots" and kind == "models" and name:
+            return name.replace("--", "/"), path.relative_to(folder)
+    return None
 
 
 def list_inputs(

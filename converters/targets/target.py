@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,11 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import QuantType, WeightType
-from weightcast.text import count
+from weightcast.text import bytes_text, count
+
+# In bytes: "Storage limits and recommendations" of the Hugging Face Hub.
+_HUB_RECOMMENDS: Final = 50 * 10**9
+_HUB_LIMIT: Final = 200 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +257,16 @@ class Output:
 
 
 def with_split_note(output: Output, split_bytes: int) -> Output:
-    """Say so if tensors are larger than the limit of a file."""
+    """Say so if tensors are larger than the limit of a file, or files than those of model hubs."""
+    notes = list(output.notes)
     larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
     if larger:
-        note = f"tensors larger than --split have a file of their own: {len(larger)}"
-        output = replace(output, notes=(*output.notes, note))
-    return output
+        notes.append(f"tensors larger than --split have a file of their own: {len(larger)}")
+    largest = max(file.size for file in output.files)
+    if largest > _HUB_RECOMMENDS:
+        does = "take no file above 200 GB" if largest > _HUB_LIMIT else "recommend 50 GB a file"
+        notes.append(f"a file of {bytes_text(largest)}, and model hubs {does}: --split 48G")
+    return replace(output, notes=tuple(notes))
 
 
 def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:

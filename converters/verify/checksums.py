@@ -19,6 +19,10 @@ from weightcast.formats.reading import read_json_object, read_small
 SUMS: Final = "SHA256SUMS"
 TENSORS: Final = "tensors.json"
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
+_LOADED: Final = re.compile(
+    r"[^.].*\.(safetensors|json|py|model|jinja|bin|pt|pth|ckpt|gguf|pkl|msgpack|h5|onnx)"
+    r"|(merges|vocab)\.txt"
+)
 _ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _CHUNK_BYTES: Final = 1 << 20
 # Forty thousand lines; of those that are none so many are named.
@@ -101,6 +105,14 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
     return digests
 
 
+def is_loaded(name: str) -> bool:
+    """Tell whether loaders read files of a name: weights, configurations, code, tokenizers.
+
+    Licences, pictures, cards and signatures, which hubs and their users add, change no model.
+    """
+    return _LOADED.fullmatch(name) is not None
+
+
 def check_sums(
     sums: Checksums,
     files: Iterable[Path],
@@ -158,7 +170,7 @@ def _damaged_tensors(
         wanted = listed.get((path.name, name))
         if array.path == path and wanted is not None and _region(array) != wanted:
             what = "its SHA-256 is another than the list of tensors says"
-            yield Problem(str(path), what, name, _REMEDY, "checksum")
+            yield Problem(str(path), what, plain(name), _REMEDY, "checksum")
 
 
 def _region(array: StoredArray) -> str:

@@ -77,7 +77,7 @@ def match(
         what, mistake = f"is {list(array.shape)}, in the source {list(tensor.shape)}", "shape"
         if array.shape == (*tensor.shape[:-2], *reversed(tensor.shape[-2:])):
             what, mistake = f"{what}: transposed", "transposed"
-        problems.append(Problem(str(array.path), what, name, "convert again", mistake))
+        problems.append(Problem(str(array.path), what, plain(name), "convert again", mistake))
     if missing:
         remedy = "convert again, or name the source that this was made of"
         said = "is missing" if len(missing) == 1 else "are missing"

@@ -56,7 +56,8 @@ class Verification:
 class Problem:
     """Something that is wrong: where (a file, maybe a byte), in which tensor, what, and a remedy.
 
-    `mistake` is a short name of a known mistake, for programs.
+    `tensor` is a name as `plain` shows it, or several; `mistake` is a short name of a known
+    mistake, for programs.
     """
 
     place: str
@@ -68,7 +69,7 @@ class Problem:
     @property
     def line(self) -> str:
         """Join all of it in one line for people."""
-        parts = [self.place, *([] if self.tensor is None else [plain(self.tensor)]), self.what]
+        parts = [self.place, *([] if self.tensor is None else [self.tensor]), self.what]
         return ": ".join(parts) + (f"; {self.remedy}" if self.remedy else "")
 
     def describe(self) -> dict[str, Any]:

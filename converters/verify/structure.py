@@ -17,9 +17,11 @@ from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
 from weightcast.formats.array import StoredArray
+from weightcast.formats.directory import files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.reading import read_json_object
+from weightcast.text import some
 
 FETCH: Final = "copy the file again, or convert again"
 _CHUNK_BYTES: Final = 1 << 20
@@ -33,6 +35,8 @@ class Structure:
     """The readable part of an artifact, and what is wrong with it.
 
     `tensors` are those that lie whole in their files; `metadata` that of a first GGUF file.
+    `incomplete` are files that are missing, cut, or cannot be read: what is not there may be in
+    them.
     """
 
     path: Path
@@ -41,15 +45,18 @@ class Structure:
     tensors: dict[str, StoredArray] = field(default_factory=dict)
     metadata: Metadata | None = None
     problems: list[Problem] = field(default_factory=list)
+    incomplete: set[Path] = field(default_factory=set)
 
-    def add(self, file: Path, what: str, tensor: str | None = None, remedy: str = FETCH) -> None:
-        """Take note of a problem."""
-        self.problems.append(Problem(str(file), what, tensor, remedy))
+    def add(self, file: Path, what: str, *tensors: str, remedy: str = FETCH) -> None:
+        """Take note of a problem, of tensors or a file."""
+        label = some([plain(name) for name in tensors]) if tensors else None
+        self.problems.append(Problem(str(file), what, label, remedy))
 
     def add_missing(self, files: Iterable[tuple[Path, str]], total: int) -> None:
         """Take note of `total` files that are not there: of the first by name, then how many."""
         for file, what in islice(files, min(total, _MAX_MISSING)):
             self.add(file, what)
+            self.incomplete.add(file)
         if total > _MAX_MISSING:
             self.add(self.path, f"{total - _MAX_MISSING:,} more files are missing")
 
@@ -85,6 +92,7 @@ def _check_runs(
 ) -> list[tuple[int, int]]:
     """Find overlaps and tensors beyond the file's end; give the gaps, the last one to the end."""
     gaps, end, before = [], first, ""
+    cut = []
     for run in sorted(runs, key=lambda r: (r.start, r.end)):
         if run.start < end:
             what = f"begins at byte {run.start}, inside {plain(before)}, which ends at {end}"
@@ -94,9 +102,13 @@ def _check_runs(
         elif run.start > end:
             gaps.append((end, min(run.start, size)))
         if run.end > size:
-            structure.add(file, f"ends at byte {run.end}, but the file at {size}: cut", run.name)
+            cut.append(run.name)
         if run.end > end:
             end, before = run.end, run.name
+    if cut:
+        what = f"the file ends at byte {size:,}, its tensors at {end:,}: cut"
+        structure.add(file, what, *cut)
+        structure.incomplete.add(file)
     if end < size:
         gaps.append((end, size))
     return gaps
@@ -151,7 +163,7 @@ def _read_gguf(structure: Structure) -> None:
 def _parts_there(structure: Structure, stem: str, count: int) -> dict[int, Path]:
     """The parts of a split that are there, by their number from 0; others of its name are told."""
     there = {}
-    for file in sorted(structure.path.parent.glob("*.gguf")):
+    for file in files_ending(structure.path.parent, ".gguf"):
         found = gguf.SPLIT_NAME.fullmatch(file.name)
         if found is None or found[1] != stem:
             continue
@@ -190,6 +202,7 @@ def _read_gguf_file(structure: Structure, path: Path) -> gguf.GGUFHeader | None:
         header = gguf.read_header(path)
     except CheckpointError as problem:
         structure.refused(problem)
+        structure.incomplete.add(path)
         return None
     if structure.metadata is None:
         structure.metadata = header.metadata
@@ -238,7 +251,7 @@ def _read_safetensors(structure: Structure) -> None:
     if path.is_file():
         _read_safetensors_file(structure, path)
         return
-    for file in sorted(path.glob("*.safetensors")):
+    for file in files_ending(path, ".safetensors"):
         _read_safetensors_file(structure, file)
     _check_numbering(structure)
     index = path / safetensors.INDEX_NAME
@@ -246,7 +259,7 @@ def _read_safetensors(structure: Structure) -> None:
         _check_index(structure, index)
     elif len(structure.files) > 1:
         structure.add(index, f"missing, where there are {len(structure.files)} files")
-    for file in sorted(path.glob("*.json")):
+    for file in files_ending(path, ".json"):
         if file != index:
             _json_of(structure, file)
 
@@ -265,6 +278,7 @@ def _read_safetensors_file(structure: Structure, path: Path) -> None:
         header, data_start, size = safetensors.read_header(path)
     except CheckpointError as problem:
         structure.refused(problem)
+        structure.incomplete.add(path)
         return
     header.pop("__metadata__", None)
     runs = []
@@ -322,20 +336,41 @@ def _check_index(structure: Structure, index: Path) -> None:
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         structure.add(index, "not a safetensors index (no weight_map)")
         return
-    for name, file in weight_map.items():
-        array = structure.tensors.get(name)
-        if array is None:
-            structure.add(index, f"names {plain(file)}, which does not hold it", name)
-        elif array.path.name != file:
-            structure.add(index, f"names {plain(file)}, but it is in {array.path.name}", name)
+    for (file, holder), names in _misplaced(structure, weight_map).items():
+        path = index.with_name(file) if safetensors.is_file_name(file) else None
+        are = "is" if len(names) == 1 else "are"
+        if holder is not None:
+            structure.add(index, f"{are} in {holder}, where it names {plain(file)}", *names)
+        elif path is None or path.is_file():
+            if path not in structure.incomplete:
+                structure.add(index, f"{are} not in {plain(file)}, which it names", *names)
+        elif path not in structure.incomplete:
+            structure.add(path, f"missing, but {index.name} names it")
+            structure.incomplete.add(path)
+    unlisted = defaultdict(list)
     for name, array in structure.tensors.items():
         if name not in weight_map:
-            structure.add(array.path, f"is not in {index.name}", name)
+            unlisted[array.path].append(name)
+    for path, names in unlisted.items():
+        structure.add(path, f"{'is' if len(names) == 1 else 'are'} not in {index.name}", *names)
     said = values.get("metadata")
     total = said.get("total_size") if isinstance(said, Mapping) else None
     found = sum(array.nbytes for array in structure.tensors.values())
     if total not in (None, found) and not structure.problems:
         structure.add(index, f"total_size is {total}, but the tensors take {found}")
+
+
+def _misplaced(
+    structure: Structure, weight_map: Mapping[str, str]
+) -> dict[tuple[str, str | None], list[str]]:
+    """Tensors that are not where the index says, by that file and the one that has them."""
+    found = defaultdict(list)
+    for name, said in weight_map.items():
+        file, array = said.removeprefix("./"), structure.tensors.get(name)
+        holder = None if array is None else array.path.name
+        if holder != file:
+            found[file, holder].append(name)
+    return found
 
 
 _READERS: Final = {"gguf": _read_gguf, "safetensors": _read_safetensors}

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from weightcast.converters.compare import Sample
 from weightcast.converters.families import of_architecture
+from weightcast.converters.files import CARD
 from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
 from weightcast.converters.sources import container_of, join_packed, open_family, open_graph
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.targets.target import Target
-from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums
+from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
 from weightcast.converters.verify.content import check_content, read_bytes
 from weightcast.converters.verify.expected import ExpectedLayout, expected_layout, planned_name
 from weightcast.converters.verify.judge import Verdicts, judge
@@ -25,14 +26,15 @@ from weightcast.converters.verify.layout import check_layout
 from weightcast.converters.verify.match import TensorMatch, match
 from weightcast.converters.verify.mistakes import Mistakes
 from weightcast.converters.verify.report import errors_report
-from weightcast.converters.verify.result import Problem, Verification
+from weightcast.converters.verify.result import Problem, Verification, plain
 from weightcast.converters.verify.rows import packing_of
 from weightcast.converters.verify.structure import FETCH, Structure, read_structure
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.formats.array import StoredArray, read_into
+from weightcast.formats.directory import entries
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.types import TYPES
-from weightcast.text import count
+from weightcast.text import count, some
 
 
 def verify(
@@ -113,7 +115,12 @@ class _Verifier:
             graph = opened(source, spec)
             if arrays is not None:
                 tensors, problems = match(graph, arrays, structure.target, self._path)
-                self._problems += problems
+                # What is not there may be in a file that is missing, of which there is a line.
+                self._problems += [
+                    problem
+                    for problem in problems
+                    if not (problem.mistake == "missing" and structure.incomplete)
+                ]
                 tensors = self._comparable(tensors)
         if not self._problems:
             self._check_alone()
@@ -177,7 +184,9 @@ class _Verifier:
             elif not _same_bytes(tensor):
                 what = f"numbers of {tensor.array.dtype} that are not the source's"
                 place = str(tensor.array.path)
-                self._problems.append(Problem(place, what, tensor.name, "convert again", "numbers"))
+                self._problems.append(
+                    Problem(place, what, plain(tensor.name), "convert again", "numbers")
+                )
         return weights
 
     def _check_alone(self) -> None:
@@ -207,16 +216,19 @@ class _Verifier:
             return
         files = self._structure.files
         if self._path.is_dir():
-            own = {*sums.files}
-            files = [f for f in sorted(self._path.iterdir()) if f.is_file() and f not in own]
-            files = [f for f in files if f.name not in ("README.md",)]
+            there = [file for file in entries(self._path) if file.is_file()]
+            files = [file for file in there if is_loaded(file.name)]
+            rest = {*there} - {*files, *sums.files, *sums.digests, self._path / CARD}
+            names = [file.name for file in sorted(rest) if not file.name.startswith(".")]
+            if names:
+                self._unchecked.append(f"files that nothing loads: {some(names)}")
         found = check_sums(
             sums, files, self._structure.tensors, jobs=self._jobs, on_progress=on_progress
         )
         self._problems += found
         if not found:
-            names = ", ".join(path.name for path in sums.files)
-            self._checked.append(f"checksums: {count(len(sums.digests), 'file')} as in {names}")
+            said = ", ".join(path.name for path in sums.files)
+            self._checked.append(f"checksums: {count(len(sums.digests), 'file')} as in {said}")
 
     def _compare(
         self,
@@ -281,7 +293,7 @@ def _constant_problems(name: str, array: StoredArray) -> Iterator[Problem]:
         if _read(part) != wanted:
             stem = name.removesuffix(".weight")
             what = "is not what belongs there: damaged, or an order of columns of its own"
-            yield Problem(str(part.path), what, stem + suffix, FETCH, "constant")
+            yield Problem(str(part.path), what, plain(stem + suffix), FETCH, "constant")
 
 
 def _read(array: StoredArray) -> bytes:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf import read as gguf
+from weightcast.formats.reading import check_downloaded
 from weightcast.text import shown
 
 # Grok-1's takes 0.2 GB.
@@ -58,6 +59,7 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
                 raise FormatError(path, None, f"{size} bytes, which is no importance matrix")
             if magic == gguf.MAGIC:
                 return _from_gguf(path, file)
+            check_downloaded(path)
             file.seek(0)
             return _OldFile(path, file, size).read()
     except OSError as problem:

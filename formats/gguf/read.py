@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.header import HeaderReader, Metadata
+from weightcast.formats.reading import check_downloaded
 from weightcast.quant.types import STORED_TYPES
 
 MAGIC: Final = b"GGUF"
@@ -101,6 +102,7 @@ def header_of_bytes(raw: bytes, path: Path) -> GGUFHeader:
 def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
     header = HeaderReader(file, path)
     if header.size < 24 or header.take(4) != MAGIC:
+        check_downloaded(path)
         raise FormatError(path, 0, "not a GGUF file")
     version = header.unsigned(4)
     if version not in (2, 3):

@@ -12,16 +12,20 @@ from pathlib import Path
 
 from weightcast.errors import CheckpointError, FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.directory import entries
 from weightcast.formats.jax.arrays import QuantizedArray, read_pickle
 
 _SHARD = re.compile(r"tensor([0-9]{5,})_([0-9]{3,})")
 _UNFINISHED = re.compile(
-    r".*\.(incomplete|aria2|part|partial|crdownload|download|tmp|!qb|!ut|bc!|lock)", re.IGNORECASE
+    r".*\.(incomplete|aria2|part|parts|partial|filepart|crdownload|opdownload|download|tmp|temp|!qb"
+    r"|!ut|bc!|xltd|td|gstmp|lock)|~uTorrentPartFile_.*",
+    re.IGNORECASE,
 )
-# What may lie beside the shards without being one of them.
+# What may lie beside the shards without being one of them: texts, checksums, what downloads with.
 _COMPANIONS = re.compile(
-    r"\..*|.*\.(json|npz|md|txt|model|sha256|sha256sums|torrent|magnet)|LICENSE.*|README.*"
-    r"|SHA256SUMS.*|lost\+found",
+    r"\..*|.*\.(json|npz|md|txt|model|torrent|magnet|log|sh|py)|LICENSE.*|README.*|USE_POLICY.*"
+    r"|.*\.(md5|sha1|sha256|sha512)(sums)?|(md5|sha1|sha256|sha512)(sums)?|SHA256SUMS.*"
+    r"|wget-log.*|nohup\.out|__pycache__|_____padding_file_.*",
     re.IGNORECASE,
 )
 
@@ -38,7 +42,7 @@ def list_shards(directory: Path) -> list[Path]:
     for files that are not part of a checkpoint.
     """
     numbered: dict[int, Path] = {}
-    for entry in sorted(directory.iterdir()):
+    for entry in entries(directory):
         match = _SHARD.fullmatch(entry.name)
         if _UNFINISHED.fullmatch(entry.name):
             raise MissingTensorError(

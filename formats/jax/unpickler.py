@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weightcast.errors import FormatError, UnsafePickleError
+from weightcast.formats.reading import check_downloaded
 
 # A checkpoint's pickle runs about 150 opcodes on a stack of about 20.
 MAX_OPCODES = 10_000
@@ -89,6 +90,7 @@ class Machine:
         if self._size == 0:
             raise self._error("the file is empty: the download has not started or was lost")
         if self._take(1) != b"\x80":
+            check_downloaded(self._path)
             if not self._window.strip(b"\0"):
                 raise self._error("zeros instead of a pickle: the download is not complete")
             raise self._error("not a pickle of protocol 2 to 5")

@@ -18,7 +18,7 @@ from weightcast.formats.gguf.header import (
     raw_strings,
     raw_uint,
 )
-from weightcast.formats.reading import read_small
+from weightcast.formats.reading import check_downloaded, read_small
 from weightcast.text import shown
 
 # Token types of llama.cpp (enum llama_token_type).
@@ -28,6 +28,8 @@ MAX_MODEL_BYTES: Final = 1 << 27
 # Vocabularies have up to 262,144 pieces, of 16 characters where nothing else was asked for.
 MAX_PIECES: Final = 1 << 22
 MAX_PIECE_CHARACTERS: Final = 1000
+# Tables of embeddings are rounded up to a multiple, of 4096 rows at most.
+MAX_UNUSED: Final = 4096
 _KEY: Final = "tokenizer.ggml."
 _ID_KEYS: Final = {
     "bos": "bos_token_id",
@@ -50,18 +52,18 @@ class Vocabulary:
     special_ids: dict[str, int]
     model_file: Path | None = None
 
-    def padded(self, vocab_size: int) -> Vocabulary:
+    def padded(self, vocab_size: int, most_unused: int = MAX_UNUSED) -> Vocabulary:
         """Fill up to the model's vocabulary with unused pieces, as llama.cpp's converter does.
 
-        Raises LayoutError if there are more pieces than the model has rows.
+        Raises LayoutError if there are more pieces than the model has rows, or so many fewer.
         """
         if vocab_size > MAX_PIECES:
             raise LayoutError(f"a vocabulary of {vocab_size:,} pieces; {MAX_PIECES:,} are the most")
         missing = vocab_size - len(self.tokens)
-        if missing < 0:
+        if not 0 <= missing <= most_unused:
             raise LayoutError(
-                f"{self.model_file or 'the tokenizer'} has {len(self.tokens)} pieces, but the "
-                f"model has a vocabulary of {vocab_size}: it belongs to "
+                f"{self.model_file or 'the tokenizer'} has {len(self.tokens):,} pieces, but the "
+                f"model has a vocabulary of {vocab_size:,}: it belongs to "
                 "another model (--tokenizer names another file, --no-tokenizer does without)"
             )
         return Vocabulary(
@@ -83,6 +85,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
 
     processor = SentencePieceProcessor()
     raw = read_small(path, MAX_MODEL_BYTES)
+    check_downloaded(path)
     try:
         processor.LoadFromSerializedProto(raw)
         ids = range(processor.GetPieceSize())

@@ -395,7 +395,6 @@ def test_tensor_in_two_files(tmp_path: Path) -> None:
     [
         "../1.safetensors",
         "sub/1.safetensors",
-        "./1.safetensors",
         "/etc/passwd",
         "..",
         ".",
@@ -412,6 +411,12 @@ def test_index_may_not_leave_its_directory(tmp_path: Path, name: str) -> None:
     save(directory / ".hidden.safetensors", a=1)
     index_of(directory, {"a": name})
     refused_directory(directory, FormatError, "leaves the directory")
+
+
+def test_index_may_say_that_files_are_in_its_directory(tmp_path: Path) -> None:
+    save(tmp_path / "1.safetensors", a=1)
+    index_of(tmp_path, {"a": "./1.safetensors"})
+    assert read_directory(tmp_path)["a"].path == tmp_path / "1.safetensors"
 
 
 @pytest.mark.parametrize("name", ["2.safetensors", "", "sub", "a\0b", "\ud800", "x" * 300, "a\nb"])

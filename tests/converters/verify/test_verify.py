@@ -299,11 +299,16 @@ def test_checksums_name_tensors_missing_files_and_strangers(
     changed[arrays[name].offset] ^= 1
     weights.write_bytes(changed)
     (path / "config.json").unlink()
-    (path / "notes.txt").write_text("mine")
+    (path / "extra.json").write_text("{}")
+    others = ("LICENSE", "USE_POLICY.md", "logo.png", "model.sig", ".gitattributes", "._LICENSE")
+    for other in others:
+        (path / other).write_text("mine")
     told = lines(weightcast.verify(path))
     assert f"{name}: its SHA-256 is another than the list of tensors says" in told
     assert "config.json: missing, but SHA256SUMS names it" in told
-    assert "notes.txt: has no checksum in SHA256SUMS" in told
+    assert told.count("has no checksum") == 1
+    assert "extra.json: has no checksum in SHA256SUMS" in told
+    assert f"not checked: files that nothing loads: {', '.join(others[:4])}\n" in told
     assert f"line {len(sums) + 1}: is no line of sha256sum" in told
 
 
@@ -319,8 +324,11 @@ def test_cut_and_longer_files(artifacts: Path, tmp_path: Path) -> None:
     raw = path.read_bytes()
     path.write_bytes(raw[:-900])
     told = lines(weightcast.verify(path))
-    assert "output_norm.weight: ends at byte" in told
-    assert "blk.1.ffn_gate_inp.weight: ends at byte" not in told
+    size, end = len(raw) - 900, len(raw)
+    assert (
+        f"output_norm.weight: the file ends at byte {size:,}, its tensors at {end:,}: cut" in told
+    )
+    assert told.endswith("1 problem")
     path.write_bytes(raw + b"more")
     assert "4 more bytes after the last tensor" in lines(weightcast.verify(path))
     path.write_bytes(raw[:100])
@@ -397,15 +405,24 @@ def test_indexes_that_contradict_the_files(source: Path, tmp_path: Path) -> None
     wrong["weight_map"]["ghost"] = files[0]
     index.write_text(json.dumps(wrong))
     told = lines(weightcast.verify(tmp_path / "m-bf16"))
-    assert f"lm_head.weight: names {files[-1]}, but it is in" in told
+    holder = right["weight_map"]["lm_head.weight"]
+    assert f"lm_head.weight: is in {holder}, where it names {files[-1]}" in told
     assert "model.norm.weight: is not in model.safetensors.index.json" in told
-    assert f"ghost: names {files[0]}, which does not hold it" in told
+    assert f"ghost: is not in {files[0]}, which it names" in told
     right["metadata"]["total_size"] += 1
     index.write_text(json.dumps(right))
     assert "total_size is" in lines(weightcast.verify(tmp_path / "m-bf16"))
+    right["metadata"]["total_size"] -= 1
+    index.write_text(json.dumps(right))
     (tmp_path / "m-bf16" / files[1]).unlink()
+    for given in (None, source):  # one cause, one line
+        told = lines(weightcast.verify(tmp_path / "m-bf16", given))
+        assert f"{files[1]}: missing" in told
+        assert told.endswith("1 problem")
+    every = {name: files[0] for name in right["weight_map"]}
+    index.write_text(json.dumps({**right, "weight_map": every}))
     told = lines(weightcast.verify(tmp_path / "m-bf16"))
-    assert f"{files[1]}: missing" in told
+    assert told.endswith(f"{len(files)} problems")
 
 
 def test_hyperparameters_that_are_not_the_source_s(
