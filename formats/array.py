@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +68,8 @@ class RowReader(Protocol):
         ...
 
     @property
-    def format(self) -> str:
-        """Name the way that the layout stores matrices of this type."""
+    def stored_as(self) -> Any:
+        """Give the way that the matrix is stored, a formats.packed.layout.MatrixLayout."""
         ...
 
     @property

@@ -185,13 +185,16 @@ class GroupType:
 
 @dataclass(frozen=True, slots=True)
 class Fp8Type:
-    """Floats of 8 bits (e4m3) with a scale a row, or for each square of `block` x `block`."""
+    """Floats of 8 bits (e4m3) with a scale for each `rows` x `columns` of them; 0: for all."""
 
-    block: int = 0
+    rows: int = 1
+    columns: int = 0
 
     @property
     def label(self) -> str:
-        return "FP8-BLOCK" if self.block else "FP8"
+        named = {(1, 0): "FP8", (0, 0): "FP8-TENSOR", (1, 32): "MXFP8"}
+        other = "FP8-BLOCK" if self.rows == self.columns else f"FP8-{self.rows}X{self.columns}"
+        return named.get((self.rows, self.columns), other)
 
     @property
     def is_plain(self) -> bool:
@@ -206,7 +209,7 @@ class Fp8Type:
         return None
 
     def scale_span(self, n_in: int) -> int:
-        return self.block or n_in
+        return self.columns or n_in
 
     def check_row(self, n_in: int) -> None:
         """Accept rows of any length."""

@@ -88,7 +88,7 @@ def wanted(values: NDArray[np.float32], weight_type: Any, importance: Any = None
         return dequantize_groups(quantize_groups(matrix, weight_type, importance), weight_type)
     if isinstance(weight_type, Fp8Type):
         rows = quantize_fp8(values, weight_type)
-        scales, square = rows.scales, weight_type.block
+        scales, square = rows.scales, weight_type.columns
         if square:
             scales = np.repeat(np.repeat(scales, square, 0), square, 1)
             scales = scales[: values.shape[0], : values.shape[1]]

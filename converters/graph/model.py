@@ -313,7 +313,8 @@ class TensorGraph(Mapping[str, Tensor]):
     Tensors are [..., out, in], experts [experts, out, in]. A tensor is also found by the name that
     its family's shards give it. `container` says what the model was read from ("shards", "gguf",
     "safetensors"); `files` are those that were opened, where more than the tensors' own belong to
-    the model; `metadata` are those of a GGUF file that is read under its own names.
+    the model; `metadata` are those of a GGUF file that is read under its own names; `notes` what
+    is to be said of a source, in lines.
     """
 
     family: Family
@@ -323,6 +324,7 @@ class TensorGraph(Mapping[str, Tensor]):
     container: str = ""
     files: tuple[Path, ...] = field(default=(), repr=False)
     metadata: Metadata | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors.get(name)

@@ -184,7 +184,7 @@ def _describe_stored(array: StoredArray) -> dict[str, Any]:
     }
     if array.packed is not None:
         parts = array.packed.parts
-        described["layout"] = array.packed.format
+        described["layout"] = array.packed.stored_as.name
         described["parts"] = {suffix: _describe_stored(part) for suffix, part in parts.items()}
     return described
 

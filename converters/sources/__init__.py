@@ -30,7 +30,7 @@ from weightcast.converters.sources.options import (
     SourceOptions,
     parse_size,
 )
-from weightcast.converters.sources.packed import join_packed
+from weightcast.converters.sources.packed import join_packed, scales_of_activations
 
 __all__ = [
     "CONTAINERS",
@@ -53,5 +53,6 @@ __all__ = [
     "open_to_inspect",
     "open_vocabulary",
     "parse_size",
+    "scales_of_activations",
     "without_folders",
 ]

@@ -28,13 +28,17 @@ from weightcast.converters.sources.detect import (
     find_beside,
     find_spec,
 )
-from weightcast.converters.sources.packed import files_of, join_packed
+from weightcast.converters.sources.packed import (
+    files_of,
+    join_packed,
+    scales_of_activations,
+)
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
-from weightcast.text import shown
+from weightcast.text import count, shown
 
 
 class Container(Protocol):
@@ -191,7 +195,9 @@ class Safetensors:
         graph = graph_from_names(
             family, self.name, str(source), arrays, self.written, len(layers), told
         )
-        return replace(graph, files=files_of(stored))
+        left = scales_of_activations(stored, arrays)
+        notes = (f"left out: {count(len(left), 'scale')} of activations",) if left else ()
+        return replace(graph, files=files_of(stored), notes=notes)
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Give none: what a directory holds, only its family's table tells."""

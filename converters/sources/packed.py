@@ -15,6 +15,19 @@ from weightcast.text import shown
 
 _WEIGHT: Final = ".weight"
 _KEY: Final = "quantization_config"
+# Scales of what layers get and give, and of the cache: no weights, and nothing that outputs have.
+_ACTIVATIONS: Final = tuple(
+    f".{of}{kind}"
+    for of in ("input_", "output_", "q_", "k_", "v_", "kv_")
+    for kind in ("scale", "global_scale", "zero_point")
+)
+
+
+def scales_of_activations(
+    arrays: Mapping[str, StoredArray], joined: Mapping[str, StoredArray]
+) -> list[str]:
+    """List the tensors that `join_packed` left out, because they are about activations."""
+    return [name for name in arrays if name.endswith(_ACTIVATIONS) and name not in joined]
 
 
 def join_packed(
@@ -22,8 +35,9 @@ def join_packed(
 ) -> dict[str, StoredArray]:
     """Join the parts of packed matrices to arrays [out, in] named NAME.weight; the rest stays.
 
-    `config_file` may be missing: files in weightcast's own layout explain themselves. Raises
-    CheckpointError for what is packed and cannot be read, and where the config contradicts it.
+    `config_file` may be missing: files in weightcast's own layout explain themselves. Scales of
+    activations are left out. Raises CheckpointError for what is packed and cannot be read, and
+    where the config contradicts it.
     """
     config = read_json_object(config_file).get(_KEY) if config_file.is_file() else None
     try:
@@ -31,6 +45,8 @@ def join_packed(
     except (LayoutError, MissingTensorError) as problem:  # a FormatError names the file itself
         raise type(problem)(f"{source}: {problem}") from None
     joined = dict(arrays)
+    if config:
+        joined = {name: joined[name] for name in joined if not name.endswith(_ACTIVATIONS)}
     for name, matrix in found.items():
         for suffix in matrix.parts:
             del joined[name + suffix]

@@ -39,7 +39,8 @@ def lay_out_all(
         for request in anew:
             output = request.target.lay_out(graph, request, context)
             output = with_split_note(output, split_bytes)
-            written[id(request)] = replace(output, notes=(*notes, *output.notes), tokenizer=file)
+            said = (*graph.notes, *notes, *output.notes)
+            written[id(request)] = replace(output, notes=said, tokenizer=file)
     assert graph is not None
     outputs = []
     for request in requests:

@@ -48,6 +48,7 @@ def reader_notes(layout: str, types: Types, names: ModuleNames) -> Iterator[str]
     readers = LAYOUTS[layout].traits.readers
     if readers.unread:  # by any runtime
         return
+    yield from filter(None, map(readers.activations, by_type))
     has_experts = any(m.expert is not None for modules in by_type.values() for m in modules)
     unlike = names.unlike_when_fused((m, None if t.is_plain else t) for m, t in types.items())
     if unlike:

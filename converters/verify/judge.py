@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from weightcast.converters.compare import Key
+from weightcast.converters.report.collector import MatrixErrors
 from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.mistakes import Mistake, Mistakes
 from weightcast.converters.verify.result import Problem, plain
-from weightcast.converters.verify.rows import SOURCE, SYMMETRIC
+from weightcast.converters.verify.rows import SOURCE, SYMMETRIC, TRUNCATED
 from weightcast.converters.verify.structure import FETCH
 from weightcast.text import count
 
@@ -26,6 +27,9 @@ _DAMAGED_BYTES: Final = 16
 # Types that hold what they are made of, or nearly: errors up to this are those of a detour.
 _NEARLY_EXACT: Final = ("F32", "F16", "BF16", "Q8_0", "INT8")
 _DETOUR: Final = 0.02
+_REQUANTIZED: Final = "requantized"
+_ROUNDED_TABLE: Final = "F32 of weights that were rounded to bf16 or f16 before"
+_BY_GGML: Final = "requantized by ggml's rule instead of carried over"
 CONVERT: Final = "convert again from the source"
 
 
@@ -36,6 +40,14 @@ class _Finding:
     tensor: TensorMatch
     expert: int | None
     mistake: Mistake
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A matrix that a note is about."""
+
+    name: str
+    made: MatrixErrors
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,9 @@ def judge(
 ) -> Verdicts:
     """Tell what is wrong with tensors that were compared."""
     reproduced = _reproduced_types(tensors, checks)
+    is_packed = any(tensor.array.packed is not None for tensor in tensors)
     findings: list[_Finding] = []
-    notes: dict[str, list[str]] = defaultdict(list)
+    notes: dict[str, list[_Noted]] = defaultdict(list)
     counts: Counter[str] = Counter()
     for key, check in checks.items():
         tensor = tensors[key[0]]
@@ -61,9 +74,12 @@ def judge(
         found, verdict, note = _judge(
             tensor, key[1], check, reproduced[tensor.array.dtype], mistakes
         )
+        if found is not None and found.kind == "rounded" and is_packed and _may_be_rounded(tensor):
+            # Packed directories have such tables in bf16; saved as float32, it is one all the same.
+            found, note = None, _ROUNDED_TABLE
         counts[verdict] += 1
-        if note is not None and tensor.name not in notes[note]:
-            notes[note].append(tensor.name)
+        if note is not None:
+            notes[note].append(_Noted(tensor.name, check.made))
         if found is not None:
             findings.append(_Finding(tensor, expert, found))
     return Verdicts(list(_grouped(findings)), list(_told(notes)), counts)
@@ -80,6 +96,10 @@ def _reproduced_types(
         total[dtype] += 1
         explained[dtype] += check.is_explained
     return {dtype: 4 * explained[dtype] >= 3 * total[dtype] for dtype in total}
+
+
+def _may_be_rounded(tensor: TensorMatch) -> bool:
+    return tensor.place is not None and tensor.place.role.storage == "float"
 
 
 _Verdict = tuple[Mistake | None, str, str | None]
@@ -111,8 +131,7 @@ def _judge(
         return found, "wrong", None
     tolerated = tensor.array.dtype.startswith(_NEARLY_EXACT) and error < _DETOUR
     if tolerated and not is_reproduced:
-        what = f"requantized: off by up to {float(made.largest):.3g} (relative error {error:.2g})"
-        return None, "requantized", what
+        return None, "requantized", _REQUANTIZED
     if ratio <= SUSPICIOUS_RATIO:
         rows = ", ".join(map(str, check.outliers[:4]))
         what = f"{count(len(check.outliers), 'row')} with errors out of proportion: {rows}"
@@ -141,10 +160,11 @@ def _explained(tensor: TensorMatch, number: int, check: MatrixCheck) -> _Verdict
         note = f"stored as {dtype}, though runtimes keep it in float32" if lossy else None
         return None, "same", note
     origin = str(origins[0])
+    if origin == TRUNCATED:
+        what = "was cut to bf16 without rounding, which doubles the error"
+        return Mistake("truncated", what, CONVERT), "wrong", None
     if origin == "float32":
-        largest = float(check.made.total.largest)
-        what = f"requantized by ggml's rule instead of carried over: off by up to {largest:.2g}"
-        return None, "requantized", what
+        return None, "requantized", _BY_GGML
     if dtype == "F32":
         if tensor.views[number][0].dtype == "F32":
             what = f"was rounded to {origin} on the way, where the source has float32"
@@ -184,6 +204,13 @@ def _problem(group: Sequence[_Finding]) -> Problem:
     return Problem(str(first.array.path), what, label, mistake.remedy, kind)
 
 
-def _told(notes: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for note, names in notes.items():
-        yield f"{note}: {count(len(names), 'tensor')}, for example {plain(names[0])}"
+def _told(notes: Mapping[str, Sequence[_Noted]]) -> Iterator[str]:
+    """Say each note once, with the largest errors where they are the point."""
+    for note, found in notes.items():
+        names = list(dict.fromkeys(noted.name for noted in found))
+        numbers = ""
+        if note in (_REQUANTIZED, _BY_GGML):
+            largest = max(float(noted.made.total.largest) for noted in found)
+            error = max(float(noted.made.total.relative_rms) for noted in found)
+            numbers = f": off by up to {largest:.3g} (relative error {error:.2g})"
+        yield f"{note}{numbers}: {count(len(names), 'tensor')}, for example {plain(names[0])}"

@@ -18,7 +18,6 @@ from weightcast.converters.compare import PairedTask, floats
 from weightcast.converters.targets.packing import Packing
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray, read_stored
-from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import Segment
 from weightcast.quant.backend import CpuBackend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
@@ -29,6 +28,7 @@ from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
 # Origins of rows: the source itself, or roundings that other tools start from.
 SOURCE: Final = "the source"
 SYMMETRIC: Final = "the source, in symmetric groups"
+TRUNCATED: Final = "bf16, cut"
 _ROUNDED: Final[dict[str, Any]] = {
     "float32": np.float32,
     "bf16": ml_dtypes.bfloat16,
@@ -56,7 +56,7 @@ def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> RowComp
     """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
     made = _Requantized(task, importance)
     likest: tuple[int, int | None] | None = None
-    for origin in made.origins():
+    for origin in made.origins() if made.is_written else ():
         try:
             nbytes, different, first = made.difference(origin)
         except LayoutError as problem:
@@ -68,7 +68,7 @@ def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> RowComp
         if likest is None or different < likest[0]:
             likest = different, first
     expected = made.expected()
-    nbytes = made.nbytes
+    nbytes = made.nbytes or made.weights  # of rows that are only measured, a byte a weight
     different, first = likest or (nbytes, None)
     return RowComparison(nbytes, None, different, first, expected)
 
@@ -88,6 +88,15 @@ class _Requantized:
         self._floats: NDArray[np.float32] | None = None
         self.nbytes = 0
 
+    @property
+    def weights(self) -> int:
+        return (self._task.row1 - self._task.row0) * int(self._view.shape[1])
+
+    @property
+    def is_written(self) -> bool:
+        """Tell whether rows can be made as these are stored."""
+        return self._packing is None or self._packing.layout.is_written
+
     def origins(self) -> Iterator[str]:
         """Name the origins to try, the likeliest first."""
         yield SOURCE
@@ -100,6 +109,7 @@ class _Requantized:
         for name in ("bf16", "f16"):
             if quant_type is None or quant_type.name != name.upper():
                 yield name
+        yield TRUNCATED
 
     @property
     def _type(self) -> QuantType | None:
@@ -115,8 +125,11 @@ class _Requantized:
         if self._floats is None:
             task = self._task
             self._floats = floats(task.source, task.row0, task.row1)
-        with np.errstate(over="ignore"):
-            rounded = self._floats.astype(_ROUNDED[origin]).astype(np.float32)
+        if origin == TRUNCATED:
+            rounded = (self._floats.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        else:
+            with np.errstate(over="ignore"):
+                rounded = self._floats.astype(_ROUNDED[origin]).astype(np.float32)
         n_out, n_in = rounded.shape
         return Matrix(rounded.reshape(-1), F32.name, n_out, n_in, n_in, 1)
 
@@ -198,10 +211,12 @@ class _Requantized:
             yield Segment(suffix, data, 0, data.size)
 
     def expected(self) -> Errors | None:
-        """Measure the errors that the type makes of these rows, from the worst origin."""
+        """Measure the errors that the type makes of these rows, from the worst right origin."""
         matrix = as_matrix(self._source)
         worst: Errors | None = None
         for origin in self.origins():
+            if origin == TRUNCATED:
+                continue
             try:
                 errors = self._errors_of(matrix, origin)
             except LayoutError:  # values beyond the type
@@ -225,8 +240,7 @@ def packing_of(array: StoredArray) -> Packing | None:
     """Tell how a matrix of a directory was packed; None for plain floats and GGUF."""
     if array.packed is None:
         return None
-    weight_type = array.packed.type
-    return Packing(LAYOUTS[array.packed.layout].matrix_layout(weight_type), weight_type)
+    return Packing(array.packed.stored_as, array.packed.type)
 
 
 def _stored_segment(array: StoredArray, segment: Segment) -> tuple[StoredArray, NDArray[np.uint8]]:

@@ -15,7 +15,13 @@ from weightcast.converters.files import CARD
 from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
-from weightcast.converters.sources import container_of, join_packed, open_family, open_graph
+from weightcast.converters.sources import (
+    container_of,
+    join_packed,
+    open_family,
+    open_graph,
+    scales_of_activations,
+)
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
@@ -163,6 +169,9 @@ class _Verifier:
         except CheckpointError as problem:
             self._structure.refused(problem)
             return None
+        left = scales_of_activations(self._structure.tensors, arrays)
+        if left:
+            self._unchecked.append(f"{count(len(left), 'scale')} of activations")
         for name, array in arrays.items():
             if array.packed is not None:
                 self._problems += _constant_problems(name, array)

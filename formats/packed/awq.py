@@ -71,6 +71,7 @@ class Awq:
     name: Final = "awq"
     coding: Final = GROUPS
     scales: Final = SCALES
+    is_written: Final = True
     traits: Final = Traits(
         quant_method="awq",
         readers=Readers(

@@ -1,4 +1,4 @@
-"""compressed-tensors: integers in int32 words along `in` ("pack-quantized"), and floats.
+"""compressed-tensors: integers in int32 words along `in` ("pack-quantized"), and other forms.
 
     .weight_packed      int32 [out, ceil(in * bits / 32)]      codes, lowest bits first
     .weight_scale       scales [out, groups]                   "channel": [out, 1]
@@ -31,9 +31,9 @@ from weightcast.formats.packed.find import (
     read_bytes,
 )
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS, fp4_shape
-from weightcast.formats.packed.fp8 import FP8_LAYOUT, fp8_shape
-from weightcast.formats.packed.fp8 import WEIGHT as FP8_WEIGHT
+from weightcast.formats.packed.fp8 import FP8_LAYOUT, WEIGHT, block_type, fp8_matrix
 from weightcast.formats.packed.groups import GROUPS, check_rows, group_count, is_group_type
+from weightcast.formats.packed.int_quantized import int_matrix
 from weightcast.formats.packed.layout import (
     MatrixLayout,
     MatrixShape,
@@ -45,6 +45,7 @@ from weightcast.formats.packed.layout import (
     check_parts,
 )
 from weightcast.formats.packed.readers import Readers
+from weightcast.formats.packed.scaled_nvfp4 import SCALED_NVFP4, has_global_scale
 from weightcast.quant.groups import Groups
 from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, WeightType
 
@@ -76,6 +77,7 @@ class PackQuantized:
     format: Final = "pack-quantized"
     coding: Final = GROUPS
     scales: Final = SCALE
+    is_written: Final = True
 
     def holds(self, weight_type: WeightType) -> bool:
         return is_group_type(weight_type)
@@ -145,6 +147,16 @@ def _in_vllm(weight_type: WeightType, is_expert: bool) -> str | None:
     return None
 
 
+def _activations(weight_type: WeightType) -> str | None:
+    if not FP8_LAYOUT.holds(weight_type):
+        return None
+    # docs/transformers.md has how this was measured.
+    return (
+        f"{weight_type.label} is run with activations in 8 bits: logits of a small model moved by "
+        "11 % of their size, in blocks by 13 %"
+    )
+
+
 def _mixed_in_llama_cpp(types: Collection[WeightType]) -> str | None:
     return "refuses several config groups" if len(types) > 1 else None
 
@@ -156,6 +168,7 @@ _READERS: Final = Readers(
     ),
     in_vllm=_in_vllm,
     tested_in_vllm=is_group_type,
+    activations=_activations,
     mixed_experts=(
         "takes all matrices for one type of compressed-tensors; in GPTQ layouts they may differ"
     ),
@@ -171,7 +184,7 @@ class CompressedTensors:
         quant_method="compressed-tensors",
         readers=_READERS,
         marks=(PACKED, ".weight_g_idx"),
-        types={"mxfp4": MXFP4, "nvfp4": NVFP4, "fp8": Fp8Type(), "fp8-block": Fp8Type(128)},
+        types={"mxfp4": MXFP4, "nvfp4": NVFP4, "fp8": Fp8Type(), "fp8-block": Fp8Type(128, 128)},
     )
 
     def holds(self, weight_type: WeightType) -> bool:
@@ -225,16 +238,22 @@ class CompressedTensors:
     ) -> dict[str, PackedMatrix]:
         def packed(module: ModuleTensors) -> PackedMatrix:
             codes, scale = module.matrix(PACKED), module.matrix(SCALE)
+            if scale.dtype == "F8_E8M0":  # MXFP4's exponents under their own name
+                module = module.seen_as(SCALE, "U8", scale.shape)
+                scale = module.matrix(SCALE)
             shape: MatrixShape[WeightType]
             shape = _shape(module) if codes.dtype == "I32" else fp4_shape(codes, scale)
-            return packed_matrix(self, shape, module)
+            stored_as = SCALED_NVFP4 if has_global_scale(module) else None
+            return packed_matrix(self, shape, module, stored_as)
 
-        def floats(module: ModuleTensors) -> PackedMatrix:
-            return packed_matrix(self, fp8_shape(module, config), module)
+        def a_byte_each(module: ModuleTensors) -> PackedMatrix:
+            if module.matrix(WEIGHT).dtype == "I8":
+                return int_matrix(self, module, config)
+            return fp8_matrix(self, module, SCALE, block_type(config))
 
-        scaled = [module for module in modules_with(FP8_WEIGHT, arrays) if module.has(SCALE)]
+        scaled = [module for module in modules_with(WEIGHT, arrays) if module.has(SCALE)]
         found = find_each(modules_with(PACKED, arrays), packed)
-        return found | find_each(scaled, floats)
+        return found | find_each(scaled, a_byte_each)
 
     def contradiction(
         self, config: Mapping[str, Any], shape: MatrixShape[WeightType]

@@ -76,6 +76,13 @@ def contradiction_of_groups(
     return str(Claim(shape.type.bits, shape.type.group_size)), said
 
 
+def claimed_bits(config: Mapping[str, Any], size: int, n_in: int) -> int:
+    """Give the bits of matrices with groups of a size, where their bytes do not tell; else 8."""
+    sizes = (None, size, *(() if size else (n_in,)))
+    found = {claim.bits for claim in _claims(config) if claim.group_size in sizes}
+    return 4 if found == {4} else 8
+
+
 def _claims(config: Mapping[str, Any]) -> Iterator[Claim]:
     """Collect what a quantization_config says of its integers, in the keys of any layout."""
     groups = config.get("config_groups")

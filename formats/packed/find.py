@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray, read_stored
-from weightcast.formats.packed.layout import MatrixShape, PackedLayout, PackedMatrix
+from weightcast.formats.packed.layout import (
+    AnyMatrixLayout,
+    MatrixShape,
+    PackedLayout,
+    PackedMatrix,
+)
 from weightcast.quant.types import WeightType
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleTensors:
-    """The tensors of a directory as the module `name` sees them: by suffix."""
+    """The tensors of a directory as the module `name` sees them: by suffix.
+
+    `seen` are those that it sees otherwise.
+    """
 
     name: str
     arrays: Mapping[str, StoredArray]
+    seen: Mapping[str, StoredArray] = field(default_factory=dict)
 
     def has(self, suffix: str) -> bool:
         return self.name + suffix in self.arrays
@@ -31,7 +40,12 @@ class ModuleTensors:
             raise MissingTensorError(
                 f"{self.name}{suffix} is not there, but other parts of {self.name} are"
             )
-        return self.arrays[self.name + suffix]
+        return self.seen.get(suffix) or self.arrays[self.name + suffix]
+
+    def seen_as(self, suffix: str, dtype: str, shape: tuple[int, ...]) -> ModuleTensors:
+        """Take a tensor for one of another dtype and shape, where its bytes mean the same."""
+        array = replace(self.part(suffix), dtype=dtype, shape=shape)
+        return replace(self, seen={**self.seen, suffix: array})
 
     def matrix(self, suffix: str) -> StoredArray:
         """Give a tensor with two axes. Raises MissingTensorError, LayoutError."""
@@ -61,11 +75,15 @@ def find_each(
 
 
 def packed_matrix(
-    layout: PackedLayout, shape: MatrixShape[WeightType], module: ModuleTensors
+    layout: PackedLayout,
+    shape: MatrixShape[WeightType],
+    module: ModuleTensors,
+    stored_as: AnyMatrixLayout | None = None,
 ) -> PackedMatrix:
     """Take the parts of a matrix; raise LayoutError unless each has its dtype and shape."""
+    stored_as = stored_as or layout.matrix_layout(shape.type)
     parts = {}
-    for part in layout.matrix_layout(shape.type).parts(shape):
+    for part in stored_as.parts(shape):
         array = module.part(part.suffix)
         if (array.dtype, array.shape) != (part.dtype, part.shape):
             raise LayoutError(
@@ -73,7 +91,7 @@ def packed_matrix(
                 f"{list(part.shape)} belongs"
             )
         parts[part.suffix] = array
-    return PackedMatrix(layout, shape, parts)
+    return PackedMatrix(layout, stored_as, shape, parts)
 
 
 def group_size(n_in: int, n_groups: int) -> int:

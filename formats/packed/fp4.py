@@ -3,7 +3,7 @@
     .weight_packed        uint8 [out, in / 2]      e2m1 codes, 2k in the low nibble of byte k
     .weight_scale         MXFP4: uint8 [out, in / 32], x = fp4 * 2^(e - 127)
                           NVFP4: float8_e4m3fn [out, in / 16], x = fp4 * scale / global scale
-    .weight_global_scale  NVFP4: float32 [1], always 1 here
+    .weight_global_scale  NVFP4: float32 [1], always 1 here; others are read by scaled_nvfp4.py
 
 GGUF blocks (quant/kernels/blocks/layouts.h) hold the same codes and scales; the nibbles of each
 run of values that share a scale are there in another order: first all low ones, then all high ones.
@@ -121,6 +121,10 @@ class Fp4:
     @property
     def scales(self) -> str:
         return SCALE
+
+    @property
+    def is_written(self) -> bool:
+        return True
 
     def holds(self, weight_type: WeightType) -> bool:
         return weight_type == self.type

@@ -1,18 +1,23 @@
-"""FP8 (e4m3) as compressed-tensors stores it ("float-quantized"), by channel or by square block.
+"""FP8 (e4m3): a float of 8 bits for each weight, and scales.
 
     .weight        float8_e4m3fn [out, in]
-    .weight_scale  float32 [out, 1], or [ceil(out / block), ceil(in / block)]
+    .weight_scale  [out, 1], or [ceil(out / block), ceil(in / block)]: by channel, or square block
 
 x = weight * scale; a scale is the largest magnitude that it covers / 448, so nothing saturates.
-Source: compressed_tensors/compressors/naive_quantized of
-https://pypi.org/project/compressed-tensors/0.20.0; the numbers of e4m3: https://arxiv.org/abs/2209.05433
+So compressed-tensors stores it ("float-quantized"), with scales in float32 here. Others are read:
+scales in bfloat16 or float16, one for a whole matrix, or MXFP8 ("mxfp8-quantized"), where runs of
+32 weights of a row share a power of two, a byte with the exponent.
+Sources: compressed_tensors/compressors/{naive_quantized,mxfp8} of
+https://pypi.org/project/compressed-tensors/0.20.1; the numbers of e4m3: https://arxiv.org/abs/2209.05433;
+those of MX: https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any, Final, TypeGuard
 
 import ml_dtypes
@@ -20,11 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.formats.array import LoadedRows
+from weightcast.formats.array import LoadedRows, StoredArray
 from weightcast.formats.packed.codes import rows_of
 from weightcast.formats.packed.coding import ENCODED, NO_CODES, Quantized
-from weightcast.formats.packed.find import ModuleTensors
-from weightcast.formats.packed.layout import MatrixShape, Part, Segment, check_parts
+from weightcast.formats.packed.find import ModuleTensors, packed_matrix
+from weightcast.formats.packed.layout import (
+    MatrixShape,
+    PackedLayout,
+    PackedMatrix,
+    Part,
+    Segment,
+    check_parts,
+)
 from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
@@ -35,6 +47,9 @@ from weightcast.text import shown
 WEIGHT: Final = ".weight"
 SCALE: Final = ".weight_scale"
 _LARGEST: Final = np.float32(448)
+MXFP8: Final = Fp8Type(1, 32)
+_FLOATS: Final = ("F32", "BF16", "F16")
+_EXPONENTS: Final = ("U8", "F8_E8M0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +57,7 @@ class Fp8Rows:
     """Rows of one matrix in floats of 8 bits."""
 
     weights: NDArray[Any]  # [rows, in], float8_e4m3fn
-    scales: NDArray[np.float32]  # [rows, 1], or [ceil(rows / block), ceil(in / block)]
+    scales: NDArray[np.float32]  # [ceil(rows / type.rows), ceil(in / type.columns)]
 
 
 class Fp8Coding:
@@ -92,9 +107,7 @@ class Fp8Coding:
 
     def load(self, rows: Fp8Rows, weight_type: Fp8Type, out: NDArray[np.uint8]) -> LoadedRows:
         np.copyto(out, rows.weights.view(np.uint8))
-        scales = rows.scales
-        if weight_type.block:
-            scales = scales.repeat(weight_type.block, axis=0)[: len(out)]
+        scales = _along_rows(rows.scales, weight_type, len(out))
         return LoadedRows(decode=partial(_decode, out, scales, weight_type))
 
 
@@ -108,9 +121,7 @@ def _decode(
     row0: int,
     row1: int,
 ) -> NDArray[np.float32]:
-    spread = scales[row0:row1]
-    if weight_type.block:
-        spread = spread.repeat(weight_type.block, axis=1)[:, : weights.shape[1]]
+    spread = _along_columns(scales[row0:row1], weight_type, weights.shape[1])
     floats = weights[row0:row1].view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     with np.errstate(all="ignore"):  # what is not finite is found, and named, when it is used
         values: NDArray[np.float32] = floats * spread
@@ -122,30 +133,45 @@ def is_fp8_type(weight_type: WeightType) -> TypeGuard[Fp8Type]:
     return isinstance(weight_type, Fp8Type)
 
 
+@dataclass(frozen=True, slots=True)
 class Fp8Layout:
-    """Weights and scales as two tensors."""
+    """Weights and scales as two tensors; scales of a dtype under a suffix."""
 
-    name: Final = "float-quantized"
-    format: Final = "float-quantized"
-    coding: Final = FP8
-    scales: Final = SCALE
+    name: str = "float-quantized"
+    scales: str = SCALE
+    scale_dtype: str = "F32"
+
+    @property
+    def format(self) -> str:
+        return self.name
+
+    @property
+    def coding(self) -> Fp8Coding:
+        return FP8
+
+    @property
+    def is_written(self) -> bool:
+        return self == FP8_LAYOUT
 
     def holds(self, weight_type: WeightType) -> bool:
-        return is_fp8_type(weight_type)
+        return is_fp8_type(weight_type) and weight_type.rows == (weight_type.columns or 1)
 
     def parts(self, shape: MatrixShape[Fp8Type]) -> tuple[Part, ...]:
         """Name the tensors of a matrix. Raises LayoutError if it is empty."""
-        n_out, n_in, block = shape.n_out, shape.n_in, shape.type.block
-        if n_out < 1 or n_in < 1 or block < 0:
-            raise LayoutError(f"a matrix [{n_out}, {n_in}] in blocks of {block}: not possible")
-        of_scales = (-(-n_out // block), -(-n_in // block)) if block else (n_out, 1)
-        scales = Part(SCALE, "F32", of_scales, rows_each=self.row_multiple(shape.type))
+        n_out, n_in, rows = shape.n_out, shape.n_in, shape.type.rows
+        if n_out < 1 or n_in < 1 or rows < 0 or shape.type.columns < 0:
+            raise LayoutError(f"a matrix [{n_out}, {n_in}] of {shape.type}: not possible")
+        scales = Part(self.scales, self.scale_dtype, _scales_shape(shape), rows_each=rows or 1)
+        if rows == 0:
+            scales = replace(scales, out_axis=None)
         return (Part(WEIGHT, "F8_E4M3", (n_out, n_in)), scales)
 
     def row_multiple(self, weight_type: Fp8Type) -> int:
-        return weight_type.block or 1
+        return weight_type.rows or 1
 
     def pack(self, rows: Fp8Rows, shape: MatrixShape[Fp8Type], row0: int) -> Iterator[Segment]:
+        if not self.is_written:
+            raise LayoutError(f"{self.name} with scales of {self.scale_dtype} is only read")
         row1, multiple = row0 + len(rows.weights), self.row_multiple(shape.type)
         if (
             row0 < 0
@@ -165,13 +191,16 @@ class Fp8Layout:
         return {}
 
     def unpack(self, parts: Mapping[str, NDArray[Any]], shape: MatrixShape[Fp8Type]) -> Fp8Rows:
-        return Fp8Rows(*check_parts(self.name, self.parts(shape), parts))
+        weights, scales = check_parts(self.name, self.parts(shape), parts)
+        if scales.dtype == np.uint8:
+            scales = scales.view(ml_dtypes.float8_e8m0fnu)
+        return Fp8Rows(weights, scales.astype(np.float32))
 
     def arguments(self, weight_type: Fp8Type) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Describe weights by channel or block; inputs are quantized on the fly, as kernels do."""
         floats = {"num_bits": 8, "type": "float"}
         inputs = floats | {"symmetric": True, "dynamic": True}
-        block = weight_type.block
+        block = weight_type.columns
         if block:
             blocks = {"strategy": "block", "block_structure": [block, block]}
             return floats | blocks, inputs | {"strategy": "group", "group_size": block}
@@ -193,7 +222,12 @@ def quantize_fp8(rows: NDArray[np.float32], fp8_type: Fp8Type) -> Fp8Rows:
     largest = _largest(np.abs(rows), fp8_type)
     if not np.all(np.isfinite(largest)):
         raise LayoutError("NaN or infinity cannot be quantized")
-    scales = largest / _LARGEST
+    if fp8_type == MXFP8:
+        # The largest keeps the exponent of 448; what is above that is cut.
+        exponents = np.floor(np.log2(largest, where=largest > 0, out=np.zeros_like(largest))) - 8
+        scales = np.exp2(np.clip(exponents, -127, 127)).astype(np.float32)
+    else:
+        scales = largest / _LARGEST
     scales[scales == 0] = 1
     spread = _spread(scales, fp8_type, rows.shape)
     # Next to a subnormal scale a quotient may exceed the range, which would become a NaN.
@@ -209,41 +243,76 @@ def dequantize_fp8(rows: Fp8Rows, fp8_type: Fp8Type) -> NDArray[np.float32]:
 
 def _largest(magnitudes: NDArray[np.float32], fp8_type: Fp8Type) -> NDArray[np.float32]:
     """Give the largest magnitude under each scale; the last blocks may be smaller."""
-    block = fp8_type.block
-    if not block:
-        rows: NDArray[np.float32] = magnitudes.max(axis=1, keepdims=True)
-        return rows
-    columns: NDArray[np.float32] = np.maximum.reduceat(
-        magnitudes, range(0, magnitudes.shape[1], block), axis=1
-    )
-    blocks: NDArray[np.float32] = np.maximum.reduceat(
-        columns, range(0, len(magnitudes), block), axis=0
-    )
-    return blocks
+    starts = range(0, magnitudes.shape[1], fp8_type.columns or magnitudes.shape[1])
+    found: NDArray[np.float32] = np.maximum.reduceat(magnitudes, starts, axis=1)
+    if fp8_type.rows != 1:
+        starts = range(0, len(magnitudes), fp8_type.rows or len(magnitudes))
+        found = np.maximum.reduceat(found, starts, axis=0)
+    return found
 
 
 def _spread(
     scales: NDArray[np.float32], fp8_type: Fp8Type, shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """Repeat scales over the weights they belong to, or leave a column that broadcasts."""
-    block = fp8_type.block
-    if not block:
+    return _along_columns(_along_rows(scales, fp8_type, shape[0]), fp8_type, shape[1])
+
+
+def _along_rows(scales: NDArray[np.float32], fp8_type: Fp8Type, n_out: int) -> NDArray[np.float32]:
+    """Give the scales of each row, [n_out, n]."""
+    if fp8_type.rows == 1:
         return scales
-    return scales.repeat(block, axis=0)[: shape[0]].repeat(block, axis=1)[:, : shape[1]]
+    return scales.repeat(fp8_type.rows or n_out, axis=0)[:n_out]
 
 
-def fp8_shape(module: ModuleTensors, config: Mapping[str, Any]) -> MatrixShape[Fp8Type]:
-    """Tell the type of a matrix by its scales and the config. Raises LayoutError."""
-    weight = module.matrix(WEIGHT)
+def _along_columns(
+    scales: NDArray[np.float32], fp8_type: Fp8Type, n_in: int
+) -> NDArray[np.float32]:
+    """Repeat scales over the columns, or leave one, which broadcasts."""
+    if not fp8_type.columns:
+        return scales
+    return scales.repeat(fp8_type.columns, axis=1)[:, :n_in]
+
+
+def _scales_shape(shape: MatrixShape[Fp8Type]) -> tuple[int, int]:
+    """Count the scales of a matrix along both axes."""
+    rows, columns = shape.type.rows or shape.n_out, shape.type.columns or shape.n_in
+    return -(-shape.n_out // rows), -(-shape.n_in // columns)
+
+
+def fp8_matrix(
+    layout: PackedLayout, module: ModuleTensors, suffix: str, blocks: Fp8Type
+) -> PackedMatrix:
+    """Find a matrix with scales under a suffix; `blocks` is what its config says of them.
+
+    Raises LayoutError.
+    """
+    weight, scale = module.matrix(WEIGHT), module.part(suffix)
     if weight.dtype != "F8_E4M3":
         raise LayoutError(f"weights of {weight.dtype} with scales are not read")
+    if scale.dtype not in (*_FLOATS, *_EXPONENTS):
+        raise LayoutError(f"{suffix} is {scale.dtype}, which scales of FP8 are not")
     n_out, n_in = weight.shape
-    by_row = module.matrix(SCALE).shape == (n_out, 1)
-    return MatrixShape(Fp8Type() if by_row else _block_type(config), n_out, n_in)
+    shape = MatrixShape(_type_of(scale, n_out, n_in, blocks), n_out, n_in)
+    if prod(scale.shape) in (1, n_out):  # said with fewer axes
+        module = module.seen_as(suffix, scale.dtype, _scales_shape(shape))
+    name = "mxfp8-quantized" if shape.type == MXFP8 else FP8_LAYOUT.name
+    return packed_matrix(layout, shape, module, Fp8Layout(name, suffix, scale.dtype))
 
 
-def _block_type(config: Mapping[str, Any]) -> Fp8Type:
-    """Tell the block from the config, which is the only place that has it."""
+def _type_of(scale: StoredArray, n_out: int, n_in: int, blocks: Fp8Type) -> Fp8Type:
+    """Tell what a scale covers by how many there are, and by the config."""
+    if scale.dtype in _EXPONENTS:
+        return MXFP8
+    by_row, whole = Fp8Type(), Fp8Type(0, 0)
+    if scale.shape in ((n_out,), (n_out, 1)):
+        return by_row
+    is_one_block = _scales_shape(MatrixShape(blocks, n_out, n_in)) == scale.shape
+    return whole if prod(scale.shape) == 1 and not is_one_block else blocks
+
+
+def block_type(config: Mapping[str, Any]) -> Fp8Type:
+    """Tell from config groups of compressed-tensors, which alone have it, what a scale covers."""
     groups = config.get("config_groups")
     blocks = set()
     for group in groups.values() if isinstance(groups, Mapping) else ():
@@ -256,7 +325,7 @@ def _block_type(config: Mapping[str, Any]) -> Fp8Type:
     block = _square(blocks.pop()) if len(blocks) == 1 else 0
     if not block:
         raise LayoutError("its block_structure is not a single square in the config")
-    return Fp8Type(block)
+    return Fp8Type(block, block)
 
 
 def _square(text: str) -> int:

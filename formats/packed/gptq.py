@@ -86,6 +86,7 @@ class Gptq:
 
     coding: Final = GROUPS
     scales: Final = SCALES
+    is_written: Final = True
 
     def __init__(self, name: str, less: int) -> None:
         self.name: Final = name

@@ -35,6 +35,7 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype("<f4"),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 T_co = TypeVar("T_co", bound=WeightType, covariant=True)
 
@@ -116,6 +117,11 @@ class MatrixLayout(Protocol[T_contra, CodedRows]):
         """Give the suffix of the part that holds the scales."""
         ...
 
+    @property
+    def is_written(self) -> bool:
+        """Tell whether outputs are stored so; what only others write is read, never packed."""
+        ...
+
     def parts(self, shape: MatrixShape[T_contra]) -> tuple[Part, ...]:
         """Name the tensors of a matrix, codes first."""
         ...
@@ -146,15 +152,12 @@ AnyMatrixLayout = MatrixLayout[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """A packed matrix in files: the directory's layout, type and shape, parts by suffix."""
+    """A packed matrix in files: the directory's layout, the matrix's own, parts by suffix."""
 
     layout: PackedLayout
+    stored_as: AnyMatrixLayout
     shape: MatrixShape[WeightType]
     parts: Mapping[str, StoredArray]
-
-    @property
-    def stored_as(self) -> AnyMatrixLayout:
-        return self.layout.matrix_layout(self.shape.type)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,10 @@ def _takes(weight_type: WeightType, is_expert: bool) -> str | None:
     return None
 
 
+def _as_they_are(weight_type: WeightType) -> str | None:
+    return None
+
+
 def _takes_all(types: Collection[WeightType]) -> str | None:
     return None
 
@@ -30,7 +34,8 @@ class Readers:
     `transformers` says with what it reads the layout, `transformers_hint` ends the
     sentence.
     `in_vllm` says why vLLM does not load a matrix of a type, given whether it is an expert's; its
-    loader was tested with types for which `tested_in_vllm` holds. Where matrices have several
+    loader was tested with types for which `tested_in_vllm` holds. `activations` says what all of
+    them do to activations when they multiply with a type. Where matrices have several
     types, `mixed_experts` says what SGLang makes of experts among them, and `mixed_in_transformers`
     and `mixed_in_llama_cpp` why transformers and llama.cpp's converter do not load them.
     """
@@ -40,6 +45,7 @@ class Readers:
     transformers_hint: str = ""
     in_vllm: Callable[[WeightType, bool], str | None] = _takes
     tested_in_vllm: Callable[[WeightType], bool] = _never
+    activations: Callable[[WeightType], str | None] = _as_they_are
     mixed_experts: str = ""
     mixed_in_transformers: Callable[[Collection[WeightType]], str | None] = _takes_all
     mixed_in_llama_cpp: Callable[[Collection[WeightType]], str | None] = _takes_all

@@ -7,16 +7,13 @@ else from the tensors' own shapes and dtypes: so a recipe's rules need not be ma
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import PackedMatrix
 from weightcast.text import shown
-
-# Suffixes of packed matrices in layouts that are not read.
-_FOREIGN_MARKS: Final = (".weight_scale_inv",)
 
 
 def recognize(
@@ -42,7 +39,7 @@ def recognize(
         if traits.describes_itself if method is None else traits.quant_method == method:
             found |= layout.find(config, arrays)
     taken = {name + suffix for name, matrix in found.items() for suffix in matrix.parts}
-    marks = _FOREIGN_MARKS + tuple(mark for layout in layouts for mark in layout.traits.marks)
+    marks = tuple(mark for layout in layouts for mark in layout.traits.marks)
     for name in arrays:
         if name.endswith(marks) and name not in taken:
             said = f"quant_method {method} does not explain"

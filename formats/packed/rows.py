@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from weightcast.errors import CheckpointError, LayoutError, MissingTensorError
 from weightcast.formats.array import LoadedRows, StoredArray, dense_strides, read_stored
-from weightcast.formats.packed.layout import NUMPY_DTYPES, PackedMatrix, Part
+from weightcast.formats.packed.layout import NUMPY_DTYPES, AnyMatrixLayout, PackedMatrix, Part
 from weightcast.formats.packed.regions import ReadRegion, unpack_rows
 from weightcast.quant.types import I8, TYPES, WeightType
 
@@ -39,8 +39,8 @@ class PackedReader:
         return self.matrix.layout.name
 
     @property
-    def format(self) -> str:
-        return self.matrix.stored_as.name
+    def stored_as(self) -> AnyMatrixLayout:
+        return self.matrix.stored_as
 
     @property
     def parts(self) -> Mapping[str, StoredArray]:

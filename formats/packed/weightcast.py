@@ -56,6 +56,7 @@ class Weightcast:
     name: Final = "weightcast"
     coding: Final = GROUPS
     scales: Final = SCALES
+    is_written: Final = True
     traits: Final = Traits(
         quant_method="weightcast",
         readers=Readers(unread="weightcast's own layout of groups"),

@@ -16,7 +16,7 @@ from weightcast.quant.types import BF16, Q4_K, Q8_0, Fp8Type, GroupType, WeightT
         (GroupType(4, 128), "INT4-G128"),
         (GroupType(8, 0, symmetric=False, scale_dtype="F32"), "INT8-CHANNEL-ASYM"),
         (Fp8Type(), "FP8"),
-        (Fp8Type(128), "FP8-BLOCK"),
+        (Fp8Type(128, 128), "FP8-BLOCK"),
     ],
 )
 def test_labels(weight_type: WeightType, label: str) -> None:
@@ -34,14 +34,14 @@ def test_int8_codes_are_carried_into_symmetric_groups_of_eight_bits() -> None:
 def test_values_that_share_a_scale() -> None:
     assert GroupType(4, 32).scale_span(96) == 32
     assert GroupType(4, 0).scale_span(96) == 96
-    assert Fp8Type(64).scale_span(96) == 64
+    assert Fp8Type(64, 64).scale_span(96) == 64
     assert Fp8Type().scale_span(96) == 96
     assert Q4_K.scale_span(512) == 256
 
 
 def test_a_group_that_is_a_row_is_a_scale_a_row() -> None:
     assert GroupType(8, 64, symmetric=False).in_rows_of(64) == GroupType(8, 0, symmetric=False)
-    for weight_type in (GroupType(8, 32), GroupType(8, 0), Q4_K, Fp8Type(64)):
+    for weight_type in (GroupType(8, 32), GroupType(8, 0), Q4_K, Fp8Type(64, 64)):
         assert weight_type.in_rows_of(64) == weight_type
 
 
@@ -55,4 +55,4 @@ def test_rows_that_kernels_cannot_make() -> None:
         with pytest.raises(LayoutError, match=r"^a row of 40 values does not fill"):
             weight_type.check_row(40)
         weight_type.check_row(64)
-    Fp8Type(128).check_row(40)
+    Fp8Type(128, 128).check_row(40)

@@ -59,7 +59,7 @@ GROUPS = [
     ("weightcast", GroupType(4, 64, symmetric=False)),
     ("weightcast", INT8),
 ]
-FLOATS: list[QuantType | Fp8Type] = [MXFP4, NVFP4, Fp8Type(), Fp8Type(128), Fp8Type(96)]
+FLOATS: list[QuantType | Fp8Type] = [MXFP4, NVFP4, Fp8Type(), Fp8Type(128, 128), Fp8Type(96, 96)]
 Tensors = dict[str, NDArray[Any]]
 
 

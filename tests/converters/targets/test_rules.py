@@ -22,7 +22,7 @@ from weightcast.quant.types import BF16, F16, MXFP4, NVFP4, Fp8Type, GroupType
 
 WIDE = Golden("wide")
 INT4, INT8 = GroupType(4, 32), GroupType(8, 32)
-ASYMMETRIC, FP8, SQUARE = GroupType(4, 64, symmetric=False), Fp8Type(), Fp8Type(128)
+ASYMMETRIC, FP8, SQUARE = GroupType(4, 64, symmetric=False), Fp8Type(), Fp8Type(128, 128)
 
 
 def convert(*outputs: Path, rules: tuple[str, ...] = (), **options: Any) -> weightcast.Summary:

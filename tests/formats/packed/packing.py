@@ -10,10 +10,14 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp8 import FP8_LAYOUT, quantize_fp8
 from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, Part, Segment
 from weightcast.quant.groups import Groups
 from weightcast.quant.types import Fp8Type, GroupType
+
+# Layouts that integers are packed in.
+OF_INTEGERS = [name for name, layout in LAYOUTS.items() if layout.holds(GroupType(4, 32))]
 
 
 def random_groups(group_type: GroupType, n_out: int, n_in: int, seed: int = 0) -> Groups:
@@ -91,6 +95,11 @@ def pack_whole(layout: Any, groups: Groups, group_type: GroupType) -> dict[str, 
 def pack_rows(stored: Any, rows: Any, shape: MatrixShape[Any]) -> dict[str, NDArray[Any]]:
     """All parts of a matrix, whose rows are those of the layout's coding."""
     return assemble(stored.parts(shape), stored.pack(rows, shape, 0), stored.constants(shape))
+
+
+def fp8_by(block: int) -> Fp8Type:
+    """A scale for each square of a size, or a row where that is 0."""
+    return Fp8Type(block, block) if block else Fp8Type()
 
 
 def pack_fp8(weights: NDArray[np.float32], fp8_type: Fp8Type) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.formats.packed.packing import OF_INTEGERS, fp8_by
 from weightcast.errors import LayoutError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import Scheme
@@ -59,7 +60,7 @@ def test_compressed_tensors_channels_say_minus_one():
     assert weights["symmetric"] is False
 
 
-ALL_TYPES = [INT4, GroupType(8, 0, False), MXFP4, NVFP4, Fp8Type(), Fp8Type(128)]
+ALL_TYPES = [INT4, GroupType(8, 0, False), MXFP4, NVFP4, Fp8Type(), Fp8Type(128, 128)]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="compressed-tensors needs Python 3.11")
@@ -102,7 +103,7 @@ def test_compressed_tensors_mixed():
     ("block", "strategy", "inputs"), [(0, "channel", "token"), (128, "block", "group")]
 )
 def test_fp8_quantizes_inputs_on_the_fly(block, strategy, inputs):
-    group = CT.quantization_config([Scheme(LINEAR, Fp8Type(block))])["config_groups"]["group_0"]
+    group = CT.quantization_config([Scheme(LINEAR, fp8_by(block))])["config_groups"]["group_0"]
     assert group["weights"]["strategy"] == strategy
     assert group["weights"].get("block_structure") == ([block, block] if block else None)
     assert group["input_activations"]["strategy"] == inputs
@@ -166,7 +167,7 @@ def test_weightcast_as_a_whole():
     }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", OF_INTEGERS)
 def test_nothing_quantized_is_refused(layout):
     with pytest.raises(LayoutError, match=r"^nothing is quantized"):
         config_of(layout)

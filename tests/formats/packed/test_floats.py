@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightcast
-from tests.formats.packed.packing import assemble, cuts, pack_fp8, pack_rows
+from tests.formats.packed.packing import assemble, cuts, fp8_by, pack_fp8, pack_rows
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import BLOCKS, FP4_LAYOUTS
@@ -160,7 +160,7 @@ def test_floats_hold_no_int8_codes(coding, weight_type):
 @pytest.mark.parametrize("block", [0, 128, 32])
 @pytest.mark.parametrize("shape", [(256, 384), (100, 200), (1, 1)])
 def test_fp8_decompresses_to_our_values(block, shape):
-    fp8_type = Fp8Type(block)
+    fp8_type = fp8_by(block)
     rng = np.random.default_rng(2)
     weights = rng.standard_normal(shape, np.float32)
     weights *= np.exp(3 * rng.standard_normal((shape[0], 1), np.float32))
@@ -199,13 +199,13 @@ def test_fp8_refuses_what_is_not_finite(bad, block):
     weights = np.ones((4, 4), np.float32)
     weights[3, 1] = bad
     with pytest.raises(LayoutError, match=r"^NaN or infinity cannot be quantized$"):
-        quantize_fp8(weights, Fp8Type(block))
+        quantize_fp8(weights, fp8_by(block))
 
 
 @given(data=st.data())
 @settings(max_examples=30)
 def test_fp8_in_pieces_is_fp8_at_once(data):
-    fp8_type = Fp8Type(data.draw(st.sampled_from([0, 4, 128])))
+    fp8_type = fp8_by(data.draw(st.sampled_from([0, 4, 128])))
     n_out, n_in = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     weights = rng.standard_normal((n_out, n_in), np.float32)
@@ -223,7 +223,7 @@ def test_fp8_in_pieces_is_fp8_at_once(data):
 
 def test_fp8_rows_and_parts_that_are_wrong_are_refused():
     weights = np.ones((8, 8), np.float32)
-    block = Fp8Type(4)
+    block = Fp8Type(4, 4)
     shape = MatrixShape(block, 8, 8)
     for rows, row0 in ((weights, 4), (weights[:2], 0), (weights[:4], 2), (weights[:, :-1], 0)):
         with pytest.raises(LayoutError):

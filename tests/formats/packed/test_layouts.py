@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.formats.packed.packing import assemble, cuts, pack_whole, random_groups, rows
+from tests.formats.packed.packing import (
+    OF_INTEGERS,
+    assemble,
+    cuts,
+    pack_whole,
+    random_groups,
+    rows,
+)
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape
@@ -25,7 +32,7 @@ def types(name: str) -> list[GroupType]:
     ]
 
 
-CASES = [(name, group_type) for name in LAYOUTS for group_type in types(name)]
+CASES = [(name, group_type) for name in OF_INTEGERS for group_type in types(name)]
 each_case = pytest.mark.parametrize(("name", "group_type"), CASES, ids=str)
 
 
@@ -153,7 +160,7 @@ def test_rows_that_are_wrong_are_refused(name, group_type):
             refused("^zero point .. does not fit 4", Groups(good.codes, good.scales, high))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", OF_INTEGERS)
 @pytest.mark.parametrize(
     ("group_type", "shape", "message"),
     [

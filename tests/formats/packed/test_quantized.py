@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.formats.packed.packing import pack_whole, rows
+from tests.formats.packed.packing import OF_INTEGERS, pack_whole, rows
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape, Scheme
 from weightcast.quant.cpu.library import Matrix
@@ -20,7 +20,7 @@ CT = LAYOUTS["compressed-tensors"]
 MAX_ERROR = {4: 0.13, 8: 0.008}  # rms, of weights with a standard deviation of 1
 STORED = [
     (name, bits, symmetric)
-    for name in LAYOUTS
+    for name in OF_INTEGERS
     for bits in ((4,) if name == "awq" else (4, 8))
     for symmetric in ((True,) if name == "gptq" else (True, False))
 ]

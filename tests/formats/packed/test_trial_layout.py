@@ -111,7 +111,7 @@ def test_an_opened_directory_names_it(made: Path) -> None:
     ("said", "message"),
     [
         (None, "packed in a way that no quantization_config explains"),
-        ({"quant_method": "tryal"}, "is not read, only weightcast, .*, awq, trial$"),
+        ({"quant_method": "tryal"}, "is not read, only weightcast, .*, awq, fp8, trial$"),
         ({"quant_method": "trial", "bits": 8}, "is 4 bits with groups of 32 by its tensors, but"),
     ],
 )

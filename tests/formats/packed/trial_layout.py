@@ -49,6 +49,7 @@ class Trial:
     name: Final = "trial"
     coding: Final = GROUPS
     scales: Final = SCALES
+    is_written: Final = True
     traits: Final = Traits(
         quant_method="trial",
         readers=Readers(unread="the layout of a test"),

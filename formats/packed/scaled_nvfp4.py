@@ -1,0 +1,154 @@
+"""NVFP4 with a global scale other than 1, which GGUF blocks do not have: it is only read.
+
+    .weight_packed        uint8 [out, in / 2]            e2m1 codes, 2k in the low nibble of byte k
+    .weight_scale         float8_e4m3fn [out, in / 16]
+    .weight_global_scale  float32 [1]                    x = fp4 * (scale / global scale)
+
+Source: compressed_tensors/compressors/nvfp4 and quantization/lifecycle/forward.py of
+https://pypi.org/project/compressed-tensors/0.20.1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.errors import LayoutError
+from weightcast.formats.array import LoadedRows
+from weightcast.formats.packed.codes import unpack_codes
+from weightcast.formats.packed.coding import ENCODED, NO_CODES, Quantized
+from weightcast.formats.packed.find import ModuleTensors, read_bytes
+from weightcast.formats.packed.fp4 import BLOCKS, FP4_LAYOUTS, GLOBAL_SCALE
+from weightcast.formats.packed.layout import (
+    NUMPY_DTYPES,
+    MatrixShape,
+    Part,
+    Segment,
+    check_parts,
+)
+from weightcast.quant.backend import Backend
+from weightcast.quant.cpu.library import Blocks, Matrix
+from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.types import F32, NVFP4, QuantType, WeightType
+
+_UNSCALED: Final = FP4_LAYOUTS[NVFP4.name]
+_MAGNITUDES: Final = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+_E2M1: Final = np.array([*_MAGNITUDES, *(-x for x in _MAGNITUDES)], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledRows:
+    """Rows of one matrix; the scales include the global one."""
+
+    packed: NDArray[np.uint8]  # [rows, in / 2 or more]
+    scales: NDArray[np.float32]  # [rows, in / 16]
+
+    def values(self, row0: int, row1: int) -> NDArray[np.float32]:
+        """Decode rows [row0, row1), float32 [rows, in]."""
+        scales = self.scales[row0:row1]
+        codes = unpack_codes(self.packed[row0:row1], 4, scales.shape[1] * _UNSCALED.scaled_elements)
+        with np.errstate(all="ignore"):  # what is not finite is found, and named, when it is used
+            found: NDArray[np.float32] = _E2M1[codes]
+            found *= scales.repeat(_UNSCALED.scaled_elements, axis=1)
+        return found
+
+
+class ScaledCoding:
+    """NVFP4 under a global scale, by numpy."""
+
+    is_searched: Final = False
+    working_bytes: Final = 6
+
+    def quantize(
+        self,
+        source: Matrix | Blocks,
+        weight_type: QuantType,
+        importance: NDArray[np.float32] | None,
+        backend: Backend,
+        baseline: Baseline | None,
+    ) -> Quantized[ScaledRows]:
+        made = BLOCKS.quantize(source, weight_type, importance, backend, baseline)
+        shape = MatrixShape(weight_type, source.n_out, source.n_in)
+        packed, scale = (segment.data for segment in _UNSCALED.pack(made.rows, shape, 0))
+        scales = scale.view(NUMPY_DTYPES[_UNSCALED.scale_dtype]).astype(np.float32)
+        rows = ScaledRows(packed.reshape(source.n_out, -1), scales.reshape(source.n_out, -1))
+        return Quantized(rows, made.errors)
+
+    def carry(self, matrix: Matrix, weight_type: QuantType) -> Quantized[ScaledRows]:
+        raise LayoutError(f"{weight_type.label} {NO_CODES}")
+
+    def check_carried(self, matrix: Matrix, rows: ScaledRows, weight_type: QuantType) -> None:
+        raise LayoutError(f"{weight_type.label} {NO_CODES}")
+
+    def measure(
+        self,
+        matrix: Matrix,
+        rows: ScaledRows,
+        weight_type: QuantType,
+        importance: NDArray[np.float32] | None,
+        baseline: Baseline,
+    ) -> Errors:
+        return measure_matrix(matrix, *self.values(rows, weight_type), importance, baseline)
+
+    def values(
+        self, rows: ScaledRows, weight_type: QuantType
+    ) -> tuple[QuantType, NDArray[np.uint8]]:
+        return F32, rows.values(0, len(rows.packed)).reshape(-1).view(np.uint8)
+
+    def memory_dtype(self, weight_type: QuantType) -> str:
+        return ENCODED
+
+    def load(self, rows: ScaledRows, weight_type: QuantType, out: NDArray[np.uint8]) -> LoadedRows:
+        kept = out[:, : rows.packed.shape[1]]
+        np.copyto(kept, rows.packed)
+        return LoadedRows(decode=partial(ScaledRows.values, replace(rows, packed=kept)))
+
+
+class ScaledNvfp4:
+    """Codes, scales and a global scale."""
+
+    name: Final = _UNSCALED.name
+    coding: Final = ScaledCoding()
+    scales: Final = _UNSCALED.scales
+    is_written: Final = False
+
+    def holds(self, weight_type: WeightType) -> bool:
+        return weight_type == NVFP4
+
+    def parts(self, shape: MatrixShape[QuantType]) -> tuple[Part, ...]:
+        return _UNSCALED.parts(shape)
+
+    def row_multiple(self, weight_type: QuantType) -> int:
+        return 1
+
+    def constants(self, shape: MatrixShape[QuantType]) -> dict[str, bytes]:
+        return {}
+
+    def pack(self, rows: ScaledRows, shape: MatrixShape[QuantType], row0: int) -> Iterator[Segment]:
+        raise LayoutError(f"{self.name} with a global scale is only read")
+
+    def unpack(
+        self, parts: Mapping[str, NDArray[Any]], shape: MatrixShape[QuantType]
+    ) -> ScaledRows:
+        packed, scale, global_scale = check_parts(self.name, self.parts(shape), parts)
+        with np.errstate(all="ignore"):
+            return ScaledRows(packed, scale.astype(np.float32) / global_scale[0])
+
+
+SCALED_NVFP4: Final = ScaledNvfp4()
+
+
+def has_global_scale(module: ModuleTensors) -> bool:
+    """Tell whether the blocks of a matrix are under a global scale other than 1."""
+    if not module.has(GLOBAL_SCALE):
+        return False
+    array = module.part(GLOBAL_SCALE)
+    if (array.dtype, array.nbytes) != ("F32", 4):
+        return False  # which the layout without it refuses
+    return bool(read_bytes(array, 0, 4).view("<f4")[0] != 1)
