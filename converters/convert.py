@@ -33,7 +33,15 @@ from weightcast.converters.report import (
     parse_baseline,
     write_report,
 )
-from weightcast.converters.sources import ConvertOptions, Form, Inputs, list_inputs, parse_size
+from weightcast.converters.sources import (
+    ConvertOptions,
+    Form,
+    Inputs,
+    find_unwritten,
+    in_hub_cache,
+    list_inputs,
+    parse_size,
+)
 from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import lay_out_all
@@ -151,6 +159,7 @@ def convert(
     pure: bool = False,
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
+    allow_holes: bool = False,
     bundle: bool = False,
     jobs: int | None = None,
     memory: str | int | None = None,
@@ -174,8 +183,9 @@ def convert(
     format. In GGUF outputs `pure` gives all quantized tensors without a rule the recipe's base
     type. A GGUF source of any model gives GGUF outputs with the same metadata; `allow_requantize`
     lets its quantized tensors be quantized once more, and int8 codes that a directory cannot carry
-    unchanged. With `bundle` each output gets provenance, checksums and a model card
-    (docs/bundle.md).
+    unchanged. Shards with parts that were never written, as unfinished downloads have, are refused
+    unless `allow_holes` is set. With `bundle` each output gets provenance, checksums and a model
+    card (docs/bundle.md).
 
     `report` is a file for the errors that were made (docs/report.schema.json). `baseline` is what
     they are measured against: "stored" for the exact values (the default), or "bf16" for these
@@ -227,10 +237,11 @@ def prepare(
     _check_useful(options, requests)
     importance = None if options.imatrix is None else read_imatrix(options.imatrix)
     split_bytes = 0 if options.split is None else parse_size(str(options.split))
-    graph, planned = lay_out_all(Path(source), requests, options.source, split_bytes, importance)
+    source = in_hub_cache(Path(source))
+    graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
     if not options.allow_requantize:
         check_requantized(planned)
-    inputs = _inputs(Path(source), graph, planned, options)
+    inputs = _inputs(source, graph, planned, options)
     if options.bundle:
         source_date()
     else:
@@ -279,7 +290,8 @@ def _inputs(
     """List the files that are read; the tokenizer may have been found beside the source."""
     found = next((output.tokenizer for output in planned if output.tokenizer), options.tokenizer)
     files = {**options.files, "tokenizer": found}
-    return Inputs(source, list_inputs(source, graph, files), options)
+    blanks = find_unwritten(graph)
+    return Inputs(source, list_inputs(source, graph, files), options, blanks)
 
 
 def run(
@@ -296,6 +308,7 @@ def run(
     With `measuring` the summary has a report of the errors, and bundles tell of them.
     """
     workers = choose_workers(jobs, devices)
+    plan.inputs.check_blanks()
     for output in plan.outputs:
         output.importance.check(output.request.path)
     check_free_space(plan.outputs)

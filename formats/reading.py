@@ -22,9 +22,8 @@ MAX_JSON_VALUES: Final = 1 << 22
 _CHUNK_BYTES: Final = 1 << 16
 # What tells a page or a pointer from weights; other answers of servers are no longer.
 _HEAD_BYTES: Final = 512
-_LFS: Final = re.compile(
-    rb"version https://(?:git-lfs|hawser)\.github\.com/spec/.*?(?:size (\d+))?\s*", re.DOTALL
-)
+_LFS: Final = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
+_LFS_SIZE: Final = re.compile(rb"\nsize (\d{1,20})\n")
 _PAGE: Final = (b"<!doctype", b"<html", b"<?xml", b"<error")
 
 
@@ -64,9 +63,9 @@ def check_downloaded(path: Path) -> None:
 
 
 def _stand_in(head: bytes, size: int) -> str | None:
-    pointer = _LFS.match(head)
-    if pointer is not None:
-        of = "" if pointer[1] is None else f" to {int(pointer[1]):,} bytes"
+    if _LFS.match(head):
+        told = _LFS_SIZE.search(head)
+        of = f" to {int(told[1]):,} bytes" if told else ""
         return f"a pointer of Git LFS{of}, not the file: run `git lfs pull` there, or download it"
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if start[:16].lower().startswith(_PAGE):

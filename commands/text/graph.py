@@ -15,6 +15,7 @@ from weightcast.converters.graph import (
     windows,
 )
 from weightcast.converters.graph.layers import find_layer
+from weightcast.converters.sources import find_unwritten, unwritten_note
 from weightcast.text import bytes_text, count, shown
 
 
@@ -41,6 +42,9 @@ def graph_values(graph: TensorGraph, notes: Sequence[str] = ()) -> dict[str, Any
 
 def sparse_notes(graph: TensorGraph) -> list[str]:
     """Warn of files with holes: a download that reserved its space before it had the data."""
+    unwritten = unwritten_note(find_unwritten(graph))
+    if unwritten is not None:
+        return [unwritten]
     paths = sorted({first_array(tensor).path for tensor in graph.values()})
     holes = []
     for path in paths:
@@ -54,7 +58,7 @@ def sparse_notes(graph: TensorGraph) -> list[str]:
     if not holes:
         return []
     return [
-        f"{count(len(holes), 'file')} are mostly holes ({holes[0]}): "
+        f"{count(len(holes), 'file')} mostly of holes ({holes[0]}): "
         "if this was downloaded, the download is not complete"
     ]
 

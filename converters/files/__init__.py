@@ -5,6 +5,7 @@ A file gets its name when it is complete (`atomic`, `names`), a signal releases 
 """
 
 from weightcast.converters.files.atomic import write_flushed, write_small
+from weightcast.converters.files.blanks import Blank, ZeroRuns, find_blanks, find_holes, join_blanks
 from weightcast.converters.files.bundle_names import (
     BUILD_TYPE,
     CARD,
@@ -38,15 +39,20 @@ __all__ = [
     "STATEMENT",
     "SUMS",
     "TENSORS",
+    "Blank",
     "ReleaseStack",
+    "ZeroRuns",
     "allocate",
     "allow_open_files",
     "bundle_paths",
     "exchange",
     "explained",
+    "find_blanks",
+    "find_holes",
     "foreign_files",
     "forget_read",
     "ignore_signals",
+    "join_blanks",
     "journal_path",
     "open_locked",
     "partial_path",

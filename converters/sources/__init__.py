@@ -5,13 +5,15 @@ provenance; `options` holds what a conversion can be asked.
 """
 
 from weightcast.converters.sources.containers import CONTAINERS
-from weightcast.converters.sources.detect import container_of
+from weightcast.converters.sources.detect import checkpoint_directory, container_of, in_hub_cache
 from weightcast.converters.sources.inputs import (
     SOURCE,
     InputFile,
     Inputs,
+    find_unwritten,
     hub_repository,
     list_inputs,
+    unwritten_note,
     without_folders,
 )
 from weightcast.converters.sources.open import (
@@ -43,8 +45,11 @@ __all__ = [
     "Kind",
     "Row",
     "SourceOptions",
+    "checkpoint_directory",
     "container_of",
+    "find_unwritten",
     "hub_repository",
+    "in_hub_cache",
     "join_packed",
     "list_inputs",
     "open_as_it_is",
@@ -54,5 +59,6 @@ __all__ = [
     "open_vocabulary",
     "parse_size",
     "scales_of_activations",
+    "unwritten_note",
     "without_folders",
 ]

@@ -8,13 +8,16 @@ from typing import Final
 
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
-from weightcast.formats.directory import files_ending
+from weightcast.formats.directory import entries, files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
-from weightcast.formats.reading import check_downloaded
+from weightcast.formats.reading import check_downloaded, read_small
+from weightcast.text import some
 
 TOKENIZER_NAME: Final = "tokenizer.model"
 SPEC_NAME: Final = "spec.json"
+CHECKPOINTS: Final = "checkpoints"
+_MAX_REVISION_BYTES: Final = 1 << 10
 
 
 def container_of(path: Path) -> str:
@@ -43,20 +46,47 @@ def container_of(path: Path) -> str:
 
 
 def checkpoint_directory(path: Path) -> Path | None:
-    """Find the directory with the shards: the path itself or the one ckpt-N directory in it."""
+    """Find the directory with the shards: the path itself or the one ckpt-N directory in it.
+
+    The release's instructions put that in `checkpoints` of a clone of its code.
+    """
     if shards.has_shards(path):
         return path
-    inside = [d for d in sorted(path.glob("ckpt-*")) if d.is_dir() and shards.has_shards(d)]
+    folders = [path, path / CHECKPOINTS]
+    found = [d for folder in folders for d in sorted(folder.glob("ckpt-*")) if d.is_dir()]
+    inside = [d for d in found if shards.has_shards(d)]
     if len(inside) > 1:
         names = ", ".join(d.name for d in inside)
         raise CheckpointError(f"{path}: holds several checkpoints ({names}); name one of them")
     return inside[0] if inside else None
 
 
+def in_hub_cache(path: Path) -> Path:
+    """Go from a repository in a model hub's cache to its revision; other paths stay.
+
+    `refs/main` names the revision, or else there is one only. Raises CheckpointError.
+    """
+    snapshots = path / "snapshots"
+    if not snapshots.is_dir() or not (path / "blobs").is_dir():
+        return path
+    there = [entry for entry in entries(snapshots) if entry.is_dir()]
+    main = path / "refs" / "main"
+    if main.is_file():
+        named = snapshots / read_small(main, _MAX_REVISION_BYTES).decode(errors="replace").strip()
+        if named in there:
+            return named
+    if len(there) != 1:
+        names = some([entry.name for entry in there]) or "none"
+        raise CheckpointError(f"{path}: a cache with several revisions ({names}); name one of them")
+    return there[0]
+
+
 def find_beside(path: Path, name: str) -> Path | None:
     """Look for a file in a directory and beside it."""
     path = Path(os.path.abspath(path))  # "." has neighbours too; links are not followed
     folders = [path, path.parent] if path.is_dir() else [path.parent]
+    if CHECKPOINTS in (path.name, path.parent.name):  # of a clone, where its own files lie
+        folders.append(path.parent if path.name == CHECKPOINTS else path.parent.parent)
     return next((f / name for f in folders if (f / name).is_file()), None)
 
 

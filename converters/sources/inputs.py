@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from weightcast.converters.files import Blank, find_blanks
 from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.sources.containers import container
 from weightcast.converters.sources.options import ConvertOptions
-from weightcast.errors import ChangedError, CheckpointError
+from weightcast.errors import ChangedError, CheckpointError, MissingTensorError
+from weightcast.text import count
 
 SOURCE: Final = "source"
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
@@ -34,11 +36,15 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The source of a conversion, all files that it reads, and its options."""
+    """The source of a conversion, all files that it reads, and its options.
+
+    `blanks` are parts of its shards that were never written.
+    """
 
     source: Path
     files: tuple[InputFile, ...] = field(repr=False)
     options: ConvertOptions = field(default_factory=ConvertOptions)
+    blanks: tuple[Blank, ...] = field(default=(), repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -52,6 +58,15 @@ class Inputs:
             except OSError as problem:
                 # Perhaps for a moment only, as on a network.
                 raise CheckpointError(f"{file.path}: vanished ({problem.strerror})") from None
+
+    def check_blanks(self) -> None:
+        """Raise MissingTensorError if parts were never written, unless that is allowed."""
+        note = unwritten_note(self.blanks)
+        if note is not None and not self.options.allow_holes:
+            raise MissingTensorError(
+                f"{note}: finish the download, or check it (weightcast verify {self.source}); "
+                "--allow-holes converts it as it is"
+            )
 
     @property
     def source_name(self) -> str:
@@ -94,6 +109,26 @@ def list_inputs(
         found["spec"] = holder.find_spec(source)
     roles.update({Path(path): role for role, path in found.items() if path is not None})
     return tuple(_input(path, role) for path, role in roles.items())
+
+
+def find_unwritten(graph: TensorGraph) -> tuple[Blank, ...]:
+    """Find holes and zeros in the shards of a checkpoint, by a few samples of each.
+
+    Other files can be sparse for good reasons, and are not looked at. Raises CheckpointError.
+    """
+    if graph.container != "shards":
+        return ()
+    arrays = (view.array for tensor in graph.values() for view in windows(tensor))
+    runs = {(a.path, a.offset, a.offset + a.nbytes) for a in arrays if a.text is None}
+    return tuple(blank for run in sorted(runs) for blank in find_blanks(*run))
+
+
+def unwritten_note(blanks: Sequence[Blank]) -> str | None:
+    """Say that parts of shards were never written; None if there are none."""
+    if not blanks:
+        return None
+    shards = count(len({blank.path for blank in blanks}), "shard")
+    return f"{shards} with parts that were never written, such as {blanks[0]}"
 
 
 def source_files(graph: TensorGraph) -> set[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.containers import container
+from weightcast.converters.sources.detect import in_hub_cache
 from weightcast.errors import CheckpointError
 from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
 
@@ -16,13 +17,14 @@ from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
 def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
     """Open a checkpoint as a graph of named tensors [..., out, in]; no weights are read.
 
-    `path` is a ckpt-0 directory or its parent, a GGUF file (a split one by its first) or a
-    safetensors file or directory. `spec` is a JSON file of Grok-1's hyperparameters; without it
-    they come from spec.json in or beside the shards, or else are those of the release. Tensors are
-    named as in GGUF; those of another model's GGUF have the names and the order of the file.
-    Raises CheckpointError.
+    `path` is a ckpt-0 directory or what holds one, a GGUF file (a split one by its first), a
+    safetensors file or directory, or a repository of these in a model hub's cache. `spec` is a JSON
+    file of Grok-1's hyperparameters; without it they come from spec.json in or beside the shards,
+    or else are those of the release. Tensors are named as in GGUF; those of another model's GGUF
+    have the names and the order of the file. Raises CheckpointError.
     """
-    graph = open_as_it_is(Path(path))
+    path = in_hub_cache(Path(path))
+    graph = open_as_it_is(path)
     if graph is None or spec is not None or of_architecture(graph.family.architecture) is not None:
         return open_family(path, spec)
     return graph
@@ -30,6 +32,7 @@ def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
 
 def open_to_inspect(path: Path, spec: Path | None) -> tuple[TensorGraph, tuple[str, ...]]:
     """Open a checkpoint to look at; where a family's table does not fit, a note says why."""
+    path = in_hub_cache(path)
     try:
         return open_graph(path, spec), ()
     except CheckpointError as problem:
@@ -52,7 +55,7 @@ def open_family(path: str | Path, spec: str | Path | None = None) -> TensorGraph
 
     Raises CheckpointError.
     """
-    source = Path(path)
+    source = in_hub_cache(Path(path))
     with _readable(source):
         return container(source).open(source, None if spec is None else Path(spec))
 
@@ -62,7 +65,7 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
 
     None if there is none. Raises CheckpointError.
     """
-    source = Path(path)
+    source = in_hub_cache(Path(path))
     with _readable(Path(tokenizer or source)):
         if tokenizer is not None:
             return read_sentencepiece(Path(tokenizer))

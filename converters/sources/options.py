@@ -222,6 +222,15 @@ class ConvertOptions:
             card=10,
         ).metadata,
     )
+    allow_holes: bool = field(
+        default=False,
+        metadata=Option(
+            "--allow-holes",
+            "Convert shards that have parts which were never written.",
+            "flag",
+            card=11,
+        ).metadata,
+    )
     bundle: bool = field(
         default=False,
         metadata=Option(

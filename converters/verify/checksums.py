@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from weightcast.converters.engine import FileToHash, hash_files
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.directory import entries
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
 
 SUMS: Final = "SHA256SUMS"
 TENSORS: Final = "tensors.json"
+# Of sources; of artifacts see `find_sums`.
+_SUMS_NAME: Final = re.compile(r"sha256sums?(\.txt)?|.*\.sha256(sums?)?", re.IGNORECASE)
 _LINE: Final = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 _LOADED: Final = re.compile(
     r"[^.].*\.(safetensors|json|py|model|jinja|bin|pt|pth|ckpt|gguf|pkl|msgpack|h5|onnx)"
@@ -71,8 +75,28 @@ def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
     return sums
 
 
-def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
-    """Read lines as sha256sum writes them; those that are not are problems."""
+def read_sums_of(directory: Path) -> Checksums:
+    """Read the checksums of files in a directory: from a SHA256SUMS in it, or beside it.
+
+    Sums beside it name files with their folder, as `sha256sum ckpt-0/*` does.
+    """
+    sums = Checksums()
+    for folder in (directory, directory.parent):
+        for path in entries(folder):
+            if not _SUMS_NAME.fullmatch(path.name) or not path.is_file():
+                continue
+            found = _read(path, sums.problems, directory)
+            if found:
+                sums.files = (*sums.files, path)
+                sums.digests.update(found)
+    return sums
+
+
+def _read(path: Path, problems: list[Problem], directory: Path | None = None) -> dict[Path, str]:
+    """Read lines as sha256sum writes them; those that are not are problems.
+
+    With a directory, files may be named with their folders, and only those in it count.
+    """
     digests = {}
     try:
         raw = read_small(path, _MAX_SUMS_BYTES)
@@ -91,6 +115,12 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
         name = match[3].decode(errors="surrogateescape")
         if match[1]:
             name = re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], name)
+        if directory is not None:
+            name = name.removeprefix("./").removeprefix("*")
+            place = Path(os.path.normpath(path.parent / name))
+            if place.parent == directory and "\0" not in name:
+                digests[place] = match[2].decode().lower()
+            continue
         if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
             problems.append(
                 Problem(f"{path}, line {number}", f"{plain(name)}: is in another folder")

@@ -17,6 +17,7 @@ from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
     container_of,
+    in_hub_cache,
     join_packed,
     open_family,
     open_graph,
@@ -34,6 +35,7 @@ from weightcast.converters.verify.mistakes import Mistakes
 from weightcast.converters.verify.report import errors_report
 from weightcast.converters.verify.result import Problem, Verification, plain
 from weightcast.converters.verify.rows import packing_of
+from weightcast.converters.verify.source import verify_source
 from weightcast.converters.verify.structure import FETCH, Structure, read_structure
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.formats.array import StoredArray, read_into
@@ -61,14 +63,19 @@ def verify(
     be read, and gives what is told of those that are done. Raises CheckpointError if nothing can be
     verified; what is wrong with the artifact are problems of the result.
     """
-    path = Path(artifact)
+    path = in_hub_cache(Path(artifact))
     workers = choose_workers(jobs)
     _check_request(source, imatrix, sample)
     target = TARGETS.get(container_of(path))
     if target is None:
-        raise CheckpointError(f"{path}: a checkpoint of shards is a source, no artifact")
+        if source is not None:
+            raise RequestError(
+                f"{path}: a checkpoint of shards is a source: verify it alone, or compare the two"
+            )
+        given = None if spec is None else Path(spec)
+        return verify_source(path, given, workers.count, on_start)
     return _Verifier(path, target, sample, workers.count, on_start).run(
-        None if source is None else Path(source),
+        None if source is None else in_hub_cache(Path(source)),
         None if spec is None else Path(spec),
         None if imatrix is None else read_imatrix(imatrix),
     )

@@ -75,6 +75,11 @@ def list_shards(directory: Path) -> list[Path]:
     return [numbered[n] for n in sorted(numbered)]
 
 
+def shards_there(directory: Path) -> list[Path]:
+    """List files that are named like shards of one host, whatever else is wrong."""
+    return [e for e in entries(directory) if _SHARD.fullmatch(e.name) and e.is_file()]
+
+
 def read_shards(directory: Path) -> list[StoredArray | QuantizedArray]:
     """Describe every shard of a directory, in order; no payload is loaded."""
     shards = []

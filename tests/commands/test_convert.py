@@ -189,11 +189,34 @@ def test_a_tokenizer_with_fewer_pieces_is_pointed_out(
     assert "the tokenizer has 400 pieces for a vocabulary of 1,024" in done.out
 
 
-def test_sparse_shards_are_pointed_out(run, tmp_path: Path) -> None:
+def test_shards_with_holes_are_refused_unless_that_is_allowed(run, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "m", tiny_spec(emb_size=1024, num_q_heads=64), sparse=True)
-    done = run("convert", "--no-tokenizer", tmp_path / "m", tmp_path / "a-Q8_0.gguf")
-    assert done.code == 0
-    assert "mostly holes" in done.out
+    command = ("convert", "--no-tokenizer", tmp_path / "m", tmp_path / "a-Q8_0.gguf")
+    for option in ("--dry-run", "--allow-holes"):
+        done = run(*command, option)
+        assert done.code == 0
+        assert "shards with parts that were never written, such as" in done.out
+        assert "a hole from byte" in done.out
+    (tmp_path / "a-Q8_0.gguf").unlink()
+    done = run(*command)
+    assert done.code == 1
+    assert "--allow-holes converts it as it is" in done.err
+    assert not (tmp_path / "a-Q8_0.gguf").exists()
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.8])
+def test_blocks_of_zeros_are_as_holes(run, at: float, tmp_path: Path) -> None:
+    """A downloader that fills files with zeros first, on a file system without holes."""
+    source = write_checkpoint(tmp_path / "m", tiny_spec(emb_size=512, widening_factor=3))
+    shard = source / "tensor00002_000"
+    assert shard.stat().st_size == pytest.approx(4 << 20, rel=0.01)
+    with shard.open("r+b") as file:
+        file.seek(int(at * shard.stat().st_size))
+        file.write(bytes(1 << 18))
+    done = run("convert", "--no-tokenizer", source, tmp_path / "a-Q8_0.gguf")
+    assert done.code == 1
+    assert "tensor00002_000: zeros from byte" in done.err
+    assert run("inspect", source).out.count("never written") == 1
 
 
 def test_disk_space_is_summed_per_file_system(tiny: Path, tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_inspecting_the_sparse_release_is_light(release: Path) -> None:
     output, peak_mb = run_child("inspect", str(release))
     assert "315,684,820,992 parameters" in output
     assert "770 tensors in 770 files" in output
-    assert "mostly holes" in output
+    # The embedding table, and eight tensors a layer.
+    assert "513 shards with parts that were never written, such as " in output
     assert peak_mb < 300
 
 
@@ -177,7 +178,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path, spec, sparse=True)
     assert sum(file.stat().st_size for file in source.iterdir()) > 1.2e9
     target = str(tmp_path / "m-Q8_0.gguf")
-    _, peak_mb = run_child("convert", "--no-tokenizer", "--jobs", "2", str(source), target)
+    _, peak_mb = run_child(
+        "convert", "--no-tokenizer", "--allow-holes", "--jobs", "2", str(source), target
+    )
     assert peak_mb < 300
 
 

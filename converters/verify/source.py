@@ -1,0 +1,373 @@
+"""Verify a source, a checkpoint of shards: whether it is whole, and what was released.
+
+Every byte is read once, and once more where a torrent has digests of pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.engine import Stream
+from weightcast.converters.files import Blank, ZeroRuns, find_holes, join_blanks, page_cache
+from weightcast.converters.graph import TensorGraph, windows
+from weightcast.converters.sources import checkpoint_directory, open_family
+from weightcast.converters.verify.checksums import read_sums_of
+from weightcast.converters.verify.pieces import check_pieces, find_torrents
+from weightcast.converters.verify.result import Problem, Verification
+from weightcast.errors import CheckpointError
+from weightcast.formats.array import StoredArray
+from weightcast.formats.jax import shards
+from weightcast.formats.jax.arrays import read_pickle
+from weightcast.formats.packed.layout import NUMPY_DTYPES
+from weightcast.text import count, some
+
+_CHUNK_BYTES: Final = 1 << 20
+REMEDY: Final = "download it again"
+# A million squares of smaller numbers have a sum in float32.
+_LARGE: Final = 1e15
+# Numbers of a tensor are suspicious if they are so many times larger or smaller than those of its
+# kind in most layers. Layers of trained models differ by less than ten.
+_OUT_OF_FAMILY: Final = 64.0
+_NUMBER: Final = re.compile(r"\d[\d,]*")
+
+
+def verify_source(
+    path: Path,
+    spec: Path | None,
+    jobs: int,
+    on_start: Callable[[int], Callable[[int], None]],
+) -> Verification:
+    """Check a directory of shards: names, sizes, checksums, parts never written, numbers.
+
+    Checksums are those of a SHA256SUMS or a torrent in or beside the directory. Raises
+    CheckpointError if a file cannot be read.
+    """
+    directory = checkpoint_directory(path)
+    assert directory is not None
+    found = _Findings()
+    try:
+        files = shards.list_shards(directory)
+    except CheckpointError as problem:
+        found.refused(problem)
+        files = shards.shards_there(directory)
+    graph = _opened(directory, spec, files, found)
+    sums = read_sums_of(directory)
+    torrents = [(torrent, places) for torrent, places in find_torrents(directory)]
+    nbytes = sum(file.stat().st_size for file in files)
+    hashed = sum(torrent.total_bytes for torrent, _ in torrents)
+    on_progress = on_start(nbytes + hashed)
+    contents = _read(files, graph, jobs, on_progress)
+    found.problems += sums.problems
+    _check_sums(contents, sums.digests, sums.files, found)
+    for torrent, places in torrents:
+        problems = check_pieces(torrent, places, jobs, on_progress)
+        found.problems += problems
+        if not problems:
+            whole = count(sum(place is not None for place in places), "file")
+            found.checked.append(f"pieces: {whole} as in {torrent.path.name}")
+    _check_contents(contents, found)
+    if graph is not None:
+        _check_numbers(graph, contents, found)
+    return Verification(
+        str(directory),
+        None,
+        tuple(dict.fromkeys(found.problems)),
+        (),
+        tuple(found.checked),
+        tuple(found.unchecked),
+    )
+
+
+@dataclass
+class _Findings:
+    """What is wrong, what was checked, and what could not be."""
+
+    problems: list[Problem] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    def add(self, place: Path, what: str, mistake: str) -> None:
+        self.problems.append(Problem(str(place), what, remedy=REMEDY, mistake=mistake))
+
+    def refused(self, problem: CheckpointError) -> None:
+        self.problems.append(Problem(str(problem), "cannot be used"))
+
+
+def _opened(
+    directory: Path, spec: Path | None, files: Sequence[Path], found: _Findings
+) -> TensorGraph | None:
+    """Read every pickle, and the model that they make; None if that is no use."""
+    refused: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        try:
+            read_pickle(file)
+        except CheckpointError as problem:
+            refused[str(problem).removeprefix(str(file)).partition(": ")[2]].append(file.name)
+        except OSError as problem:
+            refused[f"cannot be read: {problem.strerror}"].append(file.name)
+    # The same of many files, such as pointers of Git LFS to files of any size, is one problem.
+    alike: dict[str, list[str]] = defaultdict(list)
+    for what in refused:
+        alike[_NUMBER.sub("", what)].append(what)
+    for first, *more in alike.values():
+        names = sorted(name for what in (first, *more) for name in refused[what])
+        found.problems.append(Problem(f"{directory}: {some(names)}", first, mistake="pickle"))
+    if found.problems:
+        return None
+    try:
+        graph = open_family(directory, spec)
+    except CheckpointError as problem:
+        found.refused(problem)
+        return None
+    found.checked.append(f"shards: {count(len(files), 'file')}, names, pickles, sizes, shapes")
+    return graph
+
+
+# Reading.
+
+
+@dataclass
+class Numbers:
+    """Statistics of an array, or part of one."""
+
+    size: int = 0
+    squares: float = 0.0
+    largest: float = 0.0
+    not_finite: int = 0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Add some of its elements."""
+        self.size += values.size
+        largest = float(np.abs(values).max(initial=0))
+        if not largest < _LARGE:  # or NaN
+            finite = np.isfinite(values)
+            self.not_finite += int(values.size - np.count_nonzero(finite))
+            values = values[finite]
+            largest = float(np.abs(values).max(initial=0))
+            self.squares += float(np.square(values, dtype=np.float64).sum())
+        else:
+            self.squares += float(np.dot(values, values))
+        self.largest = max(self.largest, largest)
+
+    @property
+    def rms(self) -> float:
+        return float(np.sqrt(self.squares / self.size)) if self.size else 0.0
+
+
+@dataclass
+class Contents:
+    """The content of a file: its digest, parts that were never written, numbers by offset."""
+
+    path: Path
+    sha256: str = ""
+    blanks: list[Blank] = field(default_factory=list)
+    numbers: dict[int, Numbers] = field(default_factory=dict)
+
+
+def _arrays(graph: TensorGraph | None) -> dict[Path, list[StoredArray]]:
+    """List the arrays that lie in each file as they are."""
+    found: dict[Path, dict[int, StoredArray]] = defaultdict(dict)
+    for tensor in () if graph is None else graph.values():
+        for view in windows(tensor):
+            for array in (view.array, None if view.scales is None else view.scales.array):
+                if array is not None and array.text is None and array.dtype in NUMPY_DTYPES:
+                    found[array.path][array.offset] = array
+    return {path: [arrays[at] for at in sorted(arrays)] for path, arrays in found.items()}
+
+
+def _read(
+    files: Sequence[Path],
+    graph: TensorGraph | None,
+    jobs: int,
+    on_progress: Callable[[int], None],
+) -> list[Contents]:
+    arrays = _arrays(graph)
+    outgrows = page_cache.outgrows(sum(file.stat().st_size for file in files))
+    buffers = [memoryview(bytearray(_CHUNK_BYTES)) for _ in range(min(jobs, len(files)))]
+    stream = Stream[memoryview, _Task, Contents](buffers)
+
+    def work(task: _Task) -> Contents:
+        return _contents(task, stream, on_progress, forgets=outgrows)
+
+    return stream.run(
+        files,
+        lambda file, buffer: [_Task(file, arrays.get(file, []), buffer)],
+        [work] * len(buffers),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    path: Path
+    arrays: list[StoredArray]
+    buffer: memoryview
+
+
+def _contents(
+    task: _Task,
+    stream: Stream[memoryview, _Task, Contents],
+    on_progress: Callable[[int], None],
+    *,
+    forgets: bool,
+) -> Contents:
+    """Read a file from start to end. Raises CheckpointError."""
+    made, sha = Contents(task.path), hashlib.sha256()
+    try:
+        fd = os.open(task.path, os.O_RDONLY)
+        try:
+            size = os.fstat(fd).st_size
+            holes = find_holes(task.path, fd, 0, size)
+            runs = ZeroRuns()
+            zeros: list[tuple[int, int]] = []
+            for start, end, array in _regions(task.arrays, size):
+                numbers = None
+                if array is not None:
+                    numbers = made.numbers.setdefault(array.offset, Numbers())
+                while start < end and not stream.is_stopping:
+                    read = os.preadv(fd, [task.buffer[: min(_CHUNK_BYTES, end - start)]], start)
+                    if not read:
+                        raise CheckpointError(f"{task.path}: ends at byte {start}, not {size}")
+                    chunk = task.buffer[:read]
+                    sha.update(chunk)
+                    zeros += runs.add(start, chunk)
+                    if numbers is not None and array is not None:
+                        numbers.add(_values(chunk, array))
+                    if forgets:
+                        page_cache.forget(fd, start, read)
+                    start += read
+                    on_progress(read)
+            zeros += runs.finish()
+        finally:
+            os.close(fd)
+    except OSError as problem:
+        raise CheckpointError(f"{task.path}: cannot be read: {problem.strerror}") from None
+    made.sha256 = sha.hexdigest()
+    made.blanks = join_blanks(holes, (Blank(task.path, a, b, is_hole=False) for a, b in zeros))
+    return made
+
+
+def _regions(
+    arrays: Sequence[StoredArray], size: int
+) -> Iterator[tuple[int, int, StoredArray | None]]:
+    """Cut a file into the arrays and what is between them."""
+    at = 0
+    for array in arrays:
+        yield at, array.offset, None
+        at = array.offset + array.nbytes
+        yield array.offset, at, array
+    yield at, size, None
+
+
+def _values(chunk: memoryview, array: StoredArray) -> NDArray[np.float32]:
+    """See bytes as numbers; a short read may end within one, which is left out."""
+    dtype = NUMPY_DTYPES[array.dtype]
+    whole = len(chunk) // dtype.itemsize * dtype.itemsize
+    return np.frombuffer(chunk[:whole], dtype).astype(np.float32)
+
+
+# Judging.
+
+
+def _check_sums(
+    contents: Sequence[Contents],
+    digests: Mapping[Path, str],
+    origins: Sequence[Path],
+    found: _Findings,
+) -> None:
+    if not digests:
+        found.unchecked.append("checksums: there is no SHA256SUMS of these files")
+        return
+    named = ", ".join(path.name for path in origins)
+    there = {content.path: content.sha256 for content in contents}
+    for path, digest in digests.items():
+        if path not in there:
+            found.add(path, f"missing, but {named} names it", "missing")
+        elif there[path] != digest:
+            found.add(path, f"its SHA-256 is another than {named} says", "checksum")
+    without = [path.name for path in there if path not in digests]
+    if without:
+        found.unchecked.append(f"checksums of {some(without)}, which {named} does not name")
+    matched = sum(there.get(path) == digest for path, digest in digests.items())
+    if matched:
+        found.checked.append(f"checksums: {count(matched, 'file')} as in {named}")
+
+
+def _check_contents(contents: Sequence[Contents], found: _Findings) -> None:
+    """Name parts that were never written, and files that are the same."""
+    for content in contents:
+        if content.blanks:
+            first, *more = content.blanks
+            what = str(first).removeprefix(f"{content.path}: ")
+            if more:
+                nbytes = sum(blank.end - blank.start for blank in content.blanks)
+                what += f", and {count(len(more), 'more part')}; {nbytes:,} bytes in all"
+            found.add(content.path, f"was never written as a whole: {what}", "blank")
+    by_digest = defaultdict(list)
+    for content in contents:
+        by_digest[content.sha256].append(content)
+    for original, *others in by_digest.values():
+        if others and not _is_uniform(original):
+            names = some([content.path.name for content in others])
+            found.add(original.path, f"is the same as {names}: a shard was repeated", "repeated")
+    if contents and not any(problem.mistake in ("blank", "repeated") for problem in found.problems):
+        found.checked.append("content: no holes, long runs of zeros, or repeated shards")
+
+
+def _is_uniform(content: Contents) -> bool:
+    """Tell arrays of one value, such as norms before training, which may all be alike."""
+    return all(
+        np.isclose(numbers.rms, numbers.largest, rtol=1e-5, atol=0)
+        for numbers in content.numbers.values()
+    )
+
+
+def _check_numbers(graph: TensorGraph, contents: Sequence[Contents], found: _Findings) -> None:
+    """Hold the numbers of each tensor against those of its kind in the other layers."""
+    there = {content.path: content.numbers for content in contents}
+    kinds: dict[tuple[str, str], dict[str, tuple[Path, Numbers]]] = defaultdict(dict)
+    for name, place in graph.places.items():
+        for view in windows(graph[name]):
+            scales = None if view.scales is None else view.scales.array
+            main = "weights" if scales is None else "codes"
+            for array, part in ((view.array, main), (scales, "scales")):
+                numbers = None if array is None else there.get(array.path, {}).get(array.offset)
+                if array is not None and numbers is not None:
+                    spoken = graph.spoken_name(name)
+                    kinds[place.role.name, part][spoken] = array.path, numbers
+    strange: Counter[Path] = Counter()
+    for (_, part), tensors in kinds.items():
+        usual_rms = float(np.median([numbers.rms for _, numbers in tensors.values()]))
+        usual_largest = float(np.median([numbers.largest for _, numbers in tensors.values()]))
+        for name, (path, numbers) in tensors.items():
+            strangeness = _strange(numbers, usual_rms, usual_largest)
+            if strangeness is not None and not strange[path]:
+                strange[path] += 1
+                what = f"{part} {strangeness}"
+                found.problems.append(Problem(str(path), what, name, REMEDY, "numbers"))
+    if not strange:
+        found.checked.append("numbers: finite, and in each layer as in the others")
+
+
+def _strange(numbers: Numbers, usual_rms: float, usual_largest: float) -> str | None:
+    """Say what is unlike the same tensor of other layers."""
+    if numbers.not_finite:
+        return f"have {count(numbers.not_finite, 'value')} that are NaN or infinite"
+    if not numbers.rms:
+        return "are all zero"
+    for said, mine, usual in (
+        ("of size", numbers.rms, usual_rms),
+        ("of up to", numbers.largest, usual_largest),
+    ):
+        if usual and not 1 / _OUT_OF_FAMILY < mine / usual < _OUT_OF_FAMILY:
+            return f"are {said} {mine:.3g}, in most layers {usual:.3g}"
+    return None

@@ -1,0 +1,213 @@
+"""A source is verified: mistakes of downloads are named, and whole checkpoints are good."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import weightcast
+from tests.support import Golden
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.verify.result import Verification
+from weightcast.errors import FormatError, RequestError
+from weightcast.formats.jax.arrays import QuantizedArray, read_pickle
+from weightcast.formats.torrent import read_torrent
+
+Change = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers of random weights; do not change it."""
+    spec = tiny_spec(emb_size=512, widening_factor=3, num_layers=3)
+    return write_checkpoint(tmp_path_factory.mktemp("source"), spec, seed=2)
+
+
+@pytest.fixture
+def source(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made.parent, tmp_path / "m")
+    return tmp_path / "m" / "ckpt-0"
+
+
+def problems(found: Verification) -> list[str]:
+    return [problem.line for problem in found.problems]
+
+
+@pytest.mark.parametrize("name", ["wide", "deep"])
+def test_golden_checkpoints_are_good(name: str) -> None:
+    found = weightcast.verify(Golden(name).path)
+    assert problems(found) == []
+    assert len(found.checked) == 3
+    assert found.unchecked == ("checksums: there is no SHA256SUMS of these files",)
+
+
+def write(path: Path, at: int, raw: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(raw)
+
+
+def shard(number: int) -> str:
+    return f"tensor{number:05}_000"
+
+
+def punch(path: Path) -> None:
+    """A file of full size of which some of the middle was not downloaded."""
+    raw = path.read_bytes()
+    start, end = 1 << 18, 3 << 18
+    path.unlink()
+    with path.open("wb") as file:
+        file.write(raw[:start])
+        file.seek(end)
+        file.write(raw[end:])
+
+
+def scales_at(path: Path) -> int:
+    array = read_pickle(path)
+    assert isinstance(array, QuantizedArray)
+    return array.scales.offset
+
+
+MISTAKES: dict[str, tuple[Change, str]] = {
+    "zeros": (lambda d: write(d / shard(2), 1 << 20, bytes(1 << 17)), "zeros from byte"),
+    "hole": (lambda d: punch(d / shard(2)), "was never written as a whole: "),
+    "repeated": (
+        lambda d: shutil.copy(d / shard(2), d / shard(4)),
+        f"{shard(2)}: is the same as {shard(4)}: a shard was repeated",
+    ),
+    "NaN": (
+        lambda d: write(d / shard(3), scales_at(d / shard(3)), b"\xc0\x7f"),
+        "scales have 1 value that are NaN or infinite",
+    ),
+    "scale": (
+        lambda d: write(d / shard(3), scales_at(d / shard(3)), b"\x80\x47"),
+        "scales are of",
+    ),
+    "missing": (lambda d: (d / shard(3)).unlink(), f"missing {shard(3)}; download them again"),
+    "cut": (lambda d: os.truncate(d / shard(3), 100_000), "it is truncated or damaged, get it"),
+    "unfinished": (lambda d: (d / f"{shard(3)}.part").touch(), "a download is still in progress"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_of_downloads(name: str, source: Path) -> None:
+    change, words = MISTAKES[name]
+    change(source)
+    (problem,) = problems(weightcast.verify(source.parent))
+    assert words in problem
+
+
+def test_pointers_of_git_lfs_are_one_problem(source: Path) -> None:
+    for path in source.iterdir():
+        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        size = path.stat().st_size
+        path.write_text(
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha}\nsize {size}\n"
+        )
+    (problem,) = problems(weightcast.verify(source))
+    assert f"{shard(0)}, {shard(1)}, {shard(2)}, {shard(3)} and 34 more: a pointer of" in problem
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_checksums(beside: bool, source: Path) -> None:
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {'ckpt-0/' * beside}{path.name}\n"
+        for path in sorted(source.iterdir())
+    ]
+    sums = (source.parent if beside else source) / "SHA256SUMS"
+    sums.write_text("".join(lines))
+    found = weightcast.verify(source)
+    assert problems(found) == []
+    assert "checksums: 38 files as in SHA256SUMS" in found.checked
+    write(source / shard(5), 2000, b"\1")
+    (problem,) = problems(weightcast.verify(source))
+    assert f"{shard(5)}: its SHA-256 is another than SHA256SUMS says" in problem
+    sums.write_text("".join(lines[:5]))
+    found = weightcast.verify(source)
+    assert problems(found) == []
+    unchecked = f"{shard(5)}, {shard(6)}, {shard(7)}, {shard(8)} and 29 more"
+    assert found.unchecked == (f"checksums of {unchecked}, which SHA256SUMS does not name",)
+
+
+def bencoded(value: Any) -> bytes:
+    if isinstance(value, int):
+        return b"i%de" % value
+    if isinstance(value, bytes | str):
+        raw = value.encode() if isinstance(value, str) else value
+        return b"%d:%s" % (len(raw), raw)
+    if isinstance(value, list):
+        return b"l" + b"".join(map(bencoded, value)) + b"e"
+    return b"d" + b"".join(bencoded(k) + bencoded(value[k]) for k in sorted(value)) + b"e"
+
+
+def torrent(folder: Path, names: list[list[str]], piece: int, name: str) -> bytes:
+    raw = b"".join(folder.joinpath(*parts).read_bytes() for parts in names)
+    files = [{"path": parts, "length": folder.joinpath(*parts).stat().st_size} for parts in names]
+    pieces = [hashlib.sha1(raw[n : n + piece]).digest() for n in range(0, len(raw), piece)]
+    info = {"name": name, "piece length": piece, "pieces": b"".join(pieces), "files": files}
+    return bencoded({"announce": "udp://x", "info": info})
+
+
+@pytest.mark.parametrize("folder", ["", "ckpt-0"])
+def test_torrents(folder: str, source: Path) -> None:
+    """Pieces that lie across files; the torrent in the directory, or beside it with its name."""
+    base = source.parent if folder else source
+    names = [[*([folder] if folder else []), path.name] for path in sorted(source.iterdir())]
+    if folder:
+        (base / "README.md").write_text("mine")
+        names.append(["README.md"])
+    (base / "grok.torrent").write_bytes(torrent(base, names, 1 << 16, base.name))
+    found = weightcast.verify(source, jobs=3)
+    assert problems(found) == []
+    assert f"pieces: {len(names)} files as in grok.torrent" in found.checked
+    size = (source / shard(4)).stat().st_size
+    write(source / shard(4), size // 2, b"\0\1\2")
+    (problem,) = problems(weightcast.verify(source))
+    assert f"{shard(4)}: 1 piece unlike those of grok.torrent; let the torrent client" in problem
+    (source / shard(4)).unlink()
+    missing, *more = problems(weightcast.verify(source))
+    assert f"missing {shard(4)}" in missing
+    assert more == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw[:-1],
+        lambda raw: raw + b"x",
+        lambda raw: raw.replace(b"6:pieces", b"6:piecez"),
+        lambda raw: raw.replace(b"12:piece lengthi", b"12:piece lengthi-"),
+        lambda raw: raw.replace(b"15:tensor00000_000", b"15:../../etc/passw"),
+        lambda raw: raw.replace(b"15:tensor00000_000", b"2:.."),
+        lambda raw: b"d4:info" + b"l" * 100_000,
+        lambda raw: b"",
+    ],
+)
+def test_files_that_are_no_torrents(change: Callable[[bytes], bytes], source: Path) -> None:
+    raw = torrent(source, [[path.name] for path in sorted(source.iterdir())], 1 << 16, "x")
+    (source / "a.torrent").write_bytes(change(raw))
+    assert change(raw) != raw
+    with pytest.raises(FormatError, match=r"a\.torrent: not a torrent with a SHA-1 of each piece"):
+        read_torrent(source / "a.torrent")
+
+
+def test_a_source_is_not_held_against_another(source: Path, made: Path) -> None:
+    with pytest.raises(RequestError, match="verify it alone, or compare the two"):
+        weightcast.verify(source, made)
+
+
+def test_norms_that_are_all_one_are_not_repeated_shards(tmp_path: Path) -> None:
+    """As before training."""
+    source = write_checkpoint(tmp_path, tiny_spec(num_layers=2))
+    for path in source.iterdir():
+        array = read_pickle(path)
+        if not isinstance(array, QuantizedArray) and len(array.shape) == 1:
+            write(path, array.offset, np.ones(array.shape, np.float32).tobytes())
+    assert problems(weightcast.verify(source)) == []
