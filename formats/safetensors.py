@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -178,11 +179,19 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
     if path.is_file():
         return read_index(path)
     index = path / INDEX_NAME
-    if not index.is_file():
-        files = files_ending(path, ".safetensors")
-        if not files:
-            raise MissingTensorError(f"{path}: no *.safetensors files")
-        return _merge(files)
+    if index.is_file():
+        return read_indexed(index, read_index)
+    files = files_ending(path, ".safetensors")
+    if not files:
+        raise MissingTensorError(f"{path}: no *.safetensors files")
+    return merge(files, read_index)
+
+
+def read_indexed(
+    index: Path, read: Callable[[Path], dict[str, StoredArray]]
+) -> dict[str, StoredArray]:
+    """Index the files that an index names; `read` reads one. Raises CheckpointError."""
+    path = index.parent
     try:
         told = read_json_object(index)["weight_map"]
         weight_map = {tensor: name.removeprefix("./") for tensor, name in told.items()}
@@ -195,18 +204,21 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
         if not is_file_name(name):
             raise FormatError(index, None, f"{shown(name)} is not a file name")
         if not (path / name).is_file():
-            raise MissingTensorError(f"{path / name}: missing, but {INDEX_NAME} names it")
-    arrays = _merge([path / name for name in names])
+            raise MissingTensorError(f"{path / name}: missing, but {index.name} names it")
+    arrays = merge([path / name for name in names], read)
     for tensor, name in weight_map.items():
         if tensor not in arrays or arrays[tensor].path.name != name:
             raise MissingTensorError(f"{path / name}: tensor {tensor[:200]!r} is not in this file")
     return arrays
 
 
-def _merge(files: list[Path]) -> dict[str, StoredArray]:
+def merge(
+    files: Iterable[Path], read: Callable[[Path], dict[str, StoredArray]]
+) -> dict[str, StoredArray]:
+    """Index several files as one. Raises FormatError for a tensor that two of them have."""
     arrays: dict[str, StoredArray] = {}
     for file in files:
-        for name, array in read_index(file).items():
+        for name, array in read(file).items():
             if name in arrays:
                 raise FormatError(file, None, f"tensor {name!r} is also in {arrays[name].path}")
             arrays[name] = array

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from weightcast.converters.graph import (
     Dimensions,
@@ -14,6 +16,7 @@ from weightcast.converters.graph import (
     Tensor,
     TensorGraph,
     check_readable,
+    concatenated,
     dequantized,
     first_array,
     stacked,
@@ -23,6 +26,8 @@ from weightcast.errors import FormatError, LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.jax.arrays import QuantizedArray
 from weightcast.text import shown
+
+_NO_SHARES: Final[Mapping[str, tuple[StoredArray, ...]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +88,29 @@ def graph_from_names(
     convention: str,
     num_layers: int,
     told: Told,
+    shares: Mapping[str, tuple[StoredArray, ...]] = _NO_SHARES,
 ) -> TensorGraph:
-    """Find a family's tensors under the names of a convention.
+    """Find a family's tensors under the names of a convention; `shares` are those of ranks.
 
     Raises MissingTensorError, and FormatError for tensors that the family does not have.
     """
-    left = dict(arrays)
+    left: dict[str, StoredArray | tuple[StoredArray, ...]] = {**arrays, **shares}
 
-    def pull(names: Sequence[str]) -> Tensor:
+    def pull(place: Place, names: Sequence[str]) -> Tensor:
         for name in names:
             if name in left:
-                return stored(name, left.pop(name))
+                found = left.pop(name)
+                if isinstance(found, StoredArray):
+                    return stored(name, found)
+                return joined(family, place, name, found)
         raise MissingTensorError(f"{source}: tensor {names[0]} is missing")
 
     def find(place: Place) -> Tensor:
         if not family.stored(place, convention).is_one_expert:
-            return pull(family.names_in(place, convention))
+            return pull(place, family.names_in(place, convention))
         experts: list[Tensor] = []
         while (name := family.name_in(place, convention, len(experts))) in left or not experts:
-            experts.append(pull([name]))
+            experts.append(pull(place, [name]))
         return stacked(place.name, tuple(experts))
 
     tensors = {}
@@ -113,7 +122,7 @@ def graph_from_names(
         if tied.role.name not in family.names[convention]:
             continue
         copy = left.pop(family.name_in(tied, convention), None)
-        if copy is not None:
+        if isinstance(copy, StoredArray):
             check_tied(family, copy, first_array(tensors[original]))
     if left:
         names = ", ".join(shown(name) for name in sorted(left)[:3])
@@ -122,6 +131,18 @@ def graph_from_names(
         )
     where = f"the tensor names of {source}"
     return _checked(family, container, source, tensors, num_layers, where, told)
+
+
+def joined(family: Family, place: Place, name: str, shares: Sequence[StoredArray]) -> Tensor:
+    """Join what ranks have of a tensor, or of one expert, along the axis that it is split by.
+
+    Raises LayoutError if it has none.
+    """
+    axes = place.role.axes[-len(shares[0].shape) :]
+    axis = next((n for n, axis in enumerate(axes) if axis in family.split_axes), None)
+    if axis is None:
+        raise LayoutError(f"{shares[0].path}: {name} is not split by ranks in {family.title}")
+    return concatenated(name, tuple(stored(name, share) for share in shares), axis)
 
 
 def check_tied(family: Family, head: StoredArray, embedding: StoredArray) -> None:

@@ -96,15 +96,27 @@ def _read(
     keys = [(row, key) for row in family.hyperparameters if (key := key_of(row)) is not None]
     given: dict[str, Number] = {}
     for row, key in sorted(keys, key=lambda pair: pair[1].optional):
-        value = values.get(key.name)
-        if key.name not in values:
+        name, value = _find(values, key)
+        if name is None:
             value = key.default(given) if callable(key.default) else key.default
             if key.optional:
                 if value is not None:
                     given[row.name] = value
                 continue
-        given[row.name] = checked(path, row, key.name, value)
+        given[row.name] = checked(path, row, name or key.name, value)
     return given
+
+
+def _find(values: Mapping[str, Any], key: Key) -> tuple[str | None, Any]:
+    """Look a hyperparameter up under its names: the one that is there, and the value."""
+    for name in (key.name, *key.others):
+        first, _, second = name.partition(".")
+        if name in values:
+            return name, values[name]
+        inner = values.get(first)
+        if second and isinstance(inner, Mapping) and second in inner:
+            return name, inner[second]
+    return None, None
 
 
 def _unrounded(row: Hyperparameter, value: Number) -> Number:

@@ -86,13 +86,15 @@ class Stored:
 class Key:
     """The place of a hyperparameter in a file, and its value if absent.
 
-    A `default` that is a function gets what was read before. An `optional` key may be absent
+    `others` are names that some tools give it, the second part after a dot lies in an object of the
+    first. A `default` that is a function gets what was read before. An `optional` key may be absent
     without one: shapes tell the value too.
     """
 
     name: str
     default: Number | Callable[[Mapping[str, Number]], Number] | None = None
     optional: bool = False
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,10 @@ class Family:
     """A family of models: tables of its tensors, names and hyperparameters, and a few functions.
 
     `names` has, by convention ("jax", "gguf", "hugging_face") and role, how it is stored; tensors
-    are called by the names of `spoken` in messages and lists. `config_mark` is the key that tells
-    the family's config.json from others.
+    are called by the names of `spoken` in messages and lists. `dialects` lists, by convention, what
+    others call the same tensors, conventions of their own in `names`. `config_mark` is the key that
+    tells the family's config.json from others. Files for several ranks have their share of a tensor
+    along the first of `split_axes` that it has.
 
     `told_sizes` names the dimensions that hyperparameters tell; `solve` makes the spec of what
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
@@ -223,7 +227,9 @@ class Family:
     names: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict)
     spoken: str = "gguf"
     hyperparameters: tuple[Hyperparameter, ...] = ()
+    dialects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config_mark: str | None = None
+    split_axes: tuple[str, ...] = ()
     told_sizes: Callable[[Mapping[str, Number]], Iterable[tuple[str, int]]] = lambda told: ()
     solve: Callable[[Dimensions, Mapping[str, Number]], Spec] | None = None
     metadata: Callable[[TensorGraph, Vocabulary | None, int], dict[str, bytes]] | None = None
@@ -269,6 +275,18 @@ class Family:
     def stored(self, place: Place, convention: str) -> Stored:
         """Look up how a convention stores a tensor."""
         return self.names[convention][place.role.name]
+
+    def convention_in(self, names: Collection[str], convention: str) -> str:
+        """Tell which dialect of a convention names are in: the one that most roles are found by."""
+
+        def found(dialect: str) -> int:
+            named = self.names[dialect].values()
+            return sum(
+                any(name.format(layer=0, expert=0) in names for name in (s.name, *s.earlier))
+                for s in named
+            )
+
+        return max((convention, *self.dialects.get(convention, ())), key=found)
 
     def name_in(self, place: Place, convention: str, expert: int | str | None = None) -> str:
         """Give a tensor's name in a convention; "*" stands for every expert."""

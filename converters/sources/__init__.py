@@ -32,7 +32,8 @@ from weightcast.converters.sources.options import (
     SourceOptions,
     parse_size,
 )
-from weightcast.converters.sources.packed import join_packed, scales_of_activations
+from weightcast.converters.sources.packed import join_packed
+from weightcast.converters.sources.weights import Weights, is_of_ranks, join_ranks, weights_of
 
 __all__ = [
     "CONTAINERS",
@@ -45,12 +46,15 @@ __all__ = [
     "Kind",
     "Row",
     "SourceOptions",
+    "Weights",
     "checkpoint_directory",
     "container_of",
     "find_unwritten",
     "hub_repository",
     "in_hub_cache",
+    "is_of_ranks",
     "join_packed",
+    "join_ranks",
     "list_inputs",
     "open_as_it_is",
     "open_family",
@@ -58,7 +62,7 @@ __all__ = [
     "open_to_inspect",
     "open_vocabulary",
     "parse_size",
-    "scales_of_activations",
     "unwritten_note",
+    "weights_of",
     "without_folders",
 ]

@@ -28,17 +28,14 @@ from weightcast.converters.sources.detect import (
     find_beside,
     find_spec,
 )
-from weightcast.converters.sources.packed import (
-    files_of,
-    join_packed,
-    scales_of_activations,
-)
+from weightcast.converters.sources.weights import Weights, is_of_ranks, join_ranks, weights_of
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors
+from weightcast.formats.directory import files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
-from weightcast.text import count, shown
+from weightcast.text import shown
 
 
 class Container(Protocol):
@@ -140,10 +137,11 @@ class Gguf:
             raise MissingTensorError(f"{source}: {len(index.tensors)} tensors for {layers} layers")
         if spec is not None:
             told = Told(read_spec(family, spec), str(spec))
+        convention = family.convention_in(index.tensors, self.name)
         graph = graph_from_names(
-            family, self.name, str(source), index.tensors, self.name, layers, told
+            family, self.name, str(source), index.tensors, convention, layers, told
         )
-        return replace(graph, files=index.paths)
+        return replace(graph, files=index.paths, notes=_dialect_note(convention, self.name))
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Open a file of any architecture."""
@@ -186,18 +184,33 @@ class Safetensors:
         else:
             family = next(iter(FAMILIES.values()))
             told = Told(read_spec(family, spec), str(spec))
-        stored = safetensors.read_directory(source)
-        arrays = join_packed(source, config, stored)
-        in_layer = family.layer_pattern(self.written)
-        layers = {int(match[1]) for name in arrays if (match := in_layer.match(name))}
+        weights = self.weights(source)
+        names = [*weights.arrays, *weights.shares]
+        convention = family.convention_in(names, self.written)
+        in_layer = family.layer_pattern(convention)
+        layers = {int(match[1]) for name in names if (match := in_layer.match(name))}
         if not layers or max(layers) >= len(layers):
             raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
         graph = graph_from_names(
-            family, self.name, str(source), arrays, self.written, len(layers), told
+            family,
+            self.name,
+            str(source),
+            weights.arrays,
+            convention,
+            len(layers),
+            told,
+            weights.shares,
         )
-        left = scales_of_activations(stored, arrays)
-        notes = (f"left out: {count(len(left), 'scale')} of activations",) if left else ()
-        return replace(graph, files=files_of(stored), notes=notes)
+        notes = (*weights.notes, *_dialect_note(convention, self.written))
+        return replace(graph, files=weights.files, notes=notes)
+
+    def weights(self, source: Path) -> Weights:
+        """Read the index of a directory. Raises CheckpointError."""
+        config = _folder(source) / "config.json"
+        files = files_ending(source, ".safetensors") if source.is_dir() else []
+        if any(map(is_of_ranks, files)):
+            return join_ranks({file: safetensors.read_index(file) for file in files})
+        return weights_of(source, config, safetensors.read_directory(source))
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Give none: what a directory holds, only its family's table tells."""
@@ -233,6 +246,11 @@ CONTAINERS: Final[Mapping[str, Container]] = {c.name: c for c in (Shards(), Gguf
 def container(path: Path) -> Container:
     """Find how a path is read. Raises CheckpointError."""
     return CONTAINERS[container_of(path)]
+
+
+def _dialect_note(convention: str, usual: str) -> tuple[str, ...]:
+    """Say whose names tensors have, if they are not the usual ones."""
+    return () if convention == usual else (f"names of tensors as others have them: {convention}",)
 
 
 def _shard_directory(source: Path) -> Path:

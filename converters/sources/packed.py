@@ -65,8 +65,3 @@ def join_packed(
         except LayoutError as problem:
             raise LayoutError(f"{location}: {problem}") from None
     return joined
-
-
-def files_of(arrays: Mapping[str, StoredArray]) -> tuple[Path, ...]:
-    """List all files that arrays are in; of a packed one each part can be in another."""
-    return tuple(sorted({array.path for array in arrays.values()}))

@@ -174,7 +174,7 @@ def _overrides(output: Output, tensors: Sequence[TensorMatch]) -> Iterator[Overr
 
 def planned_name(tensor: TensorMatch, output: Output) -> str:
     """Give the name that a conversion gives a tensor: llama.cpp has renamed one."""
-    return tensor.name if output.request.target.is_directory else tensor.gguf
+    return tensor.own if output.request.target.is_directory else tensor.gguf
 
 
 def _split_bytes(structure: Structure) -> int:

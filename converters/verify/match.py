@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weightcast.converters.families.generic import stored_tensor
+from weightcast.converters.families.graphs import joined as join_shares
 from weightcast.converters.graph import (
     Place,
     StoredMatrix,
     Tensor,
     TensorGraph,
-    View,
     matrices,
     stored,
     take,
     windows,
 )
-from weightcast.converters.targets.target import Target
+from weightcast.converters.sources import Weights
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
@@ -29,7 +29,9 @@ from weightcast.text import some
 class TensorMatch:
     """A tensor of an artifact beside the one of the source that it ought to hold.
 
-    `gguf` is the canonical name. `expert` is set where each expert is a tensor of its own; `place`
+    `gguf` is the canonical name, `own` the one that weightcast gives it. `joined` is a tensor that
+    several files have a share of; `array` then is the first of these, in the whole shape. `expert`
+    is set where each expert is a tensor of its own; `place`
     is None where the family has no table; `tied` is the canonical name of a copy of another tensor.
     """
 
@@ -40,37 +42,64 @@ class TensorMatch:
     place: Place | None
     expert: int | None = None
     tied: str | None = None
+    own: str = ""
+    joined: Tensor | None = None
 
     @property
-    def views(self) -> list[tuple[StoredMatrix, View]]:
+    def views(self) -> list[tuple[StoredMatrix, StoredMatrix]]:
         """The matrices of both, source first. Raises LayoutError if there are not as many."""
         of_source = matrices(self.source)
         made = stored if self.place is not None else stored_tensor
-        of_artifact = list(windows(made(self.name, self.array)))
+        of_artifact: list[StoredMatrix] = list(windows(made(self.name, self.array)))
+        if self.joined is not None:
+            of_artifact = list(matrices(self.joined))
         if [v.shape for v in of_source] != [v.shape for v in of_artifact]:
             raise LayoutError(f"{self.name}: shape {list(self.array.shape)} cannot be compared")
         return list(zip(of_source, of_artifact, strict=True))
 
 
 def match(
-    source: TensorGraph, arrays: Mapping[str, StoredArray], target: Target, artifact: Path
+    source: TensorGraph,
+    weights: Weights,
+    conventions: tuple[str, str],
+    artifact: Path,
 ) -> tuple[list[TensorMatch], list[Problem]]:
-    """Match tensors by name; say what is missing, extra or of another shape."""
+    """Match tensors by name; say what is missing, extra or of another shape.
+
+    `conventions` are that of the artifact's names, and weightcast's own of such artifacts.
+    """
     found: list[TensorMatch] = []
     problems: list[Problem] = []
     missing: list[str] = []
-    left = dict(arrays)
-    for wanted in _wanted(source, target.convention, arrays):
+    left: dict[str, StoredArray] = dict(weights.arrays)
+    joined: dict[str, Tensor] = {}
+    for wanted in _wanted(source, conventions, [*weights.arrays, *weights.shares]):
         tensor = wanted.source
-        name = next((n for n in wanted.names if n in left), None)
+        name = next((n for n in wanted.names if n in left or n in weights.shares), None)
         if name is None:
             missing.append(wanted.names[0])
             continue
-        array = left.pop(name)
+        whole = None
+        if name in weights.shares:
+            assert wanted.place is not None
+            shares = weights.shares[name]
+            whole = joined[name] = join_shares(source.family, wanted.place, name, shares)
+            nbytes = sum(share.nbytes for share in shares)
+            array = replace(shares[0], shape=whole.shape, nbytes=nbytes)
+        else:
+            array = left.pop(name)
         if array.shape == tensor.shape:
             found.append(
                 TensorMatch(
-                    name, wanted.gguf, array, tensor, wanted.place, wanted.expert, wanted.tied
+                    name,
+                    wanted.gguf,
+                    array,
+                    tensor,
+                    wanted.place,
+                    wanted.expert,
+                    wanted.tied,
+                    wanted.own or name,
+                    whole,
                 )
             )
             continue
@@ -82,11 +111,12 @@ def match(
         remedy = "convert again, or name the source that this was made of"
         said = "is missing" if len(missing) == 1 else "are missing"
         problems.append(Problem(str(artifact), said, _some(missing), remedy, "missing"))
-    if left:
+    extra = [*left, *(name for name in weights.shares if name not in joined)]
+    if extra:
         remedy = "remove what nothing needs that reads the file"
-        said = "is not in the source" if len(left) == 1 else "are not in the source"
-        file = next(iter(left.values())).path
-        problems.append(Problem(str(file), said, _some(list(left)), remedy, "extra"))
+        said = "is not in the source" if len(extra) == 1 else "are not in the source"
+        file = next((array.path for array in left.values()), artifact)
+        problems.append(Problem(str(file), said, _some(extra), remedy, "extra"))
     return found, problems
 
 
@@ -104,13 +134,15 @@ class _Wanted:
     place: Place | None = None
     expert: int | None = None
     tied: str | None = None
+    own: str = ""
 
 
 def _wanted(
-    source: TensorGraph, convention: str, there: Mapping[str, StoredArray]
+    source: TensorGraph, conventions: tuple[str, str], there: Collection[str]
 ) -> Iterator[_Wanted]:
     """List the tensors that an artifact ought to have."""
     family = source.family
+    convention, usual = conventions
     if not family.has_table:
         for name, tensor in source.items():
             yield _Wanted((name,), name, tensor)
@@ -121,11 +153,15 @@ def _wanted(
             for n in range(tensor.shape[0]):
                 called = family.name_in(place, convention, n)
                 expert = family.written(place, convention, take(tensor, n))
-                yield _Wanted((called,), name, expert, place, n)
+                own = family.name_in(place, usual, n)
+                yield _Wanted((called,), name, expert, place, n, own=own)
         else:
             names = tuple(family.names_in(place, convention))
             written = family.written(place, convention, tensor)
-            yield _Wanted(names, name, written, place)
+            # Experts that only weightcast has one by one are planned so: no one name is theirs.
+            one = family.stored(place, usual).is_one_expert
+            own = "" if one else family.name_in(place, usual)
+            yield _Wanted(names, name, written, place, own=own)
         # A tied tensor need not be there.
         tied = family.ties.get(name)
         if tied is None or tied.role.name not in family.names[convention]:
@@ -133,4 +169,5 @@ def _wanted(
         head = family.name_in(tied, convention)
         if head in there:
             copy = family.written(tied, convention, tensor)
-            yield _Wanted((head,), name, copy, place, tied=tied.name)
+            own = family.name_in(tied, usual)
+            yield _Wanted((head,), name, copy, place, tied=tied.name, own=own)

@@ -79,12 +79,10 @@ class _Requantized:
     """Rows of an artifact, quantized again from each origin."""
 
     def __init__(self, task: PairedTask, importance: NDArray[np.float32] | None) -> None:
-        view = task.rows.output.single
-        assert view is not None  # of an artifact every matrix is one array
         self._task = task
         self._source = task.source.matrix(task.row0, task.row1)
-        self._view = view
-        self._array = view.array
+        self._output = task.rows.output
+        self._array = self._output.views[0].array
         self._packing = packing_of(self._array)
         self._importance = importance
         self._floats: NDArray[np.float32] | None = None
@@ -92,7 +90,7 @@ class _Requantized:
 
     @property
     def weights(self) -> int:
-        return (self._task.row1 - self._task.row0) * int(self._view.shape[1])
+        return (self._task.row1 - self._task.row0) * self._output.shape[1]
 
     @property
     def is_written(self) -> bool:
@@ -119,7 +117,7 @@ class _Requantized:
 
     @property
     def _type(self) -> QuantType | None:
-        return None if self._packing is not None else TYPES.get(self._view.dtype)
+        return None if self._packing is not None else TYPES.get(self._output.views[0].dtype)
 
     @property
     def _may_keep_codes(self) -> bool:
@@ -151,8 +149,11 @@ class _Requantized:
         self.nbytes = nbytes
         return nbytes, different, first
 
-    def _offset(self, index: int) -> int:
-        view = self._view
+    def _offset(self, index: int) -> int | None:
+        """Tell where a byte of the rows lies; None if several files have a share of each row."""
+        view = self._output.single
+        if view is None:
+            return None
         row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
         row = view.start // view.shape[1] + self._task.start
         return self._array.offset + row * row_bytes + index
@@ -189,7 +190,7 @@ class _Requantized:
         has_codes = isinstance(source, Matrix) and source.scales is not None
         keeps_codes = self._may_keep_codes and has_codes
         packing = replace(packing, keeps_codes=keeps_codes, allow_requantize=True)
-        n_out, start = self._view.shape[0], self._task.start
+        n_out, start = self._output.shape[0], self._task.start
         try:
             made = packing.pack(source, n_out, start, self._importance, CpuBackend())
         except LayoutError:
@@ -211,7 +212,7 @@ class _Requantized:
         """Give the zero points of symmetric groups, which do not depend on the weights."""
         if origin != SYMMETRIC:
             return
-        n_out, n_in = self._view.shape
+        n_out, n_in = self._output.shape
         for suffix, raw in self._packing_for(origin).constants(n_out, n_in).items():
             data = np.frombuffer(raw, np.uint8).reshape(1, -1)
             yield Segment(suffix, data, 0, data.size)

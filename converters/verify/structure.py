@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from weightcast.converters.sources import is_of_ranks
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
@@ -44,6 +45,7 @@ class Structure:
     files: list[Path] = field(default_factory=list)
     tensors: dict[str, StoredArray] = field(default_factory=dict)
     metadata: Metadata | None = None
+    by_file: dict[Path, dict[str, StoredArray]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     incomplete: set[Path] = field(default_factory=set)
 
@@ -66,8 +68,9 @@ class Structure:
 
     def keep(self, name: str, array: StoredArray) -> None:
         """Take a tensor that lies in a file, unless another file has it too."""
+        self.by_file.setdefault(array.path, {})[name] = array
         other = self.tensors.setdefault(name, array)
-        if other is not array:
+        if other is not array and not is_of_ranks(array.path):
             self.add(array.path, f"is also in {other.path.name}", name)
 
 
@@ -257,7 +260,7 @@ def _read_safetensors(structure: Structure) -> None:
     index = path / safetensors.INDEX_NAME
     if index.is_file():
         _check_index(structure, index)
-    elif len(structure.files) > 1:
+    elif len(structure.files) > 1 and not any(map(is_of_ranks, structure.files)):
         structure.add(index, f"missing, where there are {len(structure.files)} files")
     for file in files_ending(path, ".json"):
         if file != index:

@@ -16,12 +16,14 @@ from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
+    Weights,
     container_of,
     in_hub_cache,
-    join_packed,
+    is_of_ranks,
+    join_ranks,
     open_family,
     open_graph,
-    scales_of_activations,
+    weights_of,
 )
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.targets.target import Target
@@ -111,6 +113,7 @@ class _Verifier:
         self._checked: list[str] = []
         self._unchecked: list[str] = []
         self._matrices: Counter[str] = Counter()
+        self._used = target.convention
 
     def run(
         self, source: Path | None, spec: Path | None, imatrix: ImportanceMatrix | None
@@ -118,7 +121,8 @@ class _Verifier:
         structure = self._structure
         what = f"{count(len(structure.tensors), 'tensor')} in {count(len(structure.files), 'file')}"
         self._checked.append(f"structure: {what}, offsets, sizes, names, padding")
-        arrays = self._joined()
+        weights = self._weights()
+        arrays = None if weights is None else weights.arrays
         sums = find_sums(self._path, structure.files)
         tensors: list[TensorMatch] = []
         graph = None
@@ -126,8 +130,10 @@ class _Verifier:
             # A directory is only made of a model whose family has a table.
             opened = open_family if structure.target.is_directory else open_graph
             graph = opened(source, spec)
-            if arrays is not None:
-                tensors, problems = match(graph, arrays, structure.target, self._path)
+            if weights is not None:
+                usual = structure.target.convention
+                self._used = self._convention(graph, weights)
+                tensors, problems = match(graph, weights, (self._used, usual), self._path)
                 # What is not there may be in a file that is missing, of which there is a line.
                 self._problems += [
                     problem
@@ -162,27 +168,38 @@ class _Verifier:
             errors,
         )
 
-    def _joined(self) -> dict[str, StoredArray] | None:
+    def _weights(self) -> Weights | None:
         """The tensors, those of packed matrices as one; None if the parts are not understood.
 
         Parts that are constant are compared.
         """
-        arrays = dict(self._structure.tensors)
-        if not self._structure.target.is_directory:
-            return arrays
+        structure = self._structure
+        if not structure.target.is_directory:
+            return Weights(structure.tensors)
         folder = self._path if self._path.is_dir() else self._path.parent
         try:
-            arrays = join_packed(self._path, folder / "config.json", arrays)
+            if any(map(is_of_ranks, structure.files)):
+                weights = join_ranks(structure.by_file)
+            else:
+                weights = weights_of(self._path, folder / "config.json", structure.tensors)
         except CheckpointError as problem:
-            self._structure.refused(problem)
+            structure.refused(problem)
             return None
-        left = scales_of_activations(self._structure.tensors, arrays)
-        if left:
-            self._unchecked.append(f"{count(len(left), 'scale')} of activations")
-        for name, array in arrays.items():
+        self._notes += weights.notes
+        for name, array in weights.arrays.items():
             if array.packed is not None:
                 self._problems += _constant_problems(name, array)
-        return arrays
+        return weights
+
+    def _convention(self, graph: TensorGraph, weights: Weights) -> str:
+        """Tell whose names the tensors have, and note it if they are not weightcast's."""
+        usual = self._structure.target.convention
+        if not graph.family.has_table:
+            return usual
+        found = graph.family.convention_in([*weights.arrays, *weights.shares], usual)
+        if found != usual:
+            self._notes.append(f"names of tensors as others have them: {found}")
+        return found
 
     def _comparable(self, tensors: Sequence[TensorMatch]) -> list[TensorMatch]:
         """Those that kernels read; the rest is compared as it is stored."""
@@ -267,7 +284,7 @@ class _Verifier:
             sample=self._sample,
             on_progress=on_progress,
         )
-        found: Verdicts = judge(tensors, checks, Mistakes(graph, self._structure.target.convention))
+        found: Verdicts = judge(tensors, checks, Mistakes(graph, self._used))
         self._problems += found.problems
         self._notes += found.notes
         self._matrices = found.counts
@@ -289,7 +306,9 @@ def _importance(
 
 def _is_another_member(structure: Structure, family: Family) -> bool:
     """Tell a model that only shares the architecture's name: all layers have other tensors too."""
-    stored = family.names["gguf"].values()
+    stored = [
+        s for c in ("gguf", *family.dialects.get("gguf", ())) for s in family.names[c].values()
+    ]
     known = {
         name.split(".")[2] for s in stored for name in (s.name, *s.earlier) if "{layer}" in name
     }

@@ -296,7 +296,7 @@ def fp8_matrix(
     shape = MatrixShape(_type_of(scale, n_out, n_in, blocks), n_out, n_in)
     if prod(scale.shape) in (1, n_out):  # said with fewer axes
         module = module.seen_as(suffix, scale.dtype, _scales_shape(shape))
-    name = "mxfp8-quantized" if shape.type == MXFP8 else FP8_LAYOUT.name
+    name = FP8_LAYOUT.name if FP8_LAYOUT.holds(shape.type) else shape.type.label.lower()
     return packed_matrix(layout, shape, module, Fp8Layout(name, suffix, scale.dtype))
 
 

@@ -10,7 +10,7 @@ from weightcast.converters.families.grok1.gguf import ARCHITECTURE, llama_cpp_no
 from weightcast.converters.families.grok1.hugging_face import CODE, companion_files, runtime_notes
 from weightcast.converters.families.grok1.modules import MODULES
 from weightcast.converters.families.grok1.spec import HYPERPARAMETERS, solve, told_sizes
-from weightcast.converters.families.grok1.tensors import NAMES, ROLES
+from weightcast.converters.families.grok1.tensors import DIALECTS, NAMES, ROLES
 from weightcast.converters.graph import (
     Card,
     Example,
@@ -30,6 +30,8 @@ GROK_1: Final = Family(
     architecture=ARCHITECTURE,
     roles=ROLES,
     names=NAMES,
+    dialects=DIALECTS,
+    split_axes=("ffn_size", "q_size", "kv_size", "vocab_size"),
     spoken="jax",
     hyperparameters=HYPERPARAMETERS,
     config_mark="embedding_multiplier_scale",

@@ -46,7 +46,7 @@ HYPERPARAMETERS: Final = (
     Hyperparameter(
         "ffn_size",
         gguf=Key("grok.feed_forward_length", optional=True),
-        config=Key("moe_intermediate_size"),
+        config=Key("moe_intermediate_size", others=("intermediate_size",)),
     ),
     Hyperparameter(
         "num_layers", gguf=Key("grok.block_count"), config=Key("num_hidden_layers"), released=64
@@ -71,12 +71,15 @@ HYPERPARAMETERS: Final = (
         released=128,
     ),
     Hyperparameter(
-        "num_experts", gguf=Key("grok.expert_count"), config=Key("num_local_experts"), released=8
+        "num_experts",
+        gguf=Key("grok.expert_count"),
+        config=Key("num_local_experts", others=("num_experts",)),
+        released=8,
     ),
     Hyperparameter(
         "num_selected_experts",
         gguf=Key("grok.expert_used_count"),
-        config=Key("num_experts_per_tok"),
+        config=Key("num_experts_per_tok", others=("num_selected_experts",)),
         default=2,
         released=2,
     ),
@@ -91,7 +94,7 @@ HYPERPARAMETERS: Final = (
     Hyperparameter(
         "rope_base",
         gguf=Key("grok.rope.freq_base", 10000.0),
-        config=Key("rope_theta"),
+        config=Key("rope_theta", others=("rope_parameters.rope_theta",)),
         is_float=True,
         default=10000.0,
     ),
@@ -114,7 +117,7 @@ HYPERPARAMETERS: Final = (
     Hyperparameter(
         "attn_logit_cap",
         gguf=Key("grok.attn_logit_softcapping", 30.0),
-        config=Key("attn_logit_softcapping", 30.0),
+        config=Key("attn_logit_softcapping", 30.0, others=("max_attn_value",)),
         is_float=True,
         default=30.0,
     ),

@@ -6,6 +6,7 @@ grok.py in SGLang and vLLM for the Hugging Face names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from weightcast.converters.graph import Role, Stored, transposed
@@ -66,6 +67,18 @@ _GGUF: Final = {
     )
 }
 
+
+def _renamed(parts: Mapping[str, str]) -> dict[str, Stored]:
+    """Give the names of Hugging Face directories with other parts."""
+    names = {}
+    for role, stored in _HUGGING_FACE.items():
+        name = stored.name
+        for part, other in parts.items():
+            name = name.replace(part, other)
+        names[role] = Stored(name)
+    return names
+
+
 _LAYER: Final = "model.layers.{layer}."
 _EXPERT: Final = _LAYER + "block_sparse_moe.experts.{expert}."
 _HUGGING_FACE: Final = {
@@ -87,4 +100,69 @@ _HUGGING_FACE: Final = {
     "output": Stored("lm_head.weight"),
 }
 
-NAMES: Final = {"jax": _SHARDS, "gguf": _GGUF, "hugging_face": _HUGGING_FACE}
+# What others call them. The modules of the first two keep the names of the shards' leaves.
+_KEYFAN: Final = _renamed(
+    {
+        "model.embed_tokens": "transformer.in_out_embed",
+        "model.norm": "transformer.rms_norm",
+        "model.layers.": "transformer.decoder_layer.",
+        "pre_attn_norm": "rms_norm",
+        "post_attn_norm": "rms_norm_1",
+        "pre_moe_norm": "rms_norm_2",
+        "post_moe_norm": "rms_norm_3",
+        "self_attn.q_proj": "multi_head_attention.query",
+        "self_attn.k_proj": "multi_head_attention.key",
+        "self_attn.v_proj": "multi_head_attention.value",
+        "self_attn.o_proj": "multi_head_attention.linear",
+        "block_sparse_moe.gate": "router",
+        "block_sparse_moe.experts": "moe",
+        ".w1.": ".linear.",
+        ".w2.": ".linear_1.",
+        ".w3.": ".linear_v.",
+    }
+)
+_HPCAI: Final = _renamed(
+    {
+        "norm.weight": "norm.scale",
+        "self_attn": "attn",
+        "block_sparse_moe": "moe_block",
+        ".w1.": ".linear.",
+        ".w2.": ".linear_1.",
+        ".w3.": ".linear_v.",
+    }
+)
+_LLAMA_NORMS: Final = _renamed(
+    {
+        "pre_attn_norm": "input_layernorm",
+        "post_attn_norm": "post_attention_layernorm",
+        "pre_moe_norm": "pre_feedforward_layernorm",
+        "post_moe_norm": "post_feedforward_layernorm",
+    }
+)
+_STACKED: Final = _renamed({"experts.{expert}.": "experts."})
+# GGUF files of March 2024 have a tensor for each expert.
+_SINGLE_EXPERTS: Final = _GGUF | {
+    role.name: Stored(f"blk.{{layer}}.{role.name.removesuffix('_exps')}.{{expert}}.weight")
+    for role in ROLES
+    if role.name.endswith("_exps")
+}
+
+NAMES: Final = {
+    "jax": _SHARDS,
+    "gguf": _GGUF,
+    "hugging_face": _HUGGING_FACE,
+    "keyfan/grok-1-hf": _KEYFAN,
+    "hpcai-tech/grok-1": _HPCAI,
+    "Llama's norms": _LLAMA_NORMS,
+    "stacked experts": _STACKED,
+    "llama.cpp before April 2024": _SINGLE_EXPERTS,
+}
+DIALECTS: Final = {
+    "gguf": ("llama.cpp before April 2024",),
+    "hugging_face": (
+        "keyfan/grok-1-hf",
+        "hpcai-tech/grok-1",
+        "Llama's norms",
+        "stacked experts",
+    ),
+}
