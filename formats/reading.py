@@ -63,6 +63,8 @@ def check_downloaded(path: Path) -> None:
 
 
 def _stand_in(head: bytes, size: int) -> str | None:
+    if not size:
+        return "an empty file: its download has not started, or was lost"
     if _LFS.match(head):
         told = _LFS_SIZE.search(head)
         of = f" to {int(told[1]):,} bytes" if told else ""

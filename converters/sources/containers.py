@@ -30,7 +30,8 @@ from weightcast.converters.sources.detect import (
 )
 from weightcast.converters.sources.weights import Weights, is_of_ranks, join_ranks, weights_of
 from weightcast.errors import FormatError, MissingTensorError
-from weightcast.formats import safetensors
+from weightcast.formats import safetensors, torch_zip
+from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
@@ -44,6 +45,10 @@ class Container(Protocol):
     @property
     def name(self) -> str:
         """ "shards", "gguf" or "safetensors"."""
+
+    @property
+    def target(self) -> str | None:
+        """Name the target that artifacts of this kind are held against; None for sources only."""
 
     @property
     def written(self) -> str:
@@ -75,6 +80,7 @@ class Shards:
     """A directory of numbered pickles, as JAX checkpoints of xAI are."""
 
     name: Final = "shards"
+    target: Final = None
     written: Final = "gguf"
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
@@ -116,6 +122,7 @@ class Gguf:
     """A GGUF file, or the parts of a split one."""
 
     name: Final = "gguf"
+    target: Final = "gguf"
     written: Final = "gguf"
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
@@ -172,7 +179,9 @@ class Gguf:
 class Safetensors:
     """A safetensors file, or a directory of them with config.json."""
 
-    name: Final = "safetensors"
+    name: str = "safetensors"
+    target: Final = "safetensors"
+    index_name: str = safetensors.INDEX_NAME
     written: Final = "hugging_face"
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
@@ -206,11 +215,14 @@ class Safetensors:
 
     def weights(self, source: Path) -> Weights:
         """Read the index of a directory. Raises CheckpointError."""
-        config = _folder(source) / "config.json"
         files = files_ending(source, ".safetensors") if source.is_dir() else []
         if any(map(is_of_ranks, files)):
             return join_ranks({file: safetensors.read_index(file) for file in files})
-        return weights_of(source, config, safetensors.read_directory(source))
+        return weights_of(source, _folder(source) / "config.json", self.index(source))
+
+    def index(self, source: Path) -> dict[str, StoredArray]:
+        """Read where the tensors lie. Raises CheckpointError."""
+        return safetensors.read_directory(source)
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Give none: what a directory holds, only its family's table tells."""
@@ -234,13 +246,25 @@ class Safetensors:
 
     def beside(self, source: Path) -> Iterator[Path]:
         """List config.json and the index of a directory."""
-        names = ("config.json", safetensors.INDEX_NAME) if source.is_dir() else ("config.json",)
+        names = ("config.json", self.index_name) if source.is_dir() else ("config.json",)
         for name in names:
             if (_folder(source) / name).is_file():
                 yield _folder(source) / name
 
 
-CONTAINERS: Final[Mapping[str, Container]] = {c.name: c for c in (Shards(), Gguf(), Safetensors())}
+class Torch(Safetensors):
+    """A directory as before safetensors: the same, but the weights in PyTorch's .bin files."""
+
+    name = "torch"
+    index_name = torch_zip.INDEX_NAME
+
+    def index(self, source: Path) -> dict[str, StoredArray]:
+        """Read where the tensors lie. Raises CheckpointError."""
+        return torch_zip.read_directory(source)
+
+
+_ALL: Final[tuple[Container, ...]] = (Shards(), Gguf(), Safetensors(), Torch())
+CONTAINERS: Final[Mapping[str, Container]] = {container.name: container for container in _ALL}
 
 
 def container(path: Path) -> Container:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.errors import CheckpointError
-from weightcast.formats import safetensors
+from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.directory import entries, files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
@@ -21,12 +21,14 @@ _MAX_REVISION_BYTES: Final = 1 << 10
 
 
 def container_of(path: Path) -> str:
-    """Say what a path is: "shards", "gguf" or "safetensors". Raises CheckpointError."""
+    """Say what a path is: "shards", "gguf", "safetensors" or "torch". Raises CheckpointError."""
     if path.is_file():
         if path.suffix == ".gguf":
             return "gguf"
         if path.suffix == ".safetensors":
             return "safetensors"
+        if torch_zip.is_torch(path):
+            return "torch"
         with path.open("rb") as file:
             if file.read(4) == gguf.MAGIC:
                 return "gguf"
@@ -40,6 +42,8 @@ def container_of(path: Path) -> str:
         return "shards"
     if files_ending(path, ".safetensors") or (path / safetensors.INDEX_NAME).is_file():
         return "safetensors"
+    if torch_zip.files_in(path) or (path / torch_zip.INDEX_NAME).is_file():
+        return "torch"
     first = files_ending(path, ".gguf")
     hint = f"; did you mean {first[0]}?" if first else ""
     raise CheckpointError(f"{path}: holds neither shards (tensor00000_000) nor safetensors{hint}")
@@ -62,10 +66,13 @@ def checkpoint_directory(path: Path) -> Path | None:
 
 
 def in_hub_cache(path: Path) -> Path:
-    """Go from a repository in a model hub's cache to its revision; other paths stay.
+    """Go from a repository in a model hub's cache to its revision, from an index to its folder.
 
-    `refs/main` names the revision, or else there is one only. Raises CheckpointError.
+    Other paths stay. `refs/main` names the revision, or else there is one only. Raises
+    CheckpointError.
     """
+    if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME):
+        return path.parent
     snapshots = path / "snapshots"
     if not snapshots.is_dir() or not (path / "blobs").is_dir():
         return path

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.packed.find import read_bytes
 from weightcast.formats.packed.recognize import recognize
 from weightcast.formats.packed.rows import main_part, stored_matrix
 from weightcast.formats.reading import read_json_object
 from weightcast.text import shown
 
 _WEIGHT: Final = ".weight"
-_KEY: Final = "quantization_config"
+_BIAS: Final = ".bias"
+_MAX_BIAS_BYTES: Final = 1 << 20
+_KEYS: Final = ("quantization_config", "compression_config")
 # Scales of what layers get and give, and of the cache: no weights, and nothing that outputs have.
 _ACTIVATIONS: Final = tuple(
     f".{of}{kind}"
@@ -30,6 +33,24 @@ def scales_of_activations(
     return [name for name in arrays if name.endswith(_ACTIVATIONS) and name not in joined]
 
 
+def _quantization(config_file: Path) -> Any:
+    """Read quantization_config, under the names and in the files that it has had."""
+    config = read_json_object(config_file) if config_file.is_file() else {}
+    for key in _KEYS:
+        if key in config:
+            return config[key]
+    alone = config_file.with_name("quantize_config.json")  # of AutoGPTQ
+    if alone.is_file():
+        return {"quant_method": "gptq", **read_json_object(alone)}
+    return None
+
+
+def _is_zero(array: StoredArray | None) -> bool:
+    if array is None or array.nbytes > _MAX_BIAS_BYTES:
+        return False
+    return not read_bytes(array, 0, array.nbytes).any()
+
+
 def join_packed(
     source: Path, config_file: Path, arrays: Mapping[str, StoredArray]
 ) -> dict[str, StoredArray]:
@@ -39,7 +60,7 @@ def join_packed(
     activations are left out. Raises CheckpointError for what is packed and cannot be read, and
     where the config contradicts it.
     """
-    config = read_json_object(config_file).get(_KEY) if config_file.is_file() else None
+    config = _quantization(config_file)
     try:
         found = recognize(config, arrays)
     except (LayoutError, MissingTensorError) as problem:  # a FormatError names the file itself
@@ -50,6 +71,9 @@ def join_packed(
     for name, matrix in found.items():
         for suffix in matrix.parts:
             del joined[name + suffix]
+        # AutoGPTQ gives every module a bias, of zeros where there was none.
+        if _is_zero(joined.get(name + _BIAS)):
+            del joined[name + _BIAS]
     for name, matrix in found.items():
         location = f"{main_part(matrix).path}: {shown(name)}"
         if name + _WEIGHT in joined:

@@ -16,7 +16,7 @@ from weightcast.converters.sources import is_of_ranks
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
-from weightcast.formats import safetensors
+from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import files_ending
 from weightcast.formats.gguf import read as gguf
@@ -37,7 +37,7 @@ class Structure:
 
     `tensors` are those that lie whole in their files; `metadata` that of a first GGUF file.
     `incomplete` are files that are missing, cut, or cannot be read: what is not there may be in
-    them.
+    them. `repeated` are tensors of a file that an earlier one has too, and which.
     """
 
     path: Path
@@ -48,6 +48,7 @@ class Structure:
     by_file: dict[Path, dict[str, StoredArray]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     incomplete: set[Path] = field(default_factory=set)
+    repeated: dict[Path, dict[str, Path]] = field(default_factory=dict)
 
     def add(self, file: Path, what: str, *tensors: str, remedy: str = FETCH) -> None:
         """Take note of a problem, of tensors or a file."""
@@ -71,14 +72,21 @@ class Structure:
         self.by_file.setdefault(array.path, {})[name] = array
         other = self.tensors.setdefault(name, array)
         if other is not array and not is_of_ranks(array.path):
-            self.add(array.path, f"is also in {other.path.name}", name)
+            self.repeated.setdefault(array.path, {})[name] = other.path
 
 
-def read_structure(path: Path, target: Target) -> Structure:
+def read_structure(path: Path, target: Target, container: str) -> Structure:
     """Read the headers of an artifact and list what is wrong."""
     structure = Structure(path, target)
-    _READERS[target.name](structure)
+    _READERS[container](structure)
+    for file, others in structure.repeated.items():
+        what = f"{_be([*others])} also in {some(sorted({path.name for path in others.values()}))}"
+        structure.add(file, what, *others, remedy="remove one of them")
     return structure
+
+
+def _be(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,8 @@ def _read_gguf(structure: Structure) -> None:
     files = ((path.with_name(name), f"missing: part {n} of {count}") for name, n in names)
     structure.add_missing(files, count - len(there))
     told = gguf.whole_number(structure.metadata or {}, "split.tensors.count")
-    if len(there) == count and told not in (None, len(structure.tensors)):
+    is_whole = len(there) == count and not structure.incomplete
+    if is_whole and told not in (None, len(structure.tensors)):
         what = f"{len(structure.tensors)} tensors in {count} files, where the first says {told}"
         structure.add(path.with_name(gguf.split_name(match[1], 0, count)), what)
 
@@ -254,17 +263,37 @@ def _read_safetensors(structure: Structure) -> None:
     if path.is_file():
         _read_safetensors_file(structure, path)
         return
-    for file in files_ending(path, ".safetensors"):
+    index = path / safetensors.INDEX_NAME
+    # Those that the index names first: a copy in another file is the one too many.
+    named = _files_of(index) if index.is_file() else set()
+    for file in sorted(files_ending(path, ".safetensors"), key=lambda f: f.name not in named):
         _read_safetensors_file(structure, file)
     _check_numbering(structure)
-    index = path / safetensors.INDEX_NAME
     if index.is_file():
         _check_index(structure, index)
-    elif len(structure.files) > 1 and not any(map(is_of_ranks, structure.files)):
+    elif _needs_index(structure):
         structure.add(index, f"missing, where there are {len(structure.files)} files")
     for file in files_ending(path, ".json"):
         if file != index:
             _json_of(structure, file)
+
+
+def _needs_index(structure: Structure) -> bool:
+    """Tell whether there are several files, as far as can be told, that an index should name."""
+    if structure.incomplete or any(map(is_of_ranks, structure.files)):
+        return False
+    return len(structure.files) > 1
+
+
+def _files_of(index: Path) -> set[object]:
+    """List the files that an index names, if it is one."""
+    try:
+        weight_map = read_json_object(index).get("weight_map")
+    except CheckpointError:
+        return set()
+    if not isinstance(weight_map, dict):
+        return set()
+    return {name.removeprefix("./") for name in weight_map.values() if isinstance(name, str)}
 
 
 def _json_of(structure: Structure, file: Path) -> dict[str, Any] | None:
@@ -339,12 +368,19 @@ def _check_index(structure: Structure, index: Path) -> None:
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         structure.add(index, "not a safetensors index (no weight_map)")
         return
-    for (file, holder), names in _misplaced(structure, weight_map).items():
+    misplaced = _misplaced(structure, weight_map)
+    elsewhere = [name for (_, holder), names in misplaced.items() if holder for name in names]
+    if elsewhere:
+        holder, file = structure.tensors[elsewhere[0]].path.name, weight_map[elsewhere[0]]
+        more = ", and so on" if len(misplaced) > 1 else ""
+        what = f"{_be(elsewhere)} in {holder}, where it names {plain(file)}{more}"
+        structure.add(index, what, *elsewhere)
+    for (file, other), names in misplaced.items():
         path = index.with_name(file) if safetensors.is_file_name(file) else None
-        are = "is" if len(names) == 1 else "are"
-        if holder is not None:
-            structure.add(index, f"{are} in {holder}, where it names {plain(file)}", *names)
-        elif path is None or path.is_file():
+        are = _be(names)
+        if other is not None:
+            continue
+        if path is None or path.is_file():
             if path not in structure.incomplete:
                 structure.add(index, f"{are} not in {plain(file)}, which it names", *names)
         elif path not in structure.incomplete:
@@ -355,7 +391,7 @@ def _check_index(structure: Structure, index: Path) -> None:
         if name not in weight_map:
             unlisted[array.path].append(name)
     for path, names in unlisted.items():
-        structure.add(path, f"{'is' if len(names) == 1 else 'are'} not in {index.name}", *names)
+        structure.add(path, f"{_be(names)} not in {index.name}", *names)
     said = values.get("metadata")
     total = said.get("total_size") if isinstance(said, Mapping) else None
     found = sum(array.nbytes for array in structure.tensors.values())
@@ -376,4 +412,25 @@ def _misplaced(
     return found
 
 
-_READERS: Final = {"gguf": _read_gguf, "safetensors": _read_safetensors}
+# PyTorch's files
+
+
+def _read_torch(structure: Structure) -> None:
+    path = structure.path
+    files = [path] if path.is_file() else torch_zip.files_in(path)
+    for file in files:
+        structure.files.append(file)
+        try:
+            arrays = torch_zip.read_torch(file)
+        except CheckpointError as problem:
+            structure.refused(problem)
+            structure.incomplete.add(file)
+            continue
+        for name, array in arrays.items():
+            structure.keep(name, array)
+    index = path / torch_zip.INDEX_NAME
+    if index.is_file():
+        _check_index(structure, index)
+
+
+_READERS: Final = {"gguf": _read_gguf, "safetensors": _read_safetensors, "torch": _read_torch}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
+    CONTAINERS,
     Weights,
     container_of,
     in_hub_cache,
@@ -26,7 +27,6 @@ from weightcast.converters.sources import (
     weights_of,
 )
 from weightcast.converters.targets import TARGETS
-from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
 from weightcast.converters.verify.content import check_content, read_bytes
 from weightcast.converters.verify.expected import ExpectedLayout, expected_layout, planned_name
@@ -68,15 +68,16 @@ def verify(
     path = in_hub_cache(Path(artifact))
     workers = choose_workers(jobs)
     _check_request(source, imatrix, sample)
-    target = TARGETS.get(container_of(path))
-    if target is None:
+    container = CONTAINERS[container_of(path)]
+    if container.target is None:
         if source is not None:
             raise RequestError(
                 f"{path}: a checkpoint of shards is a source: verify it alone, or compare the two"
             )
         given = None if spec is None else Path(spec)
         return verify_source(path, given, workers.count, on_start)
-    return _Verifier(path, target, sample, workers.count, on_start).run(
+    structure = read_structure(path, TARGETS[container.target], container.name)
+    return _Verifier(path, structure, sample, workers.count, on_start).run(
         None if source is None else in_hub_cache(Path(source)),
         None if spec is None else Path(spec),
         None if imatrix is None else read_imatrix(imatrix),
@@ -98,7 +99,7 @@ class _Verifier:
     def __init__(
         self,
         path: Path,
-        target: Target,
+        structure: Structure,
         sample: Sample,
         jobs: int,
         on_start: Callable[[int], Callable[[int], None]],
@@ -107,13 +108,13 @@ class _Verifier:
         self._sample = sample
         self._jobs = jobs
         self._on_start = on_start
-        self._structure = read_structure(path, target)
+        self._structure = structure
         self._problems = self._structure.problems
         self._notes: list[str] = []
         self._checked: list[str] = []
         self._unchecked: list[str] = []
         self._matrices: Counter[str] = Counter()
-        self._used = target.convention
+        self._used = structure.target.convention
 
     def run(
         self, source: Path | None, spec: Path | None, imatrix: ImportanceMatrix | None
@@ -204,6 +205,7 @@ class _Verifier:
     def _comparable(self, tensors: Sequence[TensorMatch]) -> list[TensorMatch]:
         """Those that kernels read; the rest is compared as it is stored."""
         weights = []
+        others: dict[str, list[TensorMatch]] = defaultdict(list)
         for tensor in tensors:
             try:
                 views = tensor.views
@@ -215,11 +217,11 @@ class _Verifier:
             ):
                 weights.append(tensor)
             elif not _same_bytes(tensor):
-                what = f"numbers of {tensor.array.dtype} that are not the source's"
-                place = str(tensor.array.path)
-                self._problems.append(
-                    Problem(place, what, plain(tensor.name), "convert again", "numbers")
-                )
+                others[tensor.array.dtype].append(tensor)
+        for dtype, found in others.items():
+            what, place = f"numbers of {dtype} that are not the source's", str(found[0].array.path)
+            names = some([plain(tensor.name) for tensor in found])
+            self._problems.append(Problem(place, what, names, "convert again", "numbers"))
         return weights
 
     def _check_alone(self) -> None:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from weightcast.errors import FormatError, UnsafePickleError
 from weightcast.formats.reading import check_downloaded
@@ -53,11 +53,23 @@ class Bytes:
     is_latin1_text: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most opcodes, values on the stack, and memo entries of one pickle."""
+
+    opcodes: int = MAX_OPCODES
+    stack: int = MAX_STACK
+    memo: int = MAX_MEMO
+
+
 class _Mark:
     """The start of a tuple or of a run of dictionary items on the stack."""
 
 
 _MARK = _Mark()
+
+
+_USUAL: Final = Limits()
 
 
 class Machine:
@@ -70,15 +82,21 @@ class Machine:
         allowed: Set[tuple[str, str]],
         construct: Callable[[Global, tuple[Any, ...]], Any],
         build: Callable[[Any, Any], None],
+        *,
+        region: tuple[int, int] | None = None,
+        limits: Limits = _USUAL,
+        persistent: Callable[[Any], Any] | None = None,
     ) -> None:
+        """Take a file, or bytes [start, end) of it; `persistent` answers persistent ids."""
         self._fd = fd
         self._path = path
-        self._size = os.fstat(fd).st_size
+        self._position, self._size = region or (0, os.fstat(fd).st_size)
         self._allowed = allowed
         self._construct = construct
         self._build = build
-        self._position = 0
-        self._opcode_at = 0
+        self._limits = limits
+        self._persistent = persistent
+        self._opcode_at = self._position
         self._frame_end: int | None = None
         self._window = b""
         self._window_at = 0
@@ -87,7 +105,7 @@ class Machine:
 
     def run(self) -> Any:
         """Run to STOP. Raises FormatError or UnsafePickleError."""
-        if self._size == 0:
+        if self._size == self._position:
             raise self._error("the file is empty: the download has not started or was lost")
         if self._take(1) != b"\x80":
             check_downloaded(self._path)
@@ -97,23 +115,23 @@ class Machine:
         protocol = self._take(1)[0]
         if not 2 <= protocol <= 5:
             raise self._error(f"pickle protocol {protocol}; protocols 2 to 5 are read")
-        for _ in range(MAX_OPCODES):
+        for _ in range(self._limits.opcodes):
             self._opcode_at = self._position
             opcode = self._take(1)
             if opcode == b".":
                 return self._stop()
             handler = _HANDLERS.get(opcode)
-            if handler is None:
+            if handler is None or (opcode == b"Q" and self._persistent is None):
                 raise self._unknown(opcode)
             handler(self)
-            if len(self._stack) > MAX_STACK:
-                raise self._error(f"more than {MAX_STACK} values on the stack")
+            if len(self._stack) > self._limits.stack:
+                raise self._error(f"more than {self._limits.stack} values on the stack")
             if self._frame_end is not None:
                 if self._position > self._frame_end:
                     raise self._error(f"an opcode crosses the end of its frame, {self._frame_end}")
                 if self._position == self._frame_end:
                     self._frame_end = None
-        raise self._error(f"more than {MAX_OPCODES} opcodes")
+        raise self._error(f"more than {self._limits.opcodes} opcodes")
 
     def _stop(self) -> Any:
         if len(self._stack) != 1 or self._stack[0] is _MARK:
@@ -273,6 +291,13 @@ class Machine:
         except ValueError as problem:
             raise self._error(str(problem)) from None
 
+    def _persistent_id(self) -> None:
+        assert self._persistent is not None
+        try:
+            self._push(self._persistent(self._pop()))
+        except ValueError as problem:
+            raise self._error(str(problem)) from None
+
     def _apply_state(self) -> None:
         state = self._pop()
         if not self._stack:
@@ -285,8 +310,8 @@ class Machine:
     def _remember(self, key: int) -> None:
         if not self._stack or self._stack[-1] is _MARK:
             raise self._error("nothing to remember on the stack")
-        if key not in self._memo and len(self._memo) >= MAX_MEMO:
-            raise self._error(f"more than {MAX_MEMO} memo entries")
+        if key not in self._memo and len(self._memo) >= self._limits.memo:
+            raise self._error(f"more than {self._limits.memo} memo entries")
         self._memo[key] = self._stack[-1]
 
     def _recall(self, key: int) -> None:
@@ -325,6 +350,7 @@ _HANDLERS: dict[bytes, Callable[[Machine], None]] = {
     b"R": Machine._call,
     b"\x81": Machine._call,
     b"b": Machine._apply_state,
+    b"Q": Machine._persistent_id,
     b"q": lambda m: m._remember(m._unsigned(1)),
     b"r": lambda m: m._remember(m._unsigned(4)),
     b"\x94": lambda m: m._remember(len(m._memo)),

@@ -82,15 +82,18 @@ def _mixed_in_transformers(types: Collection[WeightType]) -> str | None:
 
 
 class Gptq:
-    """GPTQ; zero points are stored less `less`."""
+    """GPTQ; zero points are stored less `less`.
+
+    Without `has_order` columns are in the usual one, which nothing says: it is only read.
+    """
 
     coding: Final = GROUPS
     scales: Final = SCALES
-    is_written: Final = True
 
-    def __init__(self, name: str, less: int) -> None:
+    def __init__(self, name: str, less: int, *, has_order: bool = True) -> None:
         self.name: Final = name
         self.less: Final = less
+        self.is_written: Final = has_order
         readers = Readers(
             transformers="with optimum and GPTQModel (tested with 5.24)",
             in_vllm=_in_vllm,
@@ -120,7 +123,7 @@ class Gptq:
             Part(QWEIGHT, "I32", (n_in * bits // 32, n_out), 1),
             Part(QZEROS, "I32", (n_groups, n_out * bits // 32), 1, 32 // bits),
             Part(SCALES, shape.type.scale_dtype, (n_groups, n_out), 1),
-            Part(G_IDX, "I32", (n_in,), None),
+            *((Part(G_IDX, "I32", (n_in,), None),) if self.is_written else ()),
         )
 
     def row_multiple(self, weight_type: GroupType) -> int:
@@ -142,7 +145,7 @@ class Gptq:
 
     def constants(self, shape: MatrixShape[GroupType]) -> dict[str, bytes]:
         _, qzeros, *_ = self.parts(shape)
-        made = {G_IDX: _group_of_columns(shape).tobytes()}
+        made = {G_IDX: _group_of_columns(shape).tobytes()} if self.is_written else {}
         if shape.type.symmetric:
             made[QZEROS] = bytes([self._symmetric_byte(shape.type)]) * qzeros.nbytes
         return made
@@ -153,8 +156,8 @@ class Gptq:
         return stored if group_type.bits == 8 else stored << 4 | stored
 
     def unpack(self, parts: Mapping[str, NDArray[Any]], shape: MatrixShape[GroupType]) -> Groups:
-        qweight, qzeros, scales, g_idx = check_parts(self.name, self.parts(shape), parts)
-        if not np.array_equal(g_idx, _group_of_columns(shape)):
+        qweight, qzeros, scales, *g_idx = check_parts(self.name, self.parts(shape), parts)
+        if g_idx and not np.array_equal(g_idx[0], _group_of_columns(shape)):
             raise LayoutError(f"{G_IDX} orders columns by activation (desc_act), which is not read")
         codes = unpack_codes(as_bytes(qweight.T), shape.type.bits, shape.n_in)
         zero_points = self._zero_points(qzeros, shape)
@@ -225,10 +228,14 @@ class Gptq:
         if config.get("desc_act"):
             raise LayoutError("desc_act: columns in the order of activation are not read")
         symmetries = _symmetries(config)
+        # Where no matrix has an order of columns, it is the usual one.
+        has_order = any(name.endswith(G_IDX) for name in arrays)
+        stored_as = self if has_order else Gptq(self.name, self.less, has_order=False)
 
         def find(module: ModuleTensors) -> PackedMatrix:
-            shape = _shape(module, symmetric=True in symmetries)
-            matrix = packed_matrix(self, shape, module)
+            bits = None if has_order else config.get("bits")
+            shape = _shape(module, bits, symmetric=True in symmetries)
+            matrix = packed_matrix(self, shape, module, stored_as)
             # Rules may name modules as a runtime does, so the zero points decide which is meant.
             if len(symmetries) > 1 and not self._has_symmetric_zeros(matrix, shape.type):
                 asymmetric = replace(shape.type, symmetric=False)
@@ -278,11 +285,15 @@ def _symmetries(config: Mapping[str, Any]) -> set[bool]:
     return {rule.get("sym") is True for rule in said}
 
 
-def _shape(module: ModuleTensors, *, symmetric: bool) -> MatrixShape[GroupType]:
-    """Tell bits and group size from the shapes of the parts."""
-    qweight, scales, g_idx = module.matrix(QWEIGHT), module.matrix(SCALES), module.part(G_IDX)
-    n_in = g_idx.shape[0] if len(g_idx.shape) == 1 else 0
+def _shape(module: ModuleTensors, bits_said: object, *, symmetric: bool) -> MatrixShape[GroupType]:
+    """Tell bits and group size from the shapes of the parts, or from bits that are said."""
+    qweight, scales = module.matrix(QWEIGHT), module.matrix(SCALES)
     words, n_out = qweight.shape
+    if bits_said is None:
+        g_idx = module.part(G_IDX)
+        n_in = g_idx.shape[0] if len(g_idx.shape) == 1 else 0
+    else:
+        n_in = 32 * words // (8 if bits_said == 8 else 4)
     bits = 32 * words // n_in if n_in else 0
     if bits not in (4, 8):
         raise LayoutError(f"{words} words for {n_in} values are not of 4 or 8 bits")

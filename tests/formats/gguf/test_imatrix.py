@@ -176,7 +176,7 @@ def test_gguf_files_that_are_none(
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
-        (b"", "older importance matrix, ends here"),
+        (b"", "an empty file: its download has not started"),
         (struct.pack("<i", 0) + bytes(99), "declares 0 entries"),
         (struct.pack("<i", -1) + bytes(99), "declares -1 entries"),
         (struct.pack("<i", 1 << 30) + bytes(99), "declares 1073741824 entries"),

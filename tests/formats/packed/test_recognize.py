@@ -179,7 +179,8 @@ def test_parts_that_are_missing_or_of_other_shapes(name, index):
     first = next(iter(parts))
     for suffix, array in parts.items():
         rest = {key: value for key, value in parts.items() if key != suffix}
-        if suffix not in (first, ".weight_zero_point"):  # without these it is another matrix
+        # Without these it is another matrix.
+        if suffix not in (first, ".weight_zero_point", ".g_idx"):
             with pytest.raises(MissingTensorError, match=rf"^m\{suffix} is not there, but other"):
                 recognize(config, index(named("m", rest), metadata))
         other = array.astype(np.float32 if array.dtype == np.uint8 else np.uint8)
