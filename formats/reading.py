@@ -46,24 +46,25 @@ def read_small(path: Path, limit_bytes: int) -> bytes:
     return raw
 
 
-def check_downloaded(path: Path) -> None:
+def check_downloaded(path: Path, *, is_text: bool = False) -> None:
     """Raise FormatError if a file is what downloads leave in another's place.
 
     Called where a file is not what it should be: a pointer of Git LFS, a web page, or the few words
-    with which a server refused are then the reason.
+    with which a server refused are then the reason. These words are not looked for in a file that
+    `is_text` itself.
     """
     try:
         with path.open("rb") as file:
             size, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
     except OSError:
         return
-    told = _stand_in(head, size)
+    told = _stand_in(head, size, is_text=is_text)
     if told is not None:
         raise FormatError(path, None, told)
 
 
-def _stand_in(head: bytes, size: int) -> str | None:
-    if not size:
+def _stand_in(head: bytes, size: int, *, is_text: bool) -> str | None:
+    if not size and not is_text:
         return "an empty file: its download has not started, or was lost"
     if _LFS.match(head):
         told = _LFS_SIZE.search(head)
@@ -74,7 +75,7 @@ def _stand_in(head: bytes, size: int) -> str | None:
         return (
             "a web page, not the file: its address was wrong, or wants a login; download it again"
         )
-    if not start or size > len(head) or b"{" in start:
+    if is_text or not start or size > len(head) or b"{" in start:
         return None
     words = start.decode(errors="surrogateescape").strip()
     if not words.isprintable():  # more than one line, or no text

@@ -27,8 +27,11 @@ SUFFIXES: Final = (".bin", ".pt", ".pth")
 MAGIC: Final = b"PK\x03\x04"
 # A pickle of ten thousand tensors has 2 MB.
 _LIMITS: Final = Limits(opcodes=1 << 22, stack=1 << 18, memo=1 << 20)
-_MAX_PICKLE_BYTES: Final = 1 << 26
+_MAX_PICKLE_BYTES: Final = 1 << 25
 _MAX_ENTRIES: Final = 1 << 18
+_MAX_DIRECTORY_BYTES: Final = 1 << 24
+# The end of a zip archive: its record, a comment of any length, the place of the larger record.
+_MAX_TAIL_BYTES: Final = (1 << 16) + 42
 _MAX_AXES: Final = 64
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _DTYPES: Final = {
@@ -94,9 +97,10 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
 def read_torch(path: Path) -> dict[str, StoredArray]:
     """Index the tensors of one file. Raises FormatError, UnsafePickleError."""
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, OSError, OverflowError, ValueError, NotImplementedError):
         check_downloaded(path)
         raise FormatError(
             path, None, "not a zip archive that PyTorch wrote (before 1.6 it wrote others), or cut"
@@ -124,6 +128,23 @@ def read_torch(path: Path) -> dict[str, StoredArray]:
         return {name: _located(fd, path, tensor, entries, root) for name, tensor in tensors.items()}
     finally:
         os.close(fd)
+
+
+def _check_directory(path: Path) -> None:
+    """Raise FormatError if the archive's own directory takes too much memory to read."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _MAX_TAIL_BYTES))
+        tail = file.read(_MAX_TAIL_BYTES)
+        at = tail.rfind(b"PK\5\6")
+        if at < 0 or at + 16 > len(tail):
+            return  # which zipfile tells
+        said = int.from_bytes(tail[at + 12 : at + 16], "little")
+        if said == 0xFFFFFFFF and tail[at - 20 : at - 16] == b"PK\6\7":
+            file.seek(int.from_bytes(tail[at - 12 : at - 4], "little") + 40)
+            said = int.from_bytes(file.read(8), "little")
+    if said > _MAX_DIRECTORY_BYTES:
+        raise FormatError(path, None, f"a directory of {said:,} bytes, which is too much")
 
 
 def _pickle(path: Path, entries: dict[str, zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, str]:

@@ -65,7 +65,7 @@ def read_recipe_file(path: Path) -> RecipeFile:
     try:
         values = tomllib.loads(raw.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as problem:  # bad UTF-8 is a ValueError too
-        check_downloaded(path)
+        check_downloaded(path, is_text=True)
         raise FormatError(path, None, f"not valid TOML: {shown(str(problem))}") from None
     _check_keys(path, "", values, required=("base",), optional=("rule",))
     name = values["base"]

@@ -44,7 +44,11 @@ class Container(Protocol):
 
     @property
     def name(self) -> str:
-        """ "shards", "gguf" or "safetensors"."""
+        """ "shards", "gguf", "safetensors" or "torch"."""
+
+    @property
+    def is_never_blank(self) -> bool:
+        """Tell whether long runs of zeros in such files were never written, whatever the model."""
 
     @property
     def target(self) -> str | None:
@@ -80,6 +84,7 @@ class Shards:
     """A directory of numbered pickles, as JAX checkpoints of xAI are."""
 
     name: Final = "shards"
+    is_never_blank: Final = True
     target: Final = None
     written: Final = "gguf"
 
@@ -122,6 +127,7 @@ class Gguf:
     """A GGUF file, or the parts of a split one."""
 
     name: Final = "gguf"
+    is_never_blank: Final = False
     target: Final = "gguf"
     written: Final = "gguf"
 
@@ -180,6 +186,7 @@ class Safetensors:
     """A safetensors file, or a directory of them with config.json."""
 
     name: str = "safetensors"
+    is_never_blank: Final = False
     target: Final = "safetensors"
     index_name: str = safetensors.INDEX_NAME
     written: Final = "hugging_face"
@@ -245,8 +252,10 @@ class Safetensors:
         return None
 
     def beside(self, source: Path) -> Iterator[Path]:
-        """List config.json and the index of a directory."""
-        names = ("config.json", self.index_name) if source.is_dir() else ("config.json",)
+        """List what says how the tensors are packed, and the index of a directory."""
+        names = ["config.json", "quantize_config.json"]
+        if source.is_dir():
+            names.append(self.index_name)
         for name in names:
             if (_folder(source) / name).is_file():
                 yield _folder(source) / name

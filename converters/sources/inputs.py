@@ -10,7 +10,7 @@ from typing import Final
 
 from weightcast.converters.files import Blank, find_blanks
 from weightcast.converters.graph import TensorGraph, windows
-from weightcast.converters.sources.containers import container
+from weightcast.converters.sources.containers import CONTAINERS, container
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import ChangedError, CheckpointError, MissingTensorError
 from weightcast.text import count
@@ -116,7 +116,7 @@ def find_unwritten(graph: TensorGraph) -> tuple[Blank, ...]:
 
     Other files can be sparse for good reasons, and are not looked at. Raises CheckpointError.
     """
-    if graph.container != "shards":
+    if not CONTAINERS[graph.container].is_never_blank:
         return ()
     arrays = (view.array for tensor in graph.values() for view in windows(tensor))
     runs = {(a.path, a.offset, a.offset + a.nbytes) for a in arrays if a.text is None}
