@@ -41,6 +41,8 @@ def main() -> None:
                 "hosts": b"tensor00000_000\ntensor00000_001",
             },
             "imatrix": _imatrix_seeds(),
+            "torch": _torch_seeds(),
+            "torrent": {"two-files": _torrent()},
             "tokenizer": {"tiny": _tokenizer()},
         }
     for target, inputs in seeds.items():
@@ -179,6 +181,28 @@ def _imatrix_seeds() -> dict[str, bytes]:
     old = struct.pack("<ii", 1, 8) + b"a.weight" + struct.pack("<ii2f", 2, 2, 1, 2)
     old += struct.pack("<ii", 3, 4) + b"text"
     return {"gguf": gguf.ljust(layout.size, b"\0"), "old": old}
+
+
+def _torch_seeds() -> dict[str, bytes]:
+    """Two tensors of a storage, and one of another dtype."""
+    import torch
+
+    seeds = {}
+    table = torch.arange(6.0).reshape(2, 3)
+    state = {"a": table, "b": table[1], "c.weight": torch.ones(4, dtype=torch.bfloat16)}
+    for name, value in (("dictionary", state), ("module", torch.nn.Linear(2, 2).state_dict())):
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        seeds[name] = buffer.getvalue()
+    return seeds
+
+
+def _torrent() -> bytes:
+    """Two files in three pieces."""
+    files = b"ld6:lengthi20e4:pathl6:ckpt-015:tensor00000_000eed6:lengthi25e4:pathl1:beee"
+    pieces = b"60:" + bytes(range(60))
+    info = b"5:files%s4:name4:grok12:piece lengthi16e6:pieces%s" % (files, pieces)
+    return b"d8:announce5:udp:/4:infod%see" % info
 
 
 def _tokenizer() -> bytes:

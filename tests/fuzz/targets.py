@@ -36,7 +36,7 @@ from weightcast.converters.report import (
 from weightcast.converters.sources.open import open_as_it_is, open_to_inspect
 from weightcast.converters.sources.packed import join_packed
 from weightcast.converters.verify import checksums
-from weightcast.formats import safetensors
+from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.imatrix import read_imatrix
@@ -44,6 +44,7 @@ from weightcast.formats.jax.arrays import read_pickle
 from weightcast.formats.jax.shards import read_shards
 from weightcast.formats.tokenizer.hugging_face import tokenizer_json
 from weightcast.formats.tokenizer.sentencepiece import from_gguf, read_sentencepiece
+from weightcast.formats.torrent import read_torrent
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,17 @@ def _report(folder: Path, raw: bytes) -> None:
             tensor_role(tensor.name)
 
 
+def _torch(folder: Path, raw: bytes) -> None:
+    path = _write(folder, "pytorch_model.bin", raw)
+    for array in torch_zip.read_torch(path).values():
+        assert array.offset + array.nbytes <= len(raw)
+
+
+def _torrent(folder: Path, raw: bytes) -> None:
+    torrent = read_torrent(_write(folder, "a.torrent", raw))
+    assert -(-torrent.total_bytes // torrent.piece_bytes) == len(torrent.digests)
+
+
 def _tokenizer(folder: Path, raw: bytes) -> None:
     vocabulary = read_sentencepiece(_write(folder, "tokenizer.model", raw))
     json.loads(tokenizer_json(vocabulary))
@@ -235,6 +247,16 @@ _PICKLE_WORDS = (
     b"c_codecs\nencode\n",
     b"cjax._src.array\n_reconstruct_array\n", b"cml_dtypes\nbfloat16\n", b"cbuiltins\nbytes\n",
     b"X\x06\0\0\0latin1", b"X\x02\0\0\0f4", b"\x8c\x06weight", b"\x8c\x06scales",
+)  # fmt: skip
+_TORCH_WORDS = (
+    b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"archive/data.pkl",
+    b"archive/data/0", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n",
+    b"ctorch\nBFloat16Storage\n", b"ccollections\nOrderedDict\n", b"Q", b"tR",
+    b"X\x07\0\0\0storage",
+)  # fmt: skip
+_TORRENT_WORDS = (
+    b"4:info", b"6:pieces", b"12:piece length", b"5:files", b"6:length", b"4:path", b"4:name",
+    b"4:attr", b"1:p", b"i0e", b"i-1e", b"le", b"de", b"2:..",
 )  # fmt: skip
 _REPORT_WORDS = (
     b'"format"', b'"weightcast-report"', b'"outputs"', b'"tensors"', b'"metrics"', b'"experts"',
@@ -273,5 +295,7 @@ TARGETS = {
     "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in RELEASE), has_json=True),
     "report": Target(_report, 16384, _REPORT_WORDS, has_json=True),
     "journal": Target(_journal, 4096, _JOURNAL_WORDS, has_json=True),
+    "torch": Target(_torch, 4096, _TORCH_WORDS),
+    "torrent": Target(_torrent, 2048, _TORRENT_WORDS),
     "tokenizer": Target(_tokenizer, 4096, (b"\x0a", b"\x12", b"\x1a", b"<unk>")),
 }
