@@ -141,7 +141,8 @@ def _check_directory(path: Path) -> None:
             return  # which zipfile tells
         said = int.from_bytes(tail[at + 12 : at + 16], "little")
         if said == 0xFFFFFFFF and tail[at - 20 : at - 16] == b"PK\6\7":
-            file.seek(int.from_bytes(tail[at - 12 : at - 4], "little") + 40)
+            record = int.from_bytes(tail[at - 12 : at - 4], "little")
+            file.seek(min(record + 40, size))
             said = int.from_bytes(file.read(8), "little")
     if said > _MAX_DIRECTORY_BYTES:
         raise FormatError(path, None, f"a directory of {said:,} bytes, which is too much")
@@ -164,7 +165,7 @@ def _data_at(fd: int, path: Path, entry: zipfile.ZipInfo) -> int:
     """Tell where an entry's bytes begin. Raises FormatError if they are compressed."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise FormatError(path, entry.header_offset, f"{entry.filename} is compressed")
-    raw = os.pread(fd, _LOCAL_HEADER.size, entry.header_offset)
+    raw = os.pread(fd, _LOCAL_HEADER.size, entry.header_offset) if entry.header_offset >= 0 else b""
     if len(raw) != _LOCAL_HEADER.size or raw[:4] != MAGIC:
         raise FormatError(path, entry.header_offset, "not the header of a file in the archive")
     _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(raw)
