@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from weightcast.converters.compare import Key
@@ -16,7 +17,7 @@ from weightcast.converters.verify.mistakes import Mistake, Mistakes
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.converters.verify.rows import SOURCE, SYMMETRIC, TRUNCATED
 from weightcast.converters.verify.structure import FETCH
-from weightcast.text import count
+from weightcast.text import count, some
 
 # An error that is larger than the type's own by this factor is suspicious.
 SUSPICIOUS_RATIO: Final = 1.5
@@ -24,6 +25,9 @@ SUSPICIOUS_RATIO: Final = 1.5
 # damage, and so is a handful of bytes of a small tensor.
 _DAMAGED_SHARE: Final = 1e-4
 _DAMAGED_BYTES: Final = 16
+# So many lines of one mistake are read; more are one.
+_MOST_ALIKE: Final = 10
+_NUMBER: Final = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 # Types that hold what they are made of, or nearly: errors up to this are those of a detour.
 _NEARLY_EXACT: Final = ("F32", "F16", "BF16", "Q8_0", "INT8")
 _DETOUR: Final = 0.02
@@ -82,7 +86,7 @@ def judge(
             notes[note].append(_Noted(tensor.name, check.made))
         if found is not None:
             findings.append(_Finding(tensor, expert, found))
-    return Verdicts(list(_grouped(findings)), list(_told(notes)), counts)
+    return Verdicts(list(_merged(_grouped(findings))), list(_told(notes)), counts)
 
 
 def _reproduced_types(
@@ -186,6 +190,23 @@ def _grouped(findings: Sequence[_Finding]) -> Iterator[Problem]:
         groups[layer, role, same].append(found)
     for group in groups.values():
         yield _problem(sorted(group, key=lambda found: "(" not in found.mistake.what))
+
+
+def _merged(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Say what is wrong with very many tensors, in all layers or experts, once.
+
+    But for numbers they are told the same; damage is each its own.
+    """
+    alike: dict[tuple[object, ...], list[Problem]] = defaultdict(list)
+    for number, problem in enumerate(problems):
+        own = number if problem.mistake in ("damaged", "unreadable") else None
+        alike[own, problem.mistake, _NUMBER.sub("", problem.what), problem.remedy].append(problem)
+    for same in alike.values():
+        if len(same) <= _MOST_ALIKE:
+            yield from same
+            continue
+        tensors = some([(problem.tensor or "").partition(" and ")[0] for problem in same])
+        yield replace(same[0], tensor=tensors)
 
 
 def _problem(group: Sequence[_Finding]) -> Problem:

@@ -152,3 +152,20 @@ def test_a_copy_beside_files_with_an_index(extra: str, words: str, tmp_path: Pat
     assert repeated[0].startswith(f"{path / extra}: ")
     assert words in repeated[0]
     assert len(found.problems) <= 2  # and that the index does not name it
+
+
+@pytest.mark.parametrize("pair", [(".w1.", ".w3."), ("k_proj", "v_proj")])
+def test_the_same_in_all_layers_is_one_line(pair: tuple[str, str], tmp_path: Path) -> None:
+    weightcast.convert(Golden("deep").path, tmp_path / "m-bf16", no_tokenizer=True)
+    tensors = load_file(tmp_path / "m-bf16" / "model.safetensors")
+    one, other = pair
+    exchanged = {
+        name.replace(one, "X").replace(other, one).replace("X", other): tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(exchanged, tmp_path / "m-bf16" / "model.safetensors")
+    found = weightcast.verify(tmp_path / "m-bf16", Golden("deep").path)
+    assert len(found.problems) == 2
+    for problem in found.problems:
+        assert problem.mistake == "exchanged"
+        assert str(problem.tensor).endswith("and 7 more")
