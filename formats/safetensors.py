@@ -170,7 +170,7 @@ def _check_coverage(path: Path, start: int, size: int, arrays: list[StoredArray]
 
 def is_file_name(name: str) -> bool:
     """Tell whether a file in a directory can have a name that an index gives."""
-    is_plain = Path(name).name == name and not name.startswith(".")
+    is_plain = bool(name) and Path(name).name == name and not name.startswith(".")
     return is_plain and name.isprintable() and len(name.encode(errors="replace")) <= 255
 
 
@@ -196,7 +196,7 @@ def read_indexed(
         told = read_json_object(index)["weight_map"]
         weight_map = {tensor: name.removeprefix("./") for tensor, name in told.items()}
     except (KeyError, TypeError, AttributeError):
-        raise FormatError(index, None, "not a safetensors index (no weight_map)") from None
+        raise FormatError(index, None, "not an index of files (no weight_map)") from None
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or name.startswith("."):

@@ -13,9 +13,9 @@ import zipfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, BinaryIO, Final, cast
 
-from weightcast.errors import FormatError
+from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
 from weightcast.formats.directory import files_ending
 from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text
@@ -23,6 +23,8 @@ from weightcast.formats.reading import check_downloaded
 from weightcast.formats.safetensors import merge, read_indexed
 
 INDEX_NAME: Final = "pytorch_model.bin.index.json"
+# Other files of the suffix are of optimizers and of arguments.
+_STEM: Final = "pytorch_model"
 SUFFIXES: Final = (".bin", ".pt", ".pth")
 MAGIC: Final = b"PK\x03\x04"
 # A pickle of ten thousand tensors has 2 MB.
@@ -30,9 +32,9 @@ _LIMITS: Final = Limits(opcodes=1 << 22, stack=1 << 18, memo=1 << 20)
 _MAX_PICKLE_BYTES: Final = 1 << 25
 _MAX_ENTRIES: Final = 1 << 18
 _MAX_DIRECTORY_BYTES: Final = 1 << 24
-# The end of a zip archive: its record, a comment of any length, the place of the larger record.
-_MAX_TAIL_BYTES: Final = (1 << 16) + 42
 _MAX_AXES: Final = 64
+# What training scripts put the weights under.
+_HOLDERS: Final = ("state_dict", "model", "module")
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _DTYPES: Final = {
     Global("torch", f"{name}Storage"): dtype
@@ -82,8 +84,8 @@ def is_torch(path: Path) -> bool:
 
 
 def files_in(directory: Path) -> list[Path]:
-    """List the files of a directory that PyTorch wrote weights into."""
-    return [file for file in files_ending(directory, ".bin") if is_torch(file)]
+    """List the files of a directory that PyTorch wrote weights into, complete or not."""
+    return [file for file in files_ending(directory, ".bin") if file.name.startswith(_STEM)]
 
 
 def read_directory(path: Path) -> dict[str, StoredArray]:
@@ -97,14 +99,18 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
 def read_torch(path: Path) -> dict[str, StoredArray]:
     """Index the tensors of one file. Raises FormatError, UnsafePickleError."""
     try:
-        _check_directory(path)
-        with zipfile.ZipFile(path) as archive:
+        with (
+            path.open("rb") as file,
+            zipfile.ZipFile(cast(IO[bytes], _Bounded(file, path))) as archive,
+        ):
             entries = {entry.filename: entry for entry in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, OverflowError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, OverflowError, ValueError, NotImplementedError):
         check_downloaded(path)
         raise FormatError(
             path, None, "not a zip archive that PyTorch wrote (before 1.6 it wrote others), or cut"
         ) from None
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
     if len(entries) > _MAX_ENTRIES:
         raise FormatError(path, None, f"{len(entries):,} storages; {_MAX_ENTRIES:,} are read")
     (pickle, root) = _pickle(path, entries)
@@ -124,28 +130,31 @@ def read_torch(path: Path) -> dict[str, StoredArray]:
         value = machine.run()
         if not isinstance(value, dict):
             raise FormatError(path, None, "holds no dictionary of tensors")
-        tensors = dict(_tensors("", value))
-        return {name: _located(fd, path, tensor, entries, root) for name, tensor in tensors.items()}
+        tensors = _tensors(value).items()
+        return {name: _located(fd, path, tensor, entries, root) for name, tensor in tensors}
     finally:
         os.close(fd)
 
 
-def _check_directory(path: Path) -> None:
-    """Raise FormatError if the archive's own directory takes too much memory to read."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _MAX_TAIL_BYTES))
-        tail = file.read(_MAX_TAIL_BYTES)
-        at = tail.rfind(b"PK\5\6")
-        if at < 0 or at + 16 > len(tail):
-            return  # which zipfile tells
-        said = int.from_bytes(tail[at + 12 : at + 16], "little")
-        if said == 0xFFFFFFFF and tail[at - 20 : at - 16] == b"PK\6\7":
-            record = int.from_bytes(tail[at - 12 : at - 4], "little")
-            file.seek(min(record + 40, size))
-            said = int.from_bytes(file.read(8), "little")
-    if said > _MAX_DIRECTORY_BYTES:
-        raise FormatError(path, None, f"a directory of {said:,} bytes, which is too much")
+class _Bounded:
+    """A file of which no more than an archive's directory is read at once."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """Read bytes, up to the end if no number is given. Raises FormatError."""
+        if count < 0:
+            at = self.tell()
+            count = self.seek(0, os.SEEK_END) - at
+            self.seek(at)
+        if count > _MAX_DIRECTORY_BYTES:
+            said = f"a directory of {count:,} bytes, which is too much"
+            raise FormatError(self._path, None, said)
+        return self._file.read(count)
 
 
 def _pickle(path: Path, entries: dict[str, zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, str]:
@@ -165,23 +174,23 @@ def _data_at(fd: int, path: Path, entry: zipfile.ZipInfo) -> int:
     """Tell where an entry's bytes begin. Raises FormatError if they are compressed."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise FormatError(path, entry.header_offset, f"{entry.filename} is compressed")
-    raw = os.pread(fd, _LOCAL_HEADER.size, entry.header_offset) if entry.header_offset >= 0 else b""
+    size = os.fstat(fd).st_size
+    raw = b""
+    if 0 <= entry.header_offset < size:
+        raw = os.pread(fd, _LOCAL_HEADER.size, entry.header_offset)
     if len(raw) != _LOCAL_HEADER.size or raw[:4] != MAGIC:
         raise FormatError(path, entry.header_offset, "not the header of a file in the archive")
     _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(raw)
     start = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-    if start + entry.file_size > os.fstat(fd).st_size:
+    if start + entry.file_size > size:
         raise FormatError(path, start, f"{entry.filename} goes on after the end of the file: cut")
     return int(start)
 
 
-def _tensors(prefix: str, value: dict[str, Any]) -> Any:
-    """List tensors by their names; a state_dict may lie in another dictionary."""
-    for name, inner in value.items():
-        if isinstance(inner, _Tensor):
-            yield prefix + name, inner
-        elif isinstance(inner, dict) and not prefix and name in ("state_dict", "model", "module"):
-            yield from _tensors("", inner)
+def _tensors(value: dict[str, Any]) -> dict[str, _Tensor]:
+    """Give tensors by their names; a state_dict may lie in another dictionary."""
+    inner = next((value[name] for name in _HOLDERS if isinstance(value.get(name), dict)), value)
+    return {name: each for name, each in inner.items() if isinstance(each, _Tensor)}
 
 
 def _located(
@@ -211,6 +220,7 @@ def _storage(identity: Any) -> _Storage:
         and len(identity) == 5
         and all(isinstance(identity[n], Text) for n in (0, 2, 3))
         and identity[0].value == "storage"
+        and isinstance(identity[1], Global)
         and identity[1] in _DTYPES
         and identity[2].value is not None
     ):

@@ -200,8 +200,8 @@ def _type_name(graph: TensorGraph, pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         weights[pair.type] += pair.output.size
     most = weights.most_common(1)[0][0] if weights else "unknown"
-    target = TARGETS.get(graph.container)
-    return most.lower() if target is not None and target.is_directory else most
+    target = CONTAINERS[graph.container].target
+    return most.lower() if target is not None and TARGETS[target].is_directory else most
 
 
 def _files(graph: TensorGraph) -> set[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -113,8 +114,11 @@ def graph_from_names(
             experts.append(pull(place, [name]))
         return stacked(place.name, tuple(experts))
 
-    tensors = {}
+    tensors, tables = {}, {}
     for place in family.places(num_layers):
+        if place.name in family.ties:
+            held = next((left[n] for n in family.names_in(place, convention) if n in left), ())
+            tables[place.name] = (held,) if isinstance(held, StoredArray) else held
         tensor, read = find(place), family.stored(place, convention).read
         tensors[place.name] = tensor if read is None else read(tensor)
     # A copy of a tied tensor under its own name adds nothing.
@@ -122,8 +126,9 @@ def graph_from_names(
         if tied.role.name not in family.names[convention]:
             continue
         copy = left.pop(family.name_in(tied, convention), None)
-        if isinstance(copy, StoredArray):
-            check_tied(family, copy, first_array(tensors[original]))
+        if copy is not None:
+            heads = (copy,) if isinstance(copy, StoredArray) else copy
+            check_tied(family, heads, tables[original])
     if left:
         names = ", ".join(shown(name) for name in sorted(left)[:3])
         raise FormatError(
@@ -138,31 +143,45 @@ def joined(family: Family, place: Place, name: str, shares: Sequence[StoredArray
 
     Raises LayoutError if it has none.
     """
-    axes = place.role.axes[-len(shares[0].shape) :]
+    n_axes = len(shares[0].shape)
+    axes = place.role.axes[-n_axes:] if n_axes else ()
     axis = next((n for n, axis in enumerate(axes) if axis in family.split_axes), None)
     if axis is None:
         raise LayoutError(f"{shares[0].path}: {name} is not split by ranks in {family.title}")
     return concatenated(name, tuple(stored(name, share) for share in shares), axis)
 
 
-def check_tied(family: Family, head: StoredArray, embedding: StoredArray) -> None:
+def check_tied(family: Family, heads: Sequence[StoredArray], tables: Sequence[StoredArray]) -> None:
     """Raise LayoutError if an output head differs from the embedding table that it is tied to.
 
-    Compares tables up to 64 MiB whole and of larger ones 1024 pieces of 64 KiB, so that looking at
-    a checkpoint stays quick. Of heads in another type, or packed, only the shape is compared.
+    Either may lie in several files, rows after rows. Compares tables up to 64 MiB whole and of
+    larger ones 1024 pieces of 64 KiB, so that looking at a checkpoint stays quick. Of heads in
+    another type, or packed, only the shape is compared.
     """
-    problem = f"{head.path}: the output head is not the embedding table, as it is in {family.title}"
-    if head.shape != embedding.shape:
+    first = heads[0]
+    problem = f"{first.path}: the output head is not the embedding table, as in {family.title}"
+    rows, n_in = (sum(array.shape[0] for array in tables), tables[0].shape[1:])
+    if (sum(array.shape[0] for array in heads), first.shape[1:]) != (rows, n_in):
         raise LayoutError(problem)
-    if head.dtype != embedding.dtype or head.packed is not None:
+    if first.dtype != tables[0].dtype or any(a.packed is not None for a in (*heads, *tables)):
         return
-    piece = 1 << 16
-    with head.path.open("rb") as a, embedding.path.open("rb") as b:
-        for start in range(0, head.nbytes, max(piece, head.nbytes // 1024)):
-            a.seek(head.offset + start)
-            b.seek(embedding.offset + start)
-            count = min(piece, head.nbytes - start)
-            if a.read(count) != b.read(count):
+    piece, nbytes = 1 << 16, sum(array.nbytes for array in heads)
+    with ExitStack() as stack:
+        files = {a.path: stack.enter_context(a.path.open("rb")) for a in (*heads, *tables)}
+
+        def read(arrays: Sequence[StoredArray], start: int, count: int) -> bytes:
+            raw = b""
+            for array in arrays:
+                if start < array.nbytes and len(raw) < count:
+                    file = files[array.path]
+                    file.seek(array.offset + start)
+                    raw += file.read(min(count - len(raw), array.nbytes - start))
+                start = max(0, start - array.nbytes)
+            return raw
+
+        for start in range(0, nbytes, max(piece, nbytes // 1024)):
+            count = min(piece, nbytes - start)
+            if read(heads, start, count) != read(tables, start, count):
                 raise LayoutError(problem)
 
 

@@ -49,7 +49,7 @@ from weightcast.converters.output.journal import (
 from weightcast.converters.plan import Destination, Plan
 from weightcast.converters.targets.target import Output, Request
 from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError, TakenError
-from weightcast.formats.directory import entries
+from weightcast.formats.directory import is_trace
 
 # Of a bundle that was being written when its conversion was killed.
 _OWN_PARTIALS: Final = {f".{name}.partial" for name in bundle_names.NAMES}
@@ -59,7 +59,9 @@ def foreign_entry(request: Request) -> Path | None:
     """Find something in a directory that no conversion wrote, or that was edited in a bundle."""
     directory, target = request.path, request.target
     bundle = set(bundle_names.written_before(bundle_names.BundlePaths(directory)))
-    for entry in entries(directory):
+    for entry in sorted(directory.iterdir()):
+        if is_trace(entry.name) and entry.is_file():
+            continue
         is_own = target.owns(entry.name) or entry.name in _OWN_PARTIALS or entry in bundle
         if not is_own or not (entry.is_file() or entry.is_symlink()):
             return entry

@@ -33,7 +33,7 @@ from weightcast.converters.sources.options import (
     parse_size,
 )
 from weightcast.converters.sources.packed import join_packed
-from weightcast.converters.sources.weights import Weights, is_of_ranks, join_ranks, weights_of
+from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
 
 __all__ = [
     "CONTAINERS",
@@ -54,7 +54,6 @@ __all__ = [
     "in_hub_cache",
     "is_of_ranks",
     "join_packed",
-    "join_ranks",
     "list_inputs",
     "open_as_it_is",
     "open_family",

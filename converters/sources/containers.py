@@ -6,7 +6,7 @@ model, and which convention of names its tensors follow. What the names mean, a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -28,7 +28,7 @@ from weightcast.converters.sources.detect import (
     find_beside,
     find_spec,
 )
-from weightcast.converters.sources.weights import Weights, is_of_ranks, join_ranks, weights_of
+from weightcast.converters.sources.weights import is_of_ranks, weights_of
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
@@ -37,6 +37,8 @@ from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
 from weightcast.text import shown
+
+StoredEntry = tuple[str, StoredArray]
 
 
 class Container(Protocol):
@@ -200,11 +202,10 @@ class Safetensors:
         else:
             family = next(iter(FAMILIES.values()))
             told = Told(read_spec(family, spec), str(spec))
-        weights = self.weights(source)
-        names = [*weights.arrays, *weights.shares]
-        convention = family.convention_in(names, self.written)
+        weights = weights_of(source, config, _by_file(self.index(source)))
+        convention = family.convention_in(weights.names, self.written)
         in_layer = family.layer_pattern(convention)
-        layers = {int(match[1]) for name in names if (match := in_layer.match(name))}
+        layers = {int(match[1]) for name in weights.names if (match := in_layer.match(name))}
         if not layers or max(layers) >= len(layers):
             raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
         graph = graph_from_names(
@@ -220,16 +221,12 @@ class Safetensors:
         notes = (*weights.notes, *_dialect_note(convention, self.written))
         return replace(graph, files=weights.files, notes=notes)
 
-    def weights(self, source: Path) -> Weights:
-        """Read the index of a directory. Raises CheckpointError."""
+    def index(self, source: Path) -> Iterable[StoredEntry]:
+        """List where the tensors lie. Raises CheckpointError."""
         files = files_ending(source, ".safetensors") if source.is_dir() else []
         if any(map(is_of_ranks, files)):
-            return join_ranks({file: safetensors.read_index(file) for file in files})
-        return weights_of(source, _folder(source) / "config.json", self.index(source))
-
-    def index(self, source: Path) -> dict[str, StoredArray]:
-        """Read where the tensors lie. Raises CheckpointError."""
-        return safetensors.read_directory(source)
+            return [entry for file in files for entry in safetensors.read_index(file).items()]
+        return safetensors.read_directory(source).items()
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Give none: what a directory holds, only its family's table tells."""
@@ -267,9 +264,9 @@ class Torch(Safetensors):
     name = "torch"
     index_name = torch_zip.INDEX_NAME
 
-    def index(self, source: Path) -> dict[str, StoredArray]:
-        """Read where the tensors lie. Raises CheckpointError."""
-        return torch_zip.read_directory(source)
+    def index(self, source: Path) -> Iterable[StoredEntry]:
+        """List where the tensors lie. Raises CheckpointError."""
+        return torch_zip.read_directory(source).items()
 
 
 _ALL: Final[tuple[Container, ...]] = (Shards(), Gguf(), Safetensors(), Torch())
@@ -279,6 +276,13 @@ CONTAINERS: Final[Mapping[str, Container]] = {container.name: container for cont
 def container(path: Path) -> Container:
     """Find how a path is read. Raises CheckpointError."""
     return CONTAINERS[container_of(path)]
+
+
+def _by_file(entries: Iterable[StoredEntry]) -> dict[Path, dict[str, StoredArray]]:
+    found: dict[Path, dict[str, StoredArray]] = {}
+    for name, array in entries:
+        found.setdefault(array.path, {})[name] = array
+    return found
 
 
 def _dialect_note(convention: str, usual: str) -> tuple[str, ...]:

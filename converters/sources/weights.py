@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,66 +16,79 @@ from typing import Final
 from weightcast.converters.sources.packed import join_packed, scales_of_activations
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray
-from weightcast.text import count, some
+from weightcast.text import count, shown, some
 
 # Of DistributedDataParallel, torch.compile, and peft; they can be nested.
 _PREFIXES: Final = ("module.", "_orig_mod.", "base_model.model.")
+_MOST_NESTED: Final = 8
 # What old versions of transformers save, and config.json tells.
 _BUFFERS: Final = ("rotary_emb.inv_freq",)
-# lmzheng/grok-1 and xai-org/grok-2: a file for each rank, and one of what all have.
+# Files of a rank, which has one or several, and files of what all ranks have.
 _RANK: Final = re.compile(r".*-TP-(\d{3}|common)\.safetensors")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, those of ranks as their shares in order; notes say what was left out."""
+    """Tensors by name, those of ranks as their shares in order; notes say what was left out.
+
+    `files` are all that were read, also those of tensors that were left out.
+    """
 
     arrays: Mapping[str, StoredArray]
     shares: Mapping[str, tuple[StoredArray, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that tensors are in; of a packed matrix each part can be in another."""
-        found = {array.path for array in self.arrays.values()}
-        for array in self.arrays.values():
-            if array.packed is not None:
-                found.update(part.path for part in array.packed.parts.values())
-        return tuple(sorted(found.union(a.path for all_of in self.shares.values() for a in all_of)))
+    def names(self) -> frozenset[str]:
+        """The names of all tensors."""
+        return frozenset(self.arrays) | frozenset(self.shares)
 
 
-def weights_of(source: Path, config_file: Path, stored: Mapping[str, StoredArray]) -> Weights:
-    """Give tensors the names that they have without wrappers, and join packed matrices.
+def weights_of(
+    source: Path, config_file: Path, by_file: Mapping[Path, Mapping[str, StoredArray]]
+) -> Weights:
+    """Join ranks and packed matrices, and give tensors the names that they have without wrappers.
 
-    Raises CheckpointError for what is packed and cannot be read.
+    A tensor is in one file only, but for shares of ranks. Raises CheckpointError for ranks that do
+    not go together, and for what is packed and cannot be read.
     """
     notes = []
-    arrays, prefix = _without_prefixes(stored)
+    if any(map(is_of_ranks, by_file)):
+        stored, shares, note = _join_ranks(by_file)
+        notes.append(note)
+    else:
+        stored, shares = {n: a for arrays in by_file.values() for n, a in arrays.items()}, {}
+    prefix = _prefix([*stored, *shares])
     if prefix:
         notes.append(f"names of tensors without {prefix!r}, which a wrapper added")
-    buffers = [name for name in arrays if name.endswith(_BUFFERS)]
-    if buffers:
-        notes.append(f"left out: {count(len(buffers), 'buffer')} of rotary positions")
-        arrays = {name: array for name, array in arrays.items() if name not in buffers}
-    joined = join_packed(source, config_file, arrays)
-    scales = scales_of_activations(arrays, joined)
+    arrays = {name.removeprefix(prefix): array for name, array in stored.items()}
+    kept = {name: array for name, array in arrays.items() if not name.endswith(_BUFFERS)}
+    if len(kept) < len(arrays):
+        n_buffers = count(len(arrays) - len(kept), "buffer")
+        notes.append(f"left out: {n_buffers} of rotary positions")
+    joined = join_packed(source, config_file, kept)
+    scales = scales_of_activations(kept, joined)
     if scales:
         notes.append(f"left out: {count(len(scales), 'scale')} of activations")
-    return Weights(joined, notes=tuple(notes))
+    return Weights(
+        joined,
+        {name.removeprefix(prefix): found for name, found in shares.items()},
+        tuple(notes),
+        tuple(sorted(by_file)),
+    )
 
 
-def _without_prefixes(
-    stored: Mapping[str, StoredArray],
-) -> tuple[dict[str, StoredArray], str]:
-    """Take wrappers' prefixes off the names, where all have them."""
-    arrays, taken = dict(stored), ""
-    while arrays:
-        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in arrays)), None)
-        if prefix is None:
+def _prefix(names: Collection[str]) -> str:
+    """Tell what wrappers put before the names, if it is before all of them."""
+    taken = ""
+    for _ in range(_MOST_NESTED if names else 0):
+        tried = (taken + prefix for prefix in _PREFIXES)
+        longer = next((p for p in tried if all(name.startswith(p) for name in names)), None)
+        if longer is None:
             break
-        taken += prefix
-        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return arrays, taken
+        taken = longer
+    return taken
 
 
 def is_of_ranks(file: Path) -> bool:
@@ -83,40 +96,40 @@ def is_of_ranks(file: Path) -> bool:
     return _RANK.fullmatch(file.name) is not None
 
 
-def join_ranks(by_file: Mapping[Path, Mapping[str, StoredArray]]) -> Weights:
-    """Bring the shares of ranks together, in the order of ranks.
+def _join_ranks(
+    by_file: Mapping[Path, Mapping[str, StoredArray]],
+) -> tuple[dict[str, StoredArray], dict[str, tuple[StoredArray, ...]], str]:
+    """Bring the shares of ranks together, in the order of ranks; also what all have, and a note.
 
     Raises MissingTensorError where a rank is missing or lacks a tensor, LayoutError where ranks
-    differ, or a tensor is of one rank and of all.
+    differ, a tensor is there twice, or a file is of no rank.
     """
-    arrays: dict[str, StoredArray] = {}
-    ranks: dict[int, Path] = {}
+    common: dict[str, StoredArray] = {}
+    ranks: dict[int, dict[str, StoredArray]] = defaultdict(dict)
     for file, found in by_file.items():
         match = _RANK.fullmatch(file.name)
-        assert match is not None
-        if match[1] != "common":
-            ranks[int(match[1])] = file
-            continue
-        twice = sorted(arrays.keys() & found.keys())
-        if twice:
-            raise LayoutError(f"{file}: {twice[0]} is also in {arrays[twice[0]].path.name}")
-        arrays |= found
+        if match is None:
+            raise LayoutError(f"{file}: no rank's, though others beside it are; move it away")
+        own = common if match[1] == "common" else ranks[int(match[1])]
+        for name, array in found.items():
+            if name in own:
+                raise LayoutError(f"{file}: {shown(name)} is also in {own[name].path.name}")
+            own[name] = array
     missing = sorted(set(range(max(ranks, default=-1) + 1)) - ranks.keys())
     if missing:
-        listed = some([f"{rank:03}" for rank in missing])
-        raise MissingTensorError(f"{ranks[max(ranks)]}: there is no file of rank {listed}")
+        listed, folder = some([f"{rank:03}" for rank in missing]), next(iter(by_file)).parent
+        raise MissingTensorError(f"{folder}: there is no file of rank {listed}")
     shares: dict[str, list[StoredArray]] = defaultdict(list)
     for rank in sorted(ranks):
-        file = ranks[rank]
-        for name, array in by_file[file].items():
+        for name, array in ranks[rank].items():
             shares[name].append(array)
     for name, of_ranks in shares.items():
-        place = f"{of_ranks[0].path}: {name}"
-        if name in arrays:
-            raise LayoutError(f"{place} is a rank's, and also in {arrays[name].path.name}")
+        place = f"{of_ranks[0].path}: {shown(name)}"
+        if name in common:
+            raise LayoutError(f"{place} is a rank's, and also in {common[name].path.name}")
         if len(of_ranks) != len(ranks):
             raise MissingTensorError(f"{place} is of {len(of_ranks)} ranks, not of {len(ranks)}")
-        if len({(a.dtype, a.shape) for a in of_ranks}) > 1:
+        if len({(array.dtype, array.shape) for array in of_ranks}) > 1:
             raise LayoutError(f"{place} has other types or shapes in other ranks")
     note = f"joined from the files of {count(len(ranks), 'rank')}: {count(len(shares), 'tensor')}"
-    return Weights(arrays, {name: tuple(found) for name, found in shares.items()}, (note,))
+    return common, {name: tuple(found) for name, found in shares.items()}, note

@@ -67,9 +67,9 @@ def _vocabulary(
     if found is None:
         return None, ()
     pieces, size = len(found.tokens), graph.spec.vocab_size
-    released = {row.released for row in graph.family.hyperparameters if row.name == "vocab_size"}
     # A release's own tokenizer fills its table.
-    padded = found.padded(size, 0) if size in released else found.padded(size)
+    is_released = size == graph.family.released.get("vocab_size")
+    padded = found.padded(size, 0) if is_released else found.padded(size)
     if pieces < size:
         return padded, (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)
     return padded, ()

@@ -80,7 +80,7 @@ def judge(
         )
         if found is not None and found.kind == "rounded" and is_packed and _may_be_rounded(tensor):
             # Packed directories have such tables in bf16; saved as float32, it is one all the same.
-            found, note = None, _ROUNDED_TABLE
+            found, verdict, note = None, "rounded", _ROUNDED_TABLE
         counts[verdict] += 1
         if note is not None:
             notes[note].append(_Noted(tensor.name, check.made))

@@ -72,7 +72,7 @@ def match(
     problems: list[Problem] = []
     missing: list[str] = []
     left: dict[str, StoredArray] = dict(weights.arrays)
-    joined: dict[str, Tensor] = {}
+    joined: set[str] = set()
     for wanted in _wanted(source, conventions, [*weights.arrays, *weights.shares]):
         tensor = wanted.source
         name = next((n for n in wanted.names if n in left or n in weights.shares), None)
@@ -83,7 +83,12 @@ def match(
         if name in weights.shares:
             assert wanted.place is not None
             shares = weights.shares[name]
-            whole = joined[name] = join_shares(source.family, wanted.place, name, shares)
+            try:
+                whole = join_shares(source.family, wanted.place, name, shares)
+            except LayoutError as problem:
+                problems.append(Problem(str(problem), "cannot be used", mistake="ranks"))
+                continue
+            joined.add(name)
             nbytes = sum(share.nbytes for share in shares)
             array = replace(shares[0], shape=whole.shape, nbytes=nbytes)
         else:

@@ -366,13 +366,13 @@ def _check_index(structure: Structure, index: Path) -> None:
         return
     weight_map = values.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        structure.add(index, "not a safetensors index (no weight_map)")
+        structure.add(index, "not an index of files (no weight_map)")
         return
     misplaced = _misplaced(structure, weight_map)
     elsewhere = [name for (_, holder), names in misplaced.items() if holder for name in names]
     if elsewhere:
         holder, file = structure.tensors[elsewhere[0]].path.name, weight_map[elsewhere[0]]
-        more = ", and so on" if len(misplaced) > 1 else ""
+        more = ", and so on" if sum(holder is not None for _, holder in misplaced) > 1 else ""
         what = f"{_be(elsewhere)} in {holder}, where it names {plain(file)}{more}"
         structure.add(index, what, *elsewhere)
     for (file, other), names in misplaced.items():
@@ -394,7 +394,9 @@ def _check_index(structure: Structure, index: Path) -> None:
         structure.add(path, f"{_be(names)} not in {index.name}", *names)
     said = values.get("metadata")
     total = said.get("total_size") if isinstance(said, Mapping) else None
-    found = sum(array.nbytes for array in structure.tensors.values())
+    # Tensors that are tied may lie in one place.
+    places = {(a.path, a.offset, a.nbytes) for a in structure.tensors.values()}
+    found = sum(nbytes for _, _, nbytes in places)
     if total not in (None, found) and not structure.problems:
         structure.add(index, f"total_size is {total}, but the tensors take {found}")
 
@@ -417,6 +419,7 @@ def _misplaced(
 
 def _read_torch(structure: Structure) -> None:
     path = structure.path
+    index = path / torch_zip.INDEX_NAME
     files = [path] if path.is_file() else torch_zip.files_in(path)
     for file in files:
         structure.files.append(file)
@@ -428,7 +431,6 @@ def _read_torch(structure: Structure) -> None:
             continue
         for name, array in arrays.items():
             structure.keep(name, array)
-    index = path / torch_zip.INDEX_NAME
     if index.is_file():
         _check_index(structure, index)
 

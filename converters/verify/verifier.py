@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from weightcast.converters.sources import (
     container_of,
     in_hub_cache,
     is_of_ranks,
-    join_ranks,
     open_family,
     open_graph,
     weights_of,
@@ -179,12 +178,10 @@ class _Verifier:
             return Weights(structure.tensors)
         folder = self._path if self._path.is_dir() else self._path.parent
         try:
-            if any(map(is_of_ranks, structure.files)):
-                weights = join_ranks(structure.by_file)
-            else:
-                weights = weights_of(self._path, folder / "config.json", structure.tensors)
+            weights = weights_of(self._path, folder / "config.json", self._by_file())
         except CheckpointError as problem:
-            structure.refused(problem)
+            if not structure.incomplete:  # or else there is a line of the cause
+                structure.refused(problem)
             return None
         self._notes += weights.notes
         for name, array in weights.arrays.items():
@@ -192,12 +189,22 @@ class _Verifier:
                 self._problems += _constant_problems(name, array)
         return weights
 
+    def _by_file(self) -> Mapping[Path, Mapping[str, StoredArray]]:
+        """The tensors of each file, those that several have in the first of these."""
+        structure = self._structure
+        if any(map(is_of_ranks, structure.files)):
+            return structure.by_file
+        found: dict[Path, dict[str, StoredArray]] = defaultdict(dict)
+        for name, array in structure.tensors.items():
+            found[array.path][name] = array
+        return found
+
     def _convention(self, graph: TensorGraph, weights: Weights) -> str:
         """Tell whose names the tensors have, and note it if they are not weightcast's."""
         usual = self._structure.target.convention
         if not graph.family.has_table:
             return usual
-        found = graph.family.convention_in([*weights.arrays, *weights.shares], usual)
+        found = graph.family.convention_in(weights.names, usual)
         if found != usual:
             self._notes.append(f"names of tensors as others have them: {found}")
         return found

@@ -91,6 +91,7 @@ class Machine:
         self._fd = fd
         self._path = path
         self._position, self._size = region or (0, os.fstat(fd).st_size)
+        self._what = "file" if region is None else "pickle"
         self._allowed = allowed
         self._construct = construct
         self._build = build
@@ -106,7 +107,9 @@ class Machine:
     def run(self) -> Any:
         """Run to STOP. Raises FormatError or UnsafePickleError."""
         if self._size == self._position:
-            raise self._error("the file is empty: the download has not started or was lost")
+            raise self._error(
+                f"the {self._what} is empty: the download has not started or was lost"
+            )
         if self._take(1) != b"\x80":
             check_downloaded(self._path)
             if not self._window.strip(b"\0"):
@@ -160,7 +163,8 @@ class Machine:
         if count > self._size - self._position:
             raise self._error(
                 f"{count} bytes are declared at byte {self._position}, "
-                f"but the file ends at {self._size}: it is truncated or damaged, get it again"
+                f"but the {self._what} ends at {self._size}: "
+                "it is truncated or damaged, get it again"
             )
 
     def _take(self, count: int) -> bytes:

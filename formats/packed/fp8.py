@@ -294,8 +294,9 @@ def fp8_matrix(
         raise LayoutError(f"{suffix} is {scale.dtype}, which scales of FP8 are not")
     n_out, n_in = weight.shape
     shape = MatrixShape(_type_of(scale, n_out, n_in, blocks), n_out, n_in)
-    if prod(scale.shape) in (1, n_out):  # said with fewer axes
-        module = module.seen_as(suffix, scale.dtype, _scales_shape(shape))
+    wanted = _scales_shape(shape)
+    if len(scale.shape) < 2 and prod(scale.shape) == prod(wanted):  # said with fewer axes
+        module = module.seen_as(suffix, scale.dtype, wanted)
     name = FP8_LAYOUT.name if FP8_LAYOUT.holds(shape.type) else shape.type.label.lower()
     return packed_matrix(layout, shape, module, Fp8Layout(name, suffix, scale.dtype))
 
