@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,13 @@ def is_trace(name: str) -> bool:
 def entries(directory: Path) -> Iterator[Path]:
     """List files and folders in the order of their names, without traces."""
     return (entry for entry in sorted(directory.iterdir()) if not is_trace(entry.name))
+
+
+def beside(directory: Path, levels: int) -> Iterator[Path]:
+    """List what lies in a directory and in so many above it, if they can be listed."""
+    for folder in (directory, *directory.parents[:levels]):
+        with contextlib.suppress(PermissionError):
+            yield from entries(folder)
 
 
 def files_ending(directory: Path, ending: str) -> list[Path]:

@@ -13,9 +13,12 @@ from typing import Any, Final
 from weightcast.errors import FormatError
 from weightcast.formats.reading import check_downloaded, read_small
 
-# Pieces of 16 KiB of 10 TB take no more.
+# Pieces of 1 MiB, which are small ones, of 800 GB take no more.
 MAX_BYTES: Final = 1 << 24
 _MAX_DEPTH: Final = 16
+_MAX_VALUES: Final = 1 << 18
+# Of Linux; looking for a longer one is an error, not a file that is missing.
+_MAX_NAME_BYTES: Final = 255
 _MAX_PIECE_BYTES: Final = 1 << 30
 DIGEST_BYTES: Final = 20
 
@@ -48,42 +51,64 @@ def read_torrent(path: Path) -> Torrent:
     """Read a torrent of version 1. Raises FormatError for anything else."""
     raw = read_small(path, MAX_BYTES)
     try:
-        value, end = _value(raw, 0, 0)
-        if end != len(raw) or not isinstance(value, dict):
-            raise ValueError
+        value = _Values(raw).read_all()
         return _torrent(path, value[b"info"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         check_downloaded(path)
         raise FormatError(path, None, "not a torrent with a SHA-1 of each piece") from None
 
 
-def _value(raw: bytes, at: int, depth: int) -> tuple[Any, int]:
-    """Read the value at a position; also where it ends. Raises ValueError, IndexError."""
-    kind = raw[at : at + 1]
-    if depth > _MAX_DEPTH:
-        raise ValueError
-    if kind == b"i":
-        end = raw.index(b"e", at, at + 24)
-        return int(raw[at + 1 : end]), end + 1
-    if kind in (b"l", b"d"):
+class _Values:
+    """Bencoded values; `read` raises ValueError and IndexError."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._at = 0
+        self._left = _MAX_VALUES
+
+    def read_all(self) -> Any:
+        """Read one value that ends where the bytes end."""
+        value = self._read(0)
+        if self._at != len(self._raw):
+            raise ValueError
+        return value
+
+    def _read(self, depth: int) -> Any:
+        self._left -= 1
+        if depth > _MAX_DEPTH or not self._left:
+            raise ValueError
+        kind = self._kind()
+        if kind == b"i":
+            self._at += 1
+            return int(self._until(b"e", 24))
+        if kind not in (b"l", b"d"):
+            return self._take(int(self._until(b":", 12)))
+        self._at += 1
         items = []
-        at += 1
-        while raw[at : at + 1] != b"e":
-            item, at = _value(raw, at, depth + 1)
-            items.append(item)
-        if kind == b"l":
-            return items, at + 1
-        return dict(zip(items[::2], items[1::2], strict=True)), at + 1
-    colon = raw.index(b":", at, at + 12)
-    start, size = colon + 1, int(raw[at:colon])
-    if size < 0 or start + size > len(raw):
-        raise ValueError
-    return raw[start : start + size], start + size
+        while self._kind() != b"e":
+            items.append(self._read(depth + 1))
+        self._at += 1
+        return items if kind == b"l" else dict(zip(items[::2], items[1::2], strict=True))
+
+    def _kind(self) -> bytes:
+        return self._raw[self._at : self._at + 1]
+
+    def _until(self, mark: bytes, most: int) -> bytes:
+        """Take what is before a mark, and the mark."""
+        end = self._raw.index(mark, self._at, self._at + most)
+        taken, self._at = self._raw[self._at : end], end + 1
+        return taken
+
+    def _take(self, size: int) -> bytes:
+        if not 0 <= size <= len(self._raw) - self._at:
+            raise ValueError
+        start, self._at = self._at, self._at + size
+        return self._raw[start : self._at]
 
 
 def _torrent(path: Path, info: dict[bytes, Any]) -> Torrent:
     pieces, piece_bytes = info[b"pieces"], info[b"piece length"]
-    name = info[b"name"].decode()
+    name = _part(info[b"name"])
     files = tuple(_files(name, info))
     total = sum(file.size for file in files)
     digests = tuple(
@@ -101,13 +126,18 @@ def _files(name: str, info: dict[bytes, Any]) -> Iterator[TorrentFile]:
         yield _file((name,), info)
         return
     for said in info[b"files"]:
-        yield _file(tuple(part.decode() for part in said[b"path"]), said)
+        yield _file(tuple(map(_part, said[b"path"])), said)
 
 
 def _file(parts: tuple[str, ...], said: dict[bytes, Any]) -> TorrentFile:
     size = said[b"length"]
     if type(size) is not int or size < 0 or not parts:
         raise ValueError
-    if any(part in ("", ".", "..") or "/" in part or "\0" in part for part in parts):
-        raise ValueError
     return TorrentFile(parts, size, b"p" in said.get(b"attr", b""))
+
+
+def _part(raw: bytes) -> str:
+    """Read a name of a file or folder, which never leads out of where it is."""
+    if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw or len(raw) > _MAX_NAME_BYTES:
+        raise ValueError
+    return raw.decode()

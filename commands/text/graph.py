@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from weightcast.converters.files import Blank
 from weightcast.converters.graph import (
     Tensor,
     TensorGraph,
@@ -40,9 +41,12 @@ def graph_values(graph: TensorGraph, notes: Sequence[str] = ()) -> dict[str, Any
     }
 
 
-def sparse_notes(graph: TensorGraph) -> list[str]:
-    """Warn of files with holes: a download that reserved its space before it had the data."""
-    unwritten = unwritten_note(find_unwritten(graph))
+def sparse_notes(graph: TensorGraph, blanks: Sequence[Blank] | None = None) -> list[str]:
+    """Warn of files with holes: a download that reserved its space before it had the data.
+
+    `blanks` are those of shards, if they were looked for.
+    """
+    unwritten = unwritten_note(find_unwritten(graph) if blanks is None else blanks)
     if unwritten is not None:
         return [unwritten]
     paths = sorted({first_array(tensor).path for tensor in graph.values()})

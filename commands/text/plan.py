@@ -54,7 +54,7 @@ def plan_values(plan: Plan, workers: Workers) -> dict[str, Any]:
             for space in disk_space(plan.outputs)
         ],
         "estimate": estimate(plan, workers).describe(),
-        "notes": sparse_notes(plan.graph),
+        "notes": sparse_notes(plan.graph, plan.inputs.blanks),
     }
 
 
@@ -62,7 +62,7 @@ def plan_lines(plan: Plan, workers: Workers) -> Iterator[str]:
     """Describe a planned conversion in lines of text."""
     graph = plan.graph
     yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
-    yield from (f"note: {note}" for note in sparse_notes(graph))
+    yield from (f"note: {note}" for note in sparse_notes(graph, plan.inputs.blanks))
     yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
     for output in plan.outputs:
         yield from output_lines(output)

@@ -36,10 +36,11 @@ def _error_text(metrics: Metrics) -> str:
 
 def summary_lines(summary: Summary) -> Iterator[str]:
     """Summarize a finished conversion."""
-    yield from (f"note: {note}" for note in sparse_notes(summary.plan.graph))
-    for number, output in enumerate(summary.plan.outputs):
+    plan = summary.plan
+    yield from (f"note: {note}" for note in sparse_notes(plan.graph, plan.inputs.blanks))
+    for number, output in enumerate(plan.outputs):
         yield from output_lines(output)
-        yield from bundle_lines(summary.plan, output)
+        yield from bundle_lines(plan, output)
         origins = summary.block_origins(number)
         codes = output.request.target.codes
         if origins["lossless"]:
@@ -57,7 +58,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
             yield f"  {name}: {requantized:,} of {total} requantized{reason}"
         if (errors := summary.errors) is not None:
             yield error_line(errors.outputs[number], errors.baseline)
-    rate = summary.plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
+    rate = plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
     hashing = f", bundles in {summary.bundle_seconds:.1f} s" if summary.bundles else ""
     yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}{hashing}"

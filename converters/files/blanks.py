@@ -7,6 +7,7 @@ zeros, as if it were weights.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,12 @@ def find_blanks(path: Path, start: int, end: int) -> list[Blank]:
 
 
 def join_blanks(holes: Sequence[Blank], zeros: Iterable[Blank]) -> list[Blank]:
-    """Put both in order; zeros that are read of a hole are no others."""
+    """Put both in order; zeros that are read of a hole are no others. Holes come in order."""
+    ends = [hole.end for hole in holes]
 
     def is_of_a_hole(blank: Blank) -> bool:
-        return any(hole.start < blank.end and blank.start < hole.end for hole in holes)
+        first = bisect_right(ends, blank.start)
+        return first < len(holes) and holes[first].start < blank.end
 
     others = (blank for blank in zeros if not is_of_a_hole(blank))
     return sorted((*holes, *others), key=lambda blank: blank.start)

@@ -34,7 +34,7 @@ def container_of(path: Path) -> str:
                 return "gguf"
         check_downloaded(path)
         raise CheckpointError(
-            f"{path}: not a checkpoint; give a ckpt-0 directory, a .gguf or .safetensors file"
+            f"{path}: not a checkpoint; give a ckpt-0 directory, a .gguf, .safetensors or .bin file"
         )
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or directory")
@@ -46,7 +46,9 @@ def container_of(path: Path) -> str:
         return "torch"
     first = files_ending(path, ".gguf")
     hint = f"; did you mean {first[0]}?" if first else ""
-    raise CheckpointError(f"{path}: holds neither shards (tensor00000_000) nor safetensors{hint}")
+    raise CheckpointError(
+        f"{path}: holds neither shards (tensor00000_000), safetensors nor .bin files{hint}"
+    )
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -60,7 +62,7 @@ def checkpoint_directory(path: Path) -> Path | None:
     found = [d for folder in folders for d in sorted(folder.glob("ckpt-*")) if d.is_dir()]
     inside = [d for d in found if shards.has_shards(d)]
     if len(inside) > 1:
-        names = ", ".join(d.name for d in inside)
+        names = ", ".join(map(str, inside))
         raise CheckpointError(f"{path}: holds several checkpoints ({names}); name one of them")
     return inside[0] if inside else None
 
@@ -71,7 +73,7 @@ def in_hub_cache(path: Path) -> Path:
     Other paths stay. `refs/main` names the revision, or else there is one only. Raises
     CheckpointError.
     """
-    if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME):
+    if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
         return path.parent
     snapshots = path / "snapshots"
     if not snapshots.is_dir() or not (path / "blobs").is_dir():
@@ -82,8 +84,10 @@ def in_hub_cache(path: Path) -> Path:
         named = snapshots / read_small(main, _MAX_REVISION_BYTES).decode(errors="replace").strip()
         if named in there:
             return named
-    if len(there) != 1:
-        names = some([entry.name for entry in there]) or "none"
+    if not there:
+        raise CheckpointError(f"{path}: a cache without a revision; download the model again")
+    if len(there) > 1:
+        names = some([entry.name for entry in there])
         raise CheckpointError(f"{path}: a cache with several revisions ({names}); name one of them")
     return there[0]
 

@@ -23,7 +23,7 @@ def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
     or else are those of the release. Tensors are named as in GGUF; those of another model's GGUF
     have the names and the order of the file. Raises CheckpointError.
     """
-    path = in_hub_cache(Path(path))
+    path = _found(path)
     graph = open_as_it_is(path)
     if graph is None or spec is not None or of_architecture(graph.family.architecture) is not None:
         return open_family(path, spec)
@@ -32,7 +32,7 @@ def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
 
 def open_to_inspect(path: Path, spec: Path | None) -> tuple[TensorGraph, tuple[str, ...]]:
     """Open a checkpoint to look at; where a family's table does not fit, a note says why."""
-    path = in_hub_cache(path)
+    path = _found(path)
     try:
         return open_graph(path, spec), ()
     except CheckpointError as problem:
@@ -55,7 +55,7 @@ def open_family(path: str | Path, spec: str | Path | None = None) -> TensorGraph
 
     Raises CheckpointError.
     """
-    source = in_hub_cache(Path(path))
+    source = _found(path)
     with _readable(source):
         return container(source).open(source, None if spec is None else Path(spec))
 
@@ -65,7 +65,7 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
 
     None if there is none. Raises CheckpointError.
     """
-    source = in_hub_cache(Path(path))
+    source = _found(path)
     with _readable(Path(tokenizer or source)):
         if tokenizer is not None:
             return read_sentencepiece(Path(tokenizer))
@@ -75,6 +75,11 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
             return inside
         file = found.find_tokenizer(source)
         return None if file is None else read_sentencepiece(file)
+
+
+def _found(path: str | Path) -> Path:
+    with _readable(Path(path)):
+        return in_hub_cache(Path(path))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from weightcast.converters.engine import FileToHash, hash_files
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
-from weightcast.formats.directory import entries
+from weightcast.formats.directory import beside
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
 
@@ -78,17 +78,20 @@ def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
 def read_sums_of(directory: Path) -> Checksums:
     """Read the checksums of files in a directory: from a SHA256SUMS in it, or beside it.
 
-    Sums beside it name files with their folder, as `sha256sum ckpt-0/*` does.
+    Sums beside it name files with their folder, as `sha256sum ckpt-0/*` does; they may be of
+    anything, and count if they name one of these.
     """
     sums = Checksums()
-    for folder in (directory, directory.parent):
-        for path in entries(folder):
-            if not _SUMS_NAME.fullmatch(path.name) or not path.is_file():
-                continue
-            found = _read(path, sums.problems, directory)
-            if found:
-                sums.files = (*sums.files, path)
-                sums.digests.update(found)
+    for path in beside(directory, 1):
+        if not _SUMS_NAME.fullmatch(path.name) or not path.is_file():
+            continue
+        problems: list[Problem] = []
+        found = _read(path, problems, directory)
+        if found or path.parent == directory:
+            sums.problems += problems
+        if found:
+            sums.files = (*sums.files, path)
+            sums.digests.update(found)
     return sums
 
 

@@ -125,9 +125,6 @@ def _judge(
     if is_few or (is_reproduced and not is_large):
         return _damage(check), "damaged", None
     if not is_large:
-        what = (
-            f"another rule or importance than weightcast's, its error {ratio:.2f} of ours at most"
-        )
         what = "made by another rule or importance; the errors are those of the type"
         return None, "similar", what
     found = mistakes.explain(tensor, number, usual)

@@ -14,7 +14,7 @@ from typing import Final
 from weightcast.converters.engine import Stream
 from weightcast.converters.verify.result import Problem
 from weightcast.errors import CheckpointError
-from weightcast.formats.directory import files_ending
+from weightcast.formats.directory import beside
 from weightcast.formats.torrent import Torrent, read_torrent
 from weightcast.text import count
 
@@ -22,17 +22,27 @@ _CHUNK_BYTES: Final = 1 << 20
 _REMEDY: Final = "let the torrent client check and finish the download"
 
 
-def find_torrents(directory: Path) -> Iterator[tuple[Torrent, list[Path | None]]]:
+Found = tuple[Torrent, list[Path | None]]
+
+
+def find_torrents(directory: Path) -> tuple[list[Found], list[str]]:
     """Find torrents in or beside a directory that have files in it, and where these lie.
 
-    Raises FormatError for a file that is no torrent.
+    Also says which cannot be read; those beside the directory may be of anything.
     """
-    for folder in (directory, directory.parent, directory.parent.parent):
-        for path in files_ending(folder, ".torrent"):
+    found, unread = [], []
+    for path in beside(directory, 2):
+        if path.suffix != ".torrent":
+            continue
+        try:
             torrent = read_torrent(path)
-            places = [_place(torrent, n, directory) for n in range(len(torrent.files))]
-            if any(place is not None and place.parent == directory for place in places):
-                yield torrent, places
+        except CheckpointError as problem:
+            unread.append(f"pieces: {problem}")
+            continue
+        places = [_place(torrent, n, directory) for n in range(len(torrent.files))]
+        if any(place is not None and place.parent == directory for place in places):
+            found.append((torrent, places))
+    return found, unread
 
 
 def _place(torrent: Torrent, number: int, directory: Path) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from weightcast.converters.verify.checksums import read_sums_of
 from weightcast.converters.verify.pieces import check_pieces, find_torrents
 from weightcast.converters.verify.result import Problem, Verification
 from weightcast.errors import CheckpointError
-from weightcast.formats.array import StoredArray
+from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.jax import shards
 from weightcast.formats.jax.arrays import read_pickle
 from weightcast.formats.packed.layout import NUMPY_DTYPES
@@ -54,6 +54,7 @@ def verify_source(
     """
     directory = checkpoint_directory(path)
     assert directory is not None
+    directory = Path(os.path.abspath(directory))  # "." has neighbours too
     found = _Findings()
     try:
         files = shards.list_shards(directory)
@@ -62,7 +63,8 @@ def verify_source(
         files = shards.shards_there(directory)
     graph = _opened(directory, spec, files, found)
     sums = read_sums_of(directory)
-    torrents = [(torrent, places) for torrent, places in find_torrents(directory)]
+    torrents, unread = find_torrents(directory)
+    found.unchecked += unread
     nbytes = sum(file.stat().st_size for file in files)
     hashed = sum(torrent.total_bytes for torrent, _ in torrents)
     on_progress = on_start(nbytes + hashed)
@@ -75,9 +77,14 @@ def verify_source(
         if not problems:
             whole = count(sum(place is not None for place in places), "file")
             found.checked.append(f"pieces: {whole} as in {torrent.path.name}")
-    _check_contents(contents, found)
+    _check_blanks(contents, found)
     if graph is not None:
+        _check_repeated(contents, found)
         _check_numbers(graph, contents, found)
+    mistakes = {problem.mistake for problem in found.problems}
+    if contents and not mistakes & {"blank", "repeated"}:
+        repeated = "" if graph is None else ", no repeated shards"
+        found.checked.append(f"content: no holes, no long runs of zeros{repeated}")
     return Verification(
         str(directory),
         None,
@@ -106,7 +113,25 @@ class _Findings:
 def _opened(
     directory: Path, spec: Path | None, files: Sequence[Path], found: _Findings
 ) -> TensorGraph | None:
-    """Read every pickle, and the model that they make; None if that is no use."""
+    """Open the model that the shards make; None if they make none, and then say why."""
+    refused = None
+    if not found.problems:
+        try:
+            graph = open_family(directory, spec)
+        except CheckpointError as problem:
+            refused = problem
+        else:
+            shards_there = count(len(files), "file")
+            found.checked.append(f"shards: {shards_there}, names, pickles, sizes, shapes")
+            return graph
+    _find_bad_pickles(directory, files, found)
+    if refused is not None and not found.problems:
+        found.refused(refused)
+    return None
+
+
+def _find_bad_pickles(directory: Path, files: Sequence[Path], found: _Findings) -> None:
+    """Read each pickle alone. The same of many files is one problem."""
     refused: dict[str, list[str]] = defaultdict(list)
     for file in files:
         try:
@@ -115,22 +140,13 @@ def _opened(
             refused[str(problem).removeprefix(str(file)).partition(": ")[2]].append(file.name)
         except OSError as problem:
             refused[f"cannot be read: {problem.strerror}"].append(file.name)
-    # The same of many files, such as pointers of Git LFS to files of any size, is one problem.
+    # Pointers of Git LFS say different sizes.
     alike: dict[str, list[str]] = defaultdict(list)
     for what in refused:
         alike[_NUMBER.sub("", what)].append(what)
     for first, *more in alike.values():
         names = sorted(name for what in (first, *more) for name in refused[what])
         found.problems.append(Problem(f"{directory}: {some(names)}", first, mistake="pickle"))
-    if found.problems:
-        return None
-    try:
-        graph = open_family(directory, spec)
-    except CheckpointError as problem:
-        found.refused(problem)
-        return None
-    found.checked.append(f"shards: {count(len(files), 'file')}, names, pickles, sizes, shapes")
-    return graph
 
 
 # Reading.
@@ -234,18 +250,17 @@ def _contents(
                 if array is not None:
                     numbers = made.numbers.setdefault(array.offset, Numbers())
                 while start < end and not stream.is_stopping:
-                    read = os.preadv(fd, [task.buffer[: min(_CHUNK_BYTES, end - start)]], start)
-                    if not read:
-                        raise CheckpointError(f"{task.path}: ends at byte {start}, not {size}")
-                    chunk = task.buffer[:read]
+                    chunk = task.buffer[: end - start]
+                    read_into(fd, task.path, start, chunk)
                     sha.update(chunk)
                     zeros += runs.add(start, chunk)
                     if numbers is not None and array is not None:
-                        numbers.add(_values(chunk, array))
+                        values = np.frombuffer(chunk, NUMPY_DTYPES[array.dtype])
+                        numbers.add(values.astype(np.float32))
                     if forgets:
-                        page_cache.forget(fd, start, read)
-                    start += read
-                    on_progress(read)
+                        page_cache.forget(fd, start, len(chunk))
+                    start += len(chunk)
+                    on_progress(len(chunk))
             zeros += runs.finish()
         finally:
             os.close(fd)
@@ -266,13 +281,6 @@ def _regions(
         at = array.offset + array.nbytes
         yield array.offset, at, array
     yield at, size, None
-
-
-def _values(chunk: memoryview, array: StoredArray) -> NDArray[np.float32]:
-    """See bytes as numbers; a short read may end within one, which is left out."""
-    dtype = NUMPY_DTYPES[array.dtype]
-    whole = len(chunk) // dtype.itemsize * dtype.itemsize
-    return np.frombuffer(chunk[:whole], dtype).astype(np.float32)
 
 
 # Judging.
@@ -302,8 +310,8 @@ def _check_sums(
         found.checked.append(f"checksums: {count(matched, 'file')} as in {named}")
 
 
-def _check_contents(contents: Sequence[Contents], found: _Findings) -> None:
-    """Name parts that were never written, and files that are the same."""
+def _check_blanks(contents: Sequence[Contents], found: _Findings) -> None:
+    """Name parts that were never written."""
     for content in contents:
         if content.blanks:
             first, *more = content.blanks
@@ -312,6 +320,10 @@ def _check_contents(contents: Sequence[Contents], found: _Findings) -> None:
                 nbytes = sum(blank.end - blank.start for blank in content.blanks)
                 what += f", and {count(len(more), 'more part')}; {nbytes:,} bytes in all"
             found.add(content.path, f"was never written as a whole: {what}", "blank")
+
+
+def _check_repeated(contents: Sequence[Contents], found: _Findings) -> None:
+    """Name files that are the same."""
     by_digest = defaultdict(list)
     for content in contents:
         by_digest[content.sha256].append(content)
@@ -319,8 +331,6 @@ def _check_contents(contents: Sequence[Contents], found: _Findings) -> None:
         if others and not _is_uniform(original):
             names = some([content.path.name for content in others])
             found.add(original.path, f"is the same as {names}: a shard was repeated", "repeated")
-    if contents and not any(problem.mistake in ("blank", "repeated") for problem in found.problems):
-        found.checked.append("content: no holes, long runs of zeros, or repeated shards")
 
 
 def _is_uniform(content: Contents) -> bool:
@@ -344,14 +354,14 @@ def _check_numbers(graph: TensorGraph, contents: Sequence[Contents], found: _Fin
                 if array is not None and numbers is not None:
                     spoken = graph.spoken_name(name)
                     kinds[place.role.name, part][spoken] = array.path, numbers
-    strange: Counter[Path] = Counter()
+    strange: set[Path] = set()
     for (_, part), tensors in kinds.items():
         usual_rms = float(np.median([numbers.rms for _, numbers in tensors.values()]))
         usual_largest = float(np.median([numbers.largest for _, numbers in tensors.values()]))
         for name, (path, numbers) in tensors.items():
             strangeness = _strange(numbers, usual_rms, usual_largest)
-            if strangeness is not None and not strange[path]:
-                strange[path] += 1
+            if strangeness is not None and path not in strange:
+                strange.add(path)
                 what = f"{part} {strangeness}"
                 found.problems.append(Problem(str(path), what, name, REMEDY, "numbers"))
     if not strange:

@@ -81,6 +81,15 @@ def test_state_dicts_of_modules(protocol: int, tmp_path: Path) -> None:
     assert torch_zip.read_torch(tmp_path / "p.pt").keys() == parameters.keys()
 
 
+def test_dictionaries_around_the_tensors(tmp_path: Path) -> None:
+    """One in itself, and what is no tensor."""
+    tensor, value = torch.ones(2, 3), {}
+    value |= {"state_dict": value, "a": tensor, "epoch": 3, "model": None}
+    torch.save(value, tmp_path / "m.bin")
+    found = torch_zip.read_torch(tmp_path / "m.bin")
+    assert found.keys() == {"a"}
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (open, ("ran", "w"))
@@ -138,6 +147,18 @@ def test_archives_that_are_not_right(change: Any, words: str, plain: Path) -> No
         torch_zip.read_torch(plain)
     assert str(plain) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("at", [1 << 20, 0xFFFFFFFE, 0xFFFFFFFF, 5])
+def test_entries_that_are_elsewhere(at: int, plain: Path) -> None:
+    """As the archive's directory says; 0xFFFFFFFF sends readers to a field of zip64."""
+    raw = bytearray(plain.read_bytes())
+    start = raw.rindex(b"PK\x01\x02", 0, raw.rindex(b"data/1"))
+    raw[start + 42 : start + 46] = at.to_bytes(4, "little")
+    plain.write_bytes(raw)
+    with pytest.raises(FormatError) as caught:
+        torch_zip.read_torch(plain)
+    assert str(plain) in str(caught.value)
 
 
 def test_compressed_storages_are_refused(plain: Path) -> None:

@@ -223,6 +223,42 @@ def test_ranks(n_ranks: int, plain: Path, tensors: Tensors, wanted: bytes, tmp_p
     check(path, wanted, f"joined from the files of {n_ranks} {noun}: 48 tensors")
 
 
+def test_ranks_of_several_files(
+    plain: Path, tensors: Tensors, wanted: bytes, tmp_path: Path
+) -> None:
+    path = directory(plain, tmp_path / "m-bf16", CONFIGS["as it is"])
+    for file in write_ranks(path, tensors, 2):
+        held = load_file(file)
+        late = {name for name in held if ".layers.1." in name}
+        save_file({n: t for n, t in held.items() if n not in late}, file)
+        second = file.with_name(file.name.replace("00000", "00001"))
+        save_file({n: held[n] for n in late}, second)
+    check(path, wanted, "joined from the files of 2 ranks: 48 tensors")
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_heads_in_shares_of_ranks(
+    is_tied: bool, plain: Path, tensors: Tensors, wanted: bytes, tmp_path: Path
+) -> None:
+    """Where each rank has rows of the embedding table, and of the head that repeats it."""
+    path = directory(plain, tmp_path / "m-bf16", CONFIGS["as it is"])
+    files = write_ranks(path, tensors, 2)
+    table = tensors["model.embed_tokens.weight"]
+    for file, rows in zip(files, table.chunk(2), strict=True):
+        head = rows.clone()
+        head[-1, -1] += 0 if is_tied else 1
+        tables = {"model.embed_tokens.weight": rows.contiguous(), "lm_head.weight": head}
+        save_file(load_file(file) | tables, file)
+    common = path / "pytorch_model-00000-TP-common.safetensors"
+    left = {n: t for n, t in load_file(common).items() if n not in tables}
+    save_file(left, common)
+    if is_tied:
+        check(path, wanted)
+    else:
+        with pytest.raises(LayoutError, match="the output head is not the embedding table"):
+            weightcast.open(path)
+
+
 def damaged(path: Path, name: str) -> None:
     """Exchange two ranks' shares of a tensor."""
     files = sorted(path.glob("*-TP-0*.safetensors"))
@@ -265,11 +301,16 @@ def copy_the_common_file(files: list[Path]) -> None:
     shutil.copy(common, files[0].with_name("pytorch_model-00001-TP-common.safetensors"))
 
 
+def add_a_file_of_no_rank(files: list[Path]) -> None:
+    save_file({"x": torch.ones(2)}, files[0].with_name("model.safetensors"))
+
+
 RANKS: dict[str, tuple[Callable[[list[Path]], None], type[CheckpointError], str]] = {
     "a rank": (lose_a_rank, MissingTensorError, "there is no file of rank 001"),
     "a tensor": (lose_a_tensor, MissingTensorError, "is of 3 ranks, not of 4"),
     "shapes": (cut_a_tensor, LayoutError, "has other types or shapes in other ranks"),
     "common": (share_what_is_common, LayoutError, "is a rank's, and also in pytorch_model-00000"),
+    "no rank": (add_a_file_of_no_rank, LayoutError, "model.safetensors: no rank's, though others"),
     "twice": (copy_the_common_file, LayoutError, "is also in pytorch_model-00000-TP-common"),
 }
 

@@ -186,7 +186,11 @@ def test_torrents(folder: str, source: Path) -> None:
         lambda raw: raw.replace(b"12:piece lengthi", b"12:piece lengthi-"),
         lambda raw: raw.replace(b"15:tensor00000_000", b"15:../../etc/passw"),
         lambda raw: raw.replace(b"15:tensor00000_000", b"2:.."),
+        lambda raw: raw.replace(b"15:tensor00000_000", b"300:" + b"t" * 300),
+        lambda raw: raw.replace(b"4:name1:x", b"4:name2:.."),
+        lambda raw: raw.replace(b"4:name1:x", b"4:name3:a/b"),
         lambda raw: b"d4:info" + b"l" * 100_000,
+        lambda raw: b"l" + b"le" * 300_000 + b"e",
     ],
 )
 def test_files_that_are_no_torrents(change: Callable[[bytes], bytes], source: Path) -> None:
@@ -195,6 +199,47 @@ def test_files_that_are_no_torrents(change: Callable[[bytes], bytes], source: Pa
     assert change(raw) != raw
     with pytest.raises(FormatError, match=r"a\.torrent: not a torrent with a SHA-1 of each piece"):
         read_torrent(source / "a.torrent")
+
+
+@pytest.mark.parametrize("path", [".", "../ckpt-0", "../../m"])
+def test_relative_paths(path: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files beside the directory are found, and each once."""
+    names = sorted(file.name for file in source.iterdir())
+    lines = [f"{hashlib.sha256((source / n).read_bytes()).hexdigest()}  ckpt-0/{n}" for n in names]
+    (source.parent / "SHA256SUMS").write_text("\n".join(lines))
+    parts = [["ckpt-0", name] for name in names]
+    raw = torrent(source.parent, parts, 1 << 16, "m")
+    (source.parent / "m.torrent").write_bytes(raw)
+    monkeypatch.chdir(source)
+    found = weightcast.verify(path)
+    assert problems(found) == []
+    assert "checksums: 38 files as in SHA256SUMS" in found.checked
+    assert found.checked.count("pieces: 38 files as in m.torrent") == 1
+    assert found.unchecked == ()
+
+
+def test_what_lies_beside_may_be_of_anything(source: Path) -> None:
+    """Sums and torrents of others are no problems; torrents that cannot be read are named."""
+    (source.parent / "SHA256SUMS").write_text(f"no sum\n{64 * 'a'}  other.iso\n")
+    (source.parent / "v2.torrent").write_bytes(
+        bencoded({"info": {"meta version": 2, "name": bytes(99)}})
+    )
+    other = source.parent.parent / "other"
+    other.mkdir()
+    (other / "x").write_bytes(bytes(100))
+    (other.parent / "other.torrent").write_bytes(torrent(other, [["x"]], 64, "other"))
+    found = weightcast.verify(source)
+    assert problems(found) == []
+    pieces, sums = found.unchecked
+    assert "v2.torrent: not a torrent with a SHA-1 of each piece" in pieces
+    assert sums == "checksums: there is no SHA256SUMS of these files"
+
+
+def test_without_a_model_repeated_shards_are_not_looked_for(source: Path) -> None:
+    (source / shard(3)).write_bytes(b"")
+    found = weightcast.verify(source)
+    assert len(problems(found)) == 1
+    assert found.checked == ("content: no holes, no long runs of zeros",)
 
 
 def test_a_source_is_not_held_against_another(source: Path, made: Path) -> None:

@@ -274,7 +274,9 @@ class Grok1Model(Grok1PreTrainedModel):
         use_cache = config.use_cache if use_cache is None else use_cache
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Layers run twice, and would add their keys twice.
-            use_cache, cache = False, None
+            if cache is not None:
+                raise ValueError("a cache is of no use with gradient checkpoints")
+            use_cache = False
         if use_cache and cache is None:
             cache = DynamicCache(config=config)
         new = cache_position
