@@ -236,6 +236,8 @@ def _construct(function: Global, args: tuple[Any, ...]) -> Any:
         return args[0]
     if function == _TENSOR and len(args) in (6, 7):
         storage, start, shape, strides = args[:4]
+        if args[6:] not in ((), (None,), ({},)):
+            raise ValueError("a tensor with metadata, such as being negated")
         if isinstance(storage, _Storage) and _are_sizes((start,), shape, strides):
             return _Tensor(storage, start, shape, _usual(shape, strides))
     raise ValueError(f"{function.module}.{function.name} is called with unexpected arguments")

@@ -54,7 +54,8 @@ def read_torrent(path: Path) -> Torrent:
         value = _Values(raw).read_all()
         return _torrent(path, value[b"info"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        check_downloaded(path)
+        if not raw.startswith(b"d"):
+            check_downloaded(path)
         raise FormatError(path, None, "not a torrent with a SHA-1 of each piece") from None
 
 

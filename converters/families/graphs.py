@@ -56,9 +56,11 @@ def graph_from_shards(
     outside = sum(not role.per_layer and role.tied_to is None for role in family.roles)
     num_layers, rest = divmod(len(shards) - outside, in_layer)
     if rest or num_layers < 1:
+        layers = int(told.values.get("num_layers", 0))
+        wanted = f" ({outside + layers * in_layer} with {layers} layers)" if layers else ""
         raise MissingTensorError(
             f"{directory}: {len(shards)} shards; {family.title} has {outside} and {in_layer} per "
-            "layer, so some are missing or do not belong here"
+            f"layer{wanted}, so some are missing or do not belong here"
         )
     tensors = {
         place.name: _from_shard(family, place, shard)

@@ -6,7 +6,7 @@ All three follow from the family's table, which has a row for each hyperparamete
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,15 @@ def read_config(family: Family, path: Path) -> dict[str, Number]:
     return _read(family, path, values, lambda row: row.config)
 
 
+def config_notes(family: Family, path: Path) -> Iterator[str]:
+    """Say what a config.json has that the family's models do not have, and no output says."""
+    values = config_values(path)
+    for name, usual in family.config_fixed.items():
+        _, value = _find(path, values, Key(name))
+        if value is not None and value not in usual:
+            yield f"{path.name} says {name} {shown(value)}, which {family.title} does not have"
+
+
 def not_the_config(path: Path, families: Sequence[Family]) -> FormatError:
     """Make the error for a config.json of none of these families."""
     known = " or ".join(f"a {family.title} (no {family.config_mark})" for family in families)
@@ -96,7 +105,7 @@ def _read(
     keys = [(row, key) for row in family.hyperparameters if (key := key_of(row)) is not None]
     given: dict[str, Number] = {}
     for row, key in sorted(keys, key=lambda pair: pair[1].optional):
-        name, value = _find(values, key)
+        name, value = _find(path, values, key)
         if name is None:
             value = key.default(given) if callable(key.default) else key.default
             if key.optional:
@@ -107,16 +116,28 @@ def _read(
     return given
 
 
-def _find(values: Mapping[str, Any], key: Key) -> tuple[str | None, Any]:
-    """Look a hyperparameter up under its names: the one that is there, and the value."""
+def _find(path: Path, values: Mapping[str, Any], key: Key) -> tuple[str | None, Any]:
+    """Look a hyperparameter up under its names: the one that is there, and the value.
+
+    Raises FormatError if names that mean the same have other values.
+    """
+    there = list(_values(values, key))
+    found = [(name, value) for name, value in there if value is not None]
+    for name, value in found[1:]:
+        if value != found[0][1]:
+            said = f"{found[0][0]} is {shown(found[0][1])}, but {name} is {shown(value)}"
+            raise FormatError(path, None, f"{said}, which mean the same; remove the wrong one")
+    return there[0] if there else (None, None)
+
+
+def _values(values: Mapping[str, Any], key: Key) -> Iterator[tuple[str, Any]]:
     for name in (key.name, *key.others):
         first, _, second = name.partition(".")
         if name in values:
-            return name, values[name]
+            yield name, values[name]
         inner = values.get(first)
         if second and isinstance(inner, Mapping) and second in inner:
-            return name, inner[second]
-    return None, None
+            yield name, inner[second]
 
 
 def _unrounded(row: Hyperparameter, value: Number) -> Number:

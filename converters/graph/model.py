@@ -212,7 +212,8 @@ class Family:
     are called by the names of `spoken` in messages and lists. `dialects` lists, by convention, what
     others call the same tensors, conventions of their own in `names`. `config_mark` is the key that
     tells the family's config.json from others. Files for several ranks have their share of a tensor
-    along the first of `split_axes` that it has.
+    along the first of `split_axes` that it has. `config_fixed` are keys of config.json, with a dot
+    for those of an object, and the values that change nothing: the family has no choice there.
 
     `told_sizes` names the dimensions that hyperparameters tell; `solve` makes the spec of what
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
@@ -229,6 +230,7 @@ class Family:
     hyperparameters: tuple[Hyperparameter, ...] = ()
     dialects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config_mark: str | None = None
+    config_fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     split_axes: tuple[str, ...] = ()
     told_sizes: Callable[[Mapping[str, Number]], Iterable[tuple[str, int]]] = lambda told: ()
     solve: Callable[[Dimensions, Mapping[str, Number]], Spec] | None = None

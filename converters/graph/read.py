@@ -74,14 +74,18 @@ class Slab:
         view = self.view.single
         if view is None or self.make is not None or self.scales is not None:
             return None
-        is_row_major = view.is_blocked or view.strides == (view.shape[1], 1)
-        return TYPES[view.dtype] if is_row_major else None
+        return TYPES[view.dtype] if self._lies_in_rows else None
+
+    @property
+    def _lies_in_rows(self) -> bool:
+        view = self.view.single
+        return view is None or view.is_blocked or view.strides == (view.shape[1], 1)
 
     def stored_rows(self, row0: int, row1: int) -> NDArray[np.uint8]:
-        """Give the stored bytes of rows [row0, row1), row after row."""
-        if self.make is None:
+        """Give the stored bytes of rows [row0, row1), row after row, without scales."""
+        if self.make is None and self._lies_in_rows:
             return self._bytes(row0, row1)
-        piece = self.make(row0, row1)
+        piece = self.matrix(row0, row1) if self.make is None else self.make(row0, row1)
         if isinstance(piece, Blocks):
             return piece.data
         return np.ascontiguousarray(array_of(piece)).reshape(-1).view(np.uint8)

@@ -6,7 +6,7 @@ model, and which convention of names its tensors follow. What the names mean, a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from weightcast.converters.families import FAMILIES, any_gguf, of_architecture
 from weightcast.converters.families.graphs import Told, graph_from_names, graph_from_shards
 from weightcast.converters.families.hyperparameters import (
+    config_notes,
     config_values,
     not_the_config,
     read_config,
@@ -206,8 +207,7 @@ class Safetensors:
         convention = family.convention_in(weights.names, self.written)
         in_layer = family.layer_pattern(convention)
         layers = {int(match[1]) for name in weights.names if (match := in_layer.match(name))}
-        if not layers or max(layers) >= len(layers):
-            raise MissingTensorError(f"{source}: no tensors, or none of some of the layers")
+        _check_layers(source, family, convention, weights.names, layers)
         graph = graph_from_names(
             family,
             self.name,
@@ -218,7 +218,8 @@ class Safetensors:
             told,
             weights.shares,
         )
-        notes = (*weights.notes, *_dialect_note(convention, self.written))
+        said = config_notes(family, config) if spec is None else ()
+        notes = (*weights.notes, *_dialect_note(convention, self.written), *said)
         return replace(graph, files=weights.files, notes=notes)
 
     def index(self, source: Path) -> Iterable[StoredEntry]:
@@ -283,6 +284,22 @@ def _by_file(entries: Iterable[StoredEntry]) -> dict[Path, dict[str, StoredArray
     for name, array in entries:
         found.setdefault(array.path, {})[name] = array
     return found
+
+
+def _check_layers(
+    source: Path, family: Family, convention: str, names: Collection[str], layers: Collection[int]
+) -> None:
+    """Raise MissingTensorError if layers are missing, or none has its usual name."""
+    missing = next((n for n in range(max(layers, default=0) + 1) if n not in layers), None)
+    if missing is None:
+        return
+    if not layers and not names:
+        raise MissingTensorError(f"{source}: no tensors")
+    place = next(place for place in family.places(missing + 1) if place.layer == missing)
+    usual = family.name_in(place, convention, 0)
+    others = sorted(name for name in names if not family.layer_pattern(convention).match(name))
+    strange = f", but {shown(others[0])} is" if others and not layers else ""
+    raise MissingTensorError(f"{source}: no tensor of layer {missing} is there ({usual}){strange}")
 
 
 def _dialect_note(convention: str, usual: str) -> tuple[str, ...]:

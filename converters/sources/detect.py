@@ -12,7 +12,7 @@ from weightcast.formats.directory import entries, files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.reading import check_downloaded, read_small
-from weightcast.text import some
+from weightcast.text import shown, some
 
 TOKENIZER_NAME: Final = "tokenizer.model"
 SPEC_NAME: Final = "spec.json"
@@ -82,8 +82,12 @@ def in_hub_cache(path: Path) -> Path:
     main = path / "refs" / "main"
     if main.is_file():
         named = snapshots / read_small(main, _MAX_REVISION_BYTES).decode(errors="replace").strip()
-        if named in there:
-            return named
+        if named not in there:
+            raise CheckpointError(
+                f"{path}: refs/main is {shown(named.name)}, which is not in snapshots: "
+                "finish the download, or name a revision"
+            )
+        return named
     if not there:
         raise CheckpointError(f"{path}: a cache without a revision; download the model again")
     if len(there) > 1:

@@ -16,6 +16,7 @@ from typing import Final
 from weightcast.converters.sources.packed import join_packed, scales_of_activations
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.packed.recognize import is_part
 from weightcast.text import count, shown, some
 
 # Of DistributedDataParallel, torch.compile, and peft; they can be nested.
@@ -56,6 +57,12 @@ def weights_of(
     notes = []
     if any(map(is_of_ranks, by_file)):
         stored, shares, note = _join_ranks(by_file)
+        packed = next(filter(is_part, shares), None)
+        if packed is not None:
+            raise LayoutError(
+                f"{source}: {shown(packed)}: packed weights of ranks are not read; "
+                "convert the model that they were made of"
+            )
         notes.append(note)
     else:
         stored, shares = {n: a for arrays in by_file.values() for n, a in arrays.items()}, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import beside
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
+from weightcast.text import some
 
 SUMS: Final = "SHA256SUMS"
 TENSORS: Final = "tensors.json"
@@ -39,11 +41,15 @@ _REMEDY: Final = "copy the file again from where the checksums are from"
 
 @dataclass
 class Checksums:
-    """Checksums that were found: the files that have them, by name, and those read for them."""
+    """Checksums that were found: the files that have them, by name, and those read for them.
+
+    `useless` are files of checksums in the directory that name none of its files.
+    """
 
     files: tuple[Path, ...] = ()
     digests: dict[Path, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    useless: list[Path] = field(default_factory=list)
 
 
 def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
@@ -78,8 +84,8 @@ def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
 def read_sums_of(directory: Path) -> Checksums:
     """Read the checksums of files in a directory: from a SHA256SUMS in it, or beside it.
 
-    Sums beside it name files with their folder, as `sha256sum ckpt-0/*` does; they may be of
-    anything, and count if they name one of these.
+    Sums may name files with their folder, as `sha256sum ckpt-0/*` does, wherever that was. Those
+    beside the directory may be of anything, and count if they name one of its files.
     """
     sums = Checksums()
     for path in beside(directory, 1):
@@ -92,6 +98,8 @@ def read_sums_of(directory: Path) -> Checksums:
         if found:
             sums.files = (*sums.files, path)
             sums.digests.update(found)
+        elif path.parent == directory and not problems:
+            sums.useless.append(path)
     return sums
 
 
@@ -100,28 +108,28 @@ def _read(path: Path, problems: list[Problem], directory: Path | None = None) ->
 
     With a directory, files may be named with their folders, and only those in it count.
     """
-    digests = {}
+    digests: dict[Path, str] = {}
+    bad: list[int] = []
     try:
         raw = read_small(path, _MAX_SUMS_BYTES)
     except CheckpointError as problem:
         problems.append(Problem(str(problem), "cannot be used"))
         return {}
     most = len(problems) + _MAX_BAD_LINES
-    for number, line in enumerate(raw.splitlines(), 1):
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         if len(problems) >= most:
             problems.append(Problem(f"{path}, from line {number} on", "was not looked at"))
             break
         match = _LINE.fullmatch(line)
         if match is None:
-            problems.append(Problem(f"{path}, line {number}", "is no line of sha256sum"))
+            bad.append(number)
             continue
         name = match[3].decode(errors="surrogateescape")
         if match[1]:
             name = re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], name)
         if directory is not None:
-            name = name.removeprefix("./").removeprefix("*")
-            place = Path(os.path.normpath(path.parent / name))
-            if place.parent == directory and "\0" not in name:
+            place = _named(name, path.parent, directory)
+            if place is not None:
                 digests[place] = match[2].decode().lower()
             continue
         if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
@@ -135,7 +143,25 @@ def _read(path: Path, problems: list[Problem], directory: Path | None = None) ->
             )
             continue
         digests[path.parent / name] = match[2].decode().lower()
+    if bad:
+        what = f"{'is no line' if len(bad) == 1 else 'are no lines'} of sha256sum"
+        lines = f"line{'s' if len(bad) > 1 else ''} {some(list(map(str, bad)))}"
+        remedy = "write 64 hexadecimal digits, two spaces, and the file's name"
+        problems.append(Problem(f"{path}, {lines}", what, remedy=remedy))
     return digests
+
+
+def _named(name: str, folder: Path, directory: Path) -> Path | None:
+    """Find the file of a directory that a line names, whose folder may have been elsewhere."""
+    *folders, last = re.split(r"[/\\]", name.removeprefix("*"))
+    if "\0" in name or not last:
+        return None
+    place = Path(os.path.normpath(folder / name))
+    if place.parent == directory:
+        return place
+    place = directory / last
+    is_of_directory = not folders or folders[-1] in (".", directory.name)
+    return place if is_of_directory and place.is_file() else None
 
 
 def is_loaded(name: str) -> bool:

@@ -27,6 +27,8 @@ _DAMAGED_SHARE: Final = 1e-4
 _DAMAGED_BYTES: Final = 16
 # So many lines of one mistake are read; more are one.
 _MOST_ALIKE: Final = 10
+_MOST_DAMAGED: Final = 50
+_DAMAGE: Final = ("damaged", "unreadable")
 _NUMBER: Final = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 # Types that hold what they are made of, or nearly: errors up to this are those of a detour.
 _NEARLY_EXACT: Final = ("F32", "F16", "BF16", "Q8_0", "INT8")
@@ -86,7 +88,7 @@ def judge(
             notes[note].append(_Noted(tensor.name, check.made))
         if found is not None:
             findings.append(_Finding(tensor, expert, found))
-    return Verdicts(list(_merged(_grouped(findings))), list(_told(notes)), counts)
+    return Verdicts(list(merged(_grouped(findings))), list(_told(notes)), counts)
 
 
 def _reproduced_types(
@@ -189,17 +191,18 @@ def _grouped(findings: Sequence[_Finding]) -> Iterator[Problem]:
         yield _problem(sorted(group, key=lambda found: "(" not in found.mistake.what))
 
 
-def _merged(problems: Iterable[Problem]) -> Iterator[Problem]:
+def merged(problems: Iterable[Problem]) -> Iterator[Problem]:
     """Say what is wrong with very many tensors, in all layers or experts, once.
 
-    But for numbers they are told the same; damage is each its own.
+    But for numbers they are told the same, those of damage in the same file.
     """
     alike: dict[tuple[object, ...], list[Problem]] = defaultdict(list)
-    for number, problem in enumerate(problems):
-        own = number if problem.mistake in ("damaged", "unreadable") else None
+    for problem in problems:
+        own = problem.place if problem.mistake in _DAMAGE else None
         alike[own, problem.mistake, _NUMBER.sub("", problem.what), problem.remedy].append(problem)
     for same in alike.values():
-        if len(same) <= _MOST_ALIKE:
+        is_damage = same[0].mistake in _DAMAGE
+        if len(same) <= (_MOST_DAMAGED if is_damage else _MOST_ALIKE):
             yield from same
             continue
         tensors = some([(problem.tensor or "").partition(" and ")[0] for problem in same])

@@ -118,7 +118,7 @@ def match(
         problems.append(Problem(str(artifact), said, _some(missing), remedy, "missing"))
     extra = [*left, *(name for name in weights.shares if name not in joined)]
     if extra:
-        remedy = "remove what nothing needs that reads the file"
+        remedy = "remove what no reader of the file needs"
         said = "is not in the source" if len(extra) == 1 else "are not in the source"
         file = next((array.path for array in left.values()), artifact)
         problems.append(Problem(str(file), said, _some(extra), remedy, "extra"))

@@ -16,7 +16,7 @@ from weightcast.converters.verify.result import Problem
 from weightcast.errors import CheckpointError
 from weightcast.formats.directory import beside
 from weightcast.formats.torrent import Torrent, read_torrent
-from weightcast.text import count
+from weightcast.text import count, some
 
 _CHUNK_BYTES: Final = 1 << 20
 _REMEDY: Final = "let the torrent client check and finish the download"
@@ -87,13 +87,17 @@ def check_pieces(
         lambda piece, buffer: [(piece, buffer)],
         [is_right] * jobs,
     )
-    wrong: Counter[Path] = Counter()
+    # A piece of many small files says of none which it is.
+    wrong: Counter[tuple[Path, ...]] = Counter()
     for piece, right in zip(pieces, found, strict=True):
         if not right:
-            wrong.update({part.path for part in piece.parts if part.path is not None})
-    for path, number in wrong.items():
+            of = (part.path for part in piece.parts if part.path is not None and part.nbytes)
+            wrong[tuple(dict.fromkeys(of))] += 1
+    for paths, number in wrong.items():
         what = f"{count(number, 'piece')} unlike those of {torrent.path.name}"
-        problems.append(Problem(str(path), what, remedy=_REMEDY, mistake="piece"))
+        if len(paths) > 1:
+            what = f"or {some([path.name for path in paths[1:]])}: {what}"
+        problems.append(Problem(str(paths[0]), what, remedy=_REMEDY, mistake="piece"))
     return problems
 
 

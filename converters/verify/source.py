@@ -38,6 +38,8 @@ _LARGE: Final = 1e15
 # Numbers of a tensor are suspicious if they are so many times larger or smaller than those of its
 # kind in most layers. Layers of trained models differ by less than ten.
 _OUT_OF_FAMILY: Final = 64.0
+_MOST_ALIKE: Final = 10
+_MORE_ZEROS: Final = 1 / 32
 _NUMBER: Final = re.compile(r"\d[\d,]*")
 
 
@@ -71,12 +73,17 @@ def verify_source(
     contents = _read(files, graph, jobs, on_progress)
     found.problems += sums.problems
     _check_sums(contents, sums.digests, sums.files, found)
+    found.unchecked += (f"checksums: {path} names none of these files" for path in sums.useless)
     for torrent, places in torrents:
         problems = check_pieces(torrent, places, jobs, on_progress)
         found.problems += problems
         if not problems:
             whole = count(sum(place is not None for place in places), "file")
             found.checked.append(f"pieces: {whole} as in {torrent.path.name}")
+        without = [file.name for file in files if file not in places]
+        if without:
+            said = f"pieces of {some(without)}, which {torrent.path.name} does not name"
+            found.unchecked.append(said)
     _check_blanks(contents, found)
     if graph is not None:
         _check_repeated(contents, found)
@@ -160,10 +167,12 @@ class Numbers:
     squares: float = 0.0
     largest: float = 0.0
     not_finite: int = 0
+    zeros: int = 0
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Add some of its elements."""
         self.size += values.size
+        self.zeros += int(values.size - np.count_nonzero(values))
         largest = float(np.abs(values).max(initial=0))
         if not largest < _LARGE:  # or NaN
             finite = np.isfinite(values)
@@ -178,6 +187,10 @@ class Numbers:
     @property
     def rms(self) -> float:
         return float(np.sqrt(self.squares / self.size)) if self.size else 0.0
+
+    @property
+    def share_of_zeros(self) -> float:
+        return self.zeros / self.size if self.size else 0.0
 
 
 @dataclass
@@ -295,12 +308,18 @@ def _check_sums(
     if not digests:
         found.unchecked.append("checksums: there is no SHA256SUMS of these files")
         return
-    named = ", ".join(path.name for path in origins)
+    named = some([path.name for path in origins])
     there = {content.path: content.sha256 for content in contents}
-    for path, digest in digests.items():
+    for path in digests:
         if path not in there:
             found.add(path, f"missing, but {named} names it", "missing")
-        elif there[path] != digest:
+    wrong = [path for path, digest in digests.items() if there.get(path, digest) != digest]
+    if len(wrong) > _MOST_ALIKE:
+        listed = some([path.name for path in wrong])
+        what = f"{listed}: their SHA-256 are others than {named} says"
+        found.add(wrong[0].parent, what, "checksum")
+    else:
+        for path in wrong:
             found.add(path, f"its SHA-256 is another than {named} says", "checksum")
     without = [path.name for path in there if path not in digests]
     if without:
@@ -330,7 +349,8 @@ def _check_repeated(contents: Sequence[Contents], found: _Findings) -> None:
     for original, *others in by_digest.values():
         if others and not _is_uniform(original):
             names = some([content.path.name for content in others])
-            found.add(original.path, f"is the same as {names}: a shard was repeated", "repeated")
+            what = f"is the same as {names}: one shard was put in the place of others"
+            found.add(original.path, what, "repeated")
 
 
 def _is_uniform(content: Contents) -> bool:
@@ -358,8 +378,14 @@ def _check_numbers(graph: TensorGraph, contents: Sequence[Contents], found: _Fin
     for (_, part), tensors in kinds.items():
         usual_rms = float(np.median([numbers.rms for _, numbers in tensors.values()]))
         usual_largest = float(np.median([numbers.largest for _, numbers in tensors.values()]))
+        usual_zeros = float(np.median([n.share_of_zeros for _, n in tensors.values()]))
         for name, (path, numbers) in tensors.items():
             strangeness = _strange(numbers, usual_rms, usual_largest)
+            # Codes are often zero, and in layers with outliers far more often.
+            is_too_often = numbers.share_of_zeros > _MORE_ZEROS + 4 * usual_zeros
+            if strangeness is None and is_too_often and part != "codes":
+                share, usual = f"{numbers.share_of_zeros:.1%}", f"{usual_zeros:.1%}"
+                strangeness = f"are zero in {share}, in most layers in {usual}"
             if strangeness is not None and path not in strange:
                 strange.add(path)
                 what = f"{part} {strangeness}"

@@ -29,7 +29,7 @@ from weightcast.converters.targets import TARGETS
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
 from weightcast.converters.verify.content import check_content, read_bytes
 from weightcast.converters.verify.expected import ExpectedLayout, expected_layout, planned_name
-from weightcast.converters.verify.judge import Verdicts, judge
+from weightcast.converters.verify.judge import Verdicts, judge, merged
 from weightcast.converters.verify.layout import check_layout
 from weightcast.converters.verify.match import TensorMatch, match
 from weightcast.converters.verify.mistakes import Mistakes
@@ -135,11 +135,11 @@ class _Verifier:
                 self._used = self._convention(graph, weights)
                 tensors, problems = match(graph, weights, (self._used, usual), self._path)
                 # What is not there may be in a file that is missing, of which there is a line.
-                self._problems += [
+                self._problems += merged(
                     problem
                     for problem in problems
                     if not (problem.mistake == "missing" and structure.incomplete)
-                ]
+                )
                 tensors = self._comparable(tensors)
         if not self._problems:
             self._check_alone()
@@ -184,9 +184,12 @@ class _Verifier:
                 structure.refused(problem)
             return None
         self._notes += weights.notes
-        for name, array in weights.arrays.items():
-            if array.packed is not None:
-                self._problems += _constant_problems(name, array)
+        self._problems += merged(
+            problem
+            for name, array in weights.arrays.items()
+            if array.packed is not None
+            for problem in _constant_problems(name, array)
+        )
         return weights
 
     def _by_file(self) -> Mapping[Path, Mapping[str, StoredArray]]:
@@ -243,7 +246,7 @@ class _Verifier:
                 self._unchecked.append(f"shapes beside the metadata: not a {family.title}")
                 return
             first = structure.files[0]
-        elif not (self._path / "config.json").is_file():
+        elif not self._path.is_dir():
             return
         try:
             open_family(first)

@@ -30,7 +30,7 @@ from weightcast.formats.packed.find import (
     packed_matrix,
     read_bytes,
 )
-from weightcast.formats.packed.fp4 import FP4_LAYOUTS, fp4_shape
+from weightcast.formats.packed.fp4 import FP4_LAYOUTS, GLOBAL_SCALE, fp4_shape
 from weightcast.formats.packed.fp8 import FP8_LAYOUT, WEIGHT, block_type, fp8_matrix
 from weightcast.formats.packed.groups import GROUPS, check_rows, group_count, is_group_type
 from weightcast.formats.packed.int_quantized import int_matrix
@@ -183,7 +183,7 @@ class CompressedTensors:
     traits: Final = Traits(
         quant_method="compressed-tensors",
         readers=_READERS,
-        marks=(PACKED, ".weight_g_idx"),
+        marks=(PACKED, SCALE, ZERO_POINT, GLOBAL_SCALE, ".weight_g_idx"),
         types={"mxfp4": MXFP4, "nvfp4": NVFP4, "fp8": Fp8Type(), "fp8-block": Fp8Type(128, 128)},
     )
 

@@ -8,7 +8,7 @@ one that all of them take. Sources: QuantizationConfig and QuantizationArgs of c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from weightcast.errors import LayoutError
@@ -41,10 +41,14 @@ def only_groups(layout: str, weight_type: WeightType) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Bits and group size as a config states them: None if it does not, 0 for whole rows."""
+    """Bits and group size as a config states them: None if it does not, 0 for whole rows.
+
+    Of zero points it counts only that it states some: of symmetric groups they may be there too.
+    """
 
     bits: int | None
     group_size: int | None
+    has_zero_points: bool = False
 
     def fits(self, shape: MatrixShape[GroupType]) -> bool:
         """Tell whether it is true of a matrix."""
@@ -52,6 +56,8 @@ class Claim:
         sizes: set[int | None] = {None, size}
         if not size:
             sizes.add(shape.n_in)  # one group a row, by either name
+        if self.has_zero_points and shape.type.symmetric:
+            return False
         return self.bits in (None, shape.type.bits) and self.group_size in sizes
 
     def __str__(self) -> str:
@@ -59,7 +65,9 @@ class Claim:
         if self.group_size is not None:
             size = self.group_size
             texts.append(f"groups of {size}" if size else "a scale a row")
-        return " with ".join(texts) if self.bits is not None else "".join(texts)
+        if self.has_zero_points:
+            texts.append("zero points")
+        return " with ".join(texts)
 
 
 def contradiction_of_groups(
@@ -90,7 +98,8 @@ def _claims(config: Mapping[str, Any]) -> Iterator[Claim]:
         for group in groups.values():
             weights = group.get("weights") if isinstance(group, Mapping) else None
             if isinstance(weights, Mapping) and weights.get("type") == "int":
-                yield _claim(weights, "num_bits")
+                claim = _claim(weights, "num_bits")
+                yield replace(claim, has_zero_points=weights.get("symmetric") is False)
         return
     ours = config.get("groups")
     for said in ours if isinstance(ours, list) else ():

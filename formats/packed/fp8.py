@@ -194,7 +194,10 @@ class Fp8Layout:
         weights, scales = check_parts(self.name, self.parts(shape), parts)
         if scales.dtype == np.uint8:
             scales = scales.view(ml_dtypes.float8_e8m0fnu)
-        return Fp8Rows(weights, scales.astype(np.float32))
+        values = scales.astype(np.float32)
+        if np.any(values < 0):
+            raise LayoutError(f"{self.scales} has a negative number")
+        return Fp8Rows(weights, values)
 
     def arguments(self, weight_type: Fp8Type) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Describe weights by channel or block; inputs are quantized on the fly, as kernels do."""

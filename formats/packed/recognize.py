@@ -7,13 +7,15 @@ else from the tensors' own shapes and dtypes: so a recipe's rules need not be ma
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import PackedMatrix
 from weightcast.text import shown
+
+_WEIGHT: Final = ".weight"
 
 
 def recognize(
@@ -39,11 +41,17 @@ def recognize(
         if traits.describes_itself if method is None else traits.quant_method == method:
             found |= layout.find(config, arrays)
     taken = {name + suffix for name, matrix in found.items() for suffix in matrix.parts}
-    marks = tuple(mark for layout in layouts for mark in layout.traits.marks)
     for name in arrays:
-        if name.endswith(marks) and name not in taken:
+        if is_part(name) and name not in taken:
             said = f"quant_method {method} does not explain"
             if method is None:
                 said = "no quantization_config explains"
-            raise LayoutError(f"{name}: packed in a way that {said}")
+            raise LayoutError(f"{name}: packed in a way that {said}, or not whole")
+        if name.endswith(_WEIGHT) and name not in taken and arrays[name].dtype == "F8_E4M3":
+            raise LayoutError(f"{name} has no scales, which floats of 8 bits need")
     return found
+
+
+def is_part(name: str) -> bool:
+    """Tell names that only parts of packed matrices have."""
+    return name.endswith(tuple(m for layout in LAYOUTS.values() for m in layout.traits.marks))

@@ -10,6 +10,7 @@ https://pypi.org/project/compressed-tensors/0.20.1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -151,4 +152,7 @@ def has_global_scale(module: ModuleTensors) -> bool:
     array = module.part(GLOBAL_SCALE)
     if (array.dtype, array.nbytes) != ("F32", 4):
         return False  # which the layout without it refuses
-    return bool(read_bytes(array, 0, 4).view("<f4")[0] != 1)
+    value = float(read_bytes(array, 0, 4).view("<f4")[0])
+    if not 0 < value < math.inf:
+        raise LayoutError(f"{GLOBAL_SCALE} is {value:g}, not a positive number")
+    return value != 1

@@ -7,7 +7,12 @@ from typing import Final
 
 from weightcast.converters.families.grok1 import forward, synthetic
 from weightcast.converters.families.grok1.gguf import ARCHITECTURE, llama_cpp_notes, metadata
-from weightcast.converters.families.grok1.hugging_face import CODE, companion_files, runtime_notes
+from weightcast.converters.families.grok1.hugging_face import (
+    CODE,
+    CONFIG_FIXED,
+    companion_files,
+    runtime_notes,
+)
 from weightcast.converters.families.grok1.modules import MODULES
 from weightcast.converters.families.grok1.spec import HYPERPARAMETERS, solve, told_sizes
 from weightcast.converters.families.grok1.tensors import DIALECTS, NAMES, ROLES
@@ -35,6 +40,7 @@ GROK_1: Final = Family(
     spoken="jax",
     hyperparameters=HYPERPARAMETERS,
     config_mark="embedding_multiplier_scale",
+    config_fixed=CONFIG_FIXED,
     told_sizes=told_sizes,
     solve=solve,
     metadata=metadata,

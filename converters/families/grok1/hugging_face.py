@@ -37,6 +37,23 @@ _AUTO_MAP: Final = {
 }
 
 
+# What configs of other models have, and Grok-1 has one way only: activation, router, positions.
+CONFIG_FIXED: Final[Mapping[str, tuple[object, ...]]] = {
+    "hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+    "moe_router_renormalize": (False,),
+    "router_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "rope_scaling.rope_type": ("default",),
+    "rope_scaling.type": ("default",),
+    "rope_parameters.rope_type": ("default",),
+    "partial_rotary_factor": (1,),
+    "rope_parameters.partial_rotary_factor": (1,),
+    "sliding_window": (),
+    "attention_bias": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+
 def has_standard_attention_scale(spec: Grok1Spec) -> bool:
     """Tell whether attention is scaled as every runtime assumes it is."""
     return math.isclose(spec.attn_output_multiplier, spec.key_size**-0.5, rel_tol=1e-6)

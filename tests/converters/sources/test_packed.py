@@ -383,7 +383,7 @@ HOSTILE = {
     "a missing shape": (CT, without(".weight_shape"), "weight_shape is not there, but other"),
     "a missing g_idx": (GPTQ, without(".g_idx"), "g_idx is not there, but other"),
     "missing zero points": (AWQ, without(".qzeros"), "qzeros is not there, but other"),
-    "missing codes": (CT, without(".weight_packed"), "tensor model.layers.0.*w1.weight is miss"),
+    "missing codes": (CT, without(".weight_packed"), "w1.weight_.*does not explain, or not whole"),
     "another shape": (
         CT,
         with_part(".weight_shape", lambda a: a[::-1].copy()),

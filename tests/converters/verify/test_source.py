@@ -80,7 +80,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "hole": (lambda d: punch(d / shard(2)), "was never written as a whole: "),
     "repeated": (
         lambda d: shutil.copy(d / shard(2), d / shard(4)),
-        f"{shard(2)}: is the same as {shard(4)}: a shard was repeated",
+        f"{shard(2)}: is the same as {shard(4)}: one shard was put",
     ),
     "NaN": (
         lambda d: write(d / shard(3), scales_at(d / shard(3)), b"\xc0\x7f"),
