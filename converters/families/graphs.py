@@ -158,14 +158,15 @@ def check_tied(family: Family, heads: Sequence[StoredArray], tables: Sequence[St
 
     Either may lie in several files, rows after rows. Compares tables up to 64 MiB whole and of
     larger ones 1024 pieces of 64 KiB, so that looking at a checkpoint stays quick. Of heads in
-    another type, or packed, only the shape is compared.
+    another type or order, or packed, only the shape is compared.
     """
     first = heads[0]
     problem = f"{first.path}: the output head is not the embedding table, as in {family.title}"
     rows, n_in = (sum(array.shape[0] for array in tables), tables[0].shape[1:])
     if (sum(array.shape[0] for array in heads), first.shape[1:]) != (rows, n_in):
         raise LayoutError(problem)
-    if first.dtype != tables[0].dtype or any(a.packed is not None for a in (*heads, *tables)):
+    of_both = (*heads, *tables)
+    if len({(a.dtype, a.axis_strides) for a in of_both}) > 1 or any(a.packed for a in of_both):
         return
     piece, nbytes = 1 << 16, sum(array.nbytes for array in heads)
     with ExitStack() as stack:

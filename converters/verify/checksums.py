@@ -157,7 +157,7 @@ def _named(name: str, folder: Path, directory: Path) -> Path | None:
     if "\0" in name or not last:
         return None
     place = Path(os.path.normpath(folder / name))
-    if place.parent == directory:
+    if place.parent == directory and (place.is_file() or "\\" not in name):
         return place
     place = directory / last
     is_of_directory = not folders or folders[-1] in (".", directory.name)

@@ -149,6 +149,9 @@ def test_revisions_of_a_hub_cache(plain: Path, tmp_path: Path) -> None:
     (cache / "refs" / "main").write_text("def\n")
     assert weightcast.open(cache).source.endswith("snapshots/def")
     assert weightcast.open(cache / "snapshots" / "abc").source.endswith("abc")
+    (cache / "refs" / "main").write_text("ghi")
+    with pytest.raises(CheckpointError, match=r"refs/main is .*ghi.*, which is not in snapshots"):
+        weightcast.open(cache)
 
 
 def test_an_index_stands_for_its_directory(plain: Path) -> None:

@@ -75,7 +75,16 @@ def scales_at(path: Path) -> int:
     return array.scales.offset
 
 
+def silence_an_expert(directory: Path) -> None:
+    """All scales of the first expert of a tensor are zero."""
+    path = directory / shard(2)
+    array = read_pickle(path)
+    assert isinstance(array, QuantizedArray)
+    write(path, array.scales.offset, bytes(array.scales.nbytes // array.scales.shape[0]))
+
+
 MISTAKES: dict[str, tuple[Change, str]] = {
+    "an expert's scales": (silence_an_expert, "scales are zero in 12.5%, in most layers in 0.0%"),
     "zeros": (lambda d: write(d / shard(2), 1 << 20, bytes(1 << 17)), "zeros from byte"),
     "hole": (lambda d: punch(d / shard(2)), "was never written as a whole: "),
     "repeated": (
@@ -216,6 +225,65 @@ def test_relative_paths(path: str, source: Path, monkeypatch: pytest.MonkeyPatch
     assert "checksums: 38 files as in SHA256SUMS" in found.checked
     assert found.checked.count("pieces: 38 files as in m.torrent") == 1
     assert found.unchecked == ()
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("", "{}"),
+        ("", "./{}"),
+        ("", "*{}"),
+        ("", "ckpt-0/{}"),
+        ("", "ckpt-0\\{}"),
+        ("", "/data/grok-1/ckpt-0/{}"),
+        ("..", "{}"),
+        ("..", "ckpt-0/{}"),
+        ("..", "checkpoints/ckpt-0/{}"),
+    ],
+)
+def test_sums_from_elsewhere(place: str, name: str, source: Path) -> None:
+    """Made in another folder, on Windows, or with a byte order mark."""
+    names = sorted(path.name for path in source.iterdir())
+    digests = {n: hashlib.sha256((source / n).read_bytes()).hexdigest() for n in names}
+    lines = [
+        f"{digest} {'' if '*' in name else ' '}{name.format(n)}\n" for n, digest in digests.items()
+    ]
+    sums = source / place / "SHA256SUMS"
+    sums.write_text("\ufeff" + "".join(lines), encoding="utf-8")
+    found = weightcast.verify(source)
+    assert problems(found) == []
+    assert "checksums: 38 files as in SHA256SUMS" in found.checked
+    sums.write_text("".join(lines).replace("  ckpt-0", "  ckpt-1"))
+    write(source / shard(5), 2000, b"\1")
+    assert bool(problems(weightcast.verify(source))) == ("  ckpt-0" not in "".join(lines))
+
+
+def test_sums_that_are_of_no_use(source: Path) -> None:
+    sums = source / "SHA256SUMS"
+    sums.write_text(f"{64 * 'a'}  ckpt-7/{shard(1)}\n")
+    found = weightcast.verify(source)
+    assert problems(found) == []
+    assert f"checksums: {sums} names none of these files" in found.unchecked
+    sums.write_text("".join(f"SHA256 ({path.name}) = {64 * 'a'}\n" for path in source.iterdir()))
+    (problem,) = problems(weightcast.verify(source))
+    assert "lines 1, 2, 3, 4 and 35 more: are no lines of sha256sum; write 64" in problem
+    sums.write_text("".join(f"{64 * 'a'}  {shard(n)}\n" for n in range(38)))
+    (problem,) = problems(weightcast.verify(source))
+    assert "34 more: their SHA-256 are others than SHA256SUMS says" in problem
+
+
+def test_torrents_of_some_shards_or_large_pieces(source: Path) -> None:
+    names = sorted(path.name for path in source.iterdir())
+    (source / "a.torrent").write_bytes(torrent(source, [[n] for n in names[:5]], 1 << 28, "m"))
+    found = weightcast.verify(source)
+    assert problems(found) == []
+    assert "pieces: 5 files as in a.torrent" in found.checked
+    unnamed = f"pieces of {shard(5)}, {shard(6)}, {shard(7)}, {shard(8)} and 29 more"
+    assert f"{unnamed}, which a.torrent does not name" in found.unchecked
+    write(source / shard(3), 2000, b"\0\1\2")
+    (problem,) = problems(weightcast.verify(source))
+    others = f"{shard(1)}, {shard(2)}, {shard(3)}, {shard(4)}"
+    assert f"{shard(0)}: or {others}: 1 piece unlike those of a.torrent" in problem
 
 
 def test_what_lies_beside_may_be_of_anything(source: Path) -> None:
