@@ -173,6 +173,12 @@ class Check:
             if checkpointing:
                 options = {"use_reentrant": False}
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+                try:  # layers would add their keys twice
+                    model(self.tokens, past_key_values=DynamicCache(config=model.config))
+                except ValueError:
+                    pass
+                else:
+                    raise AssertionError("a cache was accepted")
             count = torch.tensor(self.tokens.numel())
             model(self.tokens, labels=self.tokens, num_items_in_batch=count).loss.backward()
             found.append(model.model.layers[0].self_attn.k_proj.weight.grad)
