@@ -8,6 +8,7 @@ Source: torch.save and _rebuild_tensor_v2 in torch/serialization.py and torch/_u
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from weightcast.formats.reading import check_downloaded
 from weightcast.formats.safetensors import merge, read_indexed
 
 INDEX_NAME: Final = "pytorch_model.bin.index.json"
-# Other files of the suffix are of optimizers and of arguments.
-_STEM: Final = "pytorch_model"
+# Beside such, other files of the suffix are of optimizers and of arguments.
+_NAME: Final = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 SUFFIXES: Final = (".bin", ".pt", ".pth")
 MAGIC: Final = b"PK\x03\x04"
 # A pickle of ten thousand tensors has 2 MB.
@@ -35,6 +36,7 @@ _MAX_DIRECTORY_BYTES: Final = 1 << 24
 _MAX_AXES: Final = 64
 # What training scripts put the weights under.
 _HOLDERS: Final = ("state_dict", "model", "module")
+_MOST_HOLDERS: Final = 3
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _DTYPES: Final = {
     Global("torch", f"{name}Storage"): dtype
@@ -83,9 +85,18 @@ def is_torch(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+def is_named(path: Path) -> bool:
+    """Tell whether a file has the name that weights have."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def files_in(directory: Path) -> list[Path]:
-    """List the files of a directory that PyTorch wrote weights into, complete or not."""
-    return [file for file in files_ending(directory, ".bin") if file.name.startswith(_STEM)]
+    """List the files of a directory that PyTorch wrote weights into.
+
+    Those of the usual name, complete or not, or else all archives.
+    """
+    there = files_ending(directory, ".bin")
+    return list(filter(is_named, there)) or list(filter(is_torch, there))
 
 
 def read_directory(path: Path) -> dict[str, StoredArray]:
@@ -130,7 +141,10 @@ def read_torch(path: Path) -> dict[str, StoredArray]:
         value = machine.run()
         if not isinstance(value, dict):
             raise FormatError(path, None, "holds no dictionary of tensors")
-        tensors = _tensors(value).items()
+        try:
+            tensors = _tensors(value).items()
+        except ValueError as problem:
+            raise FormatError(path, None, f"{problem}, of which one is the model's") from None
         return {name: _located(fd, path, tensor, entries, root) for name, tensor in tensors}
     finally:
         os.close(fd)
@@ -188,9 +202,27 @@ def _data_at(fd: int, path: Path, entry: zipfile.ZipInfo) -> int:
 
 
 def _tensors(value: dict[str, Any]) -> dict[str, _Tensor]:
-    """Give tensors by their names; a state_dict may lie in another dictionary."""
-    inner = next((value[name] for name in _HOLDERS if isinstance(value.get(name), dict)), value)
-    return {name: each for name, each in inner.items() if isinstance(each, _Tensor)}
+    """Give tensors by their names; a state_dict may lie in other dictionaries.
+
+    Raises ValueError if there are several.
+    """
+    for _ in range(_MOST_HOLDERS):
+        held = [value[name] for name in _HOLDERS if isinstance(value.get(name), dict)]
+        inside = [inner for inner in held if inner is not value and _has_tensors(inner, 0)]
+        if len(inside) > 1:
+            raise ValueError("tensors in several dictionaries")
+        if not inside:
+            break
+        value = inside[0]
+    return {name: each for name, each in value.items() if isinstance(each, _Tensor)}
+
+
+def _has_tensors(value: dict[str, Any], depth: int) -> bool:
+    """Tell whether a dictionary, or what it holds, has tensors."""
+    if any(isinstance(each, _Tensor) for each in value.values()):
+        return True
+    held = [value[name] for name in _HOLDERS if isinstance(value.get(name), dict)]
+    return depth < _MOST_HOLDERS and any(_has_tensors(inner, depth + 1) for inner in held)
 
 
 def _located(

@@ -19,6 +19,7 @@ _MAX_DEPTH: Final = 16
 _MAX_VALUES: Final = 1 << 18
 # Of Linux; looking for a longer one is an error, not a file that is missing.
 _MAX_NAME_BYTES: Final = 255
+_MAX_PATH: Final = 512
 _MAX_PIECE_BYTES: Final = 1 << 30
 DIGEST_BYTES: Final = 20
 
@@ -133,6 +134,8 @@ def _files(name: str, info: dict[bytes, Any]) -> Iterator[TorrentFile]:
 def _file(parts: tuple[str, ...], said: dict[bytes, Any]) -> TorrentFile:
     size = said[b"length"]
     if type(size) is not int or size < 0 or not parts:
+        raise ValueError
+    if sum(len(part) for part in parts) > _MAX_PATH:
         raise ValueError
     return TorrentFile(parts, size, b"p" in said.get(b"attr", b""))
 

@@ -162,6 +162,8 @@ def check_tied(family: Family, heads: Sequence[StoredArray], tables: Sequence[St
     """
     first = heads[0]
     problem = f"{first.path}: the output head is not the embedding table, as in {family.title}"
+    if any(len(array.shape) != 2 for array in (*heads, *tables)):
+        raise LayoutError(problem)
     rows, n_in = (sum(array.shape[0] for array in tables), tables[0].shape[1:])
     if (sum(array.shape[0] for array in heads), first.shape[1:]) != (rows, n_in):
         raise LayoutError(problem)

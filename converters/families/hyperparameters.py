@@ -6,6 +6,7 @@ All three follow from the family's table, which has a row for each hyperparamete
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -124,10 +125,17 @@ def _find(path: Path, values: Mapping[str, Any], key: Key) -> tuple[str | None, 
     there = list(_values(values, key))
     found = [(name, value) for name, value in there if value is not None]
     for name, value in found[1:]:
-        if value != found[0][1]:
+        if not key.others_may_differ and not _is_same(value, found[0][1]):
             said = f"{found[0][0]} is {shown(found[0][1])}, but {name} is {shown(value)}"
             raise FormatError(path, None, f"{said}, which mean the same; remove the wrong one")
-    return there[0] if there else (None, None)
+    return (*found, *there, (None, None))[0]
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Compare values; some tools round numbers to float32."""
+    if isinstance(value, int | float) and isinstance(other, int | float):
+        return math.isclose(value, other, rel_tol=1e-6)
+    return bool(value == other)
 
 
 def _values(values: Mapping[str, Any], key: Key) -> Iterator[tuple[str, Any]]:

@@ -87,14 +87,16 @@ class Key:
     """The place of a hyperparameter in a file, and its value if absent.
 
     `others` are names that some tools give it, the second part after a dot lies in an object of the
-    first. A `default` that is a function gets what was read before. An `optional` key may be absent
-    without one: shapes tell the value too.
+    first. Where they are of something else if both are there, `others_may_differ`. A `default`
+    that is a function gets what was read before. An `optional` key may be absent without one:
+    shapes tell the value too.
     """
 
     name: str
     default: Number | Callable[[Mapping[str, Number]], Number] | None = None
     optional: bool = False
     others: tuple[str, ...] = ()
+    others_may_differ: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Slab:
         return view is None or view.is_blocked or view.strides == (view.shape[1], 1)
 
     def stored_rows(self, row0: int, row1: int) -> NDArray[np.uint8]:
-        """Give the stored bytes of rows [row0, row1), row after row, without scales."""
+        """Give the stored bytes of rows [row0, row1), row after row; scales are no part of them."""
         if self.make is None and self._lies_in_rows:
             return self._bytes(row0, row1)
         piece = self.matrix(row0, row1) if self.make is None else self.make(row0, row1)

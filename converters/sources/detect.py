@@ -81,10 +81,11 @@ def in_hub_cache(path: Path) -> Path:
     there = [entry for entry in entries(snapshots) if entry.is_dir()]
     main = path / "refs" / "main"
     if main.is_file():
-        named = snapshots / read_small(main, _MAX_REVISION_BYTES).decode(errors="replace").strip()
+        said = read_small(main, _MAX_REVISION_BYTES).decode(errors="replace").strip()
+        named = snapshots / said
         if named not in there:
             raise CheckpointError(
-                f"{path}: refs/main is {shown(named.name)}, which is not in snapshots: "
+                f"{path}: refs/main is {shown(said)}, which is not in snapshots: "
                 "finish the download, or name a revision"
             )
         return named

@@ -16,6 +16,7 @@ from weightcast.text import shown
 
 _WEIGHT: Final = ".weight"
 _BIAS: Final = ".bias"
+_ZERO_POINT: Final = ".weight_zero_point"
 _MAX_BIAS_BYTES: Final = 1 << 20
 _KEYS: Final = ("quantization_config", "compression_config")
 # Scales of what layers get and give, and of the cache: no weights, and nothing that outputs have.
@@ -71,9 +72,10 @@ def join_packed(
     for name, matrix in found.items():
         for suffix in matrix.parts:
             del joined[name + suffix]
-        # AutoGPTQ gives every module a bias, of zeros where there was none.
-        if _is_zero(joined.get(name + _BIAS)):
-            del joined[name + _BIAS]
+        # AutoGPTQ gives every module a bias, of zeros where there was none; early FP8 zero points.
+        for suffix in (_BIAS, _ZERO_POINT):
+            if _is_zero(joined.get(name + suffix)):
+                del joined[name + suffix]
     for name, matrix in found.items():
         location = f"{main_part(matrix).path}: {shown(name)}"
         if name + _WEIGHT in joined:

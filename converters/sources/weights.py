@@ -74,16 +74,13 @@ def weights_of(
     if len(kept) < len(arrays):
         n_buffers = count(len(arrays) - len(kept), "buffer")
         notes.append(f"left out: {n_buffers} of rotary positions")
+    shares = {name.removeprefix(prefix): found for name, found in shares.items()}
+    shares = {name: found for name, found in shares.items() if not name.endswith(_BUFFERS)}
     joined = join_packed(source, config_file, kept)
     scales = scales_of_activations(kept, joined)
     if scales:
         notes.append(f"left out: {count(len(scales), 'scale')} of activations")
-    return Weights(
-        joined,
-        {name.removeprefix(prefix): found for name, found in shares.items()},
-        tuple(notes),
-        tuple(sorted(by_file)),
-    )
+    return Weights(joined, shares, tuple(notes), tuple(sorted(by_file)))
 
 
 def _prefix(names: Collection[str]) -> str:
@@ -116,7 +113,7 @@ def _join_ranks(
     for file, found in by_file.items():
         match = _RANK.fullmatch(file.name)
         if match is None:
-            raise LayoutError(f"{file}: no rank's, though others beside it are; move it away")
+            raise LayoutError(f"{file}: of no rank, but files beside it are; move it away")
         own = common if match[1] == "common" else ranks[int(match[1])]
         for name, array in found.items():
             if name in own:

@@ -6,7 +6,8 @@ import codecs
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from weightcast.converters.engine import FileToHash, hash_files
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
-from weightcast.formats.directory import beside
+from weightcast.formats.directory import beside, entries
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
 from weightcast.text import some
@@ -31,7 +32,7 @@ _LOADED: Final = re.compile(
 )
 _ESCAPES: Final = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _CHUNK_BYTES: Final = 1 << 20
-# Forty thousand lines; of those that are none so many are named.
+# Forty thousand lines; of names that no file beside them has so many are told.
 _MAX_SUMS_BYTES: Final = 1 << 22
 _MAX_BAD_LINES: Final = 100
 # Of Linux; looking for a longer one is an error, not a file that is missing.
@@ -84,84 +85,97 @@ def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
 def read_sums_of(directory: Path) -> Checksums:
     """Read the checksums of files in a directory: from a SHA256SUMS in it, or beside it.
 
-    Sums may name files with their folder, as `sha256sum ckpt-0/*` does, wherever that was. Those
-    beside the directory may be of anything, and count if they name one of its files.
+    Sums may name files with their folder, as `sha256sum ckpt-0/*` does, which may have been
+    elsewhere. Those beside the directory may be of anything, and count if they name its files.
     """
     sums = Checksums()
-    for path in beside(directory, 1):
+    guesses: dict[Path, str] = {}
+    names = {entry.name for entry in entries(directory)}
+    for path in beside(directory, 2):
         if not _SUMS_NAME.fullmatch(path.name) or not path.is_file():
             continue
         problems: list[Problem] = []
-        found = _read(path, problems, directory)
-        if found or path.parent == directory:
+        found, guessed = _named(list(_lines(path, problems)), path, directory, names)
+        if found or guessed or path.parent == directory:
             sums.problems += problems
-        if found:
+        if found or guessed:
             sums.files = (*sums.files, path)
-            sums.digests.update(found)
         elif path.parent == directory and not problems:
             sums.useless.append(path)
+        for place, digest in found.items():
+            if sums.digests.setdefault(place, digest) != digest:
+                what = f"its SHA-256 in {path} is another than in the sums before"
+                sums.problems.append(Problem(str(place), what, remedy="remove the wrong sums"))
+        guesses = guessed | guesses
+    sums.digests = guesses | sums.digests
     return sums
 
 
-def _read(path: Path, problems: list[Problem], directory: Path | None = None) -> dict[Path, str]:
-    """Read lines as sha256sum writes them; those that are not are problems.
+def _named(
+    lines: Iterable[tuple[str, str]], path: Path, directory: Path, names: Collection[str]
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Find the files of a directory that lines name, and those that they seem to name.
 
-    With a directory, files may be named with their folders, and only those in it count.
+    Made where the files lay before, sums name them under folders that are not there: the last of
+    these is then the directory's. A name with several digests is of several directories.
     """
+    found: dict[Path, str] = {}
+    guessed: dict[Path, set[str]] = defaultdict(set)
+    for said, digest in lines:
+        name = said.removeprefix("*")
+        place = Path(os.path.normpath(path.parent / name))
+        if place.parent == directory and (place.name in names or "\\" not in name):
+            if place != path:
+                found[place] = digest
+            continue
+        *folders, last = re.split(r"[/\\]", name)
+        is_of_directory = not folders or folders[-1] in (".", directory.name)
+        is_near = path.parent in (directory, directory.parent)
+        if last in names and is_of_directory and is_near and not os.path.lexists(place):
+            guessed[directory / last].add(digest)
+    return found, {place: all_.pop() for place, all_ in guessed.items() if len(all_) == 1}
+
+
+def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
+    """Read the sums of files beside them; other lines are problems."""
     digests: dict[Path, str] = {}
-    bad: list[int] = []
+    most = len(problems) + _MAX_BAD_LINES
+    for name, digest in _lines(path, problems):
+        if len(problems) >= most:
+            problems.append(Problem(f"{path}, from {plain(name)} on", "was not looked at"))
+            break
+        if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
+            problems.append(Problem(str(path), f"{plain(name)}: is in another folder"))
+            continue
+        if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES or "\0" in name:
+            problems.append(Problem(str(path), f"{plain(name)}: is no name that a file can have"))
+            continue
+        digests[path.parent / name] = digest
+    return digests
+
+
+def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
+    """Read names and digests as sha256sum writes them; a problem tells of other lines."""
     try:
         raw = read_small(path, _MAX_SUMS_BYTES)
     except CheckpointError as problem:
         problems.append(Problem(str(problem), "cannot be used"))
-        return {}
-    most = len(problems) + _MAX_BAD_LINES
+        return
+    bad: list[str] = []
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
-        if len(problems) >= most:
-            problems.append(Problem(f"{path}, from line {number} on", "was not looked at"))
-            break
         match = _LINE.fullmatch(line)
-        if match is None:
-            bad.append(number)
-            continue
-        name = match[3].decode(errors="surrogateescape")
-        if match[1]:
-            name = re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], name)
-        if directory is not None:
-            place = _named(name, path.parent, directory)
-            if place is not None:
-                digests[place] = match[2].decode().lower()
-            continue
-        if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
-            problems.append(
-                Problem(f"{path}, line {number}", f"{plain(name)}: is in another folder")
-            )
-            continue
-        if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES or "\0" in name:
-            problems.append(
-                Problem(f"{path}, line {number}", f"{plain(name)}: is no name that a file can have")
-            )
-            continue
-        digests[path.parent / name] = match[2].decode().lower()
+        if match is not None:
+            name = match[3].decode(errors="surrogateescape")
+            if match[1]:
+                name = re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], name)
+            yield name, match[2].decode().lower()
+        elif line.strip() and not line.startswith(b"#"):
+            bad.append(str(number))
     if bad:
         what = f"{'is no line' if len(bad) == 1 else 'are no lines'} of sha256sum"
-        lines = f"line{'s' if len(bad) > 1 else ''} {some(list(map(str, bad)))}"
         remedy = "write 64 hexadecimal digits, two spaces, and the file's name"
+        lines = f"line{'s' if len(bad) > 1 else ''} {some(bad)}"
         problems.append(Problem(f"{path}, {lines}", what, remedy=remedy))
-    return digests
-
-
-def _named(name: str, folder: Path, directory: Path) -> Path | None:
-    """Find the file of a directory that a line names, whose folder may have been elsewhere."""
-    *folders, last = re.split(r"[/\\]", name.removeprefix("*"))
-    if "\0" in name or not last:
-        return None
-    place = Path(os.path.normpath(folder / name))
-    if place.parent == directory and (place.is_file() or "\\" not in name):
-        return place
-    place = directory / last
-    is_of_directory = not folders or folders[-1] in (".", directory.name)
-    return place if is_of_directory and place.is_file() else None
 
 
 def is_loaded(name: str) -> bool:
@@ -213,10 +227,10 @@ def _listed_tensors(sums: Checksums) -> dict[tuple[str, str], str]:
         if path.name != TENSORS and not path.name.endswith(f".{TENSORS}"):
             continue
         try:
-            entries: Any = read_json_object(path).get("tensors")
+            said: Any = read_json_object(path).get("tensors")
         except CheckpointError:
             continue  # its own checksum tells
-        for entry in entries if isinstance(entries, list) else ():
+        for entry in said if isinstance(said, list) else ():
             if isinstance(entry, dict) and isinstance(entry.get("sha256"), str):
                 listed[str(entry.get("file")), str(entry.get("name"))] = entry["sha256"]
     return listed

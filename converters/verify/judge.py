@@ -197,8 +197,10 @@ def merged(problems: Iterable[Problem]) -> Iterator[Problem]:
     But for numbers they are told the same, those of damage in the same file.
     """
     alike: dict[tuple[object, ...], list[Problem]] = defaultdict(list)
-    for problem in problems:
-        own = problem.place if problem.mistake in _DAMAGE else None
+    for number, problem in enumerate(problems):
+        own: object = problem.place if problem.mistake in _DAMAGE else None
+        if problem.tensor is None:
+            own = number
         alike[own, problem.mistake, _NUMBER.sub("", problem.what), problem.remedy].append(problem)
     for same in alike.values():
         is_damage = same[0].mistake in _DAMAGE
@@ -206,7 +208,12 @@ def merged(problems: Iterable[Problem]) -> Iterator[Problem]:
             yield from same
             continue
         tensors = some([(problem.tensor or "").partition(" and ")[0] for problem in same])
-        yield replace(same[0], tensor=tensors)
+        first, n_files = same[0], len({problem.place for problem in same})
+        if n_files > 1:
+            first = replace(first, place=f"{first.place} and {count(n_files - 1, 'more file')}")
+        if any(problem.what != first.what for problem in same):
+            first = replace(first, what=f"{first.what} (the first of them)")
+        yield replace(first, tensor=tensors)
 
 
 def _problem(group: Sequence[_Finding]) -> Problem:

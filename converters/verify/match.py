@@ -83,12 +83,12 @@ def match(
         if name in weights.shares:
             assert wanted.place is not None
             shares = weights.shares[name]
+            joined.add(name)
             try:
                 whole = join_shares(source.family, wanted.place, name, shares)
             except LayoutError as problem:
-                problems.append(Problem(str(problem), "cannot be used", mistake="ranks"))
+                problems.append(Problem(str(artifact), str(problem), plain(name), mistake="ranks"))
                 continue
-            joined.add(name)
             nbytes = sum(share.nbytes for share in shares)
             array = replace(shares[0], shape=whole.shape, nbytes=nbytes)
         else:
@@ -118,7 +118,7 @@ def match(
         problems.append(Problem(str(artifact), said, _some(missing), remedy, "missing"))
     extra = [*left, *(name for name in weights.shares if name not in joined)]
     if extra:
-        remedy = "remove what no reader of the file needs"
+        remedy = "remove it if no reader needs it"
         said = "is not in the source" if len(extra) == 1 else "are not in the source"
         file = next((array.path for array in left.values()), artifact)
         problems.append(Problem(str(file), said, _some(extra), remedy, "extra"))

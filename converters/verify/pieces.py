@@ -32,7 +32,7 @@ def find_torrents(directory: Path) -> tuple[list[Found], list[str]]:
     """
     found, unread = [], []
     for path in beside(directory, 2):
-        if path.suffix != ".torrent":
+        if path.suffix != ".torrent" or path.name.startswith(".") or not path.is_file():
             continue
         try:
             torrent = read_torrent(path)
@@ -92,7 +92,7 @@ def check_pieces(
     for piece, right in zip(pieces, found, strict=True):
         if not right:
             of = (part.path for part in piece.parts if part.path is not None and part.nbytes)
-            wrong[tuple(dict.fromkeys(of))] += 1
+            wrong[tuple(dict.fromkeys(of)) or (torrent.path,)] += 1
     for paths, number in wrong.items():
         what = f"{count(number, 'piece')} unlike those of {torrent.path.name}"
         if len(paths) > 1:

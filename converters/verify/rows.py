@@ -154,9 +154,14 @@ class _Requantized:
         view = self._output.single
         if view is None:
             return None
-        row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
-        row = view.start // view.shape[1] + self._task.start
-        return self._array.offset + row * row_bytes + index
+        n_in = view.shape[1]
+        if view.is_blocked:
+            row = view.start // n_in + self._task.start
+            return self._array.offset + row * TYPES[view.dtype].row_bytes(n_in) + index
+        row, column = divmod(index // view.item_bytes, n_in)
+        stride_out, stride_in = view.strides
+        at = view.start + (self._task.start + row) * stride_out + column * stride_in
+        return self._array.offset + at * view.item_bytes + index % view.item_bytes
 
     def _rows(self, origin: str) -> NDArray[np.uint8]:
         source, quant_type = self._made_of(origin), self._type

@@ -12,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.engine import Stream
+from weightcast.converters.engine import FileToHash, Stream, hash_files
 from weightcast.converters.files import Blank, ZeroRuns, find_holes, join_blanks, page_cache
 from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.sources import checkpoint_directory, open_family
@@ -67,12 +68,20 @@ def verify_source(
     sums = read_sums_of(directory)
     torrents, unread = find_torrents(directory)
     found.unchecked += unread
-    nbytes = sum(file.stat().st_size for file in files)
+    others = [path for path in sums.digests if path not in files and os.path.isfile(path)]
+    nbytes = sum(file.stat().st_size for file in [*files, *others])
     hashed = sum(torrent.total_bytes for torrent, _ in torrents)
     on_progress = on_start(nbytes + hashed)
     contents = _read(files, graph, jobs, on_progress)
     found.problems += sums.problems
-    _check_sums(contents, sums.digests, sums.files, found)
+    there = {content.path: content.sha256 for content in contents}
+    hashes = hash_files([FileToHash(path, lambda status: None) for path in others], jobs)
+    there |= {path: made.sha256 for path, made in zip(others, hashes, strict=True)}
+    _check_sums(there, sums.digests, sums.files, found)
+    without = [file.name for file in files if sums.digests and file not in sums.digests]
+    if without:
+        named = some([path.name for path in sums.files])
+        found.unchecked.append(f"checksums of {some(without)}, which {named} does not name")
     found.unchecked += (f"checksums: {path} names none of these files" for path in sums.useless)
     for torrent, places in torrents:
         problems = check_pieces(torrent, places, jobs, on_progress)
@@ -300,7 +309,7 @@ def _regions(
 
 
 def _check_sums(
-    contents: Sequence[Contents],
+    there: Mapping[Path, str],
     digests: Mapping[Path, str],
     origins: Sequence[Path],
     found: _Findings,
@@ -309,7 +318,6 @@ def _check_sums(
         found.unchecked.append("checksums: there is no SHA256SUMS of these files")
         return
     named = some([path.name for path in origins])
-    there = {content.path: content.sha256 for content in contents}
     for path in digests:
         if path not in there:
             found.add(path, f"missing, but {named} names it", "missing")
@@ -321,9 +329,6 @@ def _check_sums(
     else:
         for path in wrong:
             found.add(path, f"its SHA-256 is another than {named} says", "checksum")
-    without = [path.name for path in there if path not in digests]
-    if without:
-        found.unchecked.append(f"checksums of {some(without)}, which {named} does not name")
     matched = sum(there.get(path) == digest for path, digest in digests.items())
     if matched:
         found.checked.append(f"checksums: {count(matched, 'file')} as in {named}")
@@ -378,12 +383,11 @@ def _check_numbers(graph: TensorGraph, contents: Sequence[Contents], found: _Fin
     for (_, part), tensors in kinds.items():
         usual_rms = float(np.median([numbers.rms for _, numbers in tensors.values()]))
         usual_largest = float(np.median([numbers.largest for _, numbers in tensors.values()]))
-        usual_zeros = float(np.median([n.share_of_zeros for _, n in tensors.values()]))
+        usual_zeros = median_low(n.share_of_zeros for _, n in tensors.values())
         for name, (path, numbers) in tensors.items():
             strangeness = _strange(numbers, usual_rms, usual_largest)
-            # Codes are often zero, and in layers with outliers far more often.
-            is_too_often = numbers.share_of_zeros > _MORE_ZEROS + 4 * usual_zeros
-            if strangeness is None and is_too_often and part != "codes":
+            is_too_often = numbers.share_of_zeros > _MORE_ZEROS + 2 * usual_zeros
+            if strangeness is None and is_too_often and part == "scales":
                 share, usual = f"{numbers.share_of_zeros:.1%}", f"{usual_zeros:.1%}"
                 strangeness = f"are zero in {share}, in most layers in {usual}"
             if strangeness is not None and path not in strange:

@@ -183,7 +183,7 @@ class CompressedTensors:
     traits: Final = Traits(
         quant_method="compressed-tensors",
         readers=_READERS,
-        marks=(PACKED, SCALE, ZERO_POINT, GLOBAL_SCALE, ".weight_g_idx"),
+        marks=(PACKED, SCALE, GLOBAL_SCALE, ".weight_g_idx"),
         types={"mxfp4": MXFP4, "nvfp4": NVFP4, "fp8": Fp8Type(), "fp8-block": Fp8Type(128, 128)},
     )
 

@@ -99,7 +99,7 @@ def _claims(config: Mapping[str, Any]) -> Iterator[Claim]:
             weights = group.get("weights") if isinstance(group, Mapping) else None
             if isinstance(weights, Mapping) and weights.get("type") == "int":
                 claim = _claim(weights, "num_bits")
-                yield replace(claim, has_zero_points=weights.get("symmetric") is False)
+                yield replace(claim, has_zero_points=weights.get("symmetric") in (False,))
         return
     ours = config.get("groups")
     for said in ours if isinstance(ours, list) else ():

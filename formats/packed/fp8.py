@@ -14,7 +14,7 @@ those of MX: https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -298,7 +298,7 @@ def fp8_matrix(
     n_out, n_in = weight.shape
     shape = MatrixShape(_type_of(scale, n_out, n_in, blocks), n_out, n_in)
     wanted = _scales_shape(shape)
-    if len(scale.shape) < 2 and prod(scale.shape) == prod(wanted):  # said with fewer axes
+    if _without_ones(scale.shape) == _without_ones(wanted):  # said with other axes of one
         module = module.seen_as(suffix, scale.dtype, wanted)
     name = FP8_LAYOUT.name if FP8_LAYOUT.holds(shape.type) else shape.type.label.lower()
     return packed_matrix(layout, shape, module, Fp8Layout(name, suffix, scale.dtype))
@@ -309,10 +309,14 @@ def _type_of(scale: StoredArray, n_out: int, n_in: int, blocks: Fp8Type) -> Fp8T
     if scale.dtype in _EXPONENTS:
         return MXFP8
     by_row, whole = Fp8Type(), Fp8Type(0, 0)
-    if scale.shape in ((n_out,), (n_out, 1)):
+    if scale.shape in ((n_out,), (n_out, 1)) or (blocks, scale.shape) == (by_row, (1, n_out)):
         return by_row
     is_one_block = _scales_shape(MatrixShape(blocks, n_out, n_in)) == scale.shape
     return whole if prod(scale.shape) == 1 and not is_one_block else blocks
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def block_type(config: Mapping[str, Any]) -> Fp8Type:

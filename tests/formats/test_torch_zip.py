@@ -90,6 +90,41 @@ def test_dictionaries_around_the_tensors(tmp_path: Path) -> None:
     assert found.keys() == {"a"}
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda held: {"module": {"state_dict": held}},
+        lambda held: {"state_dict": {}, "model": held},
+        lambda held: {"model": {"epoch": 1}, **held},
+        lambda held: {"model": {"model": {"module": held}}, "step": torch.ones(())},
+    ],
+)
+def test_where_a_state_dict_may_lie(around: Any, tmp_path: Path) -> None:
+    torch.save(around({"a": torch.ones(2, 3)}), tmp_path / "m.bin")
+    assert torch_zip.read_torch(tmp_path / "m.bin").keys() == {"a"}
+
+
+def test_two_models_in_one_file(tmp_path: Path) -> None:
+    tensor = torch.ones(2, 3)
+    torch.save({"model": {"a": tensor}, "module": {"b": tensor}}, tmp_path / "m.bin")
+    with pytest.raises(FormatError, match="tensors in several dictionaries"):
+        torch_zip.read_torch(tmp_path / "m.bin")
+
+
+def test_names_of_files(tmp_path: Path) -> None:
+    """The usual ones, or else whatever is an archive."""
+    for name in ("model.bin", "training_args.bin"):
+        torch.save({"a": torch.ones(2)}, tmp_path / name)
+    (tmp_path / "other.bin").write_bytes(b"no archive")
+    assert [file.name for file in torch_zip.files_in(tmp_path)] == [
+        "model.bin",
+        "training_args.bin",
+    ]
+    for name in ("pytorch_model.bin", "pytorch_model_optim.bin"):
+        (tmp_path / name).write_bytes(b"cut")
+    assert [file.name for file in torch_zip.files_in(tmp_path)] == ["pytorch_model.bin"]
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (open, ("ran", "w"))

@@ -45,10 +45,11 @@ CONFIG_FIXED: Final[Mapping[str, tuple[object, ...]]] = {
     "final_logit_softcapping": (0,),
     "rope_scaling.rope_type": ("default",),
     "rope_scaling.type": ("default",),
+    "rope_scaling.factor": (1,),
     "rope_parameters.rope_type": ("default",),
     "partial_rotary_factor": (1,),
     "rope_parameters.partial_rotary_factor": (1,),
-    "sliding_window": (),
+    "sliding_window": (0,),
     "attention_bias": (False,),
     "tie_word_embeddings": (True,),
 }

@@ -46,7 +46,11 @@ HYPERPARAMETERS: Final = (
     Hyperparameter(
         "ffn_size",
         gguf=Key("grok.feed_forward_length", optional=True),
-        config=Key("moe_intermediate_size", others=("intermediate_size",)),
+        config=Key(
+            "moe_intermediate_size",
+            others=("intermediate_size",),
+            others_may_differ=True,  # that of dense layers, of which there are none
+        ),
     ),
     Hyperparameter(
         "num_layers", gguf=Key("grok.block_count"), config=Key("num_hidden_layers"), released=64

@@ -310,7 +310,7 @@ RANKS: dict[str, tuple[Callable[[list[Path]], None], type[CheckpointError], str]
     "a tensor": (lose_a_tensor, MissingTensorError, "is of 3 ranks, not of 4"),
     "shapes": (cut_a_tensor, LayoutError, "has other types or shapes in other ranks"),
     "common": (share_what_is_common, LayoutError, "is a rank's, and also in pytorch_model-00000"),
-    "no rank": (add_a_file_of_no_rank, LayoutError, "model.safetensors: no rank's, though others"),
+    "no rank": (add_a_file_of_no_rank, LayoutError, "model.safetensors: of no rank, but files"),
     "twice": (copy_the_common_file, LayoutError, "is also in pytorch_model-00000-TP-common"),
 }
 

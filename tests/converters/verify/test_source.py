@@ -186,9 +186,22 @@ def test_torrents(folder: str, source: Path) -> None:
     assert more == []
 
 
+def test_a_torrent_whose_padding_is_wrong(source: Path) -> None:
+    first = source / shard(0)
+    size, digest = first.stat().st_size, hashlib.sha1(first.read_bytes()).digest()
+    files = [{"path": [first.name], "length": size}, {"path": ["pad"], "length": size, "attr": "p"}]
+    info = {"name": "x", "piece length": size, "pieces": digest + bytes(20), "files": files}
+    (source / "a.torrent").write_bytes(bencoded({"info": info}))
+    (problem,) = problems(weightcast.verify(source))
+    assert "a.torrent: 1 piece unlike those of a.torrent" in problem
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        lambda raw: raw.replace(
+            b"l15:tensor00000_000", b"l" + b"99:" * 0 + (b"200:" + b"t" * 200) * 9
+        ),
         lambda raw: raw[:-1],
         lambda raw: raw + b"x",
         lambda raw: raw.replace(b"6:pieces", b"6:piecez"),
@@ -233,6 +246,7 @@ def test_relative_paths(path: str, source: Path, monkeypatch: pytest.MonkeyPatch
         ("", "{}"),
         ("", "./{}"),
         ("", "*{}"),
+        ("", " *{}"),
         ("", "ckpt-0/{}"),
         ("", "ckpt-0\\{}"),
         ("", "/data/grok-1/ckpt-0/{}"),
@@ -256,6 +270,43 @@ def test_sums_from_elsewhere(place: str, name: str, source: Path) -> None:
     sums.write_text("".join(lines).replace("  ckpt-0", "  ckpt-1"))
     write(source / shard(5), 2000, b"\1")
     assert bool(problems(weightcast.verify(source))) == ("  ckpt-0" not in "".join(lines))
+
+
+def test_sums_of_several_directories(source: Path) -> None:
+    """Every checkpoint is in a folder of the same name."""
+    names = sorted(path.name for path in source.iterdir())
+    own = [f"{hashlib.sha256((source / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    foreign = "".join(f"{64 * 'a'}  old/ckpt-0/{n}\n" for n in names)
+    (source / "SHA256SUMS").write_text("".join(own))
+    (source.parent / "SHA256SUMS").write_text(foreign)
+    assert problems(weightcast.verify(source)) == []
+    (source / "SHA256SUMS").unlink()
+    both = foreign + "".join(own).replace("  ", "  ckpt-0/")
+    (source.parent / "SHA256SUMS").write_text(both)
+    found = weightcast.verify(source)
+    assert problems(found) == []
+    assert "checksums: 38 files as in SHA256SUMS" in found.checked
+    (source / "b.sha256").write_text(f"{64 * 'a'}  {shard(3)}\n")
+    assert any(
+        "is another than in the sums" in each for each in problems(weightcast.verify(source))
+    )
+
+
+def test_sums_of_other_files_too(source: Path) -> None:
+    """Of themselves, of a file that is no shard, and names that no file can have."""
+    (source / "spec.json").write_bytes((source.parent / "spec.json").read_bytes())
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in source.iterdir()]
+    lines.append(f"{64 * 'a'}  SHA256SUMS\n")
+    (source / "SHA256SUMS").write_text("".join(lines))
+    long = ("y" * 300, f"ckpt-0/{'y' * 300}", f"other/ckpt-0/{'y' * 300}", "z/" * 5000, "\0")
+    (source.parent / "SHA256SUMS").write_text("".join(f"{64 * 'a'}  {name}\n" for name in long))
+    found = weightcast.verify(source)
+    (problem,) = problems(found)
+    assert f"ckpt-0/{'y' * 300}: missing, but SHA256SUMS" in problem
+    (source.parent / "SHA256SUMS").unlink()
+    assert problems(weightcast.verify(source)) == []
+    (source / "spec.json").write_text("{}")
+    assert any("spec.json: its SHA-256" in each for each in problems(weightcast.verify(source)))
 
 
 def test_sums_that_are_of_no_use(source: Path) -> None:

@@ -275,7 +275,7 @@ class Grok1Model(Grok1PreTrainedModel):
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Layers run twice, and would add their keys twice.
             if cache is not None:
-                raise ValueError("a cache is of no use with gradient checkpoints")
+                raise ValueError("give no cache with gradient checkpointing")
             use_cache = False
         if use_cache and cache is None:
             cache = DynamicCache(config=config)
