@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from weightcast.converters.families.generic import stored_tensor
 from weightcast.converters.families.graphs import joined as join_shares
@@ -22,7 +23,10 @@ from weightcast.converters.sources import Weights
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
-from weightcast.text import some
+from weightcast.text import count, some
+
+ANOTHER_MODEL: Final = "another model"
+_MANY: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,8 @@ class TensorMatch:
 
     `gguf` is the canonical name, `own` the one that weightcast gives it. `joined` is a tensor that
     several files have a share of; `array` then is the first of these, in the whole shape. `expert`
-    is set where each expert is a tensor of its own; `place`
-    is None where the family has no table; `tied` is the canonical name of a copy of another tensor.
+    is set where each expert is a tensor of its own; `place` is None where the family has no table;
+    `tied` is the canonical name of a copy of another tensor.
     """
 
     name: str
@@ -66,10 +70,13 @@ def match(
 ) -> tuple[list[TensorMatch], list[Problem]]:
     """Match tensors by name; say what is missing, extra or of another shape.
 
+    Where most are of another shape, that is all that is said, and nothing is matched.
+
     `conventions` are that of the artifact's names, and weightcast's own of such artifacts.
     """
     found: list[TensorMatch] = []
     problems: list[Problem] = []
+    unlike: list[Problem] = []
     missing: list[str] = []
     left: dict[str, StoredArray] = dict(weights.arrays)
     joined: set[str] = set()
@@ -111,7 +118,14 @@ def match(
         what, mistake = f"is {list(array.shape)}, in the source {list(tensor.shape)}", "shape"
         if array.shape == (*tensor.shape[:-2], *reversed(tensor.shape[-2:])):
             what, mistake = f"{what}: transposed", "transposed"
-        problems.append(Problem(str(array.path), what, plain(name), "convert again", mistake))
+        unlike.append(Problem(str(array.path), what, plain(name), "convert again", mistake))
+    other = [problem for problem in unlike if problem.mistake == "shape"]
+    if len(other) > max(_MANY, len(found)):
+        number, first = count(len(other), "tensor"), f"{other[0].tensor}, which {other[0].what}"
+        what = f"is of another model: {number} of other shapes, such as {first}"
+        remedy = "name the source that this was made of"
+        return [], [Problem(str(artifact), what, None, remedy, ANOTHER_MODEL)]
+    problems += unlike
     if missing:
         remedy = "convert again, or name the source that this was made of"
         said = "is missing" if len(missing) == 1 else "are missing"

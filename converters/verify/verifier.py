@@ -31,7 +31,7 @@ from weightcast.converters.verify.content import check_content, read_bytes
 from weightcast.converters.verify.expected import ExpectedLayout, expected_layout, planned_name
 from weightcast.converters.verify.judge import Verdicts, judge, merged
 from weightcast.converters.verify.layout import check_layout
-from weightcast.converters.verify.match import TensorMatch, match
+from weightcast.converters.verify.match import ANOTHER_MODEL, TensorMatch, match
 from weightcast.converters.verify.mistakes import Mistakes
 from weightcast.converters.verify.report import errors_report
 from weightcast.converters.verify.result import Problem, Verification, plain
@@ -114,6 +114,7 @@ class _Verifier:
         self._unchecked: list[str] = []
         self._matrices: Counter[str] = Counter()
         self._used = structure.target.convention
+        self._refused: set[str] = set()
 
     def run(
         self, source: Path | None, spec: Path | None, imatrix: ImportanceMatrix | None
@@ -151,6 +152,8 @@ class _Verifier:
         errors = None
         if arrays is None:
             self._unchecked.append("the weights: how they are packed cannot be told")
+        elif any(problem.mistake == ANOTHER_MODEL for problem in self._problems):
+            self._unchecked.append("the weights: those of another model cannot be compared")
         elif graph is not None and source is not None:
             errors = self._compare(graph, source, spec, imatrix, tensors, on_progress)
         elif not sums.digests:
@@ -184,12 +187,13 @@ class _Verifier:
                 structure.refused(problem)
             return None
         self._notes += weights.notes
-        self._problems += merged(
-            problem
-            for name, array in weights.arrays.items()
-            if array.packed is not None
-            for problem in _constant_problems(name, array)
-        )
+        found = []
+        for name, array in weights.arrays.items():
+            if array.packed is not None:
+                wrong = list(_constant_problems(name, array))
+                self._refused.update([name] if wrong else [])
+                found += wrong
+        self._problems += merged(found)
         return weights
 
     def _by_file(self) -> Mapping[Path, Mapping[str, StoredArray]]:
@@ -213,10 +217,15 @@ class _Verifier:
         return found
 
     def _comparable(self, tensors: Sequence[TensorMatch]) -> list[TensorMatch]:
-        """Those that kernels read; the rest is compared as it is stored."""
+        """Those that kernels read; the rest is compared as it is stored.
+
+        Without those of which there is a problem already.
+        """
         weights = []
         others: dict[str, list[TensorMatch]] = defaultdict(list)
         for tensor in tensors:
+            if tensor.name in self._refused:
+                continue
             try:
                 views = tensor.views
             except CheckpointError as problem:

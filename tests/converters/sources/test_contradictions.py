@@ -337,3 +337,26 @@ def test_tensors_that_are_negated(view: Any, made: Callable[[str], Path], tmp_pa
             weightcast.open(path)
     else:
         assert weightcast.verify(path, WIDE.path).is_good
+
+
+# One cause, one line.
+
+
+@pytest.mark.parametrize("name", ["m-bf16", "m-Q8_0.gguf", "m-fp8"])
+def test_another_model(name: str, made: Callable[[str], Path]) -> None:
+    found = weightcast.verify(made(name), Golden("deep").path)
+    (problem,) = found.problems
+    assert "is of another model: " in problem.line
+    assert ", in the source [512, 128]; name the source that this was made of" in problem.line
+    assert "the weights: those of another model cannot be compared" in found.unchecked
+
+
+def test_zero_points_that_are_all_wrong(made: Callable[[str], Path], tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith(".qzeros")]:
+            tensors[name].zero_()
+
+    path = changed(made("m-int4-g32-gptq"), tmp_path / "m-int4-g32-gptq", change)
+    (problem,) = weightcast.verify(path, WIDE.path).problems
+    assert "w1.qzeros" in problem.line
+    assert "is not what belongs there" in problem.line
