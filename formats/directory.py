@@ -16,6 +16,8 @@ _TRACES: Final = re.compile(
     r"|@eaDir|#recycle|#snapshot|lost\+found",
     re.IGNORECASE,
 )
+# Of Linux; looking for a longer one is an error, not a file that is missing.
+MAX_NAME_BYTES: Final = 255
 
 
 def is_trace(name: str) -> bool:

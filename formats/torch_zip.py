@@ -201,28 +201,18 @@ def _data_at(fd: int, path: Path, entry: zipfile.ZipInfo) -> int:
     return int(start)
 
 
-def _tensors(value: dict[str, Any]) -> dict[str, _Tensor]:
-    """Give tensors by their names; a state_dict may lie in other dictionaries.
+def _tensors(value: dict[str, Any], depth: int = _MOST_HOLDERS) -> dict[str, _Tensor]:
+    """Give tensors by their names; a state_dict may lie in other dictionaries, in itself too.
 
     Raises ValueError if there are several.
     """
-    for _ in range(_MOST_HOLDERS):
-        held = [value[name] for name in _HOLDERS if isinstance(value.get(name), dict)]
-        inside = [inner for inner in held if inner is not value and _has_tensors(inner, 0)]
-        if len(inside) > 1:
-            raise ValueError("tensors in several dictionaries")
-        if not inside:
-            break
-        value = inside[0]
-    return {name: each for name, each in value.items() if isinstance(each, _Tensor)}
-
-
-def _has_tensors(value: dict[str, Any], depth: int) -> bool:
-    """Tell whether a dictionary, or what it holds, has tensors."""
-    if any(isinstance(each, _Tensor) for each in value.values()):
-        return True
-    held = [value[name] for name in _HOLDERS if isinstance(value.get(name), dict)]
-    return depth < _MOST_HOLDERS and any(_has_tensors(inner, depth + 1) for inner in held)
+    inside = [value[name] for name in _HOLDERS if isinstance(value.get(name), dict)]
+    held = [_tensors(inner, depth - 1) for inner in inside if depth and inner is not value]
+    found = [tensors for tensors in held if tensors]
+    if len(found) > 1:
+        raise ValueError("tensors in several dictionaries")
+    own = {name: each for name, each in value.items() if isinstance(each, _Tensor)}
+    return found[0] if found else own
 
 
 def _located(

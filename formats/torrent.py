@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.errors import FormatError
+from weightcast.formats.directory import MAX_NAME_BYTES
 from weightcast.formats.reading import check_downloaded, read_small
 
 # Pieces of 1 MiB, which are small ones, of 800 GB take no more.
 MAX_BYTES: Final = 1 << 24
 _MAX_DEPTH: Final = 16
 _MAX_VALUES: Final = 1 << 18
-# Of Linux; looking for a longer one is an error, not a file that is missing.
-_MAX_NAME_BYTES: Final = 255
 _MAX_PATH: Final = 512
 _MAX_PIECE_BYTES: Final = 1 << 30
 DIGEST_BYTES: Final = 20
@@ -61,7 +60,7 @@ def read_torrent(path: Path) -> Torrent:
 
 
 class _Values:
-    """Bencoded values; `read` raises ValueError and IndexError."""
+    """Bencoded values; `read_all` raises ValueError and IndexError."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
@@ -142,6 +141,6 @@ def _file(parts: tuple[str, ...], said: dict[bytes, Any]) -> TorrentFile:
 
 def _part(raw: bytes) -> str:
     """Read a name of a file or folder, which never leads out of where it is."""
-    if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw or len(raw) > _MAX_NAME_BYTES:
+    if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw or len(raw) > MAX_NAME_BYTES:
         raise ValueError
     return raw.decode()

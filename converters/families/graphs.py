@@ -162,17 +162,17 @@ def check_tied(family: Family, heads: Sequence[StoredArray], tables: Sequence[St
     """
     first = heads[0]
     problem = f"{first.path}: the output head is not the embedding table, as in {family.title}"
-    if any(len(array.shape) != 2 for array in (*heads, *tables)):
+    of_both = (*heads, *tables)
+    if any(len(array.shape) != 2 for array in of_both):
         raise LayoutError(problem)
     rows, n_in = (sum(array.shape[0] for array in tables), tables[0].shape[1:])
     if (sum(array.shape[0] for array in heads), first.shape[1:]) != (rows, n_in):
         raise LayoutError(problem)
-    of_both = (*heads, *tables)
     if len({(a.dtype, a.axis_strides) for a in of_both}) > 1 or any(a.packed for a in of_both):
         return
     piece, nbytes = 1 << 16, sum(array.nbytes for array in heads)
     with ExitStack() as stack:
-        files = {a.path: stack.enter_context(a.path.open("rb")) for a in (*heads, *tables)}
+        files = {a.path: stack.enter_context(a.path.open("rb")) for a in of_both}
 
         def read(arrays: Sequence[StoredArray], start: int, count: int) -> bytes:
             raw = b""

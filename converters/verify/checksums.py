@@ -16,7 +16,7 @@ from weightcast.converters.engine import FileToHash, hash_files
 from weightcast.converters.verify.result import Problem, plain
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
-from weightcast.formats.directory import beside, entries
+from weightcast.formats.directory import MAX_NAME_BYTES, beside, entries
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
 from weightcast.text import some
@@ -35,8 +35,6 @@ _CHUNK_BYTES: Final = 1 << 20
 # Forty thousand lines; of names that no file beside them has so many are told.
 _MAX_SUMS_BYTES: Final = 1 << 22
 _MAX_BAD_LINES: Final = 100
-# Of Linux; looking for a longer one is an error, not a file that is missing.
-_MAX_NAME_BYTES: Final = 255
 _REMEDY: Final = "copy the file again from where the checksums are from"
 
 
@@ -147,7 +145,7 @@ def _read(path: Path, problems: list[Problem]) -> dict[Path, str]:
         if Path(name).name != name.removeprefix("./") or name in ("", ".", ".."):
             problems.append(Problem(str(path), f"{plain(name)}: is in another folder"))
             continue
-        if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES or "\0" in name:
+        if len(name.encode(errors="surrogateescape")) > MAX_NAME_BYTES or "\0" in name:
             problems.append(Problem(str(path), f"{plain(name)}: is no name that a file can have"))
             continue
         digests[path.parent / name] = digest

@@ -14,7 +14,7 @@ from weightcast.converters.report.collector import MatrixErrors
 from weightcast.converters.verify.content import MatrixCheck
 from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.mistakes import Mistake, Mistakes
-from weightcast.converters.verify.result import Problem, plain
+from weightcast.converters.verify.result import MOST_ALIKE, Problem, plain
 from weightcast.converters.verify.rows import SOURCE, SYMMETRIC, TRUNCATED
 from weightcast.converters.verify.structure import FETCH
 from weightcast.text import count, some
@@ -25,8 +25,7 @@ SUSPICIOUS_RATIO: Final = 1.5
 # damage, and so is a handful of bytes of a small tensor.
 _DAMAGED_SHARE: Final = 1e-4
 _DAMAGED_BYTES: Final = 16
-# So many lines of one mistake are read; more are one.
-_MOST_ALIKE: Final = 10
+# Of damage, which tensors have it is told for longer than MOST_ALIKE.
 _MOST_DAMAGED: Final = 50
 _DAMAGE: Final = ("damaged", "unreadable")
 _NUMBER: Final = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
@@ -204,7 +203,7 @@ def merged(problems: Iterable[Problem]) -> Iterator[Problem]:
         alike[own, problem.mistake, _NUMBER.sub("", problem.what), problem.remedy].append(problem)
     for same in alike.values():
         is_damage = same[0].mistake in _DAMAGE
-        if len(same) <= (_MOST_DAMAGED if is_damage else _MOST_ALIKE):
+        if len(same) <= (_MOST_DAMAGED if is_damage else MOST_ALIKE):
             yield from same
             continue
         tensors = some([(problem.tensor or "").partition(" and ")[0] for problem in same])

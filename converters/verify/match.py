@@ -20,13 +20,12 @@ from weightcast.converters.graph import (
     windows,
 )
 from weightcast.converters.sources import Weights
-from weightcast.converters.verify.result import Problem, plain
+from weightcast.converters.verify.result import MOST_ALIKE, Problem, plain
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.text import count, some
 
 ANOTHER_MODEL: Final = "another model"
-_MANY: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,7 @@ def match(
             what, mistake = f"{what}: transposed", "transposed"
         unlike.append(Problem(str(array.path), what, plain(name), "convert again", mistake))
     other = [problem for problem in unlike if problem.mistake == "shape"]
-    if len(other) > max(_MANY, len(found)):
+    if len(other) > max(MOST_ALIKE, len(found)):
         number, first = count(len(other), "tensor"), f"{other[0].tensor}, which {other[0].what}"
         what = f"is of another model: {number} of other shapes, such as {first}"
         remedy = "name the source that this was made of"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from weightcast.converters.report import Report, json_values
 from weightcast.text import shown
@@ -50,6 +50,10 @@ class Verification:
             "checked": list(self.checked),
             "not_checked": list(self.unchecked),
         }
+
+
+# So many lines of one mistake are read; more are one.
+MOST_ALIKE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)

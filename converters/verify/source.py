@@ -24,7 +24,7 @@ from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.sources import checkpoint_directory, open_family
 from weightcast.converters.verify.checksums import read_sums_of
 from weightcast.converters.verify.pieces import check_pieces, find_torrents
-from weightcast.converters.verify.result import Problem, Verification
+from weightcast.converters.verify.result import MOST_ALIKE, Problem, Verification
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.jax import shards
@@ -39,7 +39,6 @@ _LARGE: Final = 1e15
 # Numbers of a tensor are suspicious if they are so many times larger or smaller than those of its
 # kind in most layers. Layers of trained models differ by less than ten.
 _OUT_OF_FAMILY: Final = 64.0
-_MOST_ALIKE: Final = 10
 _MORE_ZEROS: Final = 1 / 32
 _NUMBER: Final = re.compile(r"\d[\d,]*")
 
@@ -75,7 +74,8 @@ def verify_source(
     contents = _read(files, graph, jobs, on_progress)
     found.problems += sums.problems
     there = {content.path: content.sha256 for content in contents}
-    hashes = hash_files([FileToHash(path, lambda status: None) for path in others], jobs)
+    wanted = [FileToHash(path, check=lambda status: None) for path in others]
+    hashes = hash_files(wanted, jobs, on_progress)
     there |= {path: made.sha256 for path, made in zip(others, hashes, strict=True)}
     _check_sums(there, sums.digests, sums.files, found)
     without = [file.name for file in files if sums.digests and file not in sums.digests]
@@ -322,7 +322,7 @@ def _check_sums(
         if path not in there:
             found.add(path, f"missing, but {named} names it", "missing")
     wrong = [path for path, digest in digests.items() if there.get(path, digest) != digest]
-    if len(wrong) > _MOST_ALIKE:
+    if len(wrong) > MOST_ALIKE:
         listed = some([path.name for path in wrong])
         what = f"{listed}: their SHA-256 are others than {named} says"
         found.add(wrong[0].parent, what, "checksum")
