@@ -30,7 +30,7 @@ def test_advice_is_about_types(name: str) -> None:
     assert TYPES[name].advice
 
 
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_K_M", "int4-g32-asym-awq", "int8-g64", "nvfp4"])
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K_M", "int4-g32-asym-awq", "int8-g32", "nvfp4"])
 def test_bits_are_those_of_outputs(name: str, tmp_path: Path) -> None:
     found = TYPES[name]
     path = tmp_path / (f"m-{name}.gguf" if found.target == "gguf" else f"m-{name}")
