@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from weightcast.commands import options
-from weightcast.commands.options import BASELINE, PATH, Command, option
+from weightcast.commands import options, work_options
+from weightcast.commands.options import PATH, Command, option
 from weightcast.commands.printing import print_json, print_lines, tell_violations
 from weightcast.commands.progress import progress
 from weightcast.commands.text.compare import comparison_lines
+from weightcast.commands.work_options import BASELINE
 from weightcast.converters.compare import Comparison, measure_both, open_both
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import (
@@ -66,9 +67,9 @@ class Asked:
     help="Weigh errors, too, by this importance matrix.",
 )
 @options.all_tensors
-@options.report
-@options.fail_over
-@options.jobs
+@work_options.report
+@work_options.fail_over
+@work_options.jobs
 @options.quiet
 @options.as_json
 def compare(

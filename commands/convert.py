@@ -11,20 +11,12 @@ from typing import Any
 
 import click
 
-from weightcast.commands.options import (
-    PATH,
-    Command,
-    all_tensors,
-    as_json,
-    convert_options,
-    fail_over,
-    option,
-    quiet,
-)
+from weightcast.commands.options import PATH, Command, all_tensors, as_json, option, quiet
 from weightcast.commands.printing import print_json, print_lines, tell, tell_violations
 from weightcast.commands.progress import progress
 from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.commands.text.summary import summary_lines
+from weightcast.commands.work_options import convert_options, fail_over
 from weightcast.converters.convert import Conversion, Summary, plan_conversion
 from weightcast.converters.output import kept_work
 from weightcast.converters.recipes import recipe_named

@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightcast.converters.report import Violation
 from weightcast.errors import visible
+
+if TYPE_CHECKING:
+    from weightcast.converters.report import Violation
 
 
 def print_lines(lines: Iterable[str]) -> None:

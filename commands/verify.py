@@ -9,19 +9,11 @@ from typing import Any
 
 import click
 
-from weightcast.commands.options import (
-    PATH,
-    Command,
-    as_json,
-    jobs,
-    option,
-    quiet,
-    report,
-    spec,
-)
+from weightcast.commands.options import PATH, Command, as_json, option, quiet, spec
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
+from weightcast.commands.work_options import jobs, report
 from weightcast.converters import verify as verifying
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import weightcast
-from weightcast.commands.options import convert_options
+from weightcast.commands.work_options import convert_options
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle.model_card import model_card
 from weightcast.converters.convert import prepare
