@@ -18,7 +18,7 @@
     }                                                                       \
   } while (0)
 
-enum { OUT = 256, IN = 512, GUARD = 1 << 16, PAINT = 0xa5, OWN = 1 << 14, SMALL = 1 << 16 };
+enum { OUT = 70, IN = 512, BLOCKS_IN = 256, GUARD = 1 << 16, PAINT = 0xa5, OWN = 1 << 14, SMALL = 1 << 16 };
 
 static float importance[IN], values[OUT * IN];
 static uint8_t source_bytes[4 * OUT * IN], rows[4 * OUT * IN], codes[OUT * IN], zeros[OUT * IN / 32];
@@ -64,10 +64,11 @@ static void fill(int32_t type) {
 
 static void quantize(const struct call* call) {
   const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_F16, WEIGHTCAST_BF16, WEIGHTCAST_I8};
-  const int64_t bytes = weightcast_row_bytes(call->type, IN);
+  const int64_t bytes = weightcast_row_bytes(call->type, BLOCKS_IN);
   for (int k = 0; k < 4; ++k) {
     weightcast_result result;
-    const weightcast_source s = make_source(sources[k], call->stored);
+    weightcast_source s = make_source(sources[k], call->stored);
+    s.n_in = BLOCKS_IN;
     fill(sources[k]);
     CHECK(weightcast_quantize(&s, importance, call->type, rows, bytes, &result) == WEIGHTCAST_OK);
     if (call->type != WEIGHTCAST_IQ2_XXS && call->type != WEIGHTCAST_IQ2_XS && call->type != WEIGHTCAST_IQ1_S) {
@@ -75,7 +76,7 @@ static void quantize(const struct call* call) {
     }
     CHECK(weightcast_measure(&s, importance, 1, call->type, rows, bytes, moments) == WEIGHTCAST_OK);
   }
-  CHECK(weightcast_dequantize(call->type, rows, OUT * IN, values) == WEIGHTCAST_OK);
+  CHECK(weightcast_dequantize(call->type, rows, OUT * BLOCKS_IN, values) == WEIGHTCAST_OK);
   CHECK(weightcast_self_test(call->type) == WEIGHTCAST_OK);
 }
 
