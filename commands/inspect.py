@@ -8,6 +8,7 @@ import click
 
 from weightcast.commands.options import PATH, all_tensors, spec
 from weightcast.commands.printing import print_json, print_lines
+from weightcast.commands.progress import progress
 from weightcast.commands.text.graph import graph_lines, graph_values
 from weightcast.converters.sources import open_to_inspect
 
@@ -19,7 +20,8 @@ from weightcast.converters.sources import open_to_inspect
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> None:
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
-    graph, notes = open_to_inspect(path, spec)
+    with progress(quiet=as_json):
+        graph, notes = open_to_inspect(path, spec)
     if as_json:
         print_json(graph_values(graph, notes))
     else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weightcast.converters.compare import compare
     from weightcast.converters.convert import convert
+    from weightcast.converters.engine.progress import Progress
     from weightcast.converters.sources import open_graph as open
     from weightcast.converters.verify import verify
     from weightcast.errors import (
@@ -31,6 +32,7 @@ __all__ = [
     "LayoutError",
     "MissingTensorError",
     "OutputError",
+    "Progress",
     "RequestError",
     "UnsafePickleError",
     "compare",
@@ -45,6 +47,7 @@ __all__ = [
 # Imported at their first use, so that the command starts fast and can be interrupted quietly.
 _MODULES = {
     "Errors": "quant.metrics",
+    "Progress": "converters.engine.progress",
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",

@@ -68,7 +68,7 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["model"], "the name does not end in a type (bf16, f16, f32, int8,"),
         (["model-F16.gguf/"], "leave the slash out"),
         (["--split", "9" * 400, "a-F16.gguf"], "is not a sensible size"),
-        (["--jobs", "100000", "a-F16.gguf"], "Invalid value for '--jobs'"),
+        (["--jobs", "100000", "a-F16.gguf"], "invalid value for '--jobs'"),
         (["a-bf16", "a-bf16/b-F16.gguf"], "another output lies in it"),
         (["model-Q8_0"], "Q8_0 is not a type of a safetensors directory"),
         (["m-F16.safetensors"], "safetensors are written as a directory"),
@@ -80,10 +80,10 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["m-Q4_K_M"], "fp8, fp8-block; the name of a GGUF file ends in .gguf"),
         (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
         (["--split", "0", "a-F16.gguf"], "'0' is not a sensible size"),
-        (["--jobs", "0", "a-F16.gguf"], "Invalid value for '--jobs'"),
+        (["--jobs", "0", "a-F16.gguf"], "invalid value for '--jobs'"),
         (["--tokenizer", "t.model", "a-F16.gguf"], "a tokenizer and no tokenizer"),
-        (["--tpye", "F16", "a.gguf"], "No such option '--tpye'"),
-        ([], "Missing argument 'OUT...'"),
+        (["--tpye", "F16", "a.gguf"], "no such option '--tpye'"),
+        ([], "missing argument 'OUT...'"),
     ],
 )
 def test_wrong_usage_is_exit_2(

@@ -17,6 +17,6 @@ def test_a_source(run, tmp_path: Path) -> None:
         file.seek(1 << 20)
         file.write(bytes(1 << 17))
     done = run("verify", source, "--quiet")
-    assert done.code == 1
+    assert done.code == 3
     assert done.out.startswith("problem: ")
     assert "tensor00002_000: was never written as a whole: zeros from byte" in done.out
