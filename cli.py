@@ -19,13 +19,14 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 
 import click
 
 from weightcast.commands import COMMANDS
 from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, USAGE
-from weightcast.commands.printing import print_json, tell
+from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, tell
 from weightcast.errors import CheckpointError, LimitError, RequestError, visible
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,7 +53,21 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name in COMMANDS else command, rest
+        if name not in COMMANDS:
+            return name, command, rest
+        with _announced():
+            return name, load(name), rest
+
+
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+    """Show on a terminal that something happens while a command is imported."""
+    if not on_terminal():
+        yield
+        return
+    click.echo("starting", nl=False, err=True)
+    yield
+    click.echo(ERASE_LINE, nl=False, err=True, color=True)
 
 
 @click.group(
@@ -125,6 +140,7 @@ def _usage_text(error: click.UsageError) -> str:
     text = error.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
     text = re.sub(r"[.:]? \(?Did you mean( one of:)? (.*\?)\)?$", r"; did you mean \2", text)
+    text = text.replace("', '", "' or '")
     command = "weightcast" if error.ctx is None else error.ctx.command_path
     return f"{text} (see {command} --help)"
 

@@ -24,6 +24,6 @@ def main() -> None:
 def _stop(signum: int, frame: object) -> None:
     # An exception would surface wherever an import is, and some imports catch all of them.
     try:
-        os.write(2, b"interrupted\n")
+        os.write(2, b"\rinterrupted\n" if os.isatty(2) else b"interrupted\n")
     finally:
         os._exit(130)

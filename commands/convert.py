@@ -143,9 +143,9 @@ def _unnamed(plan: Plan, violations: Sequence[Violation]) -> str:
     ]
     values = f"{count(len(violations), 'value')} {'is' if len(violations) == 1 else 'are'}"
     return (
-        f"{some([str(path) for path in paths])}: not named, as {values} beyond a limit; the work is "
-        f"kept in {some([path.name for path in first])}: run again with other limits or --gate "
-        "after, or remove it with weightcast clean"
+        f"{some([str(path) for path in paths])}: not named, as {values} beyond a limit; the work "
+        f"is kept in {some([path.name for path in first])}: run again with other limits or "
+        "--gate after, or remove it with weightcast clean"
     )
 
 

@@ -29,6 +29,7 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
     "note": {"fg": "cyan"},
     "checked": {"fg": "green"},
 }
+ERASE_LINE: Final = "\r\x1b[K"
 # Lines of one kind that are printed; JSON has all.
 _MOST_ALIKE: Final = 10
 _LABEL: Final = re.compile(rf"({'|'.join(_STYLES)})(?=:)")
@@ -36,6 +37,11 @@ _VERDICTS: Final[tuple[tuple[re.Pattern[str], dict[str, Any]], ...]] = (
     (re.compile("good"), {"fg": "green", "bold": True}),
     (re.compile(r"[\d,]+ problems?"), {"fg": "red", "bold": True}),
 )
+
+
+def on_terminal() -> bool:
+    """Tell whether stderr is a terminal on which a line can change."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def wants_color(stream: TextIO) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
-from weightcast.commands.printing import tell, wants_color
+from weightcast.commands.printing import ERASE_LINE, on_terminal, tell, wants_color
 from weightcast.commands.text.sizes import short_size
 from weightcast.text import duration
 
@@ -42,7 +42,6 @@ _QUIET_S: Final = 2.0
 _DRAW_S: Final = 0.1
 _TICK_S: Final = 0.5
 _BAR_WIDTHS: Final = (10, 40)
-_ERASE: Final = "\r\x1b[K"
 
 
 class Display(Protocol):
@@ -60,7 +59,7 @@ def progress(*, quiet: bool) -> Iterator[Display]:
     """Show progress until the context ends, unless it is to be quiet."""
     if quiet:
         yield _Silent()
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    elif on_terminal():
         with TerminalLine() as line:
             yield line
     else:
@@ -143,7 +142,7 @@ class TerminalLine:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         with self._lock:
-            self._write(_ERASE)
+            self._write(ERASE_LINE)
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -157,7 +156,7 @@ class TerminalLine:
 
     def tell(self, *lines: str) -> None:
         with self._lock:
-            self._write(_ERASE)
+            self._write(ERASE_LINE)
             tell(*lines)
             self._draw()
 
@@ -173,7 +172,7 @@ class TerminalLine:
         text = self._text(now)
         if wants_color(sys.stderr) and text.startswith(self._label):
             text = click.style(self._label, fg="cyan") + text.removeprefix(self._label)
-        self._write(_ERASE + text)
+        self._write(ERASE_LINE + text)
 
     @property
     def _label(self) -> str:
