@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -10,8 +9,7 @@ import click
 from weightcast.commands.options import PATH, as_json, quiet
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.text.clean import clean_lines
-from weightcast.converters.output import Leftover
-from weightcast.converters.output import clean as clean_path
+from weightcast.converters.output import clean as clean_paths
 
 
 @click.command()
@@ -26,13 +24,8 @@ def clean(paths: tuple[Path, ...], dry_run: bool, quiet: bool, as_json: bool) ->
     bundles and reports that were being written are listed and removed. Complete outputs stay, and
     so does what a run is writing now.
     """
-    found = _distinct(left for path in paths for left in clean_path(path, dry_run=dry_run))
+    found = clean_paths(paths, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "left": [each.describe() for each in found]})
     elif not quiet:
         print_lines(clean_lines(found, dry_run=dry_run))
-
-
-def _distinct(found: Iterator[Leftover]) -> Sequence[Leftover]:
-    """Give each path once: one may be named twice, or lie in a folder that is named."""
-    return list({each.path: each for each in found}.values())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,24 +63,35 @@ class Leftover:
         }
 
 
-def clean(path: Path, *, dry_run: bool = False) -> list[Leftover]:
-    """Remove what runs left of an output, or of all outputs that lie directly in a folder.
+def clean(paths: Sequence[Path], *, dry_run: bool = False) -> list[Leftover]:
+    """Remove what runs left of outputs, or of all outputs that lie directly in a folder.
 
-    Returns what there was, also with `dry_run`, which removes nothing. Raises OutputError.
+    Returns what there was, also with `dry_run`, which removes nothing. Raises OutputError, and
+    removes nothing, if there is nothing of some name.
     """
-    found: list[Leftover] = []
-    try:
-        for output, is_named in _outputs(path):
-            with ExitStack() as locks:
-                for leftover in list(_leftovers(output, locks, is_named=is_named)):
-                    if leftover.reason is None and not dry_run:
-                        _remove(leftover.path)
-                    found.append(leftover)
+    there = {path: _found(path, remove=False) for path in paths}
+    for path, found in there.items():
         if not found and not os.path.lexists(path):
             raise OutputError(
                 f"{path}: there is nothing of that name, and no run left anything of it; name an "
                 "output or a folder"
             )
+    if not dry_run:
+        there = {path: _found(path, remove=True) for path in paths}
+    distinct = {os.path.abspath(each.path): each for found in there.values() for each in found}
+    return list(distinct.values())
+
+
+def _found(path: Path, *, remove: bool) -> list[Leftover]:
+    """List what there is, and remove it at once, while it is locked."""
+    found: list[Leftover] = []
+    try:
+        for output, is_named in _outputs(path):
+            with ExitStack() as locks:
+                for leftover in list(_leftovers(output, locks, is_named=is_named)):
+                    if leftover.reason is None and remove:
+                        _remove(leftover.path)
+                    found.append(leftover)
     except OSError as problem:
         place = problem.filename or path
         raise OutputError(f"{place}: cannot be cleaned: {problem.strerror or problem}") from None
@@ -101,7 +112,7 @@ def _outputs(path: Path) -> Iterator[tuple[Path, bool]]:
 def _leftovers(output: Path, locks: ExitStack, *, is_named: bool) -> Iterator[Leftover]:
     """List what there is of one output, the journal last, and lock it."""
     journal = journal_path(output)
-    noted = _noted(journal)
+    noted = _noted(output, is_named=is_named)
     grown = noted_paths(output, noted or Contents())
     try:
         if noted is not None:
@@ -112,16 +123,17 @@ def _leftovers(output: Path, locks: ExitStack, *, is_named: bool) -> Iterator[Le
         for path in filter(os.path.lexists, (*grown, journal)):
             yield Leftover(path, output, _size(path), reason=_IN_USE)
         return
-    share = kept_share(output)
+    share, stay = kept_share(output), False
     bundle = [partial_path(path) for path in bundle_paths(output, is_directory=False).all]
     for path in filter(os.path.lexists, (*grown, *bundle, replaced_path(output))):
         known = noted is not None or (is_named and _is_output(path, output))
         reason = _reason_to_stay(path, output, locks, is_known=known)
         if reason is None or noted is not None or is_named:
             yield Leftover(path, output, _size(path), share, reason)
-            share = 0.0
+            share, stay = 0.0, stay or reason is not None
     if noted is not None:
-        yield Leftover(journal, output, _size(journal), share)
+        reason = "the journal of what stays" if stay else None
+        yield Leftover(journal, output, _size(journal), share, reason)
 
 
 def _lock(path: Path, locks: ExitStack) -> None:
@@ -133,22 +145,28 @@ def _lock(path: Path, locks: ExitStack) -> None:
 
 def _is_output(path: Path, output: Path) -> bool:
     """Tell whether a conversion to `output` would take what is at `path` for its own."""
-    is_directory = S_ISDIR(path.lstat().st_mode)
-    return is_directory or any(
-        target.owns_part(output, output.name)
-        for target in TARGETS.values()
-        if not target.is_directory
-    )
+    return S_ISDIR(path.lstat().st_mode) or _is_file_name(output)
 
 
-def _noted(journal: Path) -> Contents | None:
-    """Read a journal; None if there is none. A run may have been killed before it wrote a line."""
+def _is_file_name(output: Path) -> bool:
+    """Tell whether an output of this name is a file."""
+    files = (target for target in TARGETS.values() if not target.is_directory)
+    return any(target.owns_part(output, output.name) for target in files)
+
+
+def _noted(output: Path, *, is_named: bool = False) -> Contents | None:
+    """Read the journal of an output; None if there is none.
+
+    An empty one is one, too, of a run that was killed at once, if the name is that of an output.
+    """
+    journal = journal_path(output)
     try:
         status = journal.lstat()
     except OSError:
         return None
     noted = read_journal(journal, fingerprint_only=True)
-    is_one = noted.fingerprint is not None or status.st_size == 0
+    is_empty = status.st_size == 0 and (is_named or _is_file_name(output))
+    is_one = noted.fingerprint is not None or is_empty
     return noted if S_ISREG(status.st_mode) and is_one else None
 
 
@@ -163,7 +181,7 @@ def _reason_to_stay(path: Path, output: Path, locks: ExitStack, *, is_known: boo
         return _IN_USE
     if S_ISREG(status.st_mode):
         return None if is_known or _is_written(path, output) else _UNKNOWN
-    foreign = _foreign(path, has_journal=_noted(journal_path(output)) is not None)
+    foreign = _foreign(path, has_journal=_noted(output) is not None)
     if foreign is not None:
         return f"holds {foreign}, which no conversion wrote"
     if path == replaced_path(output) and not output.is_dir():
