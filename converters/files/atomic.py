@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
 from typing import BinaryIO
 
 from weightcast.converters.files.names import partial_path
+from weightcast.converters.files.posix import explained
 from weightcast.errors import OutputError
 
 
@@ -33,6 +35,8 @@ def write_small(path: Path, content: bytes) -> None:
             os.replace(partial, real)
     except OSError as problem:
         partial.unlink(missing_ok=True)
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise explained(problem, path) from None
         raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None
     except BaseException:
         partial.unlink(missing_ok=True)
