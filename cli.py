@@ -30,6 +30,16 @@ from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, te
 from weightcast.errors import CheckpointError, LimitError, RequestError, visible
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Commands by which people ask for the same elsewhere.
+_ELSEWHERE = {
+    "check": "verify",
+    "diff": "compare",
+    "dump": "inspect",
+    "info": "inspect",
+    "list": "types",
+    "quantize": "convert",
+    "show": "inspect",
+}
 _EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -52,11 +62,22 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        _check_command(ctx, args[0])
         name, command, rest = super().resolve_command(ctx, args)
         if name not in COMMANDS:
             return name, command, rest
         with _announced():
             return name, load(name), rest
+
+
+def _check_command(ctx: click.Context, name: str) -> None:
+    """Say what was meant where a name is no command, but a path or another program's word."""
+    if name in COMMANDS or name.startswith("-"):
+        return
+    if name in _ELSEWHERE:
+        ctx.fail(f"No such command {name!r}; did you mean {_ELSEWHERE[name]!r}?")
+    if os.path.exists(name):
+        ctx.fail(f"No such command {name!r}; did you mean 'convert {name} OUT'?")
 
 
 @contextlib.contextmanager
@@ -76,7 +97,7 @@ def _announced() -> Iterator[None]:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EXIT_CODES,
 )
-@click.version_option(package_name="weightcast")
+@click.version_option(None, "-V", "--version", package_name="weightcast")
 @click.pass_obj
 def commands(stopping: tuple[signal.Signals, ...] | None) -> None:
     """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
@@ -140,7 +161,7 @@ def _usage_text(error: click.UsageError) -> str:
     text = error.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
     text = re.sub(r"[.:]? \(?Did you mean( one of:)? (.*\?)\)?$", r"; did you mean \2", text)
-    text = text.replace("', '", "' or '")
+    text = text.replace("', '", "' or '").replace("' / '", "' or '")
     command = "weightcast" if error.ctx is None else error.ctx.command_path
     return f"{text} (see {command} --help)"
 

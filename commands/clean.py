@@ -6,15 +6,27 @@ from pathlib import Path
 
 import click
 
-from weightcast.commands.options import PATH, as_json, quiet
+from weightcast.commands.options import PATH, Command, as_json, option, quiet
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.text.clean import clean_lines
 from weightcast.converters.output import clean as clean_paths
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "weightcast clean grok-1-Q4_K_M.gguf",
+        "weightcast clean --dry-run out/",
+    ),
+)
 @click.argument("paths", metavar="PATH...", type=PATH, nargs=-1, required=True)
-@click.option("-n", "--dry-run", is_flag=True, help="List it and remove nothing.")
+@option(
+    "-n",
+    "--dry-run",
+    section="running",
+    is_flag=True,
+    help="List what would be removed, and remove nothing.",
+)
 @quiet
 @as_json
 def clean(paths: tuple[Path, ...], dry_run: bool, quiet: bool, as_json: bool) -> None:

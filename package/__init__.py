@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from weightcast.converters.convert import convert
     from weightcast.converters.engine.progress import Progress
     from weightcast.converters.sources import open_graph as open
+    from weightcast.converters.targets.catalog import TypeInfo, types
     from weightcast.converters.verify import verify
     from weightcast.errors import (
         CheckpointError,
@@ -34,6 +35,7 @@ __all__ = [
     "OutputError",
     "Progress",
     "RequestError",
+    "TypeInfo",
     "UnsafePickleError",
     "compare",
     "convert",
@@ -41,6 +43,7 @@ __all__ = [
     "measure",
     "open",
     "quantize",
+    "types",
     "verify",
 ]
 
@@ -48,12 +51,14 @@ __all__ = [
 _MODULES = {
     "Errors": "quant.metrics",
     "Progress": "converters.engine.progress",
+    "TypeInfo": "converters.targets.catalog",
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",
     "measure": "quant.arrays",
     "open": "converters.sources",
     "quantize": "quant.arrays",
+    "types": "converters.targets.catalog",
     "verify": "converters.verify",
 }
 _NAMES = {"open": "open_graph"}

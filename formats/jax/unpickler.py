@@ -118,6 +118,7 @@ class Machine:
         protocol = self._take(1)[0]
         if not 2 <= protocol <= 5:
             raise self._error(f"pickle protocol {protocol}; protocols 2 to 5 are read")
+        stack, most = self._stack, self._limits.stack
         for _ in range(self._limits.opcodes):
             self._opcode_at = self._position
             opcode = self._take(1)
@@ -127,8 +128,8 @@ class Machine:
             if handler is None or (opcode == b"Q" and self._persistent is None):
                 raise self._unknown(opcode)
             handler(self)
-            if len(self._stack) > self._limits.stack:
-                raise self._error(f"more than {self._limits.stack} values on the stack")
+            if len(stack) > most:
+                raise self._error(f"more than {most} values on the stack")
             if self._frame_end is not None:
                 if self._position > self._frame_end:
                     raise self._error(f"an opcode crosses the end of its frame, {self._frame_end}")
@@ -169,11 +170,13 @@ class Machine:
 
     def _take(self, count: int) -> bytes:
         """Read a few bytes through a small window."""
-        assert count <= _WINDOW
-        self._require(count)
         start = self._position - self._window_at
         if start < 0 or start + count > len(self._window):
-            self._window = os.pread(self._fd, _WINDOW, self._position)
+            assert count <= _WINDOW
+            self._require(count)
+            # No further than the end, so that what lies in the window needs no other check.
+            wanted = min(_WINDOW, self._size - self._position)
+            self._window = os.pread(self._fd, wanted, self._position)
             self._window_at = self._position
             start = 0
             if len(self._window) < count:

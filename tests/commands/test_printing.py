@@ -69,7 +69,7 @@ def test_colour_is_asked_for(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["inspect", "absent"], 1, "MissingTensorError"),
         (["convert", "absent", "x-Q9.gguf"], 2, "RequestError"),
         (["convert", "--split", "x", "absent", "x-Q8_0.gguf"], 2, "RequestError"),
-        (["convert", "absent"], 2, "MissingParameter"),
+        (["verify"], 2, "MissingParameter"),
         (["convert", "--jobs", "0", "a", "b"], 2, "BadParameter"),
         (["verify", "--nonsense", "a"], 2, "NoSuchOption"),
         (["nonsense"], 2, "NoSuchCommand"),
@@ -119,6 +119,14 @@ def test_every_result_has_a_form(run, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (
+            ["quantize", "a"],
+            "no such command 'quantize'; did you mean 'convert'? (see weightcast --help)",
+        ),
+        (
+            ["/dev", "x"],
+            "no such command '/dev'; did you mean 'convert /dev OUT'? (see weightcast --help)",
+        ),
         (["covnert"], "no such command 'covnert'; did you mean 'convert'? (see weightcast --help)"),
         (
             ["convert", "--splt", "1G", "a", "b"],
@@ -128,7 +136,7 @@ def test_every_result_has_a_form(run, tiny: Path, tmp_path: Path) -> None:
         (["verify"], "missing argument 'ARTIFACT' (see weightcast verify --help)"),
         (
             ["compare", "a", "b", "--jobs", "many"],
-            "invalid value for '--jobs': 'many' is not a valid integer range "
+            "invalid value for '-j' or '--jobs': 'many' is not a valid integer range "
             "(see weightcast compare --help)",
         ),
     ],
