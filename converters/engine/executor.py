@@ -67,7 +67,8 @@ def run(
         for key, made in _execute(rows, workers, on_progress).items():
             counts[key] += made
         plan.inputs.check()
-        files.flush(meter.start("flush", plan.write_bytes))
+        flushed = sum(file.size for output in plan.outputs for file in output.files)
+        files.flush(meter.start("flush", flushed))
         files.commit(on_complete())
     return dict(counts)
 
