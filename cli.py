@@ -30,6 +30,8 @@ from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, te
 from weightcast.errors import CheckpointError, LimitError, RequestError, visible
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# With these there is no progress to see, or no work.
+_SILENT = frozenset(("-q", "--quiet", "--json", "-h", "--help"))
 # Commands by which people ask for the same elsewhere.
 _ELSEWHERE = {
     "check": "verify",
@@ -83,7 +85,7 @@ def _check_command(ctx: click.Context, name: str) -> None:
 @contextlib.contextmanager
 def _announced() -> Iterator[None]:
     """Show on a terminal that something happens while a command is imported."""
-    if not on_terminal():
+    if not on_terminal() or _SILENT.intersection(sys.argv):
         yield
         return
     click.echo("starting", nl=False, err=True)

@@ -183,7 +183,8 @@ class TerminalLine:
         width, progress = _width() - 1, self._progress  # a full line would wrap
         if progress is None or not progress.total_bytes or progress.phase == "flush":
             seconds = now - self._start
-            return f"{self._label}, {duration(seconds)}"[:width] if seconds >= 1 else self._label
+            waited = f", {duration(seconds)}" if seconds >= 1 else ""
+            return f"{self._label}{waited}"[:width]
         self._rate.add(now, progress.done_bytes)
         rate = self._rate.bytes_per_second(now)
         return fitted(f"{self._label}  {_percent(progress):>4}", progress, rate, width)

@@ -34,6 +34,8 @@ from weightcast.converters.targets import TARGETS
 from weightcast.errors import OutputError, TakenError
 
 _NAME: Final = re.compile(r"\.(.+)\.(?:partial|journal|replaced)", re.DOTALL)
+_REPORTS: Final = (".json", ".html", ".md")
+_REPORT_MARKS: Final = (b'"weightcast-report"', b"Quantization errors")
 _BEGINNING_BYTES: Final = 4096
 _IN_USE: Final = "in use by a run"
 _UNKNOWN: Final = "no run is known to have left it"
@@ -144,8 +146,9 @@ def _lock(path: Path, locks: ExitStack) -> None:
 
 
 def _is_output(path: Path, output: Path) -> bool:
-    """Tell whether a conversion to `output` would take what is at `path` for its own."""
-    return S_ISDIR(path.lstat().st_mode) or _is_file_name(output)
+    """Tell whether a run that writes `output` would take what is at `path` for its own."""
+    is_directory = S_ISDIR(path.lstat().st_mode)
+    return is_directory or _is_file_name(output) or output.suffix in _REPORTS
 
 
 def _is_file_name(output: Path) -> bool:
@@ -180,7 +183,7 @@ def _reason_to_stay(path: Path, output: Path, locks: ExitStack, *, is_known: boo
     except TakenError:
         return _IN_USE
     if S_ISREG(status.st_mode):
-        return None if is_known or _is_written(path, output) else _UNKNOWN
+        return None if is_known or _is_report(path, output) else _UNKNOWN
     foreign = _foreign(path, has_journal=_noted(output) is not None)
     if foreign is not None:
         return f"holds {foreign}, which no conversion wrote"
@@ -190,12 +193,13 @@ def _reason_to_stay(path: Path, output: Path, locks: ExitStack, *, is_known: boo
     return None if is_known or output.is_dir() else _UNKNOWN
 
 
-def _is_written(path: Path, output: Path) -> bool:
-    """Tell whether a growing file without a journal is a report, which says what made it."""
-    if output.suffix not in (".json", ".html", ".md"):
+def _is_report(path: Path, output: Path) -> bool:
+    """Tell whether a growing file, which has no journal, begins as reports do."""
+    if output.suffix not in _REPORTS:
         return False
     with path.open("rb") as file:
-        return b"weightcast" in file.read(_BEGINNING_BYTES)
+        beginning = file.read(_BEGINNING_BYTES)
+    return any(mark in beginning for mark in _REPORT_MARKS)
 
 
 def _foreign(folder: Path, *, has_journal: bool) -> str | None:

@@ -118,14 +118,26 @@ def test_what_a_killed_run_left(run, tiny: Path, tmp_path: Path, name: str, phas
     assert names(tmp_path) == []
 
 
-def test_a_report_that_was_being_written(run, tiny: Path, tmp_path: Path) -> None:
-    report = tmp_path / "r.json"
-    weightcast.compare(tiny, tiny)
-    weightcast.convert(tiny, tmp_path / "a-Q8_0.gguf", no_tokenizer=True, report=report)
-    partial_path(report).write_bytes(report.read_bytes()[:10_000])
+@pytest.mark.parametrize("name", ["r.json", "r.html", "r.md"])
+def test_a_report_that_was_being_written(
+    run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of a folder those are removed that begin as reports do, by name even one that is empty."""
+    weightcast.convert(
+        tiny, tmp_path / "a-Q8_0.gguf", no_tokenizer=True, report=tmp_path / "r.json"
+    )
+    report, partial = tmp_path / name, partial_path(tmp_path / name)
+    if name != "r.json":
+        assert run("report", tmp_path / "r.json", report).code == 0
+    before = names(tmp_path)
+    partial.write_bytes(report.read_bytes()[:1000])
     found = json.loads(run("clean", "--json", tmp_path).out)
-    assert [each["path"] for each in found["left"]] == [str(partial_path(report))]
-    assert names(tmp_path) == ["a-Q8_0.gguf", "r.json"]
+    assert [each["path"] for each in found["left"]] == [str(partial)]
+    assert names(tmp_path) == before
+    partial.touch()
+    assert run("clean", tmp_path).out == "nothing to remove\n"
+    assert run("clean", report).code == 0
+    assert names(tmp_path) == before
 
 
 def test_what_a_run_is_writing_stays(
