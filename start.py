@@ -18,7 +18,12 @@ def main() -> None:
             signal.signal(number, _stop)
     from weightcast.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        # Python's own end takes a moment, in which a signal would make a failure of what is done.
+        for number in _STOPPING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(signum: int, frame: object) -> None:

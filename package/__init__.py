@@ -1,9 +1,14 @@
 """Checkpoint conversion and quantization: JAX shards in, GGUF and safetensors out."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+# `typing` takes a moment to import, in which an interrupt would be a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from weightcast.converters.compare import compare
     from weightcast.converters.convert import convert
     from weightcast.converters.engine.progress import Progress
