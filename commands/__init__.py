@@ -8,6 +8,7 @@ that `weightcast --help` needs none of them.
 from typing import Final
 
 COMMANDS: Final = {
+    "clean": "Remove what interrupted runs left of outputs.",
     "compare": "Measure what B's weights differ by from those of A, tensor by tensor.",
     "convert": "Convert SRC to one or several outputs, in one read.",
     "demo": "Make a tiny checkpoint, convert it, run the results in llama.cpp and compare.",

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.bundle import CardErrors, earlier_notes, make_bundles, source_date
-from weightcast.converters.engine import executor
+from weightcast.converters.engine import (
+    Meter,
+    OnProgress,
+    Progress,
+    cancellable,
+    executor,
+    ignore_progress,
+)
+from weightcast.converters.files import ignore_signals
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.output import (
     GOING_ON,
@@ -46,7 +54,7 @@ from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Output, Request
-from weightcast.errors import ChangedError, CheckpointError, RequestError, TakenError
+from weightcast.errors import ChangedError, CheckpointError, LimitError, RequestError, TakenError
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
@@ -131,8 +139,24 @@ class Conversion:
         """Choose the workers that will run."""
         return choose_workers(self.options.jobs, self.devices)
 
-    def run(self, on_progress: Callable[[int], None] = lambda nbytes: None) -> Summary:
-        """Run it and write the report, if one is asked for. Raises CheckpointError."""
+    def run(
+        self,
+        on_progress: OnProgress = ignore_progress,
+        gate: Callable[[Report], None] = lambda report: None,
+    ) -> Summary:
+        """Run it and write the report, if one is asked for. Raises CheckpointError.
+
+        `gate` gets the report before outputs get their names. If it raises a LimitError they stay
+        unnamed, and finished work is kept, as that of a run that failed; there is a report then.
+        """
+
+        def on_report(report: Report) -> None:
+            try:
+                gate(report)
+            except LimitError:
+                self._write_report(report)
+                raise
+
         summary = run(
             self.plan,
             self.options.jobs,
@@ -140,10 +164,16 @@ class Conversion:
             self.devices,
             self.measuring,
             resume=self.options.resume,
+            on_report=on_report,
         )
-        if self.options.report is not None and summary.errors is not None:
-            write_report(Path(self.options.report), summary.errors)
+        if summary.errors is not None:
+            self._write_report(summary.errors)
         return summary
+
+    def _write_report(self, report: Report) -> None:
+        if self.options.report is not None:
+            with ignore_signals():  # the work is done, and this takes a moment
+                write_report(Path(self.options.report), report)
 
 
 def convert(
@@ -167,7 +197,7 @@ def convert(
     report: str | Path | None = None,
     baseline: str | None = None,
     resume: bool = True,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
@@ -192,6 +222,10 @@ def convert(
     rounded to bfloat16, as the reference multiplies with them; with either of them
     `Summary.report` has the errors too.
 
+    `on_progress` is called with a `weightcast.Progress` when a phase begins and as its bytes are
+    done, from any thread, one call at a time. What it raises cancels the conversion and is raised
+    here, unchanged.
+
     Work that an interrupted conversion of the same source to the same output had finished is
     checked and kept; without `resume` it is done again.
 
@@ -199,6 +233,7 @@ def convert(
     run that failed is kept beside them for the next one.
     """
     options = ConvertOptions.of(locals())  # the keywords are its fields
+    on_progress(Progress("plan"))
     return plan_conversion(source, outputs, options).run(on_progress)
 
 
@@ -303,19 +338,23 @@ def _inputs(
     return Inputs(source, list_inputs(source, graph, files), options, blanks)
 
 
+@cancellable()
 def run(
     plan: Plan,
     jobs: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
     devices: Devices = PROCESSOR,
     measuring: Measuring | None = None,
     *,
     resume: bool = True,
+    on_report: Callable[[Report], None] = lambda report: None,
 ) -> Summary:
-    """Run a plan; `on_progress` gets the bytes that were read, of `plan.progress_bytes`.
+    """Run a plan; `on_progress` gets the phase, and the bytes of it that are done.
 
-    With `measuring` the summary has a report of the errors, and bundles tell of them.
+    With `measuring` the summary has a report of the errors, and bundles tell of them; `on_report`
+    gets it when the outputs are complete, before they get their names.
     """
+    meter = Meter(on_progress)
     workers = choose_workers(jobs, devices)
     plan.inputs.check_blanks()
     for output in plan.outputs:
@@ -325,14 +364,14 @@ def run(
     made: list[Finalized] = []
 
     def on_complete() -> Mapping[int, Mapping[Path, Path]]:
-        made.append(finalize(plan, jobs, on_progress, measuring))
+        made.append(finalize(plan, jobs, meter, measuring, on_report))
         return dict(enumerate(made[0].waiting))
 
     with _explained_failures(plan, resume=resume):
         counts = executor.run(
             plan,
             workers,
-            on_progress,
+            meter,
             measuring,
             resume=resume,
             on_complete=on_complete,
@@ -355,10 +394,10 @@ def _explained_failures(plan: Plan, *, resume: bool) -> Iterator[None]:
             if isinstance(problem, OSError) and problem.errno != errno.ENOMEM:
                 raise
             raise CheckpointError("out of memory; use fewer --jobs or --memory SIZE") from None
-    except TakenError:
+    except (TakenError, LimitError):
         raise  # the same command cannot go on
     except CheckpointError as error:
-        if kept := kept_work(plan):
+        if kept := kept_work(output.request.path for output in plan.outputs):
             how = GOING_ON if resume else NOT_GOING_ON
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
         raise
@@ -381,19 +420,21 @@ class Finalized:
 def finalize(
     plan: Plan,
     jobs: int | None,
-    on_progress: Callable[[int], None],
+    meter: Meter,
     measuring: Measuring | None,
+    on_report: Callable[[Report], None],
 ) -> Finalized:
     """Make a report if errors were measured, and bundles if the plan has them."""
     report = None
     if measuring is not None:
         report = conversion_report(plan, measuring.finished(), measuring.baseline)
+        on_report(report)
     if not plan.has_bundles:
         return Finalized(report)
     errors = {} if report is None else _card_errors(report)
     start = time.monotonic()
     try:
-        waiting = make_bundles(plan, jobs, on_progress, errors)
+        waiting = make_bundles(plan, jobs, meter.start("hash", plan.hash_bytes), errors)
     except ChangedError as problem:
         return Finalized(report, problem=problem)
     return Finalized(report, waiting, time.monotonic() - start)

@@ -1,11 +1,17 @@
 """Checkpoint conversion and quantization: JAX shards in, GGUF and safetensors out."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+# `typing` takes a moment to import, in which an interrupt would be a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from weightcast.converters.compare import compare
     from weightcast.converters.convert import convert
+    from weightcast.converters.engine.progress import Progress
     from weightcast.converters.sources import open_graph as open
     from weightcast.converters.targets.catalog import TypeInfo, types
     from weightcast.converters.verify import verify
@@ -32,6 +38,7 @@ __all__ = [
     "LayoutError",
     "MissingTensorError",
     "OutputError",
+    "Progress",
     "RequestError",
     "TypeInfo",
     "UnsafePickleError",
@@ -48,6 +55,7 @@ __all__ = [
 # Imported at their first use, so that the command starts fast and can be interrupted quietly.
 _MODULES = {
     "Errors": "quant.metrics",
+    "Progress": "converters.engine.progress",
     "TypeInfo": "converters.targets.catalog",
     "compare": "converters.compare",
     "convert": "converters.convert",

@@ -155,7 +155,7 @@ def test_gate(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "tiny-Q4_K_M.gguf" in summary.read_text()
     done = gate("attn_q:sqnr_db=60", "relative_rms=0.5")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "blk.0.attn_q.weight: sqnr_db is 2" in done.stderr
     assert summary.read_text().count("## Quantization errors") == 2
     assert gate("rms=0.5").returncode == 2

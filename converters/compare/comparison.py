@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,13 @@ from typing import Any
 
 from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
+from weightcast.converters.engine import (
+    Meter,
+    OnProgress,
+    Progress,
+    cancellable,
+    ignore_progress,
+)
 from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.recipes import (
@@ -133,13 +140,15 @@ def open_both(
     return OpenPair(source, output, pairing, importance)
 
 
+@cancellable()
 def measure_both(
     sides: OpenPair,
     baseline: Baseline = Baseline.STORED,
     jobs: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
     """Measure all tensors; `on_progress` gets bytes of `read_bytes`. Raises CheckpointError."""
+    count_bytes = Meter(on_progress).start("compare", sides.read_bytes)
     workers = choose_workers(jobs)
     pairing = sides.pairing
     same: list[str] = []
@@ -151,7 +160,7 @@ def measure_both(
         baseline,
         jobs=workers.count,
         importance=sides.importance.rows,
-        on_progress=on_progress,
+        on_progress=count_bytes,
     )
     output = measured_output(sides.output, pairing.pairs, measured, sides.importance)
     return Comparison(
@@ -217,7 +226,7 @@ def compare(
     imatrix: str | Path | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
     """Measure the errors of every tensor of B against the same one of A.
 
@@ -226,10 +235,12 @@ def compare(
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
     to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
     by the importance of their columns, as in reports of conversions. `jobs` is the number of
-    workers; the numbers do not depend on it.
+    workers; the numbers do not depend on it. `on_progress` is called with a `weightcast.Progress`,
+    from any thread, one call at a time; what it raises ends the comparison and is raised here.
 
     Raises CheckpointError. Tensors that only one of them has are no error here: see
     `Comparison.problem`.
     """
     against = parse_baseline(baseline)
+    on_progress(Progress("plan"))
     return measure_both(open_both(a, b, spec, imatrix), against, jobs, on_progress)

@@ -139,7 +139,7 @@ def _check_existing(output: Output) -> None:
         raise OutputError(f"{path}: exists and is not a directory")
     if os.path.ismount(path):
         raise OutputError(f"{path}: is a mount point; name a directory inside it")
-    foreign = foreign_entry(output.request) if path.is_dir() else None
+    foreign = foreign_entry(path, output.request.target) if path.is_dir() else None
     edited = " or which was edited since" if foreign and foreign.name in BUNDLE_NAMES else ""
     if foreign is not None:
         raise OutputError(

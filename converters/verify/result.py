@@ -87,6 +87,13 @@ class Problem:
         }
 
 
+def refusal(refused: Exception, remedy: str = "") -> Problem:
+    """Make a problem of what a reader says; `remedy` is for messages that have none themselves."""
+    place, _, said = str(refused).partition(": ")
+    what, _, own_remedy = said.partition("; ")
+    return Problem(place, what or "cannot be used", remedy=own_remedy or remedy)
+
+
 def plain(name: str) -> str:
     """Show a name from a file in a message: as it is, if that is short and printable."""
     return name if name.isprintable() and len(name) <= 200 else shown(name)

@@ -65,8 +65,8 @@ def test_compare_what_lacks_a_tensor(run, tiny: Path, converted: Path, tmp_path:
     part = gguf_files.write(tmp_path / "b.gguf", whole.metadata, whole.tensors)
     for form in ([], ["--json"], ["--quiet"]):
         done = run("compare", *form, "--report", tmp_path / "r.json", tiny, part)
-        assert done.code == 1
-        assert done.err.startswith(f"error: {part} is not another form of ")
+        assert done.code == 3
+        assert done.err.startswith(f"problem: {part} is not another form of ")
         assert done.err.count("\n") == 1
         measured = json.loads((tmp_path / "r.json").read_text())["outputs"][0]["tensors"]
         assert [tensor["name"] for tensor in measured] == list(whole.tensors)
@@ -76,7 +76,7 @@ def test_compare_what_lacks_a_tensor(run, tiny: Path, converted: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["{tiny}"], 2, "Missing argument 'B'"),
+        (["{tiny}"], 2, "missing argument 'B'"),
         (["{tiny}", "{a}", "--baseline", "f16"], 2, "'f16' is not one of 'stored', 'bf16'"),
         (["{tiny}", "{a}", "--jobs", "0"], 2, "0 is not in the range"),
         (["{tiny}", "{tmp}/a.gguf"], 1, "error: {tmp}/a.gguf: no such file or directory"),

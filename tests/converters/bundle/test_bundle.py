@@ -599,11 +599,14 @@ def test_one_of_several_outputs_that_cannot_get_its_name(
 
 
 def test_progress_counts_every_byte(tiny: Path, tmp_path: Path) -> None:
-    counted: list[int] = []
+    told: list[weightcast.Progress] = []
     outputs = [tmp_path / "m-Q8_0.gguf", tmp_path / "m-bf16"]
-    summary = make(tiny, *outputs, on_progress=counted.append)
-    assert sum(counted) == summary.plan.progress_bytes
-    assert summary.plan.progress_bytes > summary.plan.read_bytes + summary.plan.write_bytes
+    plan = make(tiny, *outputs, on_progress=told.append).plan
+    last = {each.phase: each for each in told}
+    assert [*last] == ["plan", "convert", "flush", "hash"]
+    assert all(each.done_bytes == each.total_bytes for each in last.values())
+    assert last["convert"].total_bytes == plan.read_bytes
+    assert last["hash"].total_bytes == plan.hash_bytes > plan.write_bytes
 
 
 def test_regions_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

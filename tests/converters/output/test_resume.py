@@ -87,10 +87,14 @@ def test_what_is_finished_is_not_read_again(
     n_items = len(reads)
     interrupted(tiny, cut, monkeypatch=monkeypatch)
     reads.clear()
-    progress: list[int] = []
-    done = weightcast.convert(tiny, cut, no_tokenizer=True, on_progress=progress.append)
+    told: list[weightcast.Progress] = []
+    done = weightcast.convert(tiny, cut, no_tokenizer=True, on_progress=told.append)
     assert n_items - 29 <= len(reads) <= n_items - 25
-    assert sum(progress) == done.plan.progress_bytes
+    assert list(dict.fromkeys(each.phase for each in told)) == ["plan", "check", "convert", "flush"]
+    checked = [each for each in told if each.phase == "check"]
+    assert checked[0].done_bytes == 0 < checked[-1].done_bytes == checked[-1].total_bytes
+    read = [each for each in told if each.phase == "convert"]
+    assert 0 < read[0].done_bytes < read[-1].done_bytes == done.plan.read_bytes
     assert cut.read_bytes() == whole.read_bytes()
     assert names(tmp_path) == ["cut-Q4_0.gguf", "whole-Q4_0.gguf"]
 
@@ -344,8 +348,7 @@ def test_messages_promise_only_what_the_same_command_does(
         weightcast.convert(tiny, cut, no_tokenizer=True, jobs=1, resume=False, types=["Q4_0"])
     partial_path(cut).unlink()  # what a run leaves that was killed when it was complete
     assert read_journal(journal_path(cut)).finished
-    options = ConvertOptions(no_tokenizer=True, types=("Q4_0",))
-    assert not kept_work(convert.prepare(tiny, [cut], options))
+    assert not kept_work([cut])
 
 
 def test_a_journal_that_cannot_be_read_is_not_forgotten(

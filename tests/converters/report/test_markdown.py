@@ -119,7 +119,7 @@ def test_bad_requests_change_nothing(run, tmp_path: Path) -> None:
         ((tmp_path / "none.json", out), 1, "none.json: no such file"),
         ((path, tmp_path / "none" / "a.md"), 1, "a.md: cannot be written: No such file"),
         ((path, tmp_path / "folder.md"), 1, "folder.md: is a directory"),
-        ((path,), 2, "Missing argument"),
+        ((path,), 2, "missing argument"),
     ]:
         found, told, error = run(*arguments)
         assert (found, told) == (code, "")

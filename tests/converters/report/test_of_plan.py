@@ -401,12 +401,14 @@ def test_limits_on_the_command_line(tmp_path: Path) -> None:
             [*command, *options], capture_output=True, text=True, cwd=tmp_path, check=False
         )
 
-    done = run("--fail-over", "attn_q:sqnr_db=30", "--fail-over", "relative_rms=0.5")
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert len([line for line in lines if line.startswith("beyond a limit: ")]) == 2
-    assert "blk.0.attn_q.weight: sqnr_db is 20." in done.stderr
-    assert (tmp_path / "m-Q4_0.gguf").exists()
+    gate = ["--fail-over", "attn_q:sqnr_db=30", "--fail-over", "relative_rms=0.5"]
+    for options in ([], ["--gate", "after"]):
+        done = run(*gate, *options)
+        assert done.returncode == 3
+        lines = done.stderr.splitlines()
+        assert len([line for line in lines if line.startswith("beyond a limit: ")]) == 2
+        assert "blk.0.attn_q.weight: sqnr_db is 20." in done.stderr
+        assert (tmp_path / "m-Q4_0.gguf").exists() == bool(options)
     done = run("--fail-over", "relative_rms=0.5", "--report", "r.json")
     assert done.returncode == 0
     assert "errors against the stored values: relative RMS 0.0" in done.stdout
