@@ -19,7 +19,8 @@ from typing import Any, Final, TypeGuard
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import ITEM_BYTES, FileLayout, StoredArray
 from weightcast.formats.directory import files_ending
-from weightcast.formats.reading import check_downloaded, parse_json, read_json_object
+from weightcast.formats.foreign import refuse_foreign, require_file
+from weightcast.formats.reading import parse_json, read_json_object
 from weightcast.text import shown
 
 # The limit of the reference implementation.
@@ -101,25 +102,28 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
     Raises FormatError.
     """
-    if not path.is_file():
-        raise FormatError(path, None, "not a regular file")
+    require_file(path)
     fd = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size
         prefix = os.pread(fd, 8, 0)
         if len(prefix) < 8:
-            check_downloaded(path)
+            refuse_foreign(path, "safetensors")
             raise FormatError(path, 0, "too short for a safetensors file")
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES or length > size - 8:
-            check_downloaded(path)
+            refuse_foreign(path, "safetensors")
             raise FormatError(
                 path, 0, f"a header of {length} bytes in a file of {size}: not safetensors, or cut"
             )
         text = os.pread(fd, length, 8)
     finally:
         os.close(fd)
-    header = parse_json(path, text, offset=8, what="the header is ", object_pairs_hook=_unique)
+    try:
+        header = parse_json(path, text, offset=8, what="the header is ", object_pairs_hook=_unique)
+    except FormatError:
+        refuse_foreign(path, "safetensors")
+        raise
     if not isinstance(header, dict):
         raise FormatError(path, 8, "the header is not a JSON object")
     return header, 8 + length, size

@@ -194,6 +194,20 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """Where a release comes from: its repository on Hugging Face, and which files of that.
+
+    `folder` has the shards there, `tokenizer` is the address of a file that lies elsewhere, and
+    `code` the files by which a clone of the release's code is known.
+    """
+
+    repository: str
+    folder: str
+    tokenizer: str
+    code: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A tiny synthetic checkpoint of a family, and the family's mathematics to run it with."""
 
@@ -244,6 +258,7 @@ class Family:
     modules: ModuleNames | None = None
     quirks: Quirks = Quirks()
     card: Card | None = None
+    download: Download | None = None
     code: tuple[Path, ...] = ()
     example: Example | None = None
 

@@ -22,7 +22,8 @@ from weightcast.converters.recipes.weight_types import (
     rule_type,
 )
 from weightcast.errors import FormatError, RequestError
-from weightcast.formats.reading import check_downloaded, read_small
+from weightcast.formats.foreign import refuse_foreign
+from weightcast.formats.reading import read_small
 from weightcast.text import shown
 
 if sys.version_info >= (3, 11):
@@ -58,14 +59,14 @@ def read_recipe_file(path: Path) -> RecipeFile:
     The first rule whose pattern is found in a tensor's GGUF name, or in that of a directory, gives
     its type.
     """
-    raw = read_small(path, MAX_RECIPE_BYTES)
+    raw = read_small(path, MAX_RECIPE_BYTES, "recipe")
     for number, line in enumerate(raw.split(b"\n"), 1):
         if len(line) > _MAX_LINE_BYTES:
             raise FormatError(path, None, f"line {number} is longer than {_MAX_LINE_BYTES} bytes")
     try:
         values = tomllib.loads(raw.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as problem:  # bad UTF-8 is a ValueError too
-        check_downloaded(path, is_text=True)
+        refuse_foreign(path, "recipe")
         raise FormatError(path, None, f"not valid TOML: {shown(str(problem))}") from None
     _check_keys(path, "", values, required=("base",), optional=("rule",))
     name = values["base"]

@@ -29,6 +29,8 @@ from weightcast.converters.sources.detect import (
     find_beside,
     find_spec,
 )
+from weightcast.converters.sources.foreign import foreign_directory
+from weightcast.converters.sources.foreign_models import foreign_config, foreign_tensors
 from weightcast.converters.sources.weights import is_of_ranks, weights_of
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
@@ -198,7 +200,7 @@ class Safetensors:
         """Open a directory whose config.json is a family's."""
         config = _folder(source) / "config.json"
         if spec is None:
-            family = _family_of_config(config)
+            family = self._family(source, config)
             told = Told(read_config(family, config), str(config))
         else:
             family = next(iter(FAMILIES.values()))
@@ -221,6 +223,18 @@ class Safetensors:
         said = config_notes(family, config) if spec is None else ()
         notes = (*weights.notes, *_dialect_note(convention, self.written), *said)
         return replace(graph, files=weights.files, notes=notes)
+
+    def _family(self, source: Path, config: Path) -> Family:
+        """Tell which family a directory is of. Raises FormatError if of none with a table."""
+        if config.is_file():
+            return _family_of_config(source, config)
+        names = (name for name, _ in self.index(source))
+        found = foreign_directory(_folder(source)) or foreign_tensors(names)
+        if found is not None:
+            raise FormatError(source, None, str(found))
+        raise FormatError(
+            config, None, "missing: a Hugging Face directory needs its config.json; download it too"
+        )
 
     def index(self, source: Path) -> Iterable[StoredEntry]:
         """List where the tensors lie. Raises CheckpointError."""
@@ -317,9 +331,12 @@ def _folder(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def _family_of_config(path: Path) -> Family:
+def _family_of_config(source: Path, path: Path) -> Family:
     """Tell from config.json which family a directory is. Raises FormatError if of none."""
     values = config_values(path)
+    foreign = foreign_config(values)
+    if foreign is not None:
+        raise FormatError(source, None, str(foreign))
     families = [family for family in FAMILIES.values() if family.config_mark is not None]
     found = next((family for family in families if family.config_mark in values), None)
     if found is None:

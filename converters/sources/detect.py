@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Final
 
-from weightcast.errors import CheckpointError
+from weightcast.converters.sources.foreign import absent, no_checkpoint
+from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.directory import entries, files_ending
+from weightcast.formats.foreign import cut_piece, refuse_foreign, spelled, unfinished
+from weightcast.formats.foreign.tables import WANTED
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
-from weightcast.formats.reading import check_downloaded, read_small
+from weightcast.formats.reading import read_small
 from weightcast.text import shown, some
 
 TOKENIZER_NAME: Final = "tokenizer.model"
@@ -22,33 +25,47 @@ _MAX_REVISION_BYTES: Final = 1 << 10
 
 def container_of(path: Path) -> str:
     """Say what a path is: "shards", "gguf", "safetensors" or "torch". Raises CheckpointError."""
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return "gguf"
-        if path.suffix == ".safetensors":
-            return "safetensors"
-        if torch_zip.is_torch(path):
-            return "torch"
-        with path.open("rb") as file:
-            if file.read(4) == gguf.MAGIC:
-                return "gguf"
-        check_downloaded(path)
+    try:
+        if path.is_file():
+            return _container_of_file(path)
+        if path.is_dir():
+            return _container_of_directory(path)
+        raise CheckpointError(f"{spelled(path)}: {absent(path)}")
+    except OSError as problem:
+        where = problem.filename or path
+        raise CheckpointError(f"{where}: cannot be read: {problem.strerror}") from None
+
+
+def _container_of_file(path: Path) -> str:
+    """Say what a file is, by its first bytes or its name."""
+    found = unfinished(path) or cut_piece(path)
+    if found is not None:
+        raise MissingTensorError(f"{path}: {found}")
+    with path.open("rb") as file:
+        is_gguf = file.read(len(gguf.MAGIC)) == gguf.MAGIC
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if is_gguf or path.suffix == ".gguf":
+        return "gguf"
+    if torch_zip.is_torch(path):
+        return "torch"
+    if shards.is_shard_name(path.name):
         raise CheckpointError(
-            f"{path}: not a checkpoint; give a ckpt-0 directory, a .gguf, .safetensors or .bin file"
+            f"{path}: one shard of a checkpoint; give its directory: {path.parent}"
         )
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or directory")
+    refuse_foreign(path, "checkpoint")
+    raise CheckpointError(f"{path}: not a checkpoint; {WANTED['checkpoint'].remedy}")
+
+
+def _container_of_directory(path: Path) -> str:
+    """Say what a directory holds, by the names in it."""
     if checkpoint_directory(path) is not None:
         return "shards"
     if files_ending(path, ".safetensors") or (path / safetensors.INDEX_NAME).is_file():
         return "safetensors"
     if torch_zip.files_in(path) or (path / torch_zip.INDEX_NAME).is_file():
         return "torch"
-    first = files_ending(path, ".gguf")
-    hint = f"; did you mean {first[0]}?" if first else ""
-    raise CheckpointError(
-        f"{path}: holds neither shards (tensor00000_000), safetensors nor .bin files{hint}"
-    )
+    raise CheckpointError(f"{path}: {no_checkpoint(path)}")
 
 
 def checkpoint_directory(path: Path) -> Path | None:

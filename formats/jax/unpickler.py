@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.errors import FormatError, UnsafePickleError
-from weightcast.formats.reading import check_downloaded
+from weightcast.formats.foreign import refuse_foreign
 
 # A checkpoint's pickle runs about 150 opcodes on a stack of about 20.
 MAX_OPCODES = 10_000
@@ -111,7 +111,7 @@ class Machine:
                 f"the {self._what} is empty: the download has not started or was lost"
             )
         if self._take(1) != b"\x80":
-            check_downloaded(self._path)
+            refuse_foreign(self._path, "shard")
             if not self._window.strip(b"\0"):
                 raise self._error("zeros instead of a pickle: the download is not complete")
             raise self._error("not a pickle of protocol 2 to 5")

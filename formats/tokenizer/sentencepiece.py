@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import FormatError, LayoutError
+from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.gguf.header import (
     raw_array,
     raw_number,
@@ -18,7 +19,7 @@ from weightcast.formats.gguf.header import (
     raw_strings,
     raw_uint,
 )
-from weightcast.formats.reading import check_downloaded, read_small
+from weightcast.formats.reading import read_small
 from weightcast.text import shown
 
 # Token types of llama.cpp (enum llama_token_type).
@@ -84,14 +85,16 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
-    raw = read_small(path, MAX_MODEL_BYTES)
-    check_downloaded(path)
+    raw = read_small(path, MAX_MODEL_BYTES, "tokenizer")
     try:
         processor.LoadFromSerializedProto(raw)
         ids = range(processor.GetPieceSize())
         tokens = [processor.IdToPiece(n) for n in ids]
     except (RuntimeError, UnicodeDecodeError):
-        raise FormatError(path, None, "not a SentencePiece model") from None
+        refuse_foreign(path, "tokenizer")
+        raise FormatError(
+            path, None, "not a SentencePiece model, or cut; give the release's tokenizer.model"
+        ) from None
 
     if len(ids) > MAX_PIECES:
         raise FormatError(path, None, f"{len(ids):,} pieces; {MAX_PIECES:,} are read")
