@@ -12,6 +12,7 @@ import click
 
 from weightcast.commands import COMMANDS
 from weightcast.errors import CheckpointError, RequestError, visible
+from weightcast.text import speaking_of_options
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -72,7 +73,8 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     _prepare_streams()
     try:
-        commands(standalone_mode=False, obj=_STOPPING)
+        with speaking_of_options():
+            commands(standalone_mode=False, obj=_STOPPING)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -18,7 +18,7 @@ from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 
 @click.command()
@@ -63,7 +63,7 @@ def _verify(
 ) -> Verification:
     """Verify, show progress, and write the errors to a file if one is named."""
     if report is not None and options["source"] is None:
-        raise RequestError("report: of use with a source only")
+        raise RequestError(f"{option('report')}: of use with a source only")
     if report is not None:
         named = (artifact, *(options[name] for name in ("source", "spec", "imatrix")))
         check_report_path(report, filter(None, named))

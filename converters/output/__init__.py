@@ -9,17 +9,9 @@ from weightcast.converters.output.disk_space import check_free_space
 from weightcast.converters.output.files import OutputFiles, grown_path
 from weightcast.converters.output.journal import FinishedRows, MatrixRecord, Write
 from weightcast.converters.output.overwrite import check_report_path
-from weightcast.converters.output.resume import (
-    GOING_ON,
-    NOT_GOING_ON,
-    kept_work,
-    remainder,
-    rows_of,
-)
+from weightcast.converters.output.resume import how_to_go_on, kept_work, remainder, rows_of
 
 __all__ = [
-    "GOING_ON",
-    "NOT_GOING_ON",
     "FinishedRows",
     "MatrixRecord",
     "OutputFiles",
@@ -27,6 +19,7 @@ __all__ = [
     "check_free_space",
     "check_report_path",
     "grown_path",
+    "how_to_go_on",
     "kept_work",
     "remainder",
     "rows_of",

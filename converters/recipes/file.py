@@ -9,7 +9,7 @@ import codecs
 import re
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from weightcast.converters.recipes.weight_types import (
 from weightcast.errors import FormatError, RequestError
 from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import read_small
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -130,12 +130,14 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
 
 
 def parse_tensor_type(text: str) -> Override:
-    """Read REGEX=TYPE, the form of --tensor-type. Raises RequestError."""
+    """Read REGEX=TYPE, the form of `tensor_types`. Raises RequestError."""
     pattern, separator, type_name = text.rpartition("=")
-    source = f"--tensor-type {shown(text)[1:-1]}"
+    plain = shown(text)[1:-1]
+    source = f"{option('tensor_types')} {plain}"
     if not separator:
         raise RequestError(f"{source}: write it as REGEX=TYPE, such as attn_v=Q8_0")
     try:
-        return parse_override(source, "", pattern, type_name)
+        # Reports and model cards tell of the rule, whoever asked for it.
+        return replace(parse_override(source, "", pattern, type_name), origin=f"rule {plain}")
     except FormatError as problem:
         raise RequestError(str(problem)) from None

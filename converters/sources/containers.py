@@ -39,7 +39,7 @@ from weightcast.formats.directory import files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 StoredEntry = tuple[str, StoredArray]
 
@@ -143,11 +143,12 @@ class Gguf:
         family = of_architecture(architecture)
         if family is None:
             titles = " and ".join(f.title for f in FAMILIES.values())
+            given = f"{option('spec')}, {option('tokenizer')} and {option('no_tokenizer')}"
             raise FormatError(
                 source,
                 None,
-                f"architecture {shown(architecture)}: directories, --spec, --tokenizer and "
-                f"--no-tokenizer are for {titles}; name a .gguf output, which keeps all metadata",
+                f"architecture {shown(architecture)}: directories, {given} are for {titles}; name "
+                "a .gguf output, which keeps all metadata",
             )
         told = Told(read_metadata(family, source, index.metadata), f"the metadata of {source.name}")
         layers = int(told.values["num_layers"])

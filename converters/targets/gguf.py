@@ -39,6 +39,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.layout import Entry
 from weightcast.formats.gguf.read import read_file
 from weightcast.quant.types import TYPES, QuantType
+from weightcast.text import option
 
 _TYPES: Final = ", ".join(sorted(TYPES))
 _ENDING: Final = ".gguf"
@@ -72,7 +73,7 @@ class Gguf:
                 raise disagreement(text, "is a GGUF file", file, ", a type of directories")
             raise RequestError(
                 f"{text}: the name does not end in a type ({known}), as in grok-1-Q8_0.gguf; "
-                "rename it or pass --type"
+                f"rename it or pass {option('types')}"
             )
         if found is None:
             raise RequestError(
@@ -110,7 +111,8 @@ class Gguf:
 
     def remedy(self, tensor: str, wider: QuantType) -> str:
         """Say how a tensor gets a wider type."""
-        return f"; --tensor-type '{tensor}={wider.name}' gives it a wider range"
+        rule = option("tensor_types", f"{tensor}={wider.name}")
+        return f"; {rule} gives it a wider range"
 
 
 GGUF: Final = Gguf()

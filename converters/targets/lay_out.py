@@ -12,6 +12,7 @@ from weightcast.converters.targets.target import Context, Output, Request, with_
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer import Vocabulary
+from weightcast.text import option
 
 
 def lay_out_all(
@@ -62,7 +63,7 @@ def _vocabulary(
     if found is None and not given.no_tokenizer and needed is not None:
         raise CheckpointError(
             f"{source}: no tokenizer.model in or beside it, and {needed} needs one; "
-            "pass --tokenizer FILE, or --no-tokenizer to do without"
+            f"pass {option('tokenizer', 'FILE')}, or {option('no_tokenizer', True)} to do without"
         )
     if found is None:
         return None, ()

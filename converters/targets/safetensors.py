@@ -55,6 +55,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.types import QuantType, WeightType
+from weightcast.text import option
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -130,7 +131,7 @@ class Safetensors:
         if says_nothing:
             raise RequestError(
                 f"{text}: the name does not end in a type ({known_types()}), as in grok-1-bf16/; "
-                "rename it or pass --type"
+                f"rename it or pass {option('types')}"
             )
         hint = "" if recipe_named(last) is None else "; the name of a GGUF file ends in .gguf"
         raise RequestError(
@@ -209,7 +210,7 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
     notes += (*_reader_notes(graph, kind, types), *graph.family.notes(graph, SAFETENSORS.name))
     if "tokenizer.model" not in companions:
-        notes += ("no tokenizer.model: give one with --tokenizer FILE",)
+        notes += ("no tokenizer.model: none was named, and none lies beside the source",)
     return Output(
         request, tuple(files), tuple(tensors), companions, notes, importance, tuple(constants)
     )
@@ -343,7 +344,7 @@ def _why_not_carried(source: Tensor, weight_type: WeightType) -> str | None:
         exact = f"groups of {fitting} keep it exact (int8-g{fitting}-gptq, for example)"
     return (
         f"its scales cover {of_source} values each, which are not whole groups of {size}: {exact}; "
-        "--allow-requantize quantizes it anew"
+        f"{option('allow_requantize', True)} quantizes it anew"
     )
 
 

@@ -20,7 +20,7 @@ from weightcast.formats.gguf.header import (
     raw_uint,
 )
 from weightcast.formats.reading import read_small
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 # Token types of llama.cpp (enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
@@ -65,7 +65,8 @@ class Vocabulary:
             raise LayoutError(
                 f"{self.model_file or 'the tokenizer'} has {len(self.tokens):,} pieces, but the "
                 f"model has a vocabulary of {vocab_size:,}: it belongs to "
-                "another model (--tokenizer names another file, --no-tokenizer does without)"
+                f"another model ({option('tokenizer', 'FILE')} names another file, "
+                f"{option('no_tokenizer', True)} does without)"
             )
         return Vocabulary(
             self.tokens + [f"[PAD{n}]" for n in range(len(self.tokens), vocab_size)],

@@ -218,8 +218,8 @@ def test_a_tokenizer_with_too_few_pieces_is_refused(
 @pytest.mark.parametrize(
     ("name", "split", "words"),
     [
-        ("g-Q8_0.gguf", None, "335.43 GB), and model hubs take no file above 200 GB: --split 48G"),
-        ("g-TQ1_0.gguf", None, "model hubs recommend 50 GB a file: --split 48G"),
+        ("g-Q8_0.gguf", None, "335.43 GB), and model hubs take no file above 200 GB: split it at 48G"),
+        ("g-TQ1_0.gguf", None, "model hubs recommend 50 GB a file: split it at 48G"),
         ("g-Q8_0.gguf", "48G", None),
         ("g-bf16", None, None),
     ],
