@@ -19,7 +19,7 @@ from typing import Any, Final, TypeGuard
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import ITEM_BYTES, FileLayout, StoredArray
 from weightcast.formats.directory import files_ending
-from weightcast.formats.foreign import refuse_foreign, require_file
+from weightcast.formats.foreign import arriving, refuse_foreign, require_file
 from weightcast.formats.reading import parse_json, read_json_object
 from weightcast.text import shown
 
@@ -208,7 +208,11 @@ def read_indexed(
         if not is_file_name(name):
             raise FormatError(index, None, f"{shown(name)} is not a file name")
         if not (path / name).is_file():
-            raise MissingTensorError(f"{path / name}: missing, but {index.name} names it")
+            on_its_way = arriving(path / name)
+            said = f" (unfinished: {on_its_way})" if on_its_way else ""
+            raise MissingTensorError(
+                f"{path / name}: missing{said}, but {index.name} names it; download it"
+            )
     arrays = merge([path / name for name in names], read)
     for tensor, name in weight_map.items():
         if tensor not in arrays or arrays[tensor].path.name != name:

@@ -6,6 +6,7 @@ model, and which convention of names its tensors follow. What the names mean, a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +31,17 @@ from weightcast.converters.sources.detect import (
     find_spec,
 )
 from weightcast.converters.sources.foreign import foreign_directory
-from weightcast.converters.sources.foreign_models import foreign_config, foreign_tensors
+from weightcast.converters.sources.foreign_models import (
+    foreign_config,
+    foreign_gguf,
+    foreign_tensors,
+)
 from weightcast.converters.sources.weights import is_of_ranks, weights_of
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import files_ending
+from weightcast.formats.foreign import refuse_answer, require_file
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
@@ -163,8 +169,12 @@ class Gguf:
         return replace(graph, files=index.paths, notes=_dialect_note(convention, self.name))
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
-        """Open a file of any architecture."""
-        return any_gguf(source, gguf.read_split(source))
+        """Open a file of any architecture. Raises FormatError for one that holds no model."""
+        index = gguf.read_split(source)
+        found = foreign_gguf(index)
+        if found is not None:
+            raise FormatError(source, None, str(found))
+        return any_gguf(source, index)
 
     def vocabulary(self, source: Path) -> Vocabulary | None:
         """Read the tokenizer in the metadata."""
@@ -227,7 +237,7 @@ class Safetensors:
 
     def _family(self, source: Path, config: Path) -> Family:
         """Tell which family a directory is of. Raises FormatError if of none with a table."""
-        if config.is_file():
+        if os.path.lexists(config):
             return _family_of_config(source, config)
         names = (name for name, _ in self.index(source))
         found = foreign_directory(_folder(source)) or foreign_tensors(names)
@@ -334,6 +344,7 @@ def _folder(source: Path) -> Path:
 
 def _family_of_config(source: Path, path: Path) -> Family:
     """Tell from config.json which family a directory is. Raises FormatError if of none."""
+    require_file(path)
     values = config_values(path)
     foreign = foreign_config(values)
     if foreign is not None:
@@ -341,5 +352,6 @@ def _family_of_config(source: Path, path: Path) -> Family:
     families = [family for family in FAMILIES.values() if family.config_mark is not None]
     found = next((family for family in families if family.config_mark in values), None)
     if found is None:
+        refuse_answer(path)
         raise not_the_config(path, families)
     return found

@@ -69,6 +69,7 @@ _MARKERS: Final = (
         "stable-diffusion.cpp makes GGUF files of such",
     ),
     _ORBAX,
+    _marker(r"checkpoint target\..*", "a checkpoint of T5X (JAX)", _OTHERS),
     _marker(
         r".*\.distcp",
         "a distributed checkpoint of PyTorch",
@@ -233,7 +234,8 @@ def _gguf_files(path: Path, names: Iterable[str]) -> Finding | None:
             f"download {split[0][1]}-00001-of-{split[0][3]}.gguf too",
         )
     return Finding(
-        f"a directory with {count(len(firsts), 'GGUF file')}", f"name one: {some(firsts)}"
+        f"a directory with {count(len(firsts), 'GGUF file')}",
+        f"name one: {some([str(path / name) for name in firsts])}",
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from weightcast.converters.families import FAMILIES
 from weightcast.formats.foreign import MAKE_GGUF, Finding
-from weightcast.text import shown
+from weightcast.formats.gguf.read import GGUFIndex
+from weightcast.text import option, shown
 
 # The type of convert_hf_to_gguf.py that keeps all precision.
 _OUT_TYPES: Final = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
@@ -48,7 +49,19 @@ def foreign_config(values: Mapping[str, Any]) -> Finding | None:
     if packed is not None:
         return Finding(f"{what}, packed by {packed}", "take the model that it was made of")
     titles = " and ".join(family.title for family in FAMILIES.values())
-    return Finding(f"{what}; directories are read of {titles}", _as_gguf(values))
+    return Finding(f"{what}, and of directories only {titles} is read", _as_gguf(values))
+
+
+def foreign_gguf(index: GGUFIndex) -> Finding | None:
+    """Say what a GGUF file holds instead of a model; None if it holds one."""
+    if index.metadata.get("general.type") == "imatrix":
+        how = f"give the model, and this file as {option('imatrix')}"
+        return Finding("an importance matrix, not a model", how)
+    if index.tensors:
+        return None
+    has_tokens = "tokenizer.ggml.tokens" in index.metadata
+    what = "a vocabulary without a model" if has_tokens else "a GGUF file without tensors"
+    return Finding(what, "give the file that has the weights")
 
 
 def foreign_tensors(names: Iterable[str]) -> Finding | None:

@@ -87,6 +87,14 @@ class Problem:
         }
 
 
+def refused(problem: Exception, remedy: str = "") -> Problem:
+    """Make a problem of what a reader refused; its message names the place, and mostly a remedy."""
+    what, _, its_own = str(problem).rpartition("; ")
+    if not what:
+        return Problem(str(problem), "cannot be used", remedy=remedy)
+    return Problem(what, "cannot be used", remedy=its_own)
+
+
 def plain(name: str) -> str:
     """Show a name from a file in a message: as it is, if that is short and printable."""
     return name if name.isprintable() and len(name) <= 200 else shown(name)

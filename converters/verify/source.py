@@ -24,7 +24,7 @@ from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.sources import checkpoint_directory, open_family
 from weightcast.converters.verify.checksums import read_sums_of
 from weightcast.converters.verify.pieces import check_pieces, find_torrents
-from weightcast.converters.verify.result import MOST_ALIKE, Problem, Verification
+from weightcast.converters.verify.result import MOST_ALIKE, Problem, Verification, refused
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.jax import shards
@@ -123,7 +123,7 @@ class _Findings:
         self.problems.append(Problem(str(place), what, remedy=REMEDY, mistake=mistake))
 
     def refused(self, problem: CheckpointError) -> None:
-        self.problems.append(Problem(str(problem), "cannot be used"))
+        self.problems.append(refused(problem))
 
 
 def _opened(

@@ -5,11 +5,12 @@ Nothing here runs for a file that is read.
 """
 
 from weightcast.formats.foreign.addresses import MAKE_GGUF, Known, address, hub_name, spelled
-from weightcast.formats.foreign.downloads import is_unfinished, unfinished
+from weightcast.formats.foreign.downloads import arriving, is_unfinished, unfinished
 from weightcast.formats.foreign.files import (
     cut_piece,
     json_entry,
     look_at,
+    refuse_answer,
     refuse_foreign,
     require_file,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Finding",
     "Known",
     "address",
+    "arriving",
     "cut_piece",
     "hub_name",
     "is_unfinished",
@@ -28,6 +30,7 @@ __all__ = [
     "look_at",
     "missing",
     "neighbour",
+    "refuse_answer",
     "refuse_foreign",
     "require_file",
     "spelled",

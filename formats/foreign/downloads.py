@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,19 @@ _LET_IT_FINISH: Final = "let it finish, or download the file again"
 def is_unfinished(name: str) -> bool:
     """Tell whether a file has a name that it has only until its download is finished."""
     return _UNFINISHED.fullmatch(name) is not None
+
+
+def arriving(path: Path) -> str:
+    """Name the unfinished download of a file that is not there, as far as one lies in its folder.
+
+    "" if none does.
+    """
+    try:
+        beside = sorted(os.listdir(path.parent))
+    except OSError:
+        return ""
+    own = (name for name in beside if name.startswith(path.name) and is_unfinished(name))
+    return next(own, "")
 
 
 def unfinished(path: Path) -> Finding | None:

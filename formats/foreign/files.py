@@ -18,9 +18,11 @@ from weightcast.formats.foreign.finding import Finding
 from weightcast.formats.foreign.missing import missing
 from weightcast.formats.foreign.stand_ins import HEAD_BYTES, few_words, stand_in
 from weightcast.formats.foreign.tables import Entry, Wanted
+from weightcast.text import option
 
 _KEY: Final = re.compile(rb'"([A-Za-z_]{1,40})"\s*:(?:\s*"(weightcast[-.a-z]{1,40})")?')
 _TORRENT: Final = re.compile(rb"d\d{1,2}:[a-z][a-z -]+\d")
+_FIELD: Final = re.compile(r"\{(\w+)\}")
 _MAX_SAFETENSORS_HEADER: Final = 100_000_000
 _SPECIAL: Final = (
     (stat.S_ISFIFO, "a pipe"),
@@ -74,6 +76,14 @@ def refuse_foreign(path: Path, wanted: str) -> None:
         raise FormatError(path, None, str(found)) from None
 
 
+def refuse_answer(path: Path) -> None:
+    """Raise FormatError if a file that can be parsed is a server's answer and not the file."""
+    with path.open("rb") as file:
+        found = stand_in(file.read(HEAD_BYTES))
+    if found is not None:
+        raise FormatError(path, None, str(found))
+
+
 def require_file(path: Path) -> None:
     """Raise CheckpointError unless a path is a regular file; nothing else is ever opened."""
     found = not_a_file(path)
@@ -124,14 +134,14 @@ def json_entry(keys: Collection[str]) -> Entry | None:
 def told(path: Path, entry: Entry, wanted: Wanted) -> Finding:
     """Put an entry of the tables into words, for a reader that wanted something else."""
     if not wanted.is_model:
-        return Finding(f"{entry.what}, not {wanted.what}", wanted.remedy)
+        return Finding(f"{entry.what}, not {wanted.what}", filled(path, wanted.remedy))
     return Finding(entry.what, filled(path, entry.remedy or wanted.remedy))
 
 
 def filled(path: Path, remedy: str) -> str:
-    """Fill a path into a remedy, quoted for a shell."""
-    stem = path.name.partition(".")[0] if path.name.startswith(".") else path.stem
-    return remedy.replace("{path}", shlex.quote(str(path))).replace("{stem}", shlex.quote(stem))
+    """Fill a path, quoted for a shell, and names of options into a remedy."""
+    words = {"path": shlex.quote(str(path)), "stem": shlex.quote(path.stem)}
+    return _FIELD.sub(lambda match: words.get(match[1]) or option(match[1]), remedy)
 
 
 def _entry(sample: _Sample, want: Wanted) -> Finding | None:

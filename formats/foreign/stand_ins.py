@@ -115,9 +115,9 @@ def stand_in(head: bytes) -> Finding | None:
 
 def few_words(head: bytes, size: int) -> Finding | None:
     """Take a file of one short line for the words with which a server refused."""
-    if not head.strip() or size > 512 or b"{" in head:
+    if not 8 <= size <= 512 or b"{" in head:
         return None
     words = head.decode(errors="surrogateescape").strip()
-    if not words.isprintable():  # more than one line, or no text
+    if not words or not words.isprintable():  # more than one line, or no text
         return None
     return Finding(f"a text, not the file: {shown(words)}", _AGAIN)

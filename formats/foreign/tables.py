@@ -1,9 +1,9 @@
 """What files begin with, hold, or are called, and what to do about each: the facts, as tables.
 
 Remedies are templates: {path} is the path, {stem} its last part without the ending, both quoted
-for a shell. They are for a model to be read; where something else is wanted, that says what to
-give. Sources: the formats' own specifications; ggml's magic numbers are in llama.h of llama.cpp
-(until 2023) and whisper.cpp.
+for a shell, and {tokenizer}, {imatrix} and so on are options. They are for a model to be read;
+where something else is wanted, that says what to give. Sources: the formats' own specifications;
+ggml's magic numbers are in llama.h of llama.cpp (until 2023) and in whisper.cpp.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ TORRENT: Final = Entry(
 )
 SENTENCEPIECE: Final = Entry(
     "a SentencePiece tokenizer",
-    "give the model, and this file as --tokenizer",
+    "give the model, and this file as {tokenizer}",
     "sentencepiece",
 )
 OLD_IMATRIX: Final = Entry(
-    "an importance matrix of llama.cpp", "give the model, and this file as --imatrix"
+    "an importance matrix of llama.cpp", "give the model, and this file as {imatrix}"
 )
 TORCHSCRIPT: Final = Entry("a TorchScript archive", _SAVE)
 PICKLE: Final = Entry("a Python pickle", _SAVE)
@@ -150,7 +150,7 @@ NAMES: Final = tuple(
         (r"Modelfile.*", Entry("a Modelfile of ollama", "give the file that its FROM names")),
         (
             r".*\.toml",
-            Entry("a recipe or another text", "give the model, and a recipe as --recipe"),
+            Entry("a recipe or another text", "give the model, and a recipe as {recipe}"),
         ),
         (r".*\.(md|txt|rst|log|py|sh|ya?ml|ipynb|sha\d{3})|SHA256SUMS", Entry("a text", _NO_MODEL)),
     )
@@ -186,7 +186,7 @@ JSON_KEYS: Final = (
     ({"architectures"}, Entry("the config.json of a model", _ITS_DIRECTORY)),
     (
         {"emb_size", "widening_factor"},
-        Entry("a specification", "give the directory of the shards, and this file as --spec"),
+        Entry("a specification", "give the directory of the shards, and this file as {spec}"),
     ),
 )
 
@@ -217,7 +217,7 @@ WANTED: Final = {
     "recipe": Wanted("a recipe", "write one in TOML: base and [[rule]] tables"),
     "spec": Wanted("a specification", "give JSON with the keys of spec.json"),
     "json": Wanted("JSON", "download the file again"),
-    "report": Wanted("an error report", "give what `convert --report` wrote", "report"),
+    "report": Wanted("an error report", "give what a conversion wrote for {report}", "report"),
     "torrent": Wanted("a torrent", "download the torrent again", "torrent"),
 }
 # What models are mostly called.

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final
 
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
-from weightcast.formats.foreign import refuse_foreign, require_file
+from weightcast.formats.foreign import arriving, refuse_foreign, require_file
 from weightcast.formats.gguf.foreign_types import ForeignType, foreign_types
 from weightcast.formats.gguf.header import HeaderReader, Metadata
 from weightcast.quant.types import STORED_TYPES
@@ -227,10 +227,13 @@ def _not_the_first(path: Path, number: int | None, count: int) -> FormatError:
 def _missing_parts(path: Path, stem: str, count: int) -> MissingTensorError:
     """Name the parts of a split file that are not there, the first of them in full."""
     parts = (path.with_name(split_name(stem, number, count)) for number in range(1, count))
-    missing = [part.name for part in parts if not part.is_file()]
+    missing = [part for part in parts if not part.is_file()]
     what = f"parts of {count} are" if len(missing) > 1 else f"part of {count} is"
+    on_the_way = [name for part in missing[:4] if (name := arriving(part))]
+    said = f" (unfinished: {some(on_the_way)})" if on_the_way else ""
+    named = some([part.name for part in missing])
     return MissingTensorError(
-        f"{path}: {len(missing):,} {what} missing; download {some(missing)} into the same folder"
+        f"{path}: {len(missing):,} {what} missing{said}; download {named} into the same folder"
     )
 
 

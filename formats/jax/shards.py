@@ -73,7 +73,8 @@ def list_shards(directory: Path) -> list[Path]:
         missing = islice((n for n in count() if n not in numbered), min(n_missing, 5))
         listed = ", ".join(f"tensor{n:05}_000" for n in missing)
         more = f" and {n_missing - 5} more" if n_missing > 5 else ""
-        raise MissingTensorError(f"{directory}: missing {listed}{more}; download them again")
+        them = "it" if n_missing == 1 else "them"
+        raise MissingTensorError(f"{directory}: missing {listed}{more}; download {them} again")
     return [numbered[n] for n in sorted(numbered)]
 
 
