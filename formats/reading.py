@@ -26,7 +26,7 @@ def read_small(path: Path, limit_bytes: int, wanted: str | None = None) -> bytes
 
     `wanted` says in messages what a file was to be that is too large; see refuse_foreign.
     """
-    require_file(path)
+    require_file(path, wanted)
     try:
         with path.open("rb") as file:
             # Never all that may be read: room for it would be made before it is.

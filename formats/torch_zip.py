@@ -20,8 +20,8 @@ from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
 from weightcast.formats.directory import files_ending
 from weightcast.formats.foreign import refuse_foreign, require_file
-from weightcast.formats.foreign.files import told
-from weightcast.formats.foreign.tables import TORCHSCRIPT, WANTED
+from weightcast.formats.foreign.files import told, zipped
+from weightcast.formats.foreign.tables import TORCH, TORCHSCRIPT, WANTED
 from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text
 from weightcast.formats.safetensors import merge, read_indexed
 
@@ -183,10 +183,13 @@ class _Bounded:
 def _pickle(path: Path, entries: dict[str, zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, str]:
     """Find the pickle, and the folder that it lies in."""
     found = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if not found:
-        refuse_foreign(path, "checkpoint")
+    other = None if found else zipped(next(iter(entries), "").encode(errors="replace"))
+    if other is not None and other is not TORCH:
+        raise FormatError(path, None, str(told(path, other, WANTED["torch"])))
     if len(found) != 1:
-        raise FormatError(path, None, "a zip archive, but not one of PyTorch (no data.pkl)")
+        raise FormatError(
+            path, None, "a zip archive, but not one of PyTorch (no data.pkl); unpack it first"
+        )
     entry, root = entries[found[0]], found[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in entries:
         raise FormatError(path, None, str(told(path, TORCHSCRIPT, WANTED["torch"])))

@@ -84,9 +84,12 @@ def refuse_answer(path: Path) -> None:
         raise FormatError(path, None, str(found))
 
 
-def require_file(path: Path) -> None:
+def require_file(path: Path, wanted: str | None = None) -> None:
     """Raise CheckpointError unless a path is a regular file; nothing else is ever opened."""
     found = not_a_file(path)
+    usual = tables.WANTED[wanted].usual if wanted is not None else ""
+    if usual and (path / usual).is_file():
+        found = Finding("a directory, not a file", f"did you mean {path / usual}?")
     if found is not None:
         raise CheckpointError(f"{path}: {found}")
 
@@ -149,9 +152,9 @@ def _entry(sample: _Sample, want: Wanted) -> Finding | None:
     path, head = sample.path, sample.head
     archive = _marked(head, tables.ARCHIVES, want)
     if archive is not None:
-        zipped = _zipped(head) if archive.kind == "zip" else None
-        if zipped is not None:
-            return told(path, zipped, want)
+        inside = _zipped(head) if archive.kind == "zip" else None
+        if inside is not None:
+            return told(path, inside, want)
         is_tar = tables.TARRED.fullmatch(path.name) is not None
         entry = tables.TAR if is_tar and archive.kind != "zip" else archive
         return Finding(entry.what, filled(path, entry.remedy))
@@ -165,10 +168,13 @@ def _marked(head: bytes, marks: tuple[tables.Mark, ...], want: Wanted) -> Entry 
 
 
 def _zipped(head: bytes) -> Entry | None:
-    """Tell what is in a zip archive by its first file's name."""
     length = int.from_bytes(head[26:28], "little")
-    name = head[30 : 30 + length]
-    return next((entry for pattern, entry in tables.ZIPPED if pattern.fullmatch(name)), None)
+    return zipped(head[30 : 30 + length])
+
+
+def zipped(first: bytes) -> Entry | None:
+    """Tell what a zip archive is by the name of its first file; None if of nobody known."""
+    return next((entry for pattern, entry in tables.ZIPPED if pattern.fullmatch(first)), None)
 
 
 def _detected(sample: _Sample, want: Wanted) -> Entry | None:

@@ -193,12 +193,16 @@ JSON_KEYS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a reader reads: in words, what to give, and which kind of file it judges by itself."""
+    """What a reader reads: in words, what to give, and which kind of file it judges by itself.
+
+    `usual` is what such a file is called in a directory.
+    """
 
     what: str
     remedy: str
     kind: Kind | None = None
     is_model: bool = False
+    usual: str = ""
 
 
 _A_SOURCE: Final = "give a ckpt-0 directory, a .gguf, .safetensors or .bin file"
@@ -209,13 +213,16 @@ WANTED: Final = {
     "torch": Wanted("a file of PyTorch", _A_SOURCE, "zip", is_model=True),
     "shard": Wanted("a shard", "download the shard again"),
     "tokenizer": Wanted(
-        "a SentencePiece model", "give the release's tokenizer.model", "sentencepiece"
+        "a SentencePiece model",
+        "give the release's tokenizer.model",
+        "sentencepiece",
+        usual="tokenizer.model",
     ),
     "imatrix": Wanted(
         "an importance matrix", "make one with llama.cpp (llama-imatrix -m MODEL -f TEXT)", "gguf"
     ),
     "recipe": Wanted("a recipe", "write one in TOML: base and [[rule]] tables"),
-    "spec": Wanted("a specification", "give JSON with the keys of spec.json"),
+    "spec": Wanted("a specification", "give JSON with the keys of spec.json", usual="spec.json"),
     "json": Wanted("JSON", "download the file again"),
     "report": Wanted("an error report", "give what a conversion wrote for {report}", "report"),
     "torrent": Wanted("a torrent", "download the torrent again", "torrent"),
