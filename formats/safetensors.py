@@ -19,7 +19,8 @@ from typing import Any, Final, TypeGuard
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import ITEM_BYTES, FileLayout, StoredArray
 from weightcast.formats.directory import files_ending
-from weightcast.formats.foreign import arriving, refuse_foreign, require_file
+from weightcast.formats.foreign import refuse_foreign, require_file
+from weightcast.formats.foreign.downloads import arriving
 from weightcast.formats.reading import parse_json, read_json_object
 from weightcast.text import shown
 
@@ -168,6 +169,13 @@ def _check_coverage(path: Path, start: int, size: int, arrays: list[StoredArray]
         if array.offset != end:
             raise FormatError(path, end, "tensors overlap or leave a gap")
         end += array.nbytes
+    if end > size:
+        raise FormatError(
+            path,
+            size,
+            f"the file ends here, its tensors at {end:,}; go on with the download, or download it "
+            "again",
+        )
     if end != size:
         raise FormatError(path, min(end, size), f"tensors end at {end}, the file at {size}")
 

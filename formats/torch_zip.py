@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,8 +21,6 @@ from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
 from weightcast.formats.directory import files_ending
 from weightcast.formats.foreign import refuse_foreign, require_file
-from weightcast.formats.foreign.files import told, zipped
-from weightcast.formats.foreign.tables import TORCH, TORCHSCRIPT, WANTED
 from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text
 from weightcast.formats.safetensors import merge, read_indexed
 
@@ -39,6 +38,8 @@ _MAX_AXES: Final = 64
 # What training scripts put the weights under.
 _HOLDERS: Final = ("state_dict", "model", "module")
 _MOST_HOLDERS: Final = 3
+# What torch.save puts into an archive beside the storages.
+_BESIDE: Final = ("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment")
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _DTYPES: Final = {
     Global("torch", f"{name}Storage"): dtype
@@ -183,21 +184,28 @@ class _Bounded:
 def _pickle(path: Path, entries: dict[str, zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, str]:
     """Find the pickle, and the folder that it lies in."""
     found = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-    other = None if found else zipped(next(iter(entries), "").encode(errors="replace"))
-    if other is not None and other is not TORCH:
-        raise FormatError(path, None, str(told(path, other, WANTED["torch"])))
+    _check_kind(path, entries)
     if len(found) != 1:
         raise FormatError(
             path, None, "a zip archive, but not one of PyTorch (no data.pkl); unpack it first"
         )
     entry, root = entries[found[0]], found[0].removesuffix("data.pkl")
-    if f"{root}constants.pkl" in entries:
-        raise FormatError(path, None, str(told(path, TORCHSCRIPT, WANTED["torch"])))
     if f"{root}byteorder" in entries and entries[f"{root}byteorder"].file_size != len("little"):
         raise FormatError(path, None, "big-endian data is not read")
     if entry.file_size > _MAX_PICKLE_BYTES:
         raise FormatError(path, None, f"a pickle of {entry.file_size:,} bytes, which is too much")
     return entry, root
+
+
+def _check_kind(path: Path, entries: Iterable[str]) -> None:
+    """Raise FormatError for archives of others: programs of TorchScript, arrays of NumPy."""
+    if all(name.partition("/")[2] in _BESIDE or "/data/" in name for name in entries):
+        return
+    from weightcast.formats.foreign.files import archive_of_others
+
+    found = archive_of_others(path, entries)
+    if found is not None:
+        raise FormatError(path, None, str(found))
 
 
 def _data_at(fd: int, path: Path, entry: zipfile.ZipInfo) -> int:

@@ -8,6 +8,7 @@ of which there is no table keep the names of their source.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,6 +206,15 @@ class Download:
     folder: str
     tokenizer: str
     code: tuple[str, ...]
+
+    def shards_command(self, folder: str | Path) -> str:
+        """Give the command that downloads the shards into a folder."""
+        what = f"{self.repository} --include '{self.folder}/*'"
+        return f"hf download {what} --local-dir {shlex.quote(str(folder))}"
+
+    def tokenizer_command(self, folder: str | Path) -> str:
+        """Give the command that downloads the tokenizer into a folder."""
+        return f"curl -L -O --output-dir {shlex.quote(str(folder))} {self.tokenizer}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,6 @@ from weightcast.converters.sources.detect import (
     find_beside,
     find_spec,
 )
-from weightcast.converters.sources.foreign import foreign_directory
 from weightcast.converters.sources.foreign_models import (
     foreign_config,
     foreign_gguf,
@@ -41,7 +40,7 @@ from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import files_ending
-from weightcast.formats.foreign import refuse_answer, require_file
+from weightcast.formats.foreign import require_file
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
@@ -144,7 +143,7 @@ class Gguf:
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
         """Open a file of an architecture that a family has a table of."""
-        index = gguf.read_split(source)
+        index = _index_of_model(source)
         architecture = index.metadata.get("general.architecture")
         family = of_architecture(architecture)
         if family is None:
@@ -169,12 +168,8 @@ class Gguf:
         return replace(graph, files=index.paths, notes=_dialect_note(convention, self.name))
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
-        """Open a file of any architecture. Raises FormatError for one that holds no model."""
-        index = gguf.read_split(source)
-        found = foreign_gguf(index)
-        if found is not None:
-            raise FormatError(source, None, str(found))
-        return any_gguf(source, index)
+        """Open a file of any architecture."""
+        return any_gguf(source, _index_of_model(source))
 
     def vocabulary(self, source: Path) -> Vocabulary | None:
         """Read the tokenizer in the metadata."""
@@ -239,6 +234,8 @@ class Safetensors:
         """Tell which family a directory is of. Raises FormatError if of none with a table."""
         if os.path.lexists(config):
             return _family_of_config(source, config)
+        from weightcast.converters.sources.foreign import foreign_directory
+
         names = (name for name, _ in self.index(source))
         found = foreign_directory(_folder(source)) or foreign_tensors(names)
         if found is not None:
@@ -304,6 +301,15 @@ def container(path: Path) -> Container:
     return CONTAINERS[container_of(path)]
 
 
+def _index_of_model(source: Path) -> gguf.GGUFIndex:
+    """Index a GGUF file, or the parts of a split one. Raises FormatError if it holds no model."""
+    index = gguf.read_split(source)
+    found = foreign_gguf(index)
+    if found is not None:
+        raise FormatError(source, None, str(found))
+    return index
+
+
 def _by_file(entries: Iterable[StoredEntry]) -> dict[Path, dict[str, StoredArray]]:
     found: dict[Path, dict[str, StoredArray]] = {}
     for name, array in entries:
@@ -352,6 +358,10 @@ def _family_of_config(source: Path, path: Path) -> Family:
     families = [family for family in FAMILIES.values() if family.config_mark is not None]
     found = next((family for family in families if family.config_mark in values), None)
     if found is None:
-        refuse_answer(path)
+        from weightcast.formats.foreign.files import answer
+
+        stand_in = answer(path)
+        if stand_in is not None:
+            raise FormatError(path, None, str(stand_in))
         raise not_the_config(path, families)
     return found

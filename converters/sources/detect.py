@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.sources.foreign import absent, no_checkpoint
 from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.directory import entries, files_ending
-from weightcast.formats.foreign import cut_piece, refuse_foreign, spelled, unfinished
-from weightcast.formats.foreign.tables import WANTED
+from weightcast.formats.foreign.downloads import is_cut_piece, unfinished
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.reading import read_small
@@ -27,45 +26,56 @@ def container_of(path: Path) -> str:
     """Say what a path is: "shards", "gguf", "safetensors" or "torch". Raises CheckpointError."""
     try:
         if path.is_file():
-            return _container_of_file(path)
-        if path.is_dir():
-            return _container_of_directory(path)
-        raise CheckpointError(f"{spelled(path)}: {absent(path)}")
+            found = _container_of_file(path)
+        else:
+            found = _container_of_directory(path) if path.is_dir() else None
+        if found is None:
+            raise no_source(path)
     except OSError as problem:
-        where = problem.filename or path
-        raise CheckpointError(f"{where}: cannot be read: {problem.strerror}") from None
+        raise unreadable(path, problem) from None
+    return found
 
 
-def _container_of_file(path: Path) -> str:
-    """Say what a file is, by its first bytes or its name."""
-    found = unfinished(path) or cut_piece(path)
+def _container_of_file(path: Path) -> str | None:
+    """Say what a file is, by its first bytes or its name; None if of no kind that is read."""
+    found = unfinished(path)
     if found is not None:
         raise MissingTensorError(f"{path}: {found}")
     with path.open("rb") as file:
         is_gguf = file.read(len(gguf.MAGIC)) == gguf.MAGIC
     if path.suffix == ".safetensors":
         return "safetensors"
-    if is_gguf or path.suffix == ".gguf":
+    if path.suffix == ".gguf" or (is_gguf and not is_cut_piece(path)):
         return "gguf"
-    if torch_zip.is_torch(path):
-        return "torch"
-    if shards.is_shard_name(path.name):
-        raise CheckpointError(
-            f"{path}: one shard of a checkpoint; give its directory: {path.parent}"
-        )
-    refuse_foreign(path, "checkpoint")
-    raise CheckpointError(f"{path}: not a checkpoint; {WANTED['checkpoint'].remedy}")
+    return "torch" if torch_zip.is_torch(path) else None
 
 
-def _container_of_directory(path: Path) -> str:
-    """Say what a directory holds, by the names in it."""
+def _container_of_directory(path: Path) -> str | None:
+    """Say what a directory holds, by the names in it; None if nothing that is read."""
     if checkpoint_directory(path) is not None:
         return "shards"
     if files_ending(path, ".safetensors") or (path / safetensors.INDEX_NAME).is_file():
         return "safetensors"
     if torch_zip.files_in(path) or (path / torch_zip.INDEX_NAME).is_file():
         return "torch"
-    raise CheckpointError(f"{path}: {no_checkpoint(path)}")
+    return None
+
+
+def unreadable(path: Path, problem: OSError) -> CheckpointError:
+    """Make the error for a source that the system does not let one read."""
+    from weightcast.formats.foreign.missing import closed
+
+    found = closed(path) if problem.errno == errno.EACCES else None
+    if found is not None:
+        return CheckpointError(f"{path}: {found}")
+    return CheckpointError(f"{problem.filename or path}: cannot be read: {problem.strerror}")
+
+
+def no_source(path: Path) -> CheckpointError:
+    """Make the error for a path that holds nothing that is read."""
+    from weightcast.converters.sources.foreign import why_no_source
+
+    return CheckpointError(why_no_source(path))
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -90,11 +100,19 @@ def in_hub_cache(path: Path) -> Path:
     Other paths stay. `refs/main` names the revision, or else there is one only. Raises
     CheckpointError.
     """
-    if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
-        return path.parent
+    try:
+        if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
+            return path.parent
+        if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
+            return _revision(path)
+    except OSError as problem:
+        raise unreadable(path, problem) from None
+    return path
+
+
+def _revision(path: Path) -> Path:
+    """Find the revision of a repository in a model hub's cache. Raises CheckpointError."""
     snapshots = path / "snapshots"
-    if not snapshots.is_dir() or not (path / "blobs").is_dir():
-        return path
     there = [entry for entry in entries(snapshots) if entry.is_dir()]
     main = path / "refs" / "main"
     if main.is_file():

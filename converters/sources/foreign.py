@@ -19,19 +19,14 @@ from weightcast.converters.families import FAMILIES
 from weightcast.converters.graph import Download
 from weightcast.converters.sources.foreign_models import ADAPTER
 from weightcast.formats.directory import is_trace
-from weightcast.formats.foreign import (
-    Finding,
-    Known,
-    address,
-    hub_name,
-    is_unfinished,
-    missing,
-    neighbour,
-)
-from weightcast.formats.foreign.files import STANDARD_INPUT, not_a_file
-from weightcast.formats.foreign.tables import SOURCE_NAMES, TARRED
+from weightcast.formats.foreign.addresses import Known, address, hub_name, spelled
+from weightcast.formats.foreign.downloads import is_unfinished
+from weightcast.formats.foreign.files import STANDARD_INPUT, look_at, not_a_file
+from weightcast.formats.foreign.finding import Finding
+from weightcast.formats.foreign.missing import missing, neighbour
+from weightcast.formats.foreign.tables import SOURCE_NAMES, TARRED, WANTED
 from weightcast.formats.gguf.read import SPLIT_NAME
-from weightcast.formats.jax.shards import has_shards
+from weightcast.formats.jax.shards import has_shards, is_shard_name
 from weightcast.text import count, some
 
 # Entries of a directory that are looked at, and folders in it.
@@ -106,6 +101,18 @@ _MARKERS: Final = (
 )
 
 
+def why_no_source(path: Path) -> str:
+    """Say in a line what a path is and what to do, of which nothing is read. Raises OSError."""
+    if path.is_dir():
+        return f"{path}: {no_checkpoint(path)}"
+    if not path.is_file():
+        return f"{spelled(path)}: {absent(path)}"
+    if is_shard_name(path.name):
+        return f"{path}: one shard of a checkpoint; give its directory: {path.parent}"
+    known = look_at(path) or Finding("not a checkpoint", WANTED["checkpoint"].remedy)
+    return f"{path}: {known}"
+
+
 def absent(path: Path) -> Finding:
     """Say why a path leads to nothing, and how to get what was meant."""
     if "\0" in str(path):
@@ -140,16 +147,10 @@ def _known() -> Known:
     }
 
 
-def _download(release: Download, folder: str) -> str:
-    """Say how to download the shards of a release into a folder."""
-    what = f"{release.repository} --include '{release.folder}/*'"
-    return f"download it first (hf download {what} --local-dir {shlex.quote(folder)})"
-
-
 def _download_all(release: Download, folder: str) -> str:
     """Say how to download the shards of a release and its tokenizer into a folder."""
-    curl = f"curl -L -O --output-dir {shlex.quote(folder)} {release.tokenizer}"
-    return f"{_download(release, folder)}, and its tokenizer ({curl})"
+    tokenizer = release.tokenizer_command(folder)
+    return f"download it first ({release.shards_command(folder)}), and its tokenizer ({tokenizer})"
 
 
 def no_checkpoint(path: Path) -> Finding:
@@ -215,8 +216,9 @@ def _code_of_a_release(path: Path, names: Collection[str]) -> Finding | None:
     for family in FAMILIES.values():
         release = family.download
         if release is not None and set(release.code) <= set(names):
-            how = _download(release, str(path / "checkpoints"))  # the clone has the tokenizer
-            return Finding(f"the code of {family.title} without its weights", how)
+            command = release.shards_command(path / "checkpoints")  # the clone has the tokenizer
+            what = f"the code of {family.title} without its weights"
+            return Finding(what, f"download them first ({command})")
     return None
 
 
@@ -263,7 +265,8 @@ def _incomplete(path: Path, names: Sequence[str]) -> Finding | None:
     """Recognize what is on its way to be a checkpoint: archives, torrents, parts of a download."""
     torch = [name for name in names if name.endswith((".pt", ".pth"))]
     if torch:
-        return Finding("a directory with files of PyTorch", f"name one: {some(torch)}")
+        paths = some([str(path / name) for name in torch])
+        return Finding("a directory with files of PyTorch", f"name one: {paths}")
     archive = _first(names, _ARCHIVE)
     if archive is not None:
         return Finding(f"a directory with an archive ({archive})", "unpack that first")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from weightcast.converters.families import FAMILIES
-from weightcast.formats.foreign import MAKE_GGUF, Finding
+from weightcast.formats.foreign.finding import MAKE_GGUF, Finding
 from weightcast.formats.gguf.read import GGUFIndex
 from weightcast.text import option, shown
 
@@ -26,8 +26,8 @@ ADAPTER: Final = Finding(
     "merge it into its base model first (merge_and_unload of peft), and use what that saves",
 )
 _TENSORS: Final = (
-    (re.compile(r"model\.diffusion_model\.|first_stage_model\.|double_blocks\."), _DIFFUSION),
-    (re.compile(r"(.*\.)?lora_([AB]|up|down|unet|te\d?)(\.|_)"), ADAPTER),
+    (r"model\.diffusion_model\.|first_stage_model\.|double_blocks\.", _DIFFUSION),
+    (r"(.*\.)?lora_([AB]|up|down|unet|te\d?)(\.|_)", ADAPTER),
 )
 
 
@@ -44,12 +44,12 @@ def foreign_config(values: Mapping[str, Any]) -> Finding | None:
         return None
     classes = values.get("architectures")
     named = f" ({_plain(classes[0])})" if isinstance(classes, list) and classes else ""
-    what = f"a model of the type {_plain(kind)}{named}"
+    what = f"a model of type {_plain(kind)}{named}"
     packed = _packed_by(values)
     if packed is not None:
         return Finding(f"{what}, packed by {packed}", "take the model that it was made of")
-    titles = " and ".join(family.title for family in FAMILIES.values())
-    return Finding(f"{what}, and of directories only {titles} is read", _as_gguf(values))
+    titles = " or ".join(family.title for family in FAMILIES.values())
+    return Finding(f"{what}, not {titles}", _as_gguf(values))
 
 
 def foreign_gguf(index: GGUFIndex) -> Finding | None:
@@ -67,7 +67,7 @@ def foreign_gguf(index: GGUFIndex) -> Finding | None:
 def foreign_tensors(names: Iterable[str]) -> Finding | None:
     """Say what tensors belong to, if it is no language model; None if unknown."""
     first = next(iter(names), "")
-    return next((found for pattern, found in _TENSORS if pattern.match(first)), None)
+    return next((found for pattern, found in _TENSORS if re.match(pattern, first)), None)
 
 
 def _plain(value: object) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from weightcast.formats.foreign.finding import Finding
+from weightcast.formats.foreign.finding import MAKE_GGUF, Finding
 
 # By repository, in small letters: how to download what is read of it.
 Known = Mapping[str, str]
@@ -35,7 +35,6 @@ _COPY: Final = {
 }
 _NO_PATH: Final = "an address, not a path"
 _IF_THERE: Final = "if it is a model on Hugging Face"
-MAKE_GGUF: Final = "make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py"
 
 
 def address(text: str, known: Known) -> Finding | None:

@@ -36,6 +36,13 @@ _UNFINISHED: Final = re.compile(
     r"|sha256-[0-9a-f]{64}-partial(-\d+)?",
     re.IGNORECASE,
 )
+# Pieces that people cut large files into, from before llama.cpp could.
+CUT: Final = re.compile(
+    r"(?P<whole>.*\.(gguf|safetensors))(-split-[a-z]|\.part\d+of\d+|\.part-?[a-z]{1,2}|\.\d{3})",
+    re.IGNORECASE,
+)
+# The names that outputs have until they are complete.
+_OWN: Final = re.compile(r"\..+\.(partial|journal)")
 _CONTROL: Final = ".aria2"
 _LET_IT_FINISH: Final = "let it finish, or download the file again"
 
@@ -43,6 +50,16 @@ _LET_IT_FINISH: Final = "let it finish, or download the file again"
 def is_unfinished(name: str) -> bool:
     """Tell whether a file has a name that it has only until its download is finished."""
     return _UNFINISHED.fullmatch(name) is not None
+
+
+def is_cut_piece(path: Path) -> bool:
+    """Tell whether a file is a piece that was cut by hand: by its name, and others beside it."""
+    match = CUT.fullmatch(path.name)
+    if match is None:
+        return False
+    whole = match["whole"]
+    beside = (CUT.fullmatch(name) for name in os.listdir(path.parent))
+    return len([other for other in beside if other is not None and other["whole"] == whole]) > 1
 
 
 def arriving(path: Path) -> str:
@@ -67,6 +84,10 @@ def unfinished(path: Path) -> Finding | None:
         return Finding(
             f"an unfinished download: {path.name}{_CONTROL} lies beside it",
             "let aria2c finish (the same command with -c), or delete that file if it is stale",
+        )
+    if _OWN.fullmatch(path.name):
+        return Finding(
+            "what an interrupted conversion left", "run the same command again: it goes on from it"
         )
     match = _UNFINISHED.fullmatch(path.name)
     if match is None:

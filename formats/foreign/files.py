@@ -6,14 +6,14 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.foreign import tables
-from weightcast.formats.foreign.downloads import unfinished
+from weightcast.formats.foreign.downloads import CUT, is_cut_piece, unfinished
 from weightcast.formats.foreign.finding import Finding
 from weightcast.formats.foreign.missing import missing
 from weightcast.formats.foreign.stand_ins import HEAD_BYTES, few_words, stand_in
@@ -23,6 +23,7 @@ from weightcast.text import option
 _KEY: Final = re.compile(rb'"([A-Za-z_]{1,40})"\s*:(?:\s*"(weightcast[-.a-z]{1,40})")?')
 _TORRENT: Final = re.compile(rb"d\d{1,2}:[a-z][a-z -]+\d")
 _FIELD: Final = re.compile(r"\{(\w+)\}")
+_MAX_NAMES: Final = 1000
 _MAX_SAFETENSORS_HEADER: Final = 100_000_000
 _SPECIAL: Final = (
     (stat.S_ISFIFO, "a pipe"),
@@ -62,6 +63,7 @@ def look_at(path: Path, wanted: str = "checkpoint") -> Finding | None:
         )
     return (
         unfinished(path)
+        or _cut_piece(path)
         or stand_in(sample.head)
         or _entry(sample, want)
         or _zeros(sample)
@@ -69,32 +71,7 @@ def look_at(path: Path, wanted: str = "checkpoint") -> Finding | None:
     )
 
 
-def refuse_foreign(path: Path, wanted: str) -> None:
-    """Raise FormatError if a file is recognized that a reader could not read; see look_at."""
-    found = look_at(path, wanted)
-    if found is not None:
-        raise FormatError(path, None, str(found)) from None
-
-
-def refuse_answer(path: Path) -> None:
-    """Raise FormatError if a file that can be parsed is a server's answer and not the file."""
-    with path.open("rb") as file:
-        found = stand_in(file.read(HEAD_BYTES))
-    if found is not None:
-        raise FormatError(path, None, str(found))
-
-
-def require_file(path: Path, wanted: str | None = None) -> None:
-    """Raise CheckpointError unless a path is a regular file; nothing else is ever opened."""
-    found = not_a_file(path)
-    usual = tables.WANTED[wanted].usual if wanted is not None else ""
-    if usual and (path / usual).is_file():
-        found = Finding("a directory, not a file", f"did you mean {path / usual}?")
-    if found is not None:
-        raise CheckpointError(f"{path}: {found}")
-
-
-def not_a_file(path: Path) -> Finding | None:
+def not_a_file(path: Path, wanted: str | None = None) -> Finding | None:
     """Say why a path is no regular file: absent, a directory, a pipe, a device."""
     try:
         mode = path.stat().st_mode
@@ -110,28 +87,23 @@ def not_a_file(path: Path) -> Finding | None:
     if not mode:
         return missing(path)
     if stat.S_ISDIR(mode):
-        return Finding("a directory, not a file", "name a file in it")
+        usual = tables.WANTED[wanted].usual if wanted is not None else ""
+        meant = f"did you mean {path / usual}?" if usual and (path / usual).is_file() else ""
+        return Finding("a directory, not a file", meant or "name a file in it")
     special = next((words for is_it, words in _SPECIAL if is_it(mode)), "a special file")
     return Finding(f"{special}, not a regular file", "name a file on a disk")
-
-
-def cut_piece(path: Path) -> Finding | None:
-    """Recognize a piece of a file that was cut by hand, by its name and another piece beside it."""
-    match = tables.CUT.fullmatch(path.name)
-    if match is None:
-        return None
-    pieces = [name for name in os.listdir(path.parent) if name.startswith(match["whole"])]
-    if sum(tables.CUT.fullmatch(name) is not None for name in pieces) < 2:
-        return None
-    whole = shlex.quote(str(path.with_name(match["whole"])))
-    join = f"join all of them first (cat {whole}?* > {whole})"
-    return Finding("a piece of a file that was cut by hand", join)
 
 
 def json_entry(keys: Collection[str]) -> Entry | None:
     """Tell by some of its keys what a JSON object is; None if nothing known."""
     there = set(keys)
     return next((entry for needed, entry in tables.JSON_KEYS if needed <= there), None)
+
+
+def answer(path: Path) -> Finding | None:
+    """Recognize a file that can be parsed, but is a server's answer and not the file."""
+    with path.open("rb") as file:
+        return stand_in(file.read(HEAD_BYTES))
 
 
 def told(path: Path, entry: Entry, wanted: Wanted) -> Finding:
@@ -145,6 +117,15 @@ def filled(path: Path, remedy: str) -> str:
     """Fill a path, quoted for a shell, and names of options into a remedy."""
     words = {"path": shlex.quote(str(path)), "stem": shlex.quote(path.stem)}
     return _FIELD.sub(lambda match: words.get(match[1]) or option(match[1]), remedy)
+
+
+def _cut_piece(path: Path) -> Finding | None:
+    match = CUT.fullmatch(path.name) if is_cut_piece(path) else None
+    if match is None:
+        return None
+    whole = shlex.quote(str(path.with_name(match["whole"])))
+    join = f"join all of them first (cat {whole}?* > {whole})"
+    return Finding("a piece of a file that was cut by hand", join)
 
 
 def _entry(sample: _Sample, want: Wanted) -> Finding | None:
@@ -170,6 +151,13 @@ def _marked(head: bytes, marks: tuple[tables.Mark, ...], want: Wanted) -> Entry 
 def _zipped(head: bytes) -> Entry | None:
     length = int.from_bytes(head[26:28], "little")
     return zipped(head[30 : 30 + length])
+
+
+def archive_of_others(path: Path, names: Iterable[str]) -> Finding | None:
+    """Say what a zip archive is by the names in it, if it is not torch.save's; None if unknown."""
+    found = (zipped(name.encode(errors="replace")) for name in islice(names, _MAX_NAMES))
+    other = next((entry for entry in found if entry not in (None, tables.TORCH)), None)
+    return None if other is None else told(path, other, tables.WANTED["torch"])
 
 
 def zipped(first: bytes) -> Entry | None:

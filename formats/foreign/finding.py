@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# What directories of other models need before anything is read of them.
+MAKE_GGUF: Final = "make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,18 +39,23 @@ def missing(path: Path, wanted: re.Pattern[str] | None = None) -> Finding:
         return Finding("a name with a zero byte, which no file can have")
     except OSError as problem:
         if problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return Finding(f"cannot be looked at: {problem.strerror}", _remedy(path, problem))
+            return closed(path) or Finding(f"cannot be looked at: {problem.strerror}")
     else:
         return _dangling(path)
     return _guessed(path, text, wanted)
 
 
-def _remedy(path: Path, problem: OSError) -> str:
-    """Say what to do about a path that the system does not let one look at."""
-    if problem.errno != errno.EACCES:
-        return ""
-    closed = next((p for p in reversed(path.absolute().parents) if not os.access(p, os.X_OK)), None)
-    return "" if closed is None else f"{closed} is closed to this user"
+def closed(path: Path) -> Finding | None:
+    """Say that a path, or a folder on the way to it, is closed to this user; None if it is not."""
+    absolute = path.absolute()
+    for place in (*reversed(absolute.parents), absolute):
+        mode = os.R_OK | (os.X_OK if os.path.isdir(place) else 0)
+        wanted = mode if place == absolute else os.X_OK
+        if not os.access(place, wanted, effective_ids=os.access in os.supports_effective_ids):
+            shown = path if place == absolute else place
+            how = f"let its owner open it (chmod a+rX {shlex.quote(str(shown))})"
+            return Finding("cannot be read: permission denied", how)
+    return None
 
 
 def _dangling(path: Path) -> Finding:
@@ -62,7 +67,7 @@ def _dangling(path: Path) -> Finding:
         if problem.errno == errno.ELOOP:
             return Finding("a link that leads back to itself", "name the file itself")
         if problem.errno == errno.EACCES:
-            return Finding(f"cannot be looked at: {problem.strerror}", _remedy(path, problem))
+            return closed(path) or Finding(f"cannot be looked at: {problem.strerror}")
     if _ANNEX in target:
         return Finding("a file of git-annex that is not here", "run `git annex get` on it")
     if "blobs" in Path(target).parts:

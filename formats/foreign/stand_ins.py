@@ -8,7 +8,6 @@ https://git-annex.branchable.com/internals/pointer_file/ and key_format; pointer
 from __future__ import annotations
 
 import codecs
-import html
 import re
 from collections.abc import Callable
 from typing import Final
@@ -96,6 +95,8 @@ def _answer(head: bytes) -> Finding | None:
 
 
 def _title(raw: bytes) -> str:
+    import html  # a large table
+
     text = html.unescape(raw.decode(errors="replace"))
     return repr(one_line(" ".join(text.split()))[:100])
 

@@ -123,7 +123,7 @@ OLD_IMATRIX: Final = Entry(
 TORCHSCRIPT: Final = Entry("a TorchScript archive", _SAVE)
 PICKLE: Final = Entry("a Python pickle", _SAVE)
 
-# What a zip archive is, by the name of its first file.
+# What a zip archive is, by the name of a file in it, mostly the first.
 ZIPPED: Final = (
     (re.compile(rb"[^/]+/(constants\.pkl|code/.*)"), TORCHSCRIPT),
     (re.compile(rb"[^/]+/(data\.pkl|byteorder|\.format_version)"), TORCH),
@@ -154,11 +154,6 @@ NAMES: Final = tuple(
         ),
         (r".*\.(md|txt|rst|log|py|sh|ya?ml|ipynb|sha\d{3})|SHA256SUMS", Entry("a text", _NO_MODEL)),
     )
-)
-# Pieces that people cut large files into, before llama.cpp could.
-CUT: Final = re.compile(
-    r"(?P<whole>.*\.(gguf|safetensors))(-split-[a-z]|\.part\d+of\d+|\.part-?[a-z]{1,2}|\.\d{3})",
-    re.IGNORECASE,
 )
 
 _ITS_DIRECTORY: Final = "give the directory that it lies in"

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.foreign import refuse_foreign, require_file
-from weightcast.formats.foreign.tables import WANTED
 from weightcast.formats.gguf import read as gguf
 from weightcast.text import shown
 
@@ -86,7 +85,9 @@ def _from_gguf(path: Path, file: BinaryIO) -> ImportanceMatrix:
         if not any(key.startswith("imatrix.") for key in metadata):
             architecture = shown(metadata.get("general.architecture", "unknown")).strip("'")
             what = f"a GGUF file of the architecture {architecture}, not an importance matrix"
-        raise FormatError(path, None, f"{what}; {WANTED['imatrix'].remedy}")
+        raise FormatError(
+            path, None, f"{what}; make one with llama.cpp (llama-imatrix -m MODEL -f TEXT)"
+        )
     _check_size(path, file.seek(0, io.SEEK_END))
     if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
         raise FormatError(path, None, "imatrix.datasets is not a list of names")

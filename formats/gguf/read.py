@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, Final
 
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
-from weightcast.formats.foreign import arriving, refuse_foreign, require_file
-from weightcast.formats.gguf.foreign_types import ForeignType, foreign_types
+from weightcast.formats.foreign import refuse_foreign, require_file
+from weightcast.formats.foreign.downloads import arriving
 from weightcast.formats.gguf.header import HeaderReader, Metadata
-from weightcast.quant.types import STORED_TYPES
+from weightcast.quant.types import MXFP4, STORED_TYPES
 from weightcast.text import some
 
 MAGIC: Final = b"GGUF"
@@ -105,8 +105,8 @@ def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
     if n_tensors > MAX_TENSORS:
         raise header.error(f"{n_tensors:,} tensors; {MAX_TENSORS:,} are read")
     metadata = Metadata(header.pairs(n_values))
-    foreign = foreign_types(metadata.get("general.architecture"))
-    infos = [_tensor_info(header, foreign) for _ in range(n_tensors)]
+    architecture = metadata.get("general.architecture")
+    infos = [_tensor_info(header, architecture) for _ in range(n_tensors)]
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise header.error("general.alignment is not a power of two")
@@ -158,7 +158,7 @@ def _other_version(path: Path, version: int) -> str:
 
 
 def _tensor_info(
-    header: HeaderReader, foreign: Mapping[int, ForeignType]
+    header: HeaderReader, architecture: object
 ) -> tuple[str, str, tuple[int, ...], int, int]:
     name = header.name(_MAX_NAME_BYTES)
     n_axes = header.unsigned(4)
@@ -167,16 +167,27 @@ def _tensor_info(
     shape = tuple(reversed(struct.unpack(f"<{n_axes}Q", header.take(8 * n_axes))))
     type_id = header.unsigned(4)
     offset = header.unsigned(8)
-    if type_id in foreign:
-        raise header.error(f"tensor {name!r} is of {foreign[type_id].told(type_id)}")
     found = _TYPES.get(type_id)
-    if found is None:
-        raise header.error(f"tensor {name!r} is of the unknown type {type_id}; {_AGAIN}")
+    if found is None or (found is MXFP4 and _is_of_bitnet(architecture)):
+        raise header.error(f"tensor {name!r} is of {_foreign(type_id, architecture)}")
     if not shape or not found.fits(shape[-1]):
         raise header.error(
             f"tensor {name!r}: shape {list(shape)} does not fill blocks of {found.name}"
         )
     return name, found.name, shape, offset, prod(shape[:-1]) * found.row_bytes(shape[-1])
+
+
+def _is_of_bitnet(architecture: object) -> bool:
+    """Tell whether a file may be of bitnet.cpp, which had MXFP4's number for a type of its own."""
+    return isinstance(architecture, str) and architecture.startswith("bitnet")
+
+
+def _foreign(number: int, architecture: object) -> str:
+    """Put a type into words that is not read, and what to do about it."""
+    from weightcast.formats.gguf.foreign_types import foreign_types
+
+    found = foreign_types(architecture).get(number)
+    return f"the unknown type {number}; {_AGAIN}" if found is None else found.told(number)
 
 
 def read_split(path: Path) -> GGUFIndex:

@@ -13,8 +13,8 @@ from pathlib import Path
 from weightcast.errors import CheckpointError, FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import entries
-from weightcast.formats.foreign import is_unfinished
-from weightcast.formats.foreign.files import not_a_file
+from weightcast.formats.foreign import require_file
+from weightcast.formats.foreign.downloads import is_unfinished
 from weightcast.formats.jax.arrays import QuantizedArray, read_pickle
 
 _SHARD = re.compile(r"tensor([0-9]{5,})_([0-9]{3,})")
@@ -60,7 +60,7 @@ def list_shards(directory: Path) -> list[Path]:
         if int(match[2]) != 0:
             raise FormatError(entry, None, "a checkpoint split over several hosts is not supported")
         if not entry.is_file():
-            raise MissingTensorError(f"{entry}: {not_a_file(entry) or 'vanished'}")
+            require_file(entry)
         number = int(match[1])
         if number in numbered:
             raise FormatError(entry, None, f"the same tensor as {numbered[number].name}")

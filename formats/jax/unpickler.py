@@ -164,7 +164,7 @@ class Machine:
             raise self._error(
                 f"{count} bytes are declared at byte {self._position}, "
                 f"but the {self._what} ends at {self._size}: "
-                "it is truncated or damaged, get it again"
+                "it is truncated or damaged; download it again"
             )
 
     def _take(self, count: int) -> bytes:
