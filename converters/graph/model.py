@@ -244,7 +244,8 @@ class Family:
     `told_sizes` names the dimensions that hyperparameters tell; `solve` makes the spec of what
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
     type; `companions` the small files of a directory, given the float type; `notes` what a user of
-    a target ("gguf", "safetensors") must know. `code` is what transformers runs.
+    a target ("gguf", "safetensors") must know. `code` is what transformers runs,
+    `download` where the release comes from.
     """
 
     name: str

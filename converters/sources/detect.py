@@ -10,7 +10,7 @@ from typing import Final
 from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.directory import entries, files_ending
-from weightcast.formats.foreign.downloads import is_cut_piece, unfinished
+from weightcast.formats.foreign.downloads import is_cut_piece, surely_unfinished
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.reading import read_small
@@ -38,7 +38,7 @@ def container_of(path: Path) -> str:
 
 def _container_of_file(path: Path) -> str | None:
     """Say what a file is, by its first bytes or its name; None if of no kind that is read."""
-    found = unfinished(path)
+    found = surely_unfinished(path)
     if found is not None:
         raise MissingTensorError(f"{path}: {found}")
     with path.open("rb") as file:

@@ -155,9 +155,7 @@ def _download_all(release: Download, folder: str) -> str:
 
 def no_checkpoint(path: Path) -> Finding:
     """Say what a directory is that holds no checkpoint. Raises OSError if it cannot be listed."""
-    with os.scandir(path) as listing:
-        names = sorted(entry.name for entry in islice(listing, _MAX_ENTRIES))
-    names = [name for name in names if not is_trace(name)]
+    names = _names_in(path)
     if not names:
         return Finding("an empty directory", _nothing_there(path))
     return (
@@ -188,13 +186,18 @@ def _nothing_there(path: Path) -> str:
 
 
 def foreign_directory(path: Path) -> Finding | None:
-    """Say what a directory is, by names in it that no checkpoint has; None if it has none."""
-    try:
-        with os.scandir(path) as listing:
-            names = sorted(entry.name for entry in islice(listing, _MAX_ENTRIES))
-    except OSError:
-        return None
-    return _marked(path, names)
+    """Say what a directory is, by names in it that no checkpoint has; None if it has none.
+
+    Raises OSError.
+    """
+    return _marked(path, _names_in(path))
+
+
+def _names_in(path: Path) -> list[str]:
+    """List a directory, of a large one a part. Raises OSError."""
+    with os.scandir(path) as listing:
+        names = sorted(entry.name for entry in islice(listing, _MAX_ENTRIES))
+    return [name for name in names if not is_trace(name)]
 
 
 def _marked(path: Path, names: Sequence[str]) -> Finding | None:
@@ -273,7 +276,9 @@ def _incomplete(path: Path, names: Sequence[str]) -> Finding | None:
     torrent = _first(names, re.compile(r".*\.torrent"))
     if torrent is not None:
         file = shlex.quote(str(path / torrent))
-        return Finding("a directory with a torrent", f"download it first (aria2c {file})")
+        return Finding(
+            "a directory with a torrent", f"download it first (aria2c --seed-time=0 {file})"
+        )
     unfinished = [name for name in names if is_unfinished(name)]
     if unfinished:
         what = f"a directory with an unfinished download ({some(unfinished)})"

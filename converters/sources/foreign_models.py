@@ -39,12 +39,13 @@ def foreign_config(values: Mapping[str, Any]) -> Finding | None:
         return None
     if "_diffusers_version" in values:
         return _DIFFUSION
-    kind = values.get("model_type")
-    if not isinstance(kind, str):
-        return None
-    classes = values.get("architectures")
-    named = f" ({_plain(classes[0])})" if isinstance(classes, list) and classes else ""
-    what = f"a model of type {_plain(kind)}{named}"
+    kind, classes = values.get("model_type"), values.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
+    known = [_plain(name) for name in (kind, first) if isinstance(name, str) and name]
+    ours = [family.architecture for family in FAMILIES.values()]
+    if not known or any(name in " ".join(known).lower() for name in ours):
+        return None  # what it lacks, the family's reader says
+    what = f"a model of type {known[0]}{f' ({known[1]})' if known[1:] else ''}"
     packed = _packed_by(values)
     if packed is not None:
         return Finding(f"{what}, packed by {packed}", "take the model that it was made of")

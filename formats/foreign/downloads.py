@@ -9,7 +9,7 @@ from typing import Final
 
 from weightcast.formats.foreign.finding import Finding
 
-# Endings, and who writes them.
+# Endings, and who writes them; "" is anybody, for files of any kind.
 _PROGRAMS: Final = {
     ".incomplete": "hf download",
     ".aria2": "aria2c",
@@ -29,7 +29,7 @@ _PROGRAMS: Final = {
     ".xltd": "Thunder",
     ".td": "Thunder",
     ".gstmp": "gsutil",
-    ".lock": "hf download",
+    ".lock": "",
 }
 _UNFINISHED: Final = re.compile(
     rf"(?P<file>.*?)(?P<ending>{'|'.join(map(re.escape, _PROGRAMS))})|~uTorrentPartFile_.*"
@@ -73,6 +73,16 @@ def arriving(path: Path) -> str:
         return ""
     own = (name for name in beside if name.startswith(path.name) and is_unfinished(name))
     return next(own, "")
+
+
+def surely_unfinished(path: Path) -> Finding | None:
+    """Recognize a download that is not finished, whatever the file's bytes look like.
+
+    Its size says nothing: many programs reserve all of it first.
+    """
+    match = _UNFINISHED.fullmatch(path.name)
+    is_anybodys = match is not None and not _PROGRAMS.get((match["ending"] or "").lower(), "?")
+    return None if is_anybodys else unfinished(path)
 
 
 def unfinished(path: Path) -> Finding | None:

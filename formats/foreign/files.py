@@ -94,7 +94,7 @@ def not_a_file(path: Path, wanted: str | None = None) -> Finding | None:
     return Finding(f"{special}, not a regular file", "name a file on a disk")
 
 
-def json_entry(keys: Collection[str]) -> Entry | None:
+def _json_entry(keys: Collection[str]) -> Entry | None:
     """Tell by some of its keys what a JSON object is; None if nothing known."""
     there = set(keys)
     return next((entry for needed, entry in tables.JSON_KEYS if needed <= there), None)
@@ -106,14 +106,14 @@ def answer(path: Path) -> Finding | None:
         return stand_in(file.read(HEAD_BYTES))
 
 
-def told(path: Path, entry: Entry, wanted: Wanted) -> Finding:
+def _told(path: Path, entry: Entry, wanted: Wanted) -> Finding:
     """Put an entry of the tables into words, for a reader that wanted something else."""
     if not wanted.is_model:
-        return Finding(f"{entry.what}, not {wanted.what}", filled(path, wanted.remedy))
-    return Finding(entry.what, filled(path, entry.remedy or wanted.remedy))
+        return Finding(f"{entry.what}, not {wanted.what}", _filled(path, wanted.remedy))
+    return Finding(entry.what, _filled(path, entry.remedy or wanted.remedy))
 
 
-def filled(path: Path, remedy: str) -> str:
+def _filled(path: Path, remedy: str) -> str:
     """Fill a path, quoted for a shell, and names of options into a remedy."""
     words = {"path": shlex.quote(str(path)), "stem": shlex.quote(path.stem)}
     return _FIELD.sub(lambda match: words.get(match[1]) or option(match[1]), remedy)
@@ -135,32 +135,32 @@ def _entry(sample: _Sample, want: Wanted) -> Finding | None:
     if archive is not None:
         inside = _zipped(head) if archive.kind == "zip" else None
         if inside is not None:
-            return told(path, inside, want)
+            return _told(path, inside, want)
         is_tar = tables.TARRED.fullmatch(path.name) is not None
         entry = tables.TAR if is_tar and archive.kind != "zip" else archive
-        return Finding(entry.what, filled(path, entry.remedy))
+        return Finding(entry.what, _filled(path, entry.remedy))
     found = _marked(head, tables.FORMATS, want) or _detected(sample, want)
-    return None if found is None else told(path, found, want)
+    return None if found is None else _told(path, found, want)
 
 
 def _marked(head: bytes, marks: tuple[tables.Mark, ...], want: Wanted) -> Entry | None:
     found = (mark.entry for mark in marks if head.startswith(mark.pattern, mark.offset))
-    return next((entry for entry in found if entry.kind != want.kind), None)
+    return next((entry for entry in found if entry.kind not in want.kinds), None)
 
 
 def _zipped(head: bytes) -> Entry | None:
     length = int.from_bytes(head[26:28], "little")
-    return zipped(head[30 : 30 + length])
+    return _zip_entry(head[30 : 30 + length])
 
 
 def archive_of_others(path: Path, names: Iterable[str]) -> Finding | None:
     """Say what a zip archive is by the names in it, if it is not torch.save's; None if unknown."""
-    found = (zipped(name.encode(errors="replace")) for name in islice(names, _MAX_NAMES))
+    found = (_zip_entry(name.encode(errors="replace")) for name in islice(names, _MAX_NAMES))
     other = next((entry for entry in found if entry not in (None, tables.TORCH)), None)
-    return None if other is None else told(path, other, tables.WANTED["torch"])
+    return None if other is None else _told(path, other, tables.WANTED["torch"])
 
 
-def zipped(first: bytes) -> Entry | None:
+def _zip_entry(first: bytes) -> Entry | None:
     """Tell what a zip archive is by the name of its first file; None if of nobody known."""
     return next((entry for pattern, entry in tables.ZIPPED if pattern.fullmatch(first)), None)
 
@@ -178,14 +178,14 @@ def _detected(sample: _Sample, want: Wanted) -> Entry | None:
         found = tables.SENTENCEPIECE
     elif head[8:12] in (b"blk.", b"outp", b"toke") and head[4:8].endswith(b"\0\0\0"):
         found = tables.OLD_IMATRIX
-    elif head.lstrip().startswith(b"{"):
-        found = json_entry(_keys(head))
+    elif head.lstrip().startswith(b"{") and not want.is_any_json:
+        found = _json_entry(_keys(head))
     elif head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         found = tables.PICKLE
     if found is None and want.is_model:
         named = sample.path.name
         found = next((entry for pattern, entry in tables.NAMES if pattern.fullmatch(named)), None)
-    return None if found is None or found.kind == want.kind else found
+    return None if found is None or found.kind in want.kinds else found
 
 
 def _begins_with_a_piece(head: bytes) -> bool:

@@ -115,7 +115,8 @@ def _spellings(text: str) -> Iterator[str]:
     yield text.replace("\\ ", " ")
     yield text.replace("\\", "/")
     yield text.rstrip(".,;:")
-    yield f"/{text}"
+    if "/" in text:
+        yield f"/{text}"
 
 
 def _pattern(path: Path, text: str, wanted: re.Pattern[str] | None) -> Finding:

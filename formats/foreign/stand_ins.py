@@ -64,7 +64,7 @@ def _xet(head: bytes) -> Finding | None:
     told = _XET_SIZE.search(head)
     return Finding(
         f"a pointer of Git Xet{_to_bytes(told and told[1])}, not the file",
-        "run `git xet pull` in its folder, or download the file",
+        "download the file itself",
     )
 
 

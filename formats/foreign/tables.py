@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 # Kinds of files that a reader of another kind may be given.
-Kind = Literal["gguf", "safetensors", "zip", "torrent", "sentencepiece", "report", "other"]
+Kind = Literal[
+    "gguf", "safetensors", "zip", "torrent", "sentencepiece", "report", "spec", "imatrix", "other"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ SENTENCEPIECE: Final = Entry(
     "sentencepiece",
 )
 OLD_IMATRIX: Final = Entry(
-    "an importance matrix of llama.cpp", "give the model, and this file as {imatrix}"
+    "an importance matrix of llama.cpp", "give the model, and this file as {imatrix}", "imatrix"
 )
 TORCHSCRIPT: Final = Entry("a TorchScript archive", _SAVE)
 PICKLE: Final = Entry("a Python pickle", _SAVE)
@@ -181,46 +183,61 @@ JSON_KEYS: Final = (
     ({"architectures"}, Entry("the config.json of a model", _ITS_DIRECTORY)),
     (
         {"emb_size", "widening_factor"},
-        Entry("a specification", "give the directory of the shards, and this file as {spec}"),
+        Entry(
+            "a specification", "give the directory of the shards, and this file as {spec}", "spec"
+        ),
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a reader reads: in words, what to give, and which kind of file it judges by itself.
+    """What a reader reads: in words, what to give, and which kinds of files it judges by itself.
 
-    `usual` is what such a file is called in a directory.
+    `usual` is what such a file is called in a directory. Where `is_any_json`, the reader reads all
+    kinds of JSON, and what cannot be parsed is told by no key in it.
     """
 
     what: str
     remedy: str
-    kind: Kind | None = None
+    kinds: frozenset[Kind] = frozenset()
     is_model: bool = False
     usual: str = ""
+    is_any_json: bool = False
 
 
 _A_SOURCE: Final = "give a ckpt-0 directory, a .gguf, .safetensors or .bin file"
 WANTED: Final = {
     "checkpoint": Wanted("a checkpoint", _A_SOURCE, is_model=True),
-    "gguf": Wanted("a GGUF file", _A_SOURCE, "gguf", is_model=True),
-    "safetensors": Wanted("a safetensors file", _A_SOURCE, "safetensors", is_model=True),
-    "torch": Wanted("a file of PyTorch", _A_SOURCE, "zip", is_model=True),
+    "gguf": Wanted("a GGUF file", _A_SOURCE, frozenset({"gguf"}), is_model=True),
+    "safetensors": Wanted(
+        "a safetensors file", _A_SOURCE, frozenset({"safetensors"}), is_model=True
+    ),
+    "torch": Wanted("a file of PyTorch", _A_SOURCE, frozenset({"zip"}), is_model=True),
     "shard": Wanted("a shard", "download the shard again"),
     "tokenizer": Wanted(
         "a SentencePiece model",
         "give the release's tokenizer.model",
-        "sentencepiece",
+        frozenset({"sentencepiece"}),
         usual="tokenizer.model",
     ),
     "imatrix": Wanted(
-        "an importance matrix", "make one with llama.cpp (llama-imatrix -m MODEL -f TEXT)", "gguf"
+        "an importance matrix",
+        "make one with llama.cpp (llama-imatrix -m MODEL -f TEXT)",
+        frozenset({"gguf", "imatrix"}),
     ),
     "recipe": Wanted("a recipe", "write one in TOML: base and [[rule]] tables"),
-    "spec": Wanted("a specification", "give JSON with the keys of spec.json", usual="spec.json"),
-    "json": Wanted("JSON", "download the file again"),
-    "report": Wanted("an error report", "give what a conversion wrote for {report}", "report"),
-    "torrent": Wanted("a torrent", "download the torrent again", "torrent"),
+    "spec": Wanted(
+        "a specification",
+        "give JSON with the keys of spec.json",
+        frozenset({"spec"}),
+        usual="spec.json",
+    ),
+    "json": Wanted("JSON", "download the file again", is_any_json=True),
+    "report": Wanted(
+        "an error report", "give what a conversion wrote for {report}", frozenset({"report"})
+    ),
+    "torrent": Wanted("a torrent", "download the torrent again", frozenset({"torrent"})),
 }
 # What models are mostly called.
 SOURCE_NAMES: Final = re.compile(r".*\.(gguf|safetensors|bin)|ckpt(-\d+)?")

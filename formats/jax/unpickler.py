@@ -111,7 +111,8 @@ class Machine:
                 f"the {self._what} is empty: the download has not started or was lost"
             )
         if self._take(1) != b"\x80":
-            refuse_foreign(self._path, "shard")
+            if self._what == "file":
+                refuse_foreign(self._path, "shard")
             if not self._window.strip(b"\0"):
                 raise self._error("zeros instead of a pickle: the download is not complete")
             raise self._error("not a pickle of protocol 2 to 5")

@@ -12,11 +12,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import weightcast
+from tests import imatrices
 from tests.commands.command_line import Done
 from tests.commands.conftest import run
 from tests.converters.sources import no_sources
@@ -25,6 +27,7 @@ from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats.foreign.files import look_at
 from weightcast.formats.foreign.tables import FORMATS, WANTED
 from weightcast.formats.gguf import foreign_types
+from weightcast.formats.gguf.imatrix import read_imatrix
 
 __all__ = ["run"]
 
@@ -199,6 +202,40 @@ def test_where_the_tokenizer_of_the_release_comes_from(tmp_path: Path) -> None:
         weightcast.convert(source, tmp_path / "g-Q8_0.gguf")
     command = f"curl -L -O --output-dir '{source}' https://github.com/xai-org/grok-1/raw/main/toke"
     assert f"llama.cpp needs one; download it ({command}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m.tmp", "m.temp", "m.parts", "m.001", "sha256-1f2e", "m.GGUF"])
+def test_a_gguf_file_under_any_name_is_read(name: str, tmp_path: Path) -> None:
+    no_sources.gguf(str(tmp_path / name))
+    assert len(weightcast.open(tmp_path / name)) == 1
+
+
+def test_what_cannot_be_parsed_is_said_as_such(tiny: Path, tmp_path: Path) -> None:
+    """Keys tell of other files only, not of one that somebody has edited."""
+    weightcast.convert(tiny, tmp_path / "m-bf16", no_tokenizer=True)
+    config = tmp_path / "m-bf16" / "config.json"
+    config.write_text(config.read_text().replace("{", "{,", 1))
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
+        weightcast.open(config.parent)
+    spec = tmp_path / "spec.json"
+    spec.write_text('{"emb_size": 8, "widening_factor": 8')
+    with pytest.raises(CheckpointError, match=r"spec\.json: not valid JSON"):
+        weightcast.open(tiny, spec=spec)
+    raw = (1).to_bytes(4, "little") + imatrices.old_entry(b"blk.0.a", 1, -np.ones(9, np.float32))
+    (tmp_path / "i.dat").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"value 0 is -1\.0; none can be below 0"):
+        read_imatrix(tmp_path / "i.dat")
+
+
+def test_a_config_of_ours_that_lacks_something(tmp_path: Path) -> None:
+    no_sources.weights(str(tmp_path / "model.safetensors"))
+    said = {"model_type": "grok-1", "architectures": ["Grok1ModelForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=r"Grok-1 \(no embedding_multiplier_scale\)"):
+        weightcast.open(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["OPTForCausalLM"]}))
+    with pytest.raises(CheckpointError, match="a model of type OPTForCausalLM, not Grok-1; make"):
+        weightcast.open(tmp_path)
 
 
 def test_an_older_imatrix_under_any_name_is_read(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_same_tensor_twice(checkpoint: Path) -> None:
 
 def test_shard_that_is_a_directory(checkpoint: Path) -> None:
     (checkpoint / shard(12)).mkdir()
-    refused(checkpoint, MissingTensorError, shard(12), "a pipe, not a regular file")
+    refused(checkpoint, MissingTensorError, shard(12), "a directory, not a file")
 
 
 def test_link_that_leads_nowhere(checkpoint: Path) -> None:
