@@ -100,7 +100,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         "scales are of",
     ),
     "missing": (lambda d: (d / shard(3)).unlink(), f"missing {shard(3)}; download them again"),
-    "cut": (lambda d: os.truncate(d / shard(3), 100_000), "it is truncated or damaged, get it"),
+    "cut": (lambda d: os.truncate(d / shard(3), 100_000), "it is truncated or damaged; download it"),
     "unfinished": (lambda d: (d / f"{shard(3)}.part").touch(), "a download is still in progress"),
 }
 
