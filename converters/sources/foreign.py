@@ -26,13 +26,13 @@ from weightcast.formats.foreign.finding import Finding
 from weightcast.formats.foreign.missing import missing, neighbour
 from weightcast.formats.foreign.tables import SOURCE_NAMES, TARRED, WANTED
 from weightcast.formats.gguf.read import SPLIT_NAME
-from weightcast.formats.jax.shards import has_shards, is_shard_name
+from weightcast.formats.jax.shards import is_shard_name
 from weightcast.text import count, some
 
 # Entries of a directory that are looked at, and folders in it.
 _MAX_ENTRIES: Final = 10_000
 _MAX_FOLDERS: Final = 200
-_WEIGHTS: Final = re.compile(r".*\.(safetensors|bin|gguf|pt|pth)")
+_WEIGHTS: Final = re.compile(r".*\.(safetensors|gguf)|pytorch_model.*\.bin|tensor\d{5}_\d{3}")
 _ARCHIVE: Final = re.compile(rf"{TARRED.pattern}|.*\.(tar|zip|7z|rar)", re.IGNORECASE)
 _TAGGED: Final = re.compile(r"[a-z0-9][\w.-]*:[\w.-]+")
 _OTHERS: Final = "take the model's safetensors or GGUF files"
@@ -250,13 +250,14 @@ def _in_folders(path: Path, names: Iterable[str]) -> Finding | None:
     for name in islice((n for n in names if not n.startswith(".")), _MAX_FOLDERS):
         folder = path / name
         try:
-            inside = sorted(os.listdir(folder)) if folder.is_dir() else []
-            if inside and (has_shards(folder) or _first(inside, _WEIGHTS)):
-                found.append(folder)
-            elif inside and all(_first(inside, pattern) for pattern in _ORBAX.names):
-                orbax = Finding(_ORBAX.what, _ORBAX.remedy)
+            inside = _names_in(folder) if folder.is_dir() else []
         except OSError:
             continue
+        is_cache = name.startswith("models--") and "snapshots" in inside
+        if is_cache or _first(inside, _WEIGHTS):
+            found.append(folder)
+        elif all(_first(inside, pattern) for pattern in _ORBAX.names):
+            orbax = Finding(_ORBAX.what, _ORBAX.remedy)
     if len(found) == 1:
         return Finding("holds no checkpoint itself", f"did you mean {found[0]}?")
     if found:

@@ -272,6 +272,7 @@ DIRECTORIES: Mapping[str, Iterable[str]] = {
     "several": ("a.gguf", "b.gguf"),
     "holder": ("llama/model.safetensors", "README.md"),
     "holders": ("a/model.safetensors", "b/model.safetensors"),
+    "hub": ("models--a--b/snapshots/c/x", "models--d--e/snapshots/f/x", "version.txt"),
     "unknown": ("a.xyz",),
 }
 
