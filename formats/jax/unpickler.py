@@ -255,11 +255,13 @@ class Machine:
         if module is None or name is None:
             raise self._error("a global's name is not a short string")
         if (module, name) not in self._allowed:
+            only = "; save the weights alone: torch.save(model.state_dict(), NEW)"
             raise UnsafePickleError(
                 self._path,
                 self._opcode_at,
                 f"the pickle names the global {f'{module}.{name}'[:200]!r}, which is not an array "
-                "type of a checkpoint; it was not imported and nothing was run",
+                "type of a checkpoint; it was not imported and nothing was run"
+                f"{only if self._what == 'pickle' else ''}",
             )
         self._push(Global(module, name))
 
