@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +54,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(before)
     return folder
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty working directory, and no home."""
+    folder = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HOME", "/nowhere")
+        yield folder
 
 
 @pytest.fixture
@@ -298,6 +310,38 @@ def test_any_config_ends_in_one_line(
     with pytest.raises(CheckpointError) as caught:
         weightcast.open(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@given(
+    text=st.text(max_size=30)
+    | st.lists(
+        st.sampled_from(
+            ["~", "$HOME", "*", "[", "/", "//", "..", "a", "b.gguf", ":", "\\", "\udcff"]
+        ),
+        max_size=6,
+    ).map("".join)
+    | st.sampled_from(["https:", "hf:", "s3://", "magnet:"]).map(lambda s: f"{s}//%zz//x?y#z")
+)
+def test_any_text_as_a_path_ends_in_one_line(text: str, empty: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        weightcast.open(text)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_read_needs_no_tables_of_what_is_not(tiny: Path) -> None:
+    """They take a while to import."""
+    code = (
+        f"import sys, weightcast; weightcast.open({str(tiny)!r});"
+        "print(*(n for n in sys.modules if 'foreign' in n))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        "weightcast.formats.foreign.finding",
+        "weightcast.formats.foreign",
+        "weightcast.formats.foreign.downloads",
+        "weightcast.converters.sources.foreign_models",
+    ]
 
 
 def test_foreign_types_are_none_of_ggml() -> None:
