@@ -28,6 +28,7 @@ from weightcast.commands import COMMANDS
 from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, USAGE
 from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, tell
 from weightcast.errors import CheckpointError, LimitError, RequestError, visible
+from weightcast.text import speaking_of_options
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # With these there is no progress to see, or no work.
@@ -134,7 +135,8 @@ def main() -> None:
     """Run the command line, and exit as the module says."""
     _prepare_streams()
     try:
-        commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
+        with speaking_of_options():
+            commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

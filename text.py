@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
+
+# Messages are for somebody at the command line, or else for a caller in Python.
+_is_command_line = False
+
+
+@contextmanager
+def speaking_of_options() -> Iterator[None]:
+    """Make messages name options of the command line, not arguments of Python, meanwhile."""
+    global _is_command_line
+    before, _is_command_line = _is_command_line, True
+    try:
+        yield
+    finally:
+        _is_command_line = before
+
+
+def spoken(command: str, call: str) -> str:
+    """Choose what is said to somebody at the command line, or to a caller in Python."""
+    return command if _is_command_line else call
+
+
+# Options that bear another name than their argument.
+_FLAGS: Final = {"types": "--type", "tensor_types": "--tensor-type"}
+
+
+def option(name: str, value: str | bool | None = None) -> str:
+    """Name an option as its reader gives it: --split 48G at the command line, or split='48G'.
+
+    True and False are those of a flag (--no-resume, resume=False), words in capitals what stands
+    for a value (--spec FILE, spec=FILE). What is written to files must not depend on the reader,
+    so it cannot say this.
+    """
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if value is None:
+        return spoken(flag, name)
+    if isinstance(value, bool):
+        return spoken(flag if value else f"--no-{flag[2:]}", f"{name}={value}")
+    if value.isalpha() and value.isupper():
+        return spoken(f"{flag} {value}", f"{name}={value}")
+    return spoken(f"{flag} {shlex.quote(value)}", f"{name}={value!r}")
 
 
 def bytes_text(nbytes: int) -> str:

@@ -24,9 +24,8 @@ from weightcast.converters.engine import (
 from weightcast.converters.files import ignore_signals
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.output import (
-    GOING_ON,
-    NOT_GOING_ON,
     check_free_space,
+    how_to_go_on,
     kept_work,
     overwrite,
 )
@@ -58,6 +57,7 @@ from weightcast.errors import ChangedError, CheckpointError, LimitError, Request
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
+from weightcast.text import option
 
 
 @dataclass(frozen=True)
@@ -317,14 +317,14 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
         if options.is_given(row) and not any(row.option.is_for(r.form) for r in requests)
     ]
     if useless:
-        names = ", ".join(row.name for row in useless)
+        names = ", ".join(option(row.name) for row in useless)
         form = _FORMS[useless[0].option.forms[0]]
         raise RequestError(f"{names}: of use for {form} outputs only, and none is asked for")
     for request in requests:
         if request.says_imatrix and options.imatrix is None:
             raise RequestError(
                 f"{request.path}: the name says that an importance matrix is used; give it with "
-                "--imatrix FILE, or rename the output"
+                f"{option('imatrix', 'FILE')}, or rename the output"
             )
 
 
@@ -393,12 +393,13 @@ def _explained_failures(plan: Plan, *, resume: bool) -> Iterator[None]:
         except (MemoryError, OSError) as problem:
             if isinstance(problem, OSError) and problem.errno != errno.ENOMEM:
                 raise
-            raise CheckpointError("out of memory; use fewer --jobs or --memory SIZE") from None
+            fewer, memory = option("jobs"), option("memory", "SIZE")
+            raise CheckpointError(f"out of memory; use fewer {fewer} or {memory}") from None
     except (TakenError, LimitError):
         raise  # the same command cannot go on
     except CheckpointError as error:
         if kept := kept_work(output.request.path for output in plan.outputs):
-            how = GOING_ON if resume else NOT_GOING_ON
+            how = how_to_go_on(resume=resume)
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
         raise
 

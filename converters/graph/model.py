@@ -8,6 +8,7 @@ of which there is no table keep the names of their source.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -194,6 +195,29 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """Where a release comes from: its repository on Hugging Face, and which files of that.
+
+    `folder` has the shards there, `tokenizer` is the address of a file that lies elsewhere, and
+    `code` the files by which a clone of the release's code is known.
+    """
+
+    repository: str
+    folder: str
+    tokenizer: str
+    code: tuple[str, ...]
+
+    def shards_command(self, folder: str | Path) -> str:
+        """Give the command that downloads the shards into a folder."""
+        what = f"{self.repository} --include '{self.folder}/*'"
+        return f"hf download {what} --local-dir {shlex.quote(str(folder))}"
+
+    def tokenizer_command(self, folder: str | Path) -> str:
+        """Give the command that downloads the tokenizer into a folder."""
+        return f"curl -L -O --output-dir {shlex.quote(str(folder))} {self.tokenizer}"
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A tiny synthetic checkpoint of a family, and the family's mathematics to run it with."""
 
@@ -220,7 +244,8 @@ class Family:
     `told_sizes` names the dimensions that hyperparameters tell; `solve` makes the spec of what
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
     type; `companions` the small files of a directory, given the float type; `notes` what a user of
-    a target ("gguf", "safetensors") must know. `code` is what transformers runs.
+    a target ("gguf", "safetensors") must know. `code` is what transformers runs,
+    `download` where the release comes from.
     """
 
     name: str
@@ -244,6 +269,7 @@ class Family:
     modules: ModuleNames | None = None
     quirks: Quirks = Quirks()
     card: Card | None = None
+    download: Download | None = None
     code: tuple[Path, ...] = ()
     example: Example | None = None
 

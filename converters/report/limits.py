@@ -17,7 +17,7 @@ from weightcast.converters.report.schema import (
     Weighted,
 )
 from weightcast.errors import RequestError
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +102,20 @@ def parse_limit(text: str) -> Limit:
         limit = float(match["limit"]) if match else math.nan
     except ValueError:
         limit = math.nan
+    given = f"{option('fail_over')} {shown(text)[1:-1]}"
     if match is None or not math.isfinite(limit):
         raise RequestError(
-            f"--fail-over {shown(text)[1:-1]}: write it as [KIND:]METRIC=LIMIT, such as "
+            f"{given}: write it as [KIND:]METRIC=LIMIT, such as "
             "relative_rms=0.1, attn_q:sqnr_db=30 or total:cosine=0.99"
         )
     metric = match["metric"].lower()
     if metric not in METRICS:
-        raise RequestError(
-            f"--fail-over {shown(text)[1:-1]}: unknown metric; known: {', '.join(METRICS)}"
-        )
+        raise RequestError(f"{given}: unknown metric; known: {', '.join(METRICS)}")
     known = METRICS[metric]
     if not known.least <= limit <= known.most:
         bound = "" if known.most == math.inf else f" and at most {known.most:g}"
         raise RequestError(
-            f"--fail-over {shown(text)[1:-1]}: {metric} is at least {known.least:g}{bound}; no "
-            "other limit makes sense"
+            f"{given}: {metric} is at least {known.least:g}{bound}; no other limit makes sense"
         )
     return Limit(metric, limit, match["role"])
 
@@ -130,15 +128,13 @@ def check_applicable(limits: Iterable[Limit], roles: Iterable[str], *, weighted:
     """
     known = dict.fromkeys(roles)
     for limit in limits:
+        given = f"{option('fail_over')} {limit.name}"
         if limit.role not in (None, TOTAL, *known):
             raise RequestError(
-                f"--fail-over {limit.name}: no tensor is of this kind; there are "
-                f"{', '.join(known)} and {TOTAL}"
+                f"{given}: no tensor is of this kind; there are {', '.join(known)} and {TOTAL}"
             )
         if limit.is_weighted and not weighted:
-            raise RequestError(
-                f"--fail-over {limit.name}: without an importance matrix nothing is weighed"
-            )
+            raise RequestError(f"{given}: without an importance matrix nothing is weighed")
 
 
 def check_limits(report: Report, limits: Sequence[Limit]) -> list[Violation]:

@@ -25,6 +25,7 @@ from weightcast.converters.report.records import (
 )
 from weightcast.converters.sources import CONTAINERS
 from weightcast.errors import FormatError
+from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import parse_json, read_small
 from weightcast.quant.metrics import ERROR_BINS
 from weightcast.text import shown
@@ -268,9 +269,14 @@ class Report:
 
 def read_report(path: Path) -> Report:
     """Read an error report. Raises FormatError if it is none, or of a newer version."""
-    raw = read_small(path, MAX_REPORT_BYTES)
-    value = parse_json(path, raw, limit=_MAX_VALUES, parse_constant=_no_constant)
+    raw = read_small(path, MAX_REPORT_BYTES, "report")
+    try:
+        value = parse_json(path, raw, limit=_MAX_VALUES, parse_constant=_no_constant)
+    except FormatError:
+        refuse_foreign(path, "report")
+        raise
     if not isinstance(value, dict) or value.get("format") != FORMAT:
+        refuse_foreign(path, "report")
         problem = 'not an error report (no "format": "weightcast-report"); convert makes them'
         raise FormatError(path, None, problem)
     version = value.get("version")

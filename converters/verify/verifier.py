@@ -44,7 +44,7 @@ from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.directory import entries
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.types import TYPES
-from weightcast.text import count, some
+from weightcast.text import count, option, some
 
 
 @cancellable()
@@ -91,7 +91,7 @@ def verify(
 def _check_request(source: object, imatrix: object, sample: Sample) -> None:
     if source is None and (imatrix is not None or sample is not None):
         given = "sample" if imatrix is None else "imatrix"
-        raise RequestError(f"{given}: of use with a source only")
+        raise RequestError(f"{option(given)}: of use with a source only")
     if sample is None:
         return
     is_share = isinstance(sample, float) and 0 < sample < 1

@@ -80,7 +80,7 @@ def test_compare_what_lacks_a_tensor(run, tiny: Path, converted: Path, tmp_path:
         (["{tiny}", "{a}", "--baseline", "f16"], 2, "'f16' is not one of 'stored', 'bf16'"),
         (["{tiny}", "{a}", "--jobs", "0"], 2, "0 is not in the range"),
         (["{tiny}", "{tmp}/a.gguf"], 1, "error: {tmp}/a.gguf: no such file or directory"),
-        (["{tmp}", "{a}"], 1, "error: {tmp}: holds neither shards"),
+        (["{tmp}", "{a}"], 1, "error: {tmp}: an empty directory; its"),
         (["{tiny}", "{a}", "--spec", "{tmp}/s.json"], 1, "error: {tmp}/s.json: no such file"),
         (["{tiny}", "{a}", "--report", "{tmp}/x/r.json"], 1, "error: {tmp}/x: no such directory"),
         (["{tiny}", "{a}", "--report", "{tmp}"], 1, "error: {tmp}: is a directory"),

@@ -264,7 +264,7 @@ def test_dry_run_tells_the_exact_size_of_any_gguf(run, any_gguf: Path) -> None:
     [
         (["a-bf16"], "architecture 'my-arch': directories, --spec, --tokenizer and"),
         (["a-F16.gguf", "--no-tokenizer"], "architecture 'my-arch': directories"),
-        (["a-F16.gguf", "--imatrix", "any.gguf"], "no importance matrix"),
+        (["a-F16.gguf", "--imatrix", "any.gguf"], "my-arch, not an importance matrix"),
         (["any.gguf", "--type", "Q8_0"], "is or holds the source"),
     ],
 )

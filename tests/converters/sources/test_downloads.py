@@ -24,10 +24,16 @@ POINTER = (
     b"size 1610740034\n"
 )
 STAND_INS = {
-    "pointer": (POINTER, "a pointer of Git LFS to 1,610,740,034 bytes, not the file: run `git lfs"),
+    "pointer": (POINTER, "a pointer of Git LFS to 1,610,740,034 bytes, not the file; run `git lfs"),
     "page": (b"\n<!DOCTYPE html>\n<html><body>429</body></html>", "a web page, not the file"),
-    "bucket": (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "a web page, not"),
-    "answer": (b"Entry not found\n", "a text, not the file: 'Entry not found'; download it again"),
+    "bucket": (
+        b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>',
+        "a storage server's refusal (NoSuchKey)",
+    ),
+    "answer": (
+        b"Entry not found\n",
+        "a text, not the file: 'Entry not found'; download the file again",
+    ),
     "login": (b"Invalid username or password.", "not the file: 'Invalid username or password.'"),
 }
 
@@ -52,7 +58,8 @@ def test_stand_ins_in_a_directory(file: str, name: str, plain: Path, tmp_path: P
         weightcast.open(path)
     assert f"{path / file}: " in str(caught.value)
     assert words in str(caught.value)
-    assert any(words in problem.line for problem in weightcast.verify(path).problems)
+    what = words.partition(";")[0]
+    assert any(what in problem.line for problem in weightcast.verify(path).problems)
 
 
 @pytest.mark.parametrize("name", STAND_INS)
@@ -218,8 +225,12 @@ def test_a_tokenizer_with_too_few_pieces_is_refused(
 @pytest.mark.parametrize(
     ("name", "split", "words"),
     [
-        ("g-Q8_0.gguf", None, "335.43 GB), and model hubs take no file above 200 GB: --split 48G"),
-        ("g-TQ1_0.gguf", None, "model hubs recommend 50 GB a file: --split 48G"),
+        (
+            "g-Q8_0.gguf",
+            None,
+            "335.43 GB), and model hubs take no file above 200 GB: split it at 48G",
+        ),
+        ("g-TQ1_0.gguf", None, "model hubs recommend 50 GB a file: split it at 48G"),
         ("g-Q8_0.gguf", "48G", None),
         ("g-bf16", None, None),
     ],

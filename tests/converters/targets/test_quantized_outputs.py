@@ -303,7 +303,7 @@ def test_without_importance_the_dry_run_says_what_is_needed(tmp_path: Path) -> N
     path = tmp_path / "m-IQ2_XS.gguf"
     plan = prepare(WIDE, [path], ConvertOptions(no_tokenizer=True))
     (note,) = plan.outputs[0].notes
-    assert note.startswith("needs an importance matrix; give one with --imatrix FILE: without, ")
+    assert note.startswith("needs an importance matrix; give one with imatrix=FILE: without, ")
     assert "blk.0.ffn_gate_exps.weight as IQ2_XS" in note
     with pytest.raises(LayoutError, match=re.escape(f"{path}: needs an importance matrix")):
         run(plan)
@@ -352,7 +352,7 @@ def test_recipe_files(tmp_path: Path) -> None:
     assert found["blk.0.attn_k.weight"] == found["token_embd.weight"] == "Q8_0"
     notes = summary.plan.outputs[0].notes
     assert any(f"as {recipe}: rule 1: 'attn_' asks: 6 tensors" in note for note in notes), notes
-    assert any("as --tensor-type attn_k=Q8_0 asks: 2 tensors" in note for note in notes), notes
+    assert any("as rule attn_k=Q8_0 asks: 2 tensors" in note for note in notes), notes
     with pytest.raises(CheckpointError, match=r"is a directory, but the base in .* is Q8_0, a"):
         convert(WIDE, path, tmp_path / "m-bf16", recipe=recipe)
     with pytest.raises(CheckpointError, match=r"asks for F16, but the base in .* is Q8_0"):

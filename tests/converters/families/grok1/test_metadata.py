@@ -135,7 +135,7 @@ def test_a_tokenizer_of_another_model(tokenizer_model: Path, tmp_path: Path) -> 
 
 
 def test_a_gguf_needs_a_tokenizer_or_a_word(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(weightcast.CheckpointError, match="--no-tokenizer"):
+    with pytest.raises(weightcast.CheckpointError, match="no_tokenizer=True"):
         weightcast.convert(tiny, tmp_path / "m-F16.gguf")
 
 
