@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightcast.converters.checkpoint import Checkpoint, Tensor, open
     from weightcast.converters.compare import compare
     from weightcast.converters.convert import convert
-    from weightcast.converters.sources import open_graph as open
     from weightcast.converters.verify import verify
     from weightcast.errors import (
         CheckpointError,
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         MissingTensorError,
         OutputError,
         RequestError,
+        UnknownTensorError,
         UnsafePickleError,
     )
     from weightcast.quant.arrays import dequantize, measure, quantize
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Checkpoint",
     "CheckpointError",
     "DeviceError",
     "Errors",
@@ -32,6 +34,8 @@ __all__ = [
     "MissingTensorError",
     "OutputError",
     "RequestError",
+    "Tensor",
+    "UnknownTensorError",
     "UnsafePickleError",
     "compare",
     "convert",
@@ -44,16 +48,17 @@ __all__ = [
 
 # Imported at their first use, so that the command starts fast and can be interrupted quietly.
 _MODULES = {
+    "Checkpoint": "converters.checkpoint",
     "Errors": "quant.metrics",
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",
     "measure": "quant.arrays",
-    "open": "converters.sources",
+    "open": "converters.checkpoint",
     "quantize": "quant.arrays",
+    "Tensor": "converters.checkpoint",
     "verify": "converters.verify",
 }
-_NAMES = {"open": "open_graph"}
 
 
 def __getattr__(name: str) -> Any:
@@ -63,7 +68,7 @@ def __getattr__(name: str) -> Any:
         value: Any = version("weightcast")
     elif name in __all__:
         module = import_module(f"{__name__}.{_MODULES.get(name, 'errors')}")
-        value = getattr(module, _NAMES.get(name, name))
+        value = getattr(module, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

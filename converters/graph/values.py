@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index as as_integer
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +37,7 @@ Index = tuple[int | slice, ...]
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
-    """Give the dtype of a tensor's values: float32 for weights, other numbers as they are stored."""
+    """Give the dtype of values: float32 for weights, that of the file for other numbers."""
     found = {"" if view.is_readable else view.dtype for view in windows(tensor)}
     only = found.pop() if len(found) == 1 else ""
     return DTYPES[only] if only in _NUMBERS else np.dtype(np.float32)
@@ -209,16 +209,16 @@ def _expanded(tensor: Tensor, index: object) -> list[object]:
 
 
 def _entry(tensor: Tensor, axis: int, given: object) -> int:
-    is_number = hasattr(given, "__index__") and not isinstance(given, bool | np.bool_)
-    if not is_number or getattr(given, "ndim", 0):
+    is_array = bool(getattr(given, "ndim", 0))
+    if isinstance(given, bool | np.bool_) or is_array or not isinstance(given, SupportsIndex):
         raise TypeError(
             f"{tensor.name}: index with whole numbers, slices and ..., not with "
             f"{type(given).__name__}; what else numpy knows works on .numpy()"
         )
-    size, at = tensor.shape[axis], as_integer(given)  # type: ignore[call-overload]
+    size, at = tensor.shape[axis], as_integer(given)
     if not -size <= at < size:
         raise IndexError(f"{tensor.name}: index {at} is out of bounds for axis {axis} of {size}")
-    return int(at % size)
+    return at % size
 
 
 def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:

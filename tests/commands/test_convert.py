@@ -13,6 +13,7 @@ from tests.commands.command_line import names
 from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output.disk_space import DiskSpace, disk_space
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 
 
@@ -230,7 +231,7 @@ def test_disk_space_is_summed_per_file_system(tiny: Path, tmp_path: Path) -> Non
 
 def test_what_an_interpreter_shows_is_short(any_gguf: Path) -> None:
     summary = weightcast.convert(any_gguf, any_gguf.parent / "a-Q8_0.gguf")
-    for value in (weightcast.open(any_gguf), summary, summary.plan):
+    for value in (open_graph(any_gguf), summary, summary.plan):
         assert "\n" not in repr(value)
         assert len(repr(value)) < 200 + len(str(any_gguf))
 
