@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         UnsafePickleError,
     )
     from weightcast.quant.arrays import dequantize, measure, quantize
+    from weightcast.quant.coded import Quantized
     from weightcast.quant.metrics import Errors
 
     __version__: str
@@ -33,6 +34,7 @@ __all__ = [
     "LayoutError",
     "MissingTensorError",
     "OutputError",
+    "Quantized",
     "RequestError",
     "Tensor",
     "UnknownTensorError",
@@ -50,6 +52,7 @@ __all__ = [
 _MODULES = {
     "Checkpoint": "converters.checkpoint",
     "Errors": "quant.metrics",
+    "Quantized": "quant.coded",
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",

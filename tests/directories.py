@@ -16,9 +16,9 @@ from tests.grok1 import places
 from tests.support import Golden
 from weightcast.converters.sources import open_graph
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.cpu.library import Matrix
+from weightcast.quant.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.quant.groups import dequantize_groups, quantize_groups
 from weightcast.quant.types import BF16, F16, Fp8Type, GroupType
 

@@ -124,7 +124,7 @@ def test_recipes_and_overrides(run, tiny: Path, tmp_path: Path) -> None:
     assert done.code == 0
     assert "(BF16 2, F16 6, F32 11, Q8_0 7)" in done.out
     assert f"stored as F16, as {recipe}: rule 1: 'attn_' asks: 6 tensors" in done.out
-    assert "stored as BF16, as --tensor-type attn_v=BF16 asks: 2 tensors" in done.out
+    assert "stored as BF16, as rule attn_v=BF16 asks: 2 tensors" in done.out
 
 
 def test_pure(run, tiny: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_pure(run, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--tensor-type", "atn_v=Q8_0"], "--tensor-type atn_v=Q8_0: no tensor has a name with"),
+        (["--tensor-type", "atn_v=Q8_0"], "rule atn_v=Q8_0: no tensor has a name with"),
         (["--recipe", "absent.toml"], "absent.toml: no such file"),
         (["--imatrix", "absent.dat"], "absent.dat: no such file"),
     ],

@@ -171,7 +171,7 @@ def test_weights_too_large_for_q8_0_are_refused(run, tmp_path: Path) -> None:
     done = run("convert", "--no-tokenizer", source, tmp_path / "a-Q8_0.gguf")
     assert done.code == 1
     assert "token_embd.weight: values too large for the float16 scale of Q8_0 at [" in done.err
-    remedy = "--tensor-type 'token_embd.weight=BF16'"
+    remedy = "--tensor-type token_embd.weight=BF16"
     assert done.err.endswith(f"; {remedy} gives it a wider range\n")
     options = shlex.split(remedy)
     assert run("convert", "--no-tokenizer", *options, source, tmp_path / "a-Q8_0.gguf").code == 0

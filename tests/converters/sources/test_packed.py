@@ -34,8 +34,8 @@ from weightcast.errors import CheckpointError, FormatError, LayoutError, Missing
 from weightcast.formats import safetensors
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, Scheme
+from weightcast.quant.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, QuantType
 
 WIDE = Golden("wide")
