@@ -1,14 +1,24 @@
-"""Checkpoint conversion and quantization: JAX shards in, GGUF and safetensors out."""
+"""Convert checkpoints to GGUF and safetensors, read their weights, measure what is lost.
+
+    checkpoint = weightcast.open("grok-1")                       # names, shapes; nothing is loaded
+    rows = checkpoint["blk.0.attn_q.weight"][10:20]              # reads ten rows
+    weightcast.convert("grok-1", "grok-1-Q4_K_M.gguf")           # a file that llama.cpp runs
+    weightcast.verify("grok-1-Q4_K_M.gguf", "grok-1").is_good    # proves what is in it
+    blocks = weightcast.quantize(array, "Q4_K")                  # numpy or torch, CPU or CUDA
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from weightcast.converters.checkpoint import Checkpoint, Tensor, open
-    from weightcast.converters.compare import compare
-    from weightcast.converters.convert import convert
-    from weightcast.converters.verify import verify
+    from weightcast.converters.compare import Comparison, compare
+    from weightcast.converters.convert import Conversion, Summary, convert, plan
+    from weightcast.converters.report import Report
+    from weightcast.converters.summary import OutputSummary
+    from weightcast.converters.verify import Problem, Verification, verify
     from weightcast.errors import (
+        ChangedError,
         CheckpointError,
         DeviceError,
         FormatError,
@@ -16,6 +26,7 @@ if TYPE_CHECKING:
         MissingTensorError,
         OutputError,
         RequestError,
+        TakenError,
         UnknownTensorError,
         UnsafePickleError,
     )
@@ -26,40 +37,59 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "ChangedError",
     "Checkpoint",
     "CheckpointError",
+    "Comparison",
+    "Conversion",
     "DeviceError",
     "Errors",
     "FormatError",
     "LayoutError",
     "MissingTensorError",
     "OutputError",
+    "OutputSummary",
+    "Problem",
     "Quantized",
+    "Report",
     "RequestError",
+    "Summary",
+    "TakenError",
     "Tensor",
     "UnknownTensorError",
     "UnsafePickleError",
+    "Verification",
     "compare",
     "convert",
     "dequantize",
     "measure",
     "open",
+    "plan",
     "quantize",
     "verify",
 ]
 
-# Imported at their first use, so that the command starts fast and can be interrupted quietly.
+# Imported at their first use, so that the command starts fast and can be interrupted quietly. What
+# is not listed is in `errors`.
 _MODULES = {
     "Checkpoint": "converters.checkpoint",
+    "Comparison": "converters.compare",
+    "Conversion": "converters.convert",
     "Errors": "quant.metrics",
+    "OutputSummary": "converters.summary",
+    "Problem": "converters.verify",
     "Quantized": "quant.coded",
+    "Report": "converters.report",
+    "Summary": "converters.convert",
+    "Tensor": "converters.checkpoint",
+    "Verification": "converters.verify",
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",
     "measure": "quant.arrays",
     "open": "converters.checkpoint",
+    "plan": "converters.convert",
     "quantize": "quant.arrays",
-    "Tensor": "converters.checkpoint",
     "verify": "converters.verify",
 }
 

@@ -178,6 +178,9 @@ def measure(x: Any, blocks: Any, type_name: str | None = None) -> Errors:
     """
     if isinstance(blocks, Quantized):
         _check_type(blocks, type_name)
+        shape = tuple(getattr(x, "shape", ()))
+        if shape != blocks.shape:
+            raise LayoutError(f"codes {list(blocks.shape)} for weights of {list(shape)}")
         values = np.ascontiguousarray(as_numpy(blocks.dequantize()))
         return measure(x, like(x, values.view(np.uint8)), "F32")
     quant_type = _blocks_type(type_name)
