@@ -146,8 +146,8 @@ class Conversion:
     """A conversion that was planned and checked, and can run; nothing is written yet.
 
     >>> conversion = weightcast.plan(path, out, no_tokenizer=True)
-    >>> conversion.outputs[0].size, conversion.read_bytes > 0
-    (7795680, True)
+    >>> print(conversion.outputs[0].type, f"{conversion.outputs[0].size / 1e6:.1f} MB")
+    Q8_0 7.4 MB
     >>> summary = conversion.run()
     """
 
@@ -255,8 +255,8 @@ def convert(
     MissingTensorError for what is wrong with the source.
 
     >>> summary = weightcast.convert(path, folder / "m-Q8_0.gguf", no_tokenizer=True)
-    >>> print(summary.outputs[0].type, summary.outputs[0].size)
-    Q8_0 7795680
+    >>> print(summary.outputs[0].type, f"{summary.outputs[0].bits_per_weight:.2f}")
+    Q8_0 8.52
     >>> both = [folder / "m-Q4_K_M.gguf", folder / "m-bf16"]
     >>> [output.target for output in weightcast.convert(path, both, no_tokenizer=True).outputs]
     ['gguf', 'safetensors']
@@ -294,8 +294,9 @@ def plan(
     the size of each output to the byte, and runs with `.run()`.
 
     >>> conversion = weightcast.plan(path, folder / "p-Q4_K_M.gguf", no_tokenizer=True)
-    >>> print(conversion.outputs[0].size, round(conversion.outputs[0].bits_per_weight, 2))
-    4567968 5.24
+    >>> for output in conversion.outputs:
+    ...     print(output.path.name, f"{output.size / 1e6:.1f} MB")
+    p-Q4_K_M.gguf 4.4 MB
     """
     return plan_conversion(Path(source), list(listed(outputs)), _options(locals()))
 

@@ -1,10 +1,10 @@
 """Convert checkpoints to GGUF and safetensors, read their weights, measure what is lost.
 
-    checkpoint = weightcast.open("grok-1")                       # names, shapes; nothing is loaded
-    rows = checkpoint["blk.0.attn_q.weight"][10:20]              # reads ten rows
-    weightcast.convert("grok-1", "grok-1-Q4_K_M.gguf")           # a file that llama.cpp runs
-    weightcast.verify("grok-1-Q4_K_M.gguf", "grok-1").is_good    # proves what is in it
-    blocks = weightcast.quantize(array, "Q4_K")                  # numpy or torch, CPU or CUDA
+checkpoint = weightcast.open("grok-1")                       # names, shapes; nothing is loaded
+rows = checkpoint["blk.0.attn_q.weight"][10:20]              # reads ten rows
+weightcast.convert("grok-1", "grok-1-Q4_K_M.gguf")           # a file that llama.cpp runs
+weightcast.verify("grok-1-Q4_K_M.gguf", "grok-1").is_good    # proves what is in it
+blocks = weightcast.quantize(array, "Q4_K")                  # numpy or torch, CPU or CUDA
 """
 
 from importlib import import_module

@@ -37,7 +37,7 @@ class Quantized:
 
     >>> q = weightcast.quantize(np.eye(128, dtype=np.float32), "int4-g128-asym")
     >>> q
-    <Quantized int4-g128-asym [128, 128]: 4.19 bits per weight>
+    <Quantized int4-g128-asym [128, 128]: 4.16 bits per weight>
     >>> q.codes.shape, q.scales.shape, q.zero_points.shape
     ((128, 128), (128, 1), (128, 1))
     >>> q.dequantize().dtype

@@ -210,7 +210,8 @@ def _expanded(tensor: Tensor, index: object) -> list[object]:
 
 def _entry(tensor: Tensor, axis: int, given: object) -> int:
     is_array = bool(getattr(given, "ndim", 0))
-    if isinstance(given, bool | np.bool_) or is_array or not isinstance(given, SupportsIndex):
+    is_bool = np.dtype(bool) == getattr(given, "dtype", None) or isinstance(given, bool)
+    if is_bool or is_array or not isinstance(given, SupportsIndex):
         raise TypeError(
             f"{tensor.name}: index with whole numbers, slices and ..., not with "
             f"{type(given).__name__}; what else numpy knows works on .numpy()"

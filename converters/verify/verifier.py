@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,11 +48,11 @@ from weightcast.text import count, option, some
 
 
 def verify(
-    artifact: str | Path,
-    source: str | Path | None = None,
+    artifact: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     *,
-    spec: str | Path | None = None,
-    imatrix: str | Path | None = None,
+    spec: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     sample: Sample = None,
     jobs: int | None = None,
     on_start: Callable[[int], Callable[[int], None]] = lambda total: lambda nbytes: None,
@@ -61,8 +62,13 @@ def verify(
     `artifact` is a GGUF file (a split one by any of its files) or a safetensors file or directory,
     `source` what it was made of, `imatrix` the importance matrix that was used. `sample` takes only
     some rows of each matrix: their number, or a share below 1. `on_start` gets the bytes that will
-    be read, and gives what is told of those that are done. Raises CheckpointError if nothing can be
-    verified; what is wrong with the artifact are problems of the result.
+    be read, and gives what is told of those that are done.
+
+    What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
+    can be verified, RequestError for arguments that make no sense.
+
+    >>> weightcast.verify(out, path).is_good
+    True
     """
     path = in_hub_cache(Path(artifact))
     workers = choose_workers(jobs)
@@ -79,7 +85,7 @@ def verify(
     return _Verifier(path, structure, sample, workers.count, on_start).run(
         None if source is None else in_hub_cache(Path(source)),
         None if spec is None else Path(spec),
-        None if imatrix is None else read_imatrix(imatrix),
+        None if imatrix is None else read_imatrix(Path(imatrix)),
     )
 
 
