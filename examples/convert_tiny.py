@@ -22,9 +22,7 @@ def main() -> None:
 
         # A mapping from names to tensors. Nothing is loaded until it is asked for.
         model = weightcast.open(checkpoint)
-        print(
-            f"{len(model)} tensors, {model.parameters:,} parameters, {model.spec.num_layers} layers"
-        )
+        print(f"{model.parameters:,} parameters, {model.spec.num_layers} layers")
         query = model["blk.0.attn_q.weight"]
         assert query.name == model["transformer/decoder_layer_0/multi_head_attention/query/w"].name
         print(query)
@@ -42,9 +40,8 @@ def main() -> None:
         print(f"root mean square of all weights: {np.sqrt(squares / model.parameters):.4f}")
 
         # Exact sizes before anything is written, then several outputs from one read of the source.
-        outputs = [
-            Path(folder) / name for name in ("tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tiny-bf16")
-        ]
+        names = ("tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tiny-bf16")
+        outputs = [Path(folder) / name for name in names]
         planned = weightcast.plan(checkpoint, outputs, no_tokenizer=True)
         print(f"{planned.write_bytes:,} bytes will be written")
         summary = weightcast.convert(checkpoint, outputs, no_tokenizer=True, baseline="stored")
@@ -56,7 +53,7 @@ def main() -> None:
         # What was written holds the source's weights, and is a source too.
         gguf = summary.outputs[0].path
         assert weightcast.verify(gguf, checkpoint).is_good
-        print(f"compared: {weightcast.compare(checkpoint, gguf).total.sqnr_db} dB")
+        print(f"compared: {weightcast.compare(checkpoint, gguf).total.sqnr_db:.2f} dB")
         tokens = [[17, 5, 230, 99]]
         difference = logits(weightcast.open(gguf).graph, tokens) - logits(model.graph, tokens)
         print(f"largest logit difference of {gguf.name}: {np.abs(difference).max():.1e}")
