@@ -91,7 +91,7 @@ def test_shapes_and_stacks(dtype: str, name: str) -> None:
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize(
     "view",
-    [lambda x: x[::-1], lambda x: x[:, ::-1], lambda x: x.T[:128, :64], lambda x: x[::3, 128:]],
+    [lambda x: x[::-1], lambda x: x[:, ::-1], lambda x: x.T[:64, :128], lambda x: x[::3, 128:]],
 )
 def test_views(view: Any, name: str) -> None:
     values = view(drawn(256, 256))
@@ -110,12 +110,8 @@ def test_torch_in_is_torch_out(dtype: torch.dtype, name: str) -> None:
     assert torch.equal(made.dequantize(), torch.from_numpy(expected.dequantize()))
     if made.zero_points is not None:
         assert torch.equal(made.zero_points, torch.from_numpy(expected.zero_points))
-    assert np.array_equal(
-        measure(tensor, made).errors,
-        measure(
-            tensor.numpy() if dtype != torch.bfloat16 else tensor.float().numpy(), expected
-        ).errors,
-    )
+    found = measure(tensor, made).errors
+    assert np.array_equal(found, measure(tensor.float().numpy(), expected).errors)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "BF16"])
