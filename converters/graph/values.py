@@ -150,8 +150,8 @@ def _named(view: StoredMatrix) -> Iterator[None]:
 class Selection:
     """Entries of a tensor: a smaller tensor, and how the result is had from its values.
 
-    `tensor` is None if there are no entries. Axes in `flipped` are read forwards and turned, those
-    of `shape` are what is left after axes of one entry are dropped.
+    `tensor` is None if there are no entries. Its values get `shape`, which has no axes for single
+    entries, and axes in `flipped` are turned, as they are read forwards.
     """
 
     tensor: Tensor | None
@@ -179,8 +179,10 @@ def select(tensor: Tensor, index: object) -> Selection:
     for n, (given, size) in enumerate(zip(_expanded(tensor, index), tensor.shape, strict=True)):
         if not isinstance(given, slice):
             at = _entry(tensor, n, given)
-            is_last = n == len(tensor.shape) - 1
-            found = sliced(found, axis, at, at + 1) if is_last else take(found, at, axis)
+            # What is left stays a matrix, so that rows are read as rows.
+            is_of_matrix = n >= len(tensor.shape) - 2
+            found = sliced(found, axis, at, at + 1) if is_of_matrix else take(found, at, axis)
+            axis += is_of_matrix
             continue
         wanted = range(*given.indices(size))
         shape.append(len(wanted))

@@ -321,6 +321,8 @@ def test_rows_are_read_without_the_rest(
     meter = Meter(monkeypatch)
     # Rows of columns that share words, and scales, come along.
     for tensor, index, share in (
+        (checkpoint[QUERY], 16, 1 / 256),
+        (checkpoint[EXPERTS], (slice(None), 16), 1 / 256),
         (checkpoint[QUERY], slice(16, 24), 8 / 256),
         (checkpoint[EXPERTS], (3, slice(16, 24)), 8 / 256 / 8),
         (checkpoint[EXPERTS], 3, 1 / 8),
