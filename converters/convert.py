@@ -217,7 +217,7 @@ def convert(
     report: StrPath | None = None,
     baseline: str | None = None,
     resume: bool = True,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
@@ -263,7 +263,7 @@ def convert(
     """
     # The keywords are the options' names.
     conversion = plan_conversion(Path(source), list(listed(outputs)), _options(locals()))
-    return conversion.run(on_progress)
+    return conversion.run() if on_progress is None else conversion.run(on_progress)
 
 
 def plan(

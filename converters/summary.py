@@ -34,7 +34,7 @@ class OutputSummary:
 
     path: Path
     target: str  # "gguf" or "safetensors"
-    type: str  # Q4_K_M, bf16, int4-g128
+    type: str  # Q4_K_M, BF16, int4-g128
     size: int
     files: tuple[Path, ...] = field(repr=False)
     tensor_bytes: int = field(repr=False)

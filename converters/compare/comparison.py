@@ -236,7 +236,7 @@ def compare(
     imatrix: str | os.PathLike[str] | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Measure the errors of every tensor of B against the same tensor of A.
 
@@ -254,4 +254,5 @@ def compare(
     True
     """
     against = parse_baseline(baseline)
-    return measure_both(open_both(a, b, spec, imatrix), against, jobs, on_progress)
+    tell = on_progress or (lambda nbytes: None)
+    return measure_both(open_both(a, b, spec, imatrix), against, jobs, tell)
