@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +178,14 @@ def test_arrays_become_codes_with_scales_apart() -> None:
 )
 def test_every_error_is_a_checkpoint_error(error: type[Exception]) -> None:
     assert issubclass(error, weightcast.CheckpointError)
+
+
+def test_the_example_shows_it_all() -> None:
+    example = Path(__file__).parents[2] / "examples" / "convert_tiny.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = done.stdout.splitlines()
+    assert said[0] == "6,953,216 parameters, 2 layers"
+    assert "ten rows: (10, 256), of dtype float32" in said
+    sizes = [line for line in said if re.match(r"tiny-.*: [\d,]+ bytes, [\d.]+ bits, error", line)]
+    assert len(sizes) == 3
