@@ -52,49 +52,49 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The sizes of the axes, the rows' length last."""
+        """Give the sizes of the axes, the length of rows last."""
         return self._described.shape
 
     @property
     def ndim(self) -> int:
-        """The number of axes."""
+        """Count the axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """The number of values."""
+        """Count the values."""
         return self._described.size
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of values that are read: float32 for weights."""
+        """Give the dtype of values that are read: float32 for weights."""
         return reading.dtype_of(self._described)
 
     @property
     def type(self) -> str:
-        """How it is stored: BF16, Q4_K, I8 x BF16[8] (codes, with so many scales along a row)."""
+        """Name what it is stored as: BF16, Q4_K, I8 x BF16[8] (codes, so many scales along a row)."""
         return graphs.stored_as(self._described)
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it takes in its files, scales included; in memory it is more."""
+        """Count the bytes that it takes in its files, scales included; values in memory take more."""
         return graphs.stored_bytes(self._described)
 
     @property
     def bits_per_weight(self) -> float:
-        """The bits that a value takes in the files, scales included."""
+        """Give the bits that a value takes in the files, scales included."""
         return 8 * self.nbytes / self.size
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that it lies in."""
+        """List the files that it lies in."""
         return tuple(dict.fromkeys(view.path for view in graphs.windows(self._described)))
 
     def numpy(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """Load all values as an array [..., out, in] of numpy.
 
         `dtype` is float32 by default, or float16, bfloat16 (of ml_dtypes) or float64; values beyond
-        it become infinite. Beside the array itself, memory for 64 MB of values is taken.
+        it become infinite. Reading takes some 100 MB of memory beside the array itself.
 
         Raises LayoutError for another dtype, CheckpointError if a file cannot be read.
 
@@ -201,42 +201,42 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def path(self) -> Path:
-        """The file or directory that was opened."""
+        """Give the file or directory that was opened."""
         return Path(self.graph.source)
 
     @property
     def container(self) -> str:
-        """What it was read from: "shards", "gguf", "safetensors" or "torch"."""
+        """Name what it was read from: "shards", "gguf", "safetensors" or "torch"."""
         return self.graph.container
 
     @property
     def family(self) -> str:
-        """The family of the model, as "grok-1"; of any other GGUF file its architecture."""
+        """Name the family of the model, as "grok-1"; of another GGUF file its architecture."""
         return self.graph.family.name
 
     @property
     def spec(self) -> Spec:
-        """The hyperparameters as attributes, such as `spec.num_layers` and `spec.vocab_size`."""
+        """Give the hyperparameters as attributes, such as `spec.num_layers`."""
         return self.graph.spec
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The hyperparameters as JSON values; of another model's GGUF file all its metadata."""
+        """Give the hyperparameters as JSON values; of another model's GGUF file all metadata."""
         return dict(self.graph.spec.describe())
 
     @property
     def parameters(self) -> int:
-        """The number of weights, each counted once."""
+        """Count the weights, each once."""
         return self.graph.parameters
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the tensors take in their files."""
+        """Count the bytes that the tensors take in their files."""
         return sum(tensor.nbytes for tensor in self.values())
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of the source, such as names that a wrapper added; one line each."""
+        """Say what is odd about the source, such as names that a wrapper added, in lines."""
         return self.graph.notes
 
     def __getitem__(self, name: str) -> Tensor:

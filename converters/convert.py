@@ -81,7 +81,7 @@ class Summary:
 
     @cached_property
     def outputs(self) -> tuple[OutputSummary, ...]:
-        """What was written: paths, sizes, files, notes, errors; in the order that it was asked."""
+        """Tell what was written: paths, sizes, files, notes, errors, in the order asked for."""
         errors = [None] * len(self.plan.outputs) if self.errors is None else self.errors.outputs
         bundles = self.bundles or [()] * len(self.plan.outputs)
         return tuple(map(summarize, self.plan.outputs, bundles, errors))
@@ -158,17 +158,17 @@ class Conversion:
 
     @cached_property
     def outputs(self) -> tuple[OutputSummary, ...]:
-        """What would be written, to the byte: paths, sizes, files, notes."""
+        """Tell what would be written, to the byte: paths, sizes, files, notes."""
         return tuple(map(summarize, self.plan.outputs))
 
     @property
     def read_bytes(self) -> int:
-        """The bytes of the source's tensors that would be read."""
+        """Count the bytes of the source's tensors that would be read."""
         return self.plan.read_bytes
 
     @property
     def write_bytes(self) -> int:
-        """The bytes of all outputs together."""
+        """Count the bytes of all outputs together."""
         return self.plan.write_bytes
 
     def __repr__(self) -> str:

@@ -74,12 +74,12 @@ class Quantized:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weights, [..., out, in]."""
+        """Give the shape of the weights, [..., out, in]."""
         return tuple(self.codes.shape)
 
     @property
     def bits_per_weight(self) -> float:
-        """The bits that a weight takes when codes of 4 bits are packed, scales included."""
+        """Give the bits of a weight, scales included, when codes of 4 bits are packed."""
         bits = 4 if self.type.startswith(("int4", "mxfp4", "nvfp4")) else 8
         codes, scales, zero_points = self._arrays()
         zeros = 0 if zero_points is None else bits * zero_points.size

@@ -84,7 +84,7 @@ class Comparison:
 
     @property
     def total(self) -> Metrics:
-        """The errors of all weights together."""
+        """Sum up the errors of all weights."""
         return self.errors.outputs[0].total
 
     @cached_property
