@@ -72,12 +72,12 @@ class Tensor:
 
     @property
     def type(self) -> str:
-        """Name what it is stored as: BF16, Q4_K, I8 x BF16[8] (codes, so many scales along a row)."""
+        """Name what it is stored as: BF16, Q4_K, I8 x BF16[8] (codes, with 8 scales a row)."""
         return graphs.stored_as(self._described)
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes that it takes in its files, scales included; values in memory take more."""
+        """Count the bytes that it takes in its files, scales included; in memory it is more."""
         return graphs.stored_bytes(self._described)
 
     @property
@@ -145,7 +145,7 @@ class Tensor:
         "codes", int8 [..., out, in], and "scales", float32 [..., out, groups]. Matrices of packed
         directories have the parts of their layout, such as "weight_packed" and "weight_scale".
 
-        Raises LayoutError for what is put together from several arrays, as the shares of ranks.
+        Raises LayoutError for what is not stored as one matrix, as the shares of ranks.
 
         >>> sorted(t.stored())
         ['codes', 'scales']

@@ -233,7 +233,7 @@ def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
     parts: dict[str, list[NDArray[Any]]] = {}
     for view in views:
         if view is None:
-            raise LayoutError(f"{tensor.name}: is put together from several arrays; use .numpy()")
+            raise LayoutError(f"{tensor.name}: is not stored as one matrix; use .numpy()")
         for name, array in _parts_of(view).items():
             parts.setdefault(name, []).append(array)
     lead = tensor.shape[:-2]

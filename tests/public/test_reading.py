@@ -22,6 +22,7 @@ from tests.public.conftest import CONTAINERS
 from tests.support import Golden
 from weightcast.converters.graph import load_float32
 from weightcast.formats import array as array_of_file
+from weightcast.quant.types import TYPES
 
 QUERY = "blk.0.attn_q.weight"
 EXPERTS = "blk.1.ffn_down_exps.weight"
@@ -114,6 +115,37 @@ def test_gguf_is_what_its_own_package_reads(kind: str, made: dict[str, Path]) ->
             assert np.array_equal(stored["blocks"], tensor.data)
             blocks = weightcast.dequantize(stored["blocks"], ours.type)
             assert np.array_equal(blocks, ours.numpy())
+
+
+def test_every_type_of_gguf(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 6, 512), np.float32)
+    blocks = {name: weightcast.quantize(values, name, np.ones(512, np.float32)) for name in TYPES}
+    parts = {
+        name: gguf_files.Part(TYPES[name].ggml_id, values.shape, rows.tobytes())
+        for name, rows in blocks.items()
+    }
+    metadata = {"general.architecture": gguf_files.string("any")}
+    checkpoint = weightcast.open(gguf_files.write(tmp_path / "a.gguf", metadata, parts))
+    for name, tensor in checkpoint.items():
+        expected = weightcast.dequantize(blocks[name], name)
+        assert (tensor.type, tensor.nbytes) == (name, blocks[name].nbytes)
+        assert np.array_equal(tensor.numpy(), expected)
+        for index in (1, (2, slice(1, 4)), (..., slice(3, 300, 7)), (0, slice(None, None, -2))):
+            assert np.array_equal(tensor[index], expected[index])
+        stored = tensor.stored()
+        is_float = name in ("F32", "F16", "BF16")
+        raw = stored["values" if is_float else "blocks"]
+        assert raw.tobytes() == blocks[name].tobytes()
+
+
+def test_parts_of_a_split_file(tiny: Path, made: dict[str, Path], tmp_path: Path) -> None:
+    output = tmp_path / "m-Q8_0.gguf"
+    summary = weightcast.convert(tiny, output, no_tokenizer=True, split="1M")
+    first, *others = summary.outputs[0].files
+    assert others
+    whole = weightcast.open(made["m-Q8_0.gguf"])
+    for name, tensor in weightcast.open(first).items():
+        assert np.array_equal(tensor[-3:], whole[name][-3:])
 
 
 @pytest.mark.parametrize("kind", ["m-bf16", "m-int4-g128", "m-fp8", "m-nvfp4"])
