@@ -27,7 +27,7 @@ _FIRST_ROWS: Final = 8
 _LAST_ROWS: Final = 2
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tensor:
     """A tensor of a checkpoint: [..., out, in], experts [experts, out, in]; nothing is loaded.
 
@@ -194,7 +194,8 @@ class Checkpoint(Mapping[str, Tensor]):
     ...     for index, values in tensor.chunks():
     ...         assert np.isfinite(values).all()
 
-    No file stays open, so nothing has to be closed; `with` works all the same.
+    No file stays open, so nothing has to be closed; `with` works all the same. `graph` is what
+    weightcast itself works with.
     """
 
     graph: TensorGraph = field(repr=False)

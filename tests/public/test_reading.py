@@ -466,5 +466,10 @@ def test_what_a_checkpoint_tells(tiny: Path, made: dict[str, Path]) -> None:
     assert query[0].shape == (256,)
     assert query.type == "I8 x BF16[1]"
     assert query.bits_per_weight == pytest.approx(8 + 16 / 256)
+    again = weightcast.open(tiny)
+    assert query == again[SHARD]
+    assert query != again[EXPERTS]
+    assert len({query, again[QUERY], again[EXPERTS]}) == 2
+    assert np.all(query == query.numpy())
     assert [path.name for path in query.files] == ["tensor00007_000"]
     assert weightcast.open(made["torch"]).container == "torch"
