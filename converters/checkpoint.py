@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from weightcast.converters import graph as graphs
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.graph import values as reading
-from weightcast.converters.sources import open_graph
+from weightcast.converters.sources import find_unwritten, open_graph, unwritten_note
 from weightcast.errors import LayoutError, UnknownTensorError
 from weightcast.text import closest, count, shown, size_text
 
@@ -235,10 +235,14 @@ class Checkpoint(Mapping[str, Tensor]):
         """Count the bytes that the tensors take in their files."""
         return sum(tensor.nbytes for tensor in self.values())
 
-    @property
+    @cached_property
     def notes(self) -> tuple[str, ...]:
-        """Say what is odd about the source, such as names that a wrapper added, in lines."""
-        return self.graph.notes
+        """Say in lines what is odd about the source, such as shards that were never finished.
+
+        A few samples of each shard are read for that.
+        """
+        unwritten = unwritten_note(find_unwritten(self.graph))
+        return self.graph.notes if unwritten is None else (unwritten, *self.graph.notes)
 
     def __getitem__(self, name: str) -> Tensor:
         """Find a tensor by name. Raises UnknownTensorError, a KeyError, if there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def documented() -> Iterator[tuple[str, Any]]:
             for name, member in vars(value).items():
                 if isinstance(member, classmethod):
                     member = member.__func__
-                is_member = inspect.isfunction(member) or isinstance(member, property)
+                is_member = inspect.isfunction(member) or isinstance(
+                    member, property | cached_property
+                )
                 if is_member and not name.startswith("_"):
                     yield f"{value.__name__}.{name}", member
 

@@ -20,6 +20,7 @@ import weightcast
 from tests import gguf_files
 from tests.public.conftest import CONTAINERS
 from tests.support import Golden
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.graph import load_float32
 from weightcast.formats import array as array_of_file
 from weightcast.quant.types import TYPES
@@ -473,3 +474,10 @@ def test_what_a_checkpoint_tells(tiny: Path, made: dict[str, Path]) -> None:
     assert np.all(query == query.numpy())
     assert [path.name for path in query.files] == ["tensor00007_000"]
     assert weightcast.open(made["torch"]).container == "torch"
+
+
+def test_a_checkpoint_says_that_shards_were_never_written(tmp_path: Path) -> None:
+    spec = tiny_spec(emb_size=1024, num_q_heads=64)
+    checkpoint = weightcast.open(write_checkpoint(tmp_path, spec, sparse=True))
+    (note,) = checkpoint.notes
+    assert "shards with parts that were never written, such as" in note
