@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,7 @@ def documented() -> Iterator[tuple[str, Any]]:
             for name, member in vars(value).items():
                 if isinstance(member, classmethod):
                     member = member.__func__
-                is_member = inspect.isfunction(member) or isinstance(
-                    member, property | cached_property
-                )
+                is_member = isinstance(member, FunctionType | property | cached_property)
                 if is_member and not name.startswith("_"):
                     yield f"{value.__name__}.{name}", member
 
