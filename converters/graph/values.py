@@ -111,7 +111,7 @@ def _read(
     is_weights: bool,
 ) -> NDArray[Any]:
     buffer = memoryview(bytearray(view.slab_bytes(out0, out1)))
-    with _named(view):
+    with _explained(view):
         piece = read_slab(view, out0, out1, buffer).matrix(0, out1 - out0)
     if not is_weights:
         assert isinstance(piece, Matrix)
@@ -136,7 +136,7 @@ _KERNELS: Final = ("F32", "F16", "BF16", "I8")
 
 
 @contextmanager
-def _named(view: StoredMatrix) -> Iterator[None]:
+def _explained(view: StoredMatrix) -> Iterator[None]:
     """Turn failures of the system into CheckpointError."""
     try:
         yield
@@ -163,7 +163,7 @@ class Selection:
         if self.tensor is None:
             return np.empty(self.shape, dtype)
         values: NDArray[Any] = load(self.tensor, dtype).reshape(self.shape)
-        return np.flip(values, self.flipped) if self.flipped else values
+        return np.ascontiguousarray(np.flip(values, self.flipped)) if self.flipped else values
 
 
 def select(tensor: Tensor, index: object) -> Selection:
@@ -248,7 +248,7 @@ def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
 
 def _parts_of(view: View) -> dict[str, NDArray[Any]]:
     n_out = view.shape[0]
-    with _named(view):
+    with _explained(view):
         if view.array.packed is not None:
             stored = view.array.packed.parts
             return {suffix.lstrip("."): _array(part) for suffix, part in stored.items()}

@@ -265,6 +265,7 @@ def test_torch_tensors(kind: str, made: dict[str, Path]) -> None:
     assert found.dtype == torch.float32
     assert np.array_equal(found.numpy(), tensor.numpy())
     assert torch.equal(tensor.torch(torch.bfloat16), found.to(torch.bfloat16))
+    assert torch.equal(torch.from_numpy(tensor[::-1, 2:4]), found.flip(0)[:, 2:4])
     with pytest.raises(weightcast.LayoutError, match=r"cannot be torch\.int8"):
         tensor.torch(torch.int8)
 
