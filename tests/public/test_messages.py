@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from weightcast.converters.families.grok1.synthetic import tiny_spec, write_chec
 from weightcast.text import option, speaking_of_options, spoken
 
 ROOT = Path(__file__).parents[2]
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OPTION = re.compile(r"(?<![\w-])--[a-z]")
 
 
@@ -120,6 +122,28 @@ MISTAKES = [
 ]
 
 
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs the command in this process, and gives its exit code."""
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["weightcast", *arguments])
+        handlers = {number: signal.getsignal(number) for number in STOPPING}
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return 0
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def sources(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sources")
@@ -138,9 +162,9 @@ def sources(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.source}-{m.output}-{m.in_python}")
 def test_a_mistake_is_told_in_the_words_of_who_made_it(
     mistake: Mistake,
+    run: Run,
     sources: dict[str, Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, output = sources[mistake.source], tmp_path / mistake.output
@@ -149,15 +173,43 @@ def test_a_mistake_is_told_in_the_words_of_who_made_it(
     said = str(caught.value)
     assert mistake.in_python in said
     assert not OPTION.search(said), said
-    command = ["weightcast", "convert", *mistake.arguments, str(source), str(output)]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit):
-        cli.main()
+    assert run("convert", *mistake.arguments, str(source), str(output)) > 0
     assert mistake.at_the_command_line in capsys.readouterr().err
     # A command in this process does not change what calls are told.
     with pytest.raises(weightcast.CheckpointError) as caught:
         weightcast.convert(source, output, **mistake.keywords)
     assert str(caught.value) == said
+
+
+def test_files_do_not_depend_on_who_made_them(
+    run: Run, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = tmp_path / "python", tmp_path / "command"
+    outputs = ("m-Q4_K_M.gguf", "m-bf16")
+    for folder in folders:
+        folder.mkdir()
+    weightcast.convert(
+        tiny,
+        [folders[0] / name for name in outputs],
+        no_tokenizer=True,
+        tensor_types="attn_v=F16",
+        split="1M",
+        bundle=True,
+        report=folders[0] / "report.json",
+    )
+    arguments = ("--no-tokenizer", "--tensor-type", "attn_v=F16", "--split", "1M", "--bundle")
+    paths = [str(folders[1] / name) for name in outputs]
+    report = ("--report", str(folders[1] / "report.json"))
+    monkeypatch.setattr(
+        sys, "argv", ["weightcast", "convert", *arguments, *report, str(tiny), *paths]
+    )
+    cli.main()
+    assert "rule attn_v=F16" in capsys.readouterr().out
+    made = [sorted(path for path in folder.rglob("*") if path.is_file()) for folder in folders]
+    assert len(made[0]) == len(made[1]) > 20
+    for by_call, by_command in zip(*made, strict=True):
+        call = by_call.read_bytes().replace(bytes(folders[0]), b"")
+        assert call == by_command.read_bytes().replace(bytes(folders[1]), b""), by_call.name
 
 
 def texts(module: Path) -> Iterator[str]:
