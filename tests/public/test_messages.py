@@ -200,10 +200,7 @@ def test_files_do_not_depend_on_who_made_them(
     arguments = ("--no-tokenizer", "--tensor-type", "attn_v=F16", "--split", "1M", "--bundle")
     paths = [str(folders[1] / name) for name in outputs]
     report = ("--report", str(folders[1] / "report.json"))
-    monkeypatch.setattr(
-        sys, "argv", ["weightcast", "convert", *arguments, *report, str(tiny), *paths]
-    )
-    cli.main()
+    assert run("convert", *arguments, *report, str(tiny), *paths) == 0
     assert "rule attn_v=F16" in capsys.readouterr().out
     made = [sorted(path for path in folder.rglob("*") if path.is_file()) for folder in folders]
     assert len(made[0]) == len(made[1]) > 20
