@@ -42,6 +42,7 @@ class _Commands(click.Group):
 @click.pass_obj
 def commands(stopping: tuple[signal.Signals, ...] | None) -> None:
     """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
+    click.get_current_context().with_resource(speaking_of_options())
     # The command is imported by now: an interrupt may be an exception from here on.
     for number in stopping or ():
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
@@ -73,8 +74,7 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     _prepare_streams()
     try:
-        with speaking_of_options():
-            commands(standalone_mode=False, obj=_STOPPING)
+        commands(standalone_mode=False, obj=_STOPPING)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -555,10 +555,10 @@ def test_samples_find_gross_mistakes(artifacts: Path, source: Path, tmp_path: Pa
 def test_what_cannot_be_verified_is_refused(artifacts: Path, source: Path, tmp_path: Path) -> None:
     path = artifacts / "m-Q8_0.gguf"
     cases = {
-        (path, "--sample", "5"): "sample: of use with a source only",
+        (path, "--sample", "5"): "--sample: of use with a source only",
         (path, "--source", source, "--sample", "none"): "give a number of rows, or a share",
         (path, "--source", source, "--sample", "-1"): "give a number of rows, or a share",
-        (path, "--report", tmp_path / "r.json"): "report: of use with a source only",
+        (path, "--report", tmp_path / "r.json"): "--report: of use with a source only",
         (path, "--source", source, "--report", tmp_path / "no" / "r"): "no such directory",
         (source, "--source", source): "is a source: verify it alone, or compare the two",
         (tmp_path / "nothing.gguf",): "no such file or directory",
