@@ -104,6 +104,7 @@ def _announced() -> Iterator[None]:
 @click.pass_obj
 def commands(stopping: tuple[signal.Signals, ...] | None) -> None:
     """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
+    click.get_current_context().with_resource(speaking_of_options())
     # The command is imported by now: an interrupt may be an exception from here on.
     for number in stopping or ():
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
@@ -135,8 +136,7 @@ def main() -> None:
     """Run the command line, and exit as the module says."""
     _prepare_streams()
     try:
-        with speaking_of_options():
-            commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
+        commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

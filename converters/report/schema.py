@@ -266,6 +266,10 @@ class Report:
     ]
     outputs: tuple[OutputErrors, ...]
 
+    def __repr__(self) -> str:
+        listed = ", ".join(output.path for output in self.outputs)
+        return f"<Report on {listed}, against {self.source.path}>"
+
 
 def read_report(path: Path) -> Report:
     """Read an error report. Raises FormatError if it is none, or of a newer version."""

@@ -33,6 +33,7 @@ from weightcast.converters.report import (
     read_report,
     tensor_role,
 )
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.open import open_as_it_is
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, RequestError
@@ -68,7 +69,7 @@ def exact() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shapes = dict(shapes_of(weightcast.open(WIDE)))
+    shapes = dict(shapes_of(open_graph(WIDE)))
     entries = imatrices.model_entries(shapes)
     entries["blk.1.attn_output.weight"] = imatrices.sample(1, 256, 99)
     return imatrices.write_gguf(tmp_path_factory.mktemp("imatrix") / "wide.gguf", entries)
