@@ -50,7 +50,7 @@ def convert(
         source,
         outputs,
         ConvertOptions(**options),
-        needs_errors=bool(parsed),
+        limits=parsed,
         on_note=(lambda note: None) if quiet else (lambda note: tell(f"note: {note}")),
     )
     plan = conversion.plan

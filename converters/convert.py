@@ -25,6 +25,7 @@ from weightcast.converters.output import (
 from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
 from weightcast.converters.recipes import parse_tensor_type, read_recipe_file
 from weightcast.converters.report import (
+    Limit,
     Measuring,
     Report,
     card_lines,
@@ -125,6 +126,7 @@ class Conversion:
     options: ConvertOptions
     devices: Devices
     measuring: Measuring | None
+    limits: tuple[Limit, ...] = ()
 
     @property
     def workers(self) -> Workers:
@@ -132,7 +134,10 @@ class Conversion:
         return choose_workers(self.options.jobs, self.devices)
 
     def run(self, on_progress: Callable[[int], None] = lambda nbytes: None) -> Summary:
-        """Run it and write the report, if one is asked for. Raises CheckpointError."""
+        """Run it and write the report, if one is asked for. Raises CheckpointError.
+
+        The report says which limits were set; holding to them is up to the caller.
+        """
         summary = run(
             self.plan,
             self.options.jobs,
@@ -141,8 +146,11 @@ class Conversion:
             self.measuring,
             resume=self.options.resume,
         )
-        if self.options.report is not None and summary.errors is not None:
-            write_report(Path(self.options.report), summary.errors)
+        if summary.errors is not None:
+            errors = replace(summary.errors, limits=self.limits)
+            summary = replace(summary, errors=errors)
+            if self.options.report is not None:
+                write_report(Path(self.options.report), errors)
         return summary
 
 
@@ -207,24 +215,24 @@ def plan_conversion(
     outputs: Sequence[str | Path],
     options: ConvertOptions,
     *,
-    needs_errors: bool = False,
+    limits: Sequence[Limit] = (),
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Conversion:
     """Choose devices, then plan and check a conversion. Raises CheckpointError.
 
-    Errors are measured if a report or a baseline is asked for, or if the caller `needs_errors`.
+    Errors are measured if a report or a baseline is asked for, or if there are `limits`.
     `on_note` gets a note on the choice of devices, before the source is read.
     """
     devices = choose_devices(options.device)
     if devices.note:
         on_note(devices.note)
     measuring = None
-    if options.report or options.baseline is not None or needs_errors:
+    if options.report or options.baseline is not None or limits:
         measuring = Measuring(parse_baseline(options.baseline or "stored"))
     plan = prepare(source, outputs, options)
     if options.report is not None:
         overwrite.check_report_path(Path(options.report), overwrite.taken_paths(plan))
-    return Conversion(plan, options, devices, measuring)
+    return Conversion(plan, options, devices, measuring, tuple(limits))
 
 
 def prepare(

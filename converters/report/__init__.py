@@ -22,7 +22,6 @@ from weightcast.converters.report.collector import (
 from weightcast.converters.report.html import page
 from weightcast.converters.report.limits import (
     METRICS,
-    Limit,
     Violation,
     check_applicable,
     check_limits,
@@ -33,6 +32,7 @@ from weightcast.converters.report.of_plan import conversion_report
 from weightcast.converters.report.schema import (
     AppliedRecipe,
     AppliedRule,
+    Limit,
     Metrics,
     OutputErrors,
     Report,
@@ -43,9 +43,8 @@ from weightcast.converters.report.schema import (
     Weighted,
     json_values,
     read_report,
-    write_report,
 )
-from weightcast.converters.report.show import show_reports
+from weightcast.converters.report.show import check_writable, show_reports, write_report
 
 __all__ = [
     "BASELINES",
@@ -71,6 +70,7 @@ __all__ = [
     "card_lines",
     "check_applicable",
     "check_limits",
+    "check_writable",
     "conversion_report",
     "json_values",
     "matrix_errors",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ _TEMPLATE: Final = Path(__file__).with_name("template")
 # Parts of the page's script, in order.
 _SCRIPTS: Final = ("data.js", "charts.js", "table.js", "page.js")
 _DIGITS: Final = 6
+# The extra `report`: modules and the packages that bring them.
+_PACKAGES: Final = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
 # Columns of the table of tensors, in order.
 _COLUMNS: Final = (
     "name", "kind", "layer", "type", "shape", "bytes", "bits_per_weight", "sqnr_db",
@@ -35,11 +38,10 @@ _Json = dict[str, Any]
 
 def page(reports: Sequence[Report]) -> str:
     """Make the page. Raises CheckpointError without the packages of the extra `report`."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise CheckpointError(_MISSING.format("jinja2")) from None
+    check_packages()
+    import jinja2
+    from markupsafe import Markup
+
     scripts = [library(), "\n".join(_part(name) for name in _SCRIPTS)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE),
@@ -66,18 +68,23 @@ def page(reports: Sequence[Report]) -> str:
     )
 
 
-_MISSING: Final = (
-    "{} is not installed: pip install 'weightcast[report]' for HTML pages (Markdown needs nothing)"
-)
+def check_packages() -> None:
+    """Import what makes pages. Raises CheckpointError without the extra `report`."""
+    for module, package in _PACKAGES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise CheckpointError(
+                f"{package} is not installed: pip install 'weightcast[report]' for HTML pages "
+                "(JSON and Markdown need nothing)"
+            ) from None
 
 
 @functools.cache
 def library() -> str:
     """Bundle Vega, Vega-Lite and Vega-Embed; takes seconds."""
-    try:
-        import vl_convert
-    except ImportError:
-        raise CheckpointError(_MISSING.format("vl-convert-python")) from None
+    import vl_convert
+
     # In JavaScript only strings and regular expressions can have this, and it means the same there.
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
         "</script", r"<\/script"
