@@ -127,7 +127,7 @@ def _measured(entry: Entry, entries: Sequence[Entry]) -> dict[_Key, float]:
     """Collect the errors of tensors in other types, from outputs of the same source."""
     found: dict[_Key, float] = {}
     for other in entries:
-        if other is entry or not _is_comparable(other, entry):
+        if other is entry or not is_comparable(other, entry):
             continue
         for tensor in other.output.tensors:
             if tensor.metrics.error_squares is not None:
@@ -136,7 +136,8 @@ def _measured(entry: Entry, entries: Sequence[Entry]) -> dict[_Key, float]:
     return found
 
 
-def _is_comparable(one: Entry, other: Entry) -> bool:
+def is_comparable(one: Entry, other: Entry) -> bool:
+    """Tell whether errors of two outputs are differences from the same values."""
     return (one.report.baseline, one.report.source) == (other.report.baseline, other.report.source)
 
 

@@ -8,7 +8,7 @@ of all errors over those of all weights; its SQNR is the same ratio in decibels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ from weightcast.converters.report.text import (
     sqnr_text,
     worst_tensors,
 )
-from weightcast.converters.report.upgrades import Proposal, propose
+from weightcast.converters.report.upgrades import Proposal, is_comparable, propose
 from weightcast.text import count
 
 KEPT_MEANS: Final = (
@@ -83,7 +83,7 @@ def _verdict(entry: Entry, entries: Sequence[Entry]) -> Verdict:
     if output.total.relative_rms is None:
         return Verdict(entry, (_not_finite(entry),))
     proposals = propose(entry, entries)
-    sentences = [_kept(entry), _worst(output)]
+    sentences = [_kept(entry), *_beaten(entry, entries), _worst(output)]
     if proposals:
         sentences.append(_proposed(proposals[0]))
     return Verdict(entry, tuple(sentences), tuple(proposals))
@@ -120,6 +120,17 @@ def _kept(entry: Entry) -> Sentence:
     else:
         text = f" keeps {kept_text(total)} of the signal {sqnr}"
     return _name(entry.label), Piece(text + at)
+
+
+def _beaten(entry: Entry, entries: Sequence[Entry]) -> Iterator[Sentence]:
+    """Name an output of the same source that is not larger and has less error."""
+    for other in sorted(entries, key=lambda other: _lost(other.output.total)):
+        is_finite = other.output.total.relative_rms is not None
+        if is_finite and is_comparable(other, entry) and other.output.bytes <= entry.output.bytes:
+            if _lost(other.output.total) < _lost(entry.output.total):
+                size = "as large" if other.output.bytes == entry.output.bytes else "smaller"
+                yield _name(other.label), Piece(f" is {size} and more exact.")
+            return
 
 
 def _worst(output: OutputErrors) -> Sentence:
