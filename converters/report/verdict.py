@@ -138,7 +138,8 @@ def _worst(output: OutputErrors) -> Sentence:
     share = ""
     if output.total.error_squares and worst.metrics.error_squares:
         part = 100 * worst.metrics.error_squares / output.total.error_squares
-        share = f", {part:.2g} % of the squared error" if part >= 0.1 else ""
+        written = f"{part:.0f}" if part >= 10 else f"{part:.1f}"
+        share = f", {written} % of the squared error" if part >= 0.1 else ""
     return (
         Piece("Worst: "),
         _name(worst.name),

@@ -15,10 +15,10 @@ const CONFIG = {
   axisBand: { grid: false, ticks: false, domain: false },
   legend: {
     labelColor: "var(--ink)", titleColor: "var(--ink)", titleFontWeight: "normal",
-    labelFontSize: 11, titleFontSize: 12, labelLimit: 300, orient: "top", titleOrient: "left",
+    labelFontSize: 11, titleFontSize: 12, orient: "top", titleOrient: "left",
     titleAnchor: "middle", titlePadding: 8, offset: 12,
   },
-  header: { labelColor: "var(--ink)", labelFontSize: 12, labelLimit: 400 },
+  header: { labelColor: "var(--ink)", labelFontSize: 12, labelLimit: 300 },
   text: { fontSize: 12, fill: "var(--ink)" },
   range: {
     category: ["#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d",
@@ -33,7 +33,11 @@ let longestLabel = 240;
 async function draw(id, specOf) {
   const element = byId(id), room = Math.max(element.clientWidth, 240);
   longestLabel = Math.min(240, Math.round(0.34 * room));
-  const config = { ...CONFIG, axis: { ...CONFIG.axis, labelLimit: longestLabel } };
+  const config = {
+    ...CONFIG,
+    axis: { ...CONFIG.axis, labelLimit: longestLabel },
+    legend: { ...CONFIG.legend, labelLimit: Math.min(300, room - 90) },
+  };
   VIEWS.get(id)?.finalize();
   const result = await vegaEmbed(element, { ...specOf(room), config }, {
     ast: true, // the page's policy forbids eval
@@ -70,8 +74,11 @@ function layerAxis(layers, step) {
 const LEAST_STEP = 11, WRITTEN_STEP = 46, MOST_STEP = 170;
 function gridOf(columns, kinds, room) {
   const names = labelRoom(kinds);
-  const across = Math.floor((2 * (room - names - 8)) / columns.length) / 2;
-  const down = Math.floor((2 * (room - labelRoom(columns) - 26)) / kinds.length) / 2;
+  const across = Math.floor((2 * (room - names - 10)) / columns.length) / 2;
+  const free = room - labelRoom(columns) - 30;
+  const slanted = names > free / kinds.length;
+  const overhang = slanted ? Math.max(0, 0.87 * labelRoom(kinds.slice(-1)) - free / kinds.length / 2) : 0;
+  const down = Math.floor((2 * (free - overhang)) / kinds.length) / 2;
   const turned = columns.length < kinds.length && down >= 60 && across > 2 * down / 3;
   const step = Math.max(LEAST_STEP, Math.min(MOST_STEP, turned ? down : across));
   const written = step >= WRITTEN_STEP;
@@ -80,7 +87,6 @@ function gridOf(columns, kinds, room) {
     field: "layer", type: "ordinal", scale: { domain: columns, padding: 0 },
     axis: turned ? { title: "layer" } : layerAxis(columns, step),
   };
-  const slanted = turned && names > step;
   const kind = {
     field: "kind", type: "ordinal", scale: { domain: kinds, padding: 0 },
     axis: { title: null, ...(turned ? { orient: "top", labelAngle: slanted ? -30 : 0, labelAlign: slanted ? "left" : "center" } : {}) },
@@ -94,7 +100,27 @@ function gridOf(columns, kinds, room) {
   };
 }
 
-const VIRIDIS_INK = (share) => (share < 0.55 ? "#fff" : "#111");
+// Black or white, whichever is read better on a colour; one of them always has a contrast of 4.5.
+const channels = (color) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+function inkOn(parts) {
+  const [red, green, blue] = parts.map((part) => {
+    const share = part / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
+}
+
+// Viridis, from dark to light.
+const VIRIDIS = ["#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725"];
+const viridisScale = ([low, high]) => ({
+  domain: VIRIDIS.map((_, step) => low + (step / (VIRIDIS.length - 1)) * (high - low)), range: VIRIDIS, interpolate: "rgb",
+});
+
+function viridis(share) {
+  const place = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1), step = Math.min(Math.floor(place), VIRIDIS.length - 2);
+  const [from, to] = [channels(VIRIDIS[step]), channels(VIRIDIS[step + 1])];
+  return from.map((part, which) => part + (place - step) * (to[which] - part));
+}
 
 function sqnrScale(values) {
   const numbers = values.filter((value) => value !== null);
@@ -112,19 +138,19 @@ function sqnrColor(values) {
     ],
     field: "sqnr",
     type: "quantitative",
-    scale: { scheme: "viridis", domain: [low, high] },
+    scale: viridisScale([low, high]),
     legend: some ? { title: "SQNR, dB", gradientLength: 160, gradientThickness: 12, tickCount: 4, format: high - low < 6 ? ".1f" : ".0f" } : null,
   };
 }
 
 function sqnrInk(cell, [low, high]) {
   if (cell.state === "no error") return "var(--ink)";
-  return cell.state === "not finite" ? "#fff" : VIRIDIS_INK((cell.sqnr - low) / (high - low));
+  return cell.state === "not finite" ? "#fff" : inkOn(viridis((cell.sqnr - low) / (high - low)));
 }
 
 function gridSpec(cells, grid, about) {
   const words = {
-    mark: { type: "text", fontSize: 11, aria: false, interactive: false, limit: grid.width.step - 4 },
+    mark: { type: "text", fontSize: 11, aria: false, limit: grid.width.step - 4 },
     encoding: { ...grid.place, text: { field: about.text, type: "nominal" }, fill: { field: about.ink, type: "nominal", scale: null } },
   };
   return {
@@ -147,7 +173,7 @@ function gridSpec(cells, grid, about) {
       ...(grid.written ? [words] : []),
       {
         transform: [{ filter: "datum.id === at" }],
-        mark: { type: "rect", filled: false, stroke: "var(--ink)", strokeWidth: 3, aria: false, interactive: false },
+        mark: { type: "rect", filled: false, stroke: "var(--ink)", strokeWidth: 3, aria: false },
         encoding: grid.place,
       },
     ],
@@ -165,7 +191,8 @@ function mapSpec(cells, layers, kinds, allSqnr, room) {
     ink: sqnrInk(cell, domain),
   }));
   return gridSpec(values, gridOf(columnsOf(cells, layers), kinds, room), {
-    text: "short", ink: "ink", color: sqnrColor(allSqnr), description: "SQNR of each tensor, by layer and kind",
+    text: "short", ink: "ink", color: sqnrColor(allSqnr),
+    description: "Heat map of SQNR by layer and kind; arrow keys move, Enter finds the tensor in the table",
   });
 }
 
@@ -186,15 +213,10 @@ function typeColors(types, bits) {
   });
 }
 
-function inkOn(color) {
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
-  return 0.299 * red + 0.587 * green + 0.114 * blue < 140 ? "#fff" : "#111";
-}
-
 function typesSpec(cells, layers, kinds, types, bits, room) {
   const colors = typeColors(types, bits);
   const used = types.filter((type) => cells.some((cell) => cell.type === type));
-  const values = cells.map((cell) => ({ ...cell, ink: inkOn(colors[types.indexOf(cell.type)] ?? "#8c959f") }));
+  const values = cells.map((cell) => ({ ...cell, ink: inkOn(channels(colors[types.indexOf(cell.type)] ?? "#8c959f")) }));
   const others = unique(cells.map((cell) => cell.type)).filter((type) => !types.includes(type));
   const domain = [...used, ...others];
   return gridSpec(values, gridOf(columnsOf(cells, layers), kinds, room), {

@@ -71,7 +71,9 @@ async function drawGrid(id, specOf) {
   if (!state.cells.length) return clear(id, "No tensors were measured.");
   const view = await draw(id, specOf);
   view.addEventListener("click", (event, item) => item?.datum?.find && find(item.datum.find));
-  if (id === "map") view.addEventListener("mouseover", (event, item) => item?.datum?.text && say(item.datum));
+  if (id !== "map") return;
+  byId(id).setAttribute("role", "application"); // Vega calls it a document, in which keys only read
+  view.addEventListener("mouseover", (event, item) => item?.datum?.text && say(item.datum));
 }
 
 const say = (cell) => (byId("map-cell").textContent = cell.text);
@@ -286,6 +288,9 @@ function followSections() {
   };
   addEventListener("scroll", mark, { passive: true });
   mark();
+  new ResizeObserver(() => {
+    document.documentElement.style.scrollPaddingTop = `${byId("bar").offsetHeight + 14}px`;
+  }).observe(byId("bar"));
 }
 
 const drawCharts = () => Promise.all([

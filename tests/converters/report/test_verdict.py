@@ -125,3 +125,27 @@ def test_what_was_measured_is_not_called_about(tmp_path: Path) -> None:
     assert total.error_squares
     gain = 10 * math.log10(total.error_squares / squares)
     assert f"Raise blk.0.attn_v.weight to Q6_K: +{gain:.1f} dB for 4.2 kB more." in said(first)
+
+
+def test_an_output_that_is_smaller_and_more_exact_is_named(tmp_path: Path) -> None:
+    def made(path: str, sqnr: float, nbytes: int) -> error_reports.Json:
+        one = error_reports.tensor("a", "a", None, "Q4_K", (64, 256))
+        one["metrics"] = error_reports.metrics(64 * 256, sqnr)
+        output = error_reports.output(path, path, [one])
+        output["bytes"] = nbytes
+        return output
+
+    outputs = [
+        made("X", 20.0, 100),
+        made("Y", 25.0, 90),
+        made("Z", 21.0, 100),
+        made("W", 30.0, 200),
+    ]
+    x, y, z, w = map(said, judged(tmp_path, *outputs))
+    assert " Y is smaller and more exact. " in x
+    assert " Y is smaller and more exact. " in z
+    assert "more exact" not in y
+    assert "more exact" not in w
+    x, z = map(said, judged(tmp_path, outputs[0], outputs[2]))
+    assert " Z is as large and more exact. " in x
+    assert "more exact" not in z
