@@ -69,7 +69,7 @@ def page(reports: Sequence[Report]) -> str:
         proposal_text=lambda proposal: _unbroken(verdict.proposal_text(proposal)),
         unbroken=_unbroken,
         kept_means=verdict.KEPT_MEANS,
-        estimated_means=verdict.ESTIMATED_MEANS,
+        estimated_means=f"{verdict.ESTIMATED_MEANS} {verdict.OPTIONS_MEAN}",
         limits_of=_limits_of,
         bound_text=limits.bound_text,
         sections=shown.sections,

@@ -29,6 +29,7 @@ from weightcast.converters.report.upgrades import Proposal
 from weightcast.converters.report.verdict import (
     ESTIMATED_MEANS,
     KEPT_MEANS,
+    OPTIONS_MEAN,
     Sentence,
     Verdict,
     proposal_text,
@@ -85,7 +86,8 @@ def _lines(reports: Sequence[Report]) -> Iterator[str]:
         yield ""
         yield from _details(verdict)
     yield ""
-    yield f"{KEPT_MEANS} {ESTIMATED_MEANS}"
+    has_proposals = any(verdict.proposals for verdict in judged)
+    yield " ".join((KEPT_MEANS, ESTIMATED_MEANS, OPTIONS_MEAN) if has_proposals else (KEPT_MEANS,))
 
 
 def _sentence(pieces: Sentence) -> str:

@@ -118,9 +118,8 @@ def propose(entry: Entry, entries: Sequence[Entry]) -> list[Proposal]:
 
 def _is_finite(output: OutputErrors) -> bool:
     total = output.total
-    return bool(total.error_squares and total.source_squares) and all(
-        tensor.metrics.error_squares is not None for tensor in output.tensors
-    )
+    has_error = (total.error_squares or 0) > 0 and (total.source_squares or 0) > 0
+    return has_error and all(each.metrics.error_squares is not None for each in output.tensors)
 
 
 def _measured(entry: Entry, entries: Sequence[Entry]) -> dict[_Key, float]:
@@ -194,7 +193,7 @@ def _error_in(
 def _few(by_type: Sequence[Sequence[Upgrade]], output: OutputErrors) -> list[Upgrade]:
     """Choose the few upgrades to one type that pay most."""
     total = output.total
-    price = _REMOVED_BY_A_BIT * (total.error_squares or 0.0) / (total.weights / 8)
+    price = _REMOVED_BY_A_BIT * (total.error_squares or 0.0) / (max(total.weights, 1) / 8)
 
     def gain(upgrade: Upgrade) -> float:
         return upgrade.removed - price * upgrade.more_bytes

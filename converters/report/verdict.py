@@ -24,12 +24,16 @@ from weightcast.converters.report.upgrades import Proposal, is_comparable, propo
 from weightcast.text import count
 
 KEPT_MEANS: Final = (
-    "The share of the signal that is kept is 1 - Σ(y - x)² / Σx², over all weights x and what "
-    "became of them, y."
+    "The share of the signal that is kept is 1 - Σ(y - x)² / Σx², over all weights x and their "
+    "values y in the output."
 )
 ESTIMATED_MEANS: Final = (
-    "The error of a tensor in another type is measured where another output has it in that type; "
-    "else it is estimated: its SQNR changes as that of Gaussian weights does."
+    "Errors in another type are measured where another output holds the tensor in that type, and "
+    "else estimated from how the SQNR of Gaussian weights differs between the two types."
+)
+OPTIONS_MEAN: Final = (
+    "Give the options to weightcast convert before any other --tensor-type. Where a rule counts "
+    "tensors, the others of the kind are listed with the type that they have, so as to keep it."
 )
 
 
@@ -69,9 +73,10 @@ def kept_text(metrics: Metrics) -> str:
 
 def _lost(metrics: Metrics) -> float:
     """Give the share of the signal that is lost: error energy over source energy."""
-    if not metrics.error_squares:
+    error, signal = metrics.error_squares or 0.0, metrics.source_squares or 0.0
+    if error <= 0:
         return 0.0
-    return metrics.error_squares / metrics.source_squares if metrics.source_squares else math.inf
+    return error / signal if signal > 0 else math.inf
 
 
 def _verdict(entry: Entry, entries: Sequence[Entry]) -> Verdict:
@@ -83,7 +88,7 @@ def _verdict(entry: Entry, entries: Sequence[Entry]) -> Verdict:
     if output.total.relative_rms is None:
         return Verdict(entry, (_not_finite(entry),))
     proposals = propose(entry, entries)
-    sentences = [_kept(entry), *_beaten(entry, entries), _worst(output)]
+    sentences = [_kept(entry), *_beaten(entry, entries), *_worst(output)]
     if proposals:
         sentences.append(_proposed(proposals[0]))
     return Verdict(entry, tuple(sentences), tuple(proposals))
@@ -133,18 +138,14 @@ def _beaten(entry: Entry, entries: Sequence[Entry]) -> Iterator[Sentence]:
             return
 
 
-def _worst(output: OutputErrors) -> Sentence:
-    worst = worst_tensors(output, 1)[0]
-    share = ""
-    if output.total.error_squares and worst.metrics.error_squares:
-        part = 100 * worst.metrics.error_squares / output.total.error_squares
+def _worst(output: OutputErrors) -> Iterator[Sentence]:
+    total = output.total.error_squares or 0.0
+    for worst in worst_tensors(output, 1):
+        part = 100 * (worst.metrics.error_squares or 0.0) / total if total > 0 else 0.0
         written = f"{part:.0f}" if part >= 10 else f"{part:.1f}"
-        share = f", {written} % of the squared error" if part >= 0.1 else ""
-    return (
-        Piece("Worst: "),
-        _name(worst.name),
-        Piece(f" ({worst.type}, {sqnr_text(worst.metrics)}{share})."),
-    )
+        share = f", {written} % of the squared error" if 0.1 <= part <= 100 else ""
+        told = f" ({worst.type}, {sqnr_text(worst.metrics)}{share})."
+        yield Piece("Worst: "), _name(worst.name), Piece(told)
 
 
 def _proposed(proposal: Proposal) -> Sentence:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.converters.report import error_reports
 from weightcast.converters.report import read_report
+from weightcast.converters.report.markdown import summary
 from weightcast.converters.report.text import entries
 from weightcast.converters.report.verdict import Verdict, kept_text, verdicts
 
@@ -149,3 +150,27 @@ def test_an_output_that_is_smaller_and_more_exact_is_named(tmp_path: Path) -> No
     x, z = map(said, judged(tmp_path, outputs[0], outputs[2]))
     assert " Z is as large and more exact. " in x
     assert "more exact" not in z
+
+
+def test_numbers_that_contradict_each_other_are_no_failure(tmp_path: Path) -> None:
+    """Reports come from strangers: each number is one of its kind, but no more is known."""
+    output = error_reports.grok1_output("Q4_K_M", 1, 2)
+    keys = ("error_squares", "source_squares", "relative_rms", "sqnr_db", "weights")
+    tensor = output["tensors"][2]
+    for metrics in (output["total"], tensor["metrics"]):
+        for key in keys:
+            before = metrics[key]
+            for odd in (0, 5, 1) if key == "weights" else (0.0, 1e-300, 1e300, None, -1.0):
+                if key == "relative_rms" and odd == -1.0:
+                    continue
+                metrics[key] = odd
+                (verdict,) = judged(tmp_path, output)
+                assert said(verdict).startswith("Q4_K_M ")
+                summary([verdict.entry.report])
+            metrics[key] = before
+    output["total"]["error_squares"] = output["total"]["source_squares"] = 1e-320
+    for each in output["tensors"]:
+        each["metrics"]["relative_rms"] = 0.0
+        each["bytes"], each["shape"] = 0, [1]
+    (verdict,) = judged(tmp_path, output)
+    assert "Worst" not in said(verdict)
