@@ -195,8 +195,9 @@ def convert(
     unless `allow_holes` is set. With `bundle` each output gets provenance, checksums and a model
     card (docs/bundle.md).
 
-    `report` is a file for the errors that were made (docs/report.schema.json). `baseline` is what
-    they are measured against: "stored" for the exact values (the default), or "bf16" for these
+    `report` is a file for the errors that were made, in the form that its ending says: .json
+    (docs/report.schema.json), a page in .html or a summary in .md. `baseline` is what they are
+    measured against: "stored" for the exact values (the default), or "bf16" for these
     rounded to bfloat16, as the reference multiplies with them; with either of them
     `Summary.report` has the errors too.
 

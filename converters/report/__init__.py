@@ -3,6 +3,7 @@
 `schema` is the model: the JSON of a report, `docs/report.schema.json`, the metrics that can be
 limited and the columns of the page follow from it. A conversion, a comparison or a verification
 collects the errors of matrices (`collector`) and builds a `Report` of them (`build`, `of_plan`).
+`verdict` sums an output up in sentences, and `upgrades` proposes better types for its tensors.
 """
 
 from weightcast.converters.report.build import (

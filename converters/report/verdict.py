@@ -32,8 +32,9 @@ ESTIMATED_MEANS: Final = (
     "else estimated from how the SQNR of Gaussian weights differs between the two types."
 )
 OPTIONS_MEAN: Final = (
-    "Give the options to weightcast convert before any other --tensor-type. Where a rule counts "
-    "tensors, the others of the kind are listed with the type that they have, so as to keep it."
+    "Give the options to weightcast convert before any other --tensor-type, and for this output "
+    "alone. Where a rule counts tensors, the others of the kind are listed with their types, so as "
+    "to keep them."
 )
 
 

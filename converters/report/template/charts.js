@@ -398,7 +398,7 @@ function expertsSpec(cells, layers, kinds, asDifferences, room) {
   const experts = unique(cells.map((cell) => cell.expert));
   const turned = layers.length < experts.length;
   const across = turned ? experts.length : layers.length;
-  const step = Math.max(LEAST_STEP, Math.min(MOST_STEP, Math.floor((room - 60) / across)));
+  const step = Math.max(LEAST_STEP, Math.min(MOST_STEP, Math.floor((2 * (room - 60)) / across) / 2));
   const layer = { field: "layer", type: "ordinal", scale: { domain: layers, padding: 0 }, axis: turned ? { title: "layer" } : layerAxis(layers, step) };
   const expert = { field: "expert", type: "ordinal", title: "expert", scale: { padding: 0 }, axis: { labelAngle: 0 } };
   return {
