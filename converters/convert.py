@@ -33,6 +33,7 @@ from weightcast.converters.output import (
 from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
 from weightcast.converters.recipes import parse_tensor_type, read_recipe_file
 from weightcast.converters.report import (
+    Limit,
     Measuring,
     Report,
     card_lines,
@@ -163,6 +164,7 @@ class Conversion:
     options: ConvertOptions = field(repr=False)
     devices: Devices = field(repr=False)
     measuring: Measuring | None = field(repr=False)
+    limits: tuple[Limit, ...] = field(default=(), repr=False)
 
     @cached_property
     def outputs(self) -> tuple[OutputSummary, ...]:
@@ -198,9 +200,11 @@ class Conversion:
 
         `gate` gets the report before outputs get their names. If it raises a LimitError they stay
         unnamed, and finished work is kept, as that of a run that failed; there is a report then.
+        Reports say which limits were set; holding to them is up to the caller.
         """
 
         def on_report(report: Report) -> None:
+            report = replace(report, limits=self.limits)
             try:
                 gate(report)
             except LimitError:
@@ -217,7 +221,9 @@ class Conversion:
             on_report=on_report,
         )
         if summary.errors is not None:
-            self._write_report(summary.errors)
+            errors = replace(summary.errors, limits=self.limits)
+            summary = replace(summary, errors=errors)
+            self._write_report(errors)
         return summary
 
     def _write_report(self, report: Report) -> None:
@@ -276,9 +282,10 @@ def convert(
     when a phase begins and as its bytes are done, from any thread, one call at a time; what it
     raises cancels the conversion, and is raised here unchanged.
 
-    Errors: `report` is a JSON file for the errors that were made. They are measured against the
-    `baseline` "stored", the exact values (the default), or "bf16", these rounded to bfloat16; with
-    either of the two `Summary.errors` has them too.
+    Errors: `report` is a file for the errors that were made, in the form that its ending says:
+    .json, .html for a page, .md for a summary. They are measured against the `baseline` "stored",
+    the exact values (the default), or "bf16", these rounded to bfloat16; with either of the two
+    `Summary.errors` has them too.
 
     Outputs get their names only when they are complete; finished work of a run that failed is kept
     beside them for the next one. Raises CheckpointError, or a child of it: RequestError for what
@@ -344,24 +351,24 @@ def plan_conversion(
     outputs: Sequence[str | Path],
     options: ConvertOptions,
     *,
-    needs_errors: bool = False,
+    limits: Sequence[Limit] = (),
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Conversion:
     """Choose devices, then plan and check a conversion. Raises CheckpointError.
 
-    Errors are measured if a report or a baseline is asked for, or if the caller `needs_errors`.
+    Errors are measured if a report or a baseline is asked for, or if there are `limits`.
     `on_note` gets a note on the choice of devices, before the source is read.
     """
     devices = choose_devices(options.device)
     if devices.note:
         on_note(devices.note)
     measuring = None
-    if options.report or options.baseline is not None or needs_errors:
+    if options.report or options.baseline is not None or limits:
         measuring = Measuring(parse_baseline(options.baseline or "stored"))
     plan = prepare(source, outputs, options)
     if options.report is not None:
         overwrite.check_report_path(Path(options.report), overwrite.taken_paths(plan))
-    return Conversion(plan, options, devices, measuring)
+    return Conversion(plan, options, devices, measuring, tuple(limits))
 
 
 def prepare(
