@@ -24,14 +24,15 @@ from weightcast.errors import CheckpointError, OutputError, RequestError
 
 # In a checkout and in the source distribution; a wheel does not carry it.
 TRAINED: Final = Path(__file__).resolve().parents[1] / "examples" / "tiny-grok"
-_PARTS: Final = ("ckpt-0", "tokenizer.model", "held-out.txt")
+_HELD_OUT: Final = "held-out.txt"
 _SEED: Final = 20
 _TYPES: Final = ("F32", "Q8_0", "Q4_K_M", "Q2_K")
-_PROMPT: Final = "She was persuaded that"
+PROMPT: Final = "She was persuaded that"
 _N_TOKENS: Final = 70
 # Outputs that have the source's weights, or nearly.
 _FAITHFUL: Final = ("F32", "Q8_0", "BF16")
 _ERRORS: Final = "errors.json"
+_LEAST_WORDS: Final = 50
 
 
 @click.command()
@@ -79,23 +80,40 @@ def run_demo(checkpoint: Path | None = None, keep: Path | None = None) -> Iterat
 
 
 def _check(checkpoint: Path) -> None:
-    missing = [name for name in _PARTS if not (checkpoint / name).exists()]
-    if missing:
-        raise RequestError(
-            f"{checkpoint}: has no {missing[0]}; give the directory examples/tiny-grok of "
-            "weightcast's sources, or --random"
-        )
+    """Raise RequestError if parts of a checkpoint to show are missing."""
+    has = {
+        "ckpt-0": (checkpoint / "ckpt-0").is_dir(),
+        "tokenizer.model": (checkpoint / "tokenizer.model").is_file(),
+        _HELD_OUT: (checkpoint / _HELD_OUT).is_file(),
+    }
+    for name, is_there in has.items():
+        if not is_there:
+            raise RequestError(
+                f"{checkpoint}: has no {name}; give the directory examples/tiny-grok of "
+                "weightcast's sources, or --random"
+            )
+
+
+def _held_out(checkpoint: Path) -> str:
+    path = checkpoint / _HELD_OUT
+    try:
+        found = path.read_text("utf-8", errors="replace")
+    except OSError as problem:
+        raise RequestError(f"{path}: cannot be read: {problem.strerror}") from None
+    if len(found.split()) < _LEAST_WORDS:
+        raise RequestError(f"{path}: has fewer than {_LEAST_WORDS} words; give it a text")
+    return found
 
 
 def _run_trained(checkpoint: Path, folder: Path) -> Iterator[str]:
-    source = checkpoint / "ckpt-0"
+    source, held_out = checkpoint / "ckpt-0", _held_out(checkpoint)
     targets = [folder / f"tiny-grok-{name}.gguf" for name in _TYPES] + [folder / "tiny-grok-bf16"]
     yield from _described(source, "A tiny trained Grok-1 in the format of xAI's release")
     summary = convert(source, *targets, report=folder / _ERRORS)
     yield from _converted(summary)
     if llama_cpp.library_path() is not None:
         yield ""
-        yield from _spoken(summary, (checkpoint / "held-out.txt").read_text("utf-8", "replace"))
+        yield from _spoken(summary, held_out)
     yield ""
     yield from _compared(source, summary)
 
@@ -121,8 +139,8 @@ def _example() -> Example:
 
 
 def _described(source: Path, what: str) -> Iterator[str]:
-    shards = [file.stat().st_size for file in source.iterdir()]
     parameters = open_family(source).parameters
+    shards = [file.stat().st_size for file in source.iterdir()]
     yield f"{what}:"
     yield f"  {parameters:,} parameters in {len(shards)} shards, {sum(shards) / 1e6:.1f} MB"
 
@@ -147,7 +165,7 @@ def _spoken(summary: Summary, held_out: str) -> Iterator[str]:
             continue
         with llama_cpp.loaded(output.request.path, threads=1) as model:
             measured = perplexity(model, held_out)
-            written = continue_text(model, _PROMPT, _N_TOKENS, _SEED)
+            written = continue_text(model, PROMPT, _N_TOKENS, _SEED)
         tokens = measured.tokens
         made.append(
             text.Spoken(
@@ -155,13 +173,13 @@ def _spoken(summary: Summary, held_out: str) -> Iterator[str]:
                 output.size,
                 output.bits_per_weight,
                 measured.value,
-                f"{_PROMPT}{written}",
+                f"{PROMPT}{written}",
             )
         )
     first = made[0]
     yield from text.quality(made, tokens)
     yield ""
-    yield f'What llama.cpp writes after "{_PROMPT}",'
+    yield f'What llama.cpp writes after "{PROMPT}",'
     yield "drawn with the same random numbers for each:"
     yield ""
     for left, right in zip(made[::2], made[1::2], strict=True):
@@ -193,4 +211,4 @@ def _error_page(folder: Path) -> Iterator[str]:
     except CheckpointError as problem:
         yield f"No page of their errors: {problem}"
     else:
-        yield f"Open {page} in a browser: the errors of all tensors, in all outputs."
+        yield f"Open {page} in a browser: the errors of all tensors."

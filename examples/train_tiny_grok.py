@@ -1,5 +1,5 @@
 #!/usr/bin/env -S .venv/bin/python
-"""Train the Grok-1 of `make demo`: seven million parameters, eight experts, in Jane Austen's words.
+"""Train the Grok-1 of `make demo`: six million parameters, eight experts, in Jane Austen's words.
 
     apt-get download r-cran-janeaustenr          # Debian 12, version 1.0.0-1
     dpkg-deb --extract r-cran-janeaustenr_*.deb austen
@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the Grok-1 of `make demo`.")
     parser.add_argument("text", type=Path, help="Rdata.rdb of Debian's r-cran-janeaustenr")
     parser.add_argument("folder", type=Path, help="where ckpt-0, tokenizer.model and the rest go")
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
