@@ -28,6 +28,7 @@ from weightcast.commands import COMMANDS
 from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, USAGE
 from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, tell
 from weightcast.errors import CheckpointError, LimitError, RequestError, visible
+from weightcast.text import speaking_of_options
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # With these there is no progress to see, or no work.
@@ -103,6 +104,7 @@ def _announced() -> Iterator[None]:
 @click.pass_obj
 def commands(stopping: tuple[signal.Signals, ...] | None) -> None:
     """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
+    click.get_current_context().with_resource(speaking_of_options())
     # The command is imported by now: an interrupt may be an exception from here on.
     for number in stopping or ():
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background

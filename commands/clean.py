@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from weightcast.commands.options import PATH, Command, as_json, option, quiet
+from weightcast.commands.options import PATH, Command, as_json, listed_option, quiet
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.text.clean import clean_lines
 from weightcast.converters.output import clean as clean_paths
@@ -20,7 +20,7 @@ from weightcast.converters.output import clean as clean_paths
     ),
 )
 @click.argument("paths", metavar="PATH...", type=PATH, nargs=-1, required=True)
-@option(
+@listed_option(
     "-n",
     "--dry-run",
     section="running",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import click
 
 from weightcast.commands import options, work_options
 from weightcast.commands.exits import FAILED_CHECK
-from weightcast.commands.options import PATH, Command, option
+from weightcast.commands.options import PATH, Command, listed_option
 from weightcast.commands.printing import (
     print_json,
     print_lines,
@@ -58,7 +58,7 @@ class Asked:
 @click.argument("a", metavar="A", type=PATH)
 @click.argument("b", metavar="B", type=PATH)
 @options.spec
-@option(
+@listed_option(
     "--baseline",
     section="reporting",
     type=BASELINE,
@@ -66,7 +66,7 @@ class Asked:
     help="What errors are differences from: A's values as stored, or rounded to bf16.",
     show_default=True,
 )
-@option(
+@listed_option(
     "--imatrix",
     section="precision",
     type=PATH,
@@ -122,5 +122,5 @@ def _measure(
         check_report_path(asked.report, [*sides.places, *read])
     found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
     if asked.report is not None:
-        write_report(asked.report, found.errors)
+        write_report(asked.report, replace(found.errors, limits=tuple(limits)))
     return found

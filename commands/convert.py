@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from weightcast.commands.exits import FAILED_CHECK
-from weightcast.commands.options import PATH, Command, all_tensors, as_json, option, quiet
+from weightcast.commands.options import PATH, Command, all_tensors, as_json, listed_option, quiet
 from weightcast.commands.printing import (
     print_json,
     print_lines,
@@ -55,7 +55,7 @@ from weightcast.text import count, some
 )
 @click.argument("source", metavar="SRC", type=PATH)
 @click.argument("outputs", metavar="OUT...", type=str, nargs=-1)
-@option(
+@listed_option(
     "-n",
     "--dry-run",
     section="output",
@@ -64,7 +64,7 @@ from weightcast.text import count, some
 )
 @convert_options(ConvertOptions)
 @fail_over
-@option(
+@listed_option(
     "--gate",
     section="reporting",
     type=click.Choice(["before-naming", "after"]),
@@ -105,7 +105,7 @@ def convert(
             source,
             outputs,
             asked,
-            needs_errors=bool(parsed),
+            limits=parsed,
             on_note=lambda note: None if quiet else shown.tell(f"note: {note}"),
         )
         plan = conversion.plan

@@ -94,19 +94,19 @@ class Command(click.Command):
             raise click.UsageError(message, ctx) from None
 
 
-def option(*names: str, section: Group, **settings: Any) -> Callable[[Decorated], Decorated]:
+def listed_option(*names: str, section: Group, **settings: Any) -> Callable[[Decorated], Decorated]:
     """Declare an option of a section."""
     return click.option(*names, cls=Option, section=section, **settings)
 
 
-spec = option(
+spec = listed_option(
     "--spec",
     section="source",
     type=PATH,
     metavar="FILE",
     help="JSON file of hyperparameters (keys as in spec.json).",
 )
-all_tensors = option(
+all_tensors = listed_option(
     "-v",
     "--verbose",
     "--all",
@@ -115,7 +115,7 @@ all_tensors = option(
     is_flag=True,
     help="Show everything: a line for each tensor.",
 )
-quiet = option("-q", "--quiet", section="reporting", is_flag=True, help="Print errors only.")
-as_json = option(
+quiet = listed_option("-q", "--quiet", section="reporting", is_flag=True, help="Print errors only.")
+as_json = listed_option(
     "--json", "as_json", section="reporting", is_flag=True, help="Print the result as JSON."
 )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from weightcast.commands.exits import FAILED_CHECK
-from weightcast.commands.options import PATH, Command, as_json, option, quiet, spec
+from weightcast.commands.options import PATH, Command, as_json, listed_option, quiet, spec
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
@@ -19,7 +19,7 @@ from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 
 @click.command(
@@ -31,7 +31,7 @@ from weightcast.text import shown
     ),
 )
 @click.argument("artifact", metavar="ARTIFACT", type=PATH)
-@option(
+@listed_option(
     "--source",
     section="source",
     type=PATH,
@@ -39,14 +39,14 @@ from weightcast.text import shown
     help="What it was made of: shards, GGUF or safetensors.",
 )
 @spec
-@option(
+@listed_option(
     "--imatrix",
     section="source",
     type=PATH,
     metavar="FILE",
     help="The importance matrix that was used.",
 )
-@option(
+@listed_option(
     "--sample",
     section="running",
     metavar="ROWS",
@@ -54,7 +54,7 @@ from weightcast.text import shown
 )
 @jobs
 @report
-@option(
+@listed_option(
     "-v",
     "--verbose",
     "--all",
@@ -95,7 +95,7 @@ def _verify(
 ) -> Verification:
     """Verify, show progress, and write the errors to a file if one is named."""
     if report is not None and options["source"] is None:
-        raise RequestError("report: of use with a source only")
+        raise RequestError(f"{option('report')}: of use with a source only")
     if report is not None:
         named = (artifact, *(options[name] for name in ("source", "spec", "imatrix")))
         check_report_path(report, filter(None, named))

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from weightcast.commands.options import PATH, Decorated, option
+from weightcast.commands.options import PATH, Decorated, listed_option
 from weightcast.converters.plan import MAX_WORKERS
 from weightcast.converters.report import BASELINES
 from weightcast.converters.sources import ConvertOptions, Group, Kind, Row
@@ -51,10 +51,10 @@ def _click_option(row: Row) -> Callable[[Decorated], Decorated]:
     if row.default:
         settings.update(default=row.default, show_default=said.shows_default)
     flags = (said.flag,) if said.short is None else (said.short, said.flag)
-    return option(*flags, row.name, section=said.group, **settings)
+    return listed_option(*flags, row.name, section=said.group, **settings)
 
 
-fail_over = option(
+fail_over = listed_option(
     "--fail-over",
     "limits",
     section="reporting",
@@ -62,14 +62,14 @@ fail_over = option(
     multiple=True,
     help="Exit with 3 if a tensor is beyond: relative_rms=0.1, attn_q:sqnr_db=30, ...",
 )
-report = option(
+report = listed_option(
     "--report",
     section="reporting",
     type=PATH,
     metavar="FILE",
     help="Write the errors: FILE.json, .html (a page) or .md (a summary).",
 )
-jobs = option(
+jobs = listed_option(
     "-j",
     "--jobs",
     section="running",

@@ -10,17 +10,9 @@ from weightcast.converters.output.files import OutputFiles, grown_path
 from weightcast.converters.output.journal import FinishedRows, MatrixRecord, Write
 from weightcast.converters.output.leftovers import Leftover, clean
 from weightcast.converters.output.overwrite import check_report_path
-from weightcast.converters.output.resume import (
-    GOING_ON,
-    NOT_GOING_ON,
-    kept_work,
-    remainder,
-    rows_of,
-)
+from weightcast.converters.output.resume import how_to_go_on, kept_work, remainder, rows_of
 
 __all__ = [
-    "GOING_ON",
-    "NOT_GOING_ON",
     "FinishedRows",
     "Leftover",
     "MatrixRecord",
@@ -30,6 +22,7 @@ __all__ = [
     "check_report_path",
     "clean",
     "grown_path",
+    "how_to_go_on",
     "kept_work",
     "remainder",
     "rows_of",

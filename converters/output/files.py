@@ -51,6 +51,7 @@ from weightcast.converters.targets import TARGETS
 from weightcast.converters.targets.target import Output, Request, Target
 from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError, TakenError
 from weightcast.formats.directory import is_trace
+from weightcast.text import option
 
 # Of a bundle that was being written when its conversion was killed.
 _OWN_PARTIALS: Final = {f".{name}.partial" for name in bundle_names.NAMES}
@@ -200,7 +201,8 @@ class OutputFiles:
         if before is not None and before != now:
             raise TakenError(
                 f"{final}: an interrupted conversion cannot be continued: "
-                f"{changes(before, now, self._plan.inputs.options)}; --no-resume starts over"
+                f"{changes(before, now, self._plan.inputs.options)}; "
+                f"{option('resume', False)} starts over"
             )
         for path in () if journal.has_work else others:
             path.unlink(missing_ok=True)

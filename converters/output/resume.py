@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from weightcast.converters.files import journal_path
 from weightcast.converters.output.files import OutputFiles, noted_paths
@@ -15,10 +14,15 @@ from weightcast.converters.output.journal import FinishedRows, RowRange, read_jo
 from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured
 from weightcast.converters.report.collector import Measuring, matrix_errors
 from weightcast.quant.cpu.library import BlockCounts
+from weightcast.text import option, spoken
 
-GOING_ON: Final = "the same command goes on, --no-resume starts over"
-NOT_GOING_ON: Final = "the same command without --no-resume goes on"
 _Matrix = tuple[int, str, int | None]
+
+
+def how_to_go_on(*, resume: bool) -> str:
+    """Say how the work that is kept is gone on with, by whether `resume` was asked for."""
+    same, over = spoken("the same command", "the same call"), option("resume", False)
+    return f"{same} goes on, {over} starts over" if resume else f"{same} without {over} goes on"
 
 
 @dataclass(frozen=True, slots=True)

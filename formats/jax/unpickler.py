@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.errors import FormatError, UnsafePickleError
-from weightcast.formats.reading import check_downloaded
+from weightcast.formats.foreign import refuse_foreign
 
 # A checkpoint's pickle runs about 150 opcodes on a stack of about 20.
 MAX_OPCODES = 10_000
@@ -111,7 +111,8 @@ class Machine:
                 f"the {self._what} is empty: the download has not started or was lost"
             )
         if self._take(1) != b"\x80":
-            check_downloaded(self._path)
+            if self._what == "file":
+                refuse_foreign(self._path, "shard")
             if not self._window.strip(b"\0"):
                 raise self._error("zeros instead of a pickle: the download is not complete")
             raise self._error("not a pickle of protocol 2 to 5")
@@ -165,7 +166,7 @@ class Machine:
             raise self._error(
                 f"{count} bytes are declared at byte {self._position}, "
                 f"but the {self._what} ends at {self._size}: "
-                "it is truncated or damaged, get it again"
+                "it is truncated or damaged; download it again"
             )
 
     def _take(self, count: int) -> bytes:
@@ -257,11 +258,13 @@ class Machine:
         if module is None or name is None:
             raise self._error("a global's name is not a short string")
         if (module, name) not in self._allowed:
+            only = "; save the weights alone: torch.save(model.state_dict(), NEW)"
             raise UnsafePickleError(
                 self._path,
                 self._opcode_at,
                 f"the pickle names the global {f'{module}.{name}'[:200]!r}, which is not an array "
-                "type of a checkpoint; it was not imported and nothing was run",
+                "type of a checkpoint; it was not imported and nothing was run"
+                f"{only if self._what == 'pickle' else ''}",
             )
         self._push(Global(module, name))
 
