@@ -402,7 +402,8 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
         raise RequestError("no output is named")
     types = options.types
     if types and len(types) != len(outputs):
-        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
+        given, needed = count(len(types), "type"), count(len(outputs), "output")
+        raise RequestError(f"{given} for {needed}; give one for each")
     file = None if options.recipe is None else read_recipe_file(Path(options.recipe))
     overrides = tuple(parse_tensor_type(text) for text in options.tensor_types)
     if file is not None:

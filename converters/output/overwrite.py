@@ -121,9 +121,10 @@ def _check_sources(output: Output, plan: Plan, sources: set[Path]) -> None:
     for path in _on_the_way(output, plan):
         source = held.get(path) or (identities.get(_identity(path)) if path.exists() else None)
         if source is not None:
-            raise OutputError(
-                f"{output.request.path}: is or holds the source ({source}); write elsewhere"
-            )
+            asked = output.request.path
+            is_same = _identity(source) == _identity(asked) if asked.exists() else False
+            said = "is the source" if is_same else f"is or holds the source ({source})"
+            raise OutputError(f"{asked}: {said}; write elsewhere")
 
 
 def _check_existing(output: Output) -> None:
