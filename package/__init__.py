@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from weightcast.converters.checkpoint import Checkpoint, Tensor, open
     from weightcast.converters.compare import Comparison, compare
     from weightcast.converters.convert import Conversion, Summary, convert, plan
-    from weightcast.converters.report import Report
+    from weightcast.converters.report import Metrics, OutputErrors, Report, TensorErrors
     from weightcast.converters.summary import OutputSummary
     from weightcast.converters.verify import Problem, Verification, verify
     from weightcast.errors import (
@@ -46,8 +46,10 @@ __all__ = [
     "Errors",
     "FormatError",
     "LayoutError",
+    "Metrics",
     "MissingTensorError",
     "OutputError",
+    "OutputErrors",
     "OutputSummary",
     "Problem",
     "Quantized",
@@ -56,6 +58,7 @@ __all__ = [
     "Summary",
     "TakenError",
     "Tensor",
+    "TensorErrors",
     "UnknownTensorError",
     "UnsafePickleError",
     "Verification",
@@ -76,12 +79,15 @@ _MODULES = {
     "Comparison": "converters.compare",
     "Conversion": "converters.convert",
     "Errors": "quant.metrics",
+    "Metrics": "converters.report",
+    "OutputErrors": "converters.report",
     "OutputSummary": "converters.summary",
     "Problem": "converters.verify",
     "Quantized": "quant.coded",
     "Report": "converters.report",
     "Summary": "converters.convert",
     "Tensor": "converters.checkpoint",
+    "TensorErrors": "converters.report",
     "Verification": "converters.verify",
     "compare": "converters.compare",
     "convert": "converters.convert",
