@@ -61,8 +61,8 @@ def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
     form = _FORMS.get(out.suffix.lower())
     if form is None:
         raise RequestError(
-            f"{out}: the ending says the form; name it OUT.html for a page or OUT.md for a summary, "
-            "or give - to print that"
+            f"{out}: the ending says the form; name it OUT.html for a page or OUT.md for a "
+            "summary, or give - to print that"
         )
     for path in paths:
         if out.exists() and path.exists() and out.samefile(path):
