@@ -51,7 +51,7 @@ def option(name: str, value: str | bool | None = None) -> str:
     return spoken(f"{flag} {shlex.quote(value)}", f"{name}={value!r}")
 
 
-_UNITS: Final = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_UNITS: Final = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def bytes_text(nbytes: int) -> str:
@@ -62,18 +62,18 @@ def bytes_text(nbytes: int) -> str:
     return f"{nbytes:,} bytes"
 
 
-def size_text(nbytes: int) -> str:
+def size_text(nbytes: float) -> str:
     """A size in a readable unit alone: 66.6 kB."""
     for unit, size in _UNITS:
         if nbytes >= size:
             return f"{nbytes / size:.3g} {unit}"
-    return count(nbytes, "byte")
+    return count(round(nbytes), "byte")
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """Find the known name that somebody most likely meant; None if none is like it."""
+def closest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
+    """Find the known name that somebody most likely meant; None if none is so much like it."""
     spelled = {each.lower(): each for each in known}
-    found = get_close_matches(name.lower(), spelled, n=1)
+    found = get_close_matches(name.lower(), spelled, n=1, cutoff=alike)
     return spelled[found[0]] if found else None
 
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import click
 
 from weightcast.commands.printing import ERASE_LINE, on_terminal, tell, wants_color
-from weightcast.commands.text.sizes import short_size
-from weightcast.text import duration
+from weightcast.text import duration, size_text
 
 if TYPE_CHECKING:  # inspect needs none of what comes with it
     from weightcast.converters.engine.progress import Phase, Progress
@@ -114,7 +113,7 @@ class LogLines:
             return
         self._tenths, self._last = tenths, now
         rate = self._rate.bytes_per_second(now)
-        said = [f"{_percent(progress)} of {short_size(total)}", *_rate_texts(progress, rate)]
+        said = [f"{_percent(progress)} of {size_text(total)}", *_rate_texts(progress, rate)]
         with contextlib.suppress(OSError):  # nobody reads it any more
             tell(f"{_LABELS[progress.phase]}: {', '.join(said)}")
 
@@ -199,18 +198,24 @@ class TerminalLine:
 def fitted(left: str, progress: Progress, rate: float, width: int) -> str:
     """Go on with what there is room for: the time left, the rate, the bytes, a bar."""
     texts = _rate_texts(progress, rate)
-    done = f"{short_size(progress.done_bytes)} of {short_size(progress.total_bytes)}"
+    done = f"{size_text(progress.done_bytes)} of {size_text(progress.total_bytes)}"
     right = ""
     for parts in (texts[-1:], texts, [done, *texts]):
         wider = "".join(f"  {part}" for part in parts)
         if len(left) + len(wider) <= width:
             right = wider
     room = min(width - len(left) - len(right) - 2, _BAR_WIDTHS[1])
-    if room >= _BAR_WIDTHS[0]:
-        done_character, other = _bar_characters()
-        full = room * min(progress.done_bytes, progress.total_bytes) // progress.total_bytes
-        left += f"  {done_character * full}{other * (room - full)}"
-    return (left + right)[:width]
+    if room < _BAR_WIDTHS[0]:
+        return (left + right)[:width]
+    from tqdm import tqdm  # a moment to import, which inspect need not wait for
+
+    return tqdm.format_meter(
+        min(progress.done_bytes, progress.total_bytes),
+        progress.total_bytes,
+        elapsed=0,
+        ascii=not _has_blocks(),
+        bar_format=f"{left}  {{bar:{room}}}{right}",
+    )
 
 
 def _percent(progress: Progress) -> str:
@@ -223,7 +228,7 @@ def _rate_texts(progress: Progress, rate: float) -> list[str]:
     if rate <= 0:
         return []
     left = max(progress.total_bytes - progress.done_bytes, 0) / rate
-    return [f"{short_size(rate)}/s", f"{duration(left)} left"]
+    return [f"{size_text(rate)}/s", f"{duration(left)} left"]
 
 
 def _width() -> int:
@@ -234,9 +239,10 @@ def _width() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _bar_characters() -> tuple[str, str]:
+def _has_blocks() -> bool:
+    """Tell whether the terminal has the characters of a smooth bar."""
     try:
-        "━─".encode(sys.stderr.encoding or "ascii")
+        "█▏".encode(sys.stderr.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
-        return "#", "."
-    return "━", "─"
+        return False
+    return True

@@ -19,7 +19,7 @@ _FP8: Final = {
 _INTEGERS: Final = re.compile(r"int(?P<bits>\d+)(?:-(?P<size>g\d+|channel))?(?P<asymmetric>-asym)?")
 _LAYOUT: Final = re.compile(r"-(?:gptq|gptq_v2|awq|weightcast|compressed-tensors)$|^weightcast-")
 # As other libraries call plain floats.
-_FLOATS: Final = {
+SYNONYMS: Final = {
     "FLOAT32": "F32",
     "FP32": "F32",
     "FLOAT16": "F16",
@@ -49,7 +49,7 @@ def weight_type_named(name: str) -> QuantType | CodedType:
     """Look a type up by name: one of GGUF's, or of directories as int4-g128. Raises LayoutError."""
     text = str(name).strip()
     squeezed = _squeezed(text)
-    squeezed = _FLOATS.get(squeezed, squeezed)
+    squeezed = SYNONYMS.get(squeezed, squeezed)
     found = next((t for t in TYPES.values() if _squeezed(t.name) == squeezed), None)
     return _coded_type(text) if found is None else found
 

@@ -22,8 +22,8 @@ from weightcast.converters.plan import Plan
 from weightcast.converters.sources import (
     ConvertOptions,
     hub_repository,
-    size_text,
     without_folders,
+    written_size,
 )
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.text import count, in_code, one_line
@@ -223,7 +223,7 @@ def _options(options: ConvertOptions, names: Mapping[str, str]) -> Iterator[str]
             yield flag
             continue
         if row.option.kind == "size":
-            value = size_text(value)
+            value = written_size(value)
         for text in value if row.option.kind == "texts" else (value,):
             yield from (flag, str(text))
 

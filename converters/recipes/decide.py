@@ -29,10 +29,9 @@ from weightcast.converters.recipes.llama_quantize import (
     ModelFacts,
 )
 from weightcast.converters.recipes.recipe import Recipe
-from weightcast.converters.recipes.spelling import closest
 from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
-from weightcast.text import option
+from weightcast.text import closest, option
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from weightcast.text import option, spoken
+from weightcast.text import closest, option, spoken
 
 _Found = TypeVar("_Found")
 
@@ -17,14 +16,6 @@ _SEPARATOR: Final = re.compile(r"[-._ ]")
 _IMATRIX_ENDING: Final = re.compile(r"[-._ ](?:imat(?:rix)?)$", re.IGNORECASE)
 # Endings of a split file's parts, and of an output that was not finished.
 _PART_ENDING: Final = re.compile(r"-\d{5}-of-\d{5}$")
-SYNONYMS: Final = {
-    "FP32": "F32",
-    "FLOAT32": "F32",
-    "FP16": "F16",
-    "FLOAT16": "F16",
-    "BFLOAT16": "BF16",
-}
-
 _FINER_ENDS: Final = "'^(output|token_embd).weight$=Q8_0'"
 # Names that people ask for and that are no types here: what to do instead.
 _ELSEWHERE: Final[tuple[tuple[str, str], ...]] = (
@@ -121,13 +112,6 @@ def explain(name: str) -> str | None:
         if re.fullmatch(pattern, written):
             return text.replace("{rule}", option("tensor_types"))
     return None
-
-
-def closest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
-    """Find the known name that is most like one that is not known, and at least so much alike."""
-    by_key = {key(other): other for other in known}
-    found = difflib.get_close_matches(key(name), by_key, n=1, cutoff=alike)
-    return by_key[found[0]] if found else None
 
 
 def hint(name: str, known: Iterable[str]) -> str:

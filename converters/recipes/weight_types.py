@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from weightcast.converters.recipes.recipe import recipe_named
-from weightcast.converters.recipes.spelling import SYNONYMS, find_ending, hint, look_up
+from weightcast.converters.recipes.spelling import find_ending, hint, look_up
 from weightcast.errors import RequestError
 from weightcast.formats.packed import LAYOUTS
+from weightcast.quant.names import SYNONYMS
 from weightcast.quant.types import BF16, FLOAT_TYPES, TYPES, GroupType, QuantType, WeightType
 from weightcast.text import shown
 

@@ -31,7 +31,7 @@ from weightcast.converters.sources.options import (
     Row,
     SourceOptions,
     parse_size,
-    size_text,
+    written_size,
 )
 from weightcast.converters.sources.packed import join_packed
 from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
@@ -62,8 +62,8 @@ __all__ = [
     "open_to_inspect",
     "open_vocabulary",
     "parse_size",
-    "size_text",
     "unwritten_note",
     "weights_of",
     "without_folders",
+    "written_size",
 ]

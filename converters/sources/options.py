@@ -47,7 +47,7 @@ def parse_size(size: str | int) -> int:
     return int(nbytes)
 
 
-def size_text(nbytes: int) -> str:
+def written_size(nbytes: int) -> str:
     """Write a number of bytes as `parse_size` reads it: 48G, 4GiB, or 1234B."""
     units = [(1000**n, unit) for n, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K"))]
     units += [(1024**n, f"{unit}iB") for n, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K"))]

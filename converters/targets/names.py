@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 from weightcast.converters.recipes import Override, RecipeFile, spelling
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
-from weightcast.text import option, shown, spoken
+from weightcast.text import closest, option, shown, spoken
 
 # What may be meant for a type, though none is called so.
 _LOOKS_LIKE_A_TYPE: Final = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
@@ -64,7 +64,7 @@ class TypeNames(Generic[Meant]):
             remedy = f"put it there, as in {self.example}, or pass {option('types', inside)}"
             return RequestError(f"{text}: {inside} is not at the end of the name; {remedy}")
         last = list(spelling.endings(stem))[-1]
-        meant = spelling.closest(last, self.known, alike=0.8)
+        meant = closest(last, self.known, alike=0.8)
         guess = f"did you mean {meant}?" if meant else None
         listed = spoken("weightcast types lists them", "weightcast.types() lists them")
         remedy = guess or f"rename it or pass {option('types')} ({listed})"

@@ -72,8 +72,8 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert rate.bytes_per_second(140) == 0
 
 
-TEXTS = "450 MB of 1.0 GB  12.0 MB/s  46 s left"
-WIDE = f"convert   45%  {'━' * 18}{'─' * 22}  {TEXTS}"
+TEXTS = "450 MB of 1 GB  12 MB/s  46 s left"
+WIDE = f"convert   45%  {'█' * 18}{' ' * 22}  {TEXTS}"
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ WIDE = f"convert   45%  {'━' * 18}{'─' * 22}  {TEXTS}"
     [
         (200, WIDE),
         (len(WIDE), WIDE),
-        (79, f"convert   45%  {'━' * 10}{'─' * 14}  {TEXTS}"),
+        (75, f"convert   45%  {'█' * 9}{' ' * 11}  {TEXTS}"),
         (60, f"convert   45%  {TEXTS}"),
-        (39, "convert   45%  12.0 MB/s  46 s left"),
+        (39, "convert   45%  12 MB/s  46 s left"),
         (30, "convert   45%  46 s left"),
         (20, "convert   45%"),
         (10, "convert   "),
     ],
 )
 def test_a_line_fits(width: int, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_bar_characters", lambda: ("━", "─"))
+    monkeypatch.setattr(progress, "_has_blocks", lambda: True)
     now = Progress("convert", 450 * 10**6, 10**9)
     found = fitted("convert   45%", now, 12e6, width)
     assert found == line

@@ -18,7 +18,7 @@ from weightcast.converters.bundle.model_card import model_card
 from weightcast.converters.convert import prepare
 from weightcast.converters.output.fingerprint import changes, fingerprint
 from weightcast.converters.plan.plan import Plan
-from weightcast.converters.sources.options import ConvertOptions, Option, parse_size, size_text
+from weightcast.converters.sources.options import ConvertOptions, Option, parse_size, written_size
 from weightcast.errors import RequestError
 
 
@@ -35,7 +35,7 @@ from weightcast.errors import RequestError
 )
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
-    assert parse_size(size_text(size)) == size
+    assert parse_size(written_size(size)) == size
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_sizes(text: str | int, size: int) -> None:
     [(48 * 10**9, "48G"), (4 * 2**30, "4GiB"), (1500, "1500B"), (12_000, "12K"), (3072, "3KiB")],
 )
 def test_sizes_in_the_largest_unit_that_fits(size: int, text: str) -> None:
-    assert size_text(size) == text
+    assert written_size(size) == text
 
 
 @pytest.mark.parametrize("text", ["48", " 48 ", "1.5"])
