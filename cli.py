@@ -104,6 +104,7 @@ def _announced() -> Iterator[None]:
 @click.pass_obj
 def commands(stopping: tuple[signal.Signals, ...] | None) -> None:
     """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
+    click.get_current_context().with_resource(speaking_of_options())
     # The command is imported by now: an interrupt may be an exception from here on.
     for number in stopping or ():
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
@@ -135,8 +136,7 @@ def main() -> None:
     """Run the command line, and exit as the module says."""
     _prepare_streams()
     try:
-        with speaking_of_options():
-            commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
+        commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -164,8 +164,9 @@ def _usage_text(error: click.UsageError) -> str:
     """Put click's words as ours are, and say where there is help."""
     text = error.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
-    text = re.sub(r"[.:]? \(?Did you mean( one of:)? (.*\?)\)?$", r"; did you mean \2", text)
-    text = text.replace("', '", "' or '").replace("' / '", "' or '")
+    if hint := re.fullmatch(r"(.*?)[.:]? \(?Did you mean(?: one of:)? (.*\?)\)?", text):
+        meant = hint[2].replace("', '", "' or '")
+        text = f"{hint[1]}; did you mean {meant}"
     command = "weightcast" if error.ctx is None else error.ctx.command_path
     return f"{text} (see {command} --help)"
 

@@ -51,6 +51,12 @@ class MissingTensorError(CheckpointError):
     """A tensor or file that the model needs is not there."""
 
 
+class UnknownTensorError(CheckpointError, KeyError):
+    """A checkpoint has no tensor of this name; a KeyError too."""
+
+    __str__ = Exception.__str__  # that of KeyError quotes the message
+
+
 class ChangedError(CheckpointError):
     """A file is not what it was when the work began."""
 

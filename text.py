@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import Final
 
@@ -50,12 +51,30 @@ def option(name: str, value: str | bool | None = None) -> str:
     return spoken(f"{flag} {shlex.quote(value)}", f"{name}={value!r}")
 
 
+_UNITS: Final = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
 def bytes_text(nbytes: int) -> str:
     """Bytes in full and in a readable unit."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in _UNITS:
         if nbytes >= size:
             return f"{nbytes:,} bytes ({nbytes / size:.2f} {unit})"
     return f"{nbytes:,} bytes"
+
+
+def size_text(nbytes: int) -> str:
+    """A size in a readable unit alone: 66.6 kB."""
+    for unit, size in _UNITS:
+        if nbytes >= size:
+            return f"{nbytes / size:.3g} {unit}"
+    return count(nbytes, "byte")
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Find the known name that somebody most likely meant; None if none is like it."""
+    spelled = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower(), spelled, n=1)
+    return spelled[found[0]] if found else None
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,5 +122,5 @@ def _measure(
         check_report_path(asked.report, [*sides.places, *read])
     found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
     if asked.report is not None:
-        write_report(asked.report, found.errors)
+        write_report(asked.report, replace(found.errors, limits=tuple(limits)))
     return found

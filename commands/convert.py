@@ -105,7 +105,7 @@ def convert(
             source,
             outputs,
             asked,
-            needs_errors=bool(parsed),
+            limits=parsed,
             on_note=lambda note: None if quiet else shown.tell(f"note: {note}"),
         )
         plan = conversion.plan

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -400,6 +401,21 @@ class TensorGraph(Mapping[str, Tensor]):
         """Give the name that messages and lists call a tensor by."""
         place = self.places.get(name)
         return name if place is None else self.family.name_in(place, self.family.spoken)
+
+    def other_names(self) -> dict[str, tuple[str, int | None]]:
+        """Map names that a convention of the family has to canonical ones, and maybe an expert."""
+        found: dict[str, tuple[str, int | None]] = {}
+        for names in self.family.names.values():
+            for own, place in self.places.items():
+                for each in (place, self.family.ties.get(own)):
+                    stored = None if each is None else names.get(each.role.name)
+                    if stored is None:
+                        continue
+                    experts = range(self.tensors[own].shape[0]) if stored.is_one_expert else [None]
+                    for pattern, expert in product((stored.name, *stored.earlier), experts):
+                        name = pattern.format(layer=place.layer, expert=expert)
+                        found.setdefault(name, (own, expert))
+        return found
 
     @cached_property
     def _spoken(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index as as_integer
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +37,7 @@ Index = tuple[int | slice, ...]
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
-    """Give the dtype of a tensor's values: float32 for weights, other numbers as they are stored."""
+    """Give the dtype of values: float32 for weights, that of the file for other numbers."""
     found = {"" if view.is_readable else view.dtype for view in windows(tensor)}
     only = found.pop() if len(found) == 1 else ""
     return DTYPES[only] if only in _NUMBERS else np.dtype(np.float32)
@@ -111,7 +111,7 @@ def _read(
     is_weights: bool,
 ) -> NDArray[Any]:
     buffer = memoryview(bytearray(view.slab_bytes(out0, out1)))
-    with _named(view):
+    with _explained(view):
         piece = read_slab(view, out0, out1, buffer).matrix(0, out1 - out0)
     if not is_weights:
         assert isinstance(piece, Matrix)
@@ -136,7 +136,7 @@ _KERNELS: Final = ("F32", "F16", "BF16", "I8")
 
 
 @contextmanager
-def _named(view: StoredMatrix) -> Iterator[None]:
+def _explained(view: StoredMatrix) -> Iterator[None]:
     """Turn failures of the system into CheckpointError."""
     try:
         yield
@@ -150,8 +150,8 @@ def _named(view: StoredMatrix) -> Iterator[None]:
 class Selection:
     """Entries of a tensor: a smaller tensor, and how the result is had from its values.
 
-    `tensor` is None if there are no entries. Axes in `flipped` are read forwards and turned, those
-    of `shape` are what is left after axes of one entry are dropped.
+    `tensor` is None if there are no entries. Its values get `shape`, which has no axes for single
+    entries, and axes in `flipped` are turned, as they are read forwards.
     """
 
     tensor: Tensor | None
@@ -163,7 +163,7 @@ class Selection:
         if self.tensor is None:
             return np.empty(self.shape, dtype)
         values: NDArray[Any] = load(self.tensor, dtype).reshape(self.shape)
-        return np.flip(values, self.flipped) if self.flipped else values
+        return np.ascontiguousarray(np.flip(values, self.flipped)) if self.flipped else values
 
 
 def select(tensor: Tensor, index: object) -> Selection:
@@ -179,8 +179,10 @@ def select(tensor: Tensor, index: object) -> Selection:
     for n, (given, size) in enumerate(zip(_expanded(tensor, index), tensor.shape, strict=True)):
         if not isinstance(given, slice):
             at = _entry(tensor, n, given)
-            is_last = n == len(tensor.shape) - 1
-            found = sliced(found, axis, at, at + 1) if is_last else take(found, at, axis)
+            # What is left stays a matrix, so that rows are read as rows.
+            is_of_matrix = n >= len(tensor.shape) - 2
+            found = sliced(found, axis, at, at + 1) if is_of_matrix else take(found, at, axis)
+            axis += is_of_matrix
             continue
         wanted = range(*given.indices(size))
         shape.append(len(wanted))
@@ -209,16 +211,17 @@ def _expanded(tensor: Tensor, index: object) -> list[object]:
 
 
 def _entry(tensor: Tensor, axis: int, given: object) -> int:
-    is_number = hasattr(given, "__index__") and not isinstance(given, bool | np.bool_)
-    if not is_number or getattr(given, "ndim", 0):
+    is_array = bool(getattr(given, "ndim", 0))
+    is_bool = np.dtype(bool) == getattr(given, "dtype", None) or isinstance(given, bool)
+    if is_bool or is_array or not isinstance(given, SupportsIndex):
         raise TypeError(
             f"{tensor.name}: index with whole numbers, slices and ..., not with "
             f"{type(given).__name__}; what else numpy knows works on .numpy()"
         )
-    size, at = tensor.shape[axis], as_integer(given)  # type: ignore[call-overload]
+    size, at = tensor.shape[axis], as_integer(given)
     if not -size <= at < size:
         raise IndexError(f"{tensor.name}: index {at} is out of bounds for axis {axis} of {size}")
-    return int(at % size)
+    return at % size
 
 
 def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
@@ -230,7 +233,7 @@ def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
     parts: dict[str, list[NDArray[Any]]] = {}
     for view in views:
         if view is None:
-            raise LayoutError(f"{tensor.name}: is put together from several arrays; use .numpy()")
+            raise LayoutError(f"{tensor.name}: is not stored as one matrix; use .numpy()")
         for name, array in _parts_of(view).items():
             parts.setdefault(name, []).append(array)
     lead = tensor.shape[:-2]
@@ -245,7 +248,7 @@ def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
 
 def _parts_of(view: View) -> dict[str, NDArray[Any]]:
     n_out = view.shape[0]
-    with _named(view):
+    with _explained(view):
         if view.array.packed is not None:
             stored = view.array.packed.parts
             return {suffix.lstrip("."): _array(part) for suffix, part in stored.items()}

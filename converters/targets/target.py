@@ -267,7 +267,7 @@ def with_split_note(output: Output, split_bytes: int) -> Output:
     largest = max(file.size for file in output.files)
     if largest > _HUB_RECOMMENDS:
         does = "take no file above 200 GB" if largest > _HUB_LIMIT else "recommend 50 GB a file"
-        notes.append(f"a file of {bytes_text(largest)}, and model hubs {does}: split it at 48G")
+        notes.append(f"a file of {bytes_text(largest)}, and model hubs {does}: split it (48G)")
     return replace(output, notes=tuple(notes))
 
 

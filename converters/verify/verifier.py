@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,11 +50,11 @@ from weightcast.text import count, option, some
 
 @cancellable()
 def verify(
-    artifact: str | Path,
-    source: str | Path | None = None,
+    artifact: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     *,
-    spec: str | Path | None = None,
-    imatrix: str | Path | None = None,
+    spec: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     sample: Sample = None,
     jobs: int | None = None,
     on_progress: OnProgress = ignore_progress,
@@ -64,8 +65,13 @@ def verify(
     `source` what it was made of, `imatrix` the importance matrix that was used. `sample` takes only
     some rows of each matrix: their number, or a share below 1. `on_progress` is called with a
     `weightcast.Progress`, from any thread, one call at a time; what it raises ends the verification
-    and is raised here. Raises CheckpointError if nothing can be verified; what is wrong with the
-    artifact are problems of the result.
+    and is raised here.
+
+    What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
+    can be verified, RequestError for arguments that make no sense.
+
+    >>> weightcast.verify(out, path).is_good
+    True
     """
     meter = Meter(on_progress)
     meter.start("plan")
@@ -84,7 +90,7 @@ def verify(
     return _Verifier(path, structure, sample, workers.count, meter).run(
         None if source is None else in_hub_cache(Path(source)),
         None if spec is None else Path(spec),
-        None if imatrix is None else read_imatrix(imatrix),
+        None if imatrix is None else read_imatrix(Path(imatrix)),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import weightcast
+from weightcast.converters.sources import open_graph
 
 PAGE = Path(__file__).parents[2] / "docs" / "contributing" / "add-a-command.md"
 
@@ -46,7 +46,7 @@ def trial(tmp_path: Path):
 
 
 def test_the_command_runs(trial, tiny: Path) -> None:
-    tensors = len(weightcast.open(tiny))
+    tensors = len(open_graph(tiny))
     assert trial("count", tiny) == (0, f"{tensors} tensors\n", "")
     code, out, err = trial("count", "--json", tiny)
     assert (code, json.loads(out), err) == (

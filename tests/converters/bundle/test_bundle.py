@@ -34,6 +34,7 @@ from weightcast.converters.engine import executor, hashing, stream
 from weightcast.converters.files.bundle_names import NAMES, BundlePaths, written_before
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.output import files as output_files
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.target import Request
 
@@ -145,7 +146,7 @@ def test_a_directory(tiny: Path, tmp_path: Path, tokenizer_model: Path, name: st
     listed = dict(line.split("  ")[::-1] for line in (out / "SHA256SUMS").read_text().splitlines())
     assert listed.keys() == own | {"intoto.json", "tensors.json"}
     # Others and we read it as before.
-    assert len(weightcast.open(out)) == len(weightcast.open(tiny))
+    assert len(open_graph(out)) == len(open_graph(tiny))
     make(out, tmp_path / "again-Q8_0.gguf", tokenizer=tokenizer_model)
     again = statement(tmp_path / "again-Q8_0.intoto.json")
     files = {found for found in own if found.endswith(".safetensors")}
@@ -164,7 +165,7 @@ def test_transformers_loads_a_directory_with_a_bundle(tiny: Path, tmp_path: Path
         tmp_path / "m-bf16", trust_remote_code=True, output_loading_info=True
     )
     assert not any(found.values())
-    assert sum(p.numel() for p in model.parameters()) == weightcast.open(tiny).parameters
+    assert sum(p.numel() for p in model.parameters()) == open_graph(tiny).parameters
 
 
 @pytest.mark.parametrize("name", ["m-Q8_0.gguf", "m-int4-g32-gptq"])

@@ -25,6 +25,7 @@ from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import generic
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.formats.gguf import layout as gguf_layout
@@ -499,7 +500,7 @@ def test_grok_keeps_everything_too(tiny: Path, tmp_path: Path) -> None:
 
 def test_described(tmp_path: Path) -> None:
     write_model(tmp_path / "m.gguf")
-    graph = weightcast.open(tmp_path / "m.gguf")
+    graph = open_graph(tmp_path / "m.gguf")
     assert list(graph) == list(dense())
     assert graph.family.name == "llama"
     told = graph.spec.describe()

@@ -19,6 +19,7 @@ from tests.support import DATA, GOLDEN, NAMES
 from weightcast.converters.convert import Summary, prepare, run
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.recipe import RECIPES
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, LayoutError
@@ -36,7 +37,7 @@ def convert(source: Path, *outputs: Path, **options: Any) -> Summary:
 
 
 def shapes(source: Path) -> dict[str, tuple[int, ...]]:
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     names = shapes_of(graph)
     return dict(names)
 
@@ -369,7 +370,7 @@ def test_int8_that_ends_inside_blocks(tmp_path: Path) -> None:
     spec = tiny_spec(emb_size=128, key_size=8, num_layers=1, widening_factor=0.75)
     source = write_checkpoint(tmp_path, spec)
     name = "blk.0.ffn_down_exps.weight"
-    groups = weightcast.open(source)["transformer/decoder_layer_0/moe/linear_1/w"].shape[-1] // 8
+    groups = open_graph(source)["transformer/decoder_layer_0/moe/linear_1/w"].shape[-1] // 8
     assert groups % 32
     for options, expected in (
         ({"types": "Q8_0"}, "F32"),

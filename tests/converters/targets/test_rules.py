@@ -17,6 +17,7 @@ from tests.directories import matrices, read_directory, unpacked, wanted
 from tests.support import Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.weight_types import directory_type, known_in_rules, rule_type
+from weightcast.converters.sources import open_graph
 from weightcast.converters.targets.types import shapes_of
 from weightcast.quant.types import BF16, F16, MXFP4, NVFP4, Fp8Type, GroupType
 
@@ -209,7 +210,7 @@ def test_norms_routers_and_embeddings(tmp_path: Path) -> None:
 
 
 def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
-    shapes = dict(shapes_of(weightcast.open(WIDE.path)))
+    shapes = dict(shapes_of(open_graph(WIDE.path)))
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     rule = ("ffn_down=int4-g32",)
     summary = convert(tmp_path / "m-bf16", rules=rule, imatrix=file)

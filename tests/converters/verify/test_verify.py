@@ -25,6 +25,7 @@ from weightcast.commands.text.verify import problem_lines, verification_lines
 from weightcast.converters.compare.rows import PairedRows
 from weightcast.converters.compare.stream import PairedBuffers
 from weightcast.converters.graph.read import Slab, load_float32
+from weightcast.converters.sources import open_graph
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
@@ -131,7 +132,7 @@ def test_split_outputs_are_good(source: Path, tmp_path: Path, name: str) -> None
 
 
 def test_importance_is_used_if_it_is_given(source: Path, tmp_path: Path) -> None:
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     shapes = {p.gguf: graph[p.name].shape for p in places(2)}
     matrix = imatrices.write_gguf(tmp_path / "imatrix.gguf", imatrices.model_entries(shapes))
     weightcast.convert(source, tmp_path / "m-Q4_K_M.gguf", imatrix=matrix)
@@ -456,7 +457,7 @@ def _rewritten(
 ) -> Path:
     """Write a GGUF file by other means: other metadata, alignment, and rows by `make`."""
     file = gguf_files.read(artifacts / "m-Q8_0.gguf")
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     tensors = {}
     for place in places(2):
         part = file.tensors[place.gguf]

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import weightcast
 from tests import imatrices
 from tests.support import DATA
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.sources import open_graph
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.gguf import imatrix
@@ -31,7 +31,7 @@ def test_files_of_llama_imatrix(name: str, tmp_path: Path) -> None:
     """Each format, as the tool writes it, weighs every matrix of its model."""
     found = read_imatrix(IMATRICES / name)
     spec = tiny_spec(emb_size=64, key_size=8, num_q_heads=8, vocab_size=512)
-    tensors = shapes_of(weightcast.open(write_checkpoint(tmp_path, spec, sparse=True)))
+    tensors = shapes_of(open_graph(write_checkpoint(tmp_path, spec, sparse=True)))
     sizes = {
         name: prod(shape[:-2]) * shape[-1]
         for name, shape in tensors
