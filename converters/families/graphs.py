@@ -62,12 +62,20 @@ def graph_from_shards(
             f"{directory}: {len(shards)} shards; {family.title} has {outside} and {in_layer} per "
             f"layer{wanted}, so some are missing or do not belong here; finish the download"
         )
-    tensors = {
-        place.name: _from_shard(family, place, shard)
-        for place, shard in zip(leaf_places(family, num_layers), shards, strict=True)
-    }
     where = f"{len(shards)} shards"
-    return _checked(family, "shards", str(directory), tensors, num_layers, where, told)
+    try:
+        tensors = {
+            place.name: _from_shard(family, place, shard)
+            for place, shard in zip(leaf_places(family, num_layers), shards, strict=True)
+        }
+        return _checked(family, "shards", str(directory), tensors, num_layers, where, told)
+    except LayoutError as problem:
+        # Shards are told by their numbers alone.
+        place = "" if str(problem).startswith(str(directory)) else f"{directory}: "
+        joined_by = ", and " if "; " in str(problem) else "; "
+        raise LayoutError(
+            f"{place}{problem}{joined_by}if shards were renamed, download them again"
+        ) from None
 
 
 def _from_shard(family: Family, place: Place, shard: StoredArray | QuantizedArray) -> Tensor:

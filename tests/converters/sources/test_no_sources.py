@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from tests import imatrices
 from tests.commands.command_line import Done
 from tests.commands.conftest import run
 from tests.converters.sources import no_sources
+from tests.support import GOLDEN
 from weightcast.converters.families.grok1.synthetic import RELEASE, write_checkpoint
 from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats.foreign.files import look_at
@@ -353,3 +355,16 @@ def test_foreign_types_are_none_of_ggml() -> None:
             in_memory = found.origin.startswith("which ggml has in memory")
             assert number not in names or in_memory or architecture == "bitnet-b1.58"
             assert not in_memory or found.name == names[number]
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 4), (3, 13), (0, 1)])
+def test_shards_under_each_others_names(first: int, second: int, tmp_path: Path) -> None:
+    source = shutil.copytree(GOLDEN / "wide", tmp_path / "m")
+    one, other = (source / "ckpt-0" / f"tensor{number:05}_000" for number in (first, second))
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    with pytest.raises(CheckpointError) as caught:
+        weightcast.open(source)
+    assert str(caught.value).startswith(f"{source / 'ckpt-0'}")
+    assert str(caught.value).endswith("if shards were renamed, download them again")

@@ -101,7 +101,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     ),
     "missing": (
         lambda d: (d / shard(3)).unlink(),
-        f"missing {shard(3)}: cannot be used; download it again",
+        f"missing {shard(3)}; download it again",
     ),
     "cut": (
         lambda d: os.truncate(d / shard(3), 100_000),
