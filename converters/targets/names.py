@@ -52,7 +52,7 @@ class TypeNames(Generic[Meant]):
             raise self._unknown(text, type_name)
         if ending is not None and not self.is_same(ending[1], asked):
             raise RequestError(
-                f"{text}: the name says {ending[0]}, but {option('types')} says {type_name}; "
+                f"{text}: the name says {ending[0]}, but {option('types', type_name)} is given; "
                 "rename the output or leave the type out"
             )
         return asked, has_imatrix

@@ -34,8 +34,8 @@ def test_a_line_each_ten_percent(clock: Clock, capsys: pytest.CaptureFixture[str
         clock.now += 0.25
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 10
-    assert said[0] == "converting: 10% of 2.0 GB, 40.0 MB/s, 45 s left"
-    assert said[-1] == "converting: 100% of 2.0 GB, 40.0 MB/s, 0.0 s left"
+    assert said[0] == "converting: 10% of 2 GB, 40 MB/s, 45 s left"
+    assert said[-1] == "converting: 100% of 2 GB, 40 MB/s, 0.0 s left"
 
 
 def test_a_moment_needs_no_line(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_what_was_kept_makes_no_rate(clock: Clock, capsys: pytest.CaptureFixture
     lines(Progress("convert", 50 * 10**6, 100 * 10**6))
     clock.now += 10
     lines(Progress("convert", 60 * 10**6, 100 * 10**6))
-    assert capsys.readouterr().err == "converting: 60% of 100 MB, 1.0 MB/s, 40 s left\n"
+    assert capsys.readouterr().err == "converting: 60% of 100 MB, 1 MB/s, 40 s left\n"
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
@@ -81,7 +81,7 @@ WIDE = f"convert   45%  {'█' * 18}{' ' * 22}  {TEXTS}"
     [
         (200, WIDE),
         (len(WIDE), WIDE),
-        (75, f"convert   45%  {'█' * 9}{' ' * 11}  {TEXTS}"),
+        (75, f"convert   45%  {'█' * 10}▊{' ' * 13}  {TEXTS}"),
         (60, f"convert   45%  {TEXTS}"),
         (39, "convert   45%  12 MB/s  46 s left"),
         (30, "convert   45%  46 s left"),
@@ -135,10 +135,10 @@ def test_a_terminal_shows_something_at_once(clock: Clock, monkeypatch: pytest.Mo
         clock.now += 5
         shown(Progress("flush", 0, 1000))
     assert frames(terminal)[1:] == [
-        "\x1b[36mconverting\x1b[0m    0%  ..........................  0 B of 1.0 kB",
+        "\x1b[36mconverting\x1b[0m    0%                            0 bytes of 1 kB",
         "\x1b[36mnote\x1b[0m: something\n",
-        "\x1b[36mconverting\x1b[0m    0%  ..........................  0 B of 1.0 kB",
-        "\x1b[36mconverting\x1b[0m   50%  500 B of 1.0 kB  100 B/s  5.0 s left",
+        "\x1b[36mconverting\x1b[0m    0%                            0 bytes of 1 kB",
+        "\x1b[36mconverting\x1b[0m   50%  500 bytes of 1 kB  100 bytes/s  5.0 s left",
         "\x1b[36mflushing to the disk\x1b[0m",
         "",  # it is gone at the end
     ]

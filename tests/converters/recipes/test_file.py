@@ -81,7 +81,7 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
         (EXAMPLE + '[[rule]]\npattern = 1\ntype = "Q6_K"', "rule 3: pattern 1 is not a regex"),
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q9"',
-            "rule 3: unknown type 'Q9'; weightcast types lists",
+            "rule 3: unknown type 'Q9'; weightcast.types() lists",
         ),
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "int8"',
@@ -93,11 +93,11 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
         ),
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = 6',
-            "rule 3: unknown type 6; weightcast types lists",
+            "rule 3: unknown type 6; weightcast.types() lists",
         ),
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q4_K_M"',
-            "unknown type 'Q4_K_M': it is a recipe for a whole file; a tensor's type is Q4_K",
+            "rule 3: unknown type 'Q4_K_M': it is a recipe for a whole file; a tensor's type is Q4_K",
         ),
     ],
 )
@@ -149,7 +149,7 @@ def test_tensor_types() -> None:
         ("attn_v", "write it as REGEX=TYPE"),
         ("=Q8_0", "pattern '' is not a regex"),
         ("attn_v=", "unknown type ''"),
-        ("attn_v=Q9", "unknown type 'Q9'; weightcast types lists"),
+        ("attn_v=Q9", "unknown type 'Q9'; weightcast.types() lists"),
         ("(=Q8_0", "pattern '(' is not a regex"),
     ],
 )

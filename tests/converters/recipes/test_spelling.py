@@ -77,8 +77,8 @@ def test_names_as_people_write_them(path: str, type_name: str, says_imatrix: boo
         ("x-Q4_K_M/", None, "Q4_K_M is a type of GGUF files; name the output x-Q4_K_M.gguf"),
         ("x-awq", None, "say its bits and group size: int4-g128-awq"),
         ("x-W4A16", None, "it is called int4-g128 here"),
-        ("x-Q8_0.gguf", "Q4_K_M", "the name says Q8_0, but --type says Q4_K_M"),
-        ("x-bf16", "int8", "the name says bf16, but --type says int8"),
+        ("x-Q8_0.gguf", "Q4_K_M", "the name says Q8_0, but types='Q4_K_M' is given"),
+        ("x-bf16", "int8", "the name says bf16, but types='int8' is given"),
         ("x", "Q4_K_M", "Q4_K_M is a type of GGUF files; name the output x.gguf"),
     ],
 )
