@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -64,6 +65,29 @@ def test_c_program(name, program):
 
 def test_c_program_refuses_an_unknown_type(program):
     assert run(program, "Q9_9", status=1).stderr == "no type Q9_9 for rows of 1024 values\n"
+
+
+SAID = "Q4_K: 65536 values in 36864 bytes, rms error 0.03130\n"
+
+
+@pytest.mark.skipif(shutil.which("rustc") is None, reason="no rustc: apt-get install rustc")
+def test_rust(tmp_path):
+    path = tmp_path / "quantize"
+    library = f"link-arg={config.static()[0]}"
+    run("rustc", "--edition=2021", EXAMPLES / "quantize.rs", "-o", path, "-C", library)
+    assert run(path).stdout == SAID
+
+
+@pytest.mark.skipif(
+    shutil.which("go") is None or shutil.which("pkg-config") is None,
+    reason="no go or no pkg-config: apt-get install golang-go pkgconf",
+)
+def test_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("PKG_CONFIG_PATH", config.pkgconfigdir()[0])
+    monkeypatch.setenv("CGO_LDFLAGS", config.libs()[1])
+    path = tmp_path / "quantize"
+    run("go", "build", "-o", path, EXAMPLES / "quantize.go")
+    assert run(path).stdout == SAID
 
 
 def test_arrays():

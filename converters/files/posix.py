@@ -51,10 +51,12 @@ def allocate(fd: int, size: int) -> None:
     os.ftruncate(fd, size)
     libc = ctypes.CDLL(None, use_errno=True)
     # glibc's posix_fallocate, which is Python's, would write zeros there, for hours.
-    if not hasattr(libc, "fallocate64") or size == 0:
+    # musl has one name alone, whose numbers have 64 bits everywhere.
+    reserve = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if reserve is None or size == 0:
         return
     start, length = ctypes.c_int64(0), ctypes.c_int64(size)
-    while libc.fallocate64(fd, 0, start, length) != 0:
+    while reserve(fd, 0, start, length) != 0:
         code = ctypes.get_errno()
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise OSError(code, os.strerror(code))

@@ -138,7 +138,7 @@ def test_a_terminal_shows_something_at_once(clock: Clock, monkeypatch: pytest.Mo
         "\x1b[36mconverting\x1b[0m    0%                            0 bytes of 1 kB",
         "\x1b[36mnote\x1b[0m: something\n",
         "\x1b[36mconverting\x1b[0m    0%                            0 bytes of 1 kB",
-        "\x1b[36mconverting\x1b[0m   50%  500 bytes of 1 kB  100 bytes/s  5.0 s left",
+        "\x1b[36mconverting\x1b[0m   50%  ########          100 bytes/s  5.0 s left",
         "\x1b[36mflushing to the disk\x1b[0m",
         "",  # it is gone at the end
     ]

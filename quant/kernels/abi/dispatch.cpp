@@ -136,18 +136,19 @@ bool is_float_type(int32_t type) {
 
 constexpr int64_t kGroupMultiple = 32;  // group sizes are multiples of it
 
-// Check that the groups are of a known kind, that rows of n_in values fill them and that they are there.
+// Check that the groups are of a known kind and that rows of n_in values fill them.
 int32_t check_groups(const weightcast_group_type* type, const weightcast_groups* groups, int64_t n_in) {
   if (type == nullptr || groups == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   if (type->bits != 4 && type->bits != 8) return WEIGHTCAST_BAD_TYPE;
   if (!is_float_type(type->scale_type)) return WEIGHTCAST_BAD_TYPE;
   if (type->group_size < kGroupMultiple || type->group_size % kGroupMultiple != 0) return WEIGHTCAST_BAD_SHAPE;
-  if (groups->groups < 0 || n_in / type->group_size != groups->groups || n_in % type->group_size != 0) {
-    return WEIGHTCAST_BAD_SHAPE;
-  }
-  const bool have_zeros = type->symmetric != 0 || groups->zero_points != nullptr;
-  const bool are_there = groups->codes != nullptr && groups->scales != nullptr && have_zeros;
-  return are_there ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
+  const bool fits = n_in % type->group_size == 0 && n_in / type->group_size == groups->groups;
+  return fits ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+}
+
+bool are_there(const weightcast_group_type& type, const weightcast_groups& groups) {
+  const bool have_zeros = type.symmetric != 0 || groups.zero_points != nullptr;
+  return groups.codes != nullptr && groups.scales != nullptr && have_zeros;
 }
 
 // Check what quantizing to groups requires. Sets `empty` if there is nothing to do.
@@ -158,16 +159,19 @@ int32_t check_grouping(const weightcast_source* source, const float* importance,
   if (status != WEIGHTCAST_OK || empty) return status;
   status = check_groups(type, groups, source->n_in);
   if (status != WEIGHTCAST_OK) return status;
-  return source->data != nullptr ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
+  return source->data != nullptr && are_there(*type, *groups) ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
 }
 
 // Check that groups can hold a source's codes unchanged. Sets `empty` if there is nothing to do.
 int32_t check_carriage(const weightcast_source* source, const weightcast_group_type* type,
                        const weightcast_groups* groups, weightcast_result* result, bool& empty) {
-  const int32_t status = check_grouping(source, nullptr, type, groups, result, empty);
+  int32_t status = check_source(source, nullptr, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
+  status = check_groups(type, groups, source->n_in);
+  if (status != WEIGHTCAST_OK) return status;
   const bool fits = source->type == WEIGHTCAST_I8 && type->bits == 8 && type->symmetric != 0;
-  return fits ? WEIGHTCAST_OK : WEIGHTCAST_BAD_TYPE;
+  if (!fits) return WEIGHTCAST_BAD_TYPE;
+  return source->data != nullptr && are_there(*type, *groups) ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
 }
 
 }  // namespace
@@ -250,7 +254,7 @@ int32_t weightcast_dequantize_groups(const weightcast_group_type* type, const we
   if (n_out == 0 || n_in == 0) return WEIGHTCAST_OK;
   const int32_t status = weightcast::check_groups(type, src, n_in);
   if (status != WEIGHTCAST_OK) return status;
-  if (dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  if (dst == nullptr || !weightcast::are_there(*type, *src)) return WEIGHTCAST_NULL_ARGUMENT;
   weightcast::kernels().dequantize_groups(*type, *src, n_out, dst);
   return WEIGHTCAST_OK;
 }
@@ -280,7 +284,8 @@ int32_t weightcast_measure_groups(const weightcast_source* source, const float* 
   if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
   status = weightcast::check_groups(type, groups, s.n_in);
   if (status != WEIGHTCAST_OK) return status;
-  if ((s.n_in > 0 && s.data == nullptr) || moments == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  const bool is_there = s.n_in == 0 || (s.data != nullptr && weightcast::are_there(*type, *groups));
+  if (!is_there || moments == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   return weightcast::kernels().measure_groups(s, importance, baseline, *type, *groups, moments);
 }
 

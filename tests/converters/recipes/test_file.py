@@ -97,7 +97,7 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
         ),
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q4_K_M"',
-            "rule 3: unknown type 'Q4_K_M': it is a recipe for a whole file; a tensor's type is Q4_K",
+            "rule 3: unknown type 'Q4_K_M': it is a recipe for a whole file; a tensor's type is",
         ),
     ],
 )
