@@ -41,7 +41,7 @@ class Table:
         "- llama.cpp takes GELU from a table in half precision;",
         "- Q8_0 and bf16 round what the release has in float32, such as the embedding;",
         "- llama.cpp rounds activations to 8 bits to multiply them with Q8_0 weights.",
-        "A tensor in the wrong place would make them larger than 1.",
+        "A tensor in the wrong place would make the largest more than 1.",
     )
 
     def __init__(self, expected: NDArray[np.float32]) -> None:

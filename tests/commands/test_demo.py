@@ -54,6 +54,13 @@ def test_sizes_and_perplexities_are_in_their_order(kept: tuple[Path, str]) -> No
     assert perplexities["Q2_K"] < 2 * perplexities["F32"] < 150  # of 2,048 by chance
 
 
+def test_the_readme_of_the_model_has_its_numbers(kept: tuple[Path, str]) -> None:
+    said = (demo.TRAINED / "README.md").read_text()
+    told = {name: float(value) for value, name in re.findall(r"([\d.]+) from\s(\w+)", said)}
+    assert told == pytest.approx({t: row[2] for t, row in quality(kept[1]).items()}, rel=5e-3)
+    assert f"{weightcast.open(demo.TRAINED / 'ckpt-0').parameters:,}" in said
+
+
 def test_no_type_falls_back_for_widths_that_fit_no_super_block(kept: tuple[Path, str]) -> None:
     for name, allowed in (("Q2_K", {"Q2_K", "Q3_K"}), ("Q4_K_M", {"Q4_K", "Q5_K", "Q6_K"})):
         tensors = GGUFReader(kept[0] / f"tiny-grok-{name}.gguf").tensors
