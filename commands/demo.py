@@ -20,7 +20,7 @@ from weightcast.converters.families import FAMILIES
 from weightcast.converters.graph import Example
 from weightcast.converters.report import show_reports
 from weightcast.converters.sources import open_family
-from weightcast.errors import CheckpointError, OutputError, RequestError
+from weightcast.errors import CheckpointError, OutputError
 
 # In a checkout and in the source distribution; a wheel does not carry it.
 TRAINED: Final = Path(__file__).resolve().parents[1] / "examples" / "tiny-grok"
@@ -81,7 +81,7 @@ def run_demo(checkpoint: Path | None = None, keep: Path | None = None) -> Iterat
 
 
 def _check(checkpoint: Path) -> None:
-    """Raise RequestError if parts of a checkpoint to show are missing."""
+    """Raise CheckpointError if parts of a checkpoint to show are missing."""
     has = {
         "ckpt-0": (checkpoint / "ckpt-0").is_dir(),
         "tokenizer.model": (checkpoint / "tokenizer.model").is_file(),
@@ -89,7 +89,7 @@ def _check(checkpoint: Path) -> None:
     }
     for name, is_there in has.items():
         if not is_there:
-            raise RequestError(
+            raise CheckpointError(
                 f"{checkpoint}: has no {name}; give the directory examples/tiny-grok of "
                 "weightcast's sources, or --random"
             )
@@ -100,9 +100,9 @@ def _held_out(checkpoint: Path) -> str:
     try:
         found = path.read_text("utf-8", errors="replace")
     except OSError as problem:
-        raise RequestError(f"{path}: cannot be read: {problem.strerror}") from None
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
     if len(found.split()) < _LEAST_WORDS:
-        raise RequestError(f"{path}: has fewer than {_LEAST_WORDS} words; give it a text")
+        raise CheckpointError(f"{path}: has fewer than {_LEAST_WORDS} words; give it a text")
     return found
 
 
