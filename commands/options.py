@@ -1,4 +1,8 @@
-"""Click options: those of `convert` are made from `ConvertOptions`, others are shared."""
+"""Click options that commands share, and help pages that list options by section.
+
+Nothing is imported here that `inspect` does not need: `work_options` has those of commands that
+read weights.
+"""
 
 from __future__ import annotations
 
@@ -8,63 +12,110 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from weightcast.converters.plan import MAX_WORKERS
-from weightcast.converters.report import BASELINES
-from weightcast.converters.sources import ConvertOptions, Group, Kind, Row
+from weightcast.converters.sources.options import Group
 
 # An unreadable file is bad input, as an absent one is; click's own check would call it wrong usage.
 PATH: Final = click.Path(path_type=Path, readable=False)
-WORKERS: Final = click.IntRange(1, MAX_WORKERS)
-BASELINE: Final = click.Choice(list(BASELINES))
 
-_TYPES: Final[dict[Kind, Any]] = {
-    "text": str,
-    "texts": str,
-    "input": PATH,
-    "report": PATH,
-    "workers": WORKERS,
-    "baseline": BASELINE,
+# Sections of help, in order; options without one come last.
+_SECTIONS: Final[dict[Group, str]] = {
+    "output": "What to write",
+    "source": "Source",
+    "precision": "Precision",
+    "running": "Running",
+    "reporting": "Reporting",
+}
+# Options of llama.cpp's programs by which people ask for the same.
+_ELSEWHERE: Final = {
+    "--outtype": "--type",
+    "--outfile": "OUT, after SRC",
+    "--output": "OUT, after SRC",
+    "-o": "OUT, after SRC",
+    "--model": "SRC",
+    "-m": "SRC",
+    "--threads": "--jobs",
+    "--nthread": "--jobs",
+    "--split-max-size": "--split",
+    "--vocab-dir": "--tokenizer",
+    "--token-embedding-type": "--tensor-type '^token_embd=TYPE'",
+    "--output-tensor-type": "--tensor-type '^output=TYPE'",
+    "--leave-output-tensor": "--tensor-type '^output=F16'",
+    "--keep-split": "--split SIZE",
+    "--overwrite": "nothing: outputs are replaced when the new ones are complete",
+    "--force": "nothing: outputs are replaced when the new ones are complete",
+    "--output-dir": "the folder in OUT",
 }
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-def convert_options(declared: type[ConvertOptions], *groups: Group) -> Callable[[Command], Command]:
-    """Declare the options of some groups, in the order of their rows."""
+class Option(click.Option):
+    """An option that is listed in a section of its command's help."""
 
-    def decorate(command: Command) -> Command:
-        for row in reversed(declared.rows()):  # the decorator that comes last is shown first
-            if row.option.group in groups:
-                command = _click_option(row)(command)
-        return command
-
-    return decorate
+    def __init__(self, *arguments: Any, section: Group, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.section = section
 
 
-def _click_option(row: Row) -> Callable[[Command], Command]:
-    said = row.option
-    settings: dict[str, Any] = {"help": said.help, "metavar": said.metavar}
-    if said.kind == "flag":
-        settings["is_flag"] = True
-    else:
-        settings["type"] = _TYPES[said.kind]
-        settings["multiple"] = said.kind == "texts"
-    if row.default:
-        settings.update(default=row.default, show_default=said.shows_default)
-    return click.option(said.flag, row.name, **settings)
+class Command(click.Command):
+    """A command whose help lists options by section, and ends in examples."""
+
+    def __init__(self, *arguments: Any, examples: tuple[str, ...] = (), **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections that have options, then the rest."""
+        options = [p for p in self.params if isinstance(p, click.Option)]
+        listed = [(getattr(p, "section", None), p.get_help_record(ctx)) for p in options]
+        listed.append((None, ("-h, --help", "Show this page.")))
+        for section, title in (*_SECTIONS.items(), (None, "Help")):
+            rows = [row for of, row in listed if of == section and row is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows, col_max=26)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, each in a line of its own, to be copied."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{' ' * formatter.current_indent}{example}\n")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does; say how options of llama.cpp's programs are called here."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            called = _ELSEWHERE.get(error.option_name)
+            if called is None:
+                raise
+            message = f"No such option '{error.option_name}'; here it is {called}."
+            raise click.UsageError(message, ctx) from None
 
 
-fail_over = click.option(
-    "--fail-over",
-    "limits",
-    metavar="[KIND:]METRIC=LIMIT",
-    multiple=True,
-    help="Exit with 1 if a tensor is beyond: relative_rms=0.1, attn_q:sqnr_db=30, ...",
+def listed_option(*names: str, section: Group, **settings: Any) -> Callable[[Decorated], Decorated]:
+    """Declare an option of a section."""
+    return click.option(*names, cls=Option, section=section, **settings)
+
+
+spec = listed_option(
+    "--spec",
+    section="source",
+    type=PATH,
+    metavar="FILE",
+    help="JSON file of hyperparameters (keys as in spec.json).",
 )
-spec = click.option(
-    "--spec", type=PATH, help="JSON file of hyperparameters (keys as in spec.json)."
+all_tensors = listed_option(
+    "-v",
+    "--verbose",
+    "--all",
+    "all_tensors",
+    section="reporting",
+    is_flag=True,
+    help="Show everything: a line for each tensor.",
 )
-all_tensors = click.option("--all", "all_tensors", is_flag=True, help="A line for each tensor.")
-jobs = click.option("--jobs", type=WORKERS, help="Workers (default: cores + 1).")
-quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+quiet = listed_option("-q", "--quiet", section="reporting", is_flag=True, help="Print errors only.")
+as_json = listed_option(
+    "--json", "as_json", section="reporting", is_flag=True, help="Print the result as JSON."
+)

@@ -57,7 +57,9 @@ def test_c_program(name, program):
     assert found, done.stdout
     bits = 8 * TYPES[name].block_bytes / TYPES[name].block_elements
     assert 0 < float(found[1]) < 1.6 * 2**-bits  # of values from -1 to 1
-    assert done.stderr == "cannot quantize: a value is NaN or infinite (row 3, column 5)\n"
+    assert done.stderr == (
+        "cannot quantize: a value is NaN or infinite, or a scale is too large (row 3, column 5)\n"
+    )
 
 
 def test_c_program_refuses_an_unknown_type(program):
@@ -92,7 +94,7 @@ def test_config_of_one_kind():
     assert shlex.split(run(sys.executable, *module, "--cflags").stdout) == config.cflags()
     assert shlex.split(run(sys.executable, *module, "--libs").stdout) == config.libs()
     refused = run(sys.executable, *module, "--everything", status=1)
-    assert refused.stderr == "unknown option --everything: use --cflags, --libs or both\n"
+    assert "unknown option --everything; use some of --cflags, --libs" in refused.stderr
 
 
 def test_recipe_of_a_directory(tmp_path):
@@ -160,7 +162,7 @@ def test_gate(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "tiny-Q4_K_M.gguf" in summary.read_text()
     done = gate("attn_q:sqnr_db=60", "relative_rms=0.5")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "blk.0.attn_q.weight: sqnr_db is 2" in done.stderr
     assert summary.read_text().count("## Quantization errors") == 2
     assert gate("rms=0.5").returncode == 2

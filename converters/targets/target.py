@@ -123,7 +123,8 @@ class Request:
     """One output asked for: where, of which target, by which recipe.
 
     For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
-    `overrides` ask for types that the output can hold.
+    `overrides` ask for types that the output can hold. If the name `says_imatrix`, the errors must
+    be weighed by one.
     """
 
     path: Path
@@ -132,6 +133,7 @@ class Request:
     overrides: tuple[Override, ...] = ()
     pure: bool = False
     directory: DirectoryType | None = None
+    says_imatrix: bool = False
 
     @property
     def type_name(self) -> str:
@@ -261,11 +263,11 @@ def with_split_note(output: Output, split_bytes: int) -> Output:
     notes = list(output.notes)
     larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
     if larger:
-        notes.append(f"tensors larger than --split have a file of their own: {len(larger)}")
+        notes.append(f"tensors larger than a file may be have one of their own: {len(larger)}")
     largest = max(file.size for file in output.files)
     if largest > _HUB_RECOMMENDS:
         does = "take no file above 200 GB" if largest > _HUB_LIMIT else "recommend 50 GB a file"
-        notes.append(f"a file of {bytes_text(largest)}, and model hubs {does}: --split 48G")
+        notes.append(f"a file of {bytes_text(largest)}, and model hubs {does}: split it (48G)")
     return replace(output, notes=tuple(notes))
 
 
