@@ -10,7 +10,7 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
 
 # Convert a tiny trained Grok-1 and let llama.cpp write with it; the files lie in build/demo.
 demo: .venv/.demo
-	$(BIN)/weightcast demo --keep build/demo
+	$(BIN)/weightcast demo examples/tiny-grok --keep build/demo
 
 # Every case that a mistake in one place needs; minutes on two cores.
 test: .venv/.development .venv/.programs

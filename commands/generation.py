@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import exp
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.commands.llama_cpp import Model
 from weightcast.commands.text.demo import WINDOW, log_probabilities
@@ -14,18 +13,11 @@ from weightcast.commands.text.demo import WINDOW, log_probabilities
 _TEMPERATURE: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Perplexity:
-    """exp of the mean negative log-probability of `tokens` tokens."""
+def token_losses(model: Model, text: str) -> NDArray[np.float64]:
+    """Measure the negative log-probability of each token [tokens], in windows of 256 of them.
 
-    value: float
-    tokens: int
-
-
-def perplexity(model: Model, text: str) -> Perplexity:
-    """Measure the perplexity of a text, in windows of 256 tokens that do not overlap.
-
-    Each token but the first of a window is predicted from all that precede it there.
+    Windows do not overlap. Each token but the first of a window is predicted from all that precede
+    it there. exp of the mean is the perplexity.
     """
     tokens = model.tokenize(text)
     losses: list[float] = []
@@ -34,7 +26,7 @@ def perplexity(model: Model, text: str) -> Perplexity:
         with model.context(len(window)) as add:
             found = log_probabilities(add(window))
         losses += [-found[n, token] for n, token in enumerate(window[1:])]
-    return Perplexity(exp(np.mean(losses)), len(losses))
+    return np.array(losses)
 
 
 def continue_text(model: Model, prompt: str, n_tokens: int, seed: int) -> str:

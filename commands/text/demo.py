@@ -41,7 +41,7 @@ class Table:
         "- llama.cpp takes GELU from a table in half precision;",
         "- Q8_0 and bf16 round what the release has in float32, such as the embedding;",
         "- llama.cpp rounds activations to 8 bits to multiply them with Q8_0 weights.",
-        "A tensor in the wrong place would make them larger than 1.",
+        "A tensor in the wrong place would make the largest more than 1.",
     )
 
     def __init__(self, expected: NDArray[np.float32]) -> None:
@@ -68,23 +68,30 @@ class Spoken:
     type: str
     nbytes: int
     bits_per_weight: float
-    perplexity: float
+    losses: NDArray[np.float64]  # of each held-out token
     text: str
 
 
-def quality(made: Sequence[Spoken], tokens: int) -> Iterator[str]:
+def quality(made: Sequence[Spoken]) -> Iterator[str]:
     """Give the table of sizes and perplexities, the latter beside that of the first output."""
     yield f"{'run by llama.cpp':<17} {'MB':>7} {'bits/weight':>12} {'perplexity':>11}"
     for each in made:
-        beside_first = 100 * (each.perplexity / made[0].perplexity - 1)
-        note = "" if each is made[0] else f"  {beside_first:+.2f} %"
+        note = "" if each is made[0] else f"  {_change(each.losses - made[0].losses)}"
         yield (
             f"{each.type:<17} {each.nbytes / 1e6:>7.2f} {each.bits_per_weight:>12.2f} "
-            f"{each.perplexity:>11.2f}{note}"
+            f"{np.exp(each.losses.mean()):>11.2f}{note}"
         )
     yield ""
-    yield f"Perplexity on {tokens:,} tokens of held-out text, in windows of {WINDOW}: between how"
-    yield "many tokens the model wavers at each step; less is better."
+    yield f"Perplexity on {made[0].losses.size:,} tokens of held-out text, in windows of {WINDOW}:"
+    yield "between how many tokens the model wavers at each step; less is better. After +-"
+    yield "stands the standard error: a change no larger may be chance."
+
+
+def _change(differences: NDArray[np.float64]) -> str:
+    """Say by what share perplexity changes, given the differences of the tokens' losses."""
+    mean = differences.mean()
+    error = np.exp(mean) * differences.std() / np.sqrt(differences.size)
+    return f"{100 * np.expm1(mean):+.2f} % +- {100 * error:.2f}"
 
 
 def beside(left: Spoken, right: Spoken, first: Spoken) -> Iterator[str]:
