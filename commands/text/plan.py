@@ -13,7 +13,7 @@ from weightcast.converters.output.disk_space import disk_space
 from weightcast.converters.plan import Estimate, Plan, Workers
 from weightcast.converters.plan.estimate import estimate
 from weightcast.converters.targets.target import Output
-from weightcast.text import bytes_text, count, duration
+from weightcast.text import bytes_text, count, duration, size_text
 
 
 def output_lines(output: Output, *, all_tensors: bool = False) -> Iterator[str]:
@@ -22,7 +22,7 @@ def output_lines(output: Output, *, all_tensors: bool = False) -> Iterator[str]:
     listed = ", ".join(f"{name} {n:,}" for name, n in sorted(types.items()))
     yield f"{output.request.path}: {bytes_text(output.size)}"
     yield (
-        f"  tensor data {output.data_bytes:,} bytes = {output.data_bytes / 2**20:,.2f} MiB, "
+        f"  tensor data {output.data_bytes:,} bytes, "
         f"{output.bits_per_weight:.2f} bits per weight; "
         f"{count(len(output.tensors), 'tensor')} ({listed}) in {count(len(output.files), 'file')}"
     )
@@ -74,11 +74,11 @@ def plan_lines(plan: Plan, workers: Workers, *, all_tensors: bool = False) -> It
         yield from bundle_lines(plan, output)
     memory = memory_estimate(plan, workers)
     kind = "page-locked buffers" if workers.devices.cuda else "buffers"
-    yield f"memory: {memory.host / 2**20:,.0f} MiB of {kind} for {count(workers.count, 'worker')}"
+    yield f"memory: {size_text(memory.host)} of {kind} for {count(workers.count, 'worker')}"
     if memory.staged:
-        yield f"  and {memory.staged / 2**20:,.0f} MiB to put words together that lie across rows"
+        yield f"  and {size_text(memory.staged)} to put words together that lie across rows"
     if workers.devices.cuda:
-        yield f"  and {memory.device / 2**20:,.0f} MiB on each device: {workers.devices.text}"
+        yield f"  and {size_text(memory.device)} on each device: {workers.devices.text}"
     for space in disk_space(plan.outputs):
         yield f"disk: {bytes_text(space.needed)} needed, {space.free:,} free at {space.folder}"
         if space.needed > space.free:

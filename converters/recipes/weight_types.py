@@ -131,7 +131,8 @@ def type_names() -> tuple[str, ...]:
     ]
     layouts = [f"{name}-{layout}" for name in ("int8", *integers) for layout in _layout_names()]
     names = (*_FLOATS, *_named_types(), "int8", *integers, *layouts)
-    return tuple(name for name in names if directory_type(name) is not None)
+    found = ((name, directory_type(name)) for name in names)
+    return tuple(name for name, made in found if made and made.why_not(made.experts) is None)
 
 
 def rule_type(name: object) -> WeightType:

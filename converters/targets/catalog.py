@@ -87,8 +87,8 @@ class TypeInfo:
 
     `target` is "gguf" or "safetensors". `bits` is what a weight takes that is quantized to it, in
     bits, scales and zero points included; `model_bits` what a weight of Grok-1 takes on average.
-    `importance` says what becomes of an importance matrix. `runtimes` run such an output, of Grok-1
-    where it is a directory. `advice` says when to take it, in a few words; it may be empty.
+    `importance` says what becomes of an importance matrix; codes of a release that are kept need
+    none. `runtimes` run such an output, of Grok-1 where it is a directory. `advice` says when to take it, in a few words; it may be empty.
     """
 
     name: str
@@ -160,7 +160,7 @@ def _of_directory(directory: DirectoryType) -> TypeInfo:
     searched = False
     if directory.is_packed:
         layout = LAYOUTS[directory.layout].matrix_layout(directory.experts)
-        searched = layout.coding.is_searched
+        searched = layout.coding.is_searched and not directory.keeps_codes
     return TypeInfo(
         directory.name,
         "safetensors",
@@ -193,7 +193,7 @@ def _runtimes(directory: DirectoryType) -> Iterator[str]:
     asked = ((directory.attention, False), (directory.experts, True))
     if all(t.is_plain or readers.in_vllm(t, is_expert) is None for t, is_expert in asked):
         yield "vLLM"
-    yield from ("SGLang", "transformers")
+    yield from ("SGLang (humming)", "transformers")  # SGLang: --quantization humming
 
 
 @cache

@@ -123,6 +123,8 @@ class Safetensors:
                 raise disagreement(text, f"asks for {found.name}", file)
         if found is None:
             raise _NAMES.none_found(text, stem)
+        if (problem := found.why_not(found.experts)) is not None:
+            raise RequestError(f"{text}: {problem}")
         recipe, path = RECIPES[found.base.name], plain_path(text)
         return Request(path, self, recipe, directory=found, says_imatrix=has_imatrix)
 

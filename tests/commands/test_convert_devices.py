@@ -16,6 +16,7 @@ from tests.stand_in_devices import Backend, Machine
 from weightcast.converters import convert as conversion
 from weightcast.converters.output import files as output_files
 from weightcast.errors import DeviceError
+from weightcast.text import size_text
 
 
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +110,9 @@ def test_dry_run_on_devices(
     assert result["pinned_bytes"] == result["buffer_bytes"] > 2 * 1024 * 256 * 4
     assert result["bytes_on_each_device"] > 0
     lines = run(*arguments, "--device", "cuda").out.splitlines()
-    pinned, on_each = (
-        round(result[key] / 2**20) for key in ("pinned_bytes", "bytes_on_each_device")
-    )
-    assert f"memory: {pinned} MiB of page-locked buffers for 8 workers" in lines
-    assert f"  and {on_each} MiB on each device: cuda:0 (Stand-in), cuda:1 (Stand-in)" in lines
+    pinned, on_each = (size_text(result[key]) for key in ("pinned_bytes", "bytes_on_each_device"))
+    assert f"memory: {pinned} of page-locked buffers for 8 workers" in lines
+    assert f"  and {on_each} on each device: cuda:0 (Stand-in), cuda:1 (Stand-in)" in lines
     result = json.loads(run(*arguments, "--json").out)
     assert (result["pinned_bytes"], result["bytes_on_each_device"]) == (0, 0)
     assert not machine.backends

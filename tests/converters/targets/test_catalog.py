@@ -47,10 +47,13 @@ def test_importance() -> None:
     assert importance["IQ1_S"] == importance["Q2_K_S"] == "required"
     assert importance["Q4_K_M"] == importance["int4-g128"] == "optional"
     assert importance["Q8_0"] == importance["bf16"] == importance["fp8"] == "ignored"
+    assert importance["int8"] == importance["int8-g32"] == "ignored"
+    assert importance["int8-g32-asym"] == "optional"
 
 
 def test_runtimes() -> None:
     assert TYPES["Q4_K_M"].runtimes == ("llama.cpp",)
-    assert TYPES["int4-g128"].runtimes == ("vLLM", "SGLang", "transformers")
+    assert TYPES["int4-g128"].runtimes == ("vLLM", "SGLang (humming)", "transformers")
+    assert TYPES["bf16"].runtimes == ("vLLM", "SGLang", "transformers")
     assert "vLLM" not in TYPES["int8-g128"].runtimes
     assert TYPES["int4-g128-weightcast"].runtimes == ()
