@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from weightcast.commands import options
-from weightcast.commands.options import BASELINE, PATH
+from weightcast.commands.options import BASELINE, PATH, Command, option
 from weightcast.commands.printing import print_json, print_lines, tell_violations
 from weightcast.commands.progress import progress
 from weightcast.commands.text.compare import comparison_lines
@@ -39,20 +39,34 @@ class Asked:
     jobs: int | None
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "weightcast compare grok-1 grok-1-Q4_K_M.gguf",
+        "weightcast compare model-BF16.gguf model-Q4_K_M.gguf --report errors.html",
+        "weightcast compare grok-1 grok-1-int4-g128/ --fail-over attn_v:sqnr_db=18",
+    ),
+)
 @click.argument("a", metavar="A", type=PATH)
 @click.argument("b", metavar="B", type=PATH)
 @options.spec
-@click.option(
+@option(
     "--baseline",
+    section="reporting",
     type=BASELINE,
     default="stored",
     help="What errors are differences from: A's values as stored, or rounded to bf16.",
     show_default=True,
 )
-@click.option("--imatrix", type=PATH, help="Weigh errors, too, by this importance matrix.")
+@option(
+    "--imatrix",
+    section="precision",
+    type=PATH,
+    metavar="FILE",
+    help="Weigh errors, too, by this importance matrix.",
+)
 @options.all_tensors
-@click.option("--report", type=PATH, help="Write the errors, as JSON.")
+@options.report
 @options.fail_over
 @options.jobs
 @options.quiet

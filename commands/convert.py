@@ -10,7 +10,16 @@ from typing import Any
 
 import click
 
-from weightcast.commands.options import PATH, as_json, convert_options, fail_over, quiet
+from weightcast.commands.options import (
+    PATH,
+    Command,
+    all_tensors,
+    as_json,
+    convert_options,
+    fail_over,
+    option,
+    quiet,
+)
 from weightcast.commands.printing import print_json, print_lines, tell, tell_violations
 from weightcast.commands.progress import progress
 from weightcast.commands.text.plan import plan_lines, plan_values
@@ -21,13 +30,28 @@ from weightcast.converters.report import check_applicable, check_limits, parse_l
 from weightcast.converters.sources import ConvertOptions
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "weightcast convert grok-1 grok-1-Q4_K_M.gguf",
+        "weightcast convert grok-1 grok-1-Q8_0.gguf grok-1-bf16/ --split 48G",
+        "weightcast convert grok-1 grok-1-int4-g128-awq/ --imatrix imatrix.gguf",
+        "weightcast convert model-BF16.gguf model-Q4_K_M.gguf --tensor-type attn_v=Q8_0",
+        "weightcast convert grok-1 grok-1-Q2_K.gguf --report errors.html --fail-over sqnr_db=9",
+    ),
+)
 @click.argument("source", metavar="SRC", type=PATH)
 @click.argument("outputs", metavar="OUT...", type=str, nargs=-1, required=True)
-@convert_options(ConvertOptions, "result", "machine", "errors")
+@option(
+    "-n",
+    "--dry-run",
+    section="output",
+    is_flag=True,
+    help="Print exact sizes, memory and time; write nothing.",
+)
+@convert_options(ConvertOptions)
 @fail_over
-@click.option("--dry-run", is_flag=True, help="Print the exact sizes and write nothing.")
-@convert_options(ConvertOptions, "resume")
+@all_tensors
 @quiet
 @as_json
 def convert(
@@ -35,15 +59,21 @@ def convert(
     outputs: tuple[str, ...],
     limits: tuple[str, ...],
     dry_run: bool,
+    all_tensors: bool,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Convert SRC to one or several outputs, in one read.
 
-    SRC is a ckpt-0 directory (or its parent), a GGUF file or safetensors. The name of each OUT says
-    what it is: grok-1-Q8_0.gguf, grok-1-Q4_K_M.gguf, or a directory such as grok-1-bf16/. From a
-    GGUF file of any model come GGUF files with all of its metadata.
+    SRC is a ckpt-0 directory (or its parent), a GGUF file of any model, or a safetensors directory.
+    The name of each OUT says what it is:
+
+    \b
+    NAME-TYPE.gguf  Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, IQ3_M, Q2_K, MXFP4, BF16, F16 ...
+    NAME-TYPE/      bf16, f16, int8, int4-g128, int4-g128-awq, int8-gptq, fp8, nvfp4 ...
+
+    `weightcast types` lists all of them, with bits per weight and the runtimes that read them.
     """
     parsed = [parse_limit(text) for text in limits]
     conversion = plan_conversion(
@@ -57,25 +87,25 @@ def convert(
     roles = (tensor_role(t.gguf_name) for output in plan.outputs for t in output.tensors)
     check_applicable(parsed, roles, weighted=conversion.options.imatrix is not None)
     if dry_run:
-        _show_plan(conversion, quiet=quiet, as_json=as_json)
+        _show_plan(conversion, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
         return
     summary = _run(conversion, quiet=quiet, has_progress=not (quiet or as_json))
     violations = [] if summary.errors is None else check_limits(summary.errors, parsed)
     if as_json:
         print_json(summary.describe())
     elif not quiet:
-        print_lines(summary_lines(summary))
+        print_lines(summary_lines(summary, all_tensors=all_tensors))
     tell_violations(violations)
     if violations:
         sys.exit(1)
 
 
-def _show_plan(conversion: Conversion, *, quiet: bool, as_json: bool) -> None:
+def _show_plan(conversion: Conversion, *, quiet: bool, as_json: bool, all_tensors: bool) -> None:
     plan, workers = conversion.plan, conversion.workers
     if as_json:
         print_json(plan_values(plan, workers))
     elif not quiet:
-        print_lines(plan_lines(plan, workers))
+        print_lines(plan_lines(plan, workers, all_tensors=all_tensors))
 
 
 def _run(conversion: Conversion, *, quiet: bool, has_progress: bool) -> Summary:

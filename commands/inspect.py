@@ -6,17 +6,24 @@ from pathlib import Path
 
 import click
 
-from weightcast.commands.options import PATH, all_tensors, spec
+from weightcast.commands.options import PATH, Command, all_tensors, as_json, spec
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.text.graph import graph_lines, graph_values
 from weightcast.converters.sources import open_to_inspect
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "weightcast inspect grok-1",
+        "weightcast inspect model-Q4_K_M.gguf --all",
+        "weightcast inspect grok-1-bf16/ --json",
+    ),
+)
 @click.argument("path", type=PATH)
 @spec
 @all_tensors
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> None:
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
     graph, notes = open_to_inspect(path, spec)

@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from weightcast.commands.options import PATH, as_json, jobs
+from weightcast.commands.options import (
+    PATH,
+    Command,
+    as_json,
+    jobs,
+    option,
+    quiet,
+    report,
+    spec,
+)
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
@@ -21,19 +30,39 @@ from weightcast.errors import RequestError
 from weightcast.text import shown
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "weightcast verify grok-1-Q4_K_M.gguf",
+        "weightcast verify grok-1-Q4_K_M.gguf --source grok-1",
+        "weightcast verify grok-1-int4-g128/ --source grok-1 --sample 1%",
+    ),
+)
 @click.argument("artifact", metavar="ARTIFACT", type=PATH)
-@click.option("--source", type=PATH, help="What it was made of: shards, GGUF or safetensors.")
-@click.option("--spec", type=PATH, help="JSON file of the source's hyperparameters.")
-@click.option("--imatrix", type=PATH, help="The importance matrix that was used.")
-@click.option(
+@option(
+    "--source",
+    section="source",
+    type=PATH,
+    metavar="SRC",
+    help="What it was made of: shards, GGUF or safetensors.",
+)
+@spec
+@option(
+    "--imatrix",
+    section="source",
+    type=PATH,
+    metavar="FILE",
+    help="The importance matrix that was used.",
+)
+@option(
     "--sample",
+    section="running",
     metavar="ROWS",
     help="Look at about so many rows of each matrix, or at a share such as 0.01.",
 )
 @jobs
-@click.option("--report", type=PATH, help="Write the errors of all tensors as JSON.")
-@click.option("--quiet", is_flag=True, help="Print problems only.")
+@report
+@quiet
 @as_json
 def verify(
     artifact: Path,

@@ -236,7 +236,7 @@ def prepare(
     requests = _requests(outputs, options)
     _check_useful(options, requests)
     importance = None if options.imatrix is None else read_imatrix(options.imatrix)
-    split_bytes = 0 if options.split is None else parse_size(str(options.split))
+    split_bytes = 0 if options.split is None else parse_size(options.split)
     source = in_hub_cache(Path(source))
     graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
     if not options.allow_requantize:
@@ -246,7 +246,7 @@ def prepare(
         source_date()
     else:
         planned = [replace(o, notes=(*o.notes, *earlier_notes(o.request))) for o in planned]
-    memory = None if options.memory is None else parse_size(str(options.memory))
+    memory = None if options.memory is None else parse_size(options.memory)
     plan = make_plan(graph, inputs, planned, memory=memory, has_bundles=options.bundle)
     overwrite.check(plan)
     return plan
@@ -272,7 +272,10 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
 
 
 def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
-    """Refuse options that make no difference to any output. Raises RequestError."""
+    """Refuse options that make no difference, and names that tell of one that is missing.
+
+    Raises RequestError.
+    """
     useless = [
         row
         for row in options.rows()
@@ -282,6 +285,12 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
         names = ", ".join(row.name for row in useless)
         form = _FORMS[useless[0].option.forms[0]]
         raise RequestError(f"{names}: of use for {form} outputs only, and none is asked for")
+    for request in requests:
+        if request.says_imatrix and options.imatrix is None:
+            raise RequestError(
+                f"{request.path}: the name says that an importance matrix is used; give it with "
+                "--imatrix FILE, or rename the output"
+            )
 
 
 def _inputs(

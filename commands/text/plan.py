@@ -16,8 +16,8 @@ from weightcast.converters.targets.target import Output
 from weightcast.text import bytes_text, count, duration
 
 
-def output_lines(output: Output) -> Iterator[str]:
-    """An output's size and what is in it."""
+def output_lines(output: Output, *, all_tensors: bool = False) -> Iterator[str]:
+    """Tell an output's size and what is in it, with `all_tensors` each of them."""
     types = Counter(planned.type_name for planned in output.tensors)
     listed = ", ".join(f"{name} {n:,}" for name, n in sorted(types.items()))
     yield f"{output.request.path}: {bytes_text(output.size)}"
@@ -28,6 +28,11 @@ def output_lines(output: Output) -> Iterator[str]:
     )
     if len(output.files) > 1:
         yield from (f"    {file.path.name}: {file.size:,} bytes" for file in output.files)
+    if all_tensors:
+        yield from (
+            f"    {planned.tensor.name:<48} {planned.type_name:<12} {planned.nbytes:>15,} bytes"
+            for planned in output.tensors
+        )
     yield from (f"  note: {note}" for note in output.notes)
 
 
@@ -58,14 +63,14 @@ def plan_values(plan: Plan, workers: Workers) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan, workers: Workers) -> Iterator[str]:
+def plan_lines(plan: Plan, workers: Workers, *, all_tensors: bool = False) -> Iterator[str]:
     """Describe a planned conversion in lines of text."""
     graph = plan.graph
     yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
     yield from (f"note: {note}" for note in sparse_notes(graph, plan.inputs.blanks))
     yield f"reads {bytes_text(plan.read_bytes)} in {count(len(plan.items), 'work item')}"
     for output in plan.outputs:
-        yield from output_lines(output)
+        yield from output_lines(output, all_tensors=all_tensors)
         yield from bundle_lines(plan, output)
     memory = memory_estimate(plan, workers)
     kind = "page-locked buffers" if workers.devices.cuda else "buffers"

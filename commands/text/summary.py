@@ -34,12 +34,12 @@ def _error_text(metrics: Metrics) -> str:
     return f"relative RMS {metrics.relative_rms:.3g}, SQNR {metrics.sqnr_db:.2f} dB"
 
 
-def summary_lines(summary: Summary) -> Iterator[str]:
+def summary_lines(summary: Summary, *, all_tensors: bool = False) -> Iterator[str]:
     """Summarize a finished conversion."""
     plan = summary.plan
     yield from (f"note: {note}" for note in sparse_notes(plan.graph, plan.inputs.blanks))
     for number, output in enumerate(plan.outputs):
-        yield from output_lines(output)
+        yield from output_lines(output, all_tensors=all_tensors)
         yield from bundle_lines(plan, output)
         origins = summary.block_origins(number)
         codes = output.request.target.codes

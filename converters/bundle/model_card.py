@@ -19,7 +19,12 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.files import SUMS, TENSORS, bundle_paths, weightcast_version
 from weightcast.converters.graph import Card, TensorGraph
 from weightcast.converters.plan import Plan
-from weightcast.converters.sources import ConvertOptions, hub_repository, without_folders
+from weightcast.converters.sources import (
+    ConvertOptions,
+    hub_repository,
+    size_text,
+    without_folders,
+)
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.text import count, in_code, one_line
 
@@ -217,6 +222,8 @@ def _options(options: ConvertOptions, names: Mapping[str, str]) -> Iterator[str]
         if row.option.kind == "flag":
             yield flag
             continue
+        if row.option.kind == "size":
+            value = size_text(value)
         for text in value if row.option.kind == "texts" else (value,):
             yield from (flag, str(text))
 

@@ -24,8 +24,8 @@ from weightcast.converters.recipes.weight_types import (
     PLAIN,
     DirectoryType,
     directory_type,
-    known_types,
     name_in,
+    type_names,
 )
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "directory_type",
     "facts_from_metadata",
     "is_quantized",
-    "known_types",
     "match_importance",
     "match_importance_named",
     "name_in",
@@ -50,4 +49,5 @@ __all__ = [
     "provenance_metadata",
     "read_recipe_file",
     "recipe_named",
+    "type_names",
 ]

@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.recipe import RECIPES, Recipe, recipe_named
+from weightcast.converters.recipes.spelling import hint
 from weightcast.converters.recipes.weight_types import (
     DirectoryType,
     directory_type,
-    known_types,
     rule_type,
+    type_names,
 )
 from weightcast.errors import FormatError, RequestError
 from weightcast.formats.reading import check_downloaded, read_small
@@ -72,8 +73,8 @@ def read_recipe_file(path: Path) -> RecipeFile:
     base = recipe_named(name) if isinstance(name, str) else None
     directory = directory_type(name) if isinstance(name, str) else None
     if base is None and directory is None:
-        known = f"{', '.join(sorted(RECIPES))}; of directories {known_types()}"
-        raise FormatError(path, None, f"base is {shown(name)}; known: {known}")
+        meant = hint(name, (*RECIPES, *type_names())) if isinstance(name, str) else ""
+        raise FormatError(path, None, f"base is {shown(name)}, which is no type{meant}")
     rules = values.get("rule", [])
     if not isinstance(rules, list):
         raise FormatError(path, None, "rules are written as [[rule]] tables")

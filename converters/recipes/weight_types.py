@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from weightcast.converters.recipes.recipe import recipe_named
+from weightcast.converters.recipes.spelling import SYNONYMS, find_ending, hint, key
 from weightcast.errors import RequestError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.quant.types import BF16, FLOAT_TYPES, TYPES, GroupType, QuantType, WeightType
@@ -24,6 +26,10 @@ PLAIN: Final = "plain"
 _FIRST: Final = "weightcast"
 _FLOATS: Final = tuple(quant_type.name.lower() for quant_type in reversed(FLOAT_TYPES))
 # Powers of two, as what layouts pack together: pieces fit both.
+_BY_KEY: Final = {
+    **{key(name): TYPES[plain] for name, plain in SYNONYMS.items()},
+    **{key(name): weight_type for name, weight_type in TYPES.items()},
+}
 _GROUP_SIZES: Final = {"g32": 32, "g64": 64, "g128": 128, "g256": 256, "channel": 0}
 
 
@@ -45,20 +51,18 @@ def _named_types() -> dict[str, tuple[str, WeightType]]:
     }
 
 
+def _plainly(name: str) -> str:
+    """Write a name as types of directories are written: lower case, one kind of separator."""
+    plain = re.sub(r"[_. ]", "-", name.lower())
+    synonym = SYNONYMS.get(plain.upper())
+    return plain if synonym is None else synonym.lower()
+
+
 def _integers() -> re.Pattern[str]:
-    layouts = "|".join(map(re.escape, sorted(_layout_names(), key=len, reverse=True)))
+    layouts = "|".join(map(_plainly, sorted(_layout_names(), key=len, reverse=True)))
     return re.compile(
         rf"(?P<before>{_FIRST}-)?int(?P<bits>[48])(?:-(?P<size>{'|'.join(_GROUP_SIZES)}))?"
         rf"(?:-(?P<asymmetric>asym))?(?:-(?P<layout>{layouts}))?"
-    )
-
-
-def known_types() -> str:
-    """List what names of directories can end in, for messages."""
-    *others, last = (f"-{name}" for name in _layout_names())
-    return (
-        f"bf16, f16, f32, int8, int8-gptq, int4-g128 (g32, g64, channel; then -asym, then "
-        f"{', '.join(others)} or {last}), {', '.join(_named_types())}"
     )
 
 
@@ -114,26 +118,35 @@ class DirectoryType:
 
 
 def name_in(directory: str) -> str | None:
-    """Give the type that a directory's name ends in, lower case."""
-    # "-awq" alone says nothing: what is longer counts.
-    names = "|".join(map(re.escape, (*_named_types(), *_FLOATS)))
-    ending = rf"(?:^|[-._])(?P<type>{_integers().pattern}|{names})$"
-    match = re.search(ending, directory, re.IGNORECASE)
-    return match["type"].lower() if match else None
+    """Give the type that a directory's name ends in: of several the one that says most."""
+    found = find_ending(directory, directory_type)
+    return None if found is None else found[1].name
+
+
+def type_names() -> tuple[str, ...]:
+    """List the names that directories can end in, for suggestions."""
+    integers = [
+        f"int{bits}-{size}{asymmetric}"
+        for bits in (4, 8)
+        for size in _GROUP_SIZES
+        for asymmetric in ("", "-asym")
+    ]
+    layouts = [f"{name}-{layout}" for name in ("int8", *integers) for layout in _layout_names()]
+    names = ("int4", "int8", *_FLOATS, *_named_types(), *integers, *layouts)
+    return tuple(name for name in names if directory_type(name) is not None)
 
 
 def rule_type(name: object) -> WeightType:
     """Look up the type that a rule asks for. Raises RequestError if it is none."""
-    text = name.lower() if isinstance(name, str) else ""
-    if text.upper() in TYPES:
-        return TYPES[text.upper()]
-    named = _named_types()
+    written = name if isinstance(name, str) else ""
+    if (plain := _BY_KEY.get(key(written))) is not None:
+        return plain
+    text, named = _plainly(written), _named_types()
     if text in named:
         return named[text][1]
     match = _integers().fullmatch(text)
     if match is None:
-        known = f"{', '.join(sorted(TYPES))}; in directories {known_in_rules()}"
-        raise RequestError(f"unknown type {shown(name)}; known: {known}")
+        raise RequestError(f"unknown type {shown(name)}{_hint_for_rules(written)}")
     if match["before"] or match["layout"]:
         raise RequestError(
             f"type {shown(name)} names a layout, which is the whole output's; leave it out"
@@ -144,9 +157,17 @@ def rule_type(name: object) -> WeightType:
     return GroupType(int(match["bits"]), _GROUP_SIZES[match["size"]], match["asymmetric"] is None)
 
 
+def _hint_for_rules(written: str) -> str:
+    """Say what a name is that rules cannot ask for: a recipe, a slip, another program's type."""
+    recipe = recipe_named(written)
+    if recipe is not None:
+        return f": it is a recipe for a whole file; a tensor's type is {recipe.base.name}"
+    return hint(written, (*TYPES, *_named_types(), "int4-g128", "int8-g128", "int8-channel"))
+
+
 def directory_type(name: str) -> DirectoryType | None:
-    """Look a type up by its name, in any case."""
-    name = name.lower()
+    """Look a type up by its name, in any case and with any separators."""
+    name = _plainly(name)
     if name in _FLOATS:
         plain = TYPES[name.upper()]
         return DirectoryType(name, PLAIN, plain, plain, plain)
@@ -157,7 +178,9 @@ def directory_type(name: str) -> DirectoryType | None:
     match = _integers().fullmatch(name)
     if match is None or (match["before"] and match["layout"]):
         return None
-    layout = _FIRST if match["before"] else match["layout"] or DEFAULT_LAYOUT
+    layouts = {_plainly(layout): layout for layout in _layout_names()}
+    layout = _FIRST if match["before"] else layouts.get(match["layout"], DEFAULT_LAYOUT)
+    name = name.replace(_plainly(layout), layout)
     bits, symmetric = int(match["bits"]), match["asymmetric"] is None
     groups = GroupType(bits, _GROUP_SIZES[match["size"] or "g128"], symmetric)
     if not LAYOUTS[layout].holds(groups):

@@ -31,6 +31,7 @@ from weightcast.converters.sources.options import (
     Row,
     SourceOptions,
     parse_size,
+    size_text,
 )
 from weightcast.converters.sources.packed import join_packed
 from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
@@ -61,6 +62,7 @@ __all__ = [
     "open_to_inspect",
     "open_vocabulary",
     "parse_size",
+    "size_text",
     "unwritten_note",
     "weights_of",
     "without_folders",

@@ -17,33 +17,47 @@ from typing import Any, Final, Literal, TypeVar
 from weightcast.errors import RequestError
 
 # Values as the command line reads them; an "input" is a file that the conversion reads.
-Kind = Literal["flag", "text", "texts", "input", "report", "workers", "baseline"]
+Kind = Literal["flag", "text", "texts", "size", "input", "report", "workers", "baseline"]
 
-# Options that follow each other on the command line's help page.
-Group = Literal["result", "machine", "errors", "resume"]
+# Sections of the command line's help page.
+Group = Literal["output", "source", "precision", "running", "reporting"]
 
 # Outputs that an option can make a difference to.
 Form = Literal["gguf", "packed", "plain"]
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)(B?)", re.IGNORECASE)
 _Options = TypeVar("_Options", bound="ConvertOptions")
 
 
-def parse_size(text: str) -> int:
-    """Read a size such as 48G, 500M or 4GiB, in bytes. Raises RequestError."""
+def parse_size(size: str | int) -> int:
+    """Read a size such as 48G, 500M or 4GiB, in bytes; an int is bytes. Raises RequestError."""
+    text = f"{size}B" if isinstance(size, int) else size
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise RequestError(f"{text[:50]!r} is not a size; write it like 48G, 500M or 4GiB")
+    if not match[2] and not match[4]:
+        raise RequestError(
+            f"{text[:50]!r} has no unit; write {text[:40]}G for GB, or {text[:40]}B for bytes"
+        )
     base = 1024 if match[3] else 1000
     power = " KMGT".index(match[2].upper() or " ")
-    size = float(match[1]) * base**power
-    if not 1 <= size < 2**60:
+    nbytes = float(match[1]) * base**power
+    if not 1 <= nbytes < 2**60:
         raise RequestError(f"{text[:50]!r} is not a sensible size for a file")
-    return int(size)
+    return int(nbytes)
+
+
+def size_text(nbytes: int) -> str:
+    """Write a number of bytes as `parse_size` reads it: 48G, 4GiB, or 1234B."""
+    units = [(1000**n, unit) for n, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K"))]
+    units += [(1024**n, f"{unit}iB") for n, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "K"))]
+    fitting = ((nbytes // size, unit) for size, unit in units if nbytes % size == 0)
+    number, unit = min(fitting, default=(nbytes, "B"))
+    return f"{number}{unit}"
 
 
 def _size_bytes(size: str | int | None) -> int:
-    return 0 if size is None else parse_size(str(size))
+    return 0 if size is None else parse_size(size)
 
 
 def _itself(value: Any) -> Any:
@@ -63,7 +77,8 @@ class Option:
     flag: str
     help: str
     kind: Kind = "text"
-    group: Group = "result"
+    group: Group = "output"
+    short: str | None = None
     metavar: str | None = None
     shows_default: bool = False
     forms: tuple[Form, ...] = ()
@@ -120,7 +135,32 @@ class ConvertOptions:
     types: tuple[str, ...] = field(
         default=(),
         metadata=Option(
-            "--type", "Type of an output; once for each OUT.", "texts", card=1
+            "--type",
+            "Type of an output; once for each OUT.",
+            "texts",
+            short="-t",
+            metavar="TYPE",
+            card=1,
+        ).metadata,
+    )
+    split: str | int | None = field(
+        default=None,
+        metadata=Option(
+            "--split",
+            "Most tensor data of one file, such as 48G or 4GiB.",
+            "size",
+            metavar="SIZE",
+            record_name="split_bytes",
+            recorded=_size_bytes,
+            fingerprint=5,
+            provenance=2,
+            card=7,
+        ).metadata,
+    )
+    bundle: bool = field(
+        default=False,
+        metadata=Option(
+            "--bundle", "Leave provenance, SHA256SUMS and a model card, too.", "flag", card=92
         ).metadata,
     )
     spec: str | Path | None = field(
@@ -129,8 +169,10 @@ class ConvertOptions:
             "--spec",
             "JSON file of hyperparameters (keys as in spec.json).",
             "input",
+            metavar="FILE",
             provenance=6,
             card=5,
+            group="source",
         ).metadata,
     )
     tokenizer: str | Path | None = field(
@@ -139,8 +181,10 @@ class ConvertOptions:
             "--tokenizer",
             "SentencePiece file (default: beside SRC).",
             "input",
+            metavar="FILE",
             provenance=5,
             card=6,
+            group="source",
         ).metadata,
     )
     no_tokenizer: bool = field(
@@ -152,6 +196,17 @@ class ConvertOptions:
             fingerprint=2,
             provenance=4,
             card=8,
+            group="source",
+        ).metadata,
+    )
+    allow_holes: bool = field(
+        default=False,
+        metadata=Option(
+            "--allow-holes",
+            "Convert shards that have parts which were never written.",
+            "flag",
+            card=11,
+            group="source",
         ).metadata,
     )
     recipe: str | Path | None = field(
@@ -160,8 +215,10 @@ class ConvertOptions:
             "--recipe",
             "TOML file: base type, and rules for tensors.",
             "input",
+            metavar="FILE",
             provenance=8,
             card=3,
+            group="precision",
         ).metadata,
     )
     tensor_types: tuple[str, ...] = field(
@@ -173,6 +230,7 @@ class ConvertOptions:
             metavar="REGEX=TYPE",
             fingerprint=1,
             card=2,
+            group="precision",
         ).metadata,
     )
     pure: bool = field(
@@ -185,6 +243,7 @@ class ConvertOptions:
             fingerprint=3,
             provenance=1,
             card=9,
+            group="precision",
         ).metadata,
     )
     imatrix: str | Path | None = field(
@@ -193,22 +252,11 @@ class ConvertOptions:
             "--imatrix",
             "llama.cpp's importance matrix (GGUF or .dat).",
             "input",
+            metavar="FILE",
             forms=("gguf", "packed"),
             provenance=7,
             card=4,
-        ).metadata,
-    )
-    split: str | int | None = field(
-        default=None,
-        metadata=Option(
-            "--split",
-            "Most tensor data of one file, such as 48G or 4GiB.",
-            metavar="SIZE",
-            record_name="split_bytes",
-            recorded=_size_bytes,
-            fingerprint=5,
-            provenance=2,
-            card=7,
+            group="precision",
         ).metadata,
     )
     allow_requantize: bool = field(
@@ -220,27 +268,18 @@ class ConvertOptions:
             fingerprint=4,
             provenance=3,
             card=10,
-        ).metadata,
-    )
-    allow_holes: bool = field(
-        default=False,
-        metadata=Option(
-            "--allow-holes",
-            "Convert shards that have parts which were never written.",
-            "flag",
-            card=11,
-        ).metadata,
-    )
-    bundle: bool = field(
-        default=False,
-        metadata=Option(
-            "--bundle", "Leave provenance, SHA256SUMS and a model card, too.", "flag", card=92
+            group="precision",
         ).metadata,
     )
     jobs: int | None = field(
         default=None,
         metadata=Option(
-            "--jobs", "Workers (default: cores + 1, or 4 for a GPU).", "workers", group="machine"
+            "--jobs",
+            "Workers (default: cores + 1, or 4 for a GPU).",
+            "workers",
+            group="running",
+            short="-j",
+            metavar="N",
         ).metadata,
     )
     memory: str | int | None = field(
@@ -248,8 +287,9 @@ class ConvertOptions:
         metadata=Option(
             "--memory",
             "Most memory to take, such as 400M (default: 0.8G).",
-            group="machine",
+            "size",
             metavar="SIZE",
+            group="running",
         ).metadata,
     )
     device: str = field(
@@ -257,25 +297,9 @@ class ConvertOptions:
         metadata=Option(
             "--device",
             "What quantizes; cuda is all CUDA devices, auto the processor if there is none.",
-            group="machine",
             metavar="cpu|auto|cuda|cuda:N",
             shows_default=True,
-        ).metadata,
-    )
-    report: str | Path | None = field(
-        default=None,
-        metadata=Option(
-            "--report", "Write the errors made, as JSON.", "report", group="errors"
-        ).metadata,
-    )
-    baseline: str | None = field(
-        default=None,
-        metadata=Option(
-            "--baseline",
-            "What errors are measured against: values as stored (default), or rounded to bf16.",
-            "baseline",
-            group="errors",
-            card=91,
+            group="running",
         ).metadata,
     )
     resume: bool = field(
@@ -284,7 +308,27 @@ class ConvertOptions:
             "--resume/--no-resume",
             "Go on with what an interrupted run had finished (default), or start over.",
             "flag",
-            group="resume",
+            group="running",
+        ).metadata,
+    )
+    report: str | Path | None = field(
+        default=None,
+        metadata=Option(
+            "--report",
+            "Write the errors made: FILE.json, .html (a page) or .md (a summary).",
+            "report",
+            metavar="FILE",
+            group="reporting",
+        ).metadata,
+    )
+    baseline: str | None = field(
+        default=None,
+        metadata=Option(
+            "--baseline",
+            "What errors are measured against: values as stored (default), or rounded to bf16.",
+            "baseline",
+            card=91,
+            group="reporting",
         ).metadata,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Final
 
 from weightcast.converters.graph import TensorGraph, is_stored_as, quantized
 from weightcast.converters.recipes import (
-    ALIASES,
     RECIPES,
+    Recipe,
     RecipeFile,
+    directory_type,
     match_importance,
     provenance_metadata,
     recipe_named,
+    spelling,
 )
 from weightcast.converters.targets.gguf_copy import lay_out_copy
 from weightcast.converters.targets.gguf_files import lay_out_files
 from weightcast.converters.targets.names import (
-    LOOKS_LIKE_A_TYPE,
+    TypeNames,
     disagreement,
     impossible,
     plain_path,
@@ -58,29 +61,19 @@ class Gguf:
 
     def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
         """Tell from its name what a file is to be: NAME-TYPE.gguf. See Target."""
-        if text.endswith(f"{_ENDING}/"):
-            raise RequestError(f"{text}: a GGUF output is a file; leave the slash out")
-        if not text.endswith(_ENDING):
+        if not text.lower().endswith((_ENDING, f"{_ENDING}/")):
             return None
-        known = ", ".join(sorted((*RECIPES, *ALIASES)))
-        last = re.split(r"[-.]", Path(text).name.removesuffix(_ENDING))[-1]
-        found = recipe_named(type_name or last)
-        if found is None and type_name is None and not LOOKS_LIKE_A_TYPE.fullmatch(last):
-            if file is not None and file.base is not None:
-                return Request(plain_path(text), self, file.base)
-            if file is not None:
-                raise disagreement(text, "is a GGUF file", file, ", a type of directories")
-            raise RequestError(
-                f"{text}: the name does not end in a type ({known}), as in grok-1-Q8_0.gguf; "
-                "rename it or pass --type"
-            )
+        stem = _stem(text)
+        found, has_imatrix = _NAMES.read(text, stem, type_name)
+        if file is not None and found is None and file.base is None:
+            raise disagreement(text, "is a GGUF file", file, ", a type of directories")
+        if file is not None and found is None:
+            found = file.base
         if found is None:
-            raise RequestError(
-                f"{text}: {type_name or last} is not a type of a GGUF file; known: {known}"
-            )
+            raise _NAMES.none_found(text, stem)
         if file is not None and found != file.base:
             raise disagreement(text, f"asks for {found.name}", file)
-        return Request(plain_path(text), self, found)
+        return Request(plain_path(text), self, found, says_imatrix=has_imatrix)
 
     def check_rules(self, request: Request) -> Request:
         """Refuse rules that ask for a type that GGUF does not have. Raises RequestError."""
@@ -114,6 +107,34 @@ class Gguf:
 
 
 GGUF: Final = Gguf()
+
+
+def _stem(text: str) -> str:
+    """Give the name of a GGUF output without its ending. Raises RequestError."""
+    if text.endswith("/"):
+        raise RequestError(f"{text}: a GGUF output is a file; leave the slash out")
+    stem = Path(text).name[: -len(_ENDING)]
+    if not text.endswith(_ENDING):
+        raise RequestError(f"{text}: write the ending in lower case, {stem}{_ENDING}")
+    if spelling.is_part(stem):
+        raise RequestError(
+            f"{text}: this is the name of one part of a split file; leave {stem[-15:]} out, and "
+            "say with --split SIZE how large parts may be"
+        )
+    return stem
+
+
+def _elsewhere(text: str, name: str) -> str | None:
+    """Say what to do with a type that directories alone can have."""
+    found = directory_type(name)
+    if found is None or recipe_named(name) is not None:
+        return None
+    return f"{found.name} is a type of directories; leave {_ENDING} out, or take a type of GGUF"
+
+
+_NAMES: Final[TypeNames[Recipe]] = TypeNames(
+    "a GGUF file", "grok-1-Q4_K_M.gguf", recipe_named, operator.eq, tuple(RECIPES), _elsewhere
+)
 
 
 def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Output:

@@ -24,13 +24,12 @@ from weightcast.converters.recipes import (
     ImportanceMap,
     RecipeFile,
     directory_type,
-    known_types,
     match_importance_named,
-    name_in,
     recipe_named,
+    type_names,
 )
 from weightcast.converters.targets.names import (
-    LOOKS_LIKE_A_TYPE,
+    TypeNames,
     disagreement,
     impossible,
     plain_path,
@@ -112,30 +111,19 @@ class Safetensors:
             raise RequestError(
                 f"{text}: safetensors are written as a directory; name it like grok-1-bf16"
             )
-        name = type_name or name_in(Path(text).name)
-        found = None if name is None else directory_type(name)
-        last = name or re.split(r"[-.]", Path(text).name)[-1]
-        says_nothing = type_name is None and not LOOKS_LIKE_A_TYPE.fullmatch(last)
+        stem = Path(text).name
+        found, has_imatrix = _NAMES.read(text, stem, type_name)
         if file is not None:
             base = file.directory
-            if base is None and (found is not None or says_nothing):
+            if base is None:
                 raise disagreement(text, "is a directory", file, ", a recipe of GGUF files")
-            if found is None and says_nothing:
-                found = base
-            if found is not None and base is not None and not found.is_same(base):
+            found = found or base
+            if not found.is_same(base):
                 raise disagreement(text, f"asks for {found.name}", file)
-        if found is not None:
-            recipe = RECIPES[found.base.name]
-            return Request(plain_path(text), self, recipe, directory=found)
-        if says_nothing:
-            raise RequestError(
-                f"{text}: the name does not end in a type ({known_types()}), as in grok-1-bf16/; "
-                "rename it or pass --type"
-            )
-        hint = "" if recipe_named(last) is None else "; the name of a GGUF file ends in .gguf"
-        raise RequestError(
-            f"{text}: {last} is not a type of a safetensors directory; known: {known_types()}{hint}"
-        )
+        if found is None:
+            raise _NAMES.none_found(text, stem)
+        recipe, path = RECIPES[found.base.name], plain_path(text)
+        return Request(path, self, recipe, directory=found, says_imatrix=has_imatrix)
 
     def check_rules(self, request: Request) -> Request:
         """Give plain floats a layout if rules ask for packed types. Raises RequestError."""
@@ -170,6 +158,30 @@ class Safetensors:
 
 
 SAFETENSORS: Final = Safetensors()
+
+
+def _elsewhere(text: str, name: str) -> str | None:
+    """Say what to do with a type that GGUF files alone can have."""
+    recipe = recipe_named(name)
+    if recipe is None or directory_type(name) is not None:
+        return None
+    if text == name:
+        return (
+            f"this is a type, not the name of an output; write NAME-{recipe.name}.gguf, or pass "
+            f"--type {recipe.name}"
+        )
+    written = text.rstrip("/")
+    return f"{recipe.name} is a type of GGUF files; name the output {written}.gguf"
+
+
+_NAMES: Final[TypeNames[DirectoryType]] = TypeNames(
+    "a safetensors directory",
+    "grok-1-bf16/",
+    directory_type,
+    DirectoryType.is_same,
+    type_names(),
+    _elsewhere,
+)
 
 
 def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:

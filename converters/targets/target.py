@@ -123,7 +123,8 @@ class Request:
     """One output asked for: where, of which target, by which recipe.
 
     For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
-    `overrides` ask for types that the output can hold.
+    `overrides` ask for types that the output can hold. If the name `says_imatrix`, the errors must
+    be weighed by one.
     """
 
     path: Path
@@ -132,6 +133,7 @@ class Request:
     overrides: tuple[Override, ...] = ()
     pure: bool = False
     directory: DirectoryType | None = None
+    says_imatrix: bool = False
 
     @property
     def type_name(self) -> str:
