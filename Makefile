@@ -55,6 +55,19 @@ endef
 		pytest-cov
 	touch $@
 
+# The docs as a site in build/site; links between pages and their headings are checked.
+.PHONY: docs recording
+docs: .venv/.docs
+	$(BIN)/python docs/tools/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The terminal session at the top of the README, recorded anew.
+recording: .venv/.docs
+	$(BIN)/python docs/tools/recording.py examples/tiny-grok docs/recording.svg
+
+.venv/.docs: .venv/.development
+	$(call install,docs$(comma)llama-cpp$(comma)report)
+
 comma := ,
 
 # Delete the environment and everything built.

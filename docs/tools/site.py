@@ -1,7 +1,7 @@
 """Hooks of the site: pages of the repository that lie outside docs/, and the links to them.
 
-A link means the same on GitHub and here: it is a path in the repository. What lies outside docs/ and
-is linked becomes a page (Markdown, and source text in a code block) or a file of the site.
+A link means the same on GitHub and here: it is a path in the repository. What lies outside docs/
+and is linked becomes a page (Markdown, and source text in a code block) or a file of the site.
 """
 
 from __future__ import annotations

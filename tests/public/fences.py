@@ -67,9 +67,12 @@ def commands(console: str) -> Iterator[Command]:
 
 def is_output(shown: tuple[str, ...], said: str) -> bool:
     """Tell whether a page shows what a command said; `...` stands for any text or lines."""
-    pattern = r"\n".join(
-        r"(?:.*\n)*?.*" if line.strip() == "..." else re.escape(line.rstrip()).replace(r"\.\.\.", ".*?")
-        for line in shown
-    )
+    pattern = r"\n".join(map(_line_pattern, shown))
     trimmed = "\n".join(line.rstrip() for line in said.rstrip("\n").split("\n"))
     return re.fullmatch(pattern, trimmed) is not None
+
+
+def _line_pattern(line: str) -> str:
+    if line.strip() == "...":
+        return r"(?:.*\n)*?.*"
+    return re.escape(line.rstrip()).replace(r"\.\.\.", ".*?")

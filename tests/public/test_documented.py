@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -23,16 +22,24 @@ import yaml
 import weightcast
 from tests.imatrices import sample, write_gguf
 from tests.public.fences import Fence, commands, fences, is_output
-from tests.support import GOLDEN
+from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.file import read_recipe_file
 from weightcast.quant import config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
 SHELL, DATA = ("sh", "bash", "console"), ("toml", "json", "yaml")
-UNCHECKED = ("text", "hex", "go", "rust", "cmake", "make")  # what pages show, and examples built elsewhere
+UNCHECKED = ("text", "hex", "go", "rust", "cmake")  # what pages show; what is built elsewhere
 
-# Why a block is not run, and how many there are of each. A new reason is a decision, not a way out.
+# A Grok-1 whose rows hold the groups of the release: every scale of `w2` covers 256 values.
+SPEC = tiny_spec(widening_factor=12, num_experts=2, vocab_size=512)
+
+# Why a block is not run, and how often. A new reason is a decision, not a way out.
 NOT_RUN = {
     "downloads the release, 318 GB": 2,
 }
@@ -57,14 +64,18 @@ def test_nothing_is_left_out_but_for_a_listed_reason() -> None:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Path:
-    """What pages take for granted: a checkpoint, a model, an importance matrix, the examples."""
+    """What pages take for granted: models, an importance matrix, examples, what was made before."""
     folder = tmp_path_factory.mktemp("shelf")
-    shutil.copytree(GOLDEN / "wide" / "ckpt-0", folder / "grok-1" / "ckpt-0")
-    shutil.copy(GOLDEN / "wide" / "spec.json", folder / "grok-1")
+    write_checkpoint(folder / "grok-1", SPEC, seed=5)
     shutil.copy(tokenizer_model, folder / "grok-1" / "tokenizer.model")
     weightcast.convert(folder / "grok-1", folder / "model-BF16.gguf")
     write_gguf(folder / "imatrix.gguf", _importance(folder / "model-BF16.gguf"))
+    weightcast.convert(
+        folder / "grok-1", folder / "grok-1-Q4_K_M.gguf", folder / "grok-1-int4-g128"
+    )
+    weightcast.convert(folder / "model-BF16.gguf", folder / "model-Q4_K_M.gguf")
     (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "out").mkdir()
     return folder
 
 
