@@ -13,5 +13,6 @@ COMMANDS: Final = {
     "demo": "Make a tiny checkpoint, convert it, run the results in llama.cpp and compare.",
     "inspect": "Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes.",
     "report": "Show error reports of conversions: as a page, OUT.html, or as a summary, OUT.md.",
+    "types": "List the types that outputs can have: bits per weight, importance matrix, runtimes.",
     "verify": "Check that ARTIFACT is whole and holds the weights of its source.",
 }

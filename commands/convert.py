@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,10 @@ from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import Conversion, Summary, plan_conversion
 from weightcast.converters.output import kept_work
+from weightcast.converters.recipes import recipe_named
 from weightcast.converters.report import check_applicable, check_limits, parse_limit, tensor_role
 from weightcast.converters.sources import ConvertOptions
+from weightcast.errors import RequestError
 
 
 @click.command(
@@ -41,7 +44,7 @@ from weightcast.converters.sources import ConvertOptions
     ),
 )
 @click.argument("source", metavar="SRC", type=PATH)
-@click.argument("outputs", metavar="OUT...", type=str, nargs=-1, required=True)
+@click.argument("outputs", metavar="OUT...", type=str, nargs=-1)
 @option(
     "-n",
     "--dry-run",
@@ -75,6 +78,7 @@ def convert(
 
     `weightcast types` lists all of them, with bits per weight and the runtimes that read them.
     """
+    _check_arguments(source, outputs)
     parsed = [parse_limit(text) for text in limits]
     conversion = plan_conversion(
         source,
@@ -98,6 +102,25 @@ def convert(
     tell_violations(violations)
     if violations:
         sys.exit(1)
+
+
+def _check_arguments(source: Path, outputs: tuple[str, ...]) -> None:
+    """Explain arguments in the order of another program. Raises RequestError."""
+    if not outputs:
+        example = f"{source.name.removesuffix(source.suffix)}-Q4_K_M.gguf"
+        raise RequestError(f"name an output after {source}, such as {example}")
+    first, *others = outputs
+    for text in others:
+        if (recipe := recipe_named(text)) is not None and not Path(text).exists():
+            stem = first.removesuffix(".gguf")
+            raise RequestError(
+                f"{text} is a type, not an output; write {stem}-{recipe.name}.gguf, or pass "
+                f"--type {recipe.name}"
+            )
+    if not source.exists() and (there := next(filter(os.path.exists, outputs), None)):
+        raise RequestError(
+            f"{source}: no such file or directory, but {there} is there; SRC comes first, then OUT"
+        )
 
 
 def _show_plan(conversion: Conversion, *, quiet: bool, as_json: bool, all_tensors: bool) -> None:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from weightcast.converters.compare import compare
     from weightcast.converters.convert import convert
     from weightcast.converters.sources import open_graph as open
+    from weightcast.converters.targets.catalog import TypeInfo, types
     from weightcast.converters.verify import verify
     from weightcast.errors import (
         CheckpointError,
@@ -32,6 +33,7 @@ __all__ = [
     "MissingTensorError",
     "OutputError",
     "RequestError",
+    "TypeInfo",
     "UnsafePickleError",
     "compare",
     "convert",
@@ -39,18 +41,21 @@ __all__ = [
     "measure",
     "open",
     "quantize",
+    "types",
     "verify",
 ]
 
 # Imported at their first use, so that the command starts fast and can be interrupted quietly.
 _MODULES = {
     "Errors": "quant.metrics",
+    "TypeInfo": "converters.targets.catalog",
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",
     "measure": "quant.arrays",
     "open": "converters.sources",
     "quantize": "quant.arrays",
+    "types": "converters.targets.catalog",
     "verify": "converters.verify",
 }
 _NAMES = {"open": "open_graph"}

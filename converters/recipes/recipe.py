@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.recipes.spelling import SYNONYMS, key
+from weightcast.converters.recipes.spelling import SYNONYMS, look_up
 from weightcast.quant.types import TYPES, QuantType
 
 
@@ -68,14 +68,9 @@ RECIPES: Final = {recipe.name: recipe for recipe in _ALL}
 ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
-# Names without separators, which people put in other places: Q4KM, q4-k-m.
-_BY_KEY: Final = {
-    key(written): RECIPES[name]
-    for names in (dict.fromkeys(RECIPES, ""), ALIASES, SYNONYMS)
-    for written, name in ((w, n or w) for w, n in names.items())
-}
+_NAMED: Final = RECIPES | {name: RECIPES[of] for name, of in (ALIASES | SYNONYMS).items()}
 
 
 def recipe_named(name: str) -> Recipe | None:
     """Look a recipe up by name or alias, in any case and with any separators."""
-    return _BY_KEY.get(key(name))
+    return look_up(name, _NAMED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
 _Found = TypeVar("_Found")
@@ -62,6 +62,18 @@ _ELSEWHERE: Final[tuple[tuple[str, str], ...]] = (
 def key(name: str) -> str:
     """Reduce a name to what people agree on: upper case, without separators."""
     return _SEPARATOR.sub("", name).upper()
+
+
+def look_up(written: str, table: Mapping[str, _Found]) -> _Found | None:
+    """Look a name up in any case, with another separator or none where the table has "_".
+
+    A separator elsewhere belongs to what comes before the type: b-F16 is no BF16.
+    """
+    for name, found in table.items():
+        if key(name) == key(written):
+            pattern = re.escape(name).replace("_", f"{_SEPARATOR.pattern}?")
+            return found if re.fullmatch(pattern, written, re.IGNORECASE) else None
+    return None
 
 
 def endings(stem: str) -> Iterable[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from weightcast.converters.recipes.recipe import recipe_named
-from weightcast.converters.recipes.spelling import SYNONYMS, find_ending, hint, key
+from weightcast.converters.recipes.spelling import SYNONYMS, find_ending, hint, look_up
 from weightcast.errors import RequestError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.quant.types import BF16, FLOAT_TYPES, TYPES, GroupType, QuantType, WeightType
@@ -26,10 +26,7 @@ PLAIN: Final = "plain"
 _FIRST: Final = "weightcast"
 _FLOATS: Final = tuple(quant_type.name.lower() for quant_type in reversed(FLOAT_TYPES))
 # Powers of two, as what layouts pack together: pieces fit both.
-_BY_KEY: Final = {
-    **{key(name): TYPES[plain] for name, plain in SYNONYMS.items()},
-    **{key(name): weight_type for name, weight_type in TYPES.items()},
-}
+_PLAIN_OR_GGUF: Final = TYPES | {name: TYPES[of] for name, of in SYNONYMS.items()}
 _GROUP_SIZES: Final = {"g32": 32, "g64": 64, "g128": 128, "g256": 256, "channel": 0}
 
 
@@ -132,14 +129,14 @@ def type_names() -> tuple[str, ...]:
         for asymmetric in ("", "-asym")
     ]
     layouts = [f"{name}-{layout}" for name in ("int8", *integers) for layout in _layout_names()]
-    names = ("int4", "int8", *_FLOATS, *_named_types(), *integers, *layouts)
+    names = (*_FLOATS, *_named_types(), "int8", *integers, *layouts)
     return tuple(name for name in names if directory_type(name) is not None)
 
 
 def rule_type(name: object) -> WeightType:
     """Look up the type that a rule asks for. Raises RequestError if it is none."""
     written = name if isinstance(name, str) else ""
-    if (plain := _BY_KEY.get(key(written))) is not None:
+    if (plain := look_up(written, _PLAIN_OR_GGUF)) is not None:
         return plain
     text, named = _plainly(written), _named_types()
     if text in named:

@@ -63,7 +63,7 @@ class Gguf:
         """Tell from its name what a file is to be: NAME-TYPE.gguf. See Target."""
         if not text.lower().endswith((_ENDING, f"{_ENDING}/")):
             return None
-        stem = _stem(text)
+        stem = _stem(text, type_name)
         found, has_imatrix = _NAMES.read(text, stem, type_name)
         if file is not None and found is None and file.base is None:
             raise disagreement(text, "is a GGUF file", file, ", a type of directories")
@@ -109,14 +109,14 @@ class Gguf:
 GGUF: Final = Gguf()
 
 
-def _stem(text: str) -> str:
+def _stem(text: str, type_name: str | None) -> str:
     """Give the name of a GGUF output without its ending. Raises RequestError."""
     if text.endswith("/"):
         raise RequestError(f"{text}: a GGUF output is a file; leave the slash out")
     stem = Path(text).name[: -len(_ENDING)]
     if not text.endswith(_ENDING):
         raise RequestError(f"{text}: write the ending in lower case, {stem}{_ENDING}")
-    if spelling.is_part(stem):
+    if type_name is None and spelling.is_part(stem):
         raise RequestError(
             f"{text}: this is the name of one part of a split file; leave {stem[-15:]} out, and "
             "say with --split SIZE how large parts may be"

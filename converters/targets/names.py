@@ -67,7 +67,10 @@ class TypeNames(Generic[Meant]):
         meant = spelling.closest(last, self.known, alike=0.8)
         guess = f"did you mean {meant}?" if meant else None
         remedy = guess or "rename it or pass --type (weightcast types lists them)"
-        problem = f"the name does not end in a type, as in {self.example}"
+        example = self.example
+        if Path(text).is_dir():
+            example = os.path.join(text, example)
+        problem = f"the name does not end in a type, as in {example}"
         return RequestError(f"{text}: {problem}; {remedy}")
 
     def _check_not_meant(self, text: str, stem: str) -> None:

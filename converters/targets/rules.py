@@ -53,7 +53,7 @@ def choose_types(
         names = [place.name, name, *(head for of, head in heads.items() if of == place.name)]
         override = rules.find(*names, whole_name=place.role.storage == "float32")
         if override is None:
-            chosen = _by_directory(place, plain, directory)
+            chosen = by_directory(place, plain, directory)
             found.append(TypeChoice(place, expert, name, chosen, plain))
             continue
         if override.type.is_plain:
@@ -75,7 +75,8 @@ def _named(
             yield place, expert, family.name_in(place, CONVENTION, expert), plain
 
 
-def _by_directory(place: Place, plain: QuantType, directory: DirectoryType) -> WeightType:
+def by_directory(place: Place, plain: QuantType, directory: DirectoryType) -> WeightType:
+    """Choose the type that a directory gives a tensor for which no rule asks another."""
     if not directory.is_packed or place.layer is None or place.role.storage != "packed":
         return plain
     wanted = directory.experts if place.role.is_experts else directory.attention

@@ -214,17 +214,17 @@ def test_what_has_changed_is_named_and_nothing_is_lost(
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(tiny, source)
-    cut = tmp_path / "cut-Q4_0.gguf"
-    interrupted(source, cut, monkeypatch=monkeypatch)
+    cut = tmp_path / "cut.gguf"
+    interrupted(source, cut, monkeypatch=monkeypatch, types=["Q4_0"])
     kept = {path: path.read_bytes() for path in (partial_path(cut), journal_path(cut))}
-    options = change(source, monkeypatch)
+    options = {"types": ["Q4_0"]} | change(source, monkeypatch)
     with pytest.raises(OutputError, match="cannot be continued") as caught:
         weightcast.convert(source, cut, no_tokenizer=True, **options)
     assert CHANGES[change] in str(caught.value)
     assert "--no-resume starts over" in str(caught.value)
     assert all(path.read_bytes().startswith(before) for path, before in kept.items())
     weightcast.convert(source, cut, no_tokenizer=True, resume=False, **options)
-    assert names(tmp_path) == ["cut-Q4_0.gguf", "source"]
+    assert names(tmp_path) == ["cut.gguf", "source"]
 
 
 def test_a_report_is_that_of_an_undisturbed_run(
@@ -327,8 +327,8 @@ def test_other_parts_are_neither_forgotten_nor_left_behind(
 def test_messages_promise_only_what_the_same_command_does(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = tmp_path / "cut-Q4_0.gguf"
-    interrupted(tiny, cut, monkeypatch=monkeypatch)
+    cut = tmp_path / "cut.gguf"
+    interrupted(tiny, cut, monkeypatch=monkeypatch, types=["Q4_0"])
     with pytest.raises(OutputError, match=r"--no-resume starts over$"):
         weightcast.convert(tiny, cut, no_tokenizer=True, types=["Q4_1"])
     real, done = executor.read_slab, []
@@ -341,10 +341,11 @@ def test_messages_promise_only_what_the_same_command_does(
 
     monkeypatch.setattr(executor, "read_slab", read_slab)
     with pytest.raises(weightcast.CheckpointError, match="without --no-resume goes on"):
-        weightcast.convert(tiny, cut, no_tokenizer=True, jobs=1, resume=False)
+        weightcast.convert(tiny, cut, no_tokenizer=True, jobs=1, resume=False, types=["Q4_0"])
     partial_path(cut).unlink()  # what a run leaves that was killed when it was complete
     assert read_journal(journal_path(cut)).finished
-    assert not kept_work(convert.prepare(tiny, [cut], ConvertOptions(no_tokenizer=True)))
+    options = ConvertOptions(no_tokenizer=True, types=("Q4_0",))
+    assert not kept_work(convert.prepare(tiny, [cut], options))
 
 
 def test_a_journal_that_cannot_be_read_is_not_forgotten(

@@ -61,13 +61,13 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
     [
         ("base = ", "not valid TOML"),
         ("", "base is missing"),
-        ("base = 4", "base is 4; known: BF16"),
+        ("base = 4", "base is 4, which is no type"),
         ("base.a" + 600 * ".a" + " = 1", "line 1 is longer than 1000 bytes"),
         (
             'base = "Q4_0"\n[[rule]]\npattern = "[[a]"\ntype = "Q6_K"',
             "rule 1: pattern '[[a]' is not a regex: Poss",
         ),
-        ('base = "Q4_K_XL"', "base is 'Q4_K_XL'; known: BF16"),
+        ('base = "Q4_K_XL"', "base is 'Q4_K_XL', which is no type; it is a recipe of Unsloth's"),
         ('base = "Q4_0"\nrules = 1', "unknown key 'rules'; known: base, rule"),
         ('base = "Q4_0"\nrule = 1', "rules are written as [[rule]] tables"),
         ('base = "Q4_0"\nrule = [1]', "rule 1: not a table"),
@@ -81,7 +81,7 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
         (EXAMPLE + '[[rule]]\npattern = 1\ntype = "Q6_K"', "rule 3: pattern 1 is not a regex"),
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q9"',
-            "rule 3: unknown type 'Q9'; known: ",
+            "rule 3: unknown type 'Q9'; weightcast types lists",
         ),
         (
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "int8"',
@@ -91,8 +91,14 @@ def test_a_file_without_rules(tmp_path: Path) -> None:
             EXAMPLE + '[[rule]]\npattern = "a"\ntype = "int4-g32-awq"',
             "rule 3: type 'int4-g32-awq'",
         ),
-        (EXAMPLE + '[[rule]]\npattern = "a"\ntype = 6', "rule 3: unknown type 6; known: BF16"),
-        (EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q4_K_M"', "rule 3: unknown type 'Q4_K_M'"),
+        (
+            EXAMPLE + '[[rule]]\npattern = "a"\ntype = 6',
+            "rule 3: unknown type 6; weightcast types lists",
+        ),
+        (
+            EXAMPLE + '[[rule]]\npattern = "a"\ntype = "Q4_K_M"',
+            "unknown type 'Q4_K_M': it is a recipe for a whole file; a tensor's type is Q4_K",
+        ),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, text: str, problem: str) -> None:
@@ -143,7 +149,7 @@ def test_tensor_types() -> None:
         ("attn_v", "write it as REGEX=TYPE"),
         ("=Q8_0", "pattern '' is not a regex"),
         ("attn_v=", "unknown type ''"),
-        ("attn_v=Q9", "unknown type 'Q9'; known: BF16"),
+        ("attn_v=Q9", "unknown type 'Q9'; weightcast types lists"),
         ("(=Q8_0", "pattern '(' is not a regex"),
     ],
 )

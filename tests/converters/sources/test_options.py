@@ -18,16 +18,38 @@ from weightcast.converters.bundle.model_card import model_card
 from weightcast.converters.convert import prepare
 from weightcast.converters.output.fingerprint import changes, fingerprint
 from weightcast.converters.plan.plan import Plan
-from weightcast.converters.sources.options import ConvertOptions, Option, parse_size
+from weightcast.converters.sources.options import ConvertOptions, Option, parse_size, size_text
 from weightcast.errors import RequestError
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("48G", 48 * 10**9), ("500M", 5 * 10**8), ("4GiB", 4 * 2**30), ("1.5k", 1500), ("7", 7)],
+    [
+        ("48G", 48 * 10**9),
+        ("500M", 5 * 10**8),
+        ("4GiB", 4 * 2**30),
+        ("1.5k", 1500),
+        (7, 7),
+        ("7B", 7),
+    ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
+    assert parse_size(size_text(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(48 * 10**9, "48G"), (4 * 2**30, "4GiB"), (1500, "1500B"), (12_000, "12K"), (3072, "3KiB")],
+)
+def test_sizes_in_the_largest_unit_that_fits(size: int, text: str) -> None:
+    assert size_text(size) == text
+
+
+@pytest.mark.parametrize("text", ["48", " 48 ", "1.5"])
+def test_sizes_need_a_unit(text: str) -> None:
+    with pytest.raises(RequestError, match=r"has no unit; write .*G for GB, or .*B for bytes"):
+        parse_size(text)
 
 
 def test_the_keywords_of_convert_are_the_options() -> None:
@@ -76,7 +98,7 @@ def test_a_row_is_an_option_of_the_command_line() -> None:
     found = []
 
     @click.command()
-    @convert_options(MoreOptions, "result", "machine", "errors", "resume")
+    @convert_options(MoreOptions)
     def convert(**options: object) -> None:
         found.append(MoreOptions(**options))
 

@@ -273,7 +273,7 @@ def test_names(path: str, name: str | None) -> None:
     assert name_in(Path(path).name) == name
 
 
-@pytest.mark.parametrize("name", ["int8-awq", "weightcast-int4-awq", "int3", "Q4_K", "int4-g48"])
+@pytest.mark.parametrize("name", ["int8-awq", "weightcast-int4-awq", "int3", "int4-g48"])
 def test_unknown_types(name: str, tmp_path: Path) -> None:
     with pytest.raises(weightcast.RequestError, match="is not a type of a safetensors directory"):
         weightcast.convert(Golden("wide").path, tmp_path / "m", types=[name], no_tokenizer=True)
