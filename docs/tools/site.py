@@ -7,6 +7,7 @@ and is linked becomes a page (Markdown, and source text in a code block) or a fi
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,9 @@ _MOVED: Final = {
 }
 _SHOWN: Final = {".c": "c", ".go": "go", ".h": "c", ".py": "python", ".rs": "rust", ".sh": "bash"}
 _SHOWN |= {".toml": "toml", ".yml": "yaml"}
+_FOREIGN: Final = re.compile(
+    r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=["']?https?:[^>]*>"""
+)
 
 
 def uri_of(path: str) -> str:
@@ -93,3 +97,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         end = link.start + len(link.text)
         markdown = f"{markdown[: link.start]}{place}{anchor}{markdown[end:]}"
     return markdown
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that would load something from elsewhere."""
+    from mkdocs.exceptions import PluginError
+
+    foreign = _FOREIGN.search(output)
+    if foreign is not None:
+        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {foreign[0]}")
+    return output
