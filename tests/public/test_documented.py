@@ -43,6 +43,7 @@ SPEC = tiny_spec(widening_factor=12, num_experts=2, vocab_size=512)
 NOT_RUN = {
     "a line of a file": 1,
     "downloads the release, 318 GB": 2,
+    "has tests of its own": 1,
     "installs software": 1,
     "needs a GPU": 2,
     "needs llama.cpp's source": 1,
