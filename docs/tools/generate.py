@@ -26,7 +26,7 @@ DOCS: Final = Path(__file__).parents[1]
 LOSSES: Final = DOCS.parent / "benchmarks" / "results" / "losses-2026-12-01.md"
 PARAMETERS: Final = 315_684_820_992  # of Grok-1
 _MAIN_LAYOUTS: Final = (None, "compressed-tensors")
-_TESTED_ELSEWHERE: Final = ("demo",)
+_SLOW: Final = ("demo",)  # its own tests run it; what a page shows for a shell is run there
 _IMPORTANCE: Final = {"ignored": "", "optional": "helps", "required": "needed"}
 
 
@@ -41,9 +41,7 @@ def commands() -> Iterator[str]:
         yield from _options(command, context)
         examples = getattr(command, "examples", ())
         if examples:
-            if name in _TESTED_ELSEWHERE:
-                yield "<!-- not run: has tests of its own -->"
-            yield from ("```sh", *examples, "```", "")
+            yield from ("```text" if name in _SLOW else "```sh", *examples, "```", "")
 
 
 def _prose(text: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ from typing import Final
 import pyte
 
 ROOT: Final = Path(__file__).parents[2]
-PROMPT: Final = "Once upon a time"
+PROMPT: Final = "She was persuaded that"
 COMMANDS: Final = (
     "weightcast inspect tiny-grok",
     "weightcast convert tiny-grok tiny-grok-Q8_0.gguf tiny-grok-Q4_K_M.gguf --report loss.md",

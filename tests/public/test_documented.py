@@ -43,7 +43,6 @@ SPEC = tiny_spec(widening_factor=12, num_experts=2, vocab_size=512)
 NOT_RUN = {
     "a line of a file": 1,
     "downloads the release, 318 GB": 2,
-    "has tests of its own": 1,
     "installs software": 1,
     "needs a GPU": 2,
     "needs llama.cpp's source": 1,
@@ -52,7 +51,7 @@ NOT_RUN = {
     "runs for minutes": 1,
     "runs the whole test suite": 1,
     "signs with keys of your own": 3,
-    "works on the repository itself": 2,
+    "works on the repository itself": 3,
 }
 
 
