@@ -12,17 +12,17 @@ import sys
 
 def main() -> None:
     """Print a prompt and its continuation, drawn with a fixed seed."""
-    import xllamacpp
+    from xllamacpp import CommonParams, Server  # pyright: ignore[reportAttributeAccessIssue]
 
     model, prompt, *rest = sys.argv[1:]
-    params = xllamacpp.CommonParams()
+    params = CommonParams()
     params.model.path = model
     params.n_ctx, params.n_parallel, params.warmup = 256, 1, False
     params.verbosity = 0
     params.cpuparams.n_threads = 2
     tokens = int(rest[0]) if rest else 32
     asked = {"prompt": prompt, "n_predict": tokens, "temperature": 0.6, "seed": 1}
-    answer = xllamacpp.Server(params).handle_completions(asked)
+    answer = Server(params).handle_completions(asked)
     print(prompt + answer["choices"][0]["text"], flush=True)
     os._exit(0)  # the server's threads are of no further use
 

@@ -56,14 +56,15 @@ def _prose(text: str) -> Iterator[str]:
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
-    for section, title in (*SECTIONS.items(), (None, "Options")):
+    yield from ("| option | |", "| --- | --- |")
+    for section, title in (*SECTIONS.items(), (None, "Other")):
         records = [
             p.get_help_record(context) for p in options if getattr(p, "section", None) == section
         ]
         if records:
-            yield from (f"| {title} | |", "| --- | --- |")
+            yield f"| **{title}** | |"
             yield from (f"| {_code(r[0])} | {_cell(r[1])} |" for r in records if r)
-            yield ""
+    yield ""
 
 
 def _code(text: str) -> str:

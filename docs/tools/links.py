@@ -1,4 +1,8 @@
-"""Find the links of Markdown pages, as files of the repository, and the anchors of headings."""
+#!/usr/bin/env python3
+"""Find the links of Markdown pages, as files of the repository, and the anchors of headings.
+
+As a program it lists the links to other sites, which no test fetches.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +63,19 @@ def anchors(text: str) -> set[str]:
         slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
         found.add(slug)
     return found
+
+
+def main() -> None:
+    """List the links to other sites, each with the pages that have it."""
+    found: dict[str, list[str]] = {}
+    for file in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]):
+        page = str(file.relative_to(ROOT))
+        for link in links(page, file.read_text()):
+            if link.is_external:
+                found.setdefault(link.text, []).append(page)
+    for target, pages in sorted(found.items()):
+        print(f"{target}  ({', '.join(dict.fromkeys(pages))})")
+
+
+if __name__ == "__main__":
+    main()
