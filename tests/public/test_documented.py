@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import yaml
 
 import weightcast
+from docs.tools.links import blanked
 from tests.imatrices import sample, write_gguf
 from tests.public.fences import Fence, commands, fences, is_output
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
@@ -236,3 +238,11 @@ def test_output_with_gaps() -> None:
     assert is_output(("size 3... bytes", "end"), "size 3,500 bytes\nend")
     assert not is_output(("a", "c"), "a\nb\nc")
     assert not is_output(("a.b",), "axb")
+
+
+_INDENTED = re.compile(r"(?m)^ {4,}(?:\$ )?(?:weightcast|python|pip|make|hf|cc|\.venv/)\b.*$")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_stand_in_fences(page: Path) -> None:
+    assert _INDENTED.findall(blanked(page.read_text())) == []
