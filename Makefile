@@ -66,7 +66,7 @@ docs: .venv/.docs
 recording: .venv/.docs
 	$(BIN)/python docs/tools/recording.py examples/tiny-grok docs/recording.svg
 
-.venv/.docs: .venv/.development
+.venv/.docs: $(BUILD_INPUTS)
 	$(call install,docs$(comma)llama-cpp$(comma)report)
 
 comma := ,

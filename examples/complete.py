@@ -22,7 +22,10 @@ def main() -> None:
     params.cpuparams.n_threads = 2
     tokens = int(rest[0]) if rest else 32
     asked = {"prompt": prompt, "n_predict": tokens, "temperature": 0.6, "seed": 1}
-    answer = Server(params).handle_completions(asked)
+    try:
+        answer = Server(params).handle_completions(asked)
+    except RuntimeError:
+        sys.exit(f"error: {model}: llama.cpp does not load it")
     print(prompt + answer["choices"][0]["text"], flush=True)
     os._exit(0)  # the server's threads are of no further use
 
