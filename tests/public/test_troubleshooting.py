@@ -31,8 +31,8 @@ def printed() -> str:
 
 
 def pieces(heading: str) -> list[str]:
-    """List the words of a heading between what differs."""
-    return [piece.strip(" :;,.()") for piece in heading.split("...") if piece.strip(" :;,.()")]
+    """List the words of a heading between what differs, and between its parts."""
+    return [piece.strip(" :,.)") for piece in re.split(r"\.\.\.|;|\(", heading)]
 
 
 def test_headings_are_messages_of_the_code() -> None:
