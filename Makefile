@@ -1,26 +1,27 @@
 # `make demo` and `make test` do all set-up; a second run starts at once.
 PYTHON ?= python3
 WORKERS ?= 2
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
 	$(wildcard quant/kernels/*.* quant/kernels/*/*.*)
 
-.PHONY: demo test test-exhaustive coverage lint types clean
+.PHONY: demo test test-exhaustive coverage lint types release clean
 
 # Convert a tiny checkpoint and run it in llama.cpp.
 demo: .venv/.demo
 	$(BIN)/weightcast demo
 
 # Every case that a mistake in one place needs; minutes on two cores.
-test: .venv/.development
+test: .venv/.development .venv/.programs
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # What test leaves out: the full products of types, sources and instruction sets, and long searches.
-test-exhaustive: .venv/.development
+test-exhaustive: .venv/.development .venv/.programs
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m exhaustive
 
 # Lines that `make test` runs, in the terminal and as pages in build/coverage.
-coverage: .venv/.coverage
+coverage: .venv/.coverage .venv/.programs
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term \
 		--cov-report=html
 
@@ -35,10 +36,19 @@ types: .venv/.development
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+# The files of a release in dist/, checked (docs/releasing.md).
+release:
+	PYTHON=$(PYTHON) .ci/release
+
+# Programs that tests run: brought where apt-get may, else named in one line.
+.venv/.programs: .ci/programs | .venv/.development
+	.ci/programs
+	touch $@
+
 # Editable installs: Python edits are live, C++ edits run these rules again.
 define install
 test -x $(BIN)/python || $(PYTHON) -m venv .venv
-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) \
 	--config-settings=cmake.define.WEIGHTCAST_WERROR=$(if $(CI),ON,OFF) --editable ".[$(1)]"
 touch $@
 endef
@@ -51,7 +61,7 @@ endef
 	touch .venv/.demo
 
 .venv/.coverage: .venv/.development
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) \
 		pytest-cov
 	touch $@
 

@@ -10,34 +10,10 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <weightcast.h>
 
 enum { ROWS = 64, COLUMNS = 1024 };
-
-static const char* explain(int32_t status) {
-  switch (status) {
-    case WEIGHTCAST_OK: return "done";
-    case WEIGHTCAST_BAD_TYPE: return "the type is not known";
-    case WEIGHTCAST_BAD_SHAPE: return "rows are not whole blocks";
-    case WEIGHTCAST_NOT_FINITE: return "a value is NaN or infinite";
-    case WEIGHTCAST_OVERFLOW: return "a value or scale does not fit 16 bits";
-    case WEIGHTCAST_NEEDS_IMPORTANCE: return "the type needs an importance matrix";
-    case WEIGHTCAST_BAD_IMPORTANCE: return "an importance is negative or not finite";
-    case WEIGHTCAST_MISCOMPILED: return "the library was miscompiled";
-    default: return "unknown status";
-  }
-}
-
-/* Types are found by name: their numbers are those of ggml, with gaps. */
-static int32_t type_named(const char* name) {
-  for (int32_t type = 0; type < 256; ++type) {
-    const char* known = weightcast_type_name(type);
-    if (known != NULL && strcmp(known, name) == 0) return type;
-  }
-  return -1;
-}
 
 /* Quantize [ROWS, COLUMNS] into new rows of `row_bytes`; NULL, with the reason on stderr, if not. */
 static uint8_t* quantize(const float* x, const float* importance, int32_t type, int64_t row_bytes) {
@@ -56,7 +32,7 @@ static uint8_t* quantize(const float* x, const float* importance, int32_t type, 
   weightcast_result result;
   const int32_t status = weightcast_quantize(&source, importance, type, rows, row_bytes, &result);
   if (status != WEIGHTCAST_OK) {
-    fprintf(stderr, "cannot quantize: %s (row %lld, column %lld)\n", explain(status),
+    fprintf(stderr, "cannot quantize: %s (row %lld, column %lld)\n", weightcast_strerror(status),
             (long long)result.bad_out, (long long)result.bad_in);
     free(rows);
     return NULL;
@@ -72,7 +48,7 @@ static double rms_of_difference(const float* a, const float* b, int64_t n) {
 
 int main(int argc, char** argv) {
   const char* name = argc > 1 ? argv[1] : "Q4_K";
-  const int32_t type = type_named(name);
+  const int32_t type = weightcast_type_from_name(name);
   const int64_t row_bytes = weightcast_row_bytes(type, COLUMNS);
   if (row_bytes == 0) {
     fprintf(stderr, "no type %s for rows of %d values\n", name, COLUMNS);
@@ -90,7 +66,7 @@ int main(int argc, char** argv) {
   if (rows == NULL) return 1;
   const int32_t status = weightcast_dequantize(type, rows, ROWS * COLUMNS, back);
   if (status != WEIGHTCAST_OK) {
-    fprintf(stderr, "cannot dequantize: %s\n", explain(status));
+    fprintf(stderr, "cannot dequantize: %s\n", weightcast_strerror(status));
     return 1;
   }
   printf("%s on %s: %d values in %lld bytes, rms error %.5f\n", name, weightcast_isa(),

@@ -50,7 +50,9 @@ def test_c_program(name, program):
     assert found, done.stdout
     bits = 8 * TYPES[name].block_bytes / TYPES[name].block_elements
     assert 0 < float(found[1]) < 1.6 * 2**-bits  # of values from -1 to 1
-    assert done.stderr == "cannot quantize: a value is NaN or infinite (row 3, column 5)\n"
+    assert done.stderr == (
+        "cannot quantize: a value is NaN or infinite, or a scale is too large (row 3, column 5)\n"
+    )
 
 
 def test_c_program_refuses_an_unknown_type(program):
@@ -85,7 +87,7 @@ def test_config_of_one_kind():
     assert shlex.split(run(sys.executable, *module, "--cflags").stdout) == config.cflags()
     assert shlex.split(run(sys.executable, *module, "--libs").stdout) == config.libs()
     refused = run(sys.executable, *module, "--everything", status=1)
-    assert refused.stderr == "unknown option --everything: use --cflags, --libs or both\n"
+    assert "unknown option --everything; use some of --cflags, --libs" in refused.stderr
 
 
 def test_recipe_of_a_directory(tmp_path):

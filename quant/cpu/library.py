@@ -16,10 +16,24 @@ import weightcast.quant
 from weightcast.errors import CheckpointError, LayoutError
 from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
-LIBRARY_NAME = "libweightcast.so"
-ABI_VERSION = 4
+ABI_VERSION = 5
+LIBRARY_NAME = f"lib/libweightcast.so.{ABI_VERSION}"
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
-BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED = range(6, 10)
+BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED, NULL_ARGUMENT, NO_MEMORY = range(6, 12)
+# Functions that return a status.
+_CHECKED: Final = (
+    "carry_groups",
+    "check_carried",
+    "dequantize",
+    "dequantize_groups",
+    "measure",
+    "measure_groups",
+    "quantize",
+    "quantize_and_measure_groups",
+    "quantize_groups",
+    "self_test",
+    "transpose",
+)
 INSTRUCTION_SETS: Final = ("scalar", "sse2", "neon", "avx2", "avx512")
 
 
@@ -139,6 +153,13 @@ def installed(name: str) -> Path:
     raise ImportError(f"{name} is missing: install the package again (pip install .)")
 
 
+def _check_memory(status: int, _function: object, _arguments: object) -> int:
+    """Pass on the status of a call, unless it had no memory for its buffers (below 1 MB)."""
+    if status == NO_MEMORY:
+        raise MemoryError("no memory for the buffers of the kernels")
+    return status
+
+
 @cache
 def load() -> ctypes.CDLL:
     """Load the shared library that was installed with the package."""
@@ -151,6 +172,8 @@ def load() -> ctypes.CDLL:
     found = library.weightcast_abi_version()
     if found != ABI_VERSION:
         raise ImportError(f"{path} has ABI version {found}, expected {ABI_VERSION}: install again")
+    for name in _CHECKED:
+        getattr(library, f"weightcast_{name}").errcheck = _check_memory
     library.weightcast_isa.restype = ctypes.c_char_p
     library.weightcast_quantize.argtypes = [
         ctypes.POINTER(_Source),

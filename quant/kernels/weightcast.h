@@ -4,9 +4,15 @@
  * (stride_out 1), a GGUF or safetensors file stores [out, in] (stride_in 1). Blocks run along `in`.
  * Output rows are contiguous along `in`, one row per `out`, dst_stride bytes apart.
  *
- * Every function is thread-safe and allocates nothing. The caller's floating-point control register
- * is saved, set to round-to-nearest without flush-to-zero, and restored. The first use of a type with
- * a grid (IQ1 to IQ3) fills tables of 0.3 to 0.8 MB in static memory, which takes 3 to 50 ms.
+ * Every function is thread-safe and keeps nothing. A call needs at most WEIGHTCAST_STACK_BYTES of stack,
+ * and allocates WEIGHTCAST_HEAP_BYTES at most, which it frees before it returns (weightcast_self_test: twice
+ * as much). The caller's
+ * floating-point control register is saved, set to round-to-nearest without flush-to-zero, and restored.
+ * The first use of a type with a grid (IQ1 to IQ3) fills tables of 0.3 to 0.8 MB in static memory, which
+ * takes 3 to 50 ms.
+ *
+ * A pointer is NULL only where its function says so: else the status is WEIGHTCAST_NULL_ARGUMENT, and
+ * nothing is read or written. A matrix without elements needs no memory behind it.
  */
 #ifndef WEIGHTCAST_H
 #define WEIGHTCAST_H
@@ -23,7 +29,12 @@
 extern "C" {
 #endif
 
-#define WEIGHTCAST_ABI_VERSION 4
+/* The stack and the heap that a call needs at most, in bytes, with every instruction set. */
+#define WEIGHTCAST_STACK_BYTES 49152
+#define WEIGHTCAST_HEAP_BYTES 327680
+
+/* The version of this interface, which the library's name ends in: libweightcast.so.5. */
+#define WEIGHTCAST_ABI_VERSION 5
 
 /* Types, numbered as ggml numbers them. WEIGHTCAST_I8 is a source type only and needs scales. */
 enum {
@@ -58,7 +69,7 @@ enum {
   WEIGHTCAST_Q2_0 = 42
 };
 
-/* Status of a call. The result says where the first offending element is. */
+/* Status of a call, in words: weightcast_strerror. The result says where the first offending element is. */
 enum {
   WEIGHTCAST_OK = 0,
   WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
@@ -71,7 +82,9 @@ enum {
   WEIGHTCAST_BAD_IMPORTANCE = 6,   /* an importance that is negative, infinite or NaN, at bad_in */
   WEIGHTCAST_MISCOMPILED = 7,      /* weightcast_self_test: this build makes wrong bytes */
   WEIGHTCAST_INEXACT_SCALE = 8,    /* a scale that the requested type cannot hold exactly */
-  WEIGHTCAST_NOT_CARRIED = 9       /* weightcast_check_carried: a code or scale differs from the source's */
+  WEIGHTCAST_NOT_CARRIED = 9,      /* weightcast_check_carried: a code or scale differs from the source's */
+  WEIGHTCAST_NULL_ARGUMENT = 10,   /* a pointer that would be read or written is NULL */
+  WEIGHTCAST_NO_MEMORY = 11        /* the buffers of a call (see above) could not be allocated */
 };
 
 typedef struct {
@@ -143,31 +156,46 @@ enum {
   WEIGHTCAST_ROUNDED_BF16 = 1  /* that rounded to bfloat16, which a model may multiply with */
 };
 
+/* Give the WEIGHTCAST_ABI_VERSION that the library was built with. */
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
-/* The instruction set in use: "avx512", "avx2", "sse2", "neon" or "scalar". The environment variable
+/* Name the instruction set in use: "avx512", "avx2", "sse2", "neon" or "scalar". The environment variable
  * WEIGHTCAST_ISA, read at the first call, can ask for a lower one than the processor has. */
 WEIGHTCAST_API const char* weightcast_isa(void);
 
-/* The table of types. An unknown number has the name NULL and sizes of 0. A block is the smallest run
- * of values along `in` that can be stored; plain floats and I8 are blocks of one. weightcast_row_bytes
- * is also 0 for an n_in that is negative or not a whole number of blocks. */
+/* Say a status in words: lower case, without a full stop, in static memory. Any number is allowed. */
+WEIGHTCAST_API const char* weightcast_strerror(int32_t status);
+
+/* Name a type as GGUF does ("Q4_K"), in static memory. NULL for an unknown number. */
 WEIGHTCAST_API const char* weightcast_type_name(int32_t type);
+
+/* Find a type by its name, in upper or lower case. -1 for an unknown name or NULL. */
+WEIGHTCAST_API int32_t weightcast_type_from_name(const char* name);
+
+/* Give the values in a block of a type, the smallest run along `in` that can be stored: 1 for plain floats
+ * and I8. 0 for an unknown number. */
 WEIGHTCAST_API int64_t weightcast_block_elements(int32_t type);
+
+/* Give the bytes of a block. 0 for an unknown number. */
 WEIGHTCAST_API int64_t weightcast_block_bytes(int32_t type);
+
+/* Give the bytes of a row of n_in values. 0 for an unknown number, and for an n_in that is negative or not
+ * a whole number of blocks. */
 WEIGHTCAST_API int64_t weightcast_row_bytes(int32_t type, int64_t n_in);
 
-/* Quantize a source into n_out rows at dst. `importance` weighs the errors of the n_in input columns
- * (an importance matrix), or is NULL; types that do not use one ignore it. */
+/* Quantize a source into n_out rows at dst, weightcast_row_bytes each and dst_stride bytes apart.
+ * `importance` [n_in] weighs the errors of the columns (an importance matrix), or is NULL; types that do
+ * not use one ignore it. */
 WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, const float* importance,
                                            int32_t type, void* dst, int64_t dst_stride,
                                            weightcast_result* result);
 
-/* Dequantize n_elements (whole blocks, at any alignment) to float32, as ggml's dequantize_row_* do. */
+/* Dequantize n_elements, in whole blocks at any alignment, to float32 dst [n_elements], as ggml's
+ * dequantize_row_* do. */
 WEIGHTCAST_API int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements,
                                              float* dst);
 
-/* Quantize a source to groups. `importance` [n_in] weighs the squared errors, or is NULL. Their sum
+/* Quantize a source [n_out, n_in] to groups. `importance` [n_in] weighs the squared errors, or is NULL. Their sum
  * never exceeds that of the plain choice of scales: the largest magnitude over 2^(bits - 1) - 1/2, or
  * the span from the least value (or 0) to the largest (or 0) over 2^bits - 1. OVERFLOW: scale_type
  * cannot hold a scale; the result points to the first value of its group. */
@@ -201,7 +229,7 @@ WEIGHTCAST_API int32_t weightcast_measure(const weightcast_source* source, const
                                           int32_t baseline, int32_t type, const void* blocks,
                                           int64_t stride, weightcast_moments* moments);
 
-/* Do the same for groups. */
+/* Compare a source with groups in the same way. */
 WEIGHTCAST_API int32_t weightcast_measure_groups(const weightcast_source* source, const float* importance,
                                                  int32_t baseline, const weightcast_group_type* type,
                                                  const weightcast_groups* groups,
@@ -221,12 +249,13 @@ WEIGHTCAST_API int32_t weightcast_transpose(const void* src, int64_t src_stride,
                                             int64_t columns, int32_t item_bytes, void* dst,
                                             int64_t dst_stride);
 
-/* The tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call; NULL
- * and 0 bytes for other types. Device kernels need a copy of them. */
+/* Give the tables that the kernels of a type with a grid (IQ1, IQ2, IQ3) search, made at the first call, and
+ * their size at nbytes, unless that is NULL. NULL and 0 bytes for other types. Device kernels need a copy of
+ * them. */
 WEIGHTCAST_API const void* weightcast_grid_tables(int32_t type, int64_t* nbytes);
 
-/* Check that this build makes the right blocks of a type (not I8) on this processor: WEIGHTCAST_OK or
- * WEIGHTCAST_MISCOMPILED. Takes well below a millisecond, except for the types with grids (IQ1, IQ2
+/* Check that this build makes the right blocks of a type (not I8) on this processor, with status
+ * WEIGHTCAST_MISCOMPILED if not. Takes well below a millisecond, except for the types with grids (IQ1, IQ2
  * and IQ3), whose tables are made at their first use. */
 WEIGHTCAST_API int32_t weightcast_self_test(int32_t type);
 

@@ -52,8 +52,9 @@ def using(loaded: ctypes.CDLL) -> Iterator[None]:
 
 def load_copy(isa: str | None, folder: Path) -> ctypes.CDLL:
     """Load a fresh copy of the library, made in `folder`, that has WEIGHTCAST_ISA set to `isa`."""
-    folder.mkdir()
-    shutil.copy(LOAD()._name, folder / library.LIBRARY_NAME)
+    copied = folder / library.LIBRARY_NAME
+    copied.parent.mkdir(parents=True)
+    shutil.copy(LOAD()._name, copied)
     with (
         mock.patch.object(weightcast.quant, "__path__", [str(folder)]),
         mock.patch.dict("os.environ") as environ,

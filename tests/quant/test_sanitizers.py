@@ -61,6 +61,9 @@ STATUSES = (
     "BAD_IMPORTANCE",
     "MISCOMPILED",
     "INEXACT_SCALE",
+    "NOT_CARRIED",
+    "NULL_ARGUMENT",
+    "NO_MEMORY",
 )
 
 

@@ -17,11 +17,29 @@
 namespace weightcast {
 namespace {
 
+// Finds the tables of a type with a grid; other types have none.
+template <class Type, class = void>
+struct Tables {
+  static const void* of(int64_t& nbytes) {
+    nbytes = 0;
+    return nullptr;
+  }
+};
+template <class Type>
+struct Tables<Type, std::void_t<typename Type::Grid>> {
+  static const void* of(int64_t& nbytes) {
+    nbytes = sizeof(typename Type::Grid);
+    return &Type::tables();
+  }
+};
+
 // Makes rows of one type with its quantizer. Plain floats and Q8_0 have drivers of their own.
 template <class Type>
 struct Rows {
   static int32_t quantize(const weightcast_source& s, const float* importance, uint8_t* dst,
                           int64_t dst_stride, weightcast_result& result) {
+    int64_t nbytes;
+    Tables<Type>::of(nbytes);  // made here, where little of the stack is used
     return quantize_blocks<Type>(s, importance, dst, dst_stride, result);
   }
 };
@@ -63,11 +81,11 @@ int32_t measure(const weightcast_source& s, const float* importance, int32_t bas
   return measure(job, type, blocks, stride);
 }
 
-void measure_groups(const weightcast_source& s, const float* importance, int32_t baseline,
-                    const weightcast_group_type& type, const weightcast_groups& groups,
-                    weightcast_moments* moments) {
+int32_t measure_groups(const weightcast_source& s, const float* importance, int32_t baseline,
+                       const weightcast_group_type& type, const weightcast_groups& groups,
+                       weightcast_moments* moments) {
   const MeasureJob job{s, importance, baseline == WEIGHTCAST_ROUNDED_BF16, moments};
-  measure_groups(job, type, groups);
+  return measure_groups(job, type, groups);
 }
 
 int32_t quantize_and_measure_groups(const weightcast_source& s, const float* importance, int32_t baseline,
@@ -76,22 +94,6 @@ int32_t quantize_and_measure_groups(const weightcast_source& s, const float* imp
   const MeasureJob job{s, importance, baseline == WEIGHTCAST_ROUNDED_BF16, moments};
   return quantize_and_measure_groups(job, type, dst, result);
 }
-
-// Finds the tables of a type with a grid; other types have none.
-template <class Type, class = void>
-struct Tables {
-  static const void* of(int64_t& nbytes) {
-    nbytes = 0;
-    return nullptr;
-  }
-};
-template <class Type>
-struct Tables<Type, std::void_t<typename Type::Grid>> {
-  static const void* of(int64_t& nbytes) {
-    nbytes = sizeof(typename Type::Grid);
-    return &Type::tables();
-  }
-};
 
 const void* grid_tables(int32_t type, int64_t& nbytes) {
   switch (type) {

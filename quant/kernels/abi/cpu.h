@@ -12,8 +12,8 @@ struct Kernels {
   int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
   int32_t (*measure)(const weightcast_source&, const float* importance, int32_t baseline, int32_t type,
                      const void* blocks, int64_t stride, weightcast_moments*);
-  void (*measure_groups)(const weightcast_source&, const float* importance, int32_t baseline,
-                         const weightcast_group_type&, const weightcast_groups&, weightcast_moments*);
+  int32_t (*measure_groups)(const weightcast_source&, const float* importance, int32_t baseline,
+                            const weightcast_group_type&, const weightcast_groups&, weightcast_moments*);
   int32_t (*quantize_groups)(const weightcast_source&, const float* importance,
                              const weightcast_group_type&, const weightcast_groups&,
                              weightcast_result&);

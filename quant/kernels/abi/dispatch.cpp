@@ -1,4 +1,5 @@
 // The C ABI: checks arguments, sets the floating-point environment and calls the best kernels.
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -56,8 +57,13 @@ const Kernels& choose_kernels() {
 }
 
 const Kernels& kernels() {
-  static const Kernels& chosen = choose_kernels();
-  return chosen;
+  static std::atomic<const Kernels*> chosen{nullptr};
+  const Kernels* found = chosen.load(std::memory_order_acquire);
+  if (found == nullptr) {
+    found = &choose_kernels();
+    chosen.store(found, std::memory_order_release);
+  }
+  return *found;
 }
 
 // Check that a source can be read; return a status.
@@ -99,10 +105,13 @@ bool importance_is_valid(const float* importance, int64_t n_in, weightcast_resul
 }
 
 // Check what all calls require of a source. Sets `empty` if there is nothing to do.
-int32_t check_source(const weightcast_source& s, const float* importance, weightcast_result& result,
+int32_t check_source(const weightcast_source* source, const float* importance, weightcast_result* found,
                      bool& empty) {
-  result = weightcast_result{};
   empty = false;
+  if (source == nullptr || found == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  const weightcast_source& s = *source;
+  weightcast_result& result = *found;
+  result = weightcast_result{};
   const int32_t status = check_shape(s);
   if (status != WEIGHTCAST_OK) return status;
   empty = s.n_out == 0 || s.n_in == 0;
@@ -114,28 +123,50 @@ int32_t check_source(const weightcast_source& s, const float* importance, weight
   return WEIGHTCAST_OK;
 }
 
+// Check that n values of a type that can be made are whole blocks.
+int32_t check_blocks(int32_t type, int64_t n) {
+  const int64_t elements = weightcast_block_elements(type);
+  if (elements == 0 || type == WEIGHTCAST_I8) return WEIGHTCAST_BAD_TYPE;
+  return n >= 0 && n % elements == 0 ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+}
+
 bool is_float_type(int32_t type) {
   return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
 }
 
 constexpr int64_t kGroupMultiple = 32;  // group sizes are multiples of it
 
-// Check that the groups are of a known kind and that rows of n_in values fill them.
-int32_t check_groups(const weightcast_group_type& type, const weightcast_groups& groups, int64_t n_in) {
-  if (type.bits != 4 && type.bits != 8) return WEIGHTCAST_BAD_TYPE;
-  if (!is_float_type(type.scale_type)) return WEIGHTCAST_BAD_TYPE;
-  if (type.group_size < kGroupMultiple || type.group_size % kGroupMultiple != 0) return WEIGHTCAST_BAD_SHAPE;
-  return n_in == groups.groups * type.group_size ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+// Check that the groups are of a known kind, that rows of n_in values fill them and that they are there.
+int32_t check_groups(const weightcast_group_type* type, const weightcast_groups* groups, int64_t n_in) {
+  if (type == nullptr || groups == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  if (type->bits != 4 && type->bits != 8) return WEIGHTCAST_BAD_TYPE;
+  if (!is_float_type(type->scale_type)) return WEIGHTCAST_BAD_TYPE;
+  if (type->group_size < kGroupMultiple || type->group_size % kGroupMultiple != 0) return WEIGHTCAST_BAD_SHAPE;
+  if (groups->groups < 0 || n_in / type->group_size != groups->groups || n_in % type->group_size != 0) {
+    return WEIGHTCAST_BAD_SHAPE;
+  }
+  const bool have_zeros = type->symmetric != 0 || groups->zero_points != nullptr;
+  const bool are_there = groups->codes != nullptr && groups->scales != nullptr && have_zeros;
+  return are_there ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
+}
+
+// Check what quantizing to groups requires. Sets `empty` if there is nothing to do.
+int32_t check_grouping(const weightcast_source* source, const float* importance,
+                       const weightcast_group_type* type, const weightcast_groups* groups,
+                       weightcast_result* result, bool& empty) {
+  int32_t status = check_source(source, importance, result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  status = check_groups(type, groups, source->n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  return source->data != nullptr ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
 }
 
 // Check that groups can hold a source's codes unchanged. Sets `empty` if there is nothing to do.
-int32_t check_carriage(const weightcast_source& s, const weightcast_group_type& type,
-                       const weightcast_groups& groups, weightcast_result& result, bool& empty) {
-  int32_t status = check_source(s, nullptr, result, empty);
+int32_t check_carriage(const weightcast_source* source, const weightcast_group_type* type,
+                       const weightcast_groups* groups, weightcast_result* result, bool& empty) {
+  const int32_t status = check_grouping(source, nullptr, type, groups, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
-  status = check_groups(type, groups, s.n_in);
-  if (status != WEIGHTCAST_OK) return status;
-  const bool fits = s.type == WEIGHTCAST_I8 && type.bits == 8 && type.symmetric;
+  const bool fits = source->type == WEIGHTCAST_I8 && type->bits == 8 && type->symmetric != 0;
   return fits ? WEIGHTCAST_OK : WEIGHTCAST_BAD_TYPE;
 }
 
@@ -151,16 +182,20 @@ const char* weightcast_isa(void) { return weightcast::kernels().isa; }
 int32_t weightcast_quantize(const weightcast_source* source, const float* importance, int32_t type,
                             void* dst, int64_t dst_stride, weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
-  const weightcast_source& s = *source;
   bool empty;
-  const int32_t status = weightcast::check_source(s, importance, *result, empty);
+  int32_t status = weightcast::check_source(source, importance, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
-  return weightcast::kernels().quantize(s, importance, type, dst, dst_stride, *result);
+  status = weightcast::check_blocks(type, source->n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  if (source->data == nullptr || dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  return weightcast::kernels().quantize(*source, importance, type, dst, dst_stride, *result);
 }
 
 int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements, float* dst) {
   const weightcast::DefaultFloatEnvironment environment;
-  if (n_elements < 0) return WEIGHTCAST_BAD_SHAPE;
+  const int32_t status = weightcast::check_blocks(type, n_elements);
+  if (status != WEIGHTCAST_OK || n_elements == 0) return status;
+  if (src == nullptr || dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   return weightcast::kernels().dequantize(type, src, n_elements, dst);
 }
 
@@ -169,10 +204,8 @@ int32_t weightcast_quantize_groups(const weightcast_source* source, const float*
                                    weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
   bool empty;
-  int32_t status = weightcast::check_source(*source, importance, *result, empty);
+  const int32_t status = weightcast::check_grouping(source, importance, type, dst, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
-  status = weightcast::check_groups(*type, *dst, source->n_in);
-  if (status != WEIGHTCAST_OK) return status;
   return weightcast::kernels().quantize_groups(*source, importance, *type, *dst, *result);
 }
 
@@ -181,17 +214,15 @@ int32_t weightcast_quantize_and_measure_groups(const weightcast_source* source, 
                                                const weightcast_groups* dst, weightcast_moments* moments,
                                                weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
-  const weightcast_source& s = *source;
   bool empty;
-  int32_t status = weightcast::check_source(s, importance, *result, empty);
+  const int32_t status = weightcast::check_grouping(source, importance, type, dst, result, empty);
   if (status != WEIGHTCAST_OK) return status;
+  if (moments == nullptr && source->n_out > 0) return WEIGHTCAST_NULL_ARGUMENT;
   if (empty) {
-    for (int64_t out = 0; out < s.n_out; ++out) moments[out] = weightcast_moments{};
+    for (int64_t out = 0; out < source->n_out; ++out) moments[out] = weightcast_moments{};
     return WEIGHTCAST_OK;
   }
-  status = weightcast::check_groups(*type, *dst, s.n_in);
-  if (status != WEIGHTCAST_OK) return status;
-  return weightcast::kernels().quantize_and_measure_groups(s, importance, baseline, *type, *dst, moments,
+  return weightcast::kernels().quantize_and_measure_groups(*source, importance, baseline, *type, *dst, moments,
                                                            *result);
 }
 
@@ -199,7 +230,7 @@ int32_t weightcast_carry_groups(const weightcast_source* source, const weightcas
                                 const weightcast_groups* dst, weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
   bool empty;
-  const int32_t status = weightcast::check_carriage(*source, *type, *dst, *result, empty);
+  const int32_t status = weightcast::check_carriage(source, type, dst, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
   return weightcast::kernels().carry_groups(*source, *type, *dst, *result);
 }
@@ -207,7 +238,7 @@ int32_t weightcast_carry_groups(const weightcast_source* source, const weightcas
 int32_t weightcast_check_carried(const weightcast_source* source, const weightcast_group_type* type,
                                  const weightcast_groups* groups, weightcast_result* result) {
   bool empty;
-  const int32_t status = weightcast::check_carriage(*source, *type, *groups, *result, empty);
+  const int32_t status = weightcast::check_carriage(source, type, groups, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
   return weightcast::kernels().check_carried(*source, *type, *groups, *result);
 }
@@ -217,18 +248,25 @@ int32_t weightcast_dequantize_groups(const weightcast_group_type* type, const we
   const weightcast::DefaultFloatEnvironment environment;
   if (n_out < 0 || n_in < 0) return WEIGHTCAST_BAD_SHAPE;
   if (n_out == 0 || n_in == 0) return WEIGHTCAST_OK;
-  const int32_t status = weightcast::check_groups(*type, *src, n_in);
-  if (status == WEIGHTCAST_OK) weightcast::kernels().dequantize_groups(*type, *src, n_out, dst);
-  return status;
+  const int32_t status = weightcast::check_groups(type, src, n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  if (dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  weightcast::kernels().dequantize_groups(*type, *src, n_out, dst);
+  return WEIGHTCAST_OK;
 }
 
 int32_t weightcast_measure(const weightcast_source* source, const float* importance, int32_t baseline,
                            int32_t type, const void* blocks, int64_t stride,
                            weightcast_moments* moments) {
   const weightcast::DefaultFloatEnvironment environment;
+  if (source == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   const weightcast_source& s = *source;
-  const int32_t status = weightcast::check_shape(s);
+  int32_t status = weightcast::check_shape(s);
   if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
+  status = weightcast::check_blocks(type, s.n_in);
+  if (status != WEIGHTCAST_OK) return status;
+  const bool is_there = s.n_in == 0 || (s.data != nullptr && blocks != nullptr);
+  if (!is_there || moments == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   return weightcast::kernels().measure(s, importance, baseline, type, blocks, stride, moments);
 }
 
@@ -236,17 +274,19 @@ int32_t weightcast_measure_groups(const weightcast_source* source, const float* 
                                   int32_t baseline, const weightcast_group_type* type,
                                   const weightcast_groups* groups, weightcast_moments* moments) {
   const weightcast::DefaultFloatEnvironment environment;
+  if (source == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   const weightcast_source& s = *source;
   int32_t status = weightcast::check_shape(s);
   if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
-  status = weightcast::check_groups(*type, *groups, s.n_in);
+  status = weightcast::check_groups(type, groups, s.n_in);
   if (status != WEIGHTCAST_OK) return status;
-  weightcast::kernels().measure_groups(s, importance, baseline, *type, *groups, moments);
-  return WEIGHTCAST_OK;
+  if ((s.n_in > 0 && s.data == nullptr) || moments == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  return weightcast::kernels().measure_groups(s, importance, baseline, *type, *groups, moments);
 }
 
 const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {
-  return weightcast::kernels().grid_tables(type, *nbytes);
+  int64_t unwanted;
+  return weightcast::kernels().grid_tables(type, nbytes != nullptr ? *nbytes : unwanted);
 }
 
 }  // extern "C"

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "source/buffers.h"
 #include "weightcast.h"
 
 namespace {
@@ -47,28 +48,33 @@ void make_values(float* values, int n) {
   }
 }
 
-// Hash the blocks of the distinct columns. Returns false if lanes disagree.
-bool hash_blocks(const weightcast_source& source, const float* importance, int32_t type,
-                 uint64_t& hash) {
+// What is quantized, and what it becomes.
+struct Test {
+  float columns[kOut * kIn], importance[kIn], values[kIn];
   uint8_t rows[kOut * kRowBytes];
+};
+
+// Hash the blocks of the distinct columns. MISCOMPILED if lanes disagree.
+int32_t hash_blocks(const weightcast_source& source, const float* importance, int32_t type, Test& test,
+                    uint64_t& hash) {
+  uint8_t* rows = test.rows;
   const int64_t bytes = weightcast_row_bytes(type, kIn);
   weightcast_result result;
-  if (weightcast_quantize(&source, importance, type, rows, bytes, &result) != WEIGHTCAST_OK) {
-    return false;
-  }
+  int32_t status = weightcast_quantize(&source, importance, type, rows, bytes, &result);
+  if (status != WEIGHTCAST_OK) return status;
   for (int out = kDistinct; out < source.n_out; ++out) {
     const uint8_t* same = rows + out % kDistinct * bytes;
-    if (std::memcmp(rows + out * bytes, same, static_cast<size_t>(bytes)) != 0) return false;
+    if (std::memcmp(rows + out * bytes, same, static_cast<size_t>(bytes)) != 0) return WEIGHTCAST_MISCOMPILED;
   }
   hash = add_to_hash(hash, rows, kDistinct * bytes);
-  float values[kIn];
-  if (weightcast_dequantize(type, rows, kIn, values) != WEIGHTCAST_OK) return false;
-  hash = add_to_hash(hash, reinterpret_cast<const uint8_t*>(values), sizeof values);
-  return true;
+  status = weightcast_dequantize(type, rows, kIn, test.values);
+  hash = add_to_hash(hash, reinterpret_cast<const uint8_t*>(test.values), sizeof test.values);
+  return status;
 }
 
-bool passes(const Golden& golden) {
-  float columns[kOut * kIn], importance[kIn];
+int32_t run(const Golden& golden, Test& test) {
+  float* columns = test.columns;
+  float* importance = test.importance;
   make_values(columns, kDistinct * kIn);
   for (int out = kDistinct; out < kOut; ++out) {
     std::memcpy(columns + out * kIn, columns + out % kDistinct * kIn, kIn * sizeof(float));
@@ -83,16 +89,22 @@ bool passes(const Golden& golden) {
   source.stride_out = kIn;
   source.stride_in = 1;
   uint64_t hash = 0xcbf29ce484222325u;
-  return (!golden.plain || hash_blocks(source, nullptr, golden.type, hash)) &&
-         (!golden.weighed || hash_blocks(source, importance, golden.type, hash)) &&
-         hash == golden.hash;
+  int32_t status = WEIGHTCAST_OK;
+  if (golden.plain) status = hash_blocks(source, nullptr, golden.type, test, hash);
+  if (golden.weighed && status == WEIGHTCAST_OK) {
+    status = hash_blocks(source, importance, golden.type, test, hash);
+  }
+  if (status == WEIGHTCAST_NO_MEMORY) return status;
+  return status == WEIGHTCAST_OK && hash == golden.hash ? WEIGHTCAST_OK : WEIGHTCAST_MISCOMPILED;
 }
 
 }  // namespace
 
 extern "C" int32_t weightcast_self_test(int32_t type) {
   for (const Golden& golden : kGolden) {
-    if (golden.type == type) return passes(golden) ? WEIGHTCAST_OK : WEIGHTCAST_MISCOMPILED;
+    if (golden.type != type) continue;
+    const weightcast::OnHeap<Test> test;
+    return test ? run(golden, *test) : WEIGHTCAST_NO_MEMORY;
   }
   return WEIGHTCAST_BAD_TYPE;
 }

@@ -56,19 +56,22 @@ void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, 
 extern "C" int32_t weightcast_transpose(const void* src, int64_t src_stride, int64_t rows, int64_t columns,
                                         int32_t item_bytes, void* dst, int64_t dst_stride) {
   using weightcast::transpose;
+  if (item_bytes != 1 && item_bytes != 2 && item_bytes != 4) return WEIGHTCAST_BAD_TYPE;
+  if (rows < 0 || columns < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (rows == 0 || columns == 0) return WEIGHTCAST_OK;
+  if (src == nullptr || dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   switch (item_bytes) {
     case 1:
       transpose(static_cast<const uint8_t*>(src), src_stride, rows, columns, static_cast<uint8_t*>(dst),
                 dst_stride);
-      return WEIGHTCAST_OK;
+      break;
     case 2:
       transpose(static_cast<const uint16_t*>(src), src_stride, rows, columns, static_cast<uint16_t*>(dst),
                 dst_stride);
-      return WEIGHTCAST_OK;
-    case 4:
+      break;
+    default:
       transpose(static_cast<const uint32_t*>(src), src_stride, rows, columns, static_cast<uint32_t*>(dst),
                 dst_stride);
-      return WEIGHTCAST_OK;
-    default: return WEIGHTCAST_BAD_TYPE;
   }
+  return WEIGHTCAST_OK;
 }

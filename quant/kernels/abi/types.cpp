@@ -1,4 +1,4 @@
-// The table of types in the C ABI: numbers, names and block sizes.
+// The tables of the C ABI: types with their names and block sizes, statuses in words.
 #include "blocks/iq_layouts.h"
 #include "blocks/layouts.h"
 #include "weightcast.h"
@@ -27,6 +27,13 @@ constexpr Type kTypes[] = {
   static_assert(WEIGHTCAST_##name == number, "weightcast.h gives " #name " another number");
 #include "types.inc"
 
+char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
+bool same_name(const char* a, const char* b) {
+  while (*a != '\0' && lower(*a) == lower(*b)) ++a, ++b;
+  return *a == *b;
+}
+
 const Type* find(int32_t id) {
   for (const Type& type : kTypes) {
     if (type.id == id) return &type;
@@ -41,6 +48,32 @@ extern "C" {
 const char* weightcast_type_name(int32_t type) {
   const Type* found = find(type);
   return found != nullptr ? found->name : nullptr;
+}
+
+int32_t weightcast_type_from_name(const char* name) {
+  if (name == nullptr) return -1;
+  for (const Type& type : kTypes) {
+    if (same_name(type.name, name)) return type.id;
+  }
+  return -1;
+}
+
+const char* weightcast_strerror(int32_t status) {
+  switch (status) {
+    case WEIGHTCAST_OK: return "done";
+    case WEIGHTCAST_BAD_TYPE: return "the type is unknown or not possible here";
+    case WEIGHTCAST_BAD_SHAPE: return "a size is negative, or rows are not whole blocks or groups";
+    case WEIGHTCAST_NOT_FINITE: return "a value is NaN or infinite, or a scale is too large";
+    case WEIGHTCAST_OVERFLOW: return "a value or the scale of a block is too large for its type";
+    case WEIGHTCAST_NEEDS_IMPORTANCE: return "the type needs an importance matrix";
+    case WEIGHTCAST_BAD_IMPORTANCE: return "an importance is negative, infinite or NaN";
+    case WEIGHTCAST_MISCOMPILED: return "this build of the library makes wrong bytes";
+    case WEIGHTCAST_INEXACT_SCALE: return "the type cannot hold a scale exactly";
+    case WEIGHTCAST_NOT_CARRIED: return "a code or scale differs from the source's";
+    case WEIGHTCAST_NULL_ARGUMENT: return "a pointer is NULL";
+    case WEIGHTCAST_NO_MEMORY: return "out of memory";
+    default: return "unknown status";
+  }
 }
 
 int64_t weightcast_block_elements(int32_t type) {

@@ -31,6 +31,18 @@ inline void store_group(const GroupFit& fit, const weightcast_group_type& type, 
   }
 }
 
+// Codes [depth][kLanes] of some columns of a tile.
+struct alignas(64) MadeCodes {
+  uint8_t rows[kMaxDepth * kLanes];
+};
+
+// Buffers of groups: part of the source, one tile of it, codes of a strip.
+struct GroupWorkspace {
+  Stage stage;
+  Tile tile;
+  MadeCodes made;
+};
+
 struct GroupJob {
   const weightcast_source& s;
   const float* importance;
@@ -39,11 +51,6 @@ struct GroupJob {
   weightcast_result& result;
   GroupRule rule;
   bool overflow;
-};
-
-// Codes [depth][kLanes] of some columns of a tile.
-struct alignas(64) MadeCodes {
-  uint8_t rows[kMaxDepth * kLanes];
 };
 
 // Make all groups of some columns of a tile.
@@ -85,12 +92,10 @@ struct NoWatch {
 
 // Make groups that fit a tile.
 template <bool weighed, class Watch>
-int32_t quantize_small_groups(GroupJob& job, Watch& watch) {
+int32_t quantize_small_groups(GroupJob& job, GroupWorkspace& work, Watch& watch) {
   const weightcast_source& s = job.s;
   const int tile_depth = small_groups_depth(job.type);
-  Stage stage;
-  Tile tile;
-  MadeCodes made;
+  auto& [stage, tile, made] = work;
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int count = at_most(s.n_out - out0, run);
@@ -119,12 +124,12 @@ int32_t quantize_small_groups(GroupJob& job, Watch& watch) {
 
 // Call `use` with each strip of the rows [in0, in0 + length) of a run of columns, a tile at a time.
 template <class Use>
-bool each_strip(GroupJob& job, int64_t out0, int count, int64_t in0, int64_t length, bool check, Use use) {
-  Stage stage;
-  Tile tile;
+bool each_strip(GroupJob& job, GroupWorkspace& work, int64_t out0, int count, int64_t in0, int64_t length,
+                bool check, Use use) {
+  Tile& tile = work.tile;
   for (int64_t in = in0; in < in0 + length; in += kMaxDepth) {
     const int depth = at_most(in0 + length - in, kMaxDepth);
-    const MemoryView view = view_at(job.s, out0, count, in, depth, stage);
+    const MemoryView view = view_at(job.s, out0, count, in, depth, work.stage);
     for (int skip = 0; skip < count; skip += kWidth) {
       const int width = at_most(count - skip, kWidth);
       load_tile(job.s, view, skip, out0 + skip, width, in, depth, tile);
@@ -137,12 +142,19 @@ bool each_strip(GroupJob& job, int64_t out0, int count, int64_t in0, int64_t len
   return true;
 }
 
+// Buffers of groups longer than a tile, and the fits of a run of columns.
+struct LongGroupWorkspace {
+  GroupWorkspace strips;
+  GroupFit fits[kMaxRun / kLanes];
+};
+
 // Make one group, longer than a tile, of a run of columns.
 template <bool weighed>
-bool make_long_group(GroupJob& job, int64_t out0, int count, int64_t group) {
+bool make_long_group(GroupJob& job, LongGroupWorkspace& work, int64_t out0, int count, int64_t group) {
   const GroupRule& rule = job.rule;
   const int64_t in0 = group * job.type.group_size, length = job.type.group_size;
-  GroupFit fits[kMaxRun / kLanes];
+  GroupWorkspace& strips = work.strips;
+  auto& fits = work.fits;
   for (GroupFit& fit : fits) fit.begin();
   for (int pass = 0; pass < rule.passes; ++pass) {
     const auto visit = [&](Strip x, int c, int, int64_t in, int depth) {
@@ -150,15 +162,16 @@ bool make_long_group(GroupJob& job, int64_t out0, int count, int64_t group) {
         fits[c / kLanes].visit<weighed>(rule, pass, x + i, weighed ? job.importance + in + i : nullptr);
       }
     };
-    if (!each_strip(job, out0, count, in0, length, pass == 0, visit)) return false;
+    if (!each_strip(job, strips, out0, count, in0, length, pass == 0, visit)) return false;
     for (int c = 0; c < count; c += kLanes) fits[c / kLanes].finish(rule, pass);
   }
-  MadeCodes made;
-  each_strip(job, out0, count, in0, length, false, [&](Strip x, int c, int columns, int64_t in, int depth) {
-    const Bytes codes{made.rows};
+  const auto store = [&](Strip x, int c, int columns, int64_t in, int depth) {
+    uint8_t* made = work.strips.made.rows;
+    const Bytes codes{made};
     for (int i = 0; i < depth; i += kGroupChunk) fits[c / kLanes].store_codes(rule, x + i, codes + i);
-    store_columns(made.rows, depth, columns, job.dst.codes + (out0 + c) * job.s.n_in + in, job.s.n_in);
-  });
+    store_columns(made, depth, columns, job.dst.codes + (out0 + c) * job.s.n_in + in, job.s.n_in);
+  };
+  each_strip(job, strips, out0, count, in0, length, false, store);
   for (int c = 0; c < count; c += kLanes) {
     store_group(fits[c / kLanes], job.type, out0 + c, at_most(count - c, kLanes), group, job.dst, job.result,
                 job.overflow);
@@ -168,20 +181,22 @@ bool make_long_group(GroupJob& job, int64_t out0, int count, int64_t group) {
 
 template <bool weighed>
 int32_t quantize_long_groups(GroupJob& job) {
+  const OnHeap<LongGroupWorkspace> buffers;
+  if (!buffers) return WEIGHTCAST_NO_MEMORY;
   const int run = run_columns(job.s);
   for (int64_t out0 = 0; out0 < job.s.n_out; out0 += run) {
     const int count = at_most(job.s.n_out - out0, run);
     for (int64_t group = 0; group < job.dst.groups; ++group) {
-      if (!make_long_group<weighed>(job, out0, count, group)) return WEIGHTCAST_NOT_FINITE;
+      if (!make_long_group<weighed>(job, *buffers, out0, count, group)) return WEIGHTCAST_NOT_FINITE;
     }
   }
   return job.overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
 }
 
 template <class Watch>
-int32_t quantize_small_groups(GroupJob& job, Watch& watch) {
-  return job.importance != nullptr ? quantize_small_groups<true>(job, watch)
-                                   : quantize_small_groups<false>(job, watch);
+int32_t quantize_small_groups(GroupJob& job, GroupWorkspace& work, Watch& watch) {
+  return job.importance != nullptr ? quantize_small_groups<true>(job, work, watch)
+                                   : quantize_small_groups<false>(job, work, watch);
 }
 
 inline GroupJob group_job(const weightcast_source& s, const float* importance,
@@ -196,8 +211,9 @@ inline int32_t quantize_groups(const weightcast_source& s, const float* importan
                                weightcast_result& result) {
   GroupJob job = group_job(s, importance, type, dst, result);
   if (are_small(type)) {
+    const OnHeap<GroupWorkspace> buffers;
     NoWatch watch;
-    return quantize_small_groups(job, watch);
+    return buffers ? quantize_small_groups(job, *buffers, watch) : WEIGHTCAST_NO_MEMORY;
   }
   return importance != nullptr ? quantize_long_groups<true>(job) : quantize_long_groups<false>(job);
 }

@@ -69,10 +69,17 @@ inline void stage_columns(const MemoryView& view, int skip, int width, int depth
   }
 }
 
-inline void carry_codes_along_out(const weightcast_source& s, uint8_t* dst) {
-  constexpr int n = kSquare<int8_t>;
+// Buffers of carried codes: part of the source, columns of it as rows.
+struct CarryWorkspace {
   Stage stage;
   StagedCodes staged;
+};
+
+inline int32_t carry_codes_along_out(const weightcast_source& s, uint8_t* dst) {
+  constexpr int n = kSquare<int8_t>;
+  const OnHeap<CarryWorkspace> buffers;
+  if (!buffers) return WEIGHTCAST_NO_MEMORY;
+  auto& [stage, staged] = *buffers;
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int count = at_most(s.n_out - out0, run);
@@ -92,6 +99,7 @@ inline void carry_codes_along_out(const weightcast_source& s, uint8_t* dst) {
       }
     }
   }
+  return WEIGHTCAST_OK;
 }
 
 // Store int8 codes plus 128 and their scales, if that changes no value.
@@ -99,10 +107,7 @@ inline int32_t carry_groups(const weightcast_source& s, const weightcast_group_t
                             const weightcast_groups& dst, weightcast_result& result) {
   if (group_rows(s) % type.group_size != 0) return WEIGHTCAST_BAD_SHAPE;
   if (!carry_scales(s, type, dst, result)) return WEIGHTCAST_INEXACT_SCALE;
-  if (s.stride_out == 1) {
-    carry_codes_along_out(s, dst.codes);
-    return WEIGHTCAST_OK;
-  }
+  if (s.stride_out == 1) return carry_codes_along_out(s, dst.codes);
   for (int64_t out = 0; out < s.n_out; ++out) {
     const auto* row = static_cast<const int8_t*>(s.data) + out * s.stride_out;
     uint8_t* to = dst.codes + out * s.n_in;
@@ -159,10 +164,16 @@ inline bool find_different_code(const weightcast_source& s, const uint8_t* codes
   return false;
 }
 
-// Transposes the codes back. Transposing the source again would hide a mistake in transposing.
-inline bool codes_differ(const weightcast_source& s, const uint8_t* codes, weightcast_result& result) {
+// Buffers of a check: part of the source, a square of codes turned back.
+struct CheckWorkspace {
   Stage stage;
   TurnedCodes turned;
+};
+
+// Transposes the codes back. Transposing the source again would hide a mistake in transposing.
+inline bool codes_differ(const weightcast_source& s, const uint8_t* codes, CheckWorkspace& work,
+                         weightcast_result& result) {
+  auto& [stage, turned] = work;
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int count = at_most(s.n_out - out0, run);
@@ -188,6 +199,8 @@ inline bool codes_differ(const weightcast_source& s, const uint8_t* codes, weigh
 inline int32_t check_carried(const weightcast_source& s, const weightcast_group_type& type,
                              const weightcast_groups& made, weightcast_result& result) {
   if (group_rows(s) % type.group_size != 0) return WEIGHTCAST_BAD_SHAPE;
+  const OnHeap<CheckWorkspace> buffers;
+  if (!buffers) return WEIGHTCAST_NO_MEMORY;
   for (int64_t out = 0; out < s.n_out; ++out) {
     for (int64_t group = 0; group < made.groups; ++group) {
       const int64_t in0 = group * type.group_size;
@@ -199,7 +212,7 @@ inline int32_t check_carried(const weightcast_source& s, const weightcast_group_
       return WEIGHTCAST_NOT_CARRIED;
     }
   }
-  return codes_differ(s, made.codes, result) ? WEIGHTCAST_NOT_CARRIED : WEIGHTCAST_OK;
+  return codes_differ(s, made.codes, *buffers, result) ? WEIGHTCAST_NOT_CARRIED : WEIGHTCAST_OK;
 }
 
 inline int zero_point_at(const weightcast_group_type& type, const weightcast_groups& groups, int64_t at) {

@@ -56,6 +56,15 @@ class GroupErrors {
   alignas(64) float y_[kMaxDepth][kMeasured];
 };
 
+// What making and measuring groups at once works in.
+struct MeasuredWorkspace {
+  GroupWorkspace groups;
+  GroupErrors errors;
+
+  MeasuredWorkspace(const MeasureJob& job, const weightcast_group_type& type, const weightcast_groups& dst)
+      : errors(job, type, dst) {}
+};
+
 // True if tiles of small groups are whole runs, and chunks whole tiles, so that sums keep their order.
 inline bool are_measured_at_once(const weightcast_group_type& type) {
   if (!are_small(type)) return false;
@@ -67,12 +76,11 @@ inline int32_t quantize_and_measure_groups(const MeasureJob& measuring, const we
                                            const weightcast_groups& dst, weightcast_result& result) {
   if (are_measured_at_once(type)) {
     GroupJob job = group_job(measuring.s, measuring.importance, type, dst, result);
-    GroupErrors errors(measuring, type, dst);
-    return quantize_small_groups(job, errors);
+    const OnHeap<MeasuredWorkspace> buffers(measuring, type, dst);
+    return buffers ? quantize_small_groups(job, buffers->groups, buffers->errors) : WEIGHTCAST_NO_MEMORY;
   }
   const int32_t status = quantize_groups(measuring.s, measuring.importance, type, dst, result);
-  if (status == WEIGHTCAST_OK) measure_groups(measuring, type, dst);
-  return status;
+  return status == WEIGHTCAST_OK ? measure_groups(measuring, type, dst) : status;
 }
 
 }  // namespace

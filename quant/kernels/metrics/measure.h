@@ -99,13 +99,6 @@ struct MeasureJob {
   weightcast_moments* moments;
 };
 
-// Buffers of a measurement: a tile of the source, and the quantized values of a few columns.
-struct MeasureWorkspace {
-  Stage stage;
-  Tile tile;
-  Unpacked unpacked;
-};
-
 // A part of some rows: x and y [n], the importance of its columns, and where it begins.
 struct Part {
   const float* x;
@@ -234,15 +227,29 @@ class RowSums {
   Sums sums_[kMaxRun / kErrorRows];  // of the current chunk
 };
 
+// What a measurement works in: a tile of the source, the quantized values of a few columns, sums of rows.
+struct MeasureWorkspace {
+  Stage stage;
+  Tile tile;
+  Unpacked unpacked;
+  RowSums sums;
+
+  // Lanes beyond the last column are summed too.
+  explicit MeasureWorkspace(const MeasureJob& job) : sums(job) {
+    std::memset(&unpacked, 0, sizeof unpacked);
+    std::memset(&tile, 0, sizeof tile);
+  }
+};
+
 // Add the current tile, `width` columns from `skip` on of the run that begins at out0.
 template <class Rows>
 void measure_tile(const Rows& rows, int64_t out0, int skip, int width, int64_t in0, int depth,
-                  MeasureWorkspace& work, RowSums& sums) {
+                  MeasureWorkspace& work) {
   for (int c0 = 0; c0 < width; c0 += kMeasured) {
     const int columns = at_most(width - c0, kMeasured);
     rows.unpack(out0 + skip + c0, columns, in0, depth, work.unpacked);
     for (int c = 0; c < columns; c += kErrorRows) {
-      sums.add(skip + c0 + c, &work.tile.x[0][c0 + c], &work.unpacked.columns[0][c], in0, depth);
+      work.sums.add(skip + c0 + c, &work.tile.x[0][c0 + c], &work.unpacked.columns[0][c], in0, depth);
     }
   }
 }
@@ -254,16 +261,15 @@ inline void round_tile(Tile& tile, int depth) {
 }
 
 template <class Rows>
-void measure_rows(const MeasureJob& job, const Rows& rows) {
+int32_t measure_rows(const MeasureJob& job, const Rows& rows) {
   const weightcast_source& s = job.s;
-  MeasureWorkspace work;
-  std::memset(&work.unpacked, 0, sizeof work.unpacked);  // lanes beyond the last column are summed too
-  std::memset(&work.tile, 0, sizeof work.tile);
-  RowSums sums(job);
+  const OnHeap<MeasureWorkspace> buffers(job);
+  if (!buffers) return WEIGHTCAST_NO_MEMORY;
+  MeasureWorkspace& work = *buffers;
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int columns = at_most(s.n_out - out0, run);
-    sums.begin(out0, columns);
+    work.sums.begin(out0, columns);
     for (int64_t in0 = 0; in0 < s.n_in; in0 += kMaxDepth) {
       const int depth = at_most(s.n_in - in0, kMaxDepth);
       const MemoryView view = view_at(s, out0, columns, in0, depth, work.stage);
@@ -271,26 +277,26 @@ void measure_rows(const MeasureJob& job, const Rows& rows) {
         const int width = at_most(columns - skip, kWidth);
         load_tile(s, view, skip, out0 + skip, width, in0, depth, work.tile);
         if (job.rounded) round_tile(work.tile, depth);
-        measure_tile(rows, out0, skip, width, in0, depth, work, sums);
+        measure_tile(rows, out0, skip, width, in0, depth, work);
       }
-      sums.end(in0 + depth);
+      work.sums.end(in0 + depth);
     }
   }
+  return WEIGHTCAST_OK;
 }
 
 inline int32_t measure(const MeasureJob& job, int32_t type, const void* blocks, int64_t stride) {
   for (const Dequantizer& layout : kDequantizers) {
     if (layout.type != type) continue;
     if (job.s.n_in % layout.elements != 0) return WEIGHTCAST_BAD_SHAPE;
-    measure_rows(job, BlockRows{layout, static_cast<const uint8_t*>(blocks), stride});
-    return WEIGHTCAST_OK;
+    return measure_rows(job, BlockRows{layout, static_cast<const uint8_t*>(blocks), stride});
   }
   return WEIGHTCAST_BAD_TYPE;
 }
 
-inline void measure_groups(const MeasureJob& job, const weightcast_group_type& type,
-                           const weightcast_groups& groups) {
-  measure_rows(job, GroupRows{type, groups});
+inline int32_t measure_groups(const MeasureJob& job, const weightcast_group_type& type,
+                              const weightcast_groups& groups) {
+  return measure_rows(job, GroupRows{type, groups});
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "quantize/overflow.h"
 #include "simd/lanes.h"
 #include "simd/transpose.h"
+#include "source/buffers.h"
 #include "source/strip.h"
 #include "source/tile.h"
 
@@ -125,7 +126,9 @@ int32_t quantize_blocks(const weightcast_source& s, const float* importance, uin
                         int64_t dst_stride, weightcast_result& result) {
   static_assert(Type::depth % Type::elements == 0 && Type::depth <= kMaxDepth);
   if (s.n_in % Type::elements != 0) return WEIGHTCAST_BAD_SHAPE;
-  Workspace work;
+  const OnHeap<Workspace> buffers;
+  if (!buffers) return WEIGHTCAST_NO_MEMORY;
+  Workspace& work = *buffers;
   for (F& mean : work.means) mean = 0.0f;
   bool overflow = false;
   const int run = run_columns(s);

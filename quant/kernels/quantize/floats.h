@@ -41,14 +41,23 @@ bool convert_tile(const Tile& tile, int depth, typename Emit::stored (&out)[kDep
   return true;
 }
 
+// Buffers of a conversion to stored floats: part of the source, one tile of it, what it becomes.
+template <class stored>
+struct FloatWorkspace {
+  Stage stage;
+  Tile tile;
+  alignas(64) stored out[kDepth][kWidth];
+  alignas(64) stored rows[kWidth][kDepth];
+};
+
 template <class Emit>
 int32_t quantize_floats(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
                         weightcast_result& result) {
   using stored = typename Emit::stored;
-  Stage stage;
-  Tile tile;
-  alignas(64) stored out[kDepth][kWidth] = {};
-  alignas(64) stored rows[kWidth][kDepth];
+  const OnHeap<FloatWorkspace<stored>> buffers;
+  if (!buffers) return WEIGHTCAST_NO_MEMORY;
+  auto& [stage, tile, out, rows] = *buffers;
+  std::memset(out, 0, sizeof out);
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int columns = at_most(s.n_out - out0, run);

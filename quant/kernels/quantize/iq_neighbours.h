@@ -16,6 +16,11 @@
 
 #include "blocks/iq_grids.h"
 #include "simd/inline.h"
+#ifndef WC_DEVICE
+#include <new>
+
+#include "source/once.h"
+#endif
 
 namespace weightcast {
 namespace {
@@ -41,7 +46,7 @@ class Neighbours {
 
   template <int entries>
   explicit Neighbours(const uint16_t (&grid)[entries]) {
-    uint8_t distances[kHalves][kHalves];
+    uint8_t distances[kHalfKeys][kHalves];
     half_distances(distances);
     for (int key = 0; key < kPoints; ++key) points_[key] = 0;
     for (int i = 0; i < entries; ++i) points_[key_of(grid[i])] = ~i;
@@ -49,7 +54,7 @@ class Neighbours {
     for (int key = 0; key < kPoints; ++key) {
       if (points_[key] < 0) continue;
       const int code = code_of(key);
-      const int count = list(grid, distances, code, lists_[run]);
+      const int count = list(grid, distances[key % kHalfKeys], distances[key / kHalfKeys], lists_[run]);
       full_[key] = points_[key] = run << 9 | count;
       if constexpr (short_runs > 0) {
         const int short_count = shorten(code, lists_[run], count, lists_[short_run]);
@@ -85,32 +90,33 @@ class Neighbours {
     return exponent == 0 ? 1 : (top + 1) * power(exponent - 1);
   }
   static constexpr int kPoints = power(n);
+  static constexpr int kHalfKeys = power(n / 2);
 
   static int runs_of(int count) { return (count + kRun - 1) / kRun; }
 
   NeighbourList list_at(int32_t place) const { return {lists_[place >> 9], place & 511}; }
 
-  // Squared distances between halves, in levels.
-  static void half_distances(uint8_t (&distances)[kHalves][kHalves]) {
-    for (int a = 0; a < kHalves; ++a) {
-      for (int b = 0; b < kHalves; ++b) {
+  // Squared distances, in levels, between the half group of a key and that of a code.
+  static void half_distances(uint8_t (&distances)[kHalfKeys][kHalves]) {
+    for (int key = 0; key < kHalfKeys; ++key) {
+      const int code = code_of(key);
+      for (int other = 0; other < kHalves; ++other) {
         int sum = 0;
         for (int i = 0; i < n / 2; ++i) {
           const int mask = (1 << bits) - 1;
-          const int diff = (a >> bits * i & mask) - (b >> bits * i & mask);
+          const int diff = (code >> bits * i & mask) - (other >> bits * i & mask);
           sum += diff * diff;
         }
-        distances[a][b] = static_cast<uint8_t>(sum);
+        distances[key][other] = static_cast<uint8_t>(sum);
       }
     }
   }
 
-  // Append the neighbours of one point, nearest first, those at one distance by grid index.
+  // Append the neighbours of one point, nearest first, those at one distance by grid index. `low` and
+  // `high` are the distances of its halves.
   template <int entries>
-  static int list(const uint16_t (&grid)[entries], const uint8_t (&distances)[kHalves][kHalves],
-                  int code, uint16_t* members) {
-    const uint8_t* low = distances[code % kHalves];
-    const uint8_t* high = distances[code / kHalves];
+  static int list(const uint16_t (&grid)[entries], const uint8_t (&low)[kHalves],
+                  const uint8_t (&high)[kHalves], uint16_t* members) {
     uint8_t distance[entries];
     bool present[256] = {};
     for (int i = 0; i < entries; ++i) {
@@ -178,10 +184,18 @@ const Grid& tables_of(const uint16_t (&)[entries]) {
   return *static_cast<const Grid*>(device_tables);
 }
 #else
+// Out of line: quantizers would hold its part of the stack for good.
+template <class Grid, int entries>
+__attribute__((noinline)) void make_tables(const uint16_t (&grid)[entries], void* memory) {
+  new (memory) Grid(grid);
+}
+
 template <class Grid, int entries>
 const Grid& tables_of(const uint16_t (&grid)[entries]) {
-  static const Grid tables(grid);
-  return tables;
+  alignas(Grid) static unsigned char memory[sizeof(Grid)];
+  static Once once;
+  once.run([&] { make_tables<Grid>(grid, memory); });
+  return *reinterpret_cast<const Grid*>(memory);
 }
 #endif
 

@@ -132,16 +132,23 @@ inline void count_inexact_scales(const weightcast_source& s, weightcast_result& 
   }
 }
 
+// Buffers of Q8_0 of int8 codes: part of the source, one tile of it, the rows that it becomes.
+struct CodesWorkspace {
+  Stage stage;
+  Tile tile;
+  StagedQ8_0 staged;
+};
+
 // Make Q8_0 of int8 codes: unchanged (d = scale, q = code) where the block is within one group and the
 // scale is exact in float16, by ggml's rule elsewhere.
 inline int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
                                    weightcast_result& result) {
   if (s.n_in % Q80::elements != 0) return WEIGHTCAST_BAD_SHAPE;
+  const OnHeap<CodesWorkspace> buffers;
+  if (!buffers) return WEIGHTCAST_NO_MEMORY;
+  auto& [stage, tile, staged] = *buffers;
   count_inexact_scales(s, result);
   bool overflow = false;
-  Stage stage;
-  Tile tile;
-  StagedQ8_0 staged;
   const int run = run_columns(s);
   for (int64_t out0 = 0; out0 < s.n_out; out0 += run) {
     const int count = at_most(s.n_out - out0, run);

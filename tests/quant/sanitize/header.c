@@ -63,6 +63,9 @@ int main(void) {
   NUMBER(status, BAD_IMPORTANCE);
   NUMBER(status, MISCOMPILED);
   NUMBER(status, INEXACT_SCALE);
+  NUMBER(status, NOT_CARRIED);
+  NUMBER(status, NULL_ARGUMENT);
+  NUMBER(status, NO_MEMORY);
   printf("abi %d\n", WEIGHTCAST_ABI_VERSION);
   return 0;
 }

@@ -1,0 +1,292 @@
+"""The C library as a program meets it: statuses, names, NULL, small stacks, finding and linking."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from tests.quant import compilers, instruction_sets
+from weightcast.quant import config
+from weightcast.quant.cpu import groups as group_library
+from weightcast.quant.cpu import library
+from weightcast.quant.types import SOURCE_TYPES, TYPES
+
+ROOT = Path(__file__).parents[2]
+STATUSES = range(library.NO_MEMORY + 1)
+STRICT_C = ("cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", *config.cflags())
+PROGRAM = """
+#include <stdio.h>
+#include <weightcast.h>
+int main(void) {
+  const char* name = weightcast_type_name(weightcast_type_from_name("q4_k"));
+  printf("%d %s\\n", (int)weightcast_abi_version(), name);
+  return weightcast_self_test(WEIGHTCAST_Q4_K);
+}
+"""
+SAID = f"{library.ABI_VERSION} Q4_K\n"
+
+
+def ci_script(name: str) -> ModuleType:
+    """Import a script of .ci, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def loaded() -> ctypes.CDLL:
+    """The library without the argument types that the binding gives its functions."""
+    found = ctypes.CDLL(library.load()._name)
+    assert found is not library.load()
+    for name in ("weightcast_strerror", "weightcast_type_name"):
+        getattr(found, name).restype = ctypes.c_char_p
+    return found
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.c"
+    path.write_text(PROGRAM)
+    return path
+
+
+def test_every_status_has_words(loaded):
+    said = [loaded.weightcast_strerror(status) for status in STATUSES]
+    assert len(set(said)) == len(said)
+    assert said[library.OK] == b"done"
+    assert b"unknown status" not in said
+    for status in (-1, STATUSES.stop, 2**31 - 1, -(2**31)):
+        assert loaded.weightcast_strerror(status) == b"unknown status"
+
+
+def test_types_are_found_by_their_names(loaded):
+    for known in {**TYPES, **SOURCE_TYPES}.values():
+        assert loaded.weightcast_type_name(known.ggml_id).decode() == known.name
+        for name in (known.name, known.name.lower(), known.name.capitalize()):
+            assert loaded.weightcast_type_from_name(name.encode()) == known.ggml_id
+    for name in (b"", b"Q4", b"Q4_K_M", b"Q4_K ", b" Q4_K", b"q9_9"):
+        assert loaded.weightcast_type_from_name(name) == -1
+    assert loaded.weightcast_type_from_name(None) == -1
+
+
+N = 64
+VALUES = np.linspace(-1, 1, N * N, dtype=np.float32).reshape(N, N)
+CODES, ZEROS = np.zeros((N, N), np.uint8), np.zeros((N, 2), np.uint8)
+SCALES, ROWS = np.ones((N, 2), np.float32), np.zeros((N, 4 * N), np.uint8)
+MOMENTS = np.zeros(N * 1024, np.uint8)
+F32 = library._Source(VALUES.ctypes.data, 0, 0, N, N, N, 1)
+I8 = library._Source(CODES.ctypes.data, 24, 0, N, N, N, 1, SCALES.ctypes.data, 1, N)
+GROUP = group_library._GroupType(8, 1, 0, 0, 32)
+GROUPS = group_library._Groups(
+    CODES.ctypes.data, SCALES.ctypes.data, ZEROS.ctypes.data, ctypes.c_int64(2)
+)
+RESULT = library._Result()
+# The arguments of each function; None stands for importance, which may be NULL.
+CALLS: dict[str, tuple[object, ...]] = {
+    "quantize": (F32, None, 8, ROWS, 34 * 2, RESULT),
+    "dequantize": (8, ROWS, N, VALUES.copy()),
+    "quantize_groups": (F32, None, GROUP, GROUPS, RESULT),
+    "quantize_and_measure_groups": (F32, None, 0, GROUP, GROUPS, MOMENTS, RESULT),
+    "carry_groups": (I8, GROUP, GROUPS, RESULT),
+    "check_carried": (I8, GROUP, GROUPS, RESULT),
+    "dequantize_groups": (GROUP, GROUPS, N, N, VALUES.copy()),
+    "measure": (F32, None, 0, 8, ROWS, 34 * 2, MOMENTS),
+    "measure_groups": (F32, None, 0, GROUP, GROUPS, MOMENTS),
+    "transpose": (CODES, N, N, N, 1, ROWS, N),
+}
+
+
+def as_argument(value: object) -> object:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    return None if value is None else ctypes.byref(value)  # type: ignore[arg-type]
+
+
+def statuses_with_null(call: Callable[..., int], arguments: tuple[object, ...]) -> dict[int, int]:
+    """Call with each of the pointers NULL in turn: status by place."""
+    found = {}
+    for place, value in enumerate(arguments):
+        if value is None or isinstance(value, int):
+            continue
+        given = [None if i == place else as_argument(v) for i, v in enumerate(arguments)]
+        found[place] = call(*given)
+    return found
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_null_argument_is_a_status(name, loaded):
+    call = getattr(loaded, f"weightcast_{name}")
+    arguments = CALLS[name]
+    assert call(*map(as_argument, arguments)) in (library.OK, library.NOT_CARRIED)
+    found = statuses_with_null(call, arguments)
+    assert set(found.values()) == {library.NULL_ARGUMENT}
+
+
+@pytest.mark.parametrize("name", [n for n, a in CALLS.items() if isinstance(a[0], library._Source)])
+def test_a_source_without_data_is_a_status(name, loaded):
+    call = getattr(loaded, f"weightcast_{name}")
+    source = CALLS[name][0]
+    assert isinstance(source, library._Source)
+    empty = library._Source.from_buffer_copy(source)
+    empty.data = None
+    assert call(ctypes.byref(empty), *map(as_argument, CALLS[name][1:])) == library.NULL_ARGUMENT
+
+
+@pytest.mark.parametrize("field", ["codes", "scales", "zero_points"])
+def test_groups_without_an_array_are_a_status(field, loaded):
+    lacking = group_library._Groups.from_buffer_copy(GROUPS)
+    setattr(lacking, field, None)
+    asymmetric = group_library._GroupType(8, 0, 0, 0, 32)
+    for name, arguments in CALLS.items():
+        takes_groups = any(value is GROUPS for value in arguments)
+        if not takes_groups or name in ("carry_groups", "check_carried"):  # symmetric ones alone
+            continue
+        swap = {id(GROUPS): lacking, id(GROUP): asymmetric}
+        given = [as_argument(swap.get(id(value), value)) for value in arguments]
+        assert getattr(loaded, f"weightcast_{name}")(*given) == library.NULL_ARGUMENT, name
+
+
+def test_grid_tables_need_no_size(loaded):
+    loaded.weightcast_grid_tables.restype = ctypes.c_void_p
+    size = ctypes.c_int64()
+    grid = TYPES["IQ2_XS"].ggml_id
+    assert loaded.weightcast_grid_tables(grid, ctypes.byref(size)) is not None
+    assert loaded.weightcast_grid_tables(grid, None) is not None
+    assert size.value > 2**18
+    assert loaded.weightcast_grid_tables(0, None) is None
+
+
+def test_a_call_without_memory_is_a_status(tmp_path):
+    source, path = compilers.SOURCES / "no_memory.c", tmp_path / "no_memory"
+    compilers.run(*STRICT_C, source, "-o", path, "-Wl,--wrap=malloc", *config.static())
+    assert compilers.run(path) == "0 wrong\n"
+
+
+def test_python_raises_memory_error():
+    assert library._check_memory(library.OVERFLOW, None, None) == library.OVERFLOW
+    with pytest.raises(MemoryError):
+        library._check_memory(library.NO_MEMORY, None, None)
+    assert library.load().weightcast_quantize.errcheck is library._check_memory
+
+
+def test_stack_stays_within_what_the_header_states(tmp_path):
+    path = tmp_path / "stack"
+    compilers.run(
+        *(STRICT_C[0], "-std=gnu99", "-O1", *STRICT_C[3:], compilers.SOURCES / "stack.c"),
+        *("-o", path, *config.libs(), "-pthread"),
+    )
+    for isa in instruction_sets.available():
+        said = compilers.run(path, env={**os.environ, "WEIGHTCAST_ISA": isa}).splitlines()
+        assert said[0] == f"{isa} states 49152"
+        used = {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in said[1:]}
+        assert used.keys() >= TYPES.keys()
+        assert max(used.values()) < 49152 - 4096, max(used.items(), key=lambda item: item[1])
+        assert min(used.values()) > 1000  # the paint was read
+
+
+def test_the_library_needs_libc_alone():
+    path = Path(library.load()._name)
+    assert ci_script("check_library").problems(path) == []
+    said = compilers.run("readelf", "-d", path)
+    assert re.findall(r"SONAME.*\[(.+)\]", said) == [path.name]
+    assert path.name == f"libweightcast.so.{library.ABI_VERSION}"
+
+
+def test_a_library_that_needs_more_is_noticed(tmp_path):
+    source, built = tmp_path / "more.cpp", tmp_path / "more.so"
+    source.write_text("#include <string>\nstd::string f() { return std::to_string(1.5f); }\n")
+    compilers.run("g++", "-shared", "-fPIC", source, "-o", built)
+    found = ci_script("check_library").problems(built)
+    assert "it needs libstdc++.so.6" in found
+
+
+def test_static_library_needs_no_other(program):
+    path = program.with_suffix("")
+    compilers.run(*STRICT_C, program, "-o", path, *config.static())
+    assert compilers.run(path) == SAID
+    assert "libweightcast" not in compilers.run("readelf", "-d", path)
+
+
+def linked_by_pkg_config(program: Path, folder: Path) -> str:
+    """Build with the flags of pkg-config, run, and return what the program said."""
+    env = {**os.environ, "PKG_CONFIG_PATH": str(folder)}
+    flags = compilers.run("pkg-config", "--cflags", "--libs", "weightcast", env=env).split()
+    libdir = compilers.run("pkg-config", "--variable=libdir", "weightcast", env=env).strip()
+    compilers.run("cc", program, "-o", program.with_suffix(""), *flags, f"-Wl,-rpath,{libdir}")
+    return compilers.run(program.with_suffix(""))
+
+
+def linked_by_cmake(program: Path, folder: Path) -> list[str]:
+    """Build with both targets of the CMake package, run, and return what the programs said."""
+    (program.parent / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.15)\n"
+        "project(uses C)\n"
+        "find_package(weightcast REQUIRED)\n"
+        "foreach(kind weightcast weightcast_static)\n"
+        "  add_executable(with_${kind} program.c)\n"
+        "  target_link_libraries(with_${kind} weightcast::${kind})\n"
+        "endforeach()\n"
+    )
+    build = program.parent / "build"
+    compilers.run("cmake", "-S", program.parent, "-B", build, f"-Dweightcast_DIR={folder}")
+    compilers.run("cmake", "--build", build)
+    kinds = ("weightcast", "weightcast_static")
+    return [compilers.run(build / f"with_{kind}") for kind in kinds]
+
+
+needs_pkg_config = pytest.mark.skipif(
+    shutil.which("pkg-config") is None, reason="no pkg-config: apt-get install pkgconf"
+)
+needs_cmake = pytest.mark.skipif(
+    shutil.which("cmake") is None, reason="no CMake: pip install cmake"
+)
+
+
+@needs_pkg_config
+def test_pkg_config_finds_the_installed_package(program):
+    assert linked_by_pkg_config(program, Path(*config.pkgconfigdir())) == SAID
+
+
+@needs_cmake
+def test_cmake_finds_the_installed_package(program):
+    assert linked_by_cmake(program, Path(*config.cmakedir())) == [SAID, SAID]
+
+
+@needs_pkg_config
+@needs_cmake
+@pytest.mark.exhaustive  # compiles all kernels
+def test_cmake_installs_to_a_prefix(program, tmp_path):
+    build, prefix = tmp_path / "library", tmp_path / "prefix"
+    compilers.run("cmake", "-S", ROOT, "-B", build, f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'first'}")
+    compilers.run("cmake", "--build", build, "--parallel", "2")
+    compilers.run("cmake", "--install", build)
+    (tmp_path / "first").rename(prefix)  # what is installed can be moved
+    lib = next(prefix.glob("lib*"))
+    assert (lib / "libweightcast.so").is_symlink()
+    assert linked_by_pkg_config(program, lib / "pkgconfig") == SAID
+    assert linked_by_cmake(program, lib / "cmake" / "weightcast") == [SAID, SAID]
+
+
+@pytest.mark.skipif(
+    shutil.which("musl-gcc") is None, reason="no musl-gcc: apt-get install musl-tools"
+)
+def test_the_same_library_runs_on_musl(program):
+    """Alpine's libc: linked with the shared library that glibc made, and with the static one."""
+    path = program.with_suffix("")
+    for libraries in (config.libs(), ["-static", *config.static()]):
+        compilers.run("musl-gcc", program, *config.cflags(), "-o", path, *libraries)
+        assert compilers.run(path) == SAID
