@@ -8,9 +8,9 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
 
 .PHONY: demo test test-exhaustive coverage lint types release clean
 
-# Convert a tiny checkpoint and run it in llama.cpp.
+# Convert a tiny trained Grok-1 and let llama.cpp write with it; the files lie in build/demo.
 demo: .venv/.demo
-	$(BIN)/weightcast demo
+	$(BIN)/weightcast demo --keep build/demo
 
 # Every case that a mistake in one place needs; minutes on two cores.
 test: .venv/.development .venv/.programs
@@ -54,7 +54,7 @@ touch $@
 endef
 
 .venv/.demo: $(BUILD_INPUTS)
-	$(call install,llama-cpp)
+	$(call install,llama-cpp$(comma)report)
 
 .venv/.development: $(BUILD_INPUTS)
 	$(call install,dev$(comma)cuda$(comma)llama-cpp$(comma)report$(comma)torch)

@@ -1,19 +1,56 @@
-"""The command line: commands by name, signals, and errors as exit codes."""
+"""The command line: commands by name, signals, and errors as exit codes.
+
+| code | says |
+| --- | --- |
+| 0 | done |
+| 1 | bad input or output: nothing of that name, damaged, no space, in use |
+| 2 | wrong usage: an option or a type that there is not, arguments that contradict each other |
+| 3 | a check failed: a limit of --fail-over, or what `verify` or `compare` found |
+| 130 | interrupted: Ctrl-C, SIGTERM, SIGHUP |
+
+An error is one line on stderr. With --json it is an object on stdout, too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 
 import click
 
 from weightcast.commands import COMMANDS
-from weightcast.errors import CheckpointError, RequestError, visible
+from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, USAGE
+from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, tell
+from weightcast.errors import CheckpointError, LimitError, RequestError, visible
+from weightcast.text import speaking_of_options
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# With these there is no progress to see, or no work.
+_SILENT = frozenset(("-q", "--quiet", "--json", "-h", "--help"))
+# Commands by which people ask for the same elsewhere.
+_ELSEWHERE = {
+    "check": "verify",
+    "diff": "compare",
+    "dump": "inspect",
+    "info": "inspect",
+    "list": "types",
+    "quantize": "convert",
+    "show": "inspect",
+}
+_EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    bad input or output
+  2    wrong usage
+  3    a check failed: --fail-over, verify, compare
+  130  interrupted
+"""
 
 
 def load(name: str) -> click.Command:
@@ -28,19 +65,46 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        _check_command(ctx, args[0])
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name in COMMANDS else command, rest
+        if name not in COMMANDS:
+            return name, command, rest
+        with _announced():
+            return name, load(name), rest
+
+
+def _check_command(ctx: click.Context, name: str) -> None:
+    """Say what was meant where a name is no command, but a path or another program's word."""
+    if name in COMMANDS or name.startswith("-"):
+        return
+    if name in _ELSEWHERE:
+        ctx.fail(f"No such command {name!r}; did you mean {_ELSEWHERE[name]!r}?")
+    if os.path.exists(name):
+        ctx.fail(f"No such command {name!r}; did you mean 'convert {name} OUT'?")
+
+
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+    """Show on a terminal that something happens while a command is imported."""
+    if not on_terminal() or _SILENT.intersection(sys.argv):
+        yield
+        return
+    click.echo("starting", nl=False, err=True)
+    yield
+    click.echo(ERASE_LINE, nl=False, err=True, color=True)
 
 
 @click.group(
     cls=_Commands,
     commands={name: click.Command(name, help=line) for name, line in COMMANDS.items()},
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EXIT_CODES,
 )
-@click.version_option(package_name="weightcast")
+@click.version_option(None, "-V", "--version", package_name="weightcast")
 @click.pass_obj
 def commands(stopping: tuple[signal.Signals, ...] | None) -> None:
     """Convert released JAX checkpoints (Grok-1) and GGUF files of any model."""
+    click.get_current_context().with_resource(speaking_of_options())
     # The command is imported by now: an interrupt may be an exception from here on.
     for number in stopping or ():
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
@@ -69,28 +133,53 @@ def _prepare_streams() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    """Run the command line, and exit as the module says."""
     _prepare_streams()
     try:
-        commands(standalone_mode=False, obj=_STOPPING)
+        commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(USAGE)
+        _fail(USAGE, error, _usage_text(error))
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _fail(BAD_INPUT, error, error.format_message())
     except (click.Abort, KeyboardInterrupt) as stop:
         told = str(stop.__cause__ or stop)  # click makes an Abort of an interrupt
-        left = told or "nothing incomplete was left behind"
-        _fail(130, f"interrupted: {left}; run the same command again")
+        _fail(INTERRUPTED, KeyboardInterrupt(), told)
     except RequestError as error:
-        _fail(2, f"usage error: {error}")
+        _fail(USAGE, error, str(error))
+    except LimitError as error:
+        _fail(FAILED_CHECK, error, str(error))
     except CheckpointError as error:
-        _fail(1, f"error: {error}")
+        _fail(BAD_INPUT, error, str(error))
     except OSError as problem:
         place = f"{problem.filename}: " if problem.filename else ""
-        _fail(1, f"error: {place}{problem.strerror or problem}")
-    except MemoryError:
-        _fail(1, "error: out of memory")
+        _fail(BAD_INPUT, problem, f"{place}{problem.strerror or problem}")
+    except MemoryError as problem:
+        _fail(BAD_INPUT, problem, "out of memory")
 
 
-def _fail(code: int, line: str) -> None:
-    click.echo(visible(line), err=True)
+def _usage_text(error: click.UsageError) -> str:
+    """Put click's words as ours are, and say where there is help."""
+    text = error.format_message().rstrip(".")
+    text = text[:1].lower() + text[1:]
+    text = re.sub(r"[.:]? \(?Did you mean( one of:)? (.*\?)\)?$", r"; did you mean \2", text)
+    text = text.replace("', '", "' or '").replace("' / '", "' or '")
+    command = "weightcast" if error.ctx is None else error.ctx.command_path
+    return f"{text} (see {command} --help)"
+
+
+def _fail(code: int, error: BaseException, message: str) -> None:
+    """Print an error, with --json as JSON too, and exit."""
+    label = {USAGE: "usage error", INTERRUPTED: "interrupted"}.get(code, "error")
+    tell(f"{label}: {message}" if message else label)
+    arguments = sys.argv[1:]
+    if "--json" in arguments[: arguments.index("--") if "--" in arguments else None]:
+        said: dict[str, object] = {"kind": type(error).__name__, "message": visible(message)}
+        said["exit_code"] = code
+        if isinstance(error, LimitError):
+            said["violations"] = list(error.violations)
+        with contextlib.suppress(OSError):  # there is no more to say
+            print_json({"error": said}, "error")
     sys.exit(code)

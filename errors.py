@@ -5,6 +5,7 @@ Every message is one line that names the file, the place and, where there is one
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 # Names in files have any length; what there is to say fits easily.
@@ -50,6 +51,12 @@ class MissingTensorError(CheckpointError):
     """A tensor or file that the model needs is not there."""
 
 
+class UnknownTensorError(CheckpointError, KeyError):
+    """A checkpoint has no tensor of this name; a KeyError too."""
+
+    __str__ = Exception.__str__  # that of KeyError quotes the message
+
+
 class ChangedError(CheckpointError):
     """A file is not what it was when the work began."""
 
@@ -60,6 +67,14 @@ class OutputError(CheckpointError):
 
 class TakenError(OutputError):
     """Another run has the output, or left it unfinished and was to make something else."""
+
+
+class LimitError(CheckpointError):
+    """Errors of outputs are beyond limits, which `violations` describe; the outputs are unnamed."""
+
+    def __init__(self, message: object, violations: Sequence[Mapping[str, object]] = ()) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)
 
 
 class DeviceError(CheckpointError):

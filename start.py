@@ -18,12 +18,17 @@ def main() -> None:
             signal.signal(number, _stop)
     from weightcast.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        # Python's own end takes a moment, in which a signal would make a failure of what is done.
+        for number in _STOPPING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(signum: int, frame: object) -> None:
     # An exception would surface wherever an import is, and some imports catch all of them.
     try:
-        os.write(2, b"interrupted\n")
+        os.write(2, b"\rinterrupted\n" if os.isatty(2) else b"interrupted\n")
     finally:
         os._exit(130)

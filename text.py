@@ -2,18 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import Final
+
+# Messages are for somebody at the command line, or else for a caller in Python.
+_is_command_line = False
+
+
+@contextmanager
+def speaking_of_options() -> Iterator[None]:
+    """Make messages name options of the command line, not arguments of Python, meanwhile."""
+    global _is_command_line
+    before, _is_command_line = _is_command_line, True
+    try:
+        yield
+    finally:
+        _is_command_line = before
+
+
+def spoken(command: str, call: str) -> str:
+    """Choose what is said to somebody at the command line, or to a caller in Python."""
+    return command if _is_command_line else call
+
+
+# Options that bear another name than their argument.
+_FLAGS: Final = {"types": "--type", "tensor_types": "--tensor-type"}
+
+
+def option(name: str, value: str | bool | None = None) -> str:
+    """Name an option as its reader gives it: --split 48G at the command line, or split='48G'.
+
+    True and False are those of a flag (--no-resume, resume=False), words in capitals what stands
+    for a value (--spec FILE, spec=FILE). What is written to files must not depend on the reader,
+    so it cannot say this.
+    """
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if value is None:
+        return spoken(flag, name)
+    if isinstance(value, bool):
+        return spoken(flag if value else f"--no-{flag[2:]}", f"{name}={value}")
+    if value.isalpha() and value.isupper():
+        return spoken(f"{flag} {value}", f"{name}={value}")
+    return spoken(f"{flag} {shlex.quote(value)}", f"{name}={value!r}")
+
+
+_UNITS: Final = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def bytes_text(nbytes: int) -> str:
     """Bytes in full and in a readable unit."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in _UNITS:
         if nbytes >= size:
             return f"{nbytes:,} bytes ({nbytes / size:.2f} {unit})"
     return f"{nbytes:,} bytes"
+
+
+def size_text(nbytes: int) -> str:
+    """A size in a readable unit alone: 66.6 kB."""
+    for unit, size in _UNITS:
+        if nbytes >= size:
+            return f"{nbytes / size:.3g} {unit}"
+    return count(nbytes, "byte")
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Find the known name that somebody most likely meant; None if none is like it."""
+    spelled = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower(), spelled, n=1)
+    return spelled[found[0]] if found else None
 
 
 def duration(seconds: float) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import weightcast
 from weightcast.converters.graph import View, matrices
+from weightcast.converters.sources import open_graph
 
 BLOCK = 32
 
@@ -67,7 +67,7 @@ def gguf_q8_0(values: torch.Tensor) -> NDArray[np.uint8]:
 def converted(source: Path, quantize: str) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Give the name of every tensor and the values of its matrices, one after the other."""
     make = {"gguf": gguf_q8_0, "torch": torch_q8_0}[quantize]
-    for name, tensor in weightcast.open(source).items():
+    for name, tensor in open_graph(source).items():
         for view in matrices(tensor):
             values = dequantized(view)
             # Norms, and the router, stay float32 everywhere.

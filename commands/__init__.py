@@ -8,9 +8,10 @@ that `weightcast --help` needs none of them.
 from typing import Final
 
 COMMANDS: Final = {
+    "clean": "Remove what interrupted runs left of outputs.",
     "compare": "Measure what B's weights differ by from those of A, tensor by tensor.",
     "convert": "Convert SRC to one or several outputs, in one read.",
-    "demo": "Make a tiny checkpoint, convert it, run the results in llama.cpp and compare.",
+    "demo": "Convert a tiny Grok-1, let llama.cpp write with what was made, and compare.",
     "inspect": "Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes.",
     "report": "Show error reports of conversions: as a page, OUT.html, or as a summary, OUT.md.",
     "types": "List the types that outputs can have: bits per weight, importance matrix, runtimes.",

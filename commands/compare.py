@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from weightcast.commands import options
-from weightcast.commands.options import BASELINE, PATH, Command, option
-from weightcast.commands.printing import print_json, print_lines, tell_violations
+from weightcast.commands import options, work_options
+from weightcast.commands.exits import FAILED_CHECK
+from weightcast.commands.options import PATH, Command, listed_option
+from weightcast.commands.printing import (
+    print_json,
+    print_lines,
+    tell,
+    violation_lines,
+    violation_values,
+)
 from weightcast.commands.progress import progress
 from weightcast.commands.text.compare import comparison_lines
+from weightcast.commands.work_options import BASELINE
 from weightcast.converters.compare import Comparison, measure_both, open_both
+from weightcast.converters.engine import OnProgress
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import (
     BASELINES,
@@ -25,7 +34,6 @@ from weightcast.converters.report import (
     tensor_role,
     write_report,
 )
-from weightcast.errors import LayoutError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class Asked:
 @click.argument("a", metavar="A", type=PATH)
 @click.argument("b", metavar="B", type=PATH)
 @options.spec
-@option(
+@listed_option(
     "--baseline",
     section="reporting",
     type=BASELINE,
@@ -58,7 +66,7 @@ class Asked:
     help="What errors are differences from: A's values as stored, or rounded to bf16.",
     show_default=True,
 )
-@option(
+@listed_option(
     "--imatrix",
     section="precision",
     type=PATH,
@@ -66,9 +74,9 @@ class Asked:
     help="Weigh errors, too, by this importance matrix.",
 )
 @options.all_tensors
-@options.report
-@options.fail_over
-@options.jobs
+@work_options.report
+@work_options.fail_over
+@work_options.jobs
 @options.quiet
 @options.as_json
 def compare(
@@ -84,23 +92,27 @@ def compare(
 
     Each is a ckpt-0 directory (or its parent), a GGUF file (of a split one, the first) or
     safetensors; of models other than Grok-1 both are GGUF files. Differences are no failure;
-    tensors that only one of them has, or in another shape, are.
+    tensors that only one of them has, or in another shape, are: exit code 3.
     """
     parsed = [parse_limit(text) for text in limits]
-    found = _measure(a, b, Asked(**asked), parsed, is_silent=quiet or as_json)
+    with progress(quiet=quiet or as_json) as shown:
+        found = _measure(a, b, Asked(**asked), parsed, shown)
+    violations = check_limits(found.errors, parsed)
     if as_json:
-        print_json(found.describe())
+        beyond = {"violations": violation_values(violations)} if parsed else {}
+        print_json({"problem": found.problem, **found.describe(), **beyond})
     elif not quiet:
         print_lines(comparison_lines(found, all_tensors=all_tensors))
-    violations = check_limits(found.errors, parsed)
-    tell_violations(violations)
+    tell(*violation_lines(violations))
     if found.problem is not None:
-        raise LayoutError(found.problem)
-    if violations:
-        sys.exit(1)
+        tell(f"problem: {found.problem}")
+    if violations or found.problem is not None:
+        sys.exit(FAILED_CHECK)
 
 
-def _measure(a: Path, b: Path, asked: Asked, limits: list[Limit], *, is_silent: bool) -> Comparison:
+def _measure(
+    a: Path, b: Path, asked: Asked, limits: list[Limit], on_progress: OnProgress
+) -> Comparison:
     """Measure all tensors and write the report. Raises CheckpointError."""
     sides = open_both(a, b, asked.spec, asked.imatrix)
     roles = (tensor_role(pair.gguf) for pair in sides.pairing.pairs)
@@ -108,8 +120,7 @@ def _measure(a: Path, b: Path, asked: Asked, limits: list[Limit], *, is_silent: 
     if asked.report is not None:
         read = filter(None, (asked.spec, asked.imatrix))
         check_report_path(asked.report, [*sides.places, *read])
-    with progress(sides.read_bytes, quiet=is_silent) as on_progress:
-        found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
+    found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
     if asked.report is not None:
-        write_report(asked.report, found.errors)
+        write_report(asked.report, replace(found.errors, limits=tuple(limits)))
     return found

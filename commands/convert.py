@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from weightcast.commands.options import (
-    PATH,
-    Command,
-    all_tensors,
-    as_json,
-    convert_options,
-    fail_over,
-    option,
-    quiet,
+from weightcast.commands.exits import FAILED_CHECK
+from weightcast.commands.options import PATH, Command, all_tensors, as_json, listed_option, quiet
+from weightcast.commands.printing import (
+    print_json,
+    print_lines,
+    tell,
+    violation_lines,
+    violation_values,
 )
-from weightcast.commands.printing import print_json, print_lines, tell, tell_violations
-from weightcast.commands.progress import progress
+from weightcast.commands.progress import Display, progress
 from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.commands.text.summary import summary_lines
+from weightcast.commands.work_options import convert_options, fail_over
 from weightcast.converters.convert import Conversion, Summary, plan_conversion
+from weightcast.converters.files import partial_path
 from weightcast.converters.output import kept_work
+from weightcast.converters.plan import Plan
 from weightcast.converters.recipes import recipe_named
-from weightcast.converters.report import check_applicable, check_limits, parse_limit, tensor_role
+from weightcast.converters.report import (
+    Limit,
+    Report,
+    Violation,
+    check_applicable,
+    check_limits,
+    parse_limit,
+    tensor_role,
+)
 from weightcast.converters.sources import ConvertOptions
-from weightcast.errors import RequestError
+from weightcast.errors import LimitError, RequestError
+from weightcast.text import count, some
 
 
 @click.command(
@@ -45,7 +55,7 @@ from weightcast.errors import RequestError
 )
 @click.argument("source", metavar="SRC", type=PATH)
 @click.argument("outputs", metavar="OUT...", type=str, nargs=-1)
-@option(
+@listed_option(
     "-n",
     "--dry-run",
     section="output",
@@ -54,6 +64,14 @@ from weightcast.errors import RequestError
 )
 @convert_options(ConvertOptions)
 @fail_over
+@listed_option(
+    "--gate",
+    section="reporting",
+    type=click.Choice(["before-naming", "after"]),
+    default="before-naming",
+    help="When --fail-over is checked: what fails stays unnamed, or is named all the same.",
+    show_default=True,
+)
 @all_tensors
 @quiet
 @as_json
@@ -61,6 +79,7 @@ def convert(
     source: Path,
     outputs: tuple[str, ...],
     limits: tuple[str, ...],
+    gate: str,
     dry_run: bool,
     all_tensors: bool,
     quiet: bool,
@@ -80,28 +99,24 @@ def convert(
     """
     _check_arguments(source, outputs)
     parsed = [parse_limit(text) for text in limits]
-    conversion = plan_conversion(
-        source,
-        outputs,
-        ConvertOptions(**options),
-        needs_errors=bool(parsed),
-        on_note=(lambda note: None) if quiet else (lambda note: tell(f"note: {note}")),
-    )
-    plan = conversion.plan
-    roles = (tensor_role(t.gguf_name) for output in plan.outputs for t in output.tensors)
-    check_applicable(parsed, roles, weighted=conversion.options.imatrix is not None)
-    if dry_run:
+    asked = ConvertOptions(**options)
+    with progress(quiet=quiet or as_json) as shown, _telling_what_is_left(outputs, asked):
+        conversion = plan_conversion(
+            source,
+            outputs,
+            asked,
+            limits=parsed,
+            on_note=lambda note: None if quiet else shown.tell(f"note: {note}"),
+        )
+        plan = conversion.plan
+        roles = (tensor_role(t.gguf_name) for output in plan.outputs for t in output.tensors)
+        check_applicable(parsed, roles, weighted=asked.imatrix is not None)
+        before = parsed if gate == "before-naming" else []
+        summary = None if dry_run else _run(conversion, before, shown, quiet=quiet)
+    if summary is None:
         _show_plan(conversion, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
-        return
-    summary = _run(conversion, quiet=quiet, has_progress=not (quiet or as_json))
-    violations = [] if summary.errors is None else check_limits(summary.errors, parsed)
-    if as_json:
-        print_json(summary.describe())
-    elif not quiet:
-        print_lines(summary_lines(summary, all_tensors=all_tensors))
-    tell_violations(violations)
-    if violations:
-        sys.exit(1)
+    else:
+        _show_summary(summary, parsed, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
 
 
 def _check_arguments(source: Path, outputs: tuple[str, ...]) -> None:
@@ -126,30 +141,76 @@ def _check_arguments(source: Path, outputs: tuple[str, ...]) -> None:
 def _show_plan(conversion: Conversion, *, quiet: bool, as_json: bool, all_tensors: bool) -> None:
     plan, workers = conversion.plan, conversion.workers
     if as_json:
-        print_json(plan_values(plan, workers))
+        print_json({"dry_run": True, **plan_values(plan, workers)})
     elif not quiet:
         print_lines(plan_lines(plan, workers, all_tensors=all_tensors))
 
 
-def _run(conversion: Conversion, *, quiet: bool, has_progress: bool) -> Summary:
-    """Run a conversion, with its progress and what is kept of an interrupted run on stderr."""
-    plan, resume = conversion.plan, conversion.options.resume
-    kept = kept_work(plan) if resume and not quiet else ""
+def _show_summary(
+    summary: Summary, limits: list[Limit], *, quiet: bool, as_json: bool, all_tensors: bool
+) -> None:
+    """Show what was done, and what is beyond a limit, which is exit code 3."""
+    violations = [] if summary.errors is None else check_limits(summary.errors, limits)
+    if as_json:
+        found = {"violations": violation_values(violations)} if limits else {}
+        print_json({"dry_run": False, **summary.describe(), **found})
+    elif not quiet:
+        print_lines(summary_lines(summary, all_tensors=all_tensors))
+    tell(*violation_lines(violations))
+    if violations:
+        sys.exit(FAILED_CHECK)
+
+
+def _run(conversion: Conversion, limits: list[Limit], shown: Display, *, quiet: bool) -> Summary:
+    """Run a conversion; what is beyond a limit keeps outputs from getting their names."""
+    plan = conversion.plan
+    outputs = [output.request.path for output in plan.outputs]
+    kept = kept_work(outputs) if conversion.options.resume and not quiet else ""
     if kept:
-        tell(f"going on after {kept}, which is checked first")
-    with (
-        _telling_kept_work(conversion),
-        progress(plan.progress_bytes, quiet=not has_progress) as on_progress,
-    ):
-        return conversion.run(on_progress)
+        shown.tell(f"going on after {kept}, which is checked first")
+
+    def gate(report: Report) -> None:
+        violations = check_limits(report, limits)
+        if violations:
+            shown.tell(*violation_lines(violations))
+            raise LimitError(_unnamed(plan, violations), violation_values(violations))
+
+    return conversion.run(shown, gate)
+
+
+def _unnamed(plan: Plan, violations: Sequence[Violation]) -> str:
+    """Say that outputs are made and have no names, where they are, and what to do with them."""
+    paths = [output.request.path for output in plan.outputs]
+    first = [
+        partial_path(output.request.path)
+        if output.request.target.is_directory
+        else partial_path(output.files[0].path)
+        for output in plan.outputs
+    ]
+    values = f"{count(len(violations), 'value')} {'is' if len(violations) == 1 else 'are'}"
+    return (
+        f"{some([str(path) for path in paths])}: not named, as {values} beyond a limit; the work "
+        f"is kept in {some([path.name for path in first])}: run again with other limits or "
+        "--gate after, or remove it with weightcast clean"
+    )
 
 
 @contextmanager
-def _telling_kept_work(conversion: Conversion) -> Iterator[None]:
-    """Say what an interrupted run keeps for another one."""
+def _telling_what_is_left(outputs: Sequence[str], options: ConvertOptions) -> Iterator[None]:
+    """Say at an interrupt what is there of outputs: what this run finished, or an earlier one."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = kept_work(conversion.plan)
-        unless = "" if conversion.options.resume else ", unless --no-resume is given again"
-        raise KeyboardInterrupt(f"{kept} is finished and kept{unless}" if kept else "") from None
+        raise KeyboardInterrupt(_left([Path(output) for output in outputs], options)) from None
+
+
+def _left(paths: Sequence[Path], options: ConvertOptions) -> str:
+    again = "run the same command again"
+    if kept := kept_work(paths):
+        how = f"{again} to go on" if options.resume else "without --no-resume it is gone on with"
+        return f"{kept} is finished and kept; {how}"
+    growing = [path for path in paths if os.path.lexists(partial_path(path))]
+    if growing:
+        names = some([path.name for path in growing])
+        return f"nothing is finished of {names}; {again}, or remove it with weightcast clean"
+    return f"nothing incomplete was left behind; {again}"

@@ -8,6 +8,7 @@ import click
 
 from weightcast.commands.options import PATH, Command, all_tensors, as_json, spec
 from weightcast.commands.printing import print_json, print_lines
+from weightcast.commands.progress import progress
 from weightcast.commands.text.graph import graph_lines, graph_values
 from weightcast.converters.sources import open_to_inspect
 
@@ -26,7 +27,8 @@ from weightcast.converters.sources import open_to_inspect
 @as_json
 def inspect(path: Path, spec: Path | None, all_tensors: bool, as_json: bool) -> None:
     """Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes. Reads no weights."""
-    graph, notes = open_to_inspect(path, spec)
+    with progress(quiet=as_json):
+        graph, notes = open_to_inspect(path, spec)
     if as_json:
         print_json(graph_values(graph, notes))
     else:

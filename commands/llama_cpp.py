@@ -1,4 +1,4 @@
-"""Logits from llama.cpp on the CPU, through the C functions inside the xllamacpp wheel.
+"""Tokens and logits from llama.cpp on the CPU, by the C functions inside the xllamacpp wheel.
 
 The wheel's Python API gives probabilities of generated tokens only, so the library's own functions
 are called. Its parameter structs have no stable Python form: they are handled as opaque bytes, of
@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +61,8 @@ class _Batch(ctypes.Structure):
 
 
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_TOKENS: Final = ctypes.POINTER(ctypes.c_int32)
+_LIMIT_AND_FLAGS: Final = (ctypes.c_int32, ctypes.c_bool, ctypes.c_bool)
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_log_set": (None, [_LogCallback, ctypes.c_void_p]),
     "llama_backend_init": (None, []),
@@ -68,6 +72,14 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_init_from_model": (ctypes.c_void_p, [ctypes.c_void_p, _Params]),
     "llama_model_get_vocab": (ctypes.c_void_p, [ctypes.c_void_p]),
     "llama_vocab_n_tokens": (ctypes.c_int32, [ctypes.c_void_p]),
+    "llama_tokenize": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, _TOKENS, *_LIMIT_AND_FLAGS],
+    ),
+    "llama_detokenize": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, _TOKENS, ctypes.c_int32, ctypes.c_char_p, *_LIMIT_AND_FLAGS],
+    ),
     "llama_n_ctx": (ctypes.c_uint32, [ctypes.c_void_p]),
     "llama_batch_init": (_Batch, [ctypes.c_int32] * 3),
     "llama_batch_free": (None, [_Batch]),
@@ -100,47 +112,131 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def logits(path: Path, tokens: Sequence[Sequence[int]], threads: int = 2) -> NDArray[np.float32]:
-    """Run a GGUF file over sequences of token ids: float32 [sequences, positions, vocab].
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A GGUF file that llama.cpp has loaded: its tokenizer, and contexts to run it in."""
 
-    Float32 key/value cache, no flash attention. Raises CheckpointError with llama.cpp's own words
-    if it does not load.
-    """
+    path: Path
+    threads: int
+    _library: ctypes.CDLL
+    _model: int
+    _log: list[str]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Split a text into token ids with the file's tokenizer; none are added."""
+        raw = text.encode()
+        ids = (ctypes.c_int32 * (len(raw) + 2))()
+        arguments = (raw, len(raw), ids, len(ids), False, False)
+        count = self._library.llama_tokenize(self._vocabulary, *arguments)
+        if count < 0:
+            raise self.failed("does not tokenize")
+        return list(ids[:count])
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Put token ids together to a text."""
+        ids = (ctypes.c_int32 * len(tokens))(*tokens)
+        text = ctypes.create_string_buffer(64 * len(tokens) + 64)
+        arguments = (ids, len(ids), text, len(text), False, False)
+        nbytes = self._library.llama_detokenize(self._vocabulary, *arguments)
+        if nbytes < 0:
+            raise self.failed("does not detokenize")
+        return text.raw[:nbytes].decode(errors="replace")
+
+    @contextmanager
+    def context(self, size: int) -> Iterator[Callable[[Sequence[int]], NDArray[np.float32]]]:
+        """Open a context of `size` tokens: a function that adds some and gives their logits.
+
+        Logits are float32 [positions, vocab]. Float32 key/value cache, no flash attention.
+        """
+        context = self._library.llama_init_from_model(
+            self._model, _context_params(size, self.threads)
+        )
+        if not context:
+            raise self.failed("cannot run it")
+        added = 0
+
+        def add(tokens: Sequence[int]) -> NDArray[np.float32]:
+            nonlocal added
+            found = self._decode(context, tokens, added)
+            added += len(tokens)
+            return found
+
+        try:
+            is_float32 = any("K (f32)" in line for line in self._log)
+            if not is_float32 or self._library.llama_n_ctx(context) != _context_size(size):
+                raise self.failed("has another parameter layout than expected")
+            yield add
+        finally:
+            self._library.llama_free(context)
+
+    def failed(self, what: str) -> CheckpointError:
+        """Make an error with the last that llama.cpp said."""
+        said = " ".join("".join(self._log[-_LOG_LINES:]).split())
+        return CheckpointError(f"{self.path}: llama.cpp {what}: {said}")
+
+    @property
+    def _vocabulary(self) -> int:
+        vocabulary: int = self._library.llama_model_get_vocab(self._model)
+        return vocabulary
+
+    def _decode(self, context: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+        n_vocab = self._library.llama_vocab_n_tokens(self._vocabulary)
+        batch = self._library.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for position, token in enumerate(tokens):
+                batch.token[position] = int(token)
+                batch.pos[position] = start + position
+                batch.n_seq_id[position] = 1
+                batch.seq_id[position][0] = 0
+                batch.logits[position] = 1
+            status = self._library.llama_decode(context, batch)
+            if status:
+                raise CheckpointError(
+                    f"{self.path}: llama.cpp cannot run it: decoding failed with status {status}"
+                )
+            rows = [self._library.llama_get_logits_ith(context, row) for row in range(len(tokens))]
+            return np.stack([np.ctypeslib.as_array(row, (n_vocab,)).copy() for row in rows])
+        finally:
+            self._library.llama_batch_free(batch)
+
+
+@contextmanager
+def loaded(path: Path, threads: int = 2) -> Iterator[Model]:
+    """Load a GGUF file. Raises CheckpointError with llama.cpp's own words if that fails."""
     library = _library()
     lines: list[str] = []
 
     def log(level: int, text: bytes, data: object) -> None:
         lines.append(text.decode(errors="replace"))
 
-    def failed(what: str) -> CheckpointError:
-        said = " ".join("".join(lines[-_LOG_LINES:]).split())
-        return CheckpointError(f"{path}: llama.cpp {what}: {said}")
-
     callback = _LogCallback(log)
     library.llama_log_set(callback, None)
-    model = library.llama_model_load_from_file(
+    pointer = library.llama_model_load_from_file(
         os.fsencode(path), library.llama_model_default_params()
     )
-    if not model:
-        raise failed("does not load it")
+    model = Model(path, threads, library, pointer, lines)
     try:
-        results = []
-        for sequence in tokens:
-            context = library.llama_init_from_model(model, _context_params(len(sequence), threads))
-            if not context:
-                raise failed("cannot run it")
-            try:
-                if library.llama_n_ctx(context) != _context_size(len(sequence)):
-                    raise failed("has another parameter layout than expected")
-                results.append(_decode(library, model, context, sequence))
-            finally:
-                library.llama_free(context)
-        if not any("K (f32)" in line for line in lines):
-            raise failed("has another parameter layout than expected")
-        return np.stack(results)
+        if not pointer:
+            raise model.failed("does not load it")
+        yield model
     finally:
-        library.llama_model_free(model)
+        if pointer:
+            library.llama_model_free(pointer)
         library.llama_log_set(_LogCallback(), None)
+
+
+def logits(path: Path, tokens: Sequence[Sequence[int]], threads: int = 2) -> NDArray[np.float32]:
+    """Run a GGUF file over sequences of token ids: float32 [sequences, positions, vocab].
+
+    Raises CheckpointError with llama.cpp's own words if it does not load.
+    """
+    results = []
+    with loaded(path, threads) as model:
+        for sequence in tokens:
+            with model.context(len(sequence)) as add:
+                results.append(add(sequence))
+    return np.stack(results)
 
 
 def _context_size(n_tokens: int) -> int:
@@ -170,25 +266,3 @@ def _context_params(n_tokens: int, threads: int) -> _Params:
             )
         field.value = values.get(name, default)
     return params
-
-
-def _decode(
-    library: ctypes.CDLL, model: int, context: int, tokens: Sequence[int]
-) -> NDArray[np.float32]:
-    n_vocab = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
-    batch = library.llama_batch_init(len(tokens), 0, 1)
-    try:
-        batch.n_tokens = len(tokens)
-        for position, token in enumerate(tokens):
-            batch.token[position] = int(token)
-            batch.pos[position] = position
-            batch.n_seq_id[position] = 1
-            batch.seq_id[position][0] = 0
-            batch.logits[position] = 1
-        status = library.llama_decode(context, batch)
-        if status:
-            raise CheckpointError(f"llama.cpp: decoding failed with status {status}")
-        rows = [library.llama_get_logits_ith(context, n) for n in range(len(tokens))]
-        return np.stack([np.ctypeslib.as_array(row, (n_vocab,)).copy() for row in rows])
-    finally:
-        library.llama_batch_free(batch)

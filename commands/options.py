@@ -1,6 +1,7 @@
-"""Click options: those of `convert` are made from `ConvertOptions`, others are shared.
+"""Click options that commands share, and help pages that list options by section.
 
-Help pages list options by section. `Command` and `Option` know their sections and examples.
+Nothing is imported here that `inspect` does not need: `work_options` has those of commands that
+read weights.
 """
 
 from __future__ import annotations
@@ -11,24 +12,10 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from weightcast.converters.plan import MAX_WORKERS
-from weightcast.converters.report import BASELINES
-from weightcast.converters.sources import ConvertOptions, Group, Kind, Row
+from weightcast.converters.sources.options import Group
 
 # An unreadable file is bad input, as an absent one is; click's own check would call it wrong usage.
 PATH: Final = click.Path(path_type=Path, readable=False)
-WORKERS: Final = click.IntRange(1, MAX_WORKERS)
-BASELINE: Final = click.Choice(list(BASELINES))
-
-_TYPES: Final[dict[Kind, Any]] = {
-    "text": str,
-    "texts": str,
-    "size": str,
-    "input": PATH,
-    "report": PATH,
-    "workers": WORKERS,
-    "baseline": BASELINE,
-}
 
 # Sections of help, in order; options without one come last.
 SECTIONS: Final[dict[Group, str]] = {
@@ -107,62 +94,19 @@ class Command(click.Command):
             raise click.UsageError(message, ctx) from None
 
 
-def convert_options(
-    declared: type[ConvertOptions], *groups: Group
-) -> Callable[[Decorated], Decorated]:
-    """Declare the options of some groups, or of all, in the order of their rows."""
-
-    def decorate(command: Decorated) -> Decorated:
-        for row in reversed(declared.rows()):  # the decorator that comes last is shown first
-            if not groups or row.option.group in groups:
-                command = _click_option(row)(command)
-        return command
-
-    return decorate
-
-
-def _click_option(row: Row) -> Callable[[Decorated], Decorated]:
-    said = row.option
-    settings: dict[str, Any] = {"help": said.help, "metavar": said.metavar}
-    if said.kind == "flag":
-        settings["is_flag"] = True
-    else:
-        settings["type"] = _TYPES[said.kind]
-        settings["multiple"] = said.kind == "texts"
-    if row.default:
-        settings.update(default=row.default, show_default=said.shows_default)
-    flags = (said.flag,) if said.short is None else (said.short, said.flag)
-    return option(*flags, row.name, section=said.group, **settings)
-
-
-def option(*names: str, section: Group, **settings: Any) -> Callable[[Decorated], Decorated]:
+def listed_option(*names: str, section: Group, **settings: Any) -> Callable[[Decorated], Decorated]:
     """Declare an option of a section."""
     return click.option(*names, cls=Option, section=section, **settings)
 
 
-fail_over = option(
-    "--fail-over",
-    "limits",
-    section="reporting",
-    metavar="[KIND:]METRIC=LIMIT",
-    multiple=True,
-    help="Exit with 3 if a tensor is beyond: relative_rms=0.1, attn_q:sqnr_db=30, ...",
-)
-spec = option(
+spec = listed_option(
     "--spec",
     section="source",
     type=PATH,
     metavar="FILE",
     help="JSON file of hyperparameters (keys as in spec.json).",
 )
-report = option(
-    "--report",
-    section="reporting",
-    type=PATH,
-    metavar="FILE",
-    help="Write the errors: FILE.json, .html (a page) or .md (a summary).",
-)
-all_tensors = option(
+all_tensors = listed_option(
     "-v",
     "--verbose",
     "--all",
@@ -171,15 +115,7 @@ all_tensors = option(
     is_flag=True,
     help="Show everything: a line for each tensor.",
 )
-jobs = option(
-    "-j",
-    "--jobs",
-    section="running",
-    type=WORKERS,
-    metavar="N",
-    help="Workers (default: cores + 1).",
-)
-quiet = option("-q", "--quiet", section="reporting", is_flag=True, help="Print errors only.")
-as_json = option(
+quiet = listed_option("-q", "--quiet", section="reporting", is_flag=True, help="Print errors only.")
+as_json = listed_option(
     "--json", "as_json", section="reporting", is_flag=True, help="Print the result as JSON."
 )

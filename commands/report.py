@@ -17,7 +17,8 @@ from weightcast.converters.report.show import show_reports
 def report(reports: tuple[Path, ...], out: Path) -> None:
     """Show error reports of conversions: as a page, OUT.html, or as a summary, OUT.md.
 
-    The page is one file that works offline; several reports and outputs are compared in it. The
-    summary is Markdown for a pull request or a CI job; - prints it.
+    Both begin with a verdict: what each output keeps, its worst tensor, and options of convert that
+    would make it better. The page is one file that works offline; several reports and outputs are
+    compared in it. The summary is Markdown for a pull request or a CI job; - prints it.
     """
     print_lines(show_reports(reports, out))

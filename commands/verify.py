@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from weightcast.commands.options import (
-    PATH,
-    Command,
-    as_json,
-    jobs,
-    option,
-    quiet,
-    report,
-    spec,
-)
+from weightcast.commands.exits import FAILED_CHECK
+from weightcast.commands.options import PATH, Command, as_json, listed_option, quiet, spec
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
+from weightcast.commands.work_options import jobs, report
 from weightcast.converters import verify as verifying
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 
 @click.command(
@@ -39,7 +31,7 @@ from weightcast.text import shown
     ),
 )
 @click.argument("artifact", metavar="ARTIFACT", type=PATH)
-@option(
+@listed_option(
     "--source",
     section="source",
     type=PATH,
@@ -47,14 +39,14 @@ from weightcast.text import shown
     help="What it was made of: shards, GGUF or safetensors.",
 )
 @spec
-@option(
+@listed_option(
     "--imatrix",
     section="source",
     type=PATH,
     metavar="FILE",
     help="The importance matrix that was used.",
 )
-@option(
+@listed_option(
     "--sample",
     section="running",
     metavar="ROWS",
@@ -62,12 +54,22 @@ from weightcast.text import shown
 )
 @jobs
 @report
+@listed_option(
+    "-v",
+    "--verbose",
+    "--all",
+    "all_problems",
+    section="reporting",
+    is_flag=True,
+    help="Show everything: a line for each problem.",
+)
 @quiet
 @as_json
 def verify(
     artifact: Path,
     sample: str | None,
     report: Path | None,
+    all_problems: bool,
     quiet: bool,
     as_json: bool,
     **options: Any,
@@ -75,16 +77,17 @@ def verify(
     """Check that ARTIFACT is whole and holds the weights of its source.
 
     ARTIFACT is a GGUF file, or a safetensors file or directory, by weightcast or by others. Without
-    --source its structure and checksums are checked. Exit code 1 says that there are problems.
+    --source its structure and checksums are checked. Exit code 3 says that there are problems.
     """
     options["sample"] = None if sample is None else parse_sample(sample)
     found = _verify(artifact, options, report, is_silent=quiet or as_json)
     if as_json:
         print_json(found.describe())
     else:
-        print_lines(problem_lines(found) if quiet else verification_lines(found))
+        lines = problem_lines if quiet else verification_lines
+        print_lines(lines(found, all_problems=all_problems))
     if not found.is_good:
-        sys.exit(1)
+        sys.exit(FAILED_CHECK)
 
 
 def _verify(
@@ -92,16 +95,12 @@ def _verify(
 ) -> Verification:
     """Verify, show progress, and write the errors to a file if one is named."""
     if report is not None and options["source"] is None:
-        raise RequestError("report: of use with a source only")
+        raise RequestError(f"{option('report')}: of use with a source only")
     if report is not None:
         named = (artifact, *(options[name] for name in ("source", "spec", "imatrix")))
         check_report_path(report, filter(None, named))
-    with contextlib.ExitStack() as stack:
-        found = verifying.verify(
-            artifact,
-            on_start=lambda total: stack.enter_context(progress(total, quiet=is_silent)),
-            **options,
-        )
+    with progress(quiet=is_silent) as shown:
+        found = verifying.verify(artifact, on_progress=shown, **options)
     if report is not None and found.errors is not None:
         write_report(report, found.errors)
     return found

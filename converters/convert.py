@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,18 +14,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.bundle import CardErrors, earlier_notes, make_bundles, source_date
-from weightcast.converters.engine import executor
+from weightcast.converters.engine import (
+    Meter,
+    OnProgress,
+    Progress,
+    cancellable,
+    executor,
+    ignore_progress,
+)
+from weightcast.converters.files import ignore_signals
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.output import (
-    GOING_ON,
-    NOT_GOING_ON,
     check_free_space,
+    how_to_go_on,
     kept_work,
     overwrite,
 )
 from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
 from weightcast.converters.recipes import parse_tensor_type, read_recipe_file
 from weightcast.converters.report import (
+    Limit,
     Measuring,
     Report,
     card_lines,
@@ -42,22 +51,33 @@ from weightcast.converters.sources import (
     list_inputs,
     parse_size,
 )
+from weightcast.converters.summary import OutputSummary, StrPath, listed, summarize
 from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Output, Request
-from weightcast.errors import ChangedError, CheckpointError, RequestError, TakenError
+from weightcast.errors import ChangedError, CheckpointError, LimitError, RequestError, TakenError
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
+from weightcast.text import count, duration, option
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of a conversion: its plan, how Q8_0 blocks and int8 groups came about, seconds.
+    """The result of a conversion: its outputs, the seconds it took, the errors that were made.
 
-    `errors` are those that were made, if they were measured; `report` has them as JSON values.
-    `bundles` are the files of each output's release bundle, made in `bundle_seconds`.
+    `outputs` tells of each what was written and how large it is. `errors` are those of all outputs,
+    tensor by tensor, if they were measured; `report` has them as JSON values. `bundles` are the
+    files of each output's release bundle, made in `bundle_seconds` after the conversion's own
+    `seconds`. `describe()` has all of it but the errors, as JSON values; `plan` and `counts` are
+    for weightcast's own use.
+
+    >>> summary = weightcast.convert(path, out, no_tokenizer=True, baseline="stored")
+    >>> [output.size for output in summary.outputs] == [out.stat().st_size]
+    True
+    >>> summary.outputs[0].errors.total.relative_rms < 0.01
+    True
     """
 
     plan: Plan = field(repr=False)
@@ -69,11 +89,24 @@ class Summary:
     bundle_seconds: float = 0.0
 
     @cached_property
+    def outputs(self) -> tuple[OutputSummary, ...]:
+        """Tell what was written: paths, sizes, files, notes, errors, in the order asked for."""
+        errors = [None] * len(self.plan.outputs) if self.errors is None else self.errors.outputs
+        bundles = self.bundles or [()] * len(self.plan.outputs)
+        return tuple(map(summarize, self.plan.outputs, bundles, errors))
+
+    @cached_property
     def report(self) -> dict[str, Any] | None:
         """Give the errors as JSON values (docs/report.schema.json)."""
         return None if self.errors is None else json_values(self.errors)
 
+    def __repr__(self) -> str:
+        made = "; ".join(map(str, self.outputs))
+        told = made if len(made) < 100 else count(len(self.outputs), "output")
+        return f"<Summary {told}; {duration(self.seconds)}>"
+
     def describe(self) -> dict[str, Any]:
+        """Describe the conversion, all but the errors of tensors, as JSON values."""
         outputs = []
         for number, output in enumerate(self.plan.outputs):
             described = output.describe()
@@ -96,16 +129,16 @@ class Summary:
         Where an output has groups, tensors that are not made of int8 codes are left out.
         """
         lossless, quantized, partly = [], [], {}
-        for (output, tensor), count in sorted(self.counts.items()):
-            if output != number or count == BlockCounts():
+        for (output, tensor), blocks in sorted(self.counts.items()):
+            if output != number or blocks == BlockCounts():
                 continue
-            if not count.requantized:
+            if not blocks.requantized:
                 lossless.append(tensor)
-            elif count.inexact_scales or count.exact:
+            elif blocks.inexact_scales or blocks.exact:
                 partly[tensor] = {
-                    "requantized_blocks": count.requantized,
-                    "blocks": count.exact + count.requantized,
-                    "inexact_scales": count.inexact_scales,
+                    "requantized_blocks": blocks.requantized,
+                    "blocks": blocks.exact + blocks.requantized,
+                    "inexact_scales": blocks.inexact_scales,
                 }
             else:
                 quantized.append(tensor)
@@ -117,22 +150,67 @@ _DEFAULTS: Final = ConvertOptions()
 _FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Conversion:
-    """A conversion that was planned and checked, and can run; nothing is written yet."""
+    """A conversion that was planned and checked, and can run; nothing is written yet.
 
-    plan: Plan
-    options: ConvertOptions
-    devices: Devices
-    measuring: Measuring | None
+    >>> conversion = weightcast.plan(path, out, no_tokenizer=True)
+    >>> print(conversion.outputs[0].type, f"{conversion.outputs[0].size / 1e6:.1f} MB")
+    Q8_0 7.4 MB
+    >>> summary = conversion.run()
+    """
+
+    plan: Plan = field(repr=False)
+    options: ConvertOptions = field(repr=False)
+    devices: Devices = field(repr=False)
+    measuring: Measuring | None = field(repr=False)
+    limits: tuple[Limit, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def outputs(self) -> tuple[OutputSummary, ...]:
+        """Tell what would be written, to the byte: paths, sizes, files, notes."""
+        return tuple(map(summarize, self.plan.outputs))
+
+    @property
+    def read_bytes(self) -> int:
+        """Count the bytes of the source's tensors that would be read."""
+        return self.plan.read_bytes
+
+    @property
+    def write_bytes(self) -> int:
+        """Count the bytes of all outputs together."""
+        return self.plan.write_bytes
+
+    def __repr__(self) -> str:
+        made = "; ".join(map(str, self.outputs))
+        told = made if len(made) < 100 else count(len(self.outputs), "output")
+        return f"<Conversion {told}; not yet run>"
 
     @property
     def workers(self) -> Workers:
         """Choose the workers that will run."""
         return choose_workers(self.options.jobs, self.devices)
 
-    def run(self, on_progress: Callable[[int], None] = lambda nbytes: None) -> Summary:
-        """Run it and write the report, if one is asked for. Raises CheckpointError."""
+    def run(
+        self,
+        on_progress: OnProgress = ignore_progress,
+        gate: Callable[[Report], None] = lambda report: None,
+    ) -> Summary:
+        """Run it and write the report, if one is asked for. Raises CheckpointError.
+
+        `gate` gets the report before outputs get their names. If it raises a LimitError they stay
+        unnamed, and finished work is kept, as that of a run that failed; there is a report then.
+        Reports say which limits were set; holding to them is up to the caller.
+        """
+
+        def on_report(report: Report) -> None:
+            report = replace(report, limits=self.limits)
+            try:
+                gate(report)
+            except LimitError:
+                self._write_report(report)
+                raise
+
         summary = run(
             self.plan,
             self.options.jobs,
@@ -140,66 +218,132 @@ class Conversion:
             self.devices,
             self.measuring,
             resume=self.options.resume,
+            on_report=on_report,
         )
-        if self.options.report is not None and summary.errors is not None:
-            write_report(Path(self.options.report), summary.errors)
+        if summary.errors is not None:
+            errors = replace(summary.errors, limits=self.limits)
+            summary = replace(summary, errors=errors)
+            self._write_report(errors)
         return summary
+
+    def _write_report(self, report: Report) -> None:
+        if self.options.report is not None:
+            with ignore_signals():  # the work is done, and this takes a moment
+                write_report(Path(self.options.report), report)
 
 
 def convert(
-    source: str | Path,
-    *outputs: str | Path,
-    types: Sequence[str] = (),
-    spec: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    source: StrPath,
+    *outputs: StrPath | Iterable[StrPath],
+    types: str | Sequence[str] = (),
+    spec: StrPath | None = None,
+    tokenizer: StrPath | None = None,
     no_tokenizer: bool = False,
     split: str | int | None = None,
-    recipe: str | Path | None = None,
-    tensor_types: Sequence[str] = (),
+    recipe: StrPath | None = None,
+    tensor_types: str | Sequence[str] = (),
     pure: bool = False,
-    imatrix: str | Path | None = None,
+    imatrix: StrPath | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
     jobs: int | None = None,
     memory: str | int | None = None,
     device: str = "cpu",
-    report: str | Path | None = None,
+    report: StrPath | None = None,
     baseline: str | None = None,
     resume: bool = True,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
-    The name of an output says what it is: NAME-Q8_0.gguf, NAME-Q4_K_M.gguf, or a directory
-    NAME-bf16; `types` overrides that, one for each output. `split` limits the tensor data of one
-    file (bytes, or text such as "48G"). `jobs` is the number of workers, `memory` the most that
-    the process may take (as `split`; by default no more than helps, 0.8 GiB). `device` does the
-    quantizing: "cpu", "cuda" (all CUDA devices), "cuda:0", or "auto" for CUDA where there is some;
-    the bytes are the same.
+    `source` is what `weightcast.open` opens. `outputs` are paths, or lists of paths; the name of
+    each says what it is: NAME-Q8_0.gguf, NAME-Q4_K_M.gguf, or a directory NAME-bf16. `types`
+    overrides that, one for each output. A GGUF source of any model gives GGUF outputs with the same
+    metadata.
 
-    `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come before them.
-    Every output must be able to hold their types. `imatrix` is an importance matrix in llama.cpp's
-    format. In GGUF outputs `pure` gives all quantized tensors without a rule the recipe's base
-    type. A GGUF source of any model gives GGUF outputs with the same metadata; `allow_requantize`
-    lets its quantized tensors be quantized once more, and int8 codes that a directory cannot carry
-    unchanged. Shards with parts that were never written, as unfinished downloads have, are refused
-    unless `allow_holes` is set. With `bundle` each output gets provenance, checksums and a model
-    card (docs/bundle.md).
+    Source: `spec` is a JSON file of hyperparameters, `tokenizer` a SentencePiece file; both are
+    looked for beside the source. `no_tokenizer` writes outputs without one. `allow_holes` converts
+    shards with parts that were never written, as unfinished downloads have.
 
-    `report` is a file for the errors that were made (docs/report.schema.json). `baseline` is what
-    they are measured against: "stored" for the exact values (the default), or "bf16" for these
-    rounded to bfloat16, as the reference multiplies with them; with either of them
-    `Summary.report` has the errors too.
+    Precision: `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come
+    before them. `pure` gives all quantized tensors of GGUF outputs that no rule names the recipe's
+    base type. `imatrix` is an importance matrix in llama.cpp's format. `allow_requantize` quantizes
+    once more what is quantized already and cannot be carried unchanged.
 
-    Work that an interrupted conversion of the same source to the same output had finished is
-    checked and kept; without `resume` it is done again.
+    Files: `split` is the most tensor data of one file: bytes, or text as "48G". With `bundle`
+    each output gets provenance, checksums and a model card.
 
-    Raises CheckpointError. Outputs get their names only when they are complete; finished work of a
-    run that failed is kept beside them for the next one.
+    Running: `jobs` is the number of workers, `memory` the most that the process may take (as
+    `split`; by default no more than helps, 0.8 GiB). `device` does the quantizing: "cpu", "cuda"
+    (all CUDA devices), "cuda:0", or "auto" for CUDA where there is some; the bytes are the same.
+    Finished work of an interrupted conversion of the same source to the same output is checked and
+    kept; without `resume` it is done again. `on_progress` is called with a `weightcast.Progress`
+    when a phase begins and as its bytes are done, from any thread, one call at a time; what it
+    raises cancels the conversion, and is raised here unchanged.
+
+    Errors: `report` is a file for the errors that were made, in the form that its ending says:
+    .json, .html for a page, .md for a summary. They are measured against the `baseline` "stored",
+    the exact values (the default), or "bf16", these rounded to bfloat16; with either of the two
+    `Summary.errors` has them too.
+
+    Outputs get their names only when they are complete; finished work of a run that failed is kept
+    beside them for the next one. Raises CheckpointError, or a child of it: RequestError for what
+    makes no sense, OutputError for what cannot be written, FormatError, LayoutError and
+    MissingTensorError for what is wrong with the source.
+
+    >>> summary = weightcast.convert(path, folder / "m-Q8_0.gguf", no_tokenizer=True)
+    >>> print(summary.outputs[0].type, f"{summary.outputs[0].bits_per_weight:.2f}")
+    Q8_0 8.52
+    >>> both = [folder / "m-Q4_K_M.gguf", folder / "m-bf16"]
+    >>> [output.target for output in weightcast.convert(path, both, no_tokenizer=True).outputs]
+    ['gguf', 'safetensors']
     """
-    options = ConvertOptions.of(locals())  # the keywords are its fields
-    return plan_conversion(source, outputs, options).run(on_progress)
+    # The keywords are the options' names.
+    on_progress(Progress("plan"))
+    options = _options(locals())
+    return plan_conversion(Path(source), list(listed(outputs)), options).run(on_progress)
+
+
+def plan(
+    source: StrPath,
+    *outputs: StrPath | Iterable[StrPath],
+    types: str | Sequence[str] = (),
+    spec: StrPath | None = None,
+    tokenizer: StrPath | None = None,
+    no_tokenizer: bool = False,
+    split: str | int | None = None,
+    recipe: StrPath | None = None,
+    tensor_types: str | Sequence[str] = (),
+    pure: bool = False,
+    imatrix: StrPath | None = None,
+    allow_requantize: bool = False,
+    allow_holes: bool = False,
+    bundle: bool = False,
+    jobs: int | None = None,
+    memory: str | int | None = None,
+    device: str = "cpu",
+    report: StrPath | None = None,
+    baseline: str | None = None,
+    resume: bool = True,
+) -> Conversion:
+    """Plan and check a conversion without writing anything, as `convert` would run it.
+
+    Takes what `convert` takes, and raises what it would refuse before it starts. The result tells
+    the size of each output to the byte, and runs with `.run()`.
+
+    >>> conversion = weightcast.plan(path, folder / "p-Q4_K_M.gguf", no_tokenizer=True)
+    >>> for output in conversion.outputs:
+    ...     print(output.path.name, f"{output.size / 1e6:.1f} MB")
+    p-Q4_K_M.gguf 4.4 MB
+    """
+    return plan_conversion(Path(source), list(listed(outputs)), _options(locals()))
+
+
+def _options(keywords: Mapping[str, Any]) -> ConvertOptions:
+    """Make options of the keywords of a call."""
+    paths = {n: Path(v) for n, v in keywords.items() if isinstance(v, os.PathLike)}
+    return ConvertOptions.of({**keywords, **paths})
 
 
 def plan_conversion(
@@ -207,24 +351,24 @@ def plan_conversion(
     outputs: Sequence[str | Path],
     options: ConvertOptions,
     *,
-    needs_errors: bool = False,
+    limits: Sequence[Limit] = (),
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Conversion:
     """Choose devices, then plan and check a conversion. Raises CheckpointError.
 
-    Errors are measured if a report or a baseline is asked for, or if the caller `needs_errors`.
+    Errors are measured if a report or a baseline is asked for, or if there are `limits`.
     `on_note` gets a note on the choice of devices, before the source is read.
     """
     devices = choose_devices(options.device)
     if devices.note:
         on_note(devices.note)
     measuring = None
-    if options.report or options.baseline is not None or needs_errors:
+    if options.report or options.baseline is not None or limits:
         measuring = Measuring(parse_baseline(options.baseline or "stored"))
     plan = prepare(source, outputs, options)
     if options.report is not None:
         overwrite.check_report_path(Path(options.report), overwrite.taken_paths(plan))
-    return Conversion(plan, options, devices, measuring)
+    return Conversion(plan, options, devices, measuring, tuple(limits))
 
 
 def prepare(
@@ -258,7 +402,8 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
         raise RequestError("no output is named")
     types = options.types
     if types and len(types) != len(outputs):
-        raise RequestError(f"{len(types)} types for {len(outputs)} outputs; give one for each")
+        given, needed = count(len(types), "type"), count(len(outputs), "output")
+        raise RequestError(f"{given} for {needed}; give one for each")
     file = None if options.recipe is None else read_recipe_file(Path(options.recipe))
     overrides = tuple(parse_tensor_type(text) for text in options.tensor_types)
     if file is not None:
@@ -282,14 +427,14 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
         if options.is_given(row) and not any(row.option.is_for(r.form) for r in requests)
     ]
     if useless:
-        names = ", ".join(row.name for row in useless)
+        names = ", ".join(option(row.name) for row in useless)
         form = _FORMS[useless[0].option.forms[0]]
         raise RequestError(f"{names}: of use for {form} outputs only, and none is asked for")
     for request in requests:
         if request.says_imatrix and options.imatrix is None:
             raise RequestError(
                 f"{request.path}: the name says that an importance matrix is used; give it with "
-                "--imatrix FILE, or rename the output"
+                f"{option('imatrix', 'FILE')}, or rename the output"
             )
 
 
@@ -303,19 +448,23 @@ def _inputs(
     return Inputs(source, list_inputs(source, graph, files), options, blanks)
 
 
+@cancellable()
 def run(
     plan: Plan,
     jobs: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
     devices: Devices = PROCESSOR,
     measuring: Measuring | None = None,
     *,
     resume: bool = True,
+    on_report: Callable[[Report], None] = lambda report: None,
 ) -> Summary:
-    """Run a plan; `on_progress` gets the bytes that were read, of `plan.progress_bytes`.
+    """Run a plan; `on_progress` gets the phase, and the bytes of it that are done.
 
-    With `measuring` the summary has a report of the errors, and bundles tell of them.
+    With `measuring` the summary has a report of the errors, and bundles tell of them; `on_report`
+    gets it when the outputs are complete, before they get their names.
     """
+    meter = Meter(on_progress)
     workers = choose_workers(jobs, devices)
     plan.inputs.check_blanks()
     for output in plan.outputs:
@@ -325,14 +474,14 @@ def run(
     made: list[Finalized] = []
 
     def on_complete() -> Mapping[int, Mapping[Path, Path]]:
-        made.append(finalize(plan, jobs, on_progress, measuring))
+        made.append(finalize(plan, jobs, meter, measuring, on_report))
         return dict(enumerate(made[0].waiting))
 
     with _explained_failures(plan, resume=resume):
         counts = executor.run(
             plan,
             workers,
-            on_progress,
+            meter,
             measuring,
             resume=resume,
             on_complete=on_complete,
@@ -354,12 +503,13 @@ def _explained_failures(plan: Plan, *, resume: bool) -> Iterator[None]:
         except (MemoryError, OSError) as problem:
             if isinstance(problem, OSError) and problem.errno != errno.ENOMEM:
                 raise
-            raise CheckpointError("out of memory; use fewer --jobs or --memory SIZE") from None
-    except TakenError:
+            fewer, memory = option("jobs"), option("memory", "SIZE")
+            raise CheckpointError(f"out of memory; use fewer {fewer} or {memory}") from None
+    except (TakenError, LimitError):
         raise  # the same command cannot go on
     except CheckpointError as error:
-        if kept := kept_work(plan):
-            how = GOING_ON if resume else NOT_GOING_ON
+        if kept := kept_work(output.request.path for output in plan.outputs):
+            how = how_to_go_on(resume=resume)
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
         raise
 
@@ -381,19 +531,21 @@ class Finalized:
 def finalize(
     plan: Plan,
     jobs: int | None,
-    on_progress: Callable[[int], None],
+    meter: Meter,
     measuring: Measuring | None,
+    on_report: Callable[[Report], None],
 ) -> Finalized:
     """Make a report if errors were measured, and bundles if the plan has them."""
     report = None
     if measuring is not None:
         report = conversion_report(plan, measuring.finished(), measuring.baseline)
+        on_report(report)
     if not plan.has_bundles:
         return Finalized(report)
     errors = {} if report is None else _card_errors(report)
     start = time.monotonic()
     try:
-        waiting = make_bundles(plan, jobs, on_progress, errors)
+        waiting = make_bundles(plan, jobs, meter.start("hash", plan.hash_bytes), errors)
     except ChangedError as problem:
         return Finalized(report, problem=problem)
     return Finalized(report, waiting, time.monotonic() - start)

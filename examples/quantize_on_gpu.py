@@ -29,8 +29,8 @@ def main() -> None:
     print(f"{tuple(weight.shape)} {weight.dtype} becomes {tuple(rows.shape)} {rows.dtype}")
 
     # The bytes are those that the CPU makes.
-    same = torch.as_tensor(weightcast.quantize(weight[:64].cpu(), "Q4_K"), device=device)
-    assert torch.equal(torch.as_tensor(rows[:64]), same)
+    same = weightcast.quantize(weight[:64].cpu(), "Q4_K").to(device)
+    assert torch.equal(rows[:64], same)
 
     # All experts at once, each with its own importance; transposed views are read in place.
     experts = torch.randn(
@@ -43,7 +43,7 @@ def main() -> None:
     # And back to float32.
     for name in ("Q8_0", "Q6_K", "Q4_K", "IQ4_XS", "MXFP4"):
         values = weightcast.dequantize(weightcast.quantize(weight, name), name)
-        error = torch.as_tensor(values) - torch.as_tensor(weight.float())
+        error = values - weight.float()
         print(f"{name:7s} rms error {error.square().mean().sqrt().item():.4f}")
 
     weight[3, 5] = torch.inf

@@ -19,7 +19,9 @@ from typing import Any, Final, TypeGuard
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import ITEM_BYTES, FileLayout, StoredArray
 from weightcast.formats.directory import files_ending
-from weightcast.formats.reading import check_downloaded, parse_json, read_json_object
+from weightcast.formats.foreign import refuse_foreign, require_file
+from weightcast.formats.foreign.downloads import arriving
+from weightcast.formats.reading import parse_json, read_json_object
 from weightcast.text import shown
 
 # The limit of the reference implementation.
@@ -101,25 +103,28 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
     Raises FormatError.
     """
-    if not path.is_file():
-        raise FormatError(path, None, "not a regular file")
+    require_file(path)
     fd = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size
         prefix = os.pread(fd, 8, 0)
         if len(prefix) < 8:
-            check_downloaded(path)
+            refuse_foreign(path, "safetensors")
             raise FormatError(path, 0, "too short for a safetensors file")
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES or length > size - 8:
-            check_downloaded(path)
+            refuse_foreign(path, "safetensors")
             raise FormatError(
                 path, 0, f"a header of {length} bytes in a file of {size}: not safetensors, or cut"
             )
         text = os.pread(fd, length, 8)
     finally:
         os.close(fd)
-    header = parse_json(path, text, offset=8, what="the header is ", object_pairs_hook=_unique)
+    try:
+        header = parse_json(path, text, offset=8, what="the header is ", object_pairs_hook=_unique)
+    except FormatError:
+        refuse_foreign(path, "safetensors")
+        raise
     if not isinstance(header, dict):
         raise FormatError(path, 8, "the header is not a JSON object")
     return header, 8 + length, size
@@ -164,6 +169,13 @@ def _check_coverage(path: Path, start: int, size: int, arrays: list[StoredArray]
         if array.offset != end:
             raise FormatError(path, end, "tensors overlap or leave a gap")
         end += array.nbytes
+    if end > size:
+        raise FormatError(
+            path,
+            size,
+            f"the file ends here, its tensors at {end:,}; go on with the download, or download it "
+            "again",
+        )
     if end != size:
         raise FormatError(path, min(end, size), f"tensors end at {end}, the file at {size}")
 
@@ -204,7 +216,11 @@ def read_indexed(
         if not is_file_name(name):
             raise FormatError(index, None, f"{shown(name)} is not a file name")
         if not (path / name).is_file():
-            raise MissingTensorError(f"{path / name}: missing, but {index.name} names it")
+            on_its_way = arriving(path / name)
+            said = f" (unfinished: {on_its_way})" if on_its_way else ""
+            raise MissingTensorError(
+                f"{path / name}: missing{said}, but {index.name} names it; download it"
+            )
     arrays = merge([path / name for name in names], read)
     for tensor, name in weight_map.items():
         if tensor not in arrays or arrays[tensor].path.name != name:

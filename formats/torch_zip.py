@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import IO, Any, BinaryIO, Final, cast
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
 from weightcast.formats.directory import files_ending
+from weightcast.formats.foreign import refuse_foreign, require_file
 from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text
-from weightcast.formats.reading import check_downloaded
 from weightcast.formats.safetensors import merge, read_indexed
 
 INDEX_NAME: Final = "pytorch_model.bin.index.json"
@@ -37,6 +38,8 @@ _MAX_AXES: Final = 64
 # What training scripts put the weights under.
 _HOLDERS: Final = ("state_dict", "model", "module")
 _MOST_HOLDERS: Final = 3
+# What torch.save puts into an archive beside the storages.
+_BESIDE: Final = ("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment")
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _DTYPES: Final = {
     Global("torch", f"{name}Storage"): dtype
@@ -109,6 +112,7 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
 
 def read_torch(path: Path) -> dict[str, StoredArray]:
     """Index the tensors of one file. Raises FormatError, UnsafePickleError."""
+    require_file(path)
     try:
         with (
             path.open("rb") as file,
@@ -116,10 +120,8 @@ def read_torch(path: Path) -> dict[str, StoredArray]:
         ):
             entries = {entry.filename: entry for entry in archive.infolist()}
     except (zipfile.BadZipFile, OverflowError, ValueError, NotImplementedError):
-        check_downloaded(path)
-        raise FormatError(
-            path, None, "not a zip archive that PyTorch wrote (before 1.6 it wrote others), or cut"
-        ) from None
+        refuse_foreign(path, "torch")
+        raise FormatError(path, None, _not_an_archive(path)) from None
     except OSError as problem:
         raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
     if len(entries) > _MAX_ENTRIES:
@@ -150,6 +152,14 @@ def read_torch(path: Path) -> dict[str, StoredArray]:
         os.close(fd)
 
 
+def _not_an_archive(path: Path) -> str:
+    """Describe a file that is no zip archive, or has lost the end, where its directory is."""
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            return "a zip archive without its directory, which comes last: cut; download it again"
+    return "not a zip archive that PyTorch wrote; download it again, or save it with PyTorch 1.6"
+
+
 class _Bounded:
     """A file of which no more than an archive's directory is read at once."""
 
@@ -174,14 +184,28 @@ class _Bounded:
 def _pickle(path: Path, entries: dict[str, zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, str]:
     """Find the pickle, and the folder that it lies in."""
     found = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    _check_kind(path, entries)
     if len(found) != 1:
-        raise FormatError(path, None, "a zip archive, but not one of PyTorch (no data.pkl)")
+        raise FormatError(
+            path, None, "a zip archive, but not one of PyTorch (no data.pkl); unpack it first"
+        )
     entry, root = entries[found[0]], found[0].removesuffix("data.pkl")
     if f"{root}byteorder" in entries and entries[f"{root}byteorder"].file_size != len("little"):
         raise FormatError(path, None, "big-endian data is not read")
     if entry.file_size > _MAX_PICKLE_BYTES:
         raise FormatError(path, None, f"a pickle of {entry.file_size:,} bytes, which is too much")
     return entry, root
+
+
+def _check_kind(path: Path, entries: Iterable[str]) -> None:
+    """Raise FormatError for archives of others: programs of TorchScript, arrays of NumPy."""
+    if all(name.partition("/")[2] in _BESIDE or "/data/" in name for name in entries):
+        return
+    from weightcast.formats.foreign.files import archive_of_others
+
+    found = archive_of_others(path, entries)
+    if found is not None:
+        raise FormatError(path, None, str(found))
 
 
 def _data_at(fd: int, path: Path, entry: zipfile.ZipInfo) -> int:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from weightcast.errors import FormatError
 from weightcast.formats.directory import MAX_NAME_BYTES
-from weightcast.formats.reading import check_downloaded, read_small
+from weightcast.formats.foreign import refuse_foreign
+from weightcast.formats.reading import read_small
 
 # Pieces of 1 MiB, which are small ones, of 800 GB take no more.
 MAX_BYTES: Final = 1 << 24
@@ -49,13 +50,13 @@ class Torrent:
 
 def read_torrent(path: Path) -> Torrent:
     """Read a torrent of version 1. Raises FormatError for anything else."""
-    raw = read_small(path, MAX_BYTES)
+    raw = read_small(path, MAX_BYTES, "torrent")
     try:
         value = _Values(raw).read_all()
         return _torrent(path, value[b"info"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         if not raw.startswith(b"d"):
-            check_downloaded(path)
+            refuse_foreign(path, "torrent")
         raise FormatError(path, None, "not a torrent with a SHA-1 of each piece") from None
 
 

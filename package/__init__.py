@@ -1,15 +1,31 @@
-"""Checkpoint conversion and quantization: JAX shards in, GGUF and safetensors out."""
+"""Convert checkpoints to GGUF and safetensors, read their weights, measure what is lost.
+
+checkpoint = weightcast.open("grok-1")                       # names, shapes; nothing is loaded
+rows = checkpoint["blk.0.attn_q.weight"][10:20]              # reads ten rows
+weightcast.convert("grok-1", "grok-1-Q4_K_M.gguf")           # a file that llama.cpp runs
+weightcast.verify("grok-1-Q4_K_M.gguf", "grok-1").is_good    # proves what is in it
+blocks = weightcast.quantize(array, "Q4_K")                  # numpy or torch, CPU or CUDA
+"""
+
+from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+# `typing` takes a moment to import, in which an interrupt would be a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from weightcast.converters.compare import compare
-    from weightcast.converters.convert import convert
-    from weightcast.converters.sources import open_graph as open
+    from typing import Any
+
+    from weightcast.converters.checkpoint import Checkpoint, Tensor, open
+    from weightcast.converters.compare import Comparison, compare
+    from weightcast.converters.convert import Conversion, Summary, convert, plan
+    from weightcast.converters.engine.progress import Progress
+    from weightcast.converters.report import Report
+    from weightcast.converters.summary import OutputSummary
     from weightcast.converters.targets.catalog import TypeInfo, types
-    from weightcast.converters.verify import verify
+    from weightcast.converters.verify import Problem, Verification, verify
     from weightcast.errors import (
+        ChangedError,
         CheckpointError,
         DeviceError,
         FormatError,
@@ -17,48 +33,78 @@ if TYPE_CHECKING:
         MissingTensorError,
         OutputError,
         RequestError,
+        TakenError,
+        UnknownTensorError,
         UnsafePickleError,
     )
     from weightcast.quant.arrays import dequantize, measure, quantize
+    from weightcast.quant.coded import Quantized
     from weightcast.quant.metrics import Errors
 
     __version__: str
 
 __all__ = [
+    "ChangedError",
+    "Checkpoint",
     "CheckpointError",
+    "Comparison",
+    "Conversion",
     "DeviceError",
     "Errors",
     "FormatError",
     "LayoutError",
     "MissingTensorError",
     "OutputError",
+    "OutputSummary",
+    "Problem",
+    "Progress",
+    "Quantized",
+    "Report",
     "RequestError",
+    "Summary",
+    "TakenError",
+    "Tensor",
     "TypeInfo",
+    "UnknownTensorError",
     "UnsafePickleError",
+    "Verification",
     "compare",
     "convert",
     "dequantize",
     "measure",
     "open",
+    "plan",
     "quantize",
     "types",
     "verify",
 ]
 
-# Imported at their first use, so that the command starts fast and can be interrupted quietly.
+# Imported at their first use, so that the command starts fast and can be interrupted quietly. What
+# is not listed is in `errors`.
 _MODULES = {
+    "Checkpoint": "converters.checkpoint",
+    "Comparison": "converters.compare",
+    "Conversion": "converters.convert",
     "Errors": "quant.metrics",
+    "OutputSummary": "converters.summary",
+    "Problem": "converters.verify",
+    "Progress": "converters.engine.progress",
+    "Quantized": "quant.coded",
+    "Report": "converters.report",
+    "Summary": "converters.convert",
+    "Tensor": "converters.checkpoint",
     "TypeInfo": "converters.targets.catalog",
+    "Verification": "converters.verify",
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",
     "measure": "quant.arrays",
-    "open": "converters.sources",
+    "open": "converters.checkpoint",
+    "plan": "converters.convert",
     "quantize": "quant.arrays",
     "types": "converters.targets.catalog",
     "verify": "converters.verify",
 }
-_NAMES = {"open": "open_graph"}
 
 
 def __getattr__(name: str) -> Any:
@@ -68,7 +114,7 @@ def __getattr__(name: str) -> Any:
         value: Any = version("weightcast")
     elif name in __all__:
         module = import_module(f"{__name__}.{_MODULES.get(name, 'errors')}")
-        value = getattr(module, _NAMES.get(name, name))
+        value = getattr(module, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -41,7 +41,7 @@ class Baseline(Enum):
     BF16 = 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Errors:
     """Errors y - x of values y that were made from weights x.
 
@@ -49,6 +49,13 @@ class Errors:
     rows together (`total`). The histogram has one more axis. An error that is NaN or infinite, as
     in a block with an infinite scale, makes `error_squares`, `largest` and `relative_rms` infinite,
     `sqnr_db` minus infinity, and `cosine` and `mean_error` infinite or NaN.
+
+    >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
+    >>> errors = weightcast.measure(weights, weightcast.quantize(weights, "Q4_K"), "Q4_K")
+    >>> errors
+    <Errors of [4] entries, 1,024 weights: relative RMS 0.0699, SQNR 23.10 dB>
+    >>> int(errors.relative_rms.argmax())  # the row that lost most
+    2
     """
 
     rows: NDArray[np.int64]  # in an entry
@@ -127,6 +134,12 @@ class Errors:
     def share_clipped(self) -> NDArray[np.float64]:
         """Give the share of runs whose largest magnitude shrank by over 1/8; 0 without runs."""
         return self.clipped_runs / np.maximum(self.runs, 1)
+
+    def __repr__(self) -> str:
+        of_all = self.total()
+        rows = "" if np.ndim(self.rows) == 0 else f" {list(np.shape(self.rows))} entries,"
+        found = f"relative RMS {of_all.relative_rms:.3g}, SQNR {of_all.sqnr_db:.2f} dB"
+        return f"<Errors of{rows} {int(of_all.weights):,} weights: {found}>"
 
     def __getitem__(self, index: Any) -> Errors:
         """Index or slice the entries, like an array."""

@@ -14,10 +14,11 @@ import weightcast
 from tests.grok1 import Named as Place
 from tests.grok1 import places
 from tests.support import Golden
+from weightcast.converters.sources import open_graph
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.cpu.library import Matrix
+from weightcast.quant.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.quant.groups import dequantize_groups, quantize_groups
 from weightcast.quant.types import BF16, F16, Fp8Type, GroupType
 
@@ -48,7 +49,7 @@ def matrices(golden: Golden) -> dict[str, tuple[Place, int | None, NDArray[np.fl
     """Every matrix of attention and experts as float32 [out, in], by its module's name."""
     exact = golden.exact()
     found = {}
-    for place in places(weightcast.open(golden.path).spec.num_layers):
+    for place in places(open_graph(golden.path).spec.num_layers):
         if place.role.storage == "float32" or place.layer is None:
             continue
         stored = np.swapaxes(exact[place.name], -1, -2)

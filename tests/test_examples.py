@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import yaml
 
 import weightcast
 from weightcast import cli
+from weightcast.converters.families.grok1.forward import clear_tokens, logits
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.graph import load_float32
 from weightcast.quant import config
 from weightcast.quant.types import TYPES
 
@@ -155,8 +162,69 @@ def test_gate(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "tiny-Q4_K_M.gguf" in summary.read_text()
     done = gate("attn_q:sqnr_db=60", "relative_rms=0.5")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "blk.0.attn_q.weight: sqnr_db is 2" in done.stderr
     assert summary.read_text().count("## Quantization errors") == 2
     assert gate("rms=0.5").returncode == 2
     assert summary.read_text().count("## Quantization errors") == 2  # nothing was measured
+
+
+@pytest.fixture(scope="module")
+def training() -> ModuleType:
+    """examples/train_tiny_grok.py."""
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'weightcast[torch]'")
+    path = EXAMPLES / "train_tiny_grok.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_novels(path: Path, novels: list[list[str]]) -> None:
+    """Write character vectors as an R package's database has them."""
+    with path.open("wb") as file:
+        for lines in novels:
+            data = b"X\n\0\0\0\3" + bytes(17) + b"\0\0\0\x10" + struct.pack(">i", len(lines))
+            for line in lines:
+                raw = line.encode()
+                data += struct.pack(">ii", 0x40009, len(raw)) + raw
+            file.write(struct.pack(">i", len(data)) + zlib.compress(data))
+
+
+def test_training(training: ModuleType, tmp_path: Path) -> None:
+    """A few steps leave a checkpoint that converts with its tokenizer, which is always the same."""
+    pages = sorted((EXAMPLES.parent / "docs").rglob("*.md"))
+    lines = [line for page in pages for line in page.read_text().splitlines()]
+    novels = [["A TITLE", "", "Chapter 1", "", *lines[n::6]] for n in range(6)]
+    novels[3] += ["", "Chapter 24", "", "They _married_.", "Soon.", "", "Finis"]
+    write_novels(tmp_path / "Rdata.rdb", novels)
+    script, made = EXAMPLES / "train_tiny_grok.py", tmp_path / "made"
+    run(sys.executable, script, tmp_path / "Rdata.rdb", made, "--steps", 2)
+    read = training.read_novels(tmp_path / "Rdata.rdb")
+    assert read == novels
+    chapters = [part for novel in read for part in training.chapters(novel)]
+    text = "".join(text for heading, text in chapters if heading != "Chapter 24")
+    assert (made / "tokenizer.model").read_bytes() == training.train_tokenizer(text)
+    assert (made / "held-out.txt").read_text() == "They married. Soon.\n"
+    weightcast.convert(made / "ckpt-0", tmp_path / "tiny-Q4_K_M.gguf")
+    assert weightcast.open(tmp_path / "tiny-Q4_K_M.gguf").spec.vocab_size == 2048
+
+
+def test_training_computes_what_the_reference_does(training: ModuleType) -> None:
+    import torch
+
+    graph = weightcast.open(EXAMPLES / "tiny-grok" / "ckpt-0")
+    tokens = clear_tokens(graph, 5)
+    weights = {name: torch.from_numpy(load_float32(graph[name])) for name in graph}
+    with torch.no_grad():
+        found, _ = training.forward(weights, torch.from_numpy(tokens))
+    np.testing.assert_allclose(found.numpy(), logits(graph, tokens), atol=1e-4)
+
+
+def test_the_trained_model_is_small_and_of_the_script(training: ModuleType) -> None:
+    folder = EXAMPLES / "tiny-grok"
+    assert json.loads((folder / "spec.json").read_text()) == training.SPEC
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8e6
+    assert (folder / "held-out.txt").read_text().startswith("Who can be in doubt of what followed?")

@@ -90,8 +90,8 @@ def graph_lines(
         for tensor in graph.values():
             leaf = _in_any_layer(graph, tensor.name)
             kinds.setdefault((leaf, tensor.shape, stored_as(tensor)), []).append(tensor)
-        for (leaf, _, _), tensors in kinds.items():
-            yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}")
+        for (leaf, _, stored), tensors in kinds.items():
+            yield _tensor_line(leaf, tensors[0], f"x {len(tensors)}", stored)
     yield from (f"note: {note}" for note in (*notes, *sparse_notes(graph)))
 
 
@@ -116,6 +116,6 @@ def _value_text(value: Any) -> str:
     return shown(value)
 
 
-def _tensor_line(name: str, tensor: Tensor, last: str) -> str:
+def _tensor_line(name: str, tensor: Tensor, last: str, stored: str = "") -> str:
     shape = " x ".join(map(str, tensor.shape))
-    return f"  {name:<52} {shape:>20}  {stored_as(tensor):<14} {last}"
+    return f"  {name:<52} {shape:>20}  {stored or stored_as(tensor):<14} {last}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from weightcast.commands.text.graph import sparse_notes
 from weightcast.commands.text.plan import bundle_lines, output_lines
+from weightcast.commands.text.sizes import short_size
 from weightcast.converters.convert import Summary
 from weightcast.converters.report import Metrics, OutputErrors
 from weightcast.text import count, some
@@ -58,7 +59,7 @@ def summary_lines(summary: Summary, *, all_tensors: bool = False) -> Iterator[st
             yield f"  {name}: {requantized:,} of {total} requantized{reason}"
         if (errors := summary.errors) is not None:
             yield error_line(errors.outputs[number], errors.baseline)
-    rate = plan.read_bytes / max(summary.seconds, 1e-9) / 1e9
+    rate = short_size(plan.read_bytes / max(summary.seconds, 1e-9))
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
     hashing = f", bundles in {summary.bundle_seconds:.1f} s" if summary.bundles else ""
-    yield f"done in {summary.seconds:.1f} s ({rate:.2f} GB/s read){place}{hashing}"
+    yield f"done in {summary.seconds:.1f} s ({rate}/s read){place}{hashing}"

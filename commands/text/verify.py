@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
-from weightcast.converters.verify.result import Verification
+from weightcast.converters.verify.result import MOST_ALIKE, Problem, Verification
 from weightcast.text import count
+
+_NUMBERS: Final = re.compile(r"\d[\d,.]*")
 
 _VERDICTS: Final = {
     "same": "byte for byte what weightcast makes of the source",
@@ -18,7 +22,7 @@ _VERDICTS: Final = {
 }
 
 
-def verification_lines(found: Verification) -> Iterator[str]:
+def verification_lines(found: Verification, *, all_problems: bool = False) -> Iterator[str]:
     """Tell what was checked and found: problems last, where they are seen."""
     for text in found.checked:
         yield f"checked: {text}"
@@ -29,11 +33,24 @@ def verification_lines(found: Verification) -> Iterator[str]:
         yield f"note: {text}"
     for text in found.unchecked:
         yield f"not checked: {text}"
-    yield from problem_lines(found)
+    yield from problem_lines(found, all_problems=all_problems)
     yield "good" if found.is_good else count(len(found.problems), "problem")
 
 
-def problem_lines(found: Verification) -> Iterator[str]:
-    """Give a line for each problem."""
+def problem_lines(found: Verification, *, all_problems: bool = False) -> Iterator[str]:
+    """Give a line for each problem, or for the first few of those that are alike."""
+    alike: dict[tuple[str | None, str], list[Problem]] = defaultdict(list)
     for problem in found.problems:
-        yield f"problem: {problem.line}"
+        alike[_kind(problem)].append(problem)
+    for problems in alike.values():
+        most = len(problems) if all_problems else MOST_ALIKE
+        # One line saves none.
+        shown = problems if len(problems) <= most + 1 else problems[:most]
+        yield from (f"problem: {problem.line}" for problem in shown)
+        if len(shown) < len(problems):
+            yield f"problem: and {len(problems) - len(shown):,} more of this kind; --all shows them"
+
+
+def _kind(problem: Problem) -> tuple[str | None, str]:
+    """Tell what problems are alike: all but the place, the tensor and the numbers is the same."""
+    return problem.mistake, _NUMBERS.sub("#", problem.what)

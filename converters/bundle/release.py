@@ -31,6 +31,7 @@ from weightcast.converters.plan import Plan, choose_workers
 from weightcast.converters.targets.target import Output, Request, Target
 from weightcast.errors import FormatError, LayoutError, OutputError
 from weightcast.formats.array import StoredArray
+from weightcast.text import option
 
 
 def earlier_notes(request: Request) -> Iterator[str]:
@@ -38,7 +39,10 @@ def earlier_notes(request: Request) -> Iterator[str]:
     paths = bundle_paths(request.path, request.target.is_directory)
     if not written_before(paths):
         return
-    yield "the release bundle of the earlier output goes with it; --bundle makes a new one"
+    yield (
+        "the release bundle of the earlier output goes with it; "
+        f"{option('bundle', True)} makes a new one"
+    )
     if not request.target.is_directory:  # of a directory it is refused that they go
         for path in foreign_files(paths):
             yield f"{path.name} was edited and stays, though it describes the earlier output"

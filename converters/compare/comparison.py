@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,13 @@ from typing import Any
 
 from weightcast.converters.compare.measure import bytes_to_read, has_same_bytes, measure_pairs
 from weightcast.converters.compare.pair import Pair, Pairing, open_pair, pair_tensors
+from weightcast.converters.engine import (
+    Meter,
+    OnProgress,
+    Progress,
+    cancellable,
+    ignore_progress,
+)
 from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.recipes import (
@@ -24,6 +32,7 @@ from weightcast.converters.report import (
     MatrixErrors,
     MeasuredOutput,
     MeasuredTensor,
+    Metrics,
     Report,
     build_report,
     json_values,
@@ -59,11 +68,17 @@ class OpenPair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Errors of B against A, and the tensors that could not be compared.
+    """The errors of B against A, and the tensors that could not be compared.
 
-    `errors` are those of the tensors of both, `report` has them as JSON values, and `weighing` is
-    the importance matrix behind weighted ones. Of numbers that are no weights only the bytes are
-    compared: `same` and `different` are their names.
+    `total` is of all weights together: `total.relative_rms`, `total.sqnr_db` (decibels, None
+    without an error), `total.cosine`. `errors` are those of each tensor of both, and `report` has
+    them as JSON values. `weighing` is the importance matrix behind weighted ones. Of numbers that
+    are no weights only the bytes are compared: `same` and `different` are their names.
+
+    >>> found = weightcast.compare(path, out)
+    >>> found.total.relative_rms < 0.01, found.problem is None
+    (True, True)
+    >>> worst = max(found.errors.outputs[0].tensors, key=lambda t: t.metrics.relative_rms)
     """
 
     a: str
@@ -74,10 +89,21 @@ class Comparison:
     different: tuple[str, ...] = ()
     weighing: ImportanceMap = field(default_factory=ImportanceMap, repr=False)
 
+    @property
+    def total(self) -> Metrics:
+        """Sum up the errors of all weights."""
+        return self.errors.outputs[0].total
+
     @cached_property
     def report(self) -> dict[str, Any]:
         """Give the errors as JSON values (docs/report.schema.json)."""
         return json_values(self.errors)
+
+    def __repr__(self) -> str:
+        rms = self.total.relative_rms
+        error = "not finite" if rms is None else f"relative RMS {rms:.3g}" if rms else "no error"
+        problem = "" if self.problem is None else "; not all could be compared: see .problem"
+        return f"<Comparison of {self.b} with {self.a}: {error}{problem}>"
 
     @property
     def problem(self) -> str | None:
@@ -111,10 +137,10 @@ class Comparison:
 
 
 def open_both(
-    a: str | Path,
-    b: str | Path,
-    spec: str | Path | None = None,
-    imatrix: str | Path | None = None,
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    spec: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
 ) -> OpenPair:
     """Open two checkpoints, pair their tensors, and find what weighs each.
 
@@ -129,17 +155,19 @@ def open_both(
         return OpenPair(source, output, pairing)
     shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
     wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
-    importance = match_importance_named(read_imatrix(imatrix), shapes, wanted)
+    importance = match_importance_named(read_imatrix(Path(imatrix)), shapes, wanted)
     return OpenPair(source, output, pairing, importance)
 
 
+@cancellable()
 def measure_both(
     sides: OpenPair,
     baseline: Baseline = Baseline.STORED,
     jobs: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
     """Measure all tensors; `on_progress` gets bytes of `read_bytes`. Raises CheckpointError."""
+    count_bytes = Meter(on_progress).start("compare", sides.read_bytes)
     workers = choose_workers(jobs)
     pairing = sides.pairing
     same: list[str] = []
@@ -151,7 +179,7 @@ def measure_both(
         baseline,
         jobs=workers.count,
         importance=sides.importance.rows,
-        on_progress=on_progress,
+        on_progress=count_bytes,
     )
     output = measured_output(sides.output, pairing.pairs, measured, sides.importance)
     return Comparison(
@@ -210,26 +238,31 @@ def _files(graph: TensorGraph) -> set[Path]:
 
 
 def compare(
-    a: str | Path,
-    b: str | Path,
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
     *,
-    spec: str | Path | None = None,
-    imatrix: str | Path | None = None,
+    spec: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
-    """Measure the errors of every tensor of B against the same one of A.
+    """Measure the errors of every tensor of B against the same tensor of A.
 
     Either is a checkpoint directory, a GGUF file or safetensors; of models other than Grok-1 both
     are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family.
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
     to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
     by the importance of their columns, as in reports of conversions. `jobs` is the number of
-    workers; the numbers do not depend on it.
+    workers; the numbers do not depend on it. `on_progress` is called with a `weightcast.Progress`,
+    from any thread, one call at a time; what it raises ends the comparison and is raised here.
 
-    Raises CheckpointError. Tensors that only one of them has are no error here: see
-    `Comparison.problem`.
+    Raises CheckpointError for what cannot be read, RequestError for another baseline. Tensors that
+    only one of them has are no error here: see `Comparison.problem`.
+
+    >>> weightcast.compare(path, out).total.relative_rms < 0.01
+    True
     """
     against = parse_baseline(baseline)
+    on_progress(Progress("plan"))
     return measure_both(open_both(a, b, spec, imatrix), against, jobs, on_progress)

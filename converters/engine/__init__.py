@@ -2,11 +2,31 @@
 
 `executor` runs a plan, `stream` leases the buffers and hands slabs to workers as tasks, `rows`
 makes the rows of a task for each destination, `panels` gathers words that lie across rows,
-`hashing` reads files for their checksums. Names and types of tensors are the plan's.
+`hashing` reads files for their checksums, `progress` tells how far a run is. Names and types of
+tensors are the plan's.
 """
 
 from weightcast.converters.engine.buffers import memory_estimate, slab_buffer
 from weightcast.converters.engine.hashing import Digests, FileToHash, hash_files
+from weightcast.converters.engine.progress import (
+    Meter,
+    OnProgress,
+    Progress,
+    cancellable,
+    ignore_progress,
+)
 from weightcast.converters.engine.stream import Stream
 
-__all__ = ["Digests", "FileToHash", "Stream", "hash_files", "memory_estimate", "slab_buffer"]
+__all__ = [
+    "Digests",
+    "FileToHash",
+    "Meter",
+    "OnProgress",
+    "Progress",
+    "Stream",
+    "cancellable",
+    "hash_files",
+    "ignore_progress",
+    "memory_estimate",
+    "slab_buffer",
+]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from weightcast.converters.engine.buffers import BufferSizes, buffer_sizes, slab_buffer
 from weightcast.converters.engine.panels import PanelPool, rows_per_panel
+from weightcast.converters.engine.progress import Meter
 from weightcast.converters.engine.rows import RowConverter
 from weightcast.converters.engine.stream import Stream
 from weightcast.converters.engine.tasks import ItemResult, Task, TaskResult, Worker
@@ -37,13 +38,13 @@ Counts = dict[tuple[int, str], BlockCounts]
 def run(
     plan: Plan,
     workers: Workers,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
+    meter: Meter,
     measuring: Measuring | None = None,
     *,
     resume: bool = True,
     on_complete: Callable[[], Mapping[int, Mapping[Path, Path]]] = dict,
 ) -> Counts:
-    """Write all outputs of a plan; `on_progress` gets the source bytes that were finished.
+    """Write all outputs of a plan; `meter` counts bytes of kept work, of the source, of outputs.
 
     `on_complete` is called when all files are complete and on the disk, before they get their
     names. If it raises, they are left to another run. Where it says that files wait, by their
@@ -58,15 +59,16 @@ def run(
     complete before. Finished work is kept for a later run unless the source itself is invalid.
     """
     with OutputFiles(plan, resume=resume) as files:
-        left = remainder(plan, files, measuring)
+        left = remainder(plan, files, measuring, partial(meter.start, "check"))
         files.forget_earlier()
-        on_progress(left.read_bytes)
+        on_progress = meter.start("convert", plan.read_bytes, left.read_bytes)
         counts: Counts = defaultdict(BlockCounts, left.counts)
         rows = RowConverter(replace(plan, items=left.items), files, measuring)
         for key, made in _execute(rows, workers, on_progress).items():
             counts[key] += made
         plan.inputs.check()
-        files.flush()
+        flushed = sum(file.size for output in plan.outputs for file in output.files)
+        files.flush(meter.start("flush", flushed))
         files.commit(on_complete())
     return dict(counts)
 

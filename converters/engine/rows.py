@@ -19,6 +19,7 @@ from weightcast.quant.cpu.groups import InexactScaleError, NotCarriedError
 from weightcast.quant.cpu.library import BlockCounts, RangeError, SourceValueError
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.types import BF16, F32, TYPES
+from weightcast.text import option
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class RowConverter:
             name += f", expert {destination.expert}"
         remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
         if isinstance(error, InexactScaleError):
-            remedy = "; --allow-requantize quantizes what cannot be carried"
+            remedy = f"; {option('allow_requantize', True)} quantizes what cannot be carried"
         if isinstance(error, NotCarriedError):
             remedy = "; the memory of this machine may be faulty: convert again"
         found = named(error, name, task.item.view, task.out0, remedy)

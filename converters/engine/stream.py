@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 
 from weightcast.converters.files import ignore_signals
 from weightcast.errors import CheckpointError
+from weightcast.text import option
 
 Item = TypeVar("Item")
 Buffer = TypeVar("Buffer")
@@ -105,7 +106,7 @@ class Stream(Generic[Buffer, Task, Result]):
                 thread.start()
         except RuntimeError as problem:  # a limit of the system on threads
             raise CheckpointError(
-                f"cannot start {len(self._threads)} workers ({problem}); use fewer --jobs"
+                f"cannot start {len(self._threads)} workers ({problem}); use fewer {option('jobs')}"
             ) from None
 
     def _stop(self) -> None:

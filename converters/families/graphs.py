@@ -60,7 +60,7 @@ def graph_from_shards(
         wanted = f" ({outside + layers * in_layer} with {layers} layers)" if layers else ""
         raise MissingTensorError(
             f"{directory}: {len(shards)} shards; {family.title} has {outside} and {in_layer} per "
-            f"layer{wanted}, so some are missing or do not belong here"
+            f"layer{wanted}, so some are missing or do not belong here; finish the download"
         )
     tensors = {
         place.name: _from_shard(family, place, shard)

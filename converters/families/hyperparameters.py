@@ -15,6 +15,7 @@ import numpy as np
 
 from weightcast.converters.graph import Family, Hyperparameter, Key, Number
 from weightcast.errors import FormatError
+from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import read_json_object
 from weightcast.text import shown
 
@@ -27,7 +28,7 @@ def read_spec(family: Family, path: Path) -> dict[str, Number]:
     Keys that are not hyperparameters are ignored, unless they look like a misspelt one.
     """
     rows = {row.name: row for row in family.hyperparameters}
-    raw = read_json_object(path)
+    raw = read_json_object(path, "spec")
     if len(raw) > _MAX_KEYS:  # each unknown one is compared with all that there are
         raise FormatError(path, None, f"{len(raw):,} keys; a specification has some {len(rows)}")
     unused = rows.keys() - raw.keys()
@@ -41,6 +42,8 @@ def read_spec(family: Family, path: Path) -> dict[str, Number]:
             raise FormatError(path, None, f"unknown key {shown(key)}; did you mean {close[0]!r}?")
     missing = [row.name for row in rows.values() if row.is_told and row.name not in given]
     if missing:
+        if not given:
+            refuse_foreign(path, "spec")
         raise FormatError(path, None, f"missing keys: {', '.join(missing)}")
     return given
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from weightcast.converters.files.names import partial_path
+from weightcast.converters.files.posix import explained
 from weightcast.errors import OutputError
 
 
 def write_small(path: Path, content: bytes) -> None:
     """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays.
 
-    Links are followed. What is there and no regular file, such as a pipe or /dev/null, is written
-    to as it is: root could rename a file over it.
+    Links are followed. While it grows it is locked. What is there and no regular file, such as a
+    pipe or /dev/null, is written to as it is: root could rename a file over it.
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a directory")
@@ -23,10 +28,15 @@ def write_small(path: Path, content: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
             return
-        write_flushed(partial, content)
-        os.replace(partial, real)
+        with _opened(partial) as file:
+            with contextlib.suppress(OSError):  # file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write(file, content)
+            os.replace(partial, real)
     except OSError as problem:
         partial.unlink(missing_ok=True)
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise explained(problem, path) from None
         raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}") from None
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -35,8 +45,16 @@ def write_small(path: Path, content: bytes) -> None:
 
 def write_flushed(path: Path, content: bytes) -> None:
     """Write a whole file and flush it to the disk; links are not followed. Raises OSError."""
+    with _opened(path) as file:
+        _write(file, content)
+
+
+def _opened(path: Path) -> BinaryIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())

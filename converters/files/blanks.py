@@ -48,7 +48,8 @@ def find_blanks(path: Path, start: int, end: int) -> list[Blank]:
         fd = os.open(path, os.O_RDONLY)
         try:
             holes = find_holes(path, fd, start, end)
-            zeros = [Blank(path, a, b, is_hole=False) for a, b in _sampled(fd, start, end)]
+            sampled = _sampled(fd, start, end, holes)
+            zeros = [Blank(path, a, b, is_hole=False) for a, b in sampled]
         finally:
             os.close(fd)
     except OSError as problem:
@@ -58,14 +59,14 @@ def find_blanks(path: Path, start: int, end: int) -> list[Blank]:
 
 def join_blanks(holes: Sequence[Blank], zeros: Iterable[Blank]) -> list[Blank]:
     """Put both in order; zeros that are read of a hole are no others. Holes come in order."""
-    ends = [hole.end for hole in holes]
-
-    def is_of_a_hole(blank: Blank) -> bool:
-        first = bisect_right(ends, blank.start)
-        return first < len(holes) and holes[first].start < blank.end
-
-    others = (blank for blank in zeros if not is_of_a_hole(blank))
+    others = (blank for blank in zeros if not _is_in(holes, blank.start, blank.end))
     return sorted((*holes, *others), key=lambda blank: blank.start)
+
+
+def _is_in(holes: Sequence[Blank], start: int, end: int) -> bool:
+    """Tell whether bytes [start, end) lie in a hole, or a part of them; holes come in order."""
+    first = bisect_right(holes, start, key=lambda hole: hole.end)
+    return first < len(holes) and holes[first].start < end
 
 
 def find_holes(path: Path, fd: int, start: int, end: int) -> list[Blank]:
@@ -90,13 +91,15 @@ def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield hole, min(at, end)
 
 
-def _sampled(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Look at a few pages, and around those that are zeros."""
+def _sampled(fd: int, start: int, end: int, holes: Sequence[Blank]) -> Iterator[tuple[int, int]]:
+    """Look at a few pages outside of holes, and around those that are zeros."""
     step = max(LEAST_BYTES // 2, (end - start) // _SAMPLES)
     reached = start
     for at in range(start + step // 2, end, step):
+        if at < reached or _is_in(holes, at, at + _PAGE_BYTES):
+            continue
         page = os.pread(fd, _PAGE_BYTES, at)
-        if at < reached or page.strip(b"\0"):
+        if page.strip(b"\0"):
             continue
         low = max(start, at - LEAST_BYTES)
         around = os.pread(fd, min(end, at + LEAST_BYTES) - low, low)

@@ -10,6 +10,7 @@ import resource
 from pathlib import Path
 
 from weightcast.errors import OutputError, TakenError
+from weightcast.text import option
 
 # Beside the outputs: what up to 512 threads hash, the source, journals, libraries, a terminal.
 _OTHER_FILES = 640
@@ -97,13 +98,16 @@ def exchange(a: Path, b: Path) -> bool:
 def explained(problem: OSError, path: object) -> OutputError:
     """Say what went wrong while a file was written, and the remedy."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{path}: the disk is full; free some space and run the command again")
+        return OutputError(f"{path}: the disk is full; free some space and convert again")
     if problem.errno == errno.EFBIG:
         return OutputError(
-            f"{path}: the file system, or ulimit -f, does not allow files this large; use --split"
+            f"{path}: the file system, or ulimit -f, does not allow files this large; use "
+            f"{option('split')}"
         )
     if problem.errno == errno.EMFILE:
-        return OutputError(f"{path}: too many open files; use a larger --split or ulimit -n")
+        return OutputError(
+            f"{path}: too many open files; use a larger {option('split')} or ulimit -n"
+        )
     if problem.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
         return OutputError(f"{path}: the file system cannot lock files; write to another one")
     if problem.errno == errno.ELOOP:

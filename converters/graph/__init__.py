@@ -9,6 +9,7 @@ from weightcast.converters.graph.assembly import Assembly, StoredMatrix
 from weightcast.converters.graph.dimensions import Dimensions, Number
 from weightcast.converters.graph.model import (
     Card,
+    Download,
     Example,
     Family,
     Hyperparameter,
@@ -55,6 +56,7 @@ __all__ = [
     "Assembly",
     "Card",
     "Dimensions",
+    "Download",
     "Example",
     "Family",
     "Hyperparameter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weightcast.errors import LayoutError
+from weightcast.text import option
 
 Number = int | float
 
@@ -25,7 +26,8 @@ class Dimensions:
         if known[0] != size:
             hint = ""
             if known[1] == self._origin:
-                hint = "; if the model is another one, describe it with --spec FILE"
+                spec = option("spec", "FILE")
+                hint = f"; if the model is another one, describe it with {spec}"
             raise LayoutError(f"{name} is {size} by {where}, but {known[0]} by {known[1]}{hint}")
 
     def __getitem__(self, name: str) -> int:

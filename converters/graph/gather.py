@@ -6,8 +6,9 @@ Each worker puts together the rows that it needs, so that the reader only reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,18 @@ from weightcast.formats.packed.layout import NUMPY_DTYPES
 from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.transpose import copy_turned
 from weightcast.quant.types import F32, I8, TYPES
+
+# Of all that is stored element by element.
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    **NUMPY_DTYPES,
+    "BOOL": np.dtype(np.bool_),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "I16": np.dtype("<i2"),
+    "F64": np.dtype("<f8"),
+}
 
 
 class RowsInMemory(Protocol):
@@ -199,7 +212,7 @@ def _is_ready(part: Part, assembly: Assembly) -> bool:
 
 def array_of(matrix: Matrix) -> NDArray[Any]:
     """Give a matrix as an array [out, in] of its stored dtype, at its strides, without scales."""
-    data = matrix.data.view(NUMPY_DTYPES[matrix.dtype])[matrix.start :]
+    data = matrix.data.view(DTYPES[matrix.dtype])[matrix.start :]
     strides = [stride * data.itemsize for stride in (matrix.stride_out, matrix.stride_in)]
     return np.lib.stride_tricks.as_strided(data, (matrix.n_out, matrix.n_in), strides)
 

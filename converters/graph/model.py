@@ -8,9 +8,11 @@ of which there is no table keep the names of their source.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -194,6 +196,29 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """Where a release comes from: its repository on Hugging Face, and which files of that.
+
+    `folder` has the shards there, `tokenizer` is the address of a file that lies elsewhere, and
+    `code` the files by which a clone of the release's code is known.
+    """
+
+    repository: str
+    folder: str
+    tokenizer: str
+    code: tuple[str, ...]
+
+    def shards_command(self, folder: str | Path) -> str:
+        """Give the command that downloads the shards into a folder."""
+        what = f"{self.repository} --include '{self.folder}/*'"
+        return f"hf download {what} --local-dir {shlex.quote(str(folder))}"
+
+    def tokenizer_command(self, folder: str | Path) -> str:
+        """Give the command that downloads the tokenizer into a folder."""
+        return f"curl -L -O --output-dir {shlex.quote(str(folder))} {self.tokenizer}"
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A tiny synthetic checkpoint of a family, and the family's mathematics to run it with."""
 
@@ -220,7 +245,8 @@ class Family:
     `told_sizes` names the dimensions that hyperparameters tell; `solve` makes the spec of what
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
     type; `companions` the small files of a directory, given the float type; `notes` what a user of
-    a target ("gguf", "safetensors") must know. `code` is what transformers runs.
+    a target ("gguf", "safetensors") must know. `code` is what transformers runs,
+    `download` where the release comes from.
     """
 
     name: str
@@ -244,6 +270,7 @@ class Family:
     modules: ModuleNames | None = None
     quirks: Quirks = Quirks()
     card: Card | None = None
+    download: Download | None = None
     code: tuple[Path, ...] = ()
     example: Example | None = None
 
@@ -374,6 +401,21 @@ class TensorGraph(Mapping[str, Tensor]):
         """Give the name that messages and lists call a tensor by."""
         place = self.places.get(name)
         return name if place is None else self.family.name_in(place, self.family.spoken)
+
+    def other_names(self) -> dict[str, tuple[str, int | None]]:
+        """Map names that a convention of the family has to canonical ones, and maybe an expert."""
+        found: dict[str, tuple[str, int | None]] = {}
+        for names in self.family.names.values():
+            for own, place in self.places.items():
+                for each in (place, self.family.ties.get(own)):
+                    stored = None if each is None else names.get(each.role.name)
+                    if stored is None:
+                        continue
+                    experts = range(self.tensors[own].shape[0]) if stored.is_one_expert else [None]
+                    for pattern, expert in product((stored.name, *stored.earlier), experts):
+                        name = pattern.format(layer=place.layer, expert=expert)
+                        found.setdefault(name, (own, expert))
+        return found
 
     @cached_property
     def _spoken(self) -> dict[str, str]:

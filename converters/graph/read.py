@@ -108,7 +108,7 @@ def read_slab(view: StoredMatrix, out0: int, out1: int, buffer: memoryview) -> S
         held = array.packed.read(out0, out1, used)
         make = None if held.decode is None else partial(_decoded, held.decode)
         return Slab(view, rows, np.frombuffer(used, np.uint8), 1, held.scales, make)
-    with _opened(array.path) as fd:
+    with opened(array.path) as fd:
         if view.is_blocked:
             row_bytes = TYPES[view.dtype].row_bytes(view.shape[1])
             read_stored(fd, array, (view.start // view.shape[1] + out0) * row_bytes, used)
@@ -149,7 +149,7 @@ def _read_region(region: Region, used: memoryview) -> Iterator[PartRows]:
         slab = read_slab(region.view, first, region.rows.stop, used)
         yield from (EncodedRows(part, rows, first, slab) for part, rows in region.members)
         return
-    with _opened(region.view.path) as fd:
+    with opened(region.view.path) as fd:
         data = _read_runs(fd, region.runs, used)
     for part, rows in region.members:
         view = part.view
@@ -171,7 +171,8 @@ def _read_runs(fd: int, runs: Runs, used: memoryview) -> NDArray[np.generic]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def opened(path: Path) -> Iterator[int]:
+    """Open a file to read."""
     fd = os.open(path, os.O_RDONLY)
     try:
         yield fd
@@ -184,7 +185,7 @@ def read_scales(scales: View) -> NDArray[np.float32]:
     item = scales.item_bytes
     span = sum((n - 1) * s for n, s in zip(scales.shape, scales.strides, strict=True)) + 1
     raw = bytearray(span * item)
-    with _opened(scales.path) as fd:
+    with opened(scales.path) as fd:
         read_stored(fd, scales.array, scales.start * item, memoryview(raw))
     flat = np.frombuffer(raw, NUMPY_DTYPES[scales.array.dtype])
     strided = np.lib.stride_tricks.as_strided(

@@ -483,14 +483,15 @@ def _parts(box: _Box) -> Iterator[Part]:
         for column, in_ in columns:
             at, steps = (box.at[0] + row.at, box.at[1] + column.at), (row.step, column.step)
             start = box.start + row.start + column.start
-            view = View(box.array, start, (out.size, in_.size), (out.stride, in_.stride))
+            scales = None
             if box.scales is not None:
-                assert in_.groups is not None
-                groups, scale_stride = in_.groups
+                regular = in_.groups
+                assert regular is not None
+                groups, scale_stride = regular
                 first = box.scale_start + row.scale + column.scale
                 strides = out.modes[0].scale, scale_stride
                 scales = View(box.scales, first, (out.size, groups), strides)
-                view = replace(view, scales=scales)
+            view = View(box.array, start, (out.size, in_.size), (out.stride, in_.stride), scales)
             yield _readable(Part(view, *at, *steps, affine=box.affine))
 
 

@@ -2,31 +2,27 @@
 
 `files` writes rows at their places and names the files in the end, `journal` notes what is on the
 disk, `resume` tells what is left of a plan, `overwrite` and `disk_space` refuse before the first
-byte is written.
+byte is written, `leftovers` removes what interrupted runs left.
 """
 
 from weightcast.converters.output.disk_space import check_free_space
 from weightcast.converters.output.files import OutputFiles, grown_path
 from weightcast.converters.output.journal import FinishedRows, MatrixRecord, Write
+from weightcast.converters.output.leftovers import Leftover, clean
 from weightcast.converters.output.overwrite import check_report_path
-from weightcast.converters.output.resume import (
-    GOING_ON,
-    NOT_GOING_ON,
-    kept_work,
-    remainder,
-    rows_of,
-)
+from weightcast.converters.output.resume import how_to_go_on, kept_work, remainder, rows_of
 
 __all__ = [
-    "GOING_ON",
-    "NOT_GOING_ON",
     "FinishedRows",
+    "Leftover",
     "MatrixRecord",
     "OutputFiles",
     "Write",
     "check_free_space",
     "check_report_path",
+    "clean",
     "grown_path",
+    "how_to_go_on",
     "kept_work",
     "remainder",
     "rows_of",

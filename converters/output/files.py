@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -47,17 +47,18 @@ from weightcast.converters.output.journal import (
     read_journal,
 )
 from weightcast.converters.plan import Destination, Plan
-from weightcast.converters.targets.target import Output, Request
+from weightcast.converters.targets import TARGETS
+from weightcast.converters.targets.target import Output, Request, Target
 from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError, TakenError
 from weightcast.formats.directory import is_trace
+from weightcast.text import option
 
 # Of a bundle that was being written when its conversion was killed.
 _OWN_PARTIALS: Final = {f".{name}.partial" for name in bundle_names.NAMES}
 
 
-def foreign_entry(request: Request) -> Path | None:
+def foreign_entry(directory: Path, target: Target) -> Path | None:
     """Find something in a directory that no conversion wrote, or that was edited in a bundle."""
-    directory, target = request.path, request.target
     bundle = set(bundle_names.written_before(bundle_names.BundlePaths(directory)))
     for entry in sorted(directory.iterdir()):
         if is_trace(entry.name) and entry.is_file():
@@ -75,9 +76,12 @@ def grown_paths(output: Output) -> list[Path]:
 
 def grown_path(output: Output, path: Path) -> Path:
     """Name the growing file that will be `path` in the end."""
-    if output.request.target.is_directory:
-        return partial_path(output.request.path) / path.name
-    return partial_path(path)
+    return _grown(output.request.path, path.name, is_directory=output.request.target.is_directory)
+
+
+def _grown(output: Path, name: str, *, is_directory: bool) -> Path:
+    """Name the growing file of an output that will be called `name`."""
+    return partial_path(output) / name if is_directory else partial_path(output.with_name(name))
 
 
 def _partial_paths(output: Output) -> list[Path]:
@@ -89,11 +93,18 @@ def _other_parts(output: Output) -> list[Path]:
     path, target = output.request.path, output.request.target
     noted = read_journal(journal_path(path), fingerprint_only=True)
     names = file_names(noted.fingerprint or {})
-    own = (path / name for name in names if target.owns_part(path, name))
-    if not target.is_directory:
-        own = (path.with_name(file.name) for file in own)
-    found = {grown_path(output, file) for file in own}
+    own = [name for name in names if target.owns_part(path, name)]
+    found = {_grown(path, name, is_directory=target.is_directory) for name in own}
     return sorted(found.difference(_partial_paths(output)))
+
+
+def noted_paths(output: Path, noted: Contents) -> list[Path]:
+    """List where an output grew, in one piece or in parts, by what its journal notes."""
+    names = file_names(noted.fingerprint or {})
+    files = [target for target in TARGETS.values() if not target.is_directory]
+    parts = {name for name in names for target in files if target.owns_part(output, name)}
+    others = (partial_path(output.with_name(name)) for name in sorted(parts - {output.name}))
+    return [partial_path(output), *others]
 
 
 class OutputFiles:
@@ -184,13 +195,14 @@ class OutputFiles:
         # A run that was killed when it was complete may have left a journal of nothing.
         resume = self._resume and any(path.exists() for path in grown_paths(output))
         others = _other_parts(output)
-        journal = Journal(journal_path(final), now, resume=resume)
+        journal = Journal(journal_path(final), now, output.data_bytes, resume=resume)
         self._journals[number] = journal
         before = journal.earlier.fingerprint
         if before is not None and before != now:
             raise TakenError(
                 f"{final}: an interrupted conversion cannot be continued: "
-                f"{changes(before, now, self._plan.inputs.options)}; --no-resume starts over"
+                f"{changes(before, now, self._plan.inputs.options)}; "
+                f"{option('resume', False)} starts over"
             )
         for path in () if journal.has_work else others:
             path.unlink(missing_ok=True)
@@ -268,19 +280,23 @@ class OutputFiles:
             self._written.add(self._fds[key], offset, runs.shape[1])
         return Write(file, offset, runs.shape[1], len(runs), stride, digest.hexdigest())
 
-    def flush(self) -> None:
+    def flush(self, on_progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Flush all files to the disk, and let others read the files. Raises OutputError.
+
+        `on_progress` gets the bytes of each.
 
         The lock of the journal still keeps other conversions away.
         """
         path: Path | None = None
         try:
             for (number, index), fd in self._fds.items():
-                path = self._outputs[number].files[index].path
+                file = self._outputs[number].files[index]
+                path = file.path
                 os.fsync(fd)
                 fcntl.flock(fd, fcntl.LOCK_UN)
                 if self._written is not None:
                     page_cache.forget(fd)
+                on_progress(file.size)
         except OSError as problem:
             raise explained(problem, path) from None
 
@@ -303,15 +319,17 @@ class OutputFiles:
                         del self._pending[partial]
                         done.append(path)
                     self._complete.add(number)
-                    self._journals[number].remove()
+                    try:
+                        for path in earlier[number]:
+                            path.unlink(missing_ok=True)
+                        if not output.request.target.is_directory:
+                            for path, place in beside.get(number, {}).items():
+                                os.replace(place, path)
+                    finally:  # its lock keeps others from what has no name yet
+                        self._journals[number].remove()
                     # After the journal: nobody may go on in the files of an earlier output.
                     if replaced is not None:
                         shutil.rmtree(replaced, ignore_errors=True)
-                    for path in earlier[number]:
-                        path.unlink(missing_ok=True)
-                    if not output.request.target.is_directory:
-                        for path, place in beside.get(number, {}).items():
-                            os.replace(place, path)
             for parent in self._parents():
                 sync_directory(parent)
         except (OSError, OutputError) as problem:
@@ -364,7 +382,7 @@ def _replace(partial: Path, request: Request, final: Path) -> Path | None:
     if not partial.is_dir() or not final.is_dir():
         os.replace(partial, final)
         return None
-    foreign = foreign_entry(request)
+    foreign = foreign_entry(request.path, request.target)
     if foreign is not None:
         raise OutputError(f"{foreign}: appeared during the conversion; name another directory")
     # A directory that is not empty cannot be replaced at once, but two can change places.

@@ -16,6 +16,7 @@ from weightcast.converters.output.journal import Fingerprint
 from weightcast.converters.sources import SOURCE, ConvertOptions, Inputs, Row
 from weightcast.converters.targets.target import Output
 from weightcast.errors import CheckpointError
+from weightcast.text import option
 
 _READ_BYTES: Final = 1 << 20
 _NO_OPTIONS: Final = ConvertOptions()
@@ -59,7 +60,7 @@ def changes(before: Fingerprint, now: Fingerprint, options: ConvertOptions = _NO
 
 
 def _changes(before: Fingerprint, now: Fingerprint, spelled: ConvertOptions) -> Iterator[str]:
-    flags = {row.record_name: row.option.flag for row in _rows(spelled)}
+    flags = {row.record_name: option(row.name) for row in _rows(spelled)}
     if before.get("version") != now["version"]:
         yield f"weightcast was {before.get('version')} and is {now['version']}"
     if before.get("type") != now["type"]:

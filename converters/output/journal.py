@@ -3,7 +3,8 @@
 .NAME.journal beside the output is text. A line is the XXH3 checksum (64 bits, hexadecimal digits)
 of what follows it, a space, a JSON object:
 
-    {"journal": 1, "settings": {...}}       the first: what is made of what (`settings`)
+    {"journal": 1, "settings": {...},       the first: what is made of what (`settings`), and how
+     "data_bytes": ...}                     many bytes the weights take in all
     {"rows": [tensor, expert, out0, out1],  rows of a matrix that were written, how their blocks
      "counts": [...], "writes": [...]}      came about, and the writes that made them
     {"errors": [tensor, expert],            what a whole matrix differs by from its source, if that
@@ -102,9 +103,13 @@ class MatrixRecord:
 
 @dataclass(slots=True)
 class Contents:
-    """The entries of a journal; the last line about the same rows counts."""
+    """The entries of a journal; the last line about the same rows counts.
+
+    `data_bytes` are those that an output's rows take in all, 0 if that is not said.
+    """
 
     fingerprint: Fingerprint | None = None
+    data_bytes: int = 0
     finished: dict[RowRange, FinishedRows] = field(default_factory=dict)
     errors: dict[tuple[str, int | None, str], dict[str, Any]] = field(default_factory=dict)
 
@@ -122,7 +127,9 @@ def read_journal(path: Path, *, fingerprint_only: bool = False) -> Contents:
 class Journal:
     """The open, locked journal of one output. `earlier` is what an interrupted run left in it."""
 
-    def __init__(self, path: Path, fingerprint: Fingerprint, *, resume: bool) -> None:
+    def __init__(
+        self, path: Path, fingerprint: Fingerprint, data_bytes: int, *, resume: bool
+    ) -> None:
         """Open and lock it; without `resume` what it says is forgotten.
 
         Raises OutputError if another run has it, or if what was finished was made otherwise.
@@ -137,7 +144,9 @@ class Journal:
             if not self.earlier.finished:
                 self.earlier = Contents()
                 os.ftruncate(self._fd, 0)
-                self._append({"journal": _VERSION, "settings": fingerprint})
+                self._append(
+                    {"journal": _VERSION, "settings": fingerprint, "data_bytes": data_bytes}
+                )
         except OSError as problem:
             os.close(self._fd)
             raise explained(problem, path) from None
@@ -230,6 +239,8 @@ def _add(contents: Contents, said: dict[str, Any]) -> None:
     """Take a line; one that says something else than these do is none."""
     if isinstance(said.get("settings"), dict):
         contents.fingerprint = said["settings"]
+        if type(said.get("data_bytes")) is int:
+            contents.data_bytes = max(said["data_bytes"], 0)
     elif "rows" in said:
         done = _finished(said)
         if done is not None:

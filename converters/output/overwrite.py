@@ -16,6 +16,7 @@ from weightcast.converters.files import (
 )
 from weightcast.converters.output.files import foreign_entry
 from weightcast.converters.plan import Plan
+from weightcast.converters.report import check_writable
 from weightcast.converters.sources import Inputs
 from weightcast.converters.targets.target import Output
 from weightcast.errors import OutputError, RequestError
@@ -43,10 +44,10 @@ def check(plan: Plan) -> None:
 
 
 def check_report_path(path: Path, taken: Iterable[Path]) -> None:
-    """Refuse a file to be written that is, or lies in, one of the files and folders `taken`.
+    """Refuse a report that is, or lies in, one of the files and folders `taken`.
 
     Links, and other names of the same place, are seen through. Raises OutputError, also if there
-    can be no such file.
+    can be no such file, and what `report.check_writable` does.
     """
     real = Path(os.path.realpath(path))
     if not real.parent.is_dir():
@@ -58,6 +59,7 @@ def check_report_path(path: Path, taken: Iterable[Path]) -> None:
     for place in (real, *real.parents):
         if place in places or _identity(place) in identities:
             raise OutputError(f"{path}: is or lies in what is read or written; write elsewhere")
+    check_writable(path)
 
 
 def taken_paths(plan: Plan) -> set[Path]:
@@ -119,9 +121,10 @@ def _check_sources(output: Output, plan: Plan, sources: set[Path]) -> None:
     for path in _on_the_way(output, plan):
         source = held.get(path) or (identities.get(_identity(path)) if path.exists() else None)
         if source is not None:
-            raise OutputError(
-                f"{output.request.path}: is or holds the source ({source}); write elsewhere"
-            )
+            asked = output.request.path
+            is_same = _identity(source) == _identity(asked) if asked.exists() else False
+            said = "is the source" if is_same else f"is or holds the source ({source})"
+            raise OutputError(f"{asked}: {said}; write elsewhere")
 
 
 def _check_existing(output: Output) -> None:
@@ -139,7 +142,7 @@ def _check_existing(output: Output) -> None:
         raise OutputError(f"{path}: exists and is not a directory")
     if os.path.ismount(path):
         raise OutputError(f"{path}: is a mount point; name a directory inside it")
-    foreign = foreign_entry(output.request) if path.is_dir() else None
+    foreign = foreign_entry(path, output.request.target) if path.is_dir() else None
     edited = " or which was edited since" if foreign and foreign.name in BUNDLE_NAMES else ""
     if foreign is not None:
         raise OutputError(

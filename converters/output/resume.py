@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
 
 from weightcast.converters.files import journal_path
-from weightcast.converters.output.files import OutputFiles, grown_paths
+from weightcast.converters.output.files import OutputFiles, noted_paths
 from weightcast.converters.output.journal import FinishedRows, RowRange, read_journal
 from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured
 from weightcast.converters.report.collector import Measuring, matrix_errors
 from weightcast.quant.cpu.library import BlockCounts
+from weightcast.text import option, spoken
 
-GOING_ON: Final = "the same command goes on, --no-resume starts over"
-NOT_GOING_ON: Final = "the same command without --no-resume goes on"
 _Matrix = tuple[int, str, int | None]
+
+
+def how_to_go_on(*, resume: bool) -> str:
+    """Say how the work that is kept is gone on with, by whether `resume` was asked for."""
+    same, over = spoken("the same command", "the same call"), option("resume", False)
+    return f"{same} goes on, {over} starts over" if resume else f"{same} without {over} goes on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +38,19 @@ class Remainder:
     read_bytes: int
 
 
-def remainder(plan: Plan, files: OutputFiles, measuring: Measuring | None) -> Remainder:
+def remainder(
+    plan: Plan,
+    files: OutputFiles,
+    measuring: Measuring | None,
+    start: Callable[[int], Callable[[int], None]] = lambda total: lambda nbytes: None,
+) -> Remainder:
     """Find what is left, after every write that an interrupted run noted was read and compared.
 
     With `measuring` a matrix is finished if its errors were noted, too: these are restored.
+    `start` gets the bytes to compare, if there are any, and gives what is told of those compared.
     Raises OutputError.
     """
-    finished = _finished_rows(plan, files)
+    finished = _finished_rows(plan, files, start)
     if measuring is not None:
         finished = _measured_rows(plan, files, measuring, finished)
     counts: dict[tuple[int, str], BlockCounts] = defaultdict(BlockCounts)
@@ -58,29 +70,42 @@ def rows_of(item: WorkItem, destination: Destination) -> RowRange:
     return RowRange(destination.tensor, destination.expert, item.out0, item.out1)
 
 
-def kept_work(plan: Plan) -> str:
+def kept_work(outputs: Iterable[Path]) -> str:
     """Tell what an interrupted run keeps of each output for another one; nothing if it is none."""
-    shares = []
-    for output in plan.outputs:
-        path = output.request.path
-        done = sum(found.nbytes for found in read_journal(journal_path(path)).finished.values())
-        # A run that was killed when it was complete may have left a journal alone.
-        if done and any(grown.exists() for grown in grown_paths(output)):
-            # Runs that cut their work otherwise may have noted some rows twice.
-            shares.append(f"{min(done / output.data_bytes, 1):.0%} of {path.name}")
-    return ", ".join(shares)
+    shares = ((path, kept_share(path)) for path in outputs)
+    return ", ".join(f"{share:.0%} of {path.name}" for path, share in shares if share)
 
 
-def _finished_rows(plan: Plan, files: OutputFiles) -> dict[tuple[int, RowRange], FinishedRows]:
+def kept_share(output: Path) -> float:
+    """Read from a journal what share of an output an interrupted run keeps."""
+    noted = read_journal(journal_path(output))
+    done = sum(found.nbytes for found in noted.finished.values())
+    # A run that was killed when it was complete may have left a journal alone.
+    if not noted.data_bytes or not any(map(os.path.lexists, noted_paths(output, noted))):
+        return 0.0
+    # Runs that cut their work otherwise may have noted some rows twice.
+    return min(done / noted.data_bytes, 1)
+
+
+def _finished_rows(
+    plan: Plan, files: OutputFiles, start: Callable[[int], Callable[[int], None]]
+) -> dict[tuple[int, RowRange], FinishedRows]:
     """The rows that are noted, and in the files."""
-    noted = [files.earlier(number).finished for number in range(len(plan.outputs))]
-    found = {}
+    noted = {}
     for item in plan.items:
         for destination in item.destinations:
             rows = rows_of(item, destination)
-            done = noted[destination.output].get(rows)
-            if done is not None and files.has(destination.output, done):
-                found[destination.output, rows] = done
+            done = files.earlier(destination.output).finished.get(rows)
+            if done is not None:
+                noted[destination.output, rows] = done
+    if not noted:
+        return noted
+    on_progress = start(sum(done.nbytes for done in noted.values()))
+    found = {}
+    for (output, rows), done in noted.items():
+        if files.has(output, done):
+            found[output, rows] = done
+        on_progress(done.nbytes)
     return found
 
 

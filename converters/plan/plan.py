@@ -90,10 +90,9 @@ class Plan:
         return sum(item.read_bytes for item in self.items)
 
     @property
-    def progress_bytes(self) -> int:
-        """Bytes that are read in all: the source's, and all files again for their digests."""
-        hashed = self.inputs.nbytes + self.write_bytes if self.has_bundles else 0
-        return self.read_bytes + hashed
+    def hash_bytes(self) -> int:
+        """Bytes that are read again for the digests of bundles: those of all files."""
+        return self.inputs.nbytes + self.write_bytes if self.has_bundles else 0
 
     @property
     def write_bytes(self) -> int:

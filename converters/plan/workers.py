@@ -32,5 +32,5 @@ def choose_workers(jobs: int | None = None, devices: Devices = PROCESSOR) -> Wor
         usual = WORKERS_PER_DEVICE * len(devices.cuda) or len(os.sched_getaffinity(0)) + 1
         return Workers(min(usual, MAX_WORKERS), devices)
     if type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS:
-        raise RequestError(f"{jobs} jobs; 1 to {MAX_WORKERS} are possible")
+        raise RequestError(f"{jobs!r} jobs; 1 to {MAX_WORKERS} are possible")
     return Workers(jobs, devices)

@@ -31,6 +31,7 @@ from weightcast.converters.recipes.llama_quantize import (
 from weightcast.converters.recipes.recipe import Recipe
 from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
+from weightcast.text import option
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
@@ -231,7 +232,7 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
     if wanted not in FALLBACKS and wanted.block_elements > 32:
         raise LayoutError(
             f"{name}: rows of {n_in} do not fill {wanted.name} blocks of {wanted.block_elements}, "
-            "and no other type stands in for it; name one with --tensor-type"
+            f"and no other type stands in for it; name one with {option('tensor_types')}"
         )
     smaller = FALLBACKS.get(wanted, wanted)
     return smaller if smaller.fits(n_in) else F16

@@ -9,7 +9,7 @@ import codecs
 import re
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +23,9 @@ from weightcast.converters.recipes.weight_types import (
     type_names,
 )
 from weightcast.errors import FormatError, RequestError
-from weightcast.formats.reading import check_downloaded, read_small
-from weightcast.text import shown
+from weightcast.formats.foreign import refuse_foreign
+from weightcast.formats.reading import read_small
+from weightcast.text import option, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,14 +60,14 @@ def read_recipe_file(path: Path) -> RecipeFile:
     The first rule whose pattern is found in a tensor's GGUF name, or in that of a directory, gives
     its type.
     """
-    raw = read_small(path, MAX_RECIPE_BYTES)
+    raw = read_small(path, MAX_RECIPE_BYTES, "recipe")
     for number, line in enumerate(raw.split(b"\n"), 1):
         if len(line) > _MAX_LINE_BYTES:
             raise FormatError(path, None, f"line {number} is longer than {_MAX_LINE_BYTES} bytes")
     try:
         values = tomllib.loads(raw.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as problem:  # bad UTF-8 is a ValueError too
-        check_downloaded(path, is_text=True)
+        refuse_foreign(path, "recipe")
         raise FormatError(path, None, f"not valid TOML: {shown(str(problem))}") from None
     _check_keys(path, "", values, required=("base",), optional=("rule",))
     name = values["base"]
@@ -130,12 +131,14 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
 
 
 def parse_tensor_type(text: str) -> Override:
-    """Read REGEX=TYPE, the form of --tensor-type. Raises RequestError."""
+    """Read REGEX=TYPE, the form of `tensor_types`. Raises RequestError."""
     pattern, separator, type_name = text.rpartition("=")
-    source = f"--tensor-type {shown(text)[1:-1]}"
+    plain = shown(text)[1:-1]
+    source = f"{option('tensor_types')} {plain}"
     if not separator:
         raise RequestError(f"{source}: write it as REGEX=TYPE, such as attn_v=Q8_0")
     try:
-        return parse_override(source, "", pattern, type_name)
+        # Reports and model cards tell of the rule, whoever asked for it.
+        return replace(parse_override(source, "", pattern, type_name), origin=f"rule {plain}")
     except FormatError as problem:
         raise RequestError(str(problem)) from None

@@ -15,7 +15,7 @@ from weightcast.errors import LayoutError
 from weightcast.formats.gguf.header import raw_string, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.quant.types import FLOAT_TYPES
-from weightcast.text import count, some
+from weightcast.text import count, option, some
 
 # What llama-quantize's fixed buffer holds.
 _MAX_TEXT_BYTES: Final = 127
@@ -76,7 +76,7 @@ class ImportanceMap:
 
     def why_refused(self) -> str:
         """Say why nothing can be written."""
-        remedy = "; give one with --imatrix FILE"
+        remedy = f"; give one with {option('imatrix', 'FILE')}"
         if self.matrix is not None:
             remedy = f" with entries that {self.matrix.path} lacks"
         return (

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
+from weightcast.text import option, spoken
+
 _Found = TypeVar("_Found")
 
 # Characters that come before a type in a name, and that people put into it or leave out.
@@ -27,7 +29,7 @@ _FINER_ENDS: Final = "'^(output|token_embd).weight$=Q8_0'"
 # Names that people ask for and that are no types here: what to do instead.
 _ELSEWHERE: Final[tuple[tuple[str, str], ...]] = (
     *(
-        (name, f"it is {base} with embedding and output finer: add --tensor-type {_FINER_ENDS}")
+        (name, f"it is {base} with embedding and output finer: add {{rule}} {_FINER_ENDS}")
         for name, base in (
             ("Q2_?K_?L", "Q2_K"),
             ("Q3_?K_?XL", "Q3_K_L"),
@@ -39,7 +41,7 @@ _ELSEWHERE: Final[tuple[tuple[str, str], ...]] = (
     (
         r"(UD_)?I?Q\d_?(K_?)?(X{1,2}L|XX?S)",
         "it is a recipe of Unsloth's, another one for each model; take a type that weightcast "
-        "types lists, and --tensor-type for single tensors",
+        "types lists, and {rule} for single tensors",
     ),
     (r"Q4_?0_?[48]_?[48]", "llama.cpp repacks Q4_0 when it loads it: take Q4_0"),
     (r"I?Q\d_?(?:KS|KT|KSS|KL|K_R\d)|I?Q\d_?\d_R\d", "it is a type of ik_llama.cpp alone"),
@@ -117,7 +119,7 @@ def explain(name: str) -> str | None:
     written = re.sub(r"[-. ]", "_", name.upper())
     for pattern, text in _ELSEWHERE:
         if re.fullmatch(pattern, written):
-            return text
+            return text.replace("{rule}", option("tensor_types"))
     return None
 
 
@@ -134,4 +136,5 @@ def hint(name: str, known: Iterable[str]) -> str:
     if told is not None:
         return f"; {told}"
     meant = closest(name, known)
-    return f"; did you mean {meant}?" if meant else "; weightcast types lists them all"
+    listed = spoken("weightcast types lists them all", "weightcast.types() lists them all")
+    return f"; did you mean {meant}?" if meant else f"; {listed}"

@@ -3,6 +3,7 @@
 `schema` is the model: the JSON of a report, `docs/report.schema.json`, the metrics that can be
 limited and the columns of the page follow from it. A conversion, a comparison or a verification
 collects the errors of matrices (`collector`) and builds a `Report` of them (`build`, `of_plan`).
+`verdict` sums an output up in sentences, and `upgrades` proposes better types for its tensors.
 """
 
 from weightcast.converters.report.build import (
@@ -22,7 +23,6 @@ from weightcast.converters.report.collector import (
 from weightcast.converters.report.html import page
 from weightcast.converters.report.limits import (
     METRICS,
-    Limit,
     Violation,
     check_applicable,
     check_limits,
@@ -33,6 +33,7 @@ from weightcast.converters.report.of_plan import conversion_report
 from weightcast.converters.report.schema import (
     AppliedRecipe,
     AppliedRule,
+    Limit,
     Metrics,
     OutputErrors,
     Report,
@@ -43,9 +44,8 @@ from weightcast.converters.report.schema import (
     Weighted,
     json_values,
     read_report,
-    write_report,
 )
-from weightcast.converters.report.show import show_reports
+from weightcast.converters.report.show import check_writable, show_reports, write_report
 
 __all__ = [
     "BASELINES",
@@ -71,6 +71,7 @@ __all__ = [
     "card_lines",
     "check_applicable",
     "check_limits",
+    "check_writable",
     "conversion_report",
     "json_values",
     "matrix_errors",

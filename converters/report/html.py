@@ -10,20 +10,24 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import importlib
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.report import text
+from weightcast.converters.report import limits, text, verdict
 from weightcast.converters.report.records import values_of
-from weightcast.converters.report.schema import Metrics, Report, RoleErrors, TensorErrors
+from weightcast.converters.report.schema import Limit, Metrics, Report, RoleErrors, TensorErrors
 from weightcast.errors import CheckpointError
 
 _TEMPLATE: Final = Path(__file__).with_name("template")
 # Parts of the page's script, in order.
-_SCRIPTS: Final = ("data.js", "charts.js", "table.js", "page.js")
+_SCRIPTS: Final = ("data.js", "charts.js", "labels.js", "table.js", "difference.js", "page.js")
 _DIGITS: Final = 6
+# The extra `report`: modules and the packages that bring them.
+_PACKAGES: Final = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
 # Columns of the table of tensors, in order.
 _COLUMNS: Final = (
     "name", "kind", "layer", "type", "shape", "bytes", "bits_per_weight", "sqnr_db",
@@ -35,11 +39,10 @@ _Json = dict[str, Any]
 
 def page(reports: Sequence[Report]) -> str:
     """Make the page. Raises CheckpointError without the packages of the extra `report`."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise CheckpointError(_MISSING.format("jinja2")) from None
+    check_packages()
+    import jinja2
+    from markupsafe import Markup
+
     scripts = [library(), "\n".join(_part(name) for name in _SCRIPTS)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE),
@@ -49,6 +52,7 @@ def page(reports: Sequence[Report]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     entries = text.entries(reports)
+    shown = _Shown.of(entries)
     data = {
         "columns": [_column(key) for key in _COLUMNS],
         "outputs": [_entry(entry) for entry in entries],
@@ -61,28 +65,91 @@ def page(reports: Sequence[Report]) -> str:
         entries=entries,
         warnings=text.warnings(reports),
         text=text,
+        verdicts=verdict.verdicts(entries),
+        proposal_text=lambda proposal: _unbroken(verdict.proposal_text(proposal)),
+        unbroken=_unbroken,
+        kept_means=verdict.KEPT_MEANS,
+        estimated_means=f"{verdict.ESTIMATED_MEANS} {verdict.OPTIONS_MEAN}",
+        limits_of=_limits_of,
+        bound_text=limits.bound_text,
+        sections=shown.sections,
+        has_layers=shown.has_layers,
+        has_experts=shown.has_experts,
         has_weighted=any(entry.output.total.weighted for entry in entries),
         data=data,
     )
 
 
-_MISSING: Final = (
-    "{} is not installed: pip install 'weightcast[report]' for HTML pages (Markdown needs nothing)"
-)
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The sections that there is something to show in."""
+
+    is_several: bool
+    has_layers: bool
+    has_experts: bool
+
+    @classmethod
+    def of(cls, entries: Sequence[text.Entry]) -> _Shown:
+        tensors = [tensor for entry in entries for tensor in entry.output.tensors]
+        layers = {tensor.layer for tensor in tensors} - {None}
+        return cls(len(entries) > 1, len(layers) > 1, any(tensor.experts for tensor in tensors))
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """Give the ids and short titles of all sections, for the links to them."""
+        sections = (
+            ("verdict", "Verdict", True),
+            ("outputs-section", "Outputs", True),
+            ("compare", "Size", self.is_several),
+            ("difference", "Compare", self.is_several),
+            ("map-section", "Errors", True),
+            ("types-section", "Types", True),
+            ("layers-section", "Layers", self.has_layers),
+            ("kinds-section", "Kinds", True),
+            ("histogram-section", "Distribution", True),
+            ("experts-section", "Experts", self.has_experts),
+            ("worst-section", "Worst", True),
+            ("recipes", "Recipes", True),
+            ("tensors-section", "Tensors", True),
+        )
+        return [(name, title) for name, title, is_there in sections if is_there]
+
+
+def _limits_of(report: Report) -> list[tuple[Limit, list[limits.Violation]]]:
+    """Give each limit that was set with what is beyond it, worst first."""
+    return [
+        (limit, sorted(limits.violations(report, limit), key=limits.badness, reverse=True))
+        for limit in report.limits
+    ]
+
+
+def check_packages() -> None:
+    """Import what makes pages. Raises CheckpointError without the extra `report`."""
+    for module, package in _PACKAGES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise CheckpointError(
+                f"{package} is not installed: pip install 'weightcast[report]' for HTML pages "
+                "(JSON and Markdown need nothing)"
+            ) from None
 
 
 @functools.cache
 def library() -> str:
     """Bundle Vega, Vega-Lite and Vega-Embed; takes seconds."""
-    try:
-        import vl_convert
-    except ImportError:
-        raise CheckpointError(_MISSING.format("vl-convert-python")) from None
+    import vl_convert
+
     # In JavaScript only strings and regular expressions can have this, and it means the same there.
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
         "</script", r"<\/script"
     )
     return f"/*\n{_part('vega-licence.txt')}*/\n{script}"
+
+
+def _unbroken(sentence: str) -> str:
+    """Keep numbers on one line with their units."""
+    return re.sub(r"(?<=\d) (?=%|dB|GB|MB|kB|bytes\b)", "\u00a0", sentence)
 
 
 def _part(name: str) -> str:

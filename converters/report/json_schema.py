@@ -36,7 +36,7 @@ def _record_schema(record: type) -> _Json:
     return {
         "description": " ".join((inspect.getdoc(record) or "").split()),
         "type": "object",
-        "required": [field.key for field in fields],
+        "required": [field.key for field in fields if not field.about.optional],
         "additionalProperties": False,
         "properties": {field.key: _field_schema(field) for field in fields},
     }

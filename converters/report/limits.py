@@ -10,6 +10,8 @@ from typing import Final
 
 from weightcast.converters.report.records import fields_of
 from weightcast.converters.report.schema import (
+    WEIGHTED,
+    Limit,
     Metrics,
     OutputErrors,
     Report,
@@ -17,7 +19,7 @@ from weightcast.converters.report.schema import (
     Weighted,
 )
 from weightcast.errors import RequestError
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,10 @@ def _metrics_of(record: type, prefix: str = "") -> dict[str, Metric]:
     return metrics
 
 
-_WEIGHTED: Final = "weighted."
 METRICS: Final = {
     **_metrics_of(Metrics),
     **_metrics_of(TensorErrors),
-    **_metrics_of(Weighted, _WEIGHTED),
+    **_metrics_of(Weighted, WEIGHTED),
 }
 TOTAL: Final = "total"
 _LIMIT: Final = re.compile(
@@ -53,31 +54,17 @@ _LIMIT: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A limit for a metric of every tensor, of tensors of one role, or of an output in total."""
+def is_kept(limit: Limit, value: float) -> bool:
+    """Tell whether a value is within a limit."""
+    if METRICS[limit.metric].more_is_better:
+        return value >= limit.limit
+    return abs(value) <= limit.limit
 
-    metric: str
-    limit: float
-    role: str | None = None
 
-    def is_kept(self, value: float) -> bool:
-        if METRICS[self.metric].more_is_better:
-            return value >= self.limit
-        return abs(value) <= self.limit
-
-    @property
-    def is_weighted(self) -> bool:
-        return self.metric.startswith(_WEIGHTED)
-
-    @property
-    def name(self) -> str:
-        return self.metric if self.role is None else f"{self.role}:{self.metric}"
-
-    @property
-    def text(self) -> str:
-        more = METRICS[self.metric].more_is_better
-        return f"{'at least' if more else 'at most'} {self.limit:g}"
+def bound_text(limit: Limit) -> str:
+    """Say what a limit allows: at most 0.1, at least 20."""
+    more = METRICS[limit.metric].more_is_better
+    return f"{'at least' if more else 'at most'} {limit.limit:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +79,7 @@ class Violation:
     @property
     def text(self) -> str:
         value = f"{self.limit.metric} is {self.value:.6g}"
-        return f"{self.output}: {self.name}: {value}, not {self.limit.text}"
+        return f"{self.output}: {self.name}: {value}, not {bound_text(self.limit)}"
 
 
 def parse_limit(text: str) -> Limit:
@@ -102,22 +89,20 @@ def parse_limit(text: str) -> Limit:
         limit = float(match["limit"]) if match else math.nan
     except ValueError:
         limit = math.nan
+    given = f"{option('fail_over')} {shown(text)[1:-1]}"
     if match is None or not math.isfinite(limit):
         raise RequestError(
-            f"--fail-over {shown(text)[1:-1]}: write it as [KIND:]METRIC=LIMIT, such as "
+            f"{given}: write it as [KIND:]METRIC=LIMIT, such as "
             "relative_rms=0.1, attn_q:sqnr_db=30 or total:cosine=0.99"
         )
     metric = match["metric"].lower()
     if metric not in METRICS:
-        raise RequestError(
-            f"--fail-over {shown(text)[1:-1]}: unknown metric; known: {', '.join(METRICS)}"
-        )
+        raise RequestError(f"{given}: unknown metric; known: {', '.join(METRICS)}")
     known = METRICS[metric]
     if not known.least <= limit <= known.most:
         bound = "" if known.most == math.inf else f" and at most {known.most:g}"
         raise RequestError(
-            f"--fail-over {shown(text)[1:-1]}: {metric} is at least {known.least:g}{bound}; no "
-            "other limit makes sense"
+            f"{given}: {metric} is at least {known.least:g}{bound}; no other limit makes sense"
         )
     return Limit(metric, limit, match["role"])
 
@@ -130,15 +115,13 @@ def check_applicable(limits: Iterable[Limit], roles: Iterable[str], *, weighted:
     """
     known = dict.fromkeys(roles)
     for limit in limits:
+        given = f"{option('fail_over')} {limit.name}"
         if limit.role not in (None, TOTAL, *known):
             raise RequestError(
-                f"--fail-over {limit.name}: no tensor is of this kind; there are "
-                f"{', '.join(known)} and {TOTAL}"
+                f"{given}: no tensor is of this kind; there are {', '.join(known)} and {TOTAL}"
             )
         if limit.is_weighted and not weighted:
-            raise RequestError(
-                f"--fail-over {limit.name}: without an importance matrix nothing is weighed"
-            )
+            raise RequestError(f"{given}: without an importance matrix nothing is weighed")
 
 
 def check_limits(report: Report, limits: Sequence[Limit]) -> list[Violation]:
@@ -149,13 +132,23 @@ def check_limits(report: Report, limits: Sequence[Limit]) -> list[Violation]:
     tensors = [tensor for output in report.outputs for tensor in output.tensors]
     weighted = any(tensor.metrics.weighted is not None for tensor in tensors)
     check_applicable(limits, (tensor.role for tensor in tensors), weighted=weighted)
+    return [violation for limit in limits for violation in violations(report, limit)]
+
+
+def violations(report: Report, limit: Limit) -> list[Violation]:
+    """Find everything in a report that is beyond one limit."""
     return [
         Violation(output.path, name, value, limit)
-        for limit in limits
         for output in report.outputs
         for name, value in _values(output, limit)
-        if not limit.is_kept(value)
+        if not is_kept(limit, value)
     ]
+
+
+def badness(violation: Violation) -> float:
+    """Order violations of one limit: the further beyond, the more."""
+    more = METRICS[violation.limit.metric].more_is_better
+    return -violation.value if more else abs(violation.value)
 
 
 def _values(output: OutputErrors, limit: Limit) -> Iterator[tuple[str, float]]:
@@ -180,7 +173,7 @@ def _value(metrics: Metrics, limit: Limit) -> float | None:
     part = metrics.weighted if limit.is_weighted else metrics
     if part is None:
         return None
-    value: float | None = getattr(part, limit.metric.removeprefix(_WEIGHTED))
+    value: float | None = getattr(part, limit.metric.removeprefix(WEIGHTED))
     if value is None and limit.metric.endswith("sqnr_db") and part.error_squares == 0:
         return None
     worst = -math.inf if METRICS[limit.metric].more_is_better else math.inf

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from weightcast.converters.report.schema import OutputErrors, Report
+from weightcast.converters.report.limits import badness, bound_text, violations
+from weightcast.converters.report.schema import Limit, OutputErrors, Report
 from weightcast.converters.report.text import (
     BASELINE_TEXTS,
     COLUMNS,
@@ -24,8 +25,20 @@ from weightcast.converters.report.text import (
     warnings,
     worst_tensors,
 )
+from weightcast.converters.report.upgrades import Proposal
+from weightcast.converters.report.verdict import (
+    ESTIMATED_MEANS,
+    KEPT_MEANS,
+    OPTIONS_MEAN,
+    Sentence,
+    Verdict,
+    proposal_text,
+    verdicts,
+)
+from weightcast.text import count
 
 _WORST: Final = 5
+_OFFENDERS: Final = 10
 # Text that is safe between backticks, table cells included.
 _PLAIN: Final = re.compile(r"[\w./\\:()+=,*\[\]^$?{}#@!-]+( [\w./\\:()+=,*\[\]^$?{}#@!-]+)*")
 
@@ -62,10 +75,46 @@ def _lines(reports: Sequence[Report]) -> Iterator[str]:
     for warning in warnings(reports):
         yield f"> **{warning}**"
         yield ""
+    judged = verdicts(labelled)
+    for verdict in judged:
+        yield f"- {' '.join(map(_sentence, verdict.sentences))}"
+    yield ""
+    for report in reports:
+        yield from _limits(report)
     yield from _outputs(labelled)
-    for entry in labelled:
+    for verdict in judged:
         yield ""
-        yield from _details(entry)
+        yield from _details(verdict)
+    yield ""
+    has_proposals = any(verdict.proposals for verdict in judged)
+    yield " ".join((KEPT_MEANS, ESTIMATED_MEANS, OPTIONS_MEAN) if has_proposals else (KEPT_MEANS,))
+
+
+def _sentence(pieces: Sentence) -> str:
+    return "".join(_code(piece.text) if piece.is_name else piece.text for piece in pieces)
+
+
+def _limits(report: Report) -> Iterator[str]:
+    """Say of each limit that was set whether it is kept, and what is beyond it."""
+    for limit in report.limits:
+        yield from _limit(report, limit)
+    if report.limits:
+        yield ""
+
+
+def _limit(report: Report, limit: Limit) -> Iterator[str]:
+    beyond = sorted(violations(report, limit), key=badness, reverse=True)
+    asked = f"Limit {_code(limit.name)} {bound_text(limit)}"
+    if not beyond:
+        yield f"- {asked}: passed."
+        return
+    yield f"- {asked}: **failed**, {count(len(beyond), 'value')} beyond:"
+    several = len(report.outputs) > 1
+    for each in beyond[:_OFFENDERS]:
+        output = f" in {_code(each.output)}" if several else ""
+        yield f"  - {_code(each.name)}{output}: {each.value:.6g}"
+    if len(beyond) > _OFFENDERS:
+        yield f"  - and {len(beyond) - _OFFENDERS:,} more"
 
 
 def _outputs(labelled: Sequence[Entry]) -> Iterator[str]:
@@ -94,8 +143,8 @@ def _outputs(labelled: Sequence[Entry]) -> Iterator[str]:
         yield _row(cells)
 
 
-def _details(entry: Entry) -> Iterator[str]:
-    output = entry.output
+def _details(verdict: Verdict) -> Iterator[str]:
+    entry, output = verdict.entry, verdict.entry.output
     yield f"<details><summary>{_code(entry.label, html=True)} in detail</summary>"
     yield ""
     imatrix = "none" if output.imatrix is None else _code(output.imatrix)
@@ -109,8 +158,24 @@ def _details(entry: Entry) -> Iterator[str]:
         yield "Every weight is what it was."
     else:
         yield from _worst(output)
+    for proposal in verdict.proposals:
+        yield ""
+        yield from _proposed(proposal)
     yield ""
     yield "</details>"
+
+
+def _proposed(proposal: Proposal) -> Iterator[str]:
+    """Describe a proposal, and write its options in a block of code."""
+    yield proposal_text(proposal)
+    yield ""
+    # Names from files may end a block of code or a line; those of real tensors do not.
+    if "`" in proposal.command or not proposal.command.replace("\n", "").isprintable():
+        yield _code(proposal.command)
+        return
+    yield "```sh"
+    yield from proposal.command.split("\n")
+    yield "```"
 
 
 def _roles(output: OutputErrors) -> Iterator[str]:

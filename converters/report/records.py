@@ -55,7 +55,8 @@ class About:
     """Facts about a field that its type does not tell.
 
     `key` is its name in JSON if that is another, `label` and `unit` are for tables. A field with
-    `better` is a metric that can be limited: less of it is better, or more.
+    `better` is a metric that can be limited: less of it is better, or more. An `optional` list may
+    be absent in JSON, and is if it is empty: files of before it was added stay as good.
     """
 
     description: str = ""
@@ -64,6 +65,7 @@ class About:
     label: str = ""
     unit: Unit = "text"
     better: Literal["less", "more"] | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,21 +161,28 @@ def codec_of(record: type) -> Codec:
     """Compile the codec of a record; its schema refers to a definition with the record's name."""
     fields = fields_of(record).values()
     keys = [field.key for field in fields]
+    needed = [field.key for field in fields if not field.about.optional]
     readers = [(field.name, field.key, field.codec.read) for field in fields]
     writers = [(field.name, field.key, field.codec.write) for field in fields]
+    optional = [field.key for field in fields if field.about.optional]
 
     def read(value: Any) -> Any:
-        _check_keys(value, keys)
+        _check_keys(value, keys, needed)
         values, key = {}, ""
         try:
             for name, key, read_field in readers:
-                values[name] = read_field(value[key])
+                if key in value:
+                    values[name] = read_field(value[key])
         except Unfit as problem:
             raise problem.at(key) from None
         return record(**values)
 
     def write(value: Any) -> _Json:
-        return {key: write_field(getattr(value, name)) for name, key, write_field in writers}
+        written = {key: write_field(getattr(value, name)) for name, key, write_field in writers}
+        for key in optional:
+            if not written[key]:
+                del written[key]
+        return written
 
     return Codec(read, write, {"$ref": f"#/$defs/{record.__name__}"})
 
@@ -185,12 +194,12 @@ def values_of(record: Any) -> _Json:
     return values
 
 
-def _check_keys(value: Any, keys: list[str]) -> None:
+def _check_keys(value: Any, keys: list[str], needed: list[str]) -> None:
     if not isinstance(value, dict):
         raise Unfit(f" is {shown(value)}, not an object")
     if list(value) == keys:
         return
-    for key in keys:
+    for key in needed:
         if key not in value:
             raise Unfit(f": {key} is missing")
     for key in value:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from weightcast.converters.files import write_small
 from weightcast.converters.report.collector import BASELINES
 from weightcast.converters.report.records import (
     About,
@@ -21,10 +20,12 @@ from weightcast.converters.report.records import (
     OneOf,
     Unfit,
     codec_of,
+    fields_of,
     values_of,
 )
 from weightcast.converters.sources import CONTAINERS
 from weightcast.errors import FormatError
+from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import parse_json, read_small
 from weightcast.quant.metrics import ERROR_BINS
 from weightcast.text import shown
@@ -184,6 +185,38 @@ class TensorErrors:
     ]
 
 
+def _limitable(record: type, prefix: str = "") -> list[str]:
+    return [f"{prefix}{name}" for name, field in fields_of(record).items() if field.about.better]
+
+
+WEIGHTED: Final = "weighted."
+LIMITABLE: Final = (
+    *_limitable(Metrics),
+    *_limitable(TensorErrors),
+    *_limitable(Weighted, WEIGHTED),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit for a metric of every tensor, of tensors of one role, or of an output in total."""
+
+    metric: Annotated[str, OneOf(LIMITABLE)]
+    limit: Annotated[float, About("the least or the largest value, by what is better")]
+    role: Annotated[
+        str | None,
+        About("of tensors of this kind; total: of an output; null: of all", key="kind"),
+    ] = None
+
+    @property
+    def is_weighted(self) -> bool:
+        return self.metric.startswith(WEIGHTED)
+
+    @property
+    def name(self) -> str:
+        return self.metric if self.role is None else f"{self.role}:{self.metric}"
+
+
 @dataclass(frozen=True, slots=True)
 class RoleErrors:
     """Errors of all tensors of one role together."""
@@ -263,14 +296,27 @@ class Report:
             "reference multiplies with; norms and routers always as they are stored"
         ),
     ]
+    limits: Annotated[
+        tuple[Limit, ...],
+        About("what --fail-over asked for; absent without", optional=True),
+    ] = ()
     outputs: tuple[OutputErrors, ...]
+
+    def __repr__(self) -> str:
+        listed = ", ".join(output.path for output in self.outputs)
+        return f"<Report on {listed}, against {self.source.path}>"
 
 
 def read_report(path: Path) -> Report:
     """Read an error report. Raises FormatError if it is none, or of a newer version."""
-    raw = read_small(path, MAX_REPORT_BYTES)
-    value = parse_json(path, raw, limit=_MAX_VALUES, parse_constant=_no_constant)
+    raw = read_small(path, MAX_REPORT_BYTES, "report")
+    try:
+        value = parse_json(path, raw, limit=_MAX_VALUES, parse_constant=_no_constant)
+    except FormatError:
+        refuse_foreign(path, "report")
+        raise
     if not isinstance(value, dict) or value.get("format") != FORMAT:
+        refuse_foreign(path, "report")
         problem = 'not an error report (no "format": "weightcast-report"); convert makes them'
         raise FormatError(path, None, problem)
     version = value.get("version")
@@ -295,7 +341,6 @@ def json_values(report: Report) -> dict[str, Any]:
     return values_of(report)
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write a report as JSON. Raises OutputError; an earlier file stays then."""
-    text = json.dumps(json_values(report), indent=1, allow_nan=False)
-    write_small(path, f"{text}\n".encode())
+def json_text(report: Report) -> str:
+    """Write a report as the text of a JSON file."""
+    return json.dumps(json_values(report), indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Show error reports to people: as a page, or as a summary in Markdown."""
+"""Write error reports: as JSON, and for people as a page or as a summary in Markdown."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.converters.files import write_small
-from weightcast.converters.report.html import page
+from weightcast.converters.report.html import check_packages, page
 from weightcast.converters.report.markdown import summary
-from weightcast.converters.report.schema import Report, read_report
+from weightcast.converters.report.schema import Report, json_text, read_report
 from weightcast.converters.report.text import size_text
 from weightcast.errors import RequestError
 from weightcast.text import count
@@ -19,6 +19,34 @@ _FORMS: Final[dict[str, Callable[[Sequence[Report]], str]]] = {
     ".htm": page,
     ".md": summary,
 }
+_JSON: Final = ".json"
+
+
+def check_writable(path: Path) -> None:
+    """Refuse the name of a report that `write_report` would refuse, before there is a report.
+
+    Raises RequestError for other endings than .json, .html and .md, CheckpointError if the packages
+    that make pages are missing.
+    """
+    ending = path.suffix.lower()
+    if ending not in (_JSON, *_FORMS):
+        raise RequestError(
+            f"{path}: the ending says the form of a report; name it FILE.json for other tools, "
+            "FILE.html for a page or FILE.md for a summary"
+        )
+    if _FORMS.get(ending) is page:
+        check_packages()
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write a report in the form that the ending says: JSON, a page or a summary in Markdown.
+
+    Raises what `check_writable` does, and OutputError; an earlier file stays then.
+    """
+    check_writable(path)
+    form = _FORMS.get(path.suffix.lower())
+    content = json_text(report) if form is None else form([report])
+    write_small(path, content.encode())
 
 
 def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:

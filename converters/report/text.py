@@ -65,7 +65,12 @@ def entries(reports: Sequence[Report]) -> list[Entry]:
 
 def file_name(output: OutputErrors) -> str:
     """Give the last part of an output's path, whichever system it was written on."""
-    return re.split(r"[/\\]", output.path.rstrip("/\\"))[-1] or output.path
+    return last_part(output.path)
+
+
+def last_part(path: str) -> str:
+    """Give the name at the end of a path, or all of it if there is none."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
 def warnings(reports: Sequence[Report]) -> list[str]:

@@ -6,6 +6,7 @@ model, and which convention of names its tensors follow. What the names mean, a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,15 +30,21 @@ from weightcast.converters.sources.detect import (
     find_beside,
     find_spec,
 )
+from weightcast.converters.sources.foreign_models import (
+    foreign_config,
+    foreign_gguf,
+    foreign_tensors,
+)
 from weightcast.converters.sources.weights import is_of_ranks, weights_of
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import files_ending
+from weightcast.formats.foreign import require_file
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 StoredEntry = tuple[str, StoredArray]
 
@@ -136,16 +143,17 @@ class Gguf:
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
         """Open a file of an architecture that a family has a table of."""
-        index = gguf.read_split(source)
+        index = _index_of_model(source)
         architecture = index.metadata.get("general.architecture")
         family = of_architecture(architecture)
         if family is None:
             titles = " and ".join(f.title for f in FAMILIES.values())
+            given = f"{option('spec')}, {option('tokenizer')} and {option('no_tokenizer')}"
             raise FormatError(
                 source,
                 None,
-                f"architecture {shown(architecture)}: directories, --spec, --tokenizer and "
-                f"--no-tokenizer are for {titles}; name a .gguf output, which keeps all metadata",
+                f"architecture {shown(architecture)}: directories, {given} are for {titles}; name "
+                "a .gguf output, which keeps all metadata",
             )
         told = Told(read_metadata(family, source, index.metadata), f"the metadata of {source.name}")
         layers = int(told.values["num_layers"])
@@ -161,7 +169,7 @@ class Gguf:
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Open a file of any architecture."""
-        return any_gguf(source, gguf.read_split(source))
+        return any_gguf(source, _index_of_model(source))
 
     def vocabulary(self, source: Path) -> Vocabulary | None:
         """Read the tokenizer in the metadata."""
@@ -198,7 +206,7 @@ class Safetensors:
         """Open a directory whose config.json is a family's."""
         config = _folder(source) / "config.json"
         if spec is None:
-            family = _family_of_config(config)
+            family = self._family(source, config)
             told = Told(read_config(family, config), str(config))
         else:
             family = next(iter(FAMILIES.values()))
@@ -221,6 +229,20 @@ class Safetensors:
         said = config_notes(family, config) if spec is None else ()
         notes = (*weights.notes, *_dialect_note(convention, self.written), *said)
         return replace(graph, files=weights.files, notes=notes)
+
+    def _family(self, source: Path, config: Path) -> Family:
+        """Tell which family a directory is of. Raises FormatError if of none with a table."""
+        if os.path.lexists(config):
+            return _family_of_config(source, config)
+        from weightcast.converters.sources.foreign import foreign_directory
+
+        names = (name for name, _ in self.index(source))
+        found = foreign_directory(_folder(source)) or foreign_tensors(names)
+        if found is not None:
+            raise FormatError(source, None, str(found))
+        raise FormatError(
+            config, None, "missing: a Hugging Face directory needs its config.json; download it too"
+        )
 
     def index(self, source: Path) -> Iterable[StoredEntry]:
         """List where the tensors lie. Raises CheckpointError."""
@@ -279,6 +301,15 @@ def container(path: Path) -> Container:
     return CONTAINERS[container_of(path)]
 
 
+def _index_of_model(source: Path) -> gguf.GGUFIndex:
+    """Index a GGUF file, or the parts of a split one. Raises FormatError if it holds no model."""
+    index = gguf.read_split(source)
+    found = foreign_gguf(index)
+    if found is not None:
+        raise FormatError(source, None, str(found))
+    return index
+
+
 def _by_file(entries: Iterable[StoredEntry]) -> dict[Path, dict[str, StoredArray]]:
     found: dict[Path, dict[str, StoredArray]] = {}
     for name, array in entries:
@@ -317,11 +348,20 @@ def _folder(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def _family_of_config(path: Path) -> Family:
+def _family_of_config(source: Path, path: Path) -> Family:
     """Tell from config.json which family a directory is. Raises FormatError if of none."""
+    require_file(path)
     values = config_values(path)
+    foreign = foreign_config(values)
+    if foreign is not None:
+        raise FormatError(source, None, str(foreign))
     families = [family for family in FAMILIES.values() if family.config_mark is not None]
     found = next((family for family in families if family.config_mark in values), None)
     if found is None:
+        from weightcast.formats.foreign.files import answer
+
+        stand_in = answer(path)
+        if stand_in is not None:
+            raise FormatError(path, None, str(stand_in))
         raise not_the_config(path, families)
     return found

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
 
-from weightcast.errors import CheckpointError
+from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.directory import entries, files_ending
+from weightcast.formats.foreign.downloads import is_cut_piece, surely_unfinished
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
-from weightcast.formats.reading import check_downloaded, read_small
+from weightcast.formats.reading import read_small
 from weightcast.text import shown, some
 
 TOKENIZER_NAME: Final = "tokenizer.model"
@@ -22,33 +24,58 @@ _MAX_REVISION_BYTES: Final = 1 << 10
 
 def container_of(path: Path) -> str:
     """Say what a path is: "shards", "gguf", "safetensors" or "torch". Raises CheckpointError."""
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return "gguf"
-        if path.suffix == ".safetensors":
-            return "safetensors"
-        if torch_zip.is_torch(path):
-            return "torch"
-        with path.open("rb") as file:
-            if file.read(4) == gguf.MAGIC:
-                return "gguf"
-        check_downloaded(path)
-        raise CheckpointError(
-            f"{path}: not a checkpoint; give a ckpt-0 directory, a .gguf, .safetensors or .bin file"
-        )
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or directory")
+    try:
+        if path.is_file():
+            found = _container_of_file(path)
+        else:
+            found = _container_of_directory(path) if path.is_dir() else None
+        if found is None:
+            raise no_source(path)
+    except OSError as problem:
+        raise unreadable(path, problem) from None
+    return found
+
+
+def _container_of_file(path: Path) -> str | None:
+    """Say what a file is, by its first bytes or its name; None if of no kind that is read."""
+    found = surely_unfinished(path)
+    if found is not None:
+        raise MissingTensorError(f"{path}: {found}")
+    with path.open("rb") as file:
+        is_gguf = file.read(len(gguf.MAGIC)) == gguf.MAGIC
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if path.suffix == ".gguf" or (is_gguf and not is_cut_piece(path)):
+        return "gguf"
+    return "torch" if torch_zip.is_torch(path) else None
+
+
+def _container_of_directory(path: Path) -> str | None:
+    """Say what a directory holds, by the names in it; None if nothing that is read."""
     if checkpoint_directory(path) is not None:
         return "shards"
     if files_ending(path, ".safetensors") or (path / safetensors.INDEX_NAME).is_file():
         return "safetensors"
     if torch_zip.files_in(path) or (path / torch_zip.INDEX_NAME).is_file():
         return "torch"
-    first = files_ending(path, ".gguf")
-    hint = f"; did you mean {first[0]}?" if first else ""
-    raise CheckpointError(
-        f"{path}: holds neither shards (tensor00000_000), safetensors nor .bin files{hint}"
-    )
+    return None
+
+
+def unreadable(path: Path, problem: OSError) -> CheckpointError:
+    """Make the error for a source that the system does not let one read."""
+    from weightcast.formats.foreign.missing import closed
+
+    found = closed(path) if problem.errno == errno.EACCES else None
+    if found is not None:
+        return CheckpointError(f"{path}: {found}")
+    return CheckpointError(f"{problem.filename or path}: cannot be read: {problem.strerror}")
+
+
+def no_source(path: Path) -> CheckpointError:
+    """Make the error for a path that holds nothing that is read."""
+    from weightcast.converters.sources.foreign import why_no_source
+
+    return CheckpointError(why_no_source(path))
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -73,11 +100,19 @@ def in_hub_cache(path: Path) -> Path:
     Other paths stay. `refs/main` names the revision, or else there is one only. Raises
     CheckpointError.
     """
-    if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
-        return path.parent
+    try:
+        if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
+            return path.parent
+        if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
+            return _revision(path)
+    except OSError as problem:
+        raise unreadable(path, problem) from None
+    return path
+
+
+def _revision(path: Path) -> Path:
+    """Find the revision of a repository in a model hub's cache. Raises CheckpointError."""
     snapshots = path / "snapshots"
-    if not snapshots.is_dir() or not (path / "blobs").is_dir():
-        return path
     there = [entry for entry in entries(snapshots) if entry.is_dir()]
     main = path / "refs" / "main"
     if main.is_file():

@@ -13,7 +13,7 @@ from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.sources.containers import CONTAINERS, container
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import ChangedError, CheckpointError, MissingTensorError
-from weightcast.text import count
+from weightcast.text import count, option, spoken
 
 SOURCE: Final = "source"
 CHANGED: Final = "was changed while it was read; convert again when nothing writes to it"
@@ -63,9 +63,11 @@ class Inputs:
         """Raise MissingTensorError if parts were never written, unless that is allowed."""
         note = unwritten_note(self.blanks)
         if note is not None and not self.options.allow_holes:
+            source = str(self.source)
+            check = spoken(f"weightcast verify {source}", f"weightcast.verify({source!r})")
             raise MissingTensorError(
-                f"{note}: finish the download, or check it (weightcast verify {self.source}); "
-                "--allow-holes converts it as it is"
+                f"{note}: finish the download, or check it ({check}); "
+                f"{option('allow_holes', True)} converts it as it is"
             )
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.containers import container
-from weightcast.converters.sources.detect import in_hub_cache
+from weightcast.converters.sources.detect import in_hub_cache, unreadable
 from weightcast.errors import CheckpointError
 from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
 
@@ -78,8 +78,7 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
 
 
 def _found(path: str | Path) -> Path:
-    with _readable(Path(path)):
-        return in_hub_cache(Path(path))
+    return in_hub_cache(Path(path))
 
 
 @contextmanager
@@ -88,6 +87,4 @@ def _readable(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise CheckpointError(
-            f"{problem.filename or source}: cannot be read: {problem.strerror}"
-        ) from None
+        raise unreadable(source, problem) from None

@@ -42,6 +42,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.layout import Entry
 from weightcast.formats.gguf.read import read_file
 from weightcast.quant.types import TYPES, QuantType
+from weightcast.text import option
 
 _TYPES: Final = ", ".join(sorted(TYPES))
 _ENDING: Final = ".gguf"
@@ -103,7 +104,8 @@ class Gguf:
 
     def remedy(self, tensor: str, wider: QuantType) -> str:
         """Say how a tensor gets a wider type."""
-        return f"; --tensor-type '{tensor}={wider.name}' gives it a wider range"
+        rule = option("tensor_types", f"{tensor}={wider.name}")
+        return f"; {rule} gives it a wider range"
 
 
 GGUF: Final = Gguf()
@@ -119,7 +121,7 @@ def _stem(text: str, type_name: str | None) -> str:
     if type_name is None and spelling.is_part(stem):
         raise RequestError(
             f"{text}: this is the name of one part of a split file; leave {stem[-15:]} out, and "
-            "say with --split SIZE how large parts may be"
+            f"say with {option('split', 'SIZE')} how large parts may be"
         )
     return stem
 

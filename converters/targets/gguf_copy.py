@@ -40,7 +40,7 @@ from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
-from weightcast.text import shown
+from weightcast.text import option, shown
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
@@ -135,5 +135,5 @@ def _check_requantized(planned: PlannedTensor, stored: StoredArray) -> None:
     raise LayoutError(
         f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
         f"{planned.type.name} made of that loses more than made of the original weights; "
-        "convert those, or pass --allow-requantize"
+        f"convert those, or pass {option('allow_requantize', True)}"
     )

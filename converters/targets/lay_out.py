@@ -12,6 +12,7 @@ from weightcast.converters.targets.target import Context, Output, Request, with_
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer import Vocabulary
+from weightcast.text import option
 
 
 def lay_out_all(
@@ -58,17 +59,20 @@ def _vocabulary(
 ) -> tuple[Vocabulary | None, tuple[str, ...]]:
     """Find the tokenizer of a model, as long as its vocabulary, and what is to be said of it."""
     found = None if given.no_tokenizer else open_vocabulary(source, given.tokenizer)
+    # A release's own tokenizer fills its table.
+    is_released = graph.spec.vocab_size == graph.family.released.get("vocab_size")
     needed = next((r.target.needs_tokenizer for r in requests if r.target.needs_tokenizer), None)
     if found is None and not given.no_tokenizer and needed is not None:
+        download = graph.family.download if is_released else None
+        folder = source if source.is_dir() else source.parent
+        fetch = f"download it ({download.tokenizer_command(folder)}), " if download else ""
         raise CheckpointError(
-            f"{source}: no tokenizer.model in or beside it, and {needed} needs one; "
-            "pass --tokenizer FILE, or --no-tokenizer to do without"
+            f"{source}: no tokenizer.model in or beside it, and {needed} needs one; {fetch}"
+            f"pass {option('tokenizer', 'FILE')}, or {option('no_tokenizer', True)} to do without"
         )
     if found is None:
         return None, ()
     pieces, size = len(found.tokens), graph.spec.vocab_size
-    # A release's own tokenizer fills its table.
-    is_released = size == graph.family.released.get("vocab_size")
     padded = found.padded(size, 0) if is_released else found.padded(size)
     if pieces < size:
         return padded, (f"the tokenizer has {pieces:,} pieces for a vocabulary of {size:,}",)

@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 from weightcast.converters.recipes import Override, RecipeFile, spelling
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
-from weightcast.text import shown
+from weightcast.text import option, shown, spoken
 
 # What may be meant for a type, though none is called so.
 _LOOKS_LIKE_A_TYPE: Final = re.compile(r"(I?Q|TQ|MXFP|NVFP|BF|FP?|INT)\d\w*", re.IGNORECASE)
@@ -52,8 +52,8 @@ class TypeNames(Generic[Meant]):
             raise self._unknown(text, type_name)
         if ending is not None and not self.is_same(ending[1], asked):
             raise RequestError(
-                f"{text}: the name says {ending[0]}, but --type says {type_name}; rename the "
-                "output or leave the type out"
+                f"{text}: the name says {ending[0]}, but {option('types')} says {type_name}; "
+                "rename the output or leave the type out"
             )
         return asked, has_imatrix
 
@@ -61,12 +61,13 @@ class TypeNames(Generic[Meant]):
         """Make the error for a name that does not say what the output is to be."""
         inside = spelling.find_inside(stem, self.lookup)
         if inside is not None:
-            remedy = f"put it there, as in {self.example}, or pass --type {inside}"
+            remedy = f"put it there, as in {self.example}, or pass {option('types', inside)}"
             return RequestError(f"{text}: {inside} is not at the end of the name; {remedy}")
         last = list(spelling.endings(stem))[-1]
         meant = spelling.closest(last, self.known, alike=0.8)
         guess = f"did you mean {meant}?" if meant else None
-        remedy = guess or "rename it or pass --type (weightcast types lists them)"
+        listed = spoken("weightcast types lists them", "weightcast.types() lists them")
+        remedy = guess or f"rename it or pass {option('types')} ({listed})"
         example = self.example
         if Path(text).is_dir():
             example = os.path.join(text, example)

@@ -54,6 +54,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.types import QuantType, WeightType
+from weightcast.text import option
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -168,7 +169,7 @@ def _elsewhere(text: str, name: str) -> str | None:
     if text == name:
         return (
             f"this is a type, not the name of an output; write NAME-{recipe.name}.gguf, or pass "
-            f"--type {recipe.name}"
+            f"{option('types', recipe.name)}"
         )
     written = text.rstrip("/")
     return f"{recipe.name} is a type of GGUF files; name the output {written}.gguf"
@@ -221,7 +222,7 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
     notes += (*_reader_notes(graph, kind, types), *graph.family.notes(graph, SAFETENSORS.name))
     if "tokenizer.model" not in companions:
-        notes += ("no tokenizer.model: give one with --tokenizer FILE",)
+        notes += ("no tokenizer.model: none was named, and none lies beside the source",)
     return Output(
         request, tuple(files), tuple(tensors), companions, notes, importance, tuple(constants)
     )
@@ -355,7 +356,7 @@ def _why_not_carried(source: Tensor, weight_type: WeightType) -> str | None:
         exact = f"groups of {fitting} keep it exact (int8-g{fitting}-gptq, for example)"
     return (
         f"its scales cover {of_source} values each, which are not whole groups of {size}: {exact}; "
-        "--allow-requantize quantizes it anew"
+        f"{option('allow_requantize', True)} quantizes it anew"
     )
 
 

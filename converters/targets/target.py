@@ -263,11 +263,11 @@ def with_split_note(output: Output, split_bytes: int) -> Output:
     notes = list(output.notes)
     larger = [tensor for tensor in output.tensors if 0 < split_bytes < tensor.nbytes]
     if larger:
-        notes.append(f"tensors larger than --split have a file of their own: {len(larger)}")
+        notes.append(f"tensors larger than a file may be have one of their own: {len(larger)}")
     largest = max(file.size for file in output.files)
     if largest > _HUB_RECOMMENDS:
         does = "take no file above 200 GB" if largest > _HUB_LIMIT else "recommend 50 GB a file"
-        notes.append(f"a file of {bytes_text(largest)}, and model hubs {does}: --split 48G")
+        notes.append(f"a file of {bytes_text(largest)}, and model hubs {does}: split it (48G)")
     return replace(output, notes=tuple(notes))
 
 

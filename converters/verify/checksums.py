@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.converters.engine import FileToHash, hash_files
-from weightcast.converters.verify.result import Problem, plain
+from weightcast.converters.verify.result import Problem, plain, refusal
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import MAX_NAME_BYTES, beside, entries
@@ -157,7 +157,7 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
     try:
         raw = read_small(path, _MAX_SUMS_BYTES)
     except CheckpointError as problem:
-        problems.append(Problem(str(problem), "cannot be used"))
+        problems.append(refusal(problem))
         return
     bad: list[str] = []
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).splitlines(), 1):

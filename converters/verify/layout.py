@@ -17,7 +17,7 @@ from weightcast.converters.graph import Family, TensorGraph
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.target import Output
 from weightcast.converters.verify.expected import ExpectedLayout
-from weightcast.converters.verify.result import Problem
+from weightcast.converters.verify.result import Problem, refusal
 from weightcast.converters.verify.structure import FETCH, Structure
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf import layout as gguf_layout
@@ -143,7 +143,7 @@ def _config_problems(config: Path, graph: TensorGraph) -> Iterator[Problem]:
     try:
         given = read_config(graph.family, config)
     except CheckpointError as problem:
-        yield Problem(str(problem), "cannot be used", remedy=FETCH)
+        yield refusal(problem, FETCH)
         return
     wanted = graph.spec.describe()
     for name, value in given.items():

@@ -8,15 +8,20 @@ from functools import cached_property
 from typing import Any, Final
 
 from weightcast.converters.report import Report, json_values
-from weightcast.text import shown
+from weightcast.text import count, shown
 
 
 @dataclass(frozen=True)
 class Verification:
     """The result of verifying: problems, notes, what was checked and what not.
 
-    `matrices` counts matrices (of experts each) by how their bytes came about. `errors` are those
-    of all tensors, where the source was given; `report` has them as JSON values.
+    `is_good` tells whether no problem was found. `matrices` counts matrices (of experts each) by
+    how their bytes came about. `errors` are those of all tensors, where the source was given;
+    `report` has them as JSON values.
+
+    >>> found = weightcast.verify(out, path)
+    >>> found.is_good, [problem.line for problem in found.problems]
+    (True, [])
     """
 
     artifact: str
@@ -32,6 +37,11 @@ class Verification:
     def report(self) -> dict[str, Any] | None:
         """Give the errors as JSON values (docs/report.schema.json)."""
         return None if self.errors is None else json_values(self.errors)
+
+    def __repr__(self) -> str:
+        found = "good" if self.is_good else count(len(self.problems), "problem")
+        against = "" if self.source is None else f", against {self.source}"
+        return f"<Verification of {self.artifact}{against}: {found}>"
 
     @property
     def is_good(self) -> bool:
@@ -85,6 +95,13 @@ class Problem:
             "problem": self.what,
             "remedy": self.remedy,
         }
+
+
+def refusal(refused: Exception, remedy: str = "") -> Problem:
+    """Make a problem of what a reader says; `remedy` is for messages that have none themselves."""
+    place, _, said = str(refused).partition(": ")
+    what, _, own_remedy = said.partition("; ")
+    return Problem(place, what or "cannot be used", remedy=own_remedy or remedy)
 
 
 def plain(name: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
@@ -18,13 +18,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.engine import FileToHash, Stream, hash_files
+from weightcast.converters.engine import FileToHash, Meter, Stream, hash_files
 from weightcast.converters.files import Blank, ZeroRuns, find_holes, join_blanks, page_cache
 from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.sources import checkpoint_directory, open_family
 from weightcast.converters.verify.checksums import read_sums_of
 from weightcast.converters.verify.pieces import check_pieces, find_torrents
-from weightcast.converters.verify.result import MOST_ALIKE, Problem, Verification
+from weightcast.converters.verify.result import MOST_ALIKE, Problem, Verification, refusal
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.jax import shards
@@ -47,7 +47,7 @@ def verify_source(
     path: Path,
     spec: Path | None,
     jobs: int,
-    on_start: Callable[[int], Callable[[int], None]],
+    meter: Meter,
 ) -> Verification:
     """Check a directory of shards: names, sizes, checksums, parts never written, numbers.
 
@@ -68,14 +68,14 @@ def verify_source(
     torrents, unread = find_torrents(directory)
     found.unchecked += unread
     others = [path for path in sums.digests if path not in files and os.path.isfile(path)]
-    nbytes = sum(file.stat().st_size for file in [*files, *others])
-    hashed = sum(torrent.total_bytes for torrent, _ in torrents)
-    on_progress = on_start(nbytes + hashed)
-    contents = _read(files, graph, jobs, on_progress)
+    contents = _read(files, graph, jobs, meter.start("verify", _size(files)))
     found.problems += sums.problems
     there = {content.path: content.sha256 for content in contents}
+    hashed = sum(torrent.total_bytes for torrent, _ in torrents)
+    if hashed or others:
+        meter.start("hash", _size(others) + hashed)
     wanted = [FileToHash(path, check=lambda status: None) for path in others]
-    hashes = hash_files(wanted, jobs, on_progress)
+    hashes = hash_files(wanted, jobs, meter.add)
     there |= {path: made.sha256 for path, made in zip(others, hashes, strict=True)}
     _check_sums(there, sums.digests, sums.files, found)
     without = [file.name for file in files if sums.digests and file not in sums.digests]
@@ -84,7 +84,7 @@ def verify_source(
         found.unchecked.append(f"checksums of {some(without)}, which {named} does not name")
     found.unchecked += (f"checksums: {path} names none of these files" for path in sums.useless)
     for torrent, places in torrents:
-        problems = check_pieces(torrent, places, jobs, on_progress)
+        problems = check_pieces(torrent, places, jobs, meter.add)
         found.problems += problems
         if not problems:
             whole = count(sum(place is not None for place in places), "file")
@@ -123,7 +123,7 @@ class _Findings:
         self.problems.append(Problem(str(place), what, remedy=REMEDY, mistake=mistake))
 
     def refused(self, problem: CheckpointError) -> None:
-        self.problems.append(Problem(str(problem), "cannot be used"))
+        self.problems.append(refusal(problem))
 
 
 def _opened(
@@ -223,6 +223,10 @@ def _arrays(graph: TensorGraph | None) -> dict[Path, list[StoredArray]]:
     return {path: [arrays[at] for at in sorted(arrays)] for path, arrays in found.items()}
 
 
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
 def _read(
     files: Sequence[Path],
     graph: TensorGraph | None,
@@ -230,7 +234,7 @@ def _read(
     on_progress: Callable[[int], None],
 ) -> list[Contents]:
     arrays = _arrays(graph)
-    outgrows = page_cache.outgrows(sum(file.stat().st_size for file in files))
+    outgrows = page_cache.outgrows(_size(files))
     buffers = [memoryview(bytearray(_CHUNK_BYTES)) for _ in range(min(jobs, len(files)))]
     stream = Stream[memoryview, _Task, Contents](buffers)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from weightcast.converters.sources import is_of_ranks
 from weightcast.converters.targets.target import Target
-from weightcast.converters.verify.result import Problem, plain
+from weightcast.converters.verify.result import Problem, plain, refusal
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
@@ -65,7 +65,7 @@ class Structure:
 
     def refused(self, problem: Exception) -> None:
         """Take note of what a reader refused; the message names its place."""
-        self.problems.append(Problem(str(problem), "cannot be used", remedy=FETCH))
+        self.problems.append(refusal(problem, FETCH))
 
     def keep(self, name: str, array: StoredArray) -> None:
         """Take a tensor that lies in a file, unless another file has it too."""

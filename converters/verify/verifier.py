@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.compare import Sample
+from weightcast.converters.engine import Meter, OnProgress, cancellable, ignore_progress
 from weightcast.converters.families import of_architecture
 from weightcast.converters.files import CARD
 from weightcast.converters.graph import Family, TensorGraph, first_array
@@ -43,27 +45,36 @@ from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.directory import entries
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.types import TYPES
-from weightcast.text import count, some
+from weightcast.text import count, option, some
 
 
+@cancellable()
 def verify(
-    artifact: str | Path,
-    source: str | Path | None = None,
+    artifact: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     *,
-    spec: str | Path | None = None,
-    imatrix: str | Path | None = None,
+    spec: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     sample: Sample = None,
     jobs: int | None = None,
-    on_start: Callable[[int], Callable[[int], None]] = lambda total: lambda nbytes: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Verification:
     """Check that an artifact is whole and, with a source, that it holds the source's weights.
 
     `artifact` is a GGUF file (a split one by any of its files) or a safetensors file or directory,
     `source` what it was made of, `imatrix` the importance matrix that was used. `sample` takes only
-    some rows of each matrix: their number, or a share below 1. `on_start` gets the bytes that will
-    be read, and gives what is told of those that are done. Raises CheckpointError if nothing can be
-    verified; what is wrong with the artifact are problems of the result.
+    some rows of each matrix: their number, or a share below 1. `on_progress` is called with a
+    `weightcast.Progress`, from any thread, one call at a time; what it raises ends the verification
+    and is raised here.
+
+    What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
+    can be verified, RequestError for arguments that make no sense.
+
+    >>> weightcast.verify(out, path).is_good
+    True
     """
+    meter = Meter(on_progress)
+    meter.start("plan")
     path = in_hub_cache(Path(artifact))
     workers = choose_workers(jobs)
     _check_request(source, imatrix, sample)
@@ -74,19 +85,19 @@ def verify(
                 f"{path}: a checkpoint of shards is a source: verify it alone, or compare the two"
             )
         given = None if spec is None else Path(spec)
-        return verify_source(path, given, workers.count, on_start)
+        return verify_source(path, given, workers.count, meter)
     structure = read_structure(path, TARGETS[container.target], container.name)
-    return _Verifier(path, structure, sample, workers.count, on_start).run(
+    return _Verifier(path, structure, sample, workers.count, meter).run(
         None if source is None else in_hub_cache(Path(source)),
         None if spec is None else Path(spec),
-        None if imatrix is None else read_imatrix(imatrix),
+        None if imatrix is None else read_imatrix(Path(imatrix)),
     )
 
 
 def _check_request(source: object, imatrix: object, sample: Sample) -> None:
     if source is None and (imatrix is not None or sample is not None):
         given = "sample" if imatrix is None else "imatrix"
-        raise RequestError(f"{given}: of use with a source only")
+        raise RequestError(f"{option(given)}: of use with a source only")
     if sample is None:
         return
     is_share = isinstance(sample, float) and 0 < sample < 1
@@ -101,12 +112,12 @@ class _Verifier:
         structure: Structure,
         sample: Sample,
         jobs: int,
-        on_start: Callable[[int], Callable[[int], None]],
+        meter: Meter,
     ) -> None:
         self._path = path
         self._sample = sample
         self._jobs = jobs
-        self._on_start = on_start
+        self._meter = meter
         self._structure = structure
         self._problems = self._structure.problems
         self._notes: list[str] = []
@@ -144,18 +155,14 @@ class _Verifier:
                 tensors = self._comparable(tensors)
         if not self._problems:
             self._check_alone()
-        total = read_bytes(tensors, self._sample) + sum(
-            path.stat().st_size for path in sums.digests if path.is_file()
-        )
-        on_progress = self._on_start(total)
-        self._check_sums(sums, on_progress)
+        self._check_sums(sums)
         errors = None
         if arrays is None:
             self._unchecked.append("the weights: how they are packed cannot be told")
         elif any(problem.mistake == ANOTHER_MODEL for problem in self._problems):
             self._unchecked.append("the weights: those of another model cannot be compared")
         elif graph is not None and source is not None:
-            errors = self._compare(graph, source, spec, imatrix, tensors, on_progress)
+            errors = self._compare(graph, source, spec, imatrix, tensors)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -264,7 +271,7 @@ class _Verifier:
             return
         self._checked.append("shapes: those that the metadata or config.json say")
 
-    def _check_sums(self, sums: Checksums, on_progress: Callable[[int], None]) -> None:
+    def _check_sums(self, sums: Checksums) -> None:
         if not sums.files:
             self._unchecked.append("checksums: no SHA256SUMS was found")
             return
@@ -276,6 +283,8 @@ class _Verifier:
             names = [file.name for file in sorted(rest) if not file.name.startswith(".")]
             if names:
                 self._unchecked.append(f"files that nothing loads: {some(names)}")
+        sizes = (path.stat().st_size for path in sums.digests if path.is_file())
+        on_progress = self._meter.start("hash", sum(sizes))
         found = check_sums(
             sums, files, self._structure.tensors, jobs=self._jobs, on_progress=on_progress
         )
@@ -291,7 +300,6 @@ class _Verifier:
         spec: Path | None,
         imatrix: ImportanceMatrix | None,
         tensors: Sequence[TensorMatch],
-        on_progress: Callable[[int], None],
     ) -> Report:
         layout = expected_layout(self._structure, tensors, source, spec, imatrix)
         around = check_layout(self._structure, layout, graph)
@@ -303,7 +311,7 @@ class _Verifier:
             _importance(layout, tensors),
             jobs=self._jobs,
             sample=self._sample,
-            on_progress=on_progress,
+            on_progress=self._meter.start("verify", read_bytes(tensors, self._sample)),
         )
         found: Verdicts = judge(tensors, checks, Mistakes(graph, self._used))
         self._problems += found.problems

@@ -74,7 +74,10 @@ class HeaderReader:
     def require(self, count: int) -> None:
         """Refuse a length that the file, or what a header may take of it, cannot hold."""
         if count > self._left:
-            raise self.error(f"{count} bytes are declared, but only {self._left} are left")
+            raise self.error(
+                f"{count} bytes are declared, but only {self._left} are left: cut or damaged; "
+                "download the file again"
+            )
 
     def take(self, count: int) -> bytes:
         self.require(count)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.foreign import refuse_foreign, require_file
 from weightcast.formats.gguf import read as gguf
-from weightcast.formats.reading import check_downloaded
 from weightcast.text import shown
 
 # Grok-1's takes 0.2 GB.
@@ -49,21 +49,30 @@ class ImportanceMatrix:
 def read_imatrix(path: str | Path) -> ImportanceMatrix:
     """Read a file of either format. Raises CheckpointError naming file and tensor."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, or not a regular one")
+    require_file(path)
     try:
         with path.open("rb") as file:
-            magic = file.read(len(gguf.MAGIC))
-            size = file.seek(0, io.SEEK_END)
-            if size > MAX_FILE_BYTES:
-                raise FormatError(path, None, f"{size} bytes, which is no importance matrix")
-            if magic == gguf.MAGIC:
+            if file.read(len(gguf.MAGIC)) == gguf.MAGIC:
                 return _from_gguf(path, file)
-            check_downloaded(path)
-            file.seek(0)
-            return _OldFile(path, file, size).read()
+            return _from_old(path, file)
     except OSError as problem:
         raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def _from_old(path: Path, file: BinaryIO) -> ImportanceMatrix:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    try:
+        _check_size(path, size)
+        return _OldFile(path, file, size).read()
+    except FormatError:
+        refuse_foreign(path, "imatrix")
+        raise
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise FormatError(path, None, f"{size:,} bytes, which is no importance matrix")
 
 
 def _from_gguf(path: Path, file: BinaryIO) -> ImportanceMatrix:
@@ -72,7 +81,14 @@ def _from_gguf(path: Path, file: BinaryIO) -> ImportanceMatrix:
     datasets = metadata.get("imatrix.datasets")
     chunks = metadata.get("imatrix.chunk_count")
     if datasets is None or chunks is None or "imatrix.chunk_size" not in metadata:
-        raise FormatError(path, None, "no importance matrix: it lacks the metadata imatrix.*")
+        what = "an importance matrix that lacks metadata (imatrix.*)"
+        if not any(key.startswith("imatrix.") for key in metadata):
+            architecture = shown(metadata.get("general.architecture", "unknown")).strip("'")
+            what = f"a GGUF file of the architecture {architecture}, not an importance matrix"
+        raise FormatError(
+            path, None, f"{what}; make one with llama.cpp (llama-imatrix -m MODEL -f TEXT)"
+        )
+    _check_size(path, file.seek(0, io.SEEK_END))
     if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
         raise FormatError(path, None, "imatrix.datasets is not a list of names")
     if type(chunks) is not int or not 0 <= chunks < 1 << 31:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from typing import Any, BinaryIO, Final
 
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.foreign import refuse_foreign, require_file
+from weightcast.formats.foreign.downloads import arriving
 from weightcast.formats.gguf.header import HeaderReader, Metadata
-from weightcast.formats.reading import check_downloaded
-from weightcast.quant.types import STORED_TYPES
+from weightcast.quant.types import MXFP4, STORED_TYPES
+from weightcast.text import some
 
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3
@@ -33,20 +36,8 @@ _MAX_AXES = 4
 # Large models have some thousands, each expert by itself ten times as many.
 MAX_TENSORS: Final = 1 << 17
 SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_AGAIN: Final = "make it again from the original weights"
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
-# Given up, or only for activations in memory. Source: enum ggml_type in ggml.h.
-_REFUSED_TYPES: Final = {
-    4: "Q4_2",
-    5: "Q4_3",
-    9: "Q8_1",
-    15: "Q8_K",
-    31: "Q4_0_4_4",
-    32: "Q4_0_4_8",
-    33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4",
-    37: "IQ4_NL_4_8",
-    38: "IQ4_NL_8_8",
-}
 
 
 @dataclass(frozen=True)
@@ -90,6 +81,7 @@ class GGUFHeader:
 
 def read_header(path: Path) -> GGUFHeader:
     """Read one file's header. Raises FormatError naming the file and the offset."""
+    require_file(path)
     with path.open("rb") as file:
         return _read_header(file, path)
 
@@ -102,18 +94,19 @@ def header_of_bytes(raw: bytes, path: Path) -> GGUFHeader:
 def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
     header = HeaderReader(file, path)
     if header.size < 24 or header.take(4) != MAGIC:
-        check_downloaded(path)
-        raise FormatError(path, 0, "not a GGUF file")
+        refuse_foreign(path, "gguf")
+        raise FormatError(path, 0, "not a GGUF file, or cut; download it again")
     version = header.unsigned(4)
     if version not in (2, 3):
-        raise FormatError(path, 4, f"GGUF version {version}; 2 and 3, little-endian, are read")
+        raise FormatError(path, 4, _other_version(path, version))
     n_tensors, n_values = header.unsigned(8), header.unsigned(8)
     # The least that a tensor info and a metadata entry can take.
     header.require(n_tensors * 32 + n_values * 13)
     if n_tensors > MAX_TENSORS:
         raise header.error(f"{n_tensors:,} tensors; {MAX_TENSORS:,} are read")
     metadata = Metadata(header.pairs(n_values))
-    infos = [_tensor_info(header) for _ in range(n_tensors)]
+    architecture = metadata.get("general.architecture")
+    infos = [_tensor_info(header, architecture) for _ in range(n_tensors)]
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise header.error("general.alignment is not a power of two")
@@ -132,12 +125,7 @@ def read_file(path: Path) -> GGUFIndex:
         if info.name in tensors:
             raise FormatError(path, None, f"tensor {info.name!r} occurs twice")
         if info.start + info.nbytes > header.size:
-            raise FormatError(
-                path,
-                info.start,
-                f"tensor {info.name!r} takes {info.nbytes} bytes, but the file ends at "
-                f"{header.size}",
-            )
+            raise _cut(path, header, info)
         tensors[info.name] = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
     end = 0
     for array in sorted(tensors.values(), key=lambda a: a.offset):
@@ -147,7 +135,31 @@ def read_file(path: Path) -> GGUFIndex:
     return GGUFIndex(header.metadata, tensors, (path,))
 
 
-def _tensor_info(header: HeaderReader) -> tuple[str, str, tuple[int, ...], int, int]:
+def _cut(path: Path, header: GGUFHeader, first: TensorInfo) -> FormatError:
+    """Make the error for a file that ends before its tensors do; `first` is one that is cut."""
+    needed = max(info.start + info.nbytes for info in header.tensors)
+    return FormatError(
+        path,
+        header.size,
+        f"the file ends here, its tensors at {needed:,} (tensor {first.name!r} is cut); "
+        "go on with the download, or download it again",
+    )
+
+
+def _other_version(path: Path, version: int) -> str:
+    """Describe a version that is not read; a small number from the other end is big-endian."""
+    turned = int.from_bytes(version.to_bytes(4, "little"), "big")
+    if turned in (2, 3):
+        turn = f"gguf-convert-endian {shlex.quote(str(path))} little"
+        return f"a big-endian GGUF file; turn it round with the gguf package ({turn})"
+    if version == 1:
+        return f"GGUF version 1, of August 2023; {_AGAIN} with llama.cpp"
+    return f"GGUF version {version}, and 2 and 3 are read; {_AGAIN}, or use a newer weightcast"
+
+
+def _tensor_info(
+    header: HeaderReader, architecture: object
+) -> tuple[str, str, tuple[int, ...], int, int]:
     name = header.name(_MAX_NAME_BYTES)
     n_axes = header.unsigned(4)
     if n_axes > _MAX_AXES:
@@ -155,19 +167,27 @@ def _tensor_info(header: HeaderReader) -> tuple[str, str, tuple[int, ...], int, 
     shape = tuple(reversed(struct.unpack(f"<{n_axes}Q", header.take(8 * n_axes))))
     type_id = header.unsigned(4)
     offset = header.unsigned(8)
-    if type_id in _REFUSED_TYPES:
-        raise header.error(
-            f"tensor {name!r} is of the type {_REFUSED_TYPES[type_id]} ({type_id}), which ggml has "
-            "no longer in files; make the file again from the original weights"
-        )
-    if type_id not in _TYPES:
-        raise header.error(f"tensor {name!r} is of the unknown type {type_id}")
-    found = _TYPES[type_id]
+    found = _TYPES.get(type_id)
+    if found is None or (found is MXFP4 and _is_of_bitnet(architecture)):
+        raise header.error(f"tensor {name!r} is of {_foreign(type_id, architecture)}")
     if not shape or not found.fits(shape[-1]):
         raise header.error(
             f"tensor {name!r}: shape {list(shape)} does not fill blocks of {found.name}"
         )
     return name, found.name, shape, offset, prod(shape[:-1]) * found.row_bytes(shape[-1])
+
+
+def _is_of_bitnet(architecture: object) -> bool:
+    """Tell whether a file may be of bitnet.cpp, which had MXFP4's number for a type of its own."""
+    return isinstance(architecture, str) and architecture.startswith("bitnet")
+
+
+def _foreign(number: int, architecture: object) -> str:
+    """Put a type into words that is not read, and what to do about it."""
+    from weightcast.formats.gguf.foreign_types import foreign_types
+
+    found = foreign_types(architecture).get(number)
+    return f"the unknown type {number}; {_AGAIN}" if found is None else found.told(number)
 
 
 def read_split(path: Path) -> GGUFIndex:
@@ -181,15 +201,16 @@ def read_split(path: Path) -> GGUFIndex:
         raise FormatError(
             path,
             None,
-            f"one of {count} files, but not named like it (NAME-00001-of-{count:05}.gguf)",
+            f"one of {count} files, but not named like it; name them as they were "
+            f"(NAME-00001-of-{count:05}.gguf)",
         )
     if whole_number(first.metadata, "split.no") != 0:
-        raise FormatError(path, None, f"not the first file: open {split_name(match[1], 0, count)}")
+        raise _not_the_first(path, whole_number(first.metadata, "split.no"), count)
     tensors, paths = dict(first.tensors), [path]
     for number in range(1, count):
         part = path.with_name(split_name(match[1], number, count))
         if not part.is_file():
-            raise MissingTensorError(f"{part}: missing part {number + 1} of {count}")
+            raise _missing_parts(path, match[1], count)
         index = read_file(part)
         said = [whole_number(index.metadata, key) for key in ("split.no", "split.count")]
         if said != [number, count]:
@@ -203,6 +224,28 @@ def read_split(path: Path) -> GGUFIndex:
     if expected not in (None, len(tensors)):
         raise MissingTensorError(f"{path}: {len(tensors)} tensors in {count} files, not {expected}")
     return GGUFIndex(first.metadata, tensors, tuple(paths))
+
+
+def _not_the_first(path: Path, number: int | None, count: int) -> FormatError:
+    match = SPLIT_NAME.fullmatch(path.name)
+    assert match is not None
+    first = path.with_name(split_name(match[1], 0, count))
+    there = "" if first.is_file() else ", which is missing"
+    said = f"part {number + 1} of {count}" if number and 0 < number < count else "a part"
+    return FormatError(path, None, f"{said}, not the first file; give {first}{there}")
+
+
+def _missing_parts(path: Path, stem: str, count: int) -> MissingTensorError:
+    """Name the parts of a split file that are not there, the first of them in full."""
+    parts = (path.with_name(split_name(stem, number, count)) for number in range(1, count))
+    missing = [part for part in parts if not part.is_file()]
+    what = f"parts of {count} are" if len(missing) > 1 else f"part of {count} is"
+    on_the_way = [name for part in missing[:4] if (name := arriving(part))]
+    said = f" (unfinished: {some(on_the_way)})" if on_the_way else ""
+    named = some([part.name for part in missing])
+    return MissingTensorError(
+        f"{path}: {len(missing):,} {what} missing{said}; download {named} into the same folder"
+    )
 
 
 def whole_number(metadata: Mapping[str, Any], key: str) -> int | None:

@@ -13,14 +13,11 @@ from pathlib import Path
 from weightcast.errors import CheckpointError, FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import entries
+from weightcast.formats.foreign import require_file
+from weightcast.formats.foreign.downloads import is_unfinished
 from weightcast.formats.jax.arrays import QuantizedArray, read_pickle
 
 _SHARD = re.compile(r"tensor([0-9]{5,})_([0-9]{3,})")
-_UNFINISHED = re.compile(
-    r".*\.(incomplete|aria2|part|parts|partial|filepart|crdownload|opdownload|download|tmp|temp|!qb"
-    r"|!ut|bc!|xltd|td|gstmp|lock)|~uTorrentPartFile_.*",
-    re.IGNORECASE,
-)
 # What may lie beside the shards without being one of them: texts, checksums, what downloads with.
 _COMPANIONS = re.compile(
     r"\..*|.*\.(json|npz|md|txt|model|torrent|magnet|log|sh|py)|LICENSE.*|README.*|USE_POLICY.*"
@@ -35,6 +32,11 @@ def has_shards(directory: Path) -> bool:
     return any(_SHARD.match(entry.name) for entry in directory.iterdir())
 
 
+def is_shard_name(name: str) -> bool:
+    """Tell whether a file is named like a shard of any host."""
+    return _SHARD.fullmatch(name) is not None
+
+
 def list_shards(directory: Path) -> list[Path]:
     """List the shards in order, without opening them.
 
@@ -44,7 +46,7 @@ def list_shards(directory: Path) -> list[Path]:
     numbered: dict[int, Path] = {}
     for entry in entries(directory):
         match = _SHARD.fullmatch(entry.name)
-        if _UNFINISHED.fullmatch(entry.name):
+        if is_unfinished(entry.name):
             raise MissingTensorError(
                 f"{entry}: a download is still in progress; wait until it has finished "
                 "(or delete this file if it was given up)"
@@ -58,7 +60,7 @@ def list_shards(directory: Path) -> list[Path]:
         if int(match[2]) != 0:
             raise FormatError(entry, None, "a checkpoint split over several hosts is not supported")
         if not entry.is_file():
-            raise MissingTensorError(f"{entry}: not a file, or a link that leads nowhere")
+            require_file(entry)
         number = int(match[1])
         if number in numbered:
             raise FormatError(entry, None, f"the same tensor as {numbered[number].name}")
@@ -71,7 +73,8 @@ def list_shards(directory: Path) -> list[Path]:
         missing = islice((n for n in count() if n not in numbered), min(n_missing, 5))
         listed = ", ".join(f"tensor{n:05}_000" for n in missing)
         more = f" and {n_missing - 5} more" if n_missing > 5 else ""
-        raise MissingTensorError(f"{directory}: missing {listed}{more}; download them again")
+        them = "it" if n_missing == 1 else "them"
+        raise MissingTensorError(f"{directory}: missing {listed}{more}; download {them} again")
     return [numbered[n] for n in sorted(numbered)]
 
 

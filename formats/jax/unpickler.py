@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weightcast.errors import FormatError, UnsafePickleError
-from weightcast.formats.reading import check_downloaded
+from weightcast.formats.foreign import refuse_foreign
 
 # A checkpoint's pickle runs about 150 opcodes on a stack of about 20.
 MAX_OPCODES = 10_000
@@ -111,13 +111,15 @@ class Machine:
                 f"the {self._what} is empty: the download has not started or was lost"
             )
         if self._take(1) != b"\x80":
-            check_downloaded(self._path)
+            if self._what == "file":
+                refuse_foreign(self._path, "shard")
             if not self._window.strip(b"\0"):
                 raise self._error("zeros instead of a pickle: the download is not complete")
             raise self._error("not a pickle of protocol 2 to 5")
         protocol = self._take(1)[0]
         if not 2 <= protocol <= 5:
             raise self._error(f"pickle protocol {protocol}; protocols 2 to 5 are read")
+        stack, most = self._stack, self._limits.stack
         for _ in range(self._limits.opcodes):
             self._opcode_at = self._position
             opcode = self._take(1)
@@ -127,8 +129,8 @@ class Machine:
             if handler is None or (opcode == b"Q" and self._persistent is None):
                 raise self._unknown(opcode)
             handler(self)
-            if len(self._stack) > self._limits.stack:
-                raise self._error(f"more than {self._limits.stack} values on the stack")
+            if len(stack) > most:
+                raise self._error(f"more than {most} values on the stack")
             if self._frame_end is not None:
                 if self._position > self._frame_end:
                     raise self._error(f"an opcode crosses the end of its frame, {self._frame_end}")
@@ -164,16 +166,18 @@ class Machine:
             raise self._error(
                 f"{count} bytes are declared at byte {self._position}, "
                 f"but the {self._what} ends at {self._size}: "
-                "it is truncated or damaged, get it again"
+                "it is truncated or damaged; download it again"
             )
 
     def _take(self, count: int) -> bytes:
         """Read a few bytes through a small window."""
-        assert count <= _WINDOW
-        self._require(count)
         start = self._position - self._window_at
         if start < 0 or start + count > len(self._window):
-            self._window = os.pread(self._fd, _WINDOW, self._position)
+            assert count <= _WINDOW
+            self._require(count)
+            # No further than the end, so that what lies in the window needs no other check.
+            wanted = min(_WINDOW, self._size - self._position)
+            self._window = os.pread(self._fd, wanted, self._position)
             self._window_at = self._position
             start = 0
             if len(self._window) < count:
@@ -254,11 +258,13 @@ class Machine:
         if module is None or name is None:
             raise self._error("a global's name is not a short string")
         if (module, name) not in self._allowed:
+            only = "; save the weights alone: torch.save(model.state_dict(), NEW)"
             raise UnsafePickleError(
                 self._path,
                 self._opcode_at,
                 f"the pickle names the global {f'{module}.{name}'[:200]!r}, which is not an array "
-                "type of a checkpoint; it was not imported and nothing was run",
+                "type of a checkpoint; it was not imported and nothing was run"
+                f"{only if self._what == 'pickle' else ''}",
             )
         self._push(Global(module, name))
 

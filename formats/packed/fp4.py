@@ -34,6 +34,7 @@ from weightcast.formats.packed.layout import (
 from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.fp4 import join_blocks, split_blocks
 from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import MXFP4, NVFP4, QuantType, WeightType
 
@@ -158,15 +159,14 @@ class Fp4:
             raise LayoutError(f"{rows.dtype} {list(rows.shape)} are no rows of {row_bytes} B")
         if row0 < 0 or row1 > shape.n_out:
             raise LayoutError(f"rows {row0} to {row1} are not all of {shape.n_out}")
-        scales, nibbles = self._split(rows)
-        yield rows_of(PACKED, pack_codes(self._in_order(nibbles, shape.n_in), 4), row0)
+        codes, scales = split_blocks(rows, self.type)
+        yield rows_of(PACKED, pack_codes(codes, 4), row0)
         yield rows_of(SCALE, self._portable(scales), row0)
 
     def unpack(
         self, parts: Mapping[str, NDArray[Any]], shape: MatrixShape[QuantType]
     ) -> NDArray[np.uint8]:
         """Make GGUF blocks, uint8 [out, row bytes]. Raises LayoutError if they cannot hold it."""
-        n_out, n_in = shape.n_out, shape.n_in
         packed, scale, *global_scale = check_parts(self.name, self.parts(shape), parts)
         for value in global_scale:
             if value[0] != 1:
@@ -174,30 +174,14 @@ class Fp4:
         raw = np.ascontiguousarray(scale).view(np.uint8)
         if np.any(raw >= _NAN[self.scale_dtype]):
             raise LayoutError(f"{SCALE} has a NaN or a negative number")
-        codes = unpack_codes(np.ascontiguousarray(packed), 4, n_in)
-        halves = codes.reshape(n_out, -1, 2, self.scaled_elements // 2)
-        nibbles = halves[:, :, 0] | halves[:, :, 1] << 4
-        n_blocks = n_in // self.type.block_elements
-        joined = (raw.reshape(n_out, n_blocks, -1), nibbles.reshape(n_out, n_blocks, -1))
-        return np.concatenate(joined, axis=2).reshape(n_out, -1)
+        codes = unpack_codes(np.ascontiguousarray(packed), 4, shape.n_in)
+        return join_blocks(codes, raw, self.type)
 
     def arguments(self, weight_type: QuantType) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Give the arguments of weights and inputs in a quantization_config."""
         strategy = "tensor_group" if self.type == NVFP4 else "group"
         groups = {"strategy": strategy, "group_size": self.scaled_elements}
         return {"num_bits": 4, "type": "float"} | groups, None
-
-    def _split(self, blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Take the scales [rows, n] and the nibbles [rows, bytes] out of blocks."""
-        rows = len(blocks)
-        single = blocks.reshape(rows, -1, self.type.block_bytes)
-        n_scales = self.type.block_elements // self.scaled_elements
-        return single[..., :n_scales].reshape(rows, -1), single[..., n_scales:].reshape(rows, -1)
-
-    def _in_order(self, nibbles: NDArray[np.uint8], n_in: int) -> NDArray[np.uint8]:
-        """Spread nibbles over codes [rows, in]: of each run, the low ones come first."""
-        runs = nibbles.reshape(len(nibbles), -1, self.scaled_elements // 2)
-        return np.concatenate((runs & 15, runs >> 4), axis=2).reshape(len(nibbles), n_in)
 
     def _portable(self, scales: NDArray[np.uint8]) -> NDArray[Any]:
         """Give scales that mean to all readers what they mean to ggml."""

@@ -40,24 +40,22 @@ from weightcast.formats.packed.layout import (
 from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.fp8 import (
+    MXFP8,
+    Fp8Rows,
+    along_columns,
+    along_rows,
+    dequantize_fp8,
+    quantize_fp8,
+)
 from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import F32, Fp8Type, QuantType, WeightType
 from weightcast.text import shown
 
 WEIGHT: Final = ".weight"
 SCALE: Final = ".weight_scale"
-_LARGEST: Final = np.float32(448)
-MXFP8: Final = Fp8Type(1, 32)
 _FLOATS: Final = ("F32", "BF16", "F16")
 _EXPONENTS: Final = ("U8", "F8_E8M0")
-
-
-@dataclass(frozen=True, slots=True)
-class Fp8Rows:
-    """Rows of one matrix in floats of 8 bits."""
-
-    weights: NDArray[Any]  # [rows, in], float8_e4m3fn
-    scales: NDArray[np.float32]  # [ceil(rows / type.rows), ceil(in / type.columns)]
 
 
 class Fp8Coding:
@@ -107,7 +105,7 @@ class Fp8Coding:
 
     def load(self, rows: Fp8Rows, weight_type: Fp8Type, out: NDArray[np.uint8]) -> LoadedRows:
         np.copyto(out, rows.weights.view(np.uint8))
-        scales = _along_rows(rows.scales, weight_type, len(out))
+        scales = along_rows(rows.scales, weight_type, len(out))
         return LoadedRows(decode=partial(_decode, out, scales, weight_type))
 
 
@@ -121,7 +119,7 @@ def _decode(
     row0: int,
     row1: int,
 ) -> NDArray[np.float32]:
-    spread = _along_columns(scales[row0:row1], weight_type, weights.shape[1])
+    spread = along_columns(scales[row0:row1], weight_type, weights.shape[1])
     floats = weights[row0:row1].view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     with np.errstate(all="ignore"):  # what is not finite is found, and named, when it is used
         values: NDArray[np.float32] = floats * spread
@@ -211,70 +209,6 @@ class Fp8Layout:
 
 
 FP8_LAYOUT: Final = Fp8Layout()
-
-
-def quantize_fp8(rows: NDArray[np.float32], fp8_type: Fp8Type) -> Fp8Rows:
-    """Round [rows, in] float32 to e4m3 with scales, to the nearest, ties to even.
-
-    Raises LayoutError if a value is not finite.
-    """
-    if rows.dtype != np.float32:
-        raise LayoutError(
-            f"{rows.dtype} {list(rows.shape)} are not float32 rows of {rows.shape[1]}"
-        )
-    largest = _largest(np.abs(rows), fp8_type)
-    if not np.all(np.isfinite(largest)):
-        raise LayoutError("NaN or infinity cannot be quantized")
-    if fp8_type == MXFP8:
-        # The largest keeps the exponent of 448; what is above that is cut.
-        exponents = np.floor(np.log2(largest, where=largest > 0, out=np.zeros_like(largest))) - 8
-        scales = np.exp2(np.clip(exponents, -127, 127)).astype(np.float32)
-    else:
-        scales = largest / _LARGEST
-    scales[scales == 0] = 1
-    spread = _spread(scales, fp8_type, rows.shape)
-    # Next to a subnormal scale a quotient may exceed the range, which would become a NaN.
-    quotients = np.clip(rows / spread, -_LARGEST, _LARGEST)
-    return Fp8Rows(quotients.astype(ml_dtypes.float8_e4m3fn), scales)
-
-
-def dequantize_fp8(rows: Fp8Rows, fp8_type: Fp8Type) -> NDArray[np.float32]:
-    """Compute weight * scale, float32 [rows, in]."""
-    spread = _spread(rows.scales, fp8_type, rows.weights.shape)
-    return rows.weights.astype(np.float32) * spread
-
-
-def _largest(magnitudes: NDArray[np.float32], fp8_type: Fp8Type) -> NDArray[np.float32]:
-    """Give the largest magnitude under each scale; the last blocks may be smaller."""
-    starts = range(0, magnitudes.shape[1], fp8_type.columns or magnitudes.shape[1])
-    found: NDArray[np.float32] = np.maximum.reduceat(magnitudes, starts, axis=1)
-    if fp8_type.rows != 1:
-        starts = range(0, len(magnitudes), fp8_type.rows or len(magnitudes))
-        found = np.maximum.reduceat(found, starts, axis=0)
-    return found
-
-
-def _spread(
-    scales: NDArray[np.float32], fp8_type: Fp8Type, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    """Repeat scales over the weights they belong to, or leave a column that broadcasts."""
-    return _along_columns(_along_rows(scales, fp8_type, shape[0]), fp8_type, shape[1])
-
-
-def _along_rows(scales: NDArray[np.float32], fp8_type: Fp8Type, n_out: int) -> NDArray[np.float32]:
-    """Give the scales of each row, [n_out, n]."""
-    if fp8_type.rows == 1:
-        return scales
-    return scales.repeat(fp8_type.rows or n_out, axis=0)[:n_out]
-
-
-def _along_columns(
-    scales: NDArray[np.float32], fp8_type: Fp8Type, n_in: int
-) -> NDArray[np.float32]:
-    """Repeat scales over the columns, or leave one, which broadcasts."""
-    if not fp8_type.columns:
-        return scales
-    return scales.repeat(fp8_type.columns, axis=1)[:, :n_in]
 
 
 def _scales_shape(shape: MatrixShape[Fp8Type]) -> tuple[int, int]:

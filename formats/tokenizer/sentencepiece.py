@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import FormatError, LayoutError
+from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.gguf.header import (
     raw_array,
     raw_number,
@@ -18,8 +19,8 @@ from weightcast.formats.gguf.header import (
     raw_strings,
     raw_uint,
 )
-from weightcast.formats.reading import check_downloaded, read_small
-from weightcast.text import shown
+from weightcast.formats.reading import read_small
+from weightcast.text import option, shown
 
 # Token types of llama.cpp (enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
@@ -64,7 +65,8 @@ class Vocabulary:
             raise LayoutError(
                 f"{self.model_file or 'the tokenizer'} has {len(self.tokens):,} pieces, but the "
                 f"model has a vocabulary of {vocab_size:,}: it belongs to "
-                "another model (--tokenizer names another file, --no-tokenizer does without)"
+                f"another model ({option('tokenizer', 'FILE')} names another file, "
+                f"{option('no_tokenizer', True)} does without)"
             )
         return Vocabulary(
             self.tokens + [f"[PAD{n}]" for n in range(len(self.tokens), vocab_size)],
@@ -84,14 +86,16 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
-    raw = read_small(path, MAX_MODEL_BYTES)
-    check_downloaded(path)
+    raw = read_small(path, MAX_MODEL_BYTES, "tokenizer")
     try:
         processor.LoadFromSerializedProto(raw)
         ids = range(processor.GetPieceSize())
         tokens = [processor.IdToPiece(n) for n in ids]
     except (RuntimeError, UnicodeDecodeError):
-        raise FormatError(path, None, "not a SentencePiece model") from None
+        refuse_foreign(path, "tokenizer")
+        raise FormatError(
+            path, None, "not a SentencePiece model, or cut; give the release's tokenizer.model"
+        ) from None
 
     if len(ids) > MAX_PIECES:
         raise FormatError(path, None, f"{len(ids):,} pieces; {MAX_PIECES:,} are read")

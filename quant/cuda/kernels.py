@@ -50,6 +50,7 @@ from weightcast.quant.cuda.jobs import (
 from weightcast.quant.groups import empty_groups, quantize_groups
 from weightcast.quant.metrics import MOMENTS, Baseline
 from weightcast.quant.types import GroupType, QuantType
+from weightcast.text import option
 
 # Groups that a kernel is proven with: of one chunk, of some, of whole rows.
 _TRIAL_GROUPS: Final = tuple(
@@ -177,7 +178,8 @@ def _require(right: bool, gpu: Gpu, kernel: Kernel) -> None:
     if not right:
         raise DeviceError(
             f"{gpu.label} ({gpu.name}): {kernel.name} makes other bytes than the CPU; "
-            "use --device cpu and report this with the versions of driver and nvidia-cuda-nvrtc"
+            f"use {option('device', 'cpu')} and report this with the versions of driver and "
+            "nvidia-cuda-nvrtc"
         )
 
 

@@ -158,3 +158,18 @@ def test_names_cannot_control_the_terminal(run, any_gguf: Path) -> None:
         assert printed.count("\n") == len(printed.splitlines())
     assert done.err.count("\n") == 1
     assert "w\\n\\x1b[2J\\u202e.weight: NaN or infinity at [0, 0]" in done.err
+
+
+def test_a_signal_after_the_end_changes_nothing(tiny: Path) -> None:
+    """Python is still at work then, and has forgotten its handlers."""
+    script = (
+        "import os, signal, sys\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):\n"
+        "        kill(pid, number)\n"
+        "sys.late = Late()\n"
+        "from weightcast.start import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "inspect", str(tiny)], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

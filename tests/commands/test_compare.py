@@ -15,6 +15,7 @@ import weightcast
 from tests import gguf_files
 from tests.commands.command_line import names
 from weightcast.converters.compare import measure
+from weightcast.converters.sources import open_graph
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_compare(run, tiny: Path, converted: Path, tmp_path: Path) -> None:
     done = run("compare", tiny, converted / "a-Q4_0.gguf", "--report", tmp_path / "r.json")
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
-    assert lines[0].endswith(f"ckpt-0: grok-1, {weightcast.open(tiny).parameters:,} parameters")
+    assert lines[0].endswith(f"ckpt-0: grok-1, {open_graph(tiny).parameters:,} parameters")
     assert lines[1].startswith(f"{converted / 'a-Q4_0.gguf'}: Q4_0, ")
     kinds = {line.split()[0]: line for line in lines if line.startswith("  ")}
     assert "no error" in kinds["attn_norm"]
@@ -65,8 +66,8 @@ def test_compare_what_lacks_a_tensor(run, tiny: Path, converted: Path, tmp_path:
     part = gguf_files.write(tmp_path / "b.gguf", whole.metadata, whole.tensors)
     for form in ([], ["--json"], ["--quiet"]):
         done = run("compare", *form, "--report", tmp_path / "r.json", tiny, part)
-        assert done.code == 1
-        assert done.err.startswith(f"error: {part} is not another form of ")
+        assert done.code == 3
+        assert done.err.startswith(f"problem: {part} is not another form of ")
         assert done.err.count("\n") == 1
         measured = json.loads((tmp_path / "r.json").read_text())["outputs"][0]["tensors"]
         assert [tensor["name"] for tensor in measured] == list(whole.tensors)
@@ -76,11 +77,11 @@ def test_compare_what_lacks_a_tensor(run, tiny: Path, converted: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["{tiny}"], 2, "Missing argument 'B'"),
+        (["{tiny}"], 2, "missing argument 'B'"),
         (["{tiny}", "{a}", "--baseline", "f16"], 2, "'f16' is not one of 'stored', 'bf16'"),
         (["{tiny}", "{a}", "--jobs", "0"], 2, "0 is not in the range"),
         (["{tiny}", "{tmp}/a.gguf"], 1, "error: {tmp}/a.gguf: no such file or directory"),
-        (["{tmp}", "{a}"], 1, "error: {tmp}: holds neither shards"),
+        (["{tmp}", "{a}"], 1, "error: {tmp}: an empty directory; its"),
         (["{tiny}", "{a}", "--spec", "{tmp}/s.json"], 1, "error: {tmp}/s.json: no such file"),
         (["{tiny}", "{a}", "--report", "{tmp}/x/r.json"], 1, "error: {tmp}/x: no such directory"),
         (["{tiny}", "{a}", "--report", "{tmp}"], 1, "error: {tmp}: is a directory"),

@@ -13,6 +13,7 @@ from tests.commands.command_line import names
 from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output.disk_space import DiskSpace, disk_space
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 
 
@@ -69,7 +70,7 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["model-F16.gguf/"], "leave the slash out"),
         (["--split", "9" * 400 + "G", "a-F16.gguf"], "is not a sensible size"),
         (["--split", "48", "a-F16.gguf"], "'48' has no unit; write 48G for GB, or 48B for bytes"),
-        (["--jobs", "100000", "a-F16.gguf"], "Invalid value for '-j' / '--jobs'"),
+        (["--jobs", "100000", "a-F16.gguf"], "invalid value for '-j' or '--jobs'"),
         (["a-bf16", "a-bf16/b-F16.gguf"], "another output lies in it"),
         (["model-Q8_0"], "Q8_0 is a type of GGUF files; name the output model-Q8_0.gguf"),
         (["m-F16.safetensors"], "safetensors are written as a directory"),
@@ -84,9 +85,9 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["Q4_K_M"], "this is a type, not the name of an output; write NAME-Q4_K_M.gguf"),
         (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
         (["--split", "0G", "a-F16.gguf"], "'0G' is not a sensible size"),
-        (["--jobs", "0", "a-F16.gguf"], "Invalid value for '-j' / '--jobs'"),
+        (["--jobs", "0", "a-F16.gguf"], "invalid value for '-j' or '--jobs'"),
         (["--tokenizer", "t.model", "a-F16.gguf"], "a tokenizer and no tokenizer"),
-        (["--tpye", "F16", "a.gguf"], "No such option '--tpye'"),
+        (["--tpye", "F16", "a.gguf"], "no such option '--tpye'"),
         ([], "name an output after "),
     ],
 )
@@ -127,7 +128,7 @@ def test_recipes_and_overrides(run, tiny: Path, tmp_path: Path) -> None:
     assert done.code == 0
     assert "(BF16 2, F16 6, F32 11, Q8_0 7)" in done.out
     assert f"stored as F16, as {recipe}: rule 1: 'attn_' asks: 6 tensors" in done.out
-    assert "stored as BF16, as --tensor-type attn_v=BF16 asks: 2 tensors" in done.out
+    assert "stored as BF16, as rule attn_v=BF16 asks: 2 tensors" in done.out
 
 
 def test_pure(run, tiny: Path, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_pure(run, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--tensor-type", "atn_v=Q8_0"], "--tensor-type atn_v=Q8_0: no tensor has a name with"),
+        (["--tensor-type", "atn_v=Q8_0"], "rule atn_v=Q8_0: no tensor has a name with"),
         (["--recipe", "absent.toml"], "absent.toml: no such file"),
         (["--imatrix", "absent.dat"], "absent.dat: no such file"),
     ],
@@ -234,7 +235,7 @@ def test_disk_space_is_summed_per_file_system(tiny: Path, tmp_path: Path) -> Non
 
 def test_what_an_interpreter_shows_is_short(any_gguf: Path) -> None:
     summary = weightcast.convert(any_gguf, any_gguf.parent / "a-Q8_0.gguf")
-    for value in (weightcast.open(any_gguf), summary, summary.plan):
+    for value in (open_graph(any_gguf), summary, summary.plan):
         assert "\n" not in repr(value)
         assert len(repr(value)) < 200 + len(str(any_gguf))
 
@@ -264,7 +265,7 @@ def test_dry_run_tells_the_exact_size_of_any_gguf(run, any_gguf: Path) -> None:
     [
         (["a-bf16"], "architecture 'my-arch': directories, --spec, --tokenizer and"),
         (["a-F16.gguf", "--no-tokenizer"], "architecture 'my-arch': directories"),
-        (["a-F16.gguf", "--imatrix", "any.gguf"], "no importance matrix"),
+        (["a-F16.gguf", "--imatrix", "any.gguf"], "my-arch, not an importance matrix"),
         (["any.gguf", "--type", "Q8_0"], "is or holds the source"),
     ],
 )

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import weightcast
 from tests.commands.command_line import damaged, growing, names
 from weightcast.converters.bundle import release as bundle
 from weightcast.converters.engine import executor
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.graph import first_array
 from weightcast.converters.output import files as output_files
+from weightcast.converters.sources import open_graph
 from weightcast.formats.jax.arrays import read_pickle
 
 
@@ -171,7 +171,7 @@ def test_weights_too_large_for_q8_0_are_refused(run, tmp_path: Path) -> None:
     done = run("convert", "--no-tokenizer", source, tmp_path / "a-Q8_0.gguf")
     assert done.code == 1
     assert "token_embd.weight: values too large for the float16 scale of Q8_0 at [" in done.err
-    remedy = "--tensor-type 'token_embd.weight=BF16'"
+    remedy = "--tensor-type token_embd.weight=BF16"
     assert done.err.endswith(f"; {remedy} gives it a wider range\n")
     options = shlex.split(remedy)
     assert run("convert", "--no-tokenizer", *options, source, tmp_path / "a-Q8_0.gguf").code == 0
@@ -193,7 +193,7 @@ def test_a_bad_value_in_an_expert_names_the_expert(run, tmp_path: Path) -> None:
 
 def test_a_bad_value_of_a_transposed_matrix(run, tmp_path: Path) -> None:
     source = damaged(tmp_path)
-    router = first_array(weightcast.open(source)["transformer/decoder_layer_0/router/w"])
+    router = first_array(open_graph(source)["transformer/decoder_layer_0/router/w"])
     assert router.shape == (256, 8)  # [in, out]
     raw = bytearray(router.path.read_bytes())
     at = router.offset + 4 * (5 * router.shape[1] + 3)

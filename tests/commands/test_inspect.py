@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-import weightcast
 from tests import gguf_files
 from tests.commands.command_line import damaged, names
+from weightcast.converters.sources import open_graph
 
 
 def test_bad_input_is_one_line_and_exit_1(run, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_inspect_lists_tensors_and_json(run, tiny: Path) -> None:
     done = run("inspect", "--all", tiny)
     assert "tensor00013_000" in done.out
     values = json.loads(run("inspect", "--json", tiny).out)
-    assert values["parameters"] == weightcast.open(tiny).parameters
+    assert values["parameters"] == open_graph(tiny).parameters
     assert len(values["tensors"]) == 26
     assert values["tensors"][1]["stored_as"] == "I8 x BF16[1]"
 
@@ -94,7 +94,7 @@ def test_inspect_of_every_output(run, tiny: Path, tmp_path: Path) -> None:
     for output in outputs:
         done = run("inspect", output)
         assert done.code == 0
-        assert f"{weightcast.open(tiny).parameters:,} parameters" in done.out
+        assert f"{open_graph(tiny).parameters:,} parameters" in done.out
 
 
 def test_inspect_any_gguf(run, any_gguf: Path) -> None:

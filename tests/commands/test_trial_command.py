@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import weightcast
+from weightcast.converters.sources import open_graph
 
 PAGE = Path(__file__).parents[2] / "docs" / "contributing" / "add-a-command.md"
 
@@ -46,10 +46,14 @@ def trial(tmp_path: Path):
 
 
 def test_the_command_runs(trial, tiny: Path) -> None:
-    tensors = len(weightcast.open(tiny))
+    tensors = len(open_graph(tiny))
     assert trial("count", tiny) == (0, f"{tensors} tensors\n", "")
     code, out, err = trial("count", "--json", tiny)
-    assert (code, json.loads(out), err) == (0, {"tensors": tensors}, "")
+    assert (code, json.loads(out), err) == (
+        0,
+        {"format": "weightcast.count", "version": 1, "tensors": tensors},
+        "",
+    )
 
 
 def test_its_errors_are_exit_codes(trial, tmp_path: Path) -> None:
@@ -57,7 +61,7 @@ def test_its_errors_are_exit_codes(trial, tmp_path: Path) -> None:
     assert trial("count", nothing) == (1, "", f"error: {nothing}: no such file or directory\n")
     code, out, err = trial("count")
     assert (code, out) == (2, "")
-    assert "Missing argument 'PATH'" in err
+    assert "missing argument 'PATH'" in err
 
 
 def test_help_knows_it(trial) -> None:

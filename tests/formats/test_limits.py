@@ -263,10 +263,10 @@ def test_files_that_are_links_are_read(tmp_path: Path) -> None:
 
 def test_links_to_devices_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with pytest.raises(CheckpointError, match="a device, not a regular file"):
         safetensors.read_directory(tmp_path)
     (tmp_path / "spec.json").symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match="not a regular one"):
+    with pytest.raises(CheckpointError, match="a device, not a regular file"):
         read_spec(tmp_path / "spec.json")
 
 

@@ -204,7 +204,7 @@ def test_torch_tensors(view, dtype, source, name):
 
 def test_torch_tensor_that_requires_grad():
     tensor = torch.ones(2, 32, requires_grad=True)
-    assert np.array_equal(quantize(tensor, "F32").view(np.float32), np.ones((2, 32)))
+    assert np.array_equal(quantize(tensor, "F32").numpy().view(np.float32), np.ones((2, 32)))
 
 
 def test_torch_tensor_of_another_dtype():

@@ -10,6 +10,7 @@ import pytest
 import weightcast
 from tests.runtimes.environments import environment
 from tests.support import Golden
+from weightcast.converters.sources import open_graph
 
 SCRIPT = Path(__file__).with_name("compress.py")
 WIDE = Golden("wide")
@@ -44,7 +45,7 @@ def made(tokenizer_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_directories_of_llm_compressor(scheme: str, made: Path, tmp_path: Path) -> None:
     path, (label, decibels) = made / scheme, SCHEMES[scheme]
-    packed = [t for t in weightcast.open(path).values() if len(t.shape) > 1 and "blk" in t.name]
+    packed = [t for t in open_graph(path).values() if len(t.shape) > 1 and "blk" in t.name]
     assert {label} == {t.dtype for t in packed if "gate_inp" not in t.name}
     found = weightcast.verify(path, WIDE.path)
     assert [problem.line for problem in found.problems] == []

@@ -19,6 +19,7 @@ import weightcast
 from tests.runtimes.environments import environment
 from tests.support import Golden
 from weightcast.converters.families.grok1 import forward
+from weightcast.converters.sources import open_graph
 
 PAGE = Path(__file__).parents[2] / "docs" / "transformers.md"
 SCRIPT = Path(__file__).with_name("check_transformers.py")
@@ -66,7 +67,7 @@ def folder(tokenizer_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     options = {"tokenizer": tokenizer_model, "allow_requantize": True}
     weightcast.convert(golden.path, *paths, **options)
     for path in paths:
-        logits = forward.logits(weightcast.open(path), golden.tokens)
+        logits = forward.logits(open_graph(path), golden.tokens)
         np.savez(path.with_suffix(".npz"), tokens=golden.tokens, logits=logits)
     return folder
 

@@ -18,6 +18,7 @@ from weightcast.converters.families.grok1.spec import HYPERPARAMETERS, solve, to
 from weightcast.converters.families.grok1.tensors import DIALECTS, NAMES, ROLES
 from weightcast.converters.graph import (
     Card,
+    Download,
     Example,
     Family,
     Quirks,
@@ -69,6 +70,12 @@ GROK_1: Final = Family(
             "xAI released the code and the weights of Grok-1 under the Apache License 2.0, which "
             "holds for these files too."
         ),
+    ),
+    download=Download(
+        repository="xai-org/grok-1",
+        folder="ckpt-0",
+        tokenizer="https://github.com/xai-org/grok-1/raw/main/tokenizer.model",
+        code=("run.py", "model.py", "checkpoint.py"),
     ),
     code=CODE,
     example=Example(synthetic.write_tiny, forward.clear_tokens, forward.logits),

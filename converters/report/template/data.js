@@ -1,6 +1,7 @@
 // The reports' numbers by their names in reports, and how they are written. Names are only ever
 // shown as text.
 "use strict";
+const byId = (id) => document.getElementById(id);
 const { outputs, columns: COLUMNS } = JSON.parse(document.getElementById("data").textContent);
 const LABELS = Object.fromEntries(COLUMNS.map(({ key, label }) => [key, label]));
 const NO_LAYER = "–";
@@ -69,6 +70,7 @@ function cellsOf(output) {
       name: tensors[0].name + (tensors.length > 1 ? ` and ${tensors.length - 1} more` : ""),
       find: tensors[0].name,
       type: unique(tensors.map((tensor) => tensor.type)).join(", "),
+      bits: whole.bits_per_weight,
       sqnrText: sqnrText(whole),
       relativeText: percentText(whole.relative_rms),
       largestText: numberText(whole.largest_error),
@@ -79,4 +81,19 @@ function cellsOf(output) {
       `${LABELS.largest_error} ${cell.largestText}, ${cell.bitsText} ${LABELS.bits_per_weight}`;
     return cell;
   });
+}
+
+const bitsOf = (name, tensors) => Math.max(...tensors.filter((tensor) => tensor.type === name).map((tensor) => tensor.bits_per_weight));
+
+// All types of all outputs, those with the fewest bits first: a type has one colour on the page.
+function typesOf(tensors) {
+  const found = unique(tensors.map((tensor) => tensor.type));
+  const bits = new Map(found.map((name) => [name, bitsOf(name, tensors)]));
+  return found.sort((a, b) => bits.get(a) - bits.get(b) || a.localeCompare(b));
+}
+
+// The largest unit in which the largest of some sizes is at least 1, for axes.
+function unitFor(sizes) {
+  const most = Math.max(...sizes, 0);
+  return [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]].find(([, size]) => most >= size) ?? ["bytes", 1];
 }

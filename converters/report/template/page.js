@@ -1,11 +1,12 @@
-// What the page does: the two selectors, the heat map's keys, the theme.
-const byId = (id) => document.getElementById(id);
+// What the page does: the selectors, the heat map's keys, copies and files, the theme.
 const MOST_EXPERT_CELLS = 6000;
 const WORST = 10;
 const ALL = "";
 
 const labels = outputs.map((output) => output.label);
 const layers = layersOf(outputs.flatMap((output) => output.tensors)).map(String);
+const allTypes = typesOf(outputs.flatMap((output) => output.tensors));
+const allBits = new Map(allTypes.map((name) => [name, bitsOf(name, outputs.flatMap((output) => output.tensors))]));
 const allSqnr = outputs.flatMap((output) => cellsOf(output).map((cell) => cell.sqnr));
 const first = outputs.find((output) => output.total.relative_rms !== 0) ?? outputs[0];
 const state = { output: first, kind: ALL, cells: [], at: null };
@@ -42,14 +43,15 @@ const WORST_COLUMNS = [
 async function drawScatter() {
   const points = outputs.filter((output) => output.total.relative_rms !== null).map((output) => ({
     label: output.label,
-    gigabytes: output.bytes / 1e9,
+    bytes: output.bytes,
     percent: 100 * output.total.relative_rms,
     sizeText: sizeText(output.bytes),
     bitsText: output.bits_per_weight.toFixed(3),
     sqnrText: sqnrText(output.total),
     relativeText: percentText(output.total.relative_rms),
   }));
-  await draw("scatter", scatterSpec(points));
+  if (points.length) await draw("scatter", (room) => scatterSpec(points, room));
+  else clear("scatter", "No output has an error that is finite.");
 }
 
 async function drawMap() {
@@ -57,8 +59,20 @@ async function drawMap() {
   state.at = null;
   byId("map-cell").textContent = "\u00a0";
   const kinds = unique(state.output.tensors.map((tensor) => tensor.kind));
-  const view = await draw("map", mapSpec(state.cells, layers, kinds, allSqnr));
+  await drawGrid("map", (room) => {
+    state.turned = gridOf(columnsOf(state.cells, layers), kinds, room).turned;
+    return mapSpec(state.cells, layers, kinds, allSqnr, room);
+  });
+  await drawGrid("types", (room) => typesSpec(state.cells, layers, kinds, allTypes, allBits, room));
+}
+
+// Where a cell is clicked its tensor is found, and where it is pointed at, written above the map.
+async function drawGrid(id, specOf) {
+  if (!state.cells.length) return clear(id, "No tensors were measured.");
+  const view = await draw(id, specOf);
   view.addEventListener("click", (event, item) => item?.datum?.find && find(item.datum.find));
+  if (id !== "map") return;
+  byId(id).setAttribute("role", "application"); // Vega calls it a document, in which keys only read
   view.addEventListener("mouseover", (event, item) => item?.datum?.text && say(item.datum));
 }
 
@@ -77,6 +91,7 @@ function next([right, down]) {
   const columns = [NO_LAYER, ...layers];
   const kinds = unique(state.cells.map((cell) => cell.kind));
   if (!state.at) return state.cells[0];
+  if (state.turned) [right, down] = [down, right];
   let x = columns.indexOf(state.at.layer), y = kinds.indexOf(state.at.kind);
   for (;;) {
     x += right;
@@ -89,7 +104,7 @@ function next([right, down]) {
 
 function onKey(event) {
   if (event.key === "Enter" && state.at) find(state.at.find);
-  if (!(event.key in KEYS)) return;
+  if (!(event.key in KEYS) || !state.cells.length) return;
   event.preventDefault();
   state.at = next(KEYS[event.key]);
   say(state.at);
@@ -97,6 +112,7 @@ function onKey(event) {
 }
 
 async function drawLayers() {
+  if (!byId("layers")) return;
   const points = outputs.flatMap((output) =>
     [...grouped(chosen(output).filter((tensor) => tensor.layer !== null), (tensor) => tensor.layer)]
       .map(([layer, group]) => ({ label: output.label, layer: String(layer), ...merged(group) }))
@@ -107,17 +123,18 @@ async function drawLayers() {
         sqnrText: sqnrText(point),
         relativeText: percentText(point.relative_rms),
       })));
-  if (points.length) await draw("layers", layersSpec(points, layers, labels));
+  if (points.length) await draw("layers", (room) => layersSpec(points, layers, labels, room));
   else clear("layers", "No tensors of this kind in a layer.");
 }
 
 async function drawKinds() {
   const whole = state.output.total.error_squares;
+  const [unit, size] = unitFor(state.output.kinds.map((kind) => kind.bytes));
   const rows = state.output.kinds.map((kind) => {
     const share = whole && kind.error_squares !== null ? kind.error_squares / whole : 0;
     return {
       kind: kind.kind,
-      gigabytes: kind.bytes / 1e9,
+      size: kind.bytes / size,
       bits: kind.bits_per_weight,
       percent: kind.relative_rms === null ? null : 100 * kind.relative_rms,
       share: 100 * share,
@@ -128,7 +145,7 @@ async function drawKinds() {
       shareText: percentText(share),
     };
   });
-  await draw("kinds", kindsSpec(rows, rows.map((row) => row.kind)));
+  await draw("kinds", (room) => kindsSpec(rows, rows.map((row) => row.kind), unit, room));
 }
 
 // Bin k has SQNRs from 3.01 (k - 1) to 3.01 k dB; the ends are open, the last is no error at all.
@@ -153,13 +170,14 @@ async function drawHistogram() {
       percentText: percentText(count / (runs || 1)),
     }))
     .filter(({ bin }) => (bin >= low && bin <= high) || bin === 31);
-  await draw("histogram", histogramSpec(rows));
+  await draw("histogram", (room) => histogramSpec(rows, room));
   byId("shares").textContent =
     `Weights that are exact: ${percentText(metrics.share_exact)}. Runs of 32 that became all zeros: ` +
     `${percentText(metrics.share_zeroed)}; whose largest weight lost more than an eighth: ${percentText(metrics.share_clipped)}.`;
 }
 
 async function drawExperts() {
+  if (!byId("experts")) return;
   const cells = chosen(state.output).flatMap((tensor) =>
     tensor.experts.map(([relative_rms, sqnr_db], expert) => ({
       name: tensor.name,
@@ -174,13 +192,11 @@ async function drawExperts() {
       relativeText: percentText(relative_rms),
     })));
   const kinds = unique(cells.map((cell) => cell.kind));
-  const has = outputs.some((output) => output.tensors.some((tensor) => tensor.experts.length));
-  byId("experts-section").hidden = !has;
   byId("differences-label").hidden = cells.length > MOST_EXPERT_CELLS || cells.every((cell) => cell.sqnr === null);
   if (!cells.length) clear("experts", "No experts in tensors of this kind.");
   else if (cells.every((cell) => cell.state === "no error")) clear("experts", "No error in any expert.");
-  else if (cells.length <= MOST_EXPERT_CELLS) await draw("experts", expertsSpec(cells, layers, kinds, byId("differences").checked));
-  else await draw("experts", expertRangesSpec(cells, layers, kinds));
+  else if (cells.length <= MOST_EXPERT_CELLS) await draw("experts", (room) => expertsSpec(cells, layers, kinds, byId("differences").checked, room));
+  else await draw("experts", (room) => expertRangesSpec(cells, layers, kinds, room));
 }
 
 function showWorst() {
@@ -232,21 +248,90 @@ function onTheme() {
   root.dataset.theme = dark ? "light" : "dark";
 }
 
+// All fields of a tensor that the table shows, as numbers.
+const CSV_FIELDS = COLUMNS.map(({ key }) => [key === "name" ? "tensor" : key,
+  (tensor) => (Array.isArray(tensor[key]) ? tensor[key].join("x") : tensor[key])]);
+
+// Copy text, also where a browser lets pages of files not write to the clipboard.
+async function copy(button) {
+  const shown = button.parentElement.querySelector("code");
+  const selection = getSelection();
+  selection.selectAllChildren(shown);
+  let copied = true;
+  try {
+    await navigator.clipboard.writeText(shown.textContent);
+  } catch {
+    copied = document.execCommand("copy");
+  }
+  if (copied) selection.removeAllRanges();
+  const label = button.firstChild, before = label.data;
+  label.data = copied ? "Copied" : "Press Ctrl+C";
+  setTimeout(() => (label.data = before), 2000);
+}
+
+// The link of the section that is being read is marked.
+function followSections() {
+  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+  const sections = [...links.keys()].map(byId);
+  const line = () => byId("bar").getBoundingClientRect().bottom + 40;
+  const mark = () => {
+    const above = sections.filter((section) => section.getBoundingClientRect().top <= line());
+    const now = scrollY + innerHeight >= document.documentElement.scrollHeight - 2 ? sections.at(-1) : above.at(-1) ?? sections[0];
+    for (const [id, link] of links) {
+      if (id !== now.id) link.removeAttribute("aria-current");
+      else if (!link.hasAttribute("aria-current")) {
+        link.setAttribute("aria-current", "true");
+        const list = link.closest("ul");
+        list.scrollLeft = link.offsetLeft - list.offsetLeft - list.clientWidth / 3;
+      }
+    }
+  };
+  addEventListener("scroll", mark, { passive: true });
+  mark();
+  new ResizeObserver(() => {
+    document.documentElement.style.scrollPaddingTop = `${byId("bar").offsetHeight + 14}px`;
+  }).observe(byId("bar"));
+}
+
+const drawCharts = () => Promise.all([
+  outputs.length > 1 ? drawScatter() : null,
+  outputs.length > 1 ? drawDifference() : null,
+  drawMap(), drawKinds(), drawLayers(), drawHistogram(), drawExperts(),
+]);
+
+// Charts are as wide as the page.
+function followWidth() {
+  const main = document.querySelector("main");
+  let width = main.clientWidth, timer = 0;
+  new ResizeObserver(() => {
+    if (main.clientWidth === width || matchMedia("print").matches) return;
+    width = main.clientWidth;
+    clearTimeout(timer);
+    timer = setTimeout(after(drawCharts), 150);
+  }).observe(main);
+}
+
 let tensors = null;
 if (outputs.length) {
   const weighed = outputs.some((output) => output.total.weighted !== null);
   const columns = COLUMNS.map(columnOf);
   if (weighed) columns.splice(COLUMNS.findIndex(({ key }) => key === "sqnr_db") + 1, 0, WEIGHTED);
+  const fields = weighed ? [...CSV_FIELDS, ["weighted_sqnr_db", (tensor) => tensor.weighted?.sqnr_db]] : CSV_FIELDS;
   tensors = new SortedTable(byId("tensors"), byId("filter"), byId("shown"), columns);
   byId("output").append(...labels.map((label) => element("option", label)));
   byId("output").selectedIndex = outputs.indexOf(first);
   byId("output").addEventListener("change", after(onOutput));
   byId("kind").addEventListener("change", after(onKind));
-  byId("differences").addEventListener("change", after(drawExperts));
+  byId("differences")?.addEventListener("change", after(drawExperts));
   byId("map").addEventListener("keydown", onKey);
+  byId("csv").addEventListener("click", () => download(`${state.output.file}.csv`, fields, tensors.found()));
+  document.querySelectorAll(".copy").forEach((button) => button.addEventListener("click", () => copy(button)));
+  if (outputs.length > 1) setUpDifference();
+  followSections();
   after(async () => {
-    await Promise.all([outputs.length > 1 ? drawScatter() : null, onOutput()]);
+    await Promise.all([outputs.length > 1 ? drawScatter() : null, outputs.length > 1 ? drawDifference() : null, onOutput()]);
     document.documentElement.dataset.drawn = "yes";
+    followWidth();
   })();
 }
 byId("theme").addEventListener("click", onTheme);

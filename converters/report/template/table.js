@@ -55,16 +55,21 @@ class SortedTable {
     this.show();
   }
 
-  show(rows = this.rows) {
-    this.rows = rows;
+  // The rows with all words of the filter, in the order that was asked for.
+  found() {
     const words = this.filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = rows.filter((row) => {
+    const found = this.rows.filter((row) => {
       const text = `${row.name} ${row.kind} ${row.type}`.toLowerCase();
       return words.every((word) => text.includes(word));
     });
-    const sorted = this.by < 0 ? found : this.sorted(found);
-    fill(this.table, this.columns, sorted.slice(0, MOST_ROWS));
-    const cut = sorted.length > MOST_ROWS ? `, the first ${countText(MOST_ROWS)} shown` : "";
+    return this.by < 0 ? found : this.sorted(found);
+  }
+
+  show(rows = this.rows) {
+    this.rows = rows;
+    const found = this.found();
+    fill(this.table, this.columns, found.slice(0, MOST_ROWS));
+    const cut = found.length > MOST_ROWS ? `, the first ${countText(MOST_ROWS)} shown` : "";
     this.shown.textContent = `${countText(found.length)} of ${countText(rows.length)} tensors${cut}`;
   }
 
@@ -76,4 +81,21 @@ class SortedTable {
     const way = this.descending ? -1 : 1;
     return [...rows].sort((a, b) => way * order(a, b));
   }
+}
+
+// Text is quoted, and cannot be a formula, whatever a tensor is called.
+function csvCell(value) {
+  if (value === null || value === undefined) return "";
+  if (typeof value !== "string") return String(value);
+  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+  return `"${text.replaceAll('"', '""')}"`;
+}
+
+// Save rows as a CSV file; a blob of the page itself needs no server and no permission.
+function download(name, fields, rows) {
+  const lines = [fields.map(([key]) => key), ...rows.map((row) => fields.map(([, value]) => csvCell(value(row))))];
+  const blob = new Blob([lines.map((line) => line.join(",")).join("\r\n") + "\r\n"], { type: "text/csv" });
+  const link = element("a", undefined, { download: name, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

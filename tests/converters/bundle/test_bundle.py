@@ -34,6 +34,7 @@ from weightcast.converters.engine import executor, hashing, stream
 from weightcast.converters.files.bundle_names import NAMES, BundlePaths, written_before
 from weightcast.converters.files.names import partial_path
 from weightcast.converters.output import files as output_files
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.target import Request
 
@@ -145,7 +146,7 @@ def test_a_directory(tiny: Path, tmp_path: Path, tokenizer_model: Path, name: st
     listed = dict(line.split("  ")[::-1] for line in (out / "SHA256SUMS").read_text().splitlines())
     assert listed.keys() == own | {"intoto.json", "tensors.json"}
     # Others and we read it as before.
-    assert len(weightcast.open(out)) == len(weightcast.open(tiny))
+    assert len(open_graph(out)) == len(open_graph(tiny))
     make(out, tmp_path / "again-Q8_0.gguf", tokenizer=tokenizer_model)
     again = statement(tmp_path / "again-Q8_0.intoto.json")
     files = {found for found in own if found.endswith(".safetensors")}
@@ -164,7 +165,7 @@ def test_transformers_loads_a_directory_with_a_bundle(tiny: Path, tmp_path: Path
         tmp_path / "m-bf16", trust_remote_code=True, output_loading_info=True
     )
     assert not any(found.values())
-    assert sum(p.numel() for p in model.parameters()) == weightcast.open(tiny).parameters
+    assert sum(p.numel() for p in model.parameters()) == open_graph(tiny).parameters
 
 
 @pytest.mark.parametrize("name", ["m-Q8_0.gguf", "m-int4-g32-gptq"])
@@ -599,11 +600,14 @@ def test_one_of_several_outputs_that_cannot_get_its_name(
 
 
 def test_progress_counts_every_byte(tiny: Path, tmp_path: Path) -> None:
-    counted: list[int] = []
+    told: list[weightcast.Progress] = []
     outputs = [tmp_path / "m-Q8_0.gguf", tmp_path / "m-bf16"]
-    summary = make(tiny, *outputs, on_progress=counted.append)
-    assert sum(counted) == summary.plan.progress_bytes
-    assert summary.plan.progress_bytes > summary.plan.read_bytes + summary.plan.write_bytes
+    plan = make(tiny, *outputs, on_progress=told.append).plan
+    last = {each.phase: each for each in told}
+    assert [*last] == ["plan", "convert", "flush", "hash"]
+    assert all(each.done_bytes == each.total_bytes for each in last.values())
+    assert last["convert"].total_bytes == plan.read_bytes
+    assert last["hash"].total_bytes == plan.hash_bytes > plan.write_bytes
 
 
 def test_regions_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

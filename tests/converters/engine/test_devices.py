@@ -28,6 +28,7 @@ from weightcast.converters.graph import matrices
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.plan.tiling import Tiling, largest_task
 from weightcast.converters.plan.workers import Workers, choose_workers
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, DeviceError, LayoutError, RequestError
 from weightcast.quant import backend, devices
@@ -54,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def weighed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Importance for the golden checkpoint `wide`."""
-    graph = weightcast.open(WIDE)
+    graph = open_graph(WIDE)
     folder = tmp_path_factory.mktemp("imatrix")
     weightcast.convert(WIDE, folder / "m-F32.gguf", no_tokenizer=True)
     shapes = {name: part.shape for name, part in read(folder / "m-F32.gguf").tensors.items()}
@@ -218,11 +219,11 @@ def test_columns_between_others(
     """Column-major experts: each is read with what lies between its values, and fits its memory."""
     source = Path(shutil.copytree(tiny, tmp_path / "source"))
     name = "transformer/decoder_layer_0/moe/linear/w"
-    stored = matrices(weightcast.open(source)[name])[0].array
+    stored = matrices(open_graph(source)[name])[0].array
     raw = bytearray(stored.path.read_bytes())
     raw[raw.rindex(b"\x89", 0, stored.offset)] = 0x88  # numpy's is_fortran: NEWFALSE to NEWTRUE
     stored.path.write_bytes(raw)
-    assert min(matrices(weightcast.open(source)[name])[0].strides) == 8
+    assert min(matrices(open_graph(source)[name])[0].strides) == 8
     items = conversion.prepare(source, [tmp_path / "a-Q4_K.gguf"], NO_TOKENIZER).items
     items = [item for item in items if item.view.array.path == stored.path]
     wanted = max(item.view.shape[0] * item.view.shape[1] * 8 for item in items)

@@ -356,7 +356,7 @@ def test_a_limit_on_threads(started: int, monkeypatch: pytest.MonkeyPatch) -> No
     trial = Trial(workers=4)
     with pytest.raises(CheckpointError) as caught:
         trial.run([1])
-    said = "cannot start 4 workers (can't start new thread); use fewer --jobs"
+    said = "cannot start 4 workers (can't start new thread); use fewer jobs"
     assert str(caught.value) == said
     assert not trial.read_items
 

@@ -12,7 +12,7 @@ import pytest
 
 import weightcast
 from weightcast.converters import convert as conversion
-from weightcast.converters.engine import executor
+from weightcast.converters.engine import Meter, Progress, executor
 from weightcast.converters.families.grok1.spec import RELEASE
 from weightcast.converters.families.grok1.synthetic import write_checkpoint
 from weightcast.converters.graph.read import Slab
@@ -70,7 +70,7 @@ class NoFiles:
 
     def note_rows(self, output: int, finished: FinishedRows) -> None: ...
 
-    def flush(self) -> None: ...
+    def flush(self, on_progress: object) -> None: ...
 
     def commit(self, beside: object) -> None: ...
 
@@ -100,9 +100,10 @@ def test_the_release_goes_through_the_executor(
     monkeypatch.setattr(executor, "OutputFiles", NoFiles)
     monkeypatch.setattr(executor, "CpuBackend", NoKernels)
     monkeypatch.setattr(executor, "read_slab", no_slab)
-    done: list[int] = []
-    executor.run(plan, Workers(3), done.append)
-    assert sum(done) == plan.read_bytes > 318e9
+    done: list[Progress] = []
+    executor.run(plan, Workers(3), Meter(done.append))
+    assert max(each.done_bytes for each in done if each.phase == "convert") == plan.read_bytes
+    assert plan.read_bytes > 318e9
     assert plan.write_bytes > 1.1e12
     check_coverage(plan, NoFiles.written)
 

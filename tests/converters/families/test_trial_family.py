@@ -15,6 +15,7 @@ import weightcast
 from tests.converters.families.trial import TRIAL
 from weightcast.converters.families import FAMILIES
 from weightcast.converters.graph.read import load_float32
+from weightcast.converters.sources import open_graph
 
 VOCAB, EMB, FFN, LAYERS = 96, 64, 160, 2
 
@@ -57,7 +58,7 @@ def canonical(arrays: Arrays) -> Arrays:
 
 
 def test_the_graph(checkpoint: Path, arrays: Arrays) -> None:
-    graph = weightcast.open(checkpoint)
+    graph = open_graph(checkpoint)
     assert graph.family.name == "trial"
     assert list(graph) == [
         "token_embd.weight",
@@ -128,7 +129,7 @@ def test_shapes_that_contradict_are_refused(checkpoint: Path, arrays: Arrays) ->
     short = {**arrays, "ln_f.weight": arrays["ln_f.weight"][:-1].copy()}
     save_file(short, checkpoint / "model.safetensors")
     with pytest.raises(weightcast.LayoutError, match=r"emb_size is 63 by .*ln_f\.weight"):
-        weightcast.open(checkpoint)
+        open_graph(checkpoint)
 
 
 def test_packed_weights_need_names_of_modules(checkpoint: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from weightcast.converters.graph import (
     split_pairs,
 )
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.containers import Shards
 from weightcast.converters.verify import verify
 from weightcast.quant.cpu.library import Matrix, quantize_matrix
@@ -89,7 +90,7 @@ def change_tensors(
     monkeypatch: pytest.MonkeyPatch, source: Path, twin: Path, change: Change
 ) -> None:
     """Change the tensors of one source as it is opened; `twin` is the same in other files."""
-    real, other = Shards.open, weightcast.open(twin)
+    real, other = Shards.open, open_graph(twin)
 
     def opened(self: Shards, path: Path, spec: Path | None) -> TensorGraph:
         graph = real(self, path, spec)
@@ -117,16 +118,18 @@ def test_parts_make_the_same_files(
     change_tensors(monkeypatch, source, twin, CUTS[cut])
     monkeypatch.setattr(memory, "SLAB_BYTES", slab_bytes)
     monkeypatch.setattr(page_cache, "outgrows", lambda nbytes: True)
-    paths, read_bytes = [folder / name for name in OUTPUTS], []
+    paths = [folder / name for name in OUTPUTS]
+    told: list[weightcast.Progress] = []
     summary = weightcast.convert(
         source,
         *paths,
         no_tokenizer=True,
         jobs=3,
         report=folder / "report.json",
-        on_progress=read_bytes.append,
+        on_progress=told.append,
     )
-    assert sum(read_bytes) == summary.plan.read_bytes
+    converted = [each for each in told if each.phase == "convert"]
+    assert converted[-1].done_bytes == converted[-1].total_bytes == summary.plan.read_bytes
     # Squares of FP8 need 128 rows.
     assert summary.plan.slab_bytes <= max(slab_bytes, 2 * 128 * 1024)
     found, expected = contents(folder), contents(plain)
@@ -217,7 +220,7 @@ def test_computed_tensors_are_quantized_as_numpys(
     for name in ("F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K"):
         path = tmp_path / f"m-{name}.gguf"
         weightcast.convert(source, path, no_tokenizer=True, pure=True, jobs=2)
-        tensors, graph = read(path).tensors, weightcast.open(WIDE)
+        tensors, graph = read(path).tensors, open_graph(WIDE)
         for layer in range(graph.spec.num_layers):
             values = load_float32(graph[f"blk.{layer}.{QUERIES}"])
             heads = values.reshape(grok1_spec(graph.spec).num_q_heads, -1, 2, values.shape[1])
@@ -241,7 +244,7 @@ def test_messages_name_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(WIDE, source)
     shutil.copytree(WIDE, twin)
     name = f"blk.0.{QUERIES}"
-    (view,) = matrices(weightcast.open(twin)[name])
+    (view,) = matrices(open_graph(twin)[name])
     assert view.scales is not None
     n_out = view.shape[0]
     raw = bytearray(view.path.read_bytes())

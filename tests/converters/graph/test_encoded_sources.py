@@ -26,6 +26,7 @@ from weightcast.converters.graph import (
     take,
     transposed,
 )
+from weightcast.converters.sources import open_graph
 from weightcast.errors import LayoutError
 from weightcast.quant.cpu.library import Blocks
 
@@ -54,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_operations(name: str, made: Path, tmp_path: Path) -> None:
-    tensor = weightcast.open(made / name)[QUERY]
+    tensor = open_graph(made / name)[QUERY]
     values = load_float32(tensor)
 
     # Without shrinking, which takes minutes for rows of this length.
@@ -91,7 +92,7 @@ def test_operations(name: str, made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_whole_is_one_window(name: str, made: Path) -> None:
-    graph = weightcast.open(made / name)
+    graph = open_graph(made / name)
     tensor = stacked("s", (graph[QUERY], graph[QUERY]))
     views = [*matrices(take(tensor, 1)), *matrices(graph[EXPERTS])]
     assert all(view.single is view for view in views)
@@ -99,7 +100,7 @@ def test_what_is_whole_is_one_window(name: str, made: Path) -> None:
 
 def test_rows_of_blocks_stay_blocks(made: Path) -> None:
     """Cut, put together and in another order, they can be copied as they are."""
-    tensor = weightcast.open(made / "m-Q4_K.gguf")[QUERY]
+    tensor = open_graph(made / "m-Q4_K.gguf")[QUERY]
     n_out, n_in = tensor.shape
     (view,) = matrices(sliced(tensor, 0, 3, 9))
     assert view.single is view
@@ -126,7 +127,7 @@ def test_rows_of_blocks_stay_blocks(made: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_transposing_is_refused(name: str, made: Path) -> None:
-    graph = weightcast.open(made / name)
+    graph = open_graph(made / name)
     for tensor in (transposed(graph[QUERY]), permuted(graph[EXPERTS], (0, 2, 1))):
         with pytest.raises(LayoutError, match="cannot be transposed"):
             matrices(tensor)

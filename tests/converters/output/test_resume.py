@@ -87,10 +87,14 @@ def test_what_is_finished_is_not_read_again(
     n_items = len(reads)
     interrupted(tiny, cut, monkeypatch=monkeypatch)
     reads.clear()
-    progress: list[int] = []
-    done = weightcast.convert(tiny, cut, no_tokenizer=True, on_progress=progress.append)
+    told: list[weightcast.Progress] = []
+    done = weightcast.convert(tiny, cut, no_tokenizer=True, on_progress=told.append)
     assert n_items - 29 <= len(reads) <= n_items - 25
-    assert sum(progress) == done.plan.progress_bytes
+    assert list(dict.fromkeys(each.phase for each in told)) == ["plan", "check", "convert", "flush"]
+    checked = [each for each in told if each.phase == "check"]
+    assert checked[0].done_bytes == 0 < checked[-1].done_bytes == checked[-1].total_bytes
+    read = [each for each in told if each.phase == "convert"]
+    assert 0 < read[0].done_bytes < read[-1].done_bytes == done.plan.read_bytes
     assert cut.read_bytes() == whole.read_bytes()
     assert names(tmp_path) == ["cut-Q4_0.gguf", "whole-Q4_0.gguf"]
 
@@ -196,9 +200,9 @@ def other_spec(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 CHANGES = {
-    other_option: "--tensor-type was not given and is attn_q=Q8_0",
+    other_option: "tensor_types was not given and is attn_q=Q8_0",
     other_type: "the type was Q4_0 and is Q4_1",
-    other_split: "--split was not given and is 1,000,000,000 bytes",
+    other_split: "split was not given and is 1,000,000,000 bytes",
     other_version: "weightcast was",
     other_source: "tensor00003_000 of the source has changed since",
     other_spec: "the spec file has changed since",
@@ -221,7 +225,7 @@ def test_what_has_changed_is_named_and_nothing_is_lost(
     with pytest.raises(OutputError, match="cannot be continued") as caught:
         weightcast.convert(source, cut, no_tokenizer=True, **options)
     assert CHANGES[change] in str(caught.value)
-    assert "--no-resume starts over" in str(caught.value)
+    assert "resume=False starts over" in str(caught.value)
     assert all(path.read_bytes().startswith(before) for path, before in kept.items())
     weightcast.convert(source, cut, no_tokenizer=True, resume=False, **options)
     assert names(tmp_path) == ["cut.gguf", "source"]
@@ -316,7 +320,7 @@ def test_other_parts_are_neither_forgotten_nor_left_behind(
     cut = tmp_path / name
     interrupted(tiny, cut, monkeypatch=monkeypatch, split="1M")
     kept = names(tmp_path)
-    with pytest.raises(OutputError, match="--split was 1,000,000 bytes and is not given"):
+    with pytest.raises(OutputError, match="split was 1,000,000 bytes and is not given"):
         weightcast.convert(tiny, cut, no_tokenizer=True)
     assert names(tmp_path) == kept
     assert read_journal(journal_path(cut)).finished
@@ -329,7 +333,7 @@ def test_messages_promise_only_what_the_same_command_does(
 ) -> None:
     cut = tmp_path / "cut.gguf"
     interrupted(tiny, cut, monkeypatch=monkeypatch, types=["Q4_0"])
-    with pytest.raises(OutputError, match=r"--no-resume starts over$"):
+    with pytest.raises(OutputError, match=r"resume=False starts over$"):
         weightcast.convert(tiny, cut, no_tokenizer=True, types=["Q4_1"])
     real, done = executor.read_slab, []
 
@@ -340,12 +344,11 @@ def test_messages_promise_only_what_the_same_command_does(
         return real(*arguments)
 
     monkeypatch.setattr(executor, "read_slab", read_slab)
-    with pytest.raises(weightcast.CheckpointError, match="without --no-resume goes on"):
+    with pytest.raises(weightcast.CheckpointError, match="without resume=False goes on"):
         weightcast.convert(tiny, cut, no_tokenizer=True, jobs=1, resume=False, types=["Q4_0"])
     partial_path(cut).unlink()  # what a run leaves that was killed when it was complete
     assert read_journal(journal_path(cut)).finished
-    options = ConvertOptions(no_tokenizer=True, types=("Q4_0",))
-    assert not kept_work(convert.prepare(tiny, [cut], options))
+    assert not kept_work([cut])
 
 
 def test_a_journal_that_cannot_be_read_is_not_forgotten(

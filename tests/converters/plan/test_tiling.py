@@ -67,4 +67,4 @@ def test_default_workers() -> None:
 def test_other_numbers_of_workers_are_refused(jobs: int) -> None:
     with pytest.raises(RequestError) as caught:
         choose_workers(jobs)
-    assert str(caught.value) == f"{jobs} jobs; 1 to 512 are possible"
+    assert str(caught.value) == f"{jobs!r} jobs; 1 to 512 are possible"

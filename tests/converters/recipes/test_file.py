@@ -138,7 +138,7 @@ def test_files_too_large(tmp_path: Path) -> None:
 def test_tensor_types() -> None:
     found = parse_tensor_type("attn_(q|k)=q8_0")
     assert (found.pattern.pattern, found.type) == ("attn_(q|k)", Q8_0)
-    assert found.origin == "--tensor-type attn_(q|k)=q8_0"
+    assert found.origin == "rule attn_(q|k)=q8_0"
     # The last = counts: lookaheads have one, types have none.
     assert parse_tensor_type("attn(?=_q)=Q8_0").pattern.pattern == "attn(?=_q)"
 
@@ -154,5 +154,5 @@ def test_tensor_types() -> None:
     ],
 )
 def test_tensor_types_that_are_none(text: str, problem: str) -> None:
-    with pytest.raises(RequestError, match=re.escape(f"--tensor-type {text}: {problem}")):
+    with pytest.raises(RequestError, match=re.escape(f"tensor_types {text}: {problem}")):
         parse_tensor_type(text)

@@ -120,7 +120,7 @@ def overrides(arguments: Sequence[str]) -> list[Override]:
     texts = [text for text in arguments if "=" in text]
     split = [text.split("=") for text in texts]
     return [
-        Override(re.compile(pattern), TYPES[kind.upper()], f"--tensor-type {text}")
+        Override(re.compile(pattern), TYPES[kind.upper()], f"rule {text}")
         for (pattern, kind), text in zip(split, texts, strict=True)
     ]
 
@@ -216,7 +216,7 @@ ROUTER = r"blk\.\d+\.ffn_gate_inp\.weight"
 
 
 def override(pattern: str, kind: str) -> Override:
-    return Override(re.compile(pattern), TYPES[kind], f"--tensor-type {pattern}={kind}")
+    return Override(re.compile(pattern), TYPES[kind], f"rule {pattern}={kind}")
 
 
 def test_router_follows_its_whole_name_only() -> None:
@@ -237,7 +237,7 @@ def test_router_follows_its_whole_name_only() -> None:
 @pytest.mark.parametrize(
     ("pattern", "kind", "message"),
     [
-        ("attn_w", "Q4_0", "--tensor-type attn_w=Q4_0: no tensor has a name with this pattern"),
+        ("attn_w", "Q4_0", "rule attn_w=Q4_0: no tensor has a name with this pattern"),
         (
             "ffn_gate_inp",
             "Q4_0",

@@ -6,6 +6,8 @@ import base64
 import json
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,27 @@ class Browser:
 
     def wait(self, condition: str) -> None:
         """Wait until a JavaScript expression is true."""
+        self.until(lambda: bool(self.run(f"return {condition}")), condition)
+
+    def until(self, is_true: Callable[[], bool], condition: str = "") -> None:
+        """Wait until a condition is true."""
         end = time.monotonic() + _PATIENCE_SECONDS
-        while not self.run(f"return {condition}"):
-            assert time.monotonic() < end, f"never came true: {condition}"
+        while not is_true():
+            assert time.monotonic() < end, f"never came true: {condition or is_true}"
             time.sleep(0.05)
+
+    @contextmanager
+    def sized(self, width: int, height: int) -> Iterator[None]:
+        """Give the page a size, that of a phone for example."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        yield
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def downloads(self, folder: Path) -> None:
+        """Save what pages let one download in a folder."""
+        settings = {"behavior": "allow", "downloadPath": str(folder)}
+        self.driver.execute_cdp_cmd("Browser.setDownloadBehavior", settings)
 
     def find(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)

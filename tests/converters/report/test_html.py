@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -135,12 +136,13 @@ def test_value_under_the_cursor(opened: Browser, lossy: list[error_reports.Json]
 
 
 def test_keys_move_in_the_heat_map(opened: Browser) -> None:
-    opened.find("#map").send_keys(Keys.ARROW_DOWN)
+    # Few layers are down and kinds across.
+    opened.find("#map").send_keys(Keys.ARROW_RIGHT)
     assert opened.find("#map-cell").text.startswith("token_embd.weight: Q6_K, SQNR 3")
-    # The next row has no tensor without a layer: the one below it that has comes next.
-    opened.find("#map").send_keys(Keys.ARROW_DOWN)
+    # The next column has no tensor without a layer: the one after it that has comes next.
+    opened.find("#map").send_keys(Keys.ARROW_RIGHT)
     assert opened.find("#map-cell").text.startswith("output_norm.weight: F32, SQNR no error")
-    opened.find("#map").send_keys(Keys.ARROW_UP, Keys.ARROW_RIGHT)
+    opened.find("#map").send_keys(Keys.ARROW_LEFT, Keys.ARROW_DOWN)
     assert opened.find("#map-cell").text.startswith("token_embd.weight")
     opened.find("#map").send_keys(Keys.ENTER)
     assert opened.texts("#tensors tbody th") == ["token_embd.weight"]
@@ -327,9 +329,9 @@ def test_several_reports_with_one_tensor_or_none(browser: Browser, tmp_path: Pat
     browser.complaints()
     browser.open(saved(tmp_path, one, error_reports.report([])))
     assert len(browser.texts(CELLS)) == 1
-    assert not browser.find("#compare").is_displayed()
-    assert not browser.find("#experts-section").is_displayed()
-    assert browser.find("#layers").text == "No tensors of this kind in a layer."
+    assert not found(browser, "#compare, #difference, #experts-section, #layers-section")
+    linked = browser.run("return [...document.querySelectorAll('nav a')].map((a) => a.hash)")
+    assert all(found(browser, link) for link in linked)
     browser.open(saved(tmp_path, one, one))
     assert Select(browser.find("#output")).options[1].text == "Q4_K a.gguf (2)"
     browser.driver.get(saved(tmp_path, error_reports.report([])).as_uri())
@@ -360,3 +362,303 @@ def test_the_whole_of_grok1_five_times(browser: Browser, tmp_path: Path) -> None
     browser.open(path)
     assert len(browser.texts(CELLS)) == 64 * KINDS_IN_LAYERS + 2
     assert len(browser.texts("#layers svg [aria-roledescription='line mark']")) == 5
+
+
+def test_verdict_first(opened: Browser, report: error_reports.Json) -> None:
+    assert opened.texts("main h2")[0] == "Verdict"
+    verdicts = opened.texts(".verdict")
+    assert len(verdicts) == 3
+    assert verdicts[0].startswith("Q8_0 loses nothing: every weight is what it was, at 8.5")
+    total = report["outputs"][1]["total"]
+    sqnr = f"(SQNR {total['sqnr_db']:.2f} dB, weighted {total['weighted']['sqnr_db']:.2f} dB)"
+    assert sqnr in verdicts[1].replace("\u00a0", " ")
+    assert "The share of the signal that is kept is 1 - " in opened.find("#verdict .hint").text
+
+
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_options_are_copied(opened: Browser, has_clipboard: bool) -> None:
+    if not has_clipboard:  # as where a browser takes pages of files for unsafe
+        opened.run("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    assert not opened.find(".command").is_displayed()  # several outputs: folded
+    summary = opened.find("article summary")
+    summary.send_keys(Keys.ENTER)
+    command = opened.texts("article .command code")[0]
+    assert command.startswith("--tensor-type '^blk")
+    button = opened.find(".copy")
+    button.send_keys(Keys.ENTER)
+    opened.wait("document.querySelector('.copy').textContent === 'Copied these options'")
+    opened.find("#filter").send_keys(Keys.CONTROL, "v")
+    pasted = opened.run("return document.querySelector('#filter').value")
+    assert pasted.split() == command.split()
+    opened.wait("document.querySelector('.copy').textContent === 'Copy these options'")
+
+
+def test_differences_of_two_outputs(opened: Browser, report: error_reports.Json) -> None:
+    """The first two with an error are chosen; any others can be."""
+    one, other = report["outputs"][1:]
+    check_differences(opened, one, other)
+    totals = one["total"]["sqnr_db"], other["total"]["sqnr_db"]
+    text = opened.find("#difference-text").text
+    assert text.startswith(
+        f"Q2_K against Q4_K_M: SQNR {totals[0]:.2f} dB became {totals[1]:.2f} dB"
+    )
+    opened.find("#swap").click()
+    settle(opened)
+    check_differences(opened, other, one)
+    bars = opened.texts("#differences-chart svg [aria-roledescription='bar']")
+    pairs = zip(one["tensors"], other["tensors"], strict=True)
+    assert len(bars) == sum(sqnr_of(a) != sqnr_of(b) for a, b in pairs) > 20
+    choose(opened, "#from", "Q8_0")
+    assert opened.find("#differences-chart").text == (
+        "No tensor has an error in both, and a different one."
+    )
+    assert "worse" in opened.texts("#differences-table tbody td:nth-of-type(4)")
+
+
+def sqnr_of(tensor: error_reports.Json) -> float:
+    value = tensor["metrics"]["sqnr_db"]
+    return float("inf") if value is None else float(f"{value:.6g}")
+
+
+def check_differences(browser: Browser, one: error_reports.Json, other: error_reports.Json) -> None:
+    after = {tensor["name"]: tensor for tensor in other["tensors"]}
+    expected = {}
+    for tensor in one["tensors"]:
+        pair = sqnr_of(tensor), sqnr_of(after[tensor["name"]])
+        difference = 0.0 if pair[0] == pair[1] else pair[1] - pair[0]
+        more = after[tensor["name"]]["bytes"] - tensor["bytes"]
+        expected[tensor["name"]] = (difference, more)
+    names = browser.texts("#differences-table tbody th")
+    assert set(names) == set(expected)
+    sizes = [abs(expected[name][0]) for name in names]
+    assert sizes == sorted(sizes, reverse=True)
+    for name, text in zip(
+        names, browser.texts("#differences-table td:nth-of-type(4)"), strict=True
+    ):
+        difference = round(expected[name][0], 2)
+        sign = "\u2212" if difference < 0 else "+"
+        assert text == (f"{sign}{abs(difference):.2f} dB" if difference else "0")
+    sizes_shown = browser.texts("#differences-table td:nth-of-type(7)")
+    for name, text in zip(names, sizes_shown, strict=True):
+        more = expected[name][1]
+        assert text[0] == ("+" if more > 0 else "\u2212" if more else "0")
+
+
+def test_outputs_with_other_names_are_paired_by_kind_and_layer(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Else not: several tensors of one kind and layer cannot be told apart."""
+
+    def made(prefix: str, type_name: str, names: list[str]) -> error_reports.Json:
+        tensors = [
+            error_reports.tensor(f"{prefix}{name}", name[0], 0, type_name, (64, 256))
+            for name in names
+        ]
+        return error_reports.output(f"{prefix}.gguf", type_name, tensors)
+
+    names = ["a", "b", "c1", "c2", "d"]
+    one, other = made("one", "Q4_K", names), made("other", "Q6_K", names[:-1])
+    browser.open(saved(tmp_path, error_reports.report([one, other])))
+    assert sorted(browser.texts("#differences-table tbody th")) == ["onea", "oneb"]
+    assert browser.find("#difference-text").text.endswith("; 5 are in one of them only.")
+
+
+def test_types_by_layer_and_kind(opened: Browser, lossy: list[error_reports.Json]) -> None:
+    cells = found(opened, "#types svg [aria-roledescription='rect mark']")
+    colors: dict[str, set[str]] = {}
+    for cell in cells:
+        name, text = (cell.get_attribute("aria-label") or "").split(": ", 1)
+        tensor = next(each for each in lossy if each["name"] == name)
+        assert text.startswith(f"{tensor['type']}, ")
+        colors.setdefault(tensor["type"], set()).add(cell.value_of_css_property("fill"))
+    assert len(cells) == len(lossy)
+    assert all(len(each) == 1 for each in colors.values())
+    assert len(set.union(*colors.values())) == len(colors) == 3
+
+
+def test_tables_are_saved_as_csv(
+    opened: Browser, lossy: list[error_reports.Json], tmp_path: Path
+) -> None:
+    opened.downloads(tmp_path)
+    opened.find("#filter").send_keys("ffn_down")
+    column_button(opened, "SQNR")
+    opened.find("#csv").click()
+    rows = csv_rows(opened, tmp_path / "grok-1-Q4_K_M.gguf.csv")
+    expected = [each for each in lossy if each["kind"] == "ffn_down_exps"]
+    expected.sort(key=lambda each: each["metrics"]["sqnr_db"])
+    assert [row["tensor"] for row in rows] == [each["name"] for each in expected]
+    for row, tensor in zip(rows, expected, strict=True):
+        assert (row["type"], int(row["bytes"])) == (tensor["type"], tensor["bytes"])
+        assert row["shape"] == "x".join(map(str, tensor["shape"]))
+        for key in ("sqnr_db", "relative_rms", "largest_error"):
+            assert float(row[key]) == pytest.approx(tensor["metrics"][key], rel=1e-5)
+        weighted = tensor["metrics"]["weighted"]["sqnr_db"]
+        assert float(row["weighted_sqnr_db"]) == pytest.approx(weighted, rel=1e-5)
+    opened.find("#difference-filter").send_keys("blk.1.attn_q")
+    opened.find("#difference-csv").click()
+    (row,) = csv_rows(opened, tmp_path / "grok-1-Q4_K_M.gguf to grok-1-Q2_K.gguf.csv")
+    assert (row["tensor"], row["type_from"], row["type_to"]) == (
+        "blk.1.attn_q.weight", "Q4_K", "Q2_K",
+    )  # fmt: skip
+    assert opened.complaints() == []
+
+
+def csv_rows(browser: Browser, path: Path) -> list[dict[str, str]]:
+    browser.until(path.exists)
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_cells_of_csv_are_no_formulas(browser: Browser, tmp_path: Path) -> None:
+    names = ['=HYPERLINK("http://example.org")', "+1", "@SUM(A1)", 'a "quoted", name', "\tx"]
+    tensors = [error_reports.tensor(name, "k", None, "Q4_K", (1, 256)) for name in names]
+    path = saved(tmp_path, error_reports.report([error_reports.output("a", "Q4_K", tensors)]))
+    browser.open(path)
+    browser.downloads(tmp_path)
+    browser.find("#csv").click()
+    rows = csv_rows(browser, tmp_path / "a.csv")
+    safe = [f"'{name}" if name[0] in "=+@\t" else name for name in names]
+    assert [row["tensor"] for row in rows] == safe
+
+
+@pytest.mark.parametrize("outputs", [1, 12])
+def test_phones_scroll_down_only(browser: Browser, tmp_path: Path, outputs: int) -> None:
+    values = [error_reports.grok1_output(LOSSY, LAYERS, EXPERTS) for _ in range(outputs)]
+    for number, value in enumerate(values):
+        value["path"] = f"out/{'a-very-long-name-of-an-output-' * 4}{number}.gguf"
+        value["tensors"][3]["name"] = "a.tensor.with.a.name.without.an.end." * 5
+    with browser.sized(400, 900):
+        browser.open(saved(tmp_path, error_reports.report(values)))
+        width = "return document.documentElement.scrollWidth"
+        assert browser.run(width) == 400
+        browser.find("article summary").click()
+        assert browser.run(width) == 400
+        # Layers are across where there is no room for kinds.
+        browser.find("#map").send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+        assert browser.find("#map-cell").text.startswith("output_norm.weight")
+        small = browser.run("return document.querySelector('#layers svg').clientWidth")
+    browser.wait(f"document.querySelector('#layers svg').clientWidth > {2 * small}")
+
+
+def test_small_models_fill_the_page(browser: Browser, tmp_path: Path) -> None:
+    tensors = [
+        error_reports.tensor(f"t{n}.weight", f"t{n}", None, "Q4_K", (256, 256)) for n in range(12)
+    ]
+    models = {
+        "two layers": error_reports.grok1_output(LOSSY, 2, EXPERTS),
+        "twelve tensors": error_reports.output("a", "Q4_K", tensors),
+    }
+    for name, output in models.items():
+        browser.open(saved(tmp_path, error_reports.report([output])))
+        for chart in ("map", "types", "kinds", "histogram"):
+            share = browser.run(
+                "const chart = document.getElementById(arguments[0]);"
+                "return chart.querySelector('svg').clientWidth / chart.clientWidth", chart,
+            )  # fmt: skip
+            assert 0.85 < share <= 1, (name, chart)
+        written = browser.texts("#types svg .mark-text.role-mark text")
+        assert len(written) == len(output["tensors"])
+
+
+def test_labels_of_outputs_do_not_collide(browser: Browser, tmp_path: Path) -> None:
+    outputs = []
+    for number in range(14):
+        output = error_reports.grok1_output(LOSSY, 1, 2)
+        output["path"] = f"out/grok-1-{'a-name-that-takes-room-' * (number % 3)}{number}.gguf"
+        output["bytes"] += number // 2 * 10_000_000
+        outputs.append(output)
+    path = saved(tmp_path, error_reports.report(outputs))
+    for width in (1240, 1920):
+        with browser.sized(width, 1000):
+            browser.open(path)
+            boxes = browser.run(
+                "const area = document.querySelector('#scatter svg').getBoundingClientRect();"
+                "const labels = '#scatter svg .role-mark:not([aria-hidden]) text';"
+                "return [...document.querySelectorAll(labels)].map((each) => {"
+                " const { left, right, top, bottom } = each.getBoundingClientRect();"
+                " return [left - area.left, right - area.left, top, bottom, area.width]; })"
+            )
+        assert len(boxes) == len(outputs)
+        for number, (left, right, top, bottom, room) in enumerate(boxes):
+            assert 0 <= left < right <= room
+            for other in boxes[number + 1 :]:
+                apart = (
+                    left >= other[1] or right <= other[0] or top >= other[3] or bottom <= other[2]
+                )
+                assert apart
+
+
+def test_links_lead_to_sections_and_follow_them(opened: Browser) -> None:
+    links = found(opened, "nav a")
+    assert [link.text for link in links][:4] == ["Verdict", "Outputs", "Size", "Compare"]
+    for link in (links[4], links[-1], links[0]):
+        link.send_keys(Keys.ENTER)
+        opened.wait(f"document.querySelector('nav a[aria-current]').hash === '{hash_of(link)}'")
+        section = opened.find(hash_of(link))
+        top = opened.run("return arguments[0].getBoundingClientRect().top", section)
+        bar = opened.run("return document.querySelector('#bar').getBoundingClientRect().bottom")
+        is_last = link == links[-1]
+        assert top >= bar - 1 or is_last
+        assert top < bar + 60 or is_last or link == links[0]
+
+
+def hash_of(link: WebElement) -> str:
+    return "#" + (link.get_attribute("href") or "").partition("#")[2]
+
+
+def test_everything_is_named_and_reached_by_keys(opened: Browser) -> None:
+    unnamed = opened.run(
+        "return [...document.querySelectorAll('button, select, input, nav, [role], section')]"
+        ".filter((each) => each.closest('svg') === null && !each.textContent.trim()"
+        " && !each.ariaLabel && !each.labels?.length && !each.getAttribute('aria-labelledby')"
+        " && each.getAttribute('role') !== 'status').map((each) => each.outerHTML.slice(0, 99))"
+    )
+    assert unnamed == []
+    scrolling = opened.run(
+        "return [...document.querySelectorAll('.tall, pre')].filter((each) => each.tabIndex !== 0)"
+        ".length"
+    )
+    assert scrolling == 0
+    charts = opened.run(
+        "return [...document.querySelectorAll('.chart')].filter((each) => each.querySelector('svg')"
+        " && !each.ariaLabel).map((each) => each.id)"
+    )
+    assert charts == []
+
+
+def luminance(color: str) -> float:
+    parts = [float(part) / 255 for part in re.findall(r"[\d.]+", color)[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(opened: Browser, scheme: str) -> None:
+    """Text has the contrast of WCAG's level AA, 4.5 to 1, in cells of the maps too."""
+    opened.media(scheme=scheme)
+    panel = luminance(opened.find("section").value_of_css_property("background-color"))
+    for selector in (".verdict", ".hint", "thead th", "#outputs .lossless", "nav a", "h2 span"):
+        text = luminance(opened.find(selector).value_of_css_property("color"))
+        low, high = sorted((panel, text))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, selector
+    for chart in ("map", "types"):
+        words = found(opened, f"#{chart} svg .mark-text.role-mark text")
+        cells = found(opened, f"#{chart} svg [aria-roledescription='rect mark']")
+        for word, cell in zip(words, cells, strict=True):
+            pair = [luminance(each.value_of_css_property("fill")) for each in (word, cell)]
+            assert (max(pair) + 0.05) / (min(pair) + 0.05) >= 4.5, (chart, word.text)
+
+
+def test_limits_that_were_set(browser: Browser, tmp_path: Path) -> None:
+    value = error_reports.report([error_reports.grok1_output(LOSSY, LAYERS, EXPERTS)])
+    value["limits"] = [
+        {"metric": "sqnr_db", "limit": 22.0, "kind": None},
+        {"metric": "relative_rms", "limit": 0.5, "kind": "attn_v"},
+    ]
+    browser.open(saved(tmp_path, value))
+    failed, passed = browser.texts(".limits li")
+    tensors = value["outputs"][0]["tensors"]
+    sqnr = sorted(s for s in map(sqnr_of, tensors) if s < 22)
+    assert failed.startswith("Limit sqnr_db at least 22: failed, beyond it blk.0.attn_k.weight (2")
+    assert failed.endswith(f" and {len(sqnr) - 10} more.")
+    assert passed == "Limit attn_v:relative_rms at most 0.5: passed."

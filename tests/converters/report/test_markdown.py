@@ -78,6 +78,42 @@ def test_reports_of_different_things_say_so(tmp_path: Path) -> None:
     assert len(set(labels)) == 4  # told apart although their names are the same
 
 
+def test_limits_with_what_is_beyond_them(tmp_path: Path) -> None:
+    value = error_reports.report([error_reports.grok1_output("Q4_K_M", 4, 2)])
+    value["limits"] = [
+        {"metric": "sqnr_db", "limit": 22.0, "kind": None},
+        {"metric": "relative_rms", "limit": 0.5, "kind": "attn_v"},
+        {"metric": "bits_per_weight", "limit": 4.0, "kind": "total"},
+    ]
+    tensors = value["outputs"][0]["tensors"]
+    beyond = sorted(
+        (each["metrics"]["sqnr_db"], each["name"])
+        for each in tensors
+        if each["metrics"]["sqnr_db"] is not None and each["metrics"]["sqnr_db"] < 22
+    )
+    assert len(beyond) > 11
+    lines = summary(tmp_path, value).split("\n")
+    first = lines.index(f"- Limit `sqnr_db` at least 22: **failed**, {len(beyond)} values beyond:")
+    assert lines[first + 1 : first + 15] == [
+        *(f"  - `{name}`: {sqnr:.6g}" for sqnr, name in beyond[:10]),
+        f"  - and {len(beyond) - 10} more",
+        "- Limit `attn_v:relative_rms` at most 0.5: passed.",
+        "- Limit `total:bits_per_weight` at most 4: **failed**, 1 value beyond:",
+        f"  - `total`: {value['outputs'][0]['bits_per_weight']:.6g}",
+    ]
+    # With several outputs each is named; kinds that no tensor has are no failure.
+    value["outputs"].append(error_reports.grok1_output("Q2_K", 1, 2))
+    value["limits"] = [
+        {"metric": "sqnr_db", "limit": 12.0, "kind": "total"},
+        {"metric": "sqnr_db", "limit": 12.0, "kind": HOSTILE},
+    ]
+    text = summary(tmp_path, value)
+    total = value["outputs"][1]["total"]["sqnr_db"]
+    assert f"  - `total` in `out/grok-1-Q2_K.gguf`: {total:.6g}\n" in text
+    assert "<img" not in text
+    assert text.count("passed.") == 1
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(cli, "_STOPPING", ())
@@ -119,7 +155,7 @@ def test_bad_requests_change_nothing(run, tmp_path: Path) -> None:
         ((tmp_path / "none.json", out), 1, "none.json: no such file"),
         ((path, tmp_path / "none" / "a.md"), 1, "a.md: cannot be written: No such file"),
         ((path, tmp_path / "folder.md"), 1, "folder.md: is a directory"),
-        ((path,), 2, "Missing argument"),
+        ((path,), 2, "missing argument"),
     ]:
         found, told, error = run(*arguments)
         assert (found, told) == (code, "")

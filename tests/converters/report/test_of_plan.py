@@ -33,6 +33,8 @@ from weightcast.converters.report import (
     read_report,
     tensor_role,
 )
+from weightcast.converters.report.limits import is_kept
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.open import open_as_it_is
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, RequestError
@@ -68,7 +70,7 @@ def exact() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shapes = dict(shapes_of(weightcast.open(WIDE)))
+    shapes = dict(shapes_of(open_graph(WIDE)))
     entries = imatrices.model_entries(shapes)
     entries["blk.1.attn_output.weight"] = imatrices.sample(1, 256, 99)
     return imatrices.write_gguf(tmp_path_factory.mktemp("imatrix") / "wide.gguf", entries)
@@ -349,7 +351,7 @@ def test_limits_of_a_report(tmp_path: Path) -> None:
         beyond("attn:sqnr_db=30")
     for metric, known in METRICS.items():
         edge = -math.inf if known.more_is_better else math.inf
-        assert Limit(metric, edge).is_kept(0.5)
+        assert is_kept(Limit(metric, edge), 0.5)
 
 
 def test_errors_that_are_not_finite_keep_no_limit(tmp_path: Path) -> None:
@@ -401,12 +403,14 @@ def test_limits_on_the_command_line(tmp_path: Path) -> None:
             [*command, *options], capture_output=True, text=True, cwd=tmp_path, check=False
         )
 
-    done = run("--fail-over", "attn_q:sqnr_db=30", "--fail-over", "relative_rms=0.5")
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert len([line for line in lines if line.startswith("beyond a limit: ")]) == 2
-    assert "blk.0.attn_q.weight: sqnr_db is 20." in done.stderr
-    assert (tmp_path / "m-Q4_0.gguf").exists()
+    gate = ["--fail-over", "attn_q:sqnr_db=30", "--fail-over", "relative_rms=0.5"]
+    for options in ([], ["--gate", "after"]):
+        done = run(*gate, *options)
+        assert done.returncode == 3
+        lines = done.stderr.splitlines()
+        assert len([line for line in lines if line.startswith("beyond a limit: ")]) == 2
+        assert "blk.0.attn_q.weight: sqnr_db is 20." in done.stderr
+        assert (tmp_path / "m-Q4_0.gguf").exists() == bool(options)
     done = run("--fail-over", "relative_rms=0.5", "--report", "r.json")
     assert done.returncode == 0
     assert "errors against the stored values: relative RMS 0.0" in done.stdout

@@ -13,7 +13,8 @@ import pytest
 
 from tests.converters.report import error_reports
 from weightcast.converters.report.json_schema import schema_text
-from weightcast.converters.report.schema import json_values, read_report, write_report
+from weightcast.converters.report.schema import json_values, read_report
+from weightcast.converters.report.show import write_report
 from weightcast.errors import CheckpointError, FormatError
 
 SCHEMA = Path(__file__).parents[3] / "docs/report.schema.json"
@@ -27,7 +28,9 @@ def valid() -> error_reports.Json:
         error_reports.grok1_output("Q4_K_M", layers=2, experts=2, imatrix="a.imatrix"),
     ]
     outputs[1]["recipe"]["rules"] = [error_reports.rule("attn_v", "Q8_0", "--tensor-type")]
-    return error_reports.report(outputs)
+    report = error_reports.report(outputs)
+    report["limits"] = [{"metric": "sqnr_db", "limit": 20.0, "kind": "attn_v"}]
+    return {key: report[key] for key in (*list(report)[:5], "limits", "outputs")}
 
 
 def written(tmp_path: Path, value: Any) -> Path:
@@ -47,6 +50,16 @@ def test_what_is_read_is_written_again(valid: error_reports.Json, tmp_path: Path
     assert json_values(report) == valid
     write_report(again, report)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_reports_without_limits_stay_as_they_were(
+    valid: error_reports.Json, tmp_path: Path
+) -> None:
+    older = {key: value for key, value in valid.items() if key != "limits"}
+    VALIDATOR.validate(older)
+    report = read_report(written(tmp_path, older))
+    assert report.limits == ()
+    assert json_values(report) == older
 
 
 def test_what_the_schema_allows_is_read(valid: error_reports.Json, tmp_path: Path) -> None:
@@ -95,6 +108,10 @@ TENSOR = "outputs/1/tensors/8"
         ("source/hyperparameters", [], "source.hyperparameters is [], not an object"),
         ("baseline", "f32", "baseline is 'f32'; known: stored, bf16"),
         ("outputs", {}, "outputs is {}, not a list"),
+        ("limits", None, "limits is None, not a list"),
+        ("limits/0/metric", "rms", "limits[0].metric is 'rms'; known: relative_rms, sqnr_db"),
+        ("limits/0/limit", None, "limits[0].limit is None, not a number"),
+        ("limits/0/kind", ..., "limits[0]: kind is missing"),
         ("outputs/0", [], "outputs[0] is [], not an object"),
         ("outputs/0/kind", "onnx", "outputs[0].kind is 'onnx'; known: gguf, safetensors, shards"),
         ("outputs/0/recipe/pure", 1, "outputs[0].recipe.pure is 1, not true or false"),

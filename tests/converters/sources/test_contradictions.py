@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import weightcast
 from tests.support import Golden
+from weightcast.converters.sources import open_graph
 from weightcast.errors import CheckpointError, FormatError, LayoutError
 from weightcast.formats import torch_zip
 
@@ -105,7 +106,7 @@ def test_packed_matrices_that_are_not_whole(
     kind, change, words = PACKED[name]
     path = changed(made(kind), tmp_path / kind, change)
     with pytest.raises(CheckpointError, match=words) as caught:
-        weightcast.open(path)
+        open_graph(path)
     assert "\n" not in str(caught.value)
     assert weightcast.verify(path).problems
 
@@ -124,7 +125,7 @@ def test_packed_matrices_without_an_explanation(
     said = {"quantization_config": quantization}
     path = configured(made(kind), tmp_path / kind, said)
     with pytest.raises(LayoutError, match="packed in a way that no quantization_config explains"):
-        weightcast.open(path)
+        open_graph(path)
 
 
 def test_packed_shares_of_ranks(made: Callable[[str], Path], tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_packed_shares_of_ranks(made: Callable[[str], Path], tmp_path: Path) -> 
         file = path / f"pytorch_model-00000-TP-{rank:03}.safetensors"
         save_file({name: share.contiguous() for name, share in shares.items()}, file)
     with pytest.raises(LayoutError, match="packed weights of ranks are not read"):
-        weightcast.open(path)
+        open_graph(path)
 
 
 @pytest.mark.parametrize("shape", [(1, -1), (-1, 1, 1), (-1,)])
@@ -185,7 +186,7 @@ def test_what_grok_1_does_not_have(
     values: dict[str, Any], said: str, made: Callable[[str], Path], tmp_path: Path
 ) -> None:
     path = configured(made("m-bf16"), tmp_path / "m-bf16", values)
-    (note,) = weightcast.open(path).notes
+    (note,) = open_graph(path).notes
     assert note.replace("'", "") == f"config.json says {said}, which Grok-1 does not have"
     summary = weightcast.convert(path, tmp_path / "m-Q8_0.gguf", no_tokenizer=True)
     assert note in summary.plan.outputs[0].notes
@@ -205,7 +206,7 @@ def test_what_says_the_same(
     values: dict[str, Any], made: Callable[[str], Path], tmp_path: Path
 ) -> None:
     path = configured(made("m-bf16"), tmp_path / "m-bf16", values)
-    assert weightcast.open(path).notes == ()
+    assert open_graph(path).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_keys_that_mean_the_same(
 ) -> None:
     path = configured(made("m-bf16"), tmp_path / "m-bf16", values)
     with pytest.raises(FormatError, match=rf"config\.json: {re.escape(words)}"):
-        weightcast.open(path)
+        open_graph(path)
 
 
 def test_a_directory_without_its_config(made: Callable[[str], Path], tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_layers_that_are_not_found(
 ) -> None:
     path = changed(made("m-bf16"), tmp_path / "m-bf16", renamed(rule))
     with pytest.raises(CheckpointError, match=words):
-        weightcast.open(path)
+        open_graph(path)
 
 
 # PyTorch's files.
@@ -323,7 +324,7 @@ def test_heads_of_other_shapes(
         lambda tensors: tensors.update({"lm_head.weight": head}),
     )
     with pytest.raises(LayoutError, match="the output head is not the embedding table"):
-        weightcast.open(path)
+        open_graph(path)
 
 
 @pytest.mark.parametrize("view", [torch._neg_view, lambda t: t])
@@ -334,7 +335,7 @@ def test_tensors_that_are_negated(view: Any, made: Callable[[str], Path], tmp_pa
     path = to_bin(made("m-bf16"), tmp_path / "m-bf16", negate)
     if view is torch._neg_view:
         with pytest.raises(FormatError, match="negated"):
-            weightcast.open(path)
+            open_graph(path)
     else:
         assert weightcast.verify(path, WIDE.path).is_good
 

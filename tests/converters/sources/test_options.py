@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import weightcast
-from weightcast.commands.options import convert_options
+from weightcast.commands.work_options import convert_options
 from weightcast.converters.bundle import provenance
 from weightcast.converters.bundle.model_card import model_card
 from weightcast.converters.convert import prepare
@@ -116,7 +116,7 @@ def test_a_row_counts_for_the_fingerprint(tiny: Path, tmp_path: Path) -> None:
     plan = more(tiny, tmp_path / "m-Q8_0.gguf", dither=True, noise_seed="7")
     before, now = (fingerprint(p.inputs, p.outputs[0]) for p in (without, plan))
     assert list(now["options"].items())[-2:] == [("dither", True), ("noise_seed", "7")]
-    assert changes(before, now, plan.inputs.options).startswith("--dither was not given and is")
+    assert changes(before, now, plan.inputs.options).startswith("dither was not given and is")
 
 
 def test_a_row_counts_for_provenance(tiny: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import weightcast
 from tests import gguf_files
 from tests.support import Golden
+from weightcast.converters.sources import open_graph
 from weightcast.errors import CheckpointError, LayoutError, MissingTensorError
 
 WIDE = Golden("wide")
@@ -256,7 +257,7 @@ def test_heads_in_shares_of_ranks(
         check(path, wanted)
     else:
         with pytest.raises(LayoutError, match="the output head is not the embedding table"):
-            weightcast.open(path)
+            open_graph(path)
 
 
 def damaged(path: Path, name: str) -> None:
@@ -323,7 +324,7 @@ def test_ranks_that_do_not_go_together(
     path = directory(plain, tmp_path / "m-bf16", CONFIGS["as it is"])
     change(write_ranks(path, tensors, 4))
     with pytest.raises(error, match=words):
-        weightcast.open(path)
+        open_graph(path)
     assert any(words in problem.line for problem in weightcast.verify(path).problems)
 
 
@@ -331,7 +332,7 @@ def test_the_last_rank_is_missed_too(plain: Path, tensors: Tensors, tmp_path: Pa
     path = directory(plain, tmp_path / "m-bf16", CONFIGS["as it is"])
     write_ranks(path, tensors, 4)[-1].unlink()
     with pytest.raises(LayoutError, match=r"ffn_size is 384 by .* but 512 by .*config\.json"):
-        weightcast.open(path)
+        open_graph(path)
 
 
 # Old GGUF files.

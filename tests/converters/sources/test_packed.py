@@ -28,13 +28,14 @@ from weightcast.converters.graph import read as slabs
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import take
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, MissingTensorError
 from weightcast.formats import safetensors
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import FP4_LAYOUTS
-from weightcast.formats.packed.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, Scheme
+from weightcast.quant.fp8 import dequantize_fp8, quantize_fp8
 from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, QuantType
 
 WIDE = Golden("wide")
@@ -259,7 +260,7 @@ def test_floats_become_what_they_mean(
 def test_rows_are_read_alone(layout: str, group_type: GroupType, packed_as: Packed) -> None:
     source, expected = packed_as(layout, group_type)
     name = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
-    tensor = weightcast.open(source)["transformer/decoder_layer_0/moe/linear/w"]
+    tensor = open_graph(source)["transformer/decoder_layer_0/moe/linear/w"]
     view = matrices(tensor)[3]
     for rows in ((0, 512), (0, 96), (96, 384), (384, 512)):
         np.testing.assert_array_equal(
@@ -322,7 +323,7 @@ def test_int4_that_a_conversion_wrote(name: str, tmp_path: Path) -> None:
 def test_logits_over_int8_are_those_over_the_shards(tmp_path: Path) -> None:
     """But for the embedding, which directories hold as bf16."""
     convert(WIDE.path, tmp_path / "m-int8-g32")
-    shards, found = weightcast.open(WIDE.path), weightcast.open(tmp_path / "m-int8-g32")
+    shards, found = open_graph(WIDE.path), open_graph(tmp_path / "m-int8-g32")
 
     def load(name: str, expert: int | None = None) -> NDArray[np.floating[Any]]:
         tensor = shards[name]
@@ -338,7 +339,7 @@ def test_logits_over_int8_are_those_over_the_shards(tmp_path: Path) -> None:
 
 def test_what_inspect_says(packed_as: Packed, tmp_path: Path) -> None:
     source, _ = packed_as("compressed-tensors", GroupType(4, 128))
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     name = "transformer/decoder_layer_1/moe/linear_1/w"
     described = next(t for t in graph_values(graph)["tensors"] if t["name"] == name)
     parts = 256 * (512 // 2 + 2 * 512 // 128) + 16
@@ -409,7 +410,7 @@ def test_bad_directories_are_refused_by_name(case: str, own: Any) -> None:
     source = own(layout, INT4)
     rewritten(source, change)
     with pytest.raises(CheckpointError, match=message) as caught:
-        weightcast.open(source)
+        open_graph(source)
     assert "src" in str(caught.value)
     assert FIRST in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -440,7 +441,7 @@ def test_bad_values_are_refused_by_name(case: str, own: Any, tmp_path: Path) -> 
     assert "src/model.safetensors" in str(caught.value)
     assert ("ffn_gate_exps" in str(caught.value)) or (FIRST in str(caught.value))
     assert os.listdir(tmp_path) == ["src"]
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     with pytest.raises(LayoutError, match=message):
         load_float32(graph["transformer/decoder_layer_0/moe/linear/w"])
 
@@ -448,10 +449,10 @@ def test_bad_values_are_refused_by_name(case: str, own: Any, tmp_path: Path) -> 
 def test_a_truncated_file(own: Any) -> None:
     source = own("gptq", INT8)
     file = source / "model.safetensors"
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     os.truncate(file, file.stat().st_size - 100)
     with pytest.raises(FormatError, match="safetensors"):
-        weightcast.open(source)
+        open_graph(source)
     # Cut after it was opened: whatever part ends too early is found when it is read.
     os.truncate(file, 100_000)
     with pytest.raises(FormatError, match=r"the file ends \d+ bytes too early"):
@@ -475,7 +476,7 @@ def test_unknown_methods(change: Any, message: str, plain: Path, own: Any) -> No
     source = own(CT, INT4)
     write_config(plain, source, change)
     with pytest.raises(LayoutError, match=message):
-        weightcast.open(source)
+        open_graph(source)
 
 
 @pytest.mark.parametrize("layout", [CT, GPTQ, AWQ, "weightcast"])
@@ -502,7 +503,7 @@ def test_a_config_that_contradicts_the_tensors(
         arguments["group_size"] = size
     write_config(plain, source, config)
     with pytest.raises(LayoutError, match=f"is 4 bits with groups of 64 by its tensors.*{text}"):
-        weightcast.open(source)
+        open_graph(source)
 
 
 def test_parts_in_several_files(packed_as: Packed, own: Any, tmp_path: Path) -> None:
@@ -513,7 +514,7 @@ def test_parts_in_several_files(packed_as: Packed, own: Any, tmp_path: Path) -> 
     scales = {name for name in tensors if name.endswith("_scale")}
     write(source / "a.safetensors", {n: a for n, a in tensors.items() if n not in scales})
     write(source / "b.safetensors", {n: tensors[n] for n in scales})
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     assert graph.files == (source / "a.safetensors", source / "b.safetensors")
     check_values(source, tmp_path, expected)
     (tmp_path / "linked-bf16").mkdir()
@@ -523,7 +524,7 @@ def test_parts_in_several_files(packed_as: Packed, own: Any, tmp_path: Path) -> 
         convert(source, tmp_path / "linked-bf16")
     (source / "b.safetensors").unlink()
     with pytest.raises(MissingTensorError, match="weight_scale is not there"):
-        weightcast.open(source)
+        open_graph(source)
 
 
 def test_zero_points_and_negative_scales_in_q8_0(plain: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import generic
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, FormatError, LayoutError, OutputError, RequestError
 from weightcast.formats.gguf import layout as gguf_layout
@@ -344,7 +345,7 @@ def test_quantizing_again_must_be_allowed(old: str, new: str, tmp_path: Path) ->
     with pytest.raises(LayoutError) as caught:
         weightcast.convert(tmp_path / "q.gguf", tmp_path / f"o-{new}.gguf", pure=True)
     message = str(caught.value)
-    for said in (str(tmp_path / "q.gguf"), "token_embd.weight", old, new, "--allow-requantize"):
+    for said in (str(tmp_path / "q.gguf"), "token_embd.weight", old, new, "allow_requantize=True"):
         assert said in message
     assert "\n" not in message
     assert not list(tmp_path.glob("o-*"))
@@ -437,7 +438,7 @@ def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_for_grok_alone(tmp_path: Path) -> None:
     write_model(tmp_path / "m.gguf")
     for outputs, told in ((["o-bf16"], {}), (["o-F16.gguf"], {"no_tokenizer": True})):
-        with pytest.raises(FormatError, match="architecture 'llama': directories, --spec"):
+        with pytest.raises(FormatError, match="architecture 'llama': directories, spec"):
             weightcast.convert(tmp_path / "m.gguf", *(tmp_path / o for o in outputs), **told)
     with pytest.raises(RequestError, match="two outputs have the same name"):
         weightcast.convert(tmp_path / "m.gguf", *[tmp_path / "o-F16.gguf"] * 2)
@@ -499,7 +500,7 @@ def test_grok_keeps_everything_too(tiny: Path, tmp_path: Path) -> None:
 
 def test_described(tmp_path: Path) -> None:
     write_model(tmp_path / "m.gguf")
-    graph = weightcast.open(tmp_path / "m.gguf")
+    graph = open_graph(tmp_path / "m.gguf")
     assert list(graph) == list(dense())
     assert graph.family.name == "llama"
     told = graph.spec.describe()

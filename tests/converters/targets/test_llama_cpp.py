@@ -17,6 +17,7 @@ from weightcast.commands import llama_cpp
 from weightcast.commands.text.demo import log_probabilities
 from weightcast.converters.families.grok1.forward import clear_tokens
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.sources import open_graph
 
 
 @pytest.mark.parametrize("split", [None, "2M"])
@@ -40,7 +41,7 @@ def test_f32_log_probabilities_and_next_tokens(
 def test_other_types_load_and_run(tiny: Path, tmp_path: Path, type_name: str) -> None:
     path = tmp_path / f"m-{type_name}.gguf"
     weightcast.convert(tiny, path, no_tokenizer=True)
-    graph = weightcast.open(tiny)
+    graph = open_graph(tiny)
     logits = llama_cpp.logits(path, clear_tokens(graph, 20)[:1].tolist())
     assert logits.shape[-1] == graph.spec.vocab_size
     assert np.isfinite(logits).all()

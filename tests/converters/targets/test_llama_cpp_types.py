@@ -26,6 +26,7 @@ from weightcast.converters.families.grok1 import forward
 from weightcast.converters.families.grok1.spec import grok1_spec
 from weightcast.converters.graph import TensorGraph, take
 from weightcast.converters.graph.read import load_float32
+from weightcast.converters.sources import open_graph
 from weightcast.converters.targets.types import shapes_of
 from weightcast.quant.types import TYPES
 
@@ -127,7 +128,7 @@ def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Entries for all matrices, the embedding table included."""
     entries = {
         name: imatrices.sample(shape[0] if len(shape) > 2 else 1, shape[-1], seed)
-        for seed, (name, shape) in enumerate(shapes_of(weightcast.open(WIDE.path)))
+        for seed, (name, shape) in enumerate(shapes_of(open_graph(WIDE.path)))
         if len(shape) > 1 and "ffn_gate_inp" not in name
     }
     return imatrices.write_gguf(tmp_path_factory.mktemp("imatrix") / "all.gguf", entries)
@@ -135,7 +136,7 @@ def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source_logits() -> Floats:
-    return forward.logits(weightcast.open(WIDE.path), TOKENS)
+    return forward.logits(open_graph(WIDE.path), TOKENS)
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -147,7 +148,7 @@ def test_llama_cpp_agrees(name: str, imatrix: Path, source_logits: Floats, tmp_p
     found = llama_cpp.logits(path, TOKENS.tolist(), threads=1)
     activations = ACTIVATIONS.get(name, "Q8_K")
     closest, clear = AGREEMENT[activations]
-    expected = run(weightcast.open(path), ROUND[activations])
+    expected = run(open_graph(path), ROUND[activations])
     errors = differences(found, expected.logits)
     is_clear = expected.margins > CLEAR_MARGIN
     assert is_clear.mean() > 0.5

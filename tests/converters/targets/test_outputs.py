@@ -19,6 +19,7 @@ from weightcast.converters.convert import Summary
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.plan import budget as memory
+from weightcast.converters.sources import open_graph
 
 
 def convert(source: Path, *outputs: Path, **options: object) -> Summary:
@@ -53,7 +54,7 @@ def test_gguf_holds_int8_times_scale_exactly(
     convert(golden.path, path)
     tensors = read_gguf(path)
     exact = golden.exact()
-    for place in places(weightcast.open(golden.path).spec.num_layers):
+    for place in places(open_graph(golden.path).spec.num_layers):
         tensor = tensors.pop(place.gguf)
         if place.name == EMBEDDING and type_name == "Q8_0":
             continue  # float32 at the source, so it has no exact codes
@@ -100,7 +101,7 @@ def test_bf16_directory_is_bf16_of_the_product(golden: Golden, tmp_path: Path) -
     exact = golden.exact()
     head = tensors.pop("lm_head.weight")
     np.testing.assert_array_equal(head, tensors["model.embed_tokens.weight"])
-    for place in places(weightcast.open(golden.path).spec.num_layers):
+    for place in places(open_graph(golden.path).spec.num_layers):
         source = exact[place.name]
         experts = range(8) if place.role.is_experts else [None]
         for expert in experts:
@@ -125,7 +126,7 @@ def test_plain_float_outputs_agree_with_each_other(tiny: Path, tmp_path: Path, n
     exact = read_gguf(tmp_path / "exact-F32.gguf")
     dtype = {"b": ml_dtypes.bfloat16, "f": np.float16}[name[2].lower()]
     dtype = np.float32 if "32" in name else dtype
-    found = weightcast.open(tmp_path / name)
+    found = open_graph(tmp_path / name)
     for place in places(found.spec.num_layers):
         values = dequantized(exact[place.gguf])
         if place.role.storage != "float32":
@@ -155,7 +156,7 @@ def test_a_scale_that_float16_cannot_hold_is_requantized_and_said(tmp_path: Path
             "inexact_scales": inexact,
         }
     }
-    graph = weightcast.open(tmp_path)
+    graph = open_graph(tmp_path)
     name = "transformer/decoder_layer_0/multi_head_attention/key/w"
     exact = load_float32(graph[name])
     expected = gguf.quants.quantize(exact, gguf.GGMLQuantizationType.Q8_0)
@@ -223,8 +224,8 @@ def test_split_gguf(tiny: Path, tmp_path: Path) -> None:
     assert found.keys() == whole.keys()
     for name, tensor in whole.items():
         np.testing.assert_array_equal(found[name].data, tensor.data)
-    again = weightcast.open(parts[0])
-    assert again.parameters == weightcast.open(tiny).parameters
+    again = open_graph(parts[0])
+    assert again.parameters == open_graph(tiny).parameters
 
 
 def test_sharded_directory(tiny: Path, tmp_path: Path) -> None:
@@ -241,8 +242,8 @@ def test_sharded_directory(tiny: Path, tmp_path: Path) -> None:
     for name, tensor in one.items():
         np.testing.assert_array_equal(many[name].view("u1"), tensor.view("u1"))
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in one.values())
-    reread = weightcast.open(tmp_path / "many-bf16")
-    assert reread.parameters == weightcast.open(tiny).parameters
+    reread = open_graph(tmp_path / "many-bf16")
+    assert reread.parameters == open_graph(tiny).parameters
 
 
 def test_rows_that_do_not_fill_blocks(tmp_path: Path) -> None:
@@ -268,10 +269,10 @@ def test_odd_sizes_go_through_every_output(tmp_path: Path) -> None:
         num_experts=3,
     )
     write_checkpoint(tmp_path, spec, seed=9)
-    exact = weightcast.open(tmp_path)
+    exact = open_graph(tmp_path)
     for name in ("m-F32.gguf", "m-f32"):
         convert(tmp_path, tmp_path / name)
-        found = weightcast.open(tmp_path / name)
+        found = open_graph(tmp_path / name)
         for tensor in exact:
             np.testing.assert_array_equal(
                 load_float32(found[tensor]),
@@ -288,4 +289,4 @@ def test_an_untied_head_is_refused(tiny: Path, tmp_path: Path) -> None:
     raw[start] ^= 1
     file.write_bytes(raw)
     with pytest.raises(weightcast.LayoutError, match="the output head is not the embedding table"):
-        weightcast.open(tmp_path / "m-f32")
+        open_graph(tmp_path / "m-f32")

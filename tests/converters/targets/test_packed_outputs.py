@@ -19,6 +19,7 @@ from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes.weight_types import directory_type, name_in
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.types import shapes_of
@@ -82,7 +83,7 @@ def test_int8_as_released(tmp_path: Path) -> None:
     """Groups of 256 for experts, attention as the reference multiplies with it."""
     spec = tiny_spec(emb_size=2048, key_size=128, num_q_heads=16, widening_factor=3)
     write_checkpoint(tmp_path / "source", {**spec, "num_layers": 1}, seed=5)
-    source = weightcast.open(tmp_path / "source")
+    source = open_graph(tmp_path / "source")
     path = tmp_path / "grok-int8"
     weightcast.convert(tmp_path / "source", path, no_tokenizer=True)
     weightcast.convert(tmp_path / "source", tmp_path / "grok-f32", no_tokenizer=True)
@@ -133,7 +134,7 @@ def test_parts_of_a_matrix_share_a_file(tmp_path: Path) -> None:
 
 def test_importance_weighs_the_search(tmp_path: Path) -> None:
     golden = Golden("wide")
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     shapes = dict(shapes_of(graph))
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     from weightcast.formats.gguf.imatrix import read_imatrix

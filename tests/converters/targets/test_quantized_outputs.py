@@ -19,6 +19,7 @@ from tests.support import DATA, GOLDEN, NAMES
 from weightcast.converters.convert import Summary, prepare, run
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.recipe import RECIPES
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, LayoutError
@@ -36,7 +37,7 @@ def convert(source: Path, *outputs: Path, **options: Any) -> Summary:
 
 
 def shapes(source: Path) -> dict[str, tuple[int, ...]]:
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     names = shapes_of(graph)
     return dict(names)
 
@@ -303,7 +304,7 @@ def test_without_importance_the_dry_run_says_what_is_needed(tmp_path: Path) -> N
     path = tmp_path / "m-IQ2_XS.gguf"
     plan = prepare(WIDE, [path], ConvertOptions(no_tokenizer=True))
     (note,) = plan.outputs[0].notes
-    assert note.startswith("needs an importance matrix; give one with --imatrix FILE: without, ")
+    assert note.startswith("needs an importance matrix; give one with imatrix=FILE: without, ")
     assert "blk.0.ffn_gate_exps.weight as IQ2_XS" in note
     with pytest.raises(LayoutError, match=re.escape(f"{path}: needs an importance matrix")):
         run(plan)
@@ -352,7 +353,7 @@ def test_recipe_files(tmp_path: Path) -> None:
     assert found["blk.0.attn_k.weight"] == found["token_embd.weight"] == "Q8_0"
     notes = summary.plan.outputs[0].notes
     assert any(f"as {recipe}: rule 1: 'attn_' asks: 6 tensors" in note for note in notes), notes
-    assert any("as --tensor-type attn_k=Q8_0 asks: 2 tensors" in note for note in notes), notes
+    assert any("as rule attn_k=Q8_0 asks: 2 tensors" in note for note in notes), notes
     with pytest.raises(CheckpointError, match=r"is a directory, but the base in .* is Q8_0, a"):
         convert(WIDE, path, tmp_path / "m-bf16", recipe=recipe)
     with pytest.raises(CheckpointError, match=r"asks for F16, but the base in .* is Q8_0"):
@@ -369,7 +370,7 @@ def test_int8_that_ends_inside_blocks(tmp_path: Path) -> None:
     spec = tiny_spec(emb_size=128, key_size=8, num_layers=1, widening_factor=0.75)
     source = write_checkpoint(tmp_path, spec)
     name = "blk.0.ffn_down_exps.weight"
-    groups = weightcast.open(source)["transformer/decoder_layer_0/moe/linear_1/w"].shape[-1] // 8
+    groups = open_graph(source)["transformer/decoder_layer_0/moe/linear_1/w"].shape[-1] // 8
     assert groups % 32
     for options, expected in (
         ({"types": "Q8_0"}, "F32"),

@@ -17,6 +17,7 @@ from tests.directories import matrices, read_directory, unpacked, wanted
 from tests.support import Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.recipes.weight_types import directory_type, known_in_rules, rule_type
+from weightcast.converters.sources import open_graph
 from weightcast.converters.targets.types import shapes_of
 from weightcast.quant.types import BF16, F16, MXFP4, NVFP4, Fp8Type, GroupType
 
@@ -163,8 +164,7 @@ def test_a_recipe_file(tmp_path: Path) -> None:
     said = [note for note in described["notes"] if note.startswith("stored as")]
     at = "model.layers.0.self_attn"
     assert said == [
-        "stored as F16, as --tensor-type attn_k=f16 asks: 2 tensors, for example "
-        f"{at}.k_proj.weight",
+        f"stored as F16, as rule attn_k=f16 asks: 2 tensors, for example {at}.k_proj.weight",
         f"stored as INT8-G32, as {file}: rule 2: 'attn_' asks: 4 tensors, for example "
         f"{at}.o_proj.weight",
         f"stored as BF16, as {file}: rule 1: 'attn_v' asks: 2 tensors, for example "
@@ -210,7 +210,7 @@ def test_norms_routers_and_embeddings(tmp_path: Path) -> None:
 
 
 def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
-    shapes = dict(shapes_of(weightcast.open(WIDE.path)))
+    shapes = dict(shapes_of(open_graph(WIDE.path)))
     file = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(shapes))
     rule = ("ffn_down=int4-g32",)
     summary = convert(tmp_path / "m-bf16", rules=rule, imatrix=file)
@@ -232,7 +232,7 @@ def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
         ("m-int4-g32", "attn_=int8-g32-gptq", "names a layout, which is the whole output's"),
         ("m-int4-g32", "attn_=int5-g32", "unknown type 'int5-g32'; did you mean int4-g128?"),
         ("m-int4-g32", "attn_=Q6_K", f"asks for Q6_K, but a directory holds {known_in_rules()}"),
-        ("m-bf16", "attn_=Q6_K", "m-bf16: --tensor-type attn_=Q6_K asks for Q6_K, but a directory"),
+        ("m-bf16", "attn_=Q6_K", "m-bf16: rule attn_=Q6_K asks for Q6_K, but a directory"),
         ("m-int4-g32-awq", "attn_=int8-g32", "awq holds one packed type, here INT4-G32, and bf16"),
         ("m-int4-g32-awq", "attn_=int4-g64", "awq holds one packed type, here INT4-G32, and bf16"),
         ("m-int4-g32-gptq", "attn_=fp8", "asks for FP8, but gptq holds int4 and int8 in groups"),
@@ -269,9 +269,7 @@ def test_rules_that_cannot_be(tmp_path: Path, name: str, rule: str, problem: str
 
 
 def test_all_outputs_must_hold_the_types(tmp_path: Path) -> None:
-    with pytest.raises(
-        weightcast.RequestError, match=r"m-Q8_0\.gguf: --tensor-type a=int8-g32 asks"
-    ):
+    with pytest.raises(weightcast.RequestError, match=r"m-Q8_0\.gguf: rule a=int8-g32 asks"):
         convert(tmp_path / "m-int4-g32", tmp_path / "m-Q8_0.gguf", rules=("a=int8-g32",))
 
 

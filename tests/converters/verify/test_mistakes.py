@@ -19,6 +19,7 @@ from tests.grok1 import places
 from tests.support import Golden
 from weightcast.commands.text.verify import verification_lines
 from weightcast.converters.graph.read import load_float32
+from weightcast.converters.sources import open_graph
 from weightcast.converters.verify.result import Verification
 
 Floats = NDArray[np.float32]
@@ -54,7 +55,7 @@ class Planted:
         weightcast.convert(source, path, no_tokenizer=True)
         self.path = path
         self.file = gguf_files.read(path)
-        graph = weightcast.open(source)
+        graph = open_graph(source)
         self.spec: Any = graph.spec
         self.weights = {
             place.gguf: load_float32(graph[place.name]) for place in places(graph.spec.num_layers)

@@ -99,8 +99,14 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         lambda d: write(d / shard(3), scales_at(d / shard(3)), b"\x80\x47"),
         "scales are of",
     ),
-    "missing": (lambda d: (d / shard(3)).unlink(), f"missing {shard(3)}; download them again"),
-    "cut": (lambda d: os.truncate(d / shard(3), 100_000), "it is truncated or damaged, get it"),
+    "missing": (
+        lambda d: (d / shard(3)).unlink(),
+        f"missing {shard(3)}: cannot be used; download it again",
+    ),
+    "cut": (
+        lambda d: os.truncate(d / shard(3), 100_000),
+        "it is truncated or damaged; download it",
+    ),
     "unfinished": (lambda d: (d / f"{shard(3)}.part").touch(), "a download is still in progress"),
 }
 

@@ -25,6 +25,7 @@ from weightcast.commands.text.verify import problem_lines, verification_lines
 from weightcast.converters.compare.rows import PairedRows
 from weightcast.converters.compare.stream import PairedBuffers
 from weightcast.converters.graph.read import Slab, load_float32
+from weightcast.converters.sources import open_graph
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import CheckpointError
 from weightcast.formats import safetensors
@@ -131,7 +132,7 @@ def test_split_outputs_are_good(source: Path, tmp_path: Path, name: str) -> None
 
 
 def test_importance_is_used_if_it_is_given(source: Path, tmp_path: Path) -> None:
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     shapes = {p.gguf: graph[p.name].shape for p in places(2)}
     matrix = imatrices.write_gguf(tmp_path / "imatrix.gguf", imatrices.model_entries(shapes))
     weightcast.convert(source, tmp_path / "m-Q4_K_M.gguf", imatrix=matrix)
@@ -456,7 +457,7 @@ def _rewritten(
 ) -> Path:
     """Write a GGUF file by other means: other metadata, alignment, and rows by `make`."""
     file = gguf_files.read(artifacts / "m-Q8_0.gguf")
-    graph = weightcast.open(source)
+    graph = open_graph(source)
     tensors = {}
     for place in places(2):
         part = file.tensors[place.gguf]
@@ -530,11 +531,11 @@ def test_the_command(artifacts: Path, source: Path, tmp_path: Path) -> None:
     raw[len(raw) // 2] ^= 4
     path.write_bytes(raw)
     code, text = run(path, "--source", source, "--quiet")
-    assert code == 1
+    assert code == 3
     assert text.count("\n") == 1
     assert "is damaged: 1 byte of" in text
     code, text = run(path, "--source", source, "--json")
-    assert code == 1
+    assert code == 3
     assert json.loads(text)["problems"][0]["mistake"] == "damaged"
 
 
@@ -546,7 +547,7 @@ def test_samples_find_gross_mistakes(artifacts: Path, source: Path, tmp_path: Pa
     path = gguf_files.write(tmp_path / "m-Q8_0.gguf", file.metadata, tensors)
     for sample in ("1", "0.05", "2%"):
         code, text = run(path, "--source", source, "--sample", sample)
-        assert code == 1
+        assert code == 3
         assert "holds attn_v, not attn_k" in text
         assert "not checked: rows that are not in the sample" in text
 
@@ -554,10 +555,10 @@ def test_samples_find_gross_mistakes(artifacts: Path, source: Path, tmp_path: Pa
 def test_what_cannot_be_verified_is_refused(artifacts: Path, source: Path, tmp_path: Path) -> None:
     path = artifacts / "m-Q8_0.gguf"
     cases = {
-        (path, "--sample", "5"): "sample: of use with a source only",
+        (path, "--sample", "5"): "--sample: of use with a source only",
         (path, "--source", source, "--sample", "none"): "give a number of rows, or a share",
         (path, "--source", source, "--sample", "-1"): "give a number of rows, or a share",
-        (path, "--report", tmp_path / "r.json"): "report: of use with a source only",
+        (path, "--report", tmp_path / "r.json"): "--report: of use with a source only",
         (path, "--source", source, "--report", tmp_path / "no" / "r"): "no such directory",
         (source, "--source", source): "is a source: verify it alone, or compare the two",
         (tmp_path / "nothing.gguf",): "no such file or directory",

@@ -119,7 +119,8 @@ def test_a_header_that_is_too_large_is_not_written() -> None:
         (4, "'a' is of the type Q4_2 (4), which ggml has no longer"),
         (15, "'a' is of the type Q8_K (15)"),
         (31, "'a' is of the type Q4_0_4_4 (31)"),
-        (43, "'a' is of the unknown type 43"),
+        (43, "'a' is of type 43, of a newer ggml, or of a fork with TurboQuant; make the file"),
+        (48, "'a' is of the unknown type 48; make it again"),
         (1 << 31, "'a' is of the unknown type 2147483648"),
     ],
 )

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import weightcast
 from tests import imatrices
 from tests.support import DATA
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.sources import open_graph
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.gguf import imatrix
@@ -31,7 +31,7 @@ def test_files_of_llama_imatrix(name: str, tmp_path: Path) -> None:
     """Each format, as the tool writes it, weighs every matrix of its model."""
     found = read_imatrix(IMATRICES / name)
     spec = tiny_spec(emb_size=64, key_size=8, num_q_heads=8, vocab_size=512)
-    tensors = shapes_of(weightcast.open(write_checkpoint(tmp_path, spec, sparse=True)))
+    tensors = shapes_of(open_graph(write_checkpoint(tmp_path, spec, sparse=True)))
     sizes = {
         name: prod(shape[:-2]) * shape[-1]
         for name, shape in tensors
@@ -155,7 +155,12 @@ PAIR = {"x.in_sum2": ONES, "x.counts": ONES}
 @pytest.mark.parametrize(
     ("arrays", "metadata", "problem"),
     [
-        (PAIR, {}, "no importance matrix: it lacks the metadata imatrix.*"),
+        (
+            PAIR,
+            {},
+            "of the architecture unknown, not an importance matrix; make one with llama.cpp",
+        ),
+        (PAIR, {"chunk_count": 1}, "an importance matrix that lacks metadata (imatrix.*); make"),
         (PAIR, {**KNOWN, "datasets": "a"}, "imatrix.datasets is not a list of names"),
         (PAIR, {**KNOWN, "datasets": [1]}, "imatrix.datasets is not a list of names"),
         (PAIR, {**KNOWN, "chunk_count": "1"}, "imatrix.chunk_count is '1'"),
@@ -176,8 +181,8 @@ def test_gguf_files_that_are_none(
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
-        (b"", "an empty file: its download has not started"),
-        (struct.pack("<i", 0) + bytes(99), "declares 0 entries"),
+        (b"", "an empty file; its download has not started"),
+        (struct.pack("<i", 0) + b"\1" * 99, "declares 0 entries"),
         (struct.pack("<i", -1) + bytes(99), "declares -1 entries"),
         (struct.pack("<i", 1 << 30) + bytes(99), "declares 1073741824 entries"),
         (struct.pack("<ii", 1, -5) + bytes(99), "declares -5 bytes of a name"),
@@ -208,14 +213,19 @@ def test_old_files_that_are_none(tmp_path: Path, raw: bytes, problem: str) -> No
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent", Path("/dev/zero")):
-        with pytest.raises(CheckpointError, match="no such file, or not a regular one"):
+    said = {
+        tmp_path: "a directory, not a file; name a file in it",
+        tmp_path / "absent": "no such file or directory",
+        Path("/dev/zero"): "a device, not a regular file; name a file on a disk",
+    }
+    for path, words in said.items():
+        with pytest.raises(CheckpointError, match=f"{path}: {words}"):
             read_imatrix(path)
 
 
 def test_files_too_large_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imatrix, "MAX_FILE_BYTES", 99)
-    (tmp_path / "i.dat").write_bytes(bytes(100))
+    (tmp_path / "i.dat").write_bytes(b"\1" * 100)
     with pytest.raises(FormatError, match="100 bytes, which is no importance matrix"):
         read_imatrix(tmp_path / "i.dat")
 

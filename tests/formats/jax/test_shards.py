@@ -173,18 +173,18 @@ def test_same_tensor_twice(checkpoint: Path) -> None:
 
 def test_shard_that_is_a_directory(checkpoint: Path) -> None:
     (checkpoint / shard(12)).mkdir()
-    refused(checkpoint, MissingTensorError, shard(12), "not a file")
+    refused(checkpoint, MissingTensorError, shard(12), "a directory, not a file")
 
 
 def test_link_that_leads_nowhere(checkpoint: Path) -> None:
     (checkpoint / shard(12)).symlink_to(checkpoint / "gone")
-    refused(checkpoint, MissingTensorError, shard(12), "nowhere")
+    refused(checkpoint, MissingTensorError, shard(12), "a link to", "not there")
 
 
 def test_shard_that_is_a_pipe(checkpoint: Path) -> None:
     """Opening a pipe would wait for ever."""
     os.mkfifo(checkpoint / shard(12))
-    refused(checkpoint, MissingTensorError, shard(12), "not a file")
+    refused(checkpoint, MissingTensorError, shard(12), "a pipe, not a regular file")
 
 
 def test_unreadable_shard_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

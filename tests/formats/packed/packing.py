@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from weightcast.formats.packed import LAYOUTS
-from weightcast.formats.packed.fp8 import FP8_LAYOUT, quantize_fp8
+from weightcast.formats.packed.fp8 import FP8_LAYOUT
 from weightcast.formats.packed.layout import NUMPY_DTYPES, MatrixShape, Part, Segment
+from weightcast.quant.fp8 import quantize_fp8
 from weightcast.quant.groups import Groups
 from weightcast.quant.types import Fp8Type, GroupType
 

@@ -15,10 +15,11 @@ from tests.formats.packed.packing import assemble, cuts, fp8_by, pack_fp8, pack_
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import BLOCKS, FP4_LAYOUTS
-from weightcast.formats.packed.fp8 import FP8, FP8_LAYOUT, Fp8Rows, dequantize_fp8, quantize_fp8
+from weightcast.formats.packed.fp8 import FP8, FP8_LAYOUT
 from weightcast.formats.packed.layout import MatrixShape, Scheme
 from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import Matrix
+from weightcast.quant.fp8 import Fp8Rows, dequantize_fp8, quantize_fp8
 from weightcast.quant.types import MXFP4, Fp8Type
 
 if sys.version_info < (3, 11):

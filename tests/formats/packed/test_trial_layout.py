@@ -16,6 +16,7 @@ from tests.directories import matrices, parts_of, read_directory, wanted
 from tests.formats.packed.trial_layout import CODES, SCALES, Trial
 from tests.support import Golden
 from weightcast.converters.recipes.weight_types import directory_type
+from weightcast.converters.sources import open_graph
 from weightcast.formats import safetensors
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.layout import MatrixShape
@@ -101,7 +102,7 @@ def test_it_is_read_back(made: Path, tmp_path: Path) -> None:
 
 
 def test_an_opened_directory_names_it(made: Path) -> None:
-    tensor = weightcast.open(made)["transformer/decoder_layer_0/moe/linear/w"]
+    tensor = open_graph(made)["transformer/decoder_layer_0/moe/linear/w"]
     origin = tensor.describe()["origin"]["sources"][0]["origin"]
     assert origin["layout"] == "trial"
     assert origin["parts"].keys() == {CODES, SCALES}
@@ -121,7 +122,7 @@ def test_a_config_that_says_something_else_is_refused(
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
     with pytest.raises(weightcast.LayoutError, match=message):
-        weightcast.open(made)
+        open_graph(made)
 
 
 def test_messages_know_it(tmp_path: Path) -> None:

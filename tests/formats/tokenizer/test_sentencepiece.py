@@ -144,7 +144,7 @@ def test_more_pieces_than_rows(vocabulary: Vocabulary) -> None:
 def test_file_that_is_no_model(raw: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(raw)
-    with pytest.raises(FormatError, match="not a SentencePiece model") as caught:
+    with pytest.raises(FormatError, match=r"not a SentencePiece model|zeros where") as caught:
         read_sentencepiece(path)
     assert str(path) in str(caught.value)
 

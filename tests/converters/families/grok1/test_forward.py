@@ -15,6 +15,7 @@ from tests.support import MAX_LOGIT_ERROR, Golden, relative_error
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import take
+from weightcast.converters.sources import open_graph
 
 # A mistake must be far outside what rounding does.
 MISTAKE = 10 * MAX_LOGIT_ERROR
@@ -23,7 +24,7 @@ Load = Callable[..., NDArray[np.float32]]
 
 
 def plain_load(golden: Golden) -> Load:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
 
     def load(name: str, expert: int | None = None) -> NDArray[np.float32]:
         return load_float32(graph[name] if expert is None else take(graph[name], expert))
@@ -32,13 +33,13 @@ def plain_load(golden: Golden) -> Load:
 
 
 def error_of(golden: Golden, load: Load, **options: object) -> float:
-    spec = weightcast.open(golden.path).spec
+    spec = open_graph(golden.path).spec
     result = forward.forward(spec, load, golden.tokens, **options)
     return relative_error(result.logits, golden.logits)
 
 
 def test_from_the_shards(golden: Golden) -> None:
-    logits = forward.logits(weightcast.open(golden.path), golden.tokens)
+    logits = forward.logits(open_graph(golden.path), golden.tokens)
     assert logits.dtype == np.float32
     assert relative_error(logits, golden.logits) < MAX_LOGIT_ERROR
 
@@ -46,12 +47,12 @@ def test_from_the_shards(golden: Golden) -> None:
 @pytest.mark.parametrize("name", ["model-F32.gguf", "model-f32"])
 def test_from_float32_outputs(golden: Golden, tmp_path: Path, name: str) -> None:
     weightcast.convert(golden.path, tmp_path / name, no_tokenizer=True)
-    logits = forward.logits(weightcast.open(tmp_path / name), golden.tokens)
+    logits = forward.logits(open_graph(tmp_path / name), golden.tokens)
     assert relative_error(logits, golden.logits) < MAX_LOGIT_ERROR
 
 
 def test_routing_of_the_golden_tokens_is_clear(golden: Golden) -> None:
-    result = forward.run(weightcast.open(golden.path), golden.tokens)
+    result = forward.run(open_graph(golden.path), golden.tokens)
     assert result.margins.shape == golden.tokens.shape
     assert result.margins.min() > 7e-3
 
@@ -87,7 +88,7 @@ def test_swapped_gate_and_up_are_noticed(golden: Golden) -> None:
 def test_groups_along_the_wrong_axis_are_noticed(golden: Golden) -> None:
     """Row i of 8 groups belongs to group i // (in / 8), not to group i % 8."""
     load = plain_load(golden)
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
 
     def wrong(name: str, expert: int | None = None) -> NDArray[np.float32]:
         values = load(name, expert)
@@ -124,13 +125,13 @@ def test_transposed_attention_is_noticed(golden: Golden) -> None:
 
 
 def test_token_ids_outside_the_vocabulary(golden: Golden) -> None:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     with pytest.raises(weightcast.LayoutError, match="token ids must lie in"):
         forward.logits(graph, [[0, graph.spec.vocab_size]])
 
 
 def test_one_sequence_is_a_batch_of_one(golden: Golden) -> None:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     one = forward.logits(graph, golden.tokens[2])
     assert one.shape == (1, *golden.logits.shape[1:])
     assert relative_error(one[0], golden.logits[2]) < MAX_LOGIT_ERROR

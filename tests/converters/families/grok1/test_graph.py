@@ -17,6 +17,7 @@ from weightcast.converters.families.grok1.spec import RELEASE, ffn_size
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.tensor import Take, Tensor
+from weightcast.converters.sources import open_graph
 from weightcast.errors import FormatError, LayoutError, MissingTensorError
 from weightcast.formats.jax.writer import Payload, array_parts, quantized_parts
 
@@ -24,7 +25,7 @@ SPEC = json.loads((GOLDEN / "wide" / "spec.json").read_text())
 
 
 def test_leaf_paths_follow_the_files(golden: Golden) -> None:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     paths = [leaf["path"] for leaf in golden.leaves]
     assert [p.name for p in shard_places(graph.spec.num_layers)] == paths
     assert sorted(map(graph.spoken_name, graph)) == sorted(paths)
@@ -36,7 +37,7 @@ def test_file_26_starts_layer_10() -> None:
 
 
 def test_every_tensor_is_int8_times_scale_transposed(golden: Golden) -> None:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     exact = golden.exact()
     assert len(graph) == len(exact)
     for name, tensor in graph.items():
@@ -47,7 +48,7 @@ def test_every_tensor_is_int8_times_scale_transposed(golden: Golden) -> None:
 
 
 def test_parameters_and_hyperparameters(golden: Golden) -> None:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     assert graph.parameters == sum(np.prod(leaf["shape"]) for leaf in golden.leaves)
     spec = json.loads((golden.path / "spec.json").read_text())
     described = graph.spec.describe()
@@ -61,11 +62,11 @@ def test_ffn_size_of_the_release() -> None:
 
 
 def test_ckpt_directory_and_its_parent_are_the_same(golden: Golden) -> None:
-    assert list(weightcast.open(golden.path)) == list(weightcast.open(golden.path / "ckpt-0"))
+    assert list(open_graph(golden.path)) == list(open_graph(golden.path / "ckpt-0"))
 
 
 def test_description_is_json_and_names_the_stored_bytes(golden: Golden) -> None:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     name = "transformer/decoder_layer_0/moe/linear/w"
     described = json.loads(json.dumps(graph[name].describe()))
     dequantize = described["origin"]["sources"][0]["origin"]
@@ -76,7 +77,7 @@ def test_description_is_json_and_names_the_stored_bytes(golden: Golden) -> None:
 
 
 def test_a_taken_expert_is_a_tensor_of_its_own(golden: Golden) -> None:
-    graph = weightcast.open(golden.path)
+    graph = open_graph(golden.path)
     experts = graph["transformer/decoder_layer_1/moe/linear_1/w"]
     one = Tensor("one", experts.shape[1:], "F32", Take(experts, 5))
     np.testing.assert_array_equal(load_float32(one), load_float32(experts)[5])
@@ -108,7 +109,7 @@ def test_a_specification_that_contradicts_the_shapes(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(LayoutError, match=said):
-        weightcast.open(GOLDEN / "wide", with_spec(tmp_path, **changes))
+        open_graph(GOLDEN / "wide", with_spec(tmp_path, **changes))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_specification_that_is_wrong_in_itself(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(FormatError, match=said):
-        weightcast.open(GOLDEN / "wide", with_spec(tmp_path, **changes))
+        open_graph(GOLDEN / "wide", with_spec(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])
@@ -137,20 +138,20 @@ def test_a_specification_that_is_not_a_json_object(tmp_path: Path, text: str) ->
     path = tmp_path / "spec.json"
     path.write_text(text)
     with pytest.raises(FormatError, match=r"spec\.json"):
-        weightcast.open(GOLDEN / "wide", path)
+        open_graph(GOLDEN / "wide", path)
 
 
 def test_without_a_specification_it_must_be_the_release(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "wide" / "ckpt-0", tmp_path / "ckpt-0")
     with pytest.raises(LayoutError, match="grok-1 preset; if the model is another one") as caught:
-        weightcast.open(tmp_path)
+        open_graph(tmp_path)
     assert "num_layers is 2 by 26 shards, but 64" in str(caught.value)
 
 
 def test_the_sparse_release_needs_no_specification(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, RELEASE, sparse=True)
     (tmp_path / "spec.json").unlink()
-    graph = weightcast.open(tmp_path)
+    graph = open_graph(tmp_path)
     assert graph.parameters == 315_684_820_992
     assert graph.spec.num_q_heads == 48
 
@@ -164,7 +165,7 @@ def test_a_missing_last_shard(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     (folder / "tensor00025_000").unlink()
     with pytest.raises(MissingTensorError, match="25 shards"):
-        weightcast.open(folder)
+        open_graph(folder)
 
 
 def replace_shard(path: Path, parts: list[bytes | Payload]) -> None:
@@ -193,7 +194,7 @@ def test_a_shard_that_does_not_fit(
     path = folder / f"tensor{number:05}_000"
     replace_shard(path, parts)
     with pytest.raises(LayoutError, match=said) as caught:
-        weightcast.open(folder)
+        open_graph(folder)
     assert path.name in str(caught.value)
 
 
@@ -203,7 +204,7 @@ def test_plain_float_matrices_are_read_as_well(tmp_path: Path) -> None:
     parts = array_parts("F32", values.shape)
     raw = b"".join(values.tobytes() if isinstance(p, Payload) else p for p in parts)
     (folder / "tensor00005_000").write_bytes(raw)
-    tensor = weightcast.open(folder)["transformer/decoder_layer_0/multi_head_attention/key/w"]
+    tensor = open_graph(folder)["transformer/decoder_layer_0/multi_head_attention/key/w"]
     np.testing.assert_array_equal(load_float32(tensor), values.T)
 
 
@@ -216,11 +217,11 @@ def test_several_checkpoints_in_one_directory(tmp_path: Path) -> None:
     for name in ("ckpt-0", "ckpt-1"):
         shutil.copytree(GOLDEN / "wide" / "ckpt-0", tmp_path / name)
     with pytest.raises(weightcast.CheckpointError, match="several checkpoints"):
-        weightcast.open(tmp_path)
+        open_graph(tmp_path)
 
 
 def test_heads_of_another_number_follow_from_the_key_size(tmp_path: Path) -> None:
     spec = tiny_spec(num_q_heads=32, key_size=8, num_kv_heads=16)
     write_checkpoint(tmp_path, spec)
-    graph = weightcast.open(tmp_path)
+    graph = open_graph(tmp_path)
     assert (graph.spec.num_q_heads, graph.spec.num_kv_heads) == (32, 16)

@@ -14,6 +14,7 @@ import weightcast
 from tests.support import RELEASED_TOKENIZER, Golden, needs_released_tokenizer
 from weightcast.converters.families.grok1.spec import HYPERPARAMETERS
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.sources import open_graph
 from weightcast.formats.gguf.read import read_file
 
 # key -> type, as llama.cpp's own converter writes them.
@@ -71,7 +72,7 @@ def test_gguf_metadata(golden: Golden, tmp_path: Path) -> None:
     extra = {"tokenizer.ggml.model": T.STRING, "grok.vocab_size": T.UINT32}
     assert {key: field.types[0] for key, field in fields.items()} == {**GGUF_TYPES, **extra}
     values = {key: field.contents() for key, field in fields.items()}
-    spec = weightcast.open(golden.path).spec
+    spec = open_graph(golden.path).spec
     assert values["general.architecture"] == "grok"
     assert values["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16
     assert values["tokenizer.ggml.model"] == "no_vocab"
@@ -135,7 +136,7 @@ def test_a_tokenizer_of_another_model(tokenizer_model: Path, tmp_path: Path) -> 
 
 
 def test_a_gguf_needs_a_tokenizer_or_a_word(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(weightcast.CheckpointError, match="--no-tokenizer"):
+    with pytest.raises(weightcast.CheckpointError, match="no_tokenizer=True"):
         weightcast.convert(tiny, tmp_path / "m-F16.gguf")
 
 
@@ -155,7 +156,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def test_config_json(golden: Golden, tmp_path: Path) -> None:
     weightcast.convert(golden.path, tmp_path / "m-bf16")
     config = read_json(tmp_path / "m-bf16" / "config.json")
-    spec = weightcast.open(golden.path).spec
+    spec = open_graph(golden.path).spec
     assert config["architectures"] == ["Grok1ForCausalLM"]
     assert config["model_type"] == "mixtral"
     assert config["moe_intermediate_size"] == config["intermediate_size"] == spec.ffn_size
@@ -175,7 +176,7 @@ def test_config_json(golden: Golden, tmp_path: Path) -> None:
         "attn_temperature_len",
     }
     assert not forbidden & config.keys()
-    reread = weightcast.open(tmp_path / "m-bf16").spec.describe()
+    reread = open_graph(tmp_path / "m-bf16").spec.describe()
     assert reread == pytest.approx(spec.describe(), rel=1e-12)
 
 
@@ -199,7 +200,7 @@ def test_an_unusual_attention_scale_is_kept_and_said(tmp_path: Path) -> None:
     summary = weightcast.convert(tmp_path, tmp_path / "m-f32", no_tokenizer=True)
     config = read_json(tmp_path / "m-f32" / "config.json")
     assert config["attn_output_multiplier"] == 0.2
-    assert weightcast.open(tmp_path / "m-f32").spec.attn_output_multiplier == 0.2
+    assert open_graph(tmp_path / "m-f32").spec.attn_output_multiplier == 0.2
     assert any("vLLM and SGLang will be wrong" in n for n in summary.plan.outputs[0].notes)
 
 
@@ -219,4 +220,4 @@ def test_a_config_with_a_bad_value_is_refused(
     values = {name: said for name, said in read_json(config).items() if name not in others}
     config.write_text(json.dumps({**values, key: value}))
     with pytest.raises(weightcast.CheckpointError, match=r"config\.json"):
-        weightcast.open(tmp_path / "m-bf16")
+        open_graph(tmp_path / "m-bf16")

@@ -24,6 +24,7 @@ from weightcast.converters.families.grok1.synthetic import (
     write_checkpoint,
 )
 from weightcast.converters.graph.read import load_float32
+from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.formats.jax.writer import Payload, parts_bytes
 
@@ -76,7 +77,7 @@ def test_a_seed_gives_the_same_files(tmp_path: Path) -> None:
 def test_weights_have_the_spread_of_the_golden_ones(tmp_path: Path) -> None:
     spec = json.loads((GOLDEN / "wide" / "spec.json").read_text())
     write_checkpoint(tmp_path, {**RELEASE, **spec})
-    ours, golden = weightcast.open(tmp_path), weightcast.open(GOLDEN / "wide")
+    ours, golden = open_graph(tmp_path), open_graph(GOLDEN / "wide")
     assert list(ours) == list(golden)
     for name in golden:
         found, expected = load_float32(ours[name]), load_float32(golden[name])
@@ -84,7 +85,7 @@ def test_weights_have_the_spread_of_the_golden_ones(tmp_path: Path) -> None:
 
 
 def test_a_tiny_model_makes_varied_predictions(tiny: Path) -> None:
-    graph = weightcast.open(tiny)
+    graph = open_graph(tiny)
     tokens = sample_tokens(np.random.default_rng(0), graph.spec.describe(), 4, 16)
     logits = run(graph, tokens).logits
     assert np.isfinite(logits).all()

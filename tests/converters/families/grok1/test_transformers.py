@@ -32,6 +32,7 @@ import weightcast
 from tests.support import MAX_LOGIT_ERROR, NAMES, Golden, relative_error
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
+from weightcast.converters.sources import open_graph
 
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 PROMPT, NEW = 8, 8
@@ -69,7 +70,7 @@ def assert_greedy(path: Path, prompts: NDArray[np.integer], found: NDArray[np.in
     length = prompts.shape[1]
     np.testing.assert_array_equal(found[:, :length], prompts)
     assert found.shape == (len(prompts), length + NEW)
-    chosen = forward.logits(weightcast.open(path), found)[:, length - 1 : -1].argmax(-1)
+    chosen = forward.logits(open_graph(path), found)[:, length - 1 : -1].argmax(-1)
     np.testing.assert_array_equal(found[:, length:], chosen)
 
 
@@ -92,7 +93,7 @@ def test_half_directories_equal_numpy_on_their_weights(
     golden: Golden, directories: Path, type_name: str
 ) -> None:
     path = directories / f"{golden.name}-{type_name}"
-    expected = forward.logits(weightcast.open(path), golden.tokens)
+    expected = forward.logits(open_graph(path), golden.tokens)
     assert relative_error(logits(load(path), golden.tokens), expected) < MAX_LOGIT_ERROR
 
 
@@ -237,8 +238,8 @@ def test_saved_and_loaded_again(directories: Path, tmp_path: Path) -> None:
     assert saved["auto_map"].items() <= written["auto_map"].items()
     assert "attn_output_multiplier" not in saved
     # Our own reader takes it for the same model.
-    found = forward.logits(weightcast.open(tmp_path / "saved"), golden.tokens)
-    expected = forward.logits(weightcast.open(directories / "wide-bf16"), golden.tokens)
+    found = forward.logits(open_graph(tmp_path / "saved"), golden.tokens)
+    expected = forward.logits(open_graph(directories / "wide-bf16"), golden.tokens)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -262,7 +263,7 @@ def test_an_unusual_attention_scale(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 1024, (2, 16))
     model = load(tmp_path / "m-f32")
     assert model.config.attention_scale == 0.2
-    expected = forward.logits(weightcast.open(tmp_path / "m-f32"), tokens)
+    expected = forward.logits(open_graph(tmp_path / "m-f32"), tokens)
     assert relative_error(logits(model, tokens), expected) < MAX_LOGIT_ERROR
 
 
@@ -349,7 +350,7 @@ def test_compressed_tensors(
     )
     compress(directories / f"{name}-f32", tmp_path / "packed", tmp_path / "plain", weights)
     expected = logits(load(tmp_path / "plain"), golden.tokens)
-    of_numpy = forward.logits(weightcast.open(tmp_path / "plain"), golden.tokens)
+    of_numpy = forward.logits(open_graph(tmp_path / "plain"), golden.tokens)
     assert relative_error(expected, of_numpy) < MAX_LOGIT_ERROR
     model = load(tmp_path / "packed")
     quantized = {n for n, m in model.named_modules() if hasattr(m, "quantization_scheme")}
@@ -376,7 +377,7 @@ def test_packed_directories(golden: Golden, tmp_path: Path, kind: str) -> None:
     weightcast.convert(path, plain, no_tokenizer=True)
     unpack = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     model = load(path, **(unpack if is_asymmetric else {}))
-    of_numpy = forward.logits(weightcast.open(plain), golden.tokens)
+    of_numpy = forward.logits(open_graph(plain), golden.tokens)
     assert relative_error(logits(model, golden.tokens), of_numpy) < MAX_LOGIT_ERROR
     values = load_file(plain / "model.safetensors")
     packed = [n for n, _ in model.named_modules() if n.endswith(("_proj", "w1", "w2", "w3"))]
@@ -408,7 +409,7 @@ def test_rules_for_single_tensors(
     model = load(path, dtype)
     found = logits(model, golden.tokens)
     if dtype == torch.float32:
-        expected = forward.logits(weightcast.open(plain), golden.tokens)
+        expected = forward.logits(open_graph(plain), golden.tokens)
         assert relative_error(found, expected) < MAX_LOGIT_ERROR
     assert not caplog.records  # such as patterns that match nothing
     stored = load_file(path / "model.safetensors")

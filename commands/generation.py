@@ -1,0 +1,54 @@
+"""Write text and measure perplexity with a model that llama.cpp runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp
+from typing import Final
+
+import numpy as np
+
+from weightcast.commands.llama_cpp import Model
+from weightcast.commands.text.demo import WINDOW, log_probabilities
+
+_TEMPERATURE: Final = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """exp of the mean negative log-probability of `tokens` tokens."""
+
+    value: float
+    tokens: int
+
+
+def perplexity(model: Model, text: str) -> Perplexity:
+    """Measure the perplexity of a text, in windows of 256 tokens that do not overlap.
+
+    Each token but the first of a window is predicted from all that precede it there.
+    """
+    tokens = model.tokenize(text)
+    losses: list[float] = []
+    for start in range(0, len(tokens) - 1, WINDOW):
+        window = tokens[start : start + WINDOW]
+        with model.context(len(window)) as add:
+            found = log_probabilities(add(window))
+        losses += [-found[n, token] for n, token in enumerate(window[1:])]
+    return Perplexity(exp(np.mean(losses)), len(losses))
+
+
+def continue_text(model: Model, prompt: str, n_tokens: int, seed: int) -> str:
+    """Continue a text by `n_tokens` tokens, drawn at a temperature of 0.6; without the prompt.
+
+    A token is the one of the largest logit with noise added (Gumbel's, which makes it a draw from
+    the softmax). The noise is the same for each model, so texts differ only where models do.
+    """
+    tokens = model.tokenize(prompt)
+    rng = np.random.default_rng(seed)
+    with model.context(len(tokens) + n_tokens) as add:
+        logits = add(tokens)[-1]
+        for _ in range(n_tokens):
+            noise = rng.gumbel(size=len(logits))
+            tokens.append(int(np.argmax(logits / _TEMPERATURE + noise)))
+            logits = add(tokens[-1:])[-1]
+    return model.detokenize(tokens).strip()[len(prompt) :]
