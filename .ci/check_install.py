@@ -41,7 +41,7 @@ def check_conversion(folder: Path) -> None:
     source, made = write_checkpoint(folder / "tiny", tiny_spec()), folder / "tiny-Q8_0.gguf"
     command = Path(sysconfig.get_path("scripts"), "weightcast")
     run(command, "convert", source, made, "--no-tokenizer", "--quiet")
-    run(command, "verify", source, made, "--no-tokenizer", "--quiet")
+    run(command, "verify", made, "--source", source, "--quiet")
     x = np.sin(np.arange(4096, dtype=np.float32)).reshape(4, 1024)
     back = weightcast.dequantize(weightcast.quantize(x, "Q8_0"), "Q8_0")
     assert np.abs(back - x).max() < 0.01, np.abs(back - x).max()

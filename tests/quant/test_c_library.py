@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -279,6 +280,29 @@ def test_cmake_installs_to_a_prefix(program, tmp_path):
     assert (lib / "libweightcast.so").is_symlink()
     assert linked_by_pkg_config(program, lib / "pkgconfig") == SAID
     assert linked_by_cmake(program, lib / "cmake" / "weightcast") == [SAID, SAID]
+
+
+@needs_cmake
+def test_a_missing_compiler_is_said_with_what_to_install(tmp_path):
+    """CMake, as pip runs it, where there is a program that builds but none that compiles."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("make", "ninja"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    cmake = shutil.which("cmake")
+    assert cmake is not None
+    env = {k: v for k, v in os.environ.items() if k not in ("CC", "CXX", "CMAKE_GENERATOR")}
+    done = subprocess.run(
+        [cmake, "-S", ROOT, "-B", tmp_path / "build"],
+        capture_output=True,
+        text=True,
+        env={**env, "PATH": str(tools)},
+    )
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "no C++17 compiler was found, which weightcast is built with; install one (De" in said
+    assert "apt-get install g++" in said
 
 
 @pytest.mark.skipif(
