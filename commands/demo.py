@@ -27,8 +27,9 @@ TRAINED: Final = Path(__file__).resolve().parents[1] / "examples" / "tiny-grok"
 _HELD_OUT: Final = "held-out.txt"
 _SEED: Final = 20
 _TYPES: Final = ("F32", "Q8_0", "Q4_K_M", "Q2_K")
-PROMPT: Final = "She was persuaded that"
-_N_TOKENS: Final = 70
+PROMPT: Final = "Anne could not help"
+_TEXT_SEED: Final = 2
+_N_TOKENS: Final = 64
 # Outputs that have the source's weights, or nearly.
 _FAITHFUL: Final = ("F32", "Q8_0", "BF16")
 _ERRORS: Final = "errors.json"
@@ -165,7 +166,7 @@ def _spoken(summary: Summary, held_out: str) -> Iterator[str]:
             continue
         with llama_cpp.loaded(output.request.path, threads=1) as model:
             measured = perplexity(model, held_out)
-            written = continue_text(model, PROMPT, _N_TOKENS, _SEED)
+            written = continue_text(model, PROMPT, _N_TOKENS, _TEXT_SEED)
         tokens = measured.tokens
         made.append(
             text.Spoken(
@@ -173,7 +174,7 @@ def _spoken(summary: Summary, held_out: str) -> Iterator[str]:
                 output.size,
                 output.bits_per_weight,
                 measured.value,
-                f"{PROMPT}{written}",
+                f"{PROMPT}{written}".rpartition(" ")[0],  # the last word may be cut
             )
         )
     first = made[0]

@@ -11,7 +11,7 @@ import numpy as np
 from weightcast.commands.llama_cpp import Model
 from weightcast.commands.text.demo import WINDOW, log_probabilities
 
-_TEMPERATURE: Final = 0.6
+_TEMPERATURE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def perplexity(model: Model, text: str) -> Perplexity:
 
 
 def continue_text(model: Model, prompt: str, n_tokens: int, seed: int) -> str:
-    """Continue a text by `n_tokens` tokens, drawn at a temperature of 0.6; without the prompt.
+    """Continue a text by `n_tokens` tokens, drawn at a temperature of 0.5; without the prompt.
 
     A token is the one of the largest logit with noise added (Gumbel's, which makes it a draw from
     the softmax). The noise is the same for each model, so texts differ only where models do.

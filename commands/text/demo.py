@@ -29,19 +29,19 @@ class Table:
     """Lines of the table of differences, against log-probabilities that are expected."""
 
     HEADER: Final = (
-        "Do they compute the same? The next token after each of 96, against weightcast's",
-        "own forward pass over the shards, in float32 numpy:",
+        "Do they compute the same? The next token after 96 random ones, against",
+        "weightcast's own forward pass over the shards, in float32 numpy:",
         "",
-        f"{'':<22} {'run by':<10} {'difference':>11}  likeliest token",
+        f"{'':<22} {'run by':<10} {'mean':>7} {'largest':>8}  likeliest token",
     )
     FOOTER: Final = (
         "",
-        "The difference is the largest of log-probabilities, of tokens above 1 %: with",
-        "1e-03 a probability of 10 % becomes 10.01 %. Rounding explains all of it. The",
-        "float32 embedding is rounded to Q8_0 and bf16 as well (1e-02). llama.cpp takes",
-        "GELU from a table in half precision (1e-03), and rounds activations to 8 bits",
-        "before it multiplies them with Q8_0 weights (1e-01). A tensor in the wrong",
-        "place would give 1 and more.",
+        "Differences are those of log-probabilities, of tokens above 1 %: 1e-03 turns",
+        "10 % into 10.01 %, 1e-01 turns it into 11 %. These are rounding, and fine:",
+        "- llama.cpp takes GELU from a table in half precision;",
+        "- Q8_0 and bf16 round what the release has in float32, such as the embedding;",
+        "- llama.cpp rounds activations to 8 bits to multiply them with Q8_0 weights.",
+        "A tensor in the wrong place would make them larger than 1.",
     )
 
     def __init__(self, expected: NDArray[np.float32]) -> None:
@@ -50,10 +50,15 @@ class Table:
 
     def line(self, name: str, runner: str, logits: NDArray[np.float32]) -> str:
         found = log_probabilities(logits)
-        difference = np.abs(found - self._expected)[self._is_likely].max()
+        differences = np.abs(found - self._expected)[self._is_likely]
+        mean, largest = (
+            f"{d:.0e}" if d else "none" for d in (differences.mean(), differences.max())
+        )
         same = found.argmax(axis=-1) == self._expected.argmax(axis=-1)
-        shown = f"{difference:.0e}" if difference else "none"
-        return f"{name:<22} {runner:<10} {shown:>11}  the same in {same.sum()} of {same.size}"
+        return (
+            f"{name:<22} {runner:<10} {mean:>7} {largest:>8}  "
+            f"the same in {same.sum()} of {same.size}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

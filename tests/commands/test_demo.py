@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from sentencepiece import SentencePieceProcessor
 
 import weightcast
@@ -54,9 +55,11 @@ def test_sizes_and_perplexities_are_in_their_order(kept: tuple[Path, str]) -> No
 
 
 def test_no_type_falls_back_for_widths_that_fit_no_super_block(kept: tuple[Path, str]) -> None:
-    graph = weightcast.open(kept[0] / "tiny-grok-Q2_K.gguf")
-    types = {name: graph[name].array.dtype for name in graph if "exps" in name}
-    assert set(types.values()) <= {"Q2_K", "Q3_K"}, types
+    for name, allowed in (("Q2_K", {"Q2_K", "Q3_K"}), ("Q4_K_M", {"Q4_K", "Q5_K", "Q6_K"})):
+        tensors = GGUFReader(kept[0] / f"tiny-grok-{name}.gguf").tensors
+        types = {t.name: t.tensor_type.name for t in tensors if "exps" in t.name}
+        assert len(types) == 9
+        assert set(types.values()) <= allowed, types
 
 
 def test_every_type_writes_and_what_differs_is_said(kept: tuple[Path, str]) -> None:
@@ -84,13 +87,13 @@ def test_files_and_page_are_kept(kept: tuple[Path, str]) -> None:
 
 
 def test_files_agree_with_the_shards(kept: tuple[Path, str]) -> None:
-    found = re.findall(r"(?m)^(tiny-grok\S+) +(\S+) +(\S+)  the same in (\d+) of 96$", kept[1])
+    found = re.findall(r"(?m)^(tiny-grok\S+) +(\S+) +\S+ +(\S+)  the same in (\d+) of 96$", kept[1])
     differences = {(name, runner): difference for name, runner, difference, _ in found}
     assert differences["tiny-grok-F32.gguf", "weightcast"] == "none"
     assert float(differences["tiny-grok-F32.gguf", "llama.cpp"]) < 5e-3
     assert float(differences["tiny-grok-Q8_0.gguf", "llama.cpp"]) < 0.5
     assert float(differences["tiny-grok-bf16", "weightcast"]) < 0.1
-    assert min(int(same) for *_, same in found) >= 94
+    assert min(int(same) for *_, same in found) >= 90
 
 
 def test_misplaced_tensors_show() -> None:
@@ -108,7 +111,7 @@ def test_misplaced_tensors_show() -> None:
         logits = forward.forward(
             graph.spec, lambda name, expert=None, s=swap: load(name, expert, swap=s), tokens
         ).logits
-        assert float(table.line("", "", logits).split()[0]) >= 1
+        assert float(table.line("", "", logits).split()[1]) > 1
 
 
 def test_perplexity_is_that_of_the_reference(kept: tuple[Path, str]) -> None:
@@ -190,26 +193,25 @@ def test_without_the_extra_the_page_is_left_out(run, monkeypatch, tmp_path: Path
 
 
 @pytest.mark.parametrize("missing", ["ckpt-0", "tokenizer.model", "held-out.txt"])
-def test_a_folder_without_its_parts_is_refused(run, tmp_path: Path, missing: str) -> None:
+def test_a_folder_without_its_parts_is_refused(tmp_path: Path, missing: str) -> None:
     (tmp_path / "ckpt-0").mkdir()
     for name in ("tokenizer.model", "held-out.txt"):
         (tmp_path / name).touch()
     (tmp_path / missing).rename(tmp_path / "elsewhere")
-    done = run("demo", tmp_path)
-    assert done.code == 1
-    assert done.err.endswith(
+    with pytest.raises(weightcast.CheckpointError) as caught:
+        list(demo.run_demo(tmp_path))
+    assert str(caught.value) == (
         f"{tmp_path}: has no {missing}; give the directory examples/tiny-grok of weightcast's "
-        "sources, or --random\n"
+        "sources, or --random"
     )
 
 
-def test_a_short_text_is_refused(run, tmp_path: Path) -> None:
+def test_a_short_text_is_refused(tmp_path: Path) -> None:
     for name in ("ckpt-0", "tokenizer.model"):
         (tmp_path / name).symlink_to(demo.TRAINED / name)
     (tmp_path / "held-out.txt").write_text("Anne was persuaded.\n")
-    done = run("demo", tmp_path)
-    assert done.code == 1
-    assert done.err.endswith("held-out.txt: has fewer than 50 words; give it a text\n")
+    with pytest.raises(weightcast.CheckpointError, match=r"held-out\.txt: has fewer than 50 words"):
+        list(demo.run_demo(tmp_path))
 
 
 def test_a_checkpoint_or_random_weights(run, tmp_path: Path) -> None:
