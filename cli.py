@@ -164,8 +164,9 @@ def _usage_text(error: click.UsageError) -> str:
     """Put click's words as ours are, and say where there is help."""
     text = error.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
-    text = re.sub(r"[.:]? \(?Did you mean( one of:)? (.*\?)\)?$", r"; did you mean \2", text)
-    text = text.replace("', '", "' or '").replace("' / '", "' or '")
+    if hint := re.fullmatch(r"(.*?)[.:]? \(?Did you mean(?: one of:)? (.*\?)\)?", text):
+        meant = hint[2].replace("', '", "' or '")
+        text = f"{hint[1]}; did you mean {meant}"
     command = "weightcast" if error.ctx is None else error.ctx.command_path
     return f"{text} (see {command} --help)"
 

@@ -428,8 +428,8 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
     ]
     if useless:
         names = ", ".join(option(row.name) for row in useless)
-        form = _FORMS[useless[0].option.forms[0]]
-        raise RequestError(f"{names}: of use for {form} outputs only, and none is asked for")
+        forms = " or ".join(_FORMS[form] for form in useless[0].option.forms)
+        raise RequestError(f"{names}: of use for {forms} outputs only, and none is asked for")
     for request in requests:
         if request.says_imatrix and options.imatrix is None:
             raise RequestError(

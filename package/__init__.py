@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from weightcast.converters.compare import Comparison, compare
     from weightcast.converters.convert import Conversion, Summary, convert, plan
     from weightcast.converters.engine.progress import Progress
-    from weightcast.converters.report import Report
+    from weightcast.converters.report import Metrics, OutputErrors, Report, TensorErrors
     from weightcast.converters.summary import OutputSummary
     from weightcast.converters.targets.catalog import TypeInfo, types
     from weightcast.converters.verify import Problem, Verification, verify
@@ -53,8 +53,10 @@ __all__ = [
     "Errors",
     "FormatError",
     "LayoutError",
+    "Metrics",
     "MissingTensorError",
     "OutputError",
+    "OutputErrors",
     "OutputSummary",
     "Problem",
     "Progress",
@@ -64,6 +66,7 @@ __all__ = [
     "Summary",
     "TakenError",
     "Tensor",
+    "TensorErrors",
     "TypeInfo",
     "UnknownTensorError",
     "UnsafePickleError",
@@ -86,6 +89,8 @@ _MODULES = {
     "Comparison": "converters.compare",
     "Conversion": "converters.convert",
     "Errors": "quant.metrics",
+    "Metrics": "converters.report",
+    "OutputErrors": "converters.report",
     "OutputSummary": "converters.summary",
     "Problem": "converters.verify",
     "Progress": "converters.engine.progress",
@@ -93,6 +98,7 @@ _MODULES = {
     "Report": "converters.report",
     "Summary": "converters.convert",
     "Tensor": "converters.checkpoint",
+    "TensorErrors": "converters.report",
     "TypeInfo": "converters.targets.catalog",
     "Verification": "converters.verify",
     "compare": "converters.compare",

@@ -98,7 +98,7 @@ def exchange(a: Path, b: Path) -> bool:
 def explained(problem: OSError, path: object) -> OutputError:
     """Say what went wrong while a file was written, and the remedy."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{path}: the disk is full; free some space and convert again")
+        return OutputError(f"{path}: the disk is full; free some space and try again")
     if problem.errno == errno.EFBIG:
         return OutputError(
             f"{path}: the file system, or ulimit -f, does not allow files this large; use "

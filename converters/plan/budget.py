@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.errors import RequestError
-from weightcast.text import option
+from weightcast.text import bytes_text, option
 
 # One expert of the release: read as a whole, so that shards are read front to back.
 SLAB_BYTES: Final = 192 << 20
@@ -52,7 +52,7 @@ def budget_of(memory: int | None, used: Callable[[], int] | None = None) -> Budg
     if memory - needed < _LEAST_BUFFER_BYTES:
         least = -(-(needed + _LEAST_BUFFER_BYTES) // 10**6)
         raise RequestError(
-            f"{option('memory')} of {memory / 10**6:,.0f}M is too little: {least:,}M is the least "
+            f"{option('memory')} of {bytes_text(memory)} is too little: {least:,}M is the least "
             "for this"
         )
     share = (memory - needed) // 4

@@ -29,6 +29,7 @@ from weightcast.converters.recipes.llama_quantize import (
     ModelFacts,
 )
 from weightcast.converters.recipes.recipe import Recipe
+from weightcast.converters.recipes.spelling import closest
 from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import option
@@ -98,13 +99,20 @@ class Rules:
             if number in self._used:
                 continue
             kept = next(filter(override.pattern.search, names), None)
-            problem = f"no tensor has a name with this pattern {where}"
+            problem = f"no tensor has a name with this pattern {where}{_meant(override, names)}"
             if kept is not None:
                 problem = (
                     f"only found in tensors that are not quantized, such as {kept}; match the "
                     "whole name to give them another type"
                 )
             raise LayoutError(f"{override.origin}: {problem}")
+
+
+def _meant(override: Override, names: Iterable[str]) -> str:
+    """Suggest the word of the tensors' names that is most like a pattern, if there is one."""
+    words = {word for name in names for word in name.split(".") if not word.isdecimal()}
+    found = closest(override.pattern.pattern, sorted(words))
+    return f"; did you mean {found}?" if found else ""
 
 
 @dataclass(frozen=True, slots=True)

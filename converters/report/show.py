@@ -60,7 +60,10 @@ def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
         return
     form = _FORMS.get(out.suffix.lower())
     if form is None:
-        raise RequestError(f"{out}: name what to write OUT.html or OUT.md, or - to print Markdown")
+        raise RequestError(
+            f"{out}: the ending says the form; name it OUT.html for a page or OUT.md for a "
+            "summary, or give - to print that"
+        )
     for path in paths:
         if out.exists() and path.exists() and out.samefile(path):
             raise RequestError(f"{out}: is one of the reports; name another file")

@@ -23,7 +23,10 @@ def driver() -> Any:
     try:
         (status,) = bindings.cuInit(0)
     except RuntimeError:
-        raise DeviceError("no CUDA driver on this machine: no libcuda.so.1 was found") from None
+        raise DeviceError(
+            "no CUDA driver on this machine: no libcuda.so.1 was found; install NVIDIA's driver "
+            "(580 or newer), or quantize on the processor"
+        ) from None
     if status == bindings.CUresult.CUDA_ERROR_NO_DEVICE:
         raise DeviceError("no CUDA device on this machine: the driver is there, but finds none")
     if status != bindings.CUresult.CUDA_SUCCESS:

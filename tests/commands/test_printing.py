@@ -136,7 +136,7 @@ def test_every_result_has_a_form(run, tiny: Path, tmp_path: Path) -> None:
         (["verify"], "missing argument 'ARTIFACT' (see weightcast verify --help)"),
         (
             ["compare", "a", "b", "--jobs", "many"],
-            "invalid value for '-j' or '--jobs': 'many' is not a valid integer range "
+            "invalid value for '-j' / '--jobs': 'many' is not a valid integer range "
             "(see weightcast compare --help)",
         ),
     ],

@@ -625,7 +625,7 @@ def test_without_the_package() -> None:
 
 
 def test_without_a_driver(only_stand_in: StandIn) -> None:
-    assert failure("").endswith("no CUDA driver on this machine: no libcuda.so.1 was found")
+    assert "no CUDA driver on this machine: no libcuda.so.1 was found; install" in failure("")
 
 
 def test_without_a_device(only_stand_in: StandIn) -> None:

@@ -31,7 +31,7 @@ def documented() -> Iterator[tuple[str, Any]]:
                     yield f"{value.__name__}.{name}", member
 
 
-@pytest.mark.parametrize(("name", "value"), documented(), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "value"), documented(), ids=[name for name, _ in documented()])
 def test_what_is_public_has_a_docstring(name: str, value: Any) -> None:
     doc = inspect.getdoc(value)
     assert doc, name

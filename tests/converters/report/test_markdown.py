@@ -149,7 +149,7 @@ def test_bad_requests_change_nothing(run, tmp_path: Path) -> None:
     out.write_text("before")
     before = {each: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
     for arguments, code, problem in [
-        ((path, tmp_path / "a.json"), 2, "name what to write OUT.html or OUT.md"),
+        ((path, tmp_path / "a.json"), 2, "name it OUT.html for a page or OUT.md for a summary"),
         ((path, link), 2, f"usage error: {link}: is one of the reports"),
         ((path, other, out), 1, f"error: {other}: not an error report"),
         ((tmp_path / "none.json", out), 1, "none.json: no such file"),
