@@ -65,6 +65,20 @@ endef
 		pytest-cov
 	touch $@
 
+# The docs as a site in build/site. Links between pages and to headings are checked, others listed.
+.PHONY: docs recording
+docs: .venv/.docs
+	$(BIN)/python docs/tools/generate.py --check
+	$(BIN)/python docs/tools/links.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The terminal session at the top of the README, recorded anew.
+recording: .venv/.docs
+	$(BIN)/python docs/tools/recording.py examples/tiny-grok docs/recording.svg
+
+.venv/.docs: $(BUILD_INPUTS)
+	$(call install,docs$(comma)llama-cpp$(comma)report)
+
 comma := ,
 
 # Delete the environment and everything built.

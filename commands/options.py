@@ -18,7 +18,7 @@ from weightcast.converters.sources.options import Group
 PATH: Final = click.Path(path_type=Path, readable=False)
 
 # Sections of help, in order; options without one come last.
-_SECTIONS: Final[dict[Group, str]] = {
+SECTIONS: Final[dict[Group, str]] = {
     "output": "What to write",
     "source": "Source",
     "precision": "Precision",
@@ -69,7 +69,7 @@ class Command(click.Command):
         options = [p for p in self.params if isinstance(p, click.Option)]
         listed = [(getattr(p, "section", None), p.get_help_record(ctx)) for p in options]
         listed.append((None, ("-h, --help", "Show this page.")))
-        for section, title in (*_SECTIONS.items(), (None, "Help")):
+        for section, title in (*SECTIONS.items(), (None, "Help")):
             rows = [row for of, row in listed if of == section and row is not None]
             if rows:
                 with formatter.section(title):
