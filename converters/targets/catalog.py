@@ -88,7 +88,8 @@ class TypeInfo:
     `target` is "gguf" or "safetensors". `bits` is what a weight takes that is quantized to it, in
     bits, scales and zero points included; `model_bits` what a weight of Grok-1 takes on average.
     `importance` says what becomes of an importance matrix; codes of a release that are kept need
-    none. `runtimes` run such an output, of Grok-1 where it is a directory. `advice` says when to take it, in a few words; it may be empty.
+    none. `runtimes` run such an output, of Grok-1 where it is a directory. `advice` says when to
+    take it, in a few words; it may be empty.
     """
 
     name: str
