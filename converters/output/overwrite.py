@@ -122,9 +122,9 @@ def _check_sources(output: Output, plan: Plan, sources: set[Path]) -> None:
         source = held.get(path) or (identities.get(_identity(path)) if path.exists() else None)
         if source is not None:
             asked = output.request.path
-            is_same = _identity(source) == _identity(asked) if asked.exists() else False
-            said = "is the source" if is_same else f"is or holds the source ({source})"
-            raise OutputError(f"{asked}: {said}; write elsewhere")
+            is_same = asked.exists() and _identity(source) == _identity(asked)
+            named = "" if is_same else f" ({source})"
+            raise OutputError(f"{asked}: is or holds the source{named}; write elsewhere")
 
 
 def _check_existing(output: Output) -> None:

@@ -116,6 +116,9 @@ def explain(name: str) -> str | None:
 
 def hint(name: str, known: Iterable[str]) -> str:
     """End a message about an unknown type: what it is elsewhere, or what may have been meant."""
+    known = list(known)
+    if (slip := closest(name, known, alike=0.87)) is not None:
+        return f"; did you mean {slip}?"
     told = explain(name)
     if told is not None:
         return f"; {told}"

@@ -135,7 +135,7 @@ def _elsewhere(text: str, name: str) -> str | None:
 
 
 _NAMES: Final[TypeNames[Recipe]] = TypeNames(
-    "a GGUF file", "grok-1-Q4_K_M.gguf", recipe_named, operator.eq, tuple(RECIPES), _elsewhere
+    "a GGUF file", "grok-1-Q4_K_M.gguf", recipe_named, operator.eq, RECIPES.keys, _elsewhere
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -32,7 +32,7 @@ class TypeNames(Generic[Meant]):
     example: str
     lookup: Callable[[str], Meant | None]
     is_same: Callable[[Meant, Meant], bool]
-    known: tuple[str, ...]
+    known: Callable[[], Iterable[str]]
     elsewhere: Callable[[str, str], str | None]
 
     def read(self, text: str, stem: str, type_name: str | None) -> tuple[Meant | None, bool]:
@@ -64,7 +64,7 @@ class TypeNames(Generic[Meant]):
             remedy = f"put it there, as in {self.example}, or pass {option('types', inside)}"
             return RequestError(f"{text}: {inside} is not at the end of the name; {remedy}")
         last = list(spelling.endings(stem))[-1]
-        meant = closest(last, self.known, alike=0.8)
+        meant = closest(last, self.known(), alike=0.8)
         guess = f"did you mean {meant}?" if meant else None
         listed = spoken("weightcast types lists them", "weightcast.types() lists them")
         remedy = guess or f"rename it or pass {option('types')} ({listed})"
@@ -89,7 +89,7 @@ class TypeNames(Generic[Meant]):
         if remedy is not None:
             return RequestError(f"{text}: {remedy}")
         problem = f"{shown(name)[1:-1]} is not a type of {self.form}"
-        return RequestError(f"{text}: {problem}{spelling.hint(name, self.known)}")
+        return RequestError(f"{text}: {problem}{spelling.hint(name, self.known())}")
 
 
 def disagreement(text: str, said: str, recipe_file: RecipeFile, kind: str = "") -> RequestError:

@@ -182,7 +182,7 @@ _NAMES: Final[TypeNames[DirectoryType]] = TypeNames(
     "grok-1-bf16/",
     directory_type,
     DirectoryType.is_same,
-    type_names(),
+    type_names,
     _elsewhere,
 )
 

@@ -75,7 +75,7 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["model-Q8_0"], "Q8_0 is a type of GGUF files; name the output model-Q8_0.gguf"),
         (["m-F16.safetensors"], "safetensors are written as a directory"),
         (["--type", "Q9", "m.gguf"], "Q9 is not a type of a GGUF file"),
-        (["--type", "F16", "a.gguf", "b.gguf"], "1 types for 2 outputs"),
+        (["--type", "F16", "a.gguf", "b.gguf"], "1 type for 2 outputs"),
         (["a-F16.gguf", "./a-F16.gguf"], "two outputs have the same name"),
         (["--tensor-type", "attn_v", "a-F16.gguf"], "attn_v: write it as REGEX=TYPE"),
         (

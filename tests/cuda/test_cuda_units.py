@@ -64,8 +64,8 @@ def test_a_kernel_that_makes_other_bytes_is_refused():
     rows = np.full((3, 18), 7, np.uint8)
     source = matrix(gaussian(np.random.default_rng(70), (3, 32)))
     problem = (
-        r"cuda:0 \(Stand-in 0\): weightcast_{}_Q4_0 makes other bytes than the CPU; use --device "
-        "cpu and report this with the versions of driver and nvidia-cuda-nvrtc"
+        r"cuda:0 \(Stand-in 0\): weightcast_{}_Q4_0 makes other bytes than the CPU; use "
+        "device='cpu' and report this with the versions of driver and nvidia-cuda-nvrtc"
     )
     for _ in range(2):  # nor is it used the second time
         with closing(CudaBackend(0, 0, 0)) as backend, pytest.raises(DeviceError) as caught:

@@ -63,7 +63,8 @@ def test_the_ending_says_the_form(run, tmp_path: Path, name: str) -> None:
 
 def test_limits_are_in_the_report(run, tmp_path: Path) -> None:
     report = tmp_path / "r.md"
-    for command in commands(tmp_path, report)[:2]:
+    convert, compare = commands(tmp_path, report)[:2]
+    for command in ((*convert, "--gate", "after"), compare):
         run(*command, "--quiet", "--fail-over", "sqnr_db=30", "--fail-over", "total:cosine=0.5")
         text = report.read_text()
         assert "- Limit `sqnr_db` at least 30: **failed**, " in text

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 import weightcast
 from tests import gguf_files as files
 from tests.gguf_files import Part, floats, read, string, strings, u16, u32, write
-from weightcast.commands.text.summary import summary_lines
 from weightcast.converters.convert import prepare
 from weightcast.converters.families import generic
 from weightcast.converters.plan import budget as memory
@@ -247,7 +246,7 @@ def test_no_part_of_the_source_is_overwritten(tmp_path: Path) -> None:
     before = first.read_bytes()
     for number in (1, 2, 3):
         target = tmp_path / f"m-{number:05}-of-00003.gguf"
-        with pytest.raises(OutputError, match="is or holds the source"):
+        with pytest.raises(OutputError, match="is or holds the source; write elsewhere"):
             weightcast.convert(first, target, types=["F16"])
     assert first.read_bytes() == before
 
@@ -414,18 +413,20 @@ def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> No
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
 
 
-def test_a_file_without_tensors(tmp_path: Path) -> None:
+def test_a_file_without_tensors_is_no_model(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", METADATA, {})
-    summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
-    assert any("0 tensors" in line for line in summary_lines(summary))
-    assert list(read(tmp_path / "o-Q8_0.gguf").metadata) == list(METADATA)
+    with pytest.raises(CheckpointError, match="a vocabulary without a model; give the file that"):
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
 
 
 @pytest.mark.parametrize("alignment", [u32(1 << 31), struct.pack("<IQ", 10, 1 << 63)])
 def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
-    write(tmp_path / "m.gguf", {**METADATA, "general.alignment": alignment}, {})
-    with pytest.raises(CheckpointError, match="a GGUF header cannot be aligned to"):
+    metadata = {**METADATA, "general.alignment": alignment}
+    write(tmp_path / "m.gguf", metadata, {"a.weight": floats(normal(0, 2, 32))})
+    with pytest.raises(CheckpointError, match=r"the file ends here, its tensors at [\d,]{13,} "):
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    with pytest.raises(CheckpointError, match="a GGUF header cannot be aligned to"):
+        gguf_layout.lay_out_file(metadata, [], struct.unpack_from("<I", alignment, 4)[0] or 1 << 63)
 
 
 def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

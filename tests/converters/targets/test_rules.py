@@ -230,7 +230,7 @@ def test_importance_weighs_integers_beside_floats(tmp_path: Path) -> None:
         ),
         ("m-int4-g32", "attn_=int4-asym", "groups; write it like int4-g128-asym"),
         ("m-int4-g32", "attn_=int8-g32-gptq", "names a layout, which is the whole output's"),
-        ("m-int4-g32", "attn_=int5-g32", "unknown type 'int5-g32'; did you mean int4-g128?"),
+        ("m-int4-g32", "attn_=int5-g32", "unknown type 'int5-g32'; did you mean int8-g128?"),
         ("m-int4-g32", "attn_=Q6_K", f"asks for Q6_K, but a directory holds {known_in_rules()}"),
         ("m-bf16", "attn_=Q6_K", "m-bf16: rule attn_=Q6_K asks for Q6_K, but a directory"),
         ("m-int4-g32-awq", "attn_=int8-g32", "awq holds one packed type, here INT4-G32, and bf16"),
