@@ -20,6 +20,7 @@ ABI_VERSION = 5
 LIBRARY_NAME = f"lib/libweightcast.so.{ABI_VERSION}"
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
 BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED, NULL_ARGUMENT, NO_MEMORY = range(6, 12)
+BAD_ARGUMENT = 12
 # Functions that return a status.
 _CHECKED: Final = (
     "carry_groups",

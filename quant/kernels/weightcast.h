@@ -84,7 +84,8 @@ enum {
   WEIGHTCAST_INEXACT_SCALE = 8,    /* a scale that the requested type cannot hold exactly */
   WEIGHTCAST_NOT_CARRIED = 9,      /* weightcast_check_carried: a code or scale differs from the source's */
   WEIGHTCAST_NULL_ARGUMENT = 10,   /* a pointer that would be read or written is NULL */
-  WEIGHTCAST_NO_MEMORY = 11        /* the buffers of a call (see above) could not be allocated */
+  WEIGHTCAST_NO_MEMORY = 11,       /* the buffers of a call (see above) could not be allocated */
+  WEIGHTCAST_BAD_ARGUMENT = 12     /* the baseline is not known, or a reserved field is not 0 */
 };
 
 typedef struct {
@@ -150,7 +151,7 @@ typedef struct {
   int32_t histogram[WEIGHTCAST_ERROR_BINS];
 } weightcast_moments;
 
-/* The baseline: what y is compared with. */
+/* The baseline: what y is compared with. BAD_ARGUMENT: another number. */
 enum {
   WEIGHTCAST_STORED = 0,       /* the source's value as the quantizers see it, float32 */
   WEIGHTCAST_ROUNDED_BF16 = 1  /* that rounded to bfloat16, which a model may multiply with */

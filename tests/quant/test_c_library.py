@@ -22,7 +22,7 @@ from weightcast.quant.cpu import library
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 ROOT = Path(__file__).parents[2]
-STATUSES = range(library.NO_MEMORY + 1)
+STATUSES = range(library.BAD_ARGUMENT + 1)
 STRICT_C = ("cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", *config.cflags())
 PROGRAM = """
 #include <stdio.h>
@@ -107,6 +107,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "measure_groups": (F32, None, 0, GROUP, GROUPS, MOMENTS),
     "transpose": (CODES, N, N, N, 1, ROWS, N),
 }
+TAKES_SOURCE = [n for n, a in CALLS.items() if isinstance(a[0], library._Source)]
 
 
 def as_argument(value: object) -> object:
@@ -137,7 +138,7 @@ def test_a_null_argument_is_a_status(name, loaded):
     assert set(found.values()) == {library.NULL_ARGUMENT}
 
 
-@pytest.mark.parametrize("name", [n for n, a in CALLS.items() if isinstance(a[0], library._Source)])
+@pytest.mark.parametrize("name", TAKES_SOURCE)
 def test_a_source_without_data_is_a_status(name, loaded):
     call = getattr(loaded, f"weightcast_{name}")
     source = CALLS[name][0]
@@ -145,6 +146,35 @@ def test_a_source_without_data_is_a_status(name, loaded):
     empty = library._Source.from_buffer_copy(source)
     empty.data = None
     assert call(ctypes.byref(empty), *map(as_argument, CALLS[name][1:])) == library.NULL_ARGUMENT
+
+
+BASELINES = {"measure": 2, "measure_groups": 2, "quantize_and_measure_groups": 2}  # their places
+
+
+@pytest.mark.parametrize("baseline", [-(2**31), -1, 2, 3, 7, 2**31 - 1])
+@pytest.mark.parametrize("name", BASELINES)
+def test_an_unknown_baseline_is_a_status(name, baseline, loaded):
+    call = getattr(loaded, f"weightcast_{name}")
+    arguments = [as_argument(value) for value in CALLS[name]]
+    for known in (0, 1):
+        arguments[BASELINES[name]] = ctypes.c_int64(known)
+        assert call(*arguments) == library.OK
+    before, codes = MOMENTS.copy(), CODES.copy()
+    arguments[BASELINES[name]] = ctypes.c_int64(baseline)
+    assert call(*arguments) == library.BAD_ARGUMENT
+    np.testing.assert_array_equal(MOMENTS, before)
+    np.testing.assert_array_equal(CODES, codes)
+
+
+@pytest.mark.parametrize("reserved", [1, -1, 2**30])
+@pytest.mark.parametrize("name", TAKES_SOURCE)
+def test_a_reserved_field_that_is_not_zero_is_a_status(name, reserved, loaded):
+    source = CALLS[name][0]
+    assert isinstance(source, library._Source)
+    newer = library._Source.from_buffer_copy(source)
+    newer.reserved = reserved
+    given = (ctypes.byref(newer), *map(as_argument, CALLS[name][1:]))
+    assert getattr(loaded, f"weightcast_{name}")(*given) == library.BAD_ARGUMENT
 
 
 @pytest.mark.parametrize("field", ["codes", "scales", "zero_points"])

@@ -64,6 +64,7 @@ STATUSES = (
     "NOT_CARRIED",
     "NULL_ARGUMENT",
     "NO_MEMORY",
+    "BAD_ARGUMENT",
 )
 
 

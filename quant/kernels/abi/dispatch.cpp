@@ -72,6 +72,7 @@ int32_t check_shape(const weightcast_source& s) {
       s.type != WEIGHTCAST_I8) {
     return WEIGHTCAST_BAD_TYPE;
   }
+  if (s.reserved != 0) return WEIGHTCAST_BAD_ARGUMENT;
   if (s.n_out < 0 || s.n_in < 0) return WEIGHTCAST_BAD_SHAPE;
   if (s.type != WEIGHTCAST_I8 || s.n_out == 0 || s.n_in == 0) return WEIGHTCAST_OK;
   const bool has_scales = s.scales != nullptr && s.groups >= 1 && s.n_in % s.groups == 0;
@@ -121,6 +122,11 @@ int32_t check_source(const weightcast_source* source, const float* importance, w
     return WEIGHTCAST_BAD_IMPORTANCE;
   }
   return WEIGHTCAST_OK;
+}
+
+int32_t check_baseline(int32_t baseline) {
+  const bool is_known = baseline == WEIGHTCAST_STORED || baseline == WEIGHTCAST_ROUNDED_BF16;
+  return is_known ? WEIGHTCAST_OK : WEIGHTCAST_BAD_ARGUMENT;
 }
 
 // Check that n values of a type that can be made are whole blocks.
@@ -219,7 +225,9 @@ int32_t weightcast_quantize_and_measure_groups(const weightcast_source* source, 
                                                weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
   bool empty;
-  const int32_t status = weightcast::check_grouping(source, importance, type, dst, result, empty);
+  int32_t status = weightcast::check_baseline(baseline);
+  if (status != WEIGHTCAST_OK) return status;
+  status = weightcast::check_grouping(source, importance, type, dst, result, empty);
   if (status != WEIGHTCAST_OK) return status;
   if (moments == nullptr && source->n_out > 0) return WEIGHTCAST_NULL_ARGUMENT;
   if (empty) {
@@ -265,7 +273,9 @@ int32_t weightcast_measure(const weightcast_source* source, const float* importa
   const weightcast::DefaultFloatEnvironment environment;
   if (source == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   const weightcast_source& s = *source;
-  int32_t status = weightcast::check_shape(s);
+  int32_t status = weightcast::check_baseline(baseline);
+  if (status != WEIGHTCAST_OK) return status;
+  status = weightcast::check_shape(s);
   if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
   status = weightcast::check_blocks(type, s.n_in);
   if (status != WEIGHTCAST_OK) return status;
@@ -280,7 +290,9 @@ int32_t weightcast_measure_groups(const weightcast_source* source, const float* 
   const weightcast::DefaultFloatEnvironment environment;
   if (source == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   const weightcast_source& s = *source;
-  int32_t status = weightcast::check_shape(s);
+  int32_t status = weightcast::check_baseline(baseline);
+  if (status != WEIGHTCAST_OK) return status;
+  status = weightcast::check_shape(s);
   if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
   status = weightcast::check_groups(type, groups, s.n_in);
   if (status != WEIGHTCAST_OK) return status;

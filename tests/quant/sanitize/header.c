@@ -66,6 +66,7 @@ int main(void) {
   NUMBER(status, NOT_CARRIED);
   NUMBER(status, NULL_ARGUMENT);
   NUMBER(status, NO_MEMORY);
+  NUMBER(status, BAD_ARGUMENT);
   printf("abi %d\n", WEIGHTCAST_ABI_VERSION);
   return 0;
 }
