@@ -2,7 +2,8 @@
  *
  * A source is one matrix [n_out, n_in] at any strides: a JAX checkpoint stores [in, out]
  * (stride_out 1), a GGUF or safetensors file stores [out, in] (stride_in 1). Blocks run along `in`.
- * Output rows are contiguous along `in`, one row per `out`, dst_stride bytes apart.
+ * Output rows are contiguous along `in`, one row per `out`, dst_stride bytes apart. Rows that would lie
+ * over one another, or before the first, are BAD_SHAPE; the stride of a single row does not matter.
  *
  * Every function is thread-safe and keeps nothing. A call needs at most WEIGHTCAST_STACK_BYTES of stack,
  * and allocates WEIGHTCAST_HEAP_BYTES at most, which it frees before it returns (weightcast_self_test: twice
@@ -73,7 +74,8 @@ enum {
 enum {
   WEIGHTCAST_OK = 0,
   WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
-  WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, or a size is negative */
+  WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, a size is negative, or rows
+                                 overlap: a stride of dst or blocks is less than a row */
   WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source, or a scale of 2^121 or more */
   WEIGHTCAST_OVERFLOW = 4,    /* a finite value does not fit the 16-bit output type; or the scale of
                                  a block does not fit float16: the blocks are complete, as ggml makes
@@ -245,7 +247,7 @@ WEIGHTCAST_API int32_t weightcast_quantize_and_measure_groups(
 
 /* Transpose a matrix [rows, columns] of items of 1, 2 or 4 bytes to dst [columns, rows]. Strides between
  * rows are in items; both matrices are aligned to items and do not overlap. BAD_TYPE: another item
- * size. */
+ * size. BAD_SHAPE: rows of dst overlap; those of src may. */
 WEIGHTCAST_API int32_t weightcast_transpose(const void* src, int64_t src_stride, int64_t rows,
                                             int64_t columns, int32_t item_bytes, void* dst,
                                             int64_t dst_stride);

@@ -177,6 +177,40 @@ def test_a_reserved_field_that_is_not_zero_is_a_status(name, reserved, loaded):
     assert getattr(loaded, f"weightcast_{name}")(*given) == library.BAD_ARGUMENT
 
 
+STRIDES = {"quantize": 4, "measure": 5, "transpose": 6}  # their places, after those of the source
+ROW = {"quantize": 34 * 2, "measure": 34 * 2, "transpose": N}
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_rows_that_overlap_are_a_status(name, loaded):
+    call = getattr(loaded, f"weightcast_{name}")
+    arguments = [as_argument(value) for value in CALLS[name]]
+    before = ROWS.copy(), MOMENTS.copy()
+    for stride in (ROW[name] - 1, 1, 0, -1, -ROW[name], -10 * ROW[name], -(2**63)):
+        arguments[STRIDES[name]] = ctypes.c_int64(stride)
+        assert call(*arguments) == library.BAD_SHAPE, stride
+        np.testing.assert_array_equal(ROWS, before[0])
+        np.testing.assert_array_equal(MOMENTS, before[1])
+    for stride in (ROW[name], ROW[name] + 3):
+        arguments[STRIDES[name]] = ctypes.c_int64(stride)
+        assert call(*arguments) == library.OK, stride
+
+
+@pytest.mark.parametrize("stride", [0, 1, -1, 2**63 - 1])
+def test_the_stride_of_a_single_row_does_not_matter(stride, loaded):
+    row = library._Source.from_buffer_copy(F32)
+    row.n_out = 1
+    of_row = [ctypes.byref(row), *map(as_argument, CALLS["quantize"][1:])]
+    of_row[STRIDES["quantize"]] = ctypes.c_int64(stride)
+    assert loaded.weightcast_quantize(*of_row) == library.OK
+    of_row = [ctypes.byref(row), *map(as_argument, CALLS["measure"][1:])]
+    of_row[STRIDES["measure"]] = ctypes.c_int64(stride)
+    assert loaded.weightcast_measure(*of_row) == library.OK
+    of_column = [as_argument(value) for value in CALLS["transpose"]]
+    of_column[3], of_column[6] = ctypes.c_int64(1), ctypes.c_int64(stride)
+    assert loaded.weightcast_transpose(*of_column) == library.OK
+
+
 @pytest.mark.parametrize("field", ["codes", "scales", "zero_points"])
 def test_groups_without_an_array_are_a_status(field, loaded):
     lacking = group_library._Groups.from_buffer_copy(GROUPS)

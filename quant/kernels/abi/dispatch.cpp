@@ -136,6 +136,13 @@ int32_t check_blocks(int32_t type, int64_t n) {
   return n >= 0 && n % elements == 0 ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
+// Check that n_out rows of n_in values can lie `stride` bytes apart: none over another, none before the first.
+int32_t check_rows(int32_t type, int64_t n_out, int64_t n_in, int64_t stride) {
+  const int32_t status = check_blocks(type, n_in);
+  if (status != WEIGHTCAST_OK || n_out <= 1) return status;
+  return stride >= weightcast_row_bytes(type, n_in) ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+}
+
 bool is_float_type(int32_t type) {
   return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
 }
@@ -195,7 +202,7 @@ int32_t weightcast_quantize(const weightcast_source* source, const float* import
   bool empty;
   int32_t status = weightcast::check_source(source, importance, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
-  status = weightcast::check_blocks(type, source->n_in);
+  status = weightcast::check_rows(type, source->n_out, source->n_in, dst_stride);
   if (status != WEIGHTCAST_OK) return status;
   if (source->data == nullptr || dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   return weightcast::kernels().quantize(*source, importance, type, dst, dst_stride, *result);
@@ -277,7 +284,7 @@ int32_t weightcast_measure(const weightcast_source* source, const float* importa
   if (status != WEIGHTCAST_OK) return status;
   status = weightcast::check_shape(s);
   if (status != WEIGHTCAST_OK || s.n_out == 0) return status;
-  status = weightcast::check_blocks(type, s.n_in);
+  status = weightcast::check_rows(type, s.n_out, s.n_in, stride);
   if (status != WEIGHTCAST_OK) return status;
   const bool is_there = s.n_in == 0 || (s.data != nullptr && blocks != nullptr);
   if (!is_there || moments == nullptr) return WEIGHTCAST_NULL_ARGUMENT;

@@ -59,6 +59,7 @@ extern "C" int32_t weightcast_transpose(const void* src, int64_t src_stride, int
   if (item_bytes != 1 && item_bytes != 2 && item_bytes != 4) return WEIGHTCAST_BAD_TYPE;
   if (rows < 0 || columns < 0) return WEIGHTCAST_BAD_SHAPE;
   if (rows == 0 || columns == 0) return WEIGHTCAST_OK;
+  if (columns > 1 && dst_stride < rows) return WEIGHTCAST_BAD_SHAPE;
   if (src == nullptr || dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   switch (item_bytes) {
     case 1:
