@@ -74,7 +74,8 @@ enum {
 enum {
   WEIGHTCAST_OK = 0,
   WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
-  WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, a size is negative, or rows
+  WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, a size is negative or beyond
+                                 what int64_t counts in bytes, or rows
                                  overlap: a stride of dst or blocks is less than a row */
   WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source, or a scale of 2^121 or more */
   WEIGHTCAST_OVERFLOW = 4,    /* a finite value does not fit the 16-bit output type; or the scale of
@@ -182,8 +183,8 @@ WEIGHTCAST_API int64_t weightcast_block_elements(int32_t type);
 /* Give the bytes of a block. 0 for an unknown number. */
 WEIGHTCAST_API int64_t weightcast_block_bytes(int32_t type);
 
-/* Give the bytes of a row of n_in values. 0 for an unknown number, and for an n_in that is negative or not
- * a whole number of blocks. */
+/* Give the bytes of a row of n_in values. 0 for an unknown number, and for an n_in that is negative, not a
+ * whole number of blocks, or whose bytes int64_t cannot count. */
 WEIGHTCAST_API int64_t weightcast_row_bytes(int32_t type, int64_t n_in);
 
 /* Quantize a source into n_out rows at dst, weightcast_row_bytes each and dst_stride bytes apart.

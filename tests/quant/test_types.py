@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from tests.quant import oracle
-from weightcast.quant.cpu.library import load
+from weightcast.quant.cpu.library import BAD_SHAPE, load
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 NEWER_THAN_GGUF = {"Q2_0"}  # the pinned gguf-py does not know it, the oracle does
@@ -57,6 +57,23 @@ def test_as_the_library_has_them(name, library):
     assert library.weightcast_row_bytes(number, -quant_type.block_elements) == 0
     if quant_type.block_elements > 1:
         assert library.weightcast_row_bytes(number, quant_type.block_elements + 1) == 0
+
+
+@pytest.mark.parametrize("name", {**TYPES, **SOURCE_TYPES})
+def test_a_row_whose_bytes_cannot_be_counted_has_none(name, library):
+    """2**63 bytes and more: 0, as the header says, and no call takes such a row."""
+    quant_type = {**TYPES, **SOURCE_TYPES}[name]
+    most = (2**63 - 1) // quant_type.block_elements  # blocks that n_in can count
+    most = min(most, (2**63 - 1) // quant_type.block_bytes)
+    n_in = most * quant_type.block_elements
+    assert library.weightcast_row_bytes(quant_type.ggml_id, n_in) == quant_type.row_bytes(n_in)
+    beyond = (2**63 - 1) // quant_type.block_elements * quant_type.block_elements
+    counted = quant_type.row_bytes(beyond)
+    said = library.weightcast_row_bytes(quant_type.ggml_id, beyond)
+    assert said == (counted if counted < 2**63 else 0)
+    if counted >= 2**63 and name in TYPES:
+        status = library.weightcast_dequantize(quant_type.ggml_id, None, beyond, None)
+        assert status == BAD_SHAPE
 
 
 def test_numbers_that_the_library_does_not_know(library):

@@ -129,11 +129,10 @@ int32_t check_baseline(int32_t baseline) {
   return is_known ? WEIGHTCAST_OK : WEIGHTCAST_BAD_ARGUMENT;
 }
 
-// Check that n values of a type that can be made are whole blocks.
+// Check that n values of a type that can be made are whole blocks, which int64_t can count in bytes.
 int32_t check_blocks(int32_t type, int64_t n) {
-  const int64_t elements = weightcast_block_elements(type);
-  if (elements == 0 || type == WEIGHTCAST_I8) return WEIGHTCAST_BAD_TYPE;
-  return n >= 0 && n % elements == 0 ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
+  if (weightcast_type_name(type) == nullptr || type == WEIGHTCAST_I8) return WEIGHTCAST_BAD_TYPE;
+  return n == 0 || weightcast_row_bytes(type, n) > 0 ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
 // Check that n_out rows of n_in values can lie `stride` bytes apart: none over another, none before the first.

@@ -62,7 +62,7 @@ const char* weightcast_strerror(int32_t status) {
   switch (status) {
     case WEIGHTCAST_OK: return "done";
     case WEIGHTCAST_BAD_TYPE: return "the type is unknown or not possible here";
-    case WEIGHTCAST_BAD_SHAPE: return "a size is negative, or rows overlap or are not whole blocks or groups";
+    case WEIGHTCAST_BAD_SHAPE: return "a size is negative or too large, or rows overlap or are not whole blocks or groups";
     case WEIGHTCAST_NOT_FINITE: return "a value is NaN or infinite, or a scale is too large";
     case WEIGHTCAST_OVERFLOW: return "a value or the scale of a block is too large for its type";
     case WEIGHTCAST_NEEDS_IMPORTANCE: return "the type needs an importance matrix";
@@ -90,7 +90,8 @@ int64_t weightcast_block_bytes(int32_t type) {
 int64_t weightcast_row_bytes(int32_t type, int64_t n_in) {
   const Type* found = find(type);
   if (found == nullptr || n_in < 0 || n_in % found->block_elements != 0) return 0;
-  return n_in / found->block_elements * found->block_bytes;
+  const int64_t blocks = n_in / found->block_elements;
+  return blocks <= INT64_MAX / found->block_bytes ? blocks * found->block_bytes : 0;
 }
 
 }  // extern "C"
