@@ -1,12 +1,8 @@
-"""Print where the C header and library lie: python -m weightcast.quant.config.
-
-Prints what a compiler needs, as pkg-config does: --cflags, --libs, or both if nothing is asked for.
---static is the static library, to link instead of --libs. --pkgconfigdir and --cmakedir are folders
-for PKG_CONFIG_PATH and for weightcast_DIR.
-"""
+"""Print where the C header and library lie: python -m weightcast.quant.config."""
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -46,19 +42,32 @@ def _libdir() -> Path:
 
 
 OPTIONS: Final = {
-    "--cflags": cflags,
-    "--libs": libs,
-    "--static": static,
-    "--pkgconfigdir": pkgconfigdir,
-    "--cmakedir": cmakedir,
+    "--cflags": (cflags, "-I of the header"),
+    "--libs": (libs, "-L, -l and the run path of the shared library"),
+    "--static": (static, "the static library, to link instead of --libs"),
+    "--pkgconfigdir": (pkgconfigdir, "the folder for PKG_CONFIG_PATH"),
+    "--cmakedir": (cmakedir, "the folder for weightcast_DIR"),
 }
+_UNKNOWN_OPTION: Final = 2  # the exit status of wrong usage
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["--cflags", "--libs"]
-    if unknown := [option for option in wanted if option not in OPTIONS]:
-        sys.exit(f"error: unknown option {unknown[0]}; use some of {', '.join(OPTIONS)}")
-    print(shlex.join([flag for option in wanted for flag in OPTIONS[option]()]))
+    parser = argparse.ArgumentParser(
+        prog="python -m weightcast.quant.config",
+        description="Print what a compiler needs to use the C library, as pkg-config does.",
+        epilog="Without options it prints --cflags and --libs.",
+        allow_abbrev=False,
+    )
+    for option, (give, help_text) in OPTIONS.items():
+        parser.add_argument(
+            option, dest="wanted", action="append_const", const=give, help=help_text
+        )
+    given, unknown = parser.parse_known_args()
+    if unknown:
+        known = ", ".join(OPTIONS)
+        print(f"error: unknown option {unknown[0]}; use some of {known}", file=sys.stderr)
+        sys.exit(_UNKNOWN_OPTION)
+    print(shlex.join([flag for give in given.wanted or (cflags, libs) for flag in give()]))
 
 
 if __name__ == "__main__":

@@ -117,8 +117,27 @@ def test_config_of_one_kind():
     module = ("-m", "weightcast.quant.config")
     assert shlex.split(run(sys.executable, *module, "--cflags").stdout) == config.cflags()
     assert shlex.split(run(sys.executable, *module, "--libs").stdout) == config.libs()
-    refused = run(sys.executable, *module, "--everything", status=1)
-    assert "unknown option --everything; use some of --cflags, --libs" in refused.stderr
+    both = shlex.split(run(sys.executable, *module, "--static", "--cflags").stdout)
+    assert both == [*config.static(), *config.cflags()]
+
+
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_config_says_what_it_prints(asked):
+    said = " ".join(run(sys.executable, "-m", "weightcast.quant.config", asked).stdout.split())
+    assert said.startswith("usage: python -m weightcast.quant.config ")
+    for option, (_, help_text) in config.OPTIONS.items():
+        assert f"{option} {help_text}" in said
+    assert said.endswith("Without options it prints --cflags and --libs.")
+
+
+@pytest.mark.parametrize("wrong", ["--everything", "--cflag", "libs"])
+def test_config_refuses_what_it_does_not_know(wrong):
+    refused = run(sys.executable, "-m", "weightcast.quant.config", wrong, status=2)
+    assert refused.stdout == ""
+    assert refused.stderr == (
+        f"error: unknown option {wrong}; use some of --cflags, --libs, --static, --pkgconfigdir, "
+        "--cmakedir\n"
+    )
 
 
 def test_recipe_of_a_directory(tmp_path):
