@@ -73,7 +73,8 @@ enum {
 /* Status of a call, in words: weightcast_strerror. The result says where the first offending element is. */
 enum {
   WEIGHTCAST_OK = 0,
-  WEIGHTCAST_BAD_TYPE = 1,    /* the type is not known, or not readable as a source */
+  WEIGHTCAST_BAD_TYPE = 1,    /* the type or the size of items is not known, or not possible here, such
+                                 as blocks as a source */
   WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, a size is negative or beyond
                                  what int64_t counts in bytes, or rows
                                  overlap: a stride of dst or blocks is less than a row */
@@ -164,7 +165,8 @@ enum {
 WEIGHTCAST_API int32_t weightcast_abi_version(void);
 
 /* Name the instruction set in use: "avx512", "avx2", "sse2", "neon" or "scalar". The environment variable
- * WEIGHTCAST_ISA, read at the first call, can ask for a lower one than the processor has. */
+ * WEIGHTCAST_ISA, read at the first call, can ask for a lower one than the processor has; any other value
+ * is ignored. */
 WEIGHTCAST_API const char* weightcast_isa(void);
 
 /* Say a status in words: lower case, without a full stop, in static memory. Any number is allowed. */

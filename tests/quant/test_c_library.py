@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +57,25 @@ def loaded() -> ctypes.CDLL:
     return found
 
 
+ASK_ISA = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+library.weightcast_isa.restype = ctypes.c_char_p
+print(library.weightcast_isa().decode())
+"""
+
+
+@pytest.mark.parametrize(
+    "wanted", ["", "bogus", "AVX2", "neon" if instruction_sets.is_x86() else "avx2"]
+)
+def test_the_library_ignores_an_instruction_set_that_it_does_not_have(wanted):
+    """The environment of a whole process is no reason to fail in it; Python refuses what is none."""
+    env = {**os.environ, "WEIGHTCAST_ISA": wanted}
+    path = library.installed(library.LIBRARY_NAME)
+    said = compilers.run(sys.executable, "-c", ASK_ISA, path, env=env)
+    assert said.strip() == instruction_sets.available()[0]
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     path = tmp_path / "program.c"
@@ -70,6 +90,15 @@ def test_every_status_has_words(loaded):
     assert b"unknown status" not in said
     for status in (-1, STATUSES.stop, 2**31 - 1, -(2**31)):
         assert loaded.weightcast_strerror(status) == b"unknown status"
+
+
+def test_a_size_of_items_that_is_none_is_said(loaded):
+    arguments = [as_argument(value) for value in CALLS["transpose"]]
+    for item_bytes in (-1, 0, 3, 8):
+        arguments[4] = ctypes.c_int64(item_bytes)
+        status = loaded.weightcast_transpose(*arguments)
+        assert status == library.BAD_TYPE
+        assert b"type or the size of items" in loaded.weightcast_strerror(status)
 
 
 def test_types_are_found_by_their_names(loaded):
@@ -269,6 +298,17 @@ def test_the_library_needs_libc_alone():
     said = compilers.run("readelf", "-d", path)
     assert re.findall(r"SONAME.*\[(.+)\]", said) == [path.name]
     assert path.name == f"libweightcast.so.{library.ABI_VERSION}"
+
+
+def test_the_page_names_this_library_and_the_options():
+    page = (ROOT / "docs" / "c.md").read_text("utf-8")
+    named = set(re.findall(r"libweightcast\.so\.\d+", page))
+    assert named == {Path(library.LIBRARY_NAME).name}
+    listed = re.findall(r"(?m)^\| `(--\w+)` \|", page)
+    assert listed == [*config.OPTIONS, "--help"]
+    ctypes.CDLL(str(library.installed(library.LIBRARY_NAME)))
+    with pytest.raises(OSError, match="too short|invalid ELF"):
+        ctypes.CDLL(str(library.installed("lib/libweightcast.so")))
 
 
 def test_a_library_that_needs_more_is_noticed(tmp_path):
