@@ -36,9 +36,9 @@ types: .venv/.development
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-# The files of a release in dist/, checked (docs/releasing.md).
+# The files of a release in dist/, checked (docs/releasing.md); REPOSITORY=URL is where links lead to.
 release:
-	PYTHON=$(PYTHON) .ci/release
+	PYTHON=$(PYTHON) REPOSITORY="$(REPOSITORY)" .ci/release
 
 # Programs that tests run: brought where apt-get may, else named in one line.
 .venv/.programs: .ci/programs | .venv/.development
