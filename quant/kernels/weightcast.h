@@ -7,8 +7,8 @@
  *
  * Every function is thread-safe and keeps nothing. A call needs at most WEIGHTCAST_STACK_BYTES of stack,
  * and allocates WEIGHTCAST_HEAP_BYTES at most, which it frees before it returns (weightcast_self_test: twice
- * as much). The caller's
- * floating-point control register is saved, set to round-to-nearest without flush-to-zero, and restored.
+ * as much). The caller's floating-point control register is saved, set to round-to-nearest without
+ * flush-to-zero, and restored.
  * The first use of a type with a grid (IQ1 to IQ3) fills tables of 0.3 to 0.8 MB in static memory, which
  * takes 3 to 50 ms.
  *
@@ -75,9 +75,9 @@ enum {
   WEIGHTCAST_OK = 0,
   WEIGHTCAST_BAD_TYPE = 1,    /* the type or the size of items is not known, or not possible here, such
                                  as blocks as a source */
-  WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, a size is negative or beyond
-                                 what int64_t counts in bytes, or rows
-                                 overlap: a stride of dst or blocks is less than a row */
+  WEIGHTCAST_BAD_SHAPE = 2,   /* n_in does not fill blocks or groups, a size is negative or beyond what
+                                 int64_t counts in bytes, or rows overlap: the stride of dst or of
+                                 blocks is less than a row */
   WEIGHTCAST_NOT_FINITE = 3,  /* NaN or infinity in the source, or a scale of 2^121 or more */
   WEIGHTCAST_OVERFLOW = 4,    /* a finite value does not fit the 16-bit output type; or the scale of
                                  a block does not fit float16: the blocks are complete, as ggml makes

@@ -62,7 +62,8 @@ const char* weightcast_strerror(int32_t status) {
   switch (status) {
     case WEIGHTCAST_OK: return "done";
     case WEIGHTCAST_BAD_TYPE: return "the type or the size of items is unknown or not possible here";
-    case WEIGHTCAST_BAD_SHAPE: return "a size is negative or too large, or rows overlap or are not whole blocks or groups";
+    case WEIGHTCAST_BAD_SHAPE:
+      return "a size is negative or too large, or rows overlap or are not whole blocks or groups";
     case WEIGHTCAST_NOT_FINITE: return "a value is NaN or infinite, or a scale is too large";
     case WEIGHTCAST_OVERFLOW: return "a value or the scale of a block is too large for its type";
     case WEIGHTCAST_NEEDS_IMPORTANCE: return "the type needs an importance matrix";
