@@ -56,7 +56,14 @@ from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Output, Request
-from weightcast.errors import ChangedError, CheckpointError, LimitError, RequestError, TakenError
+from weightcast.errors import (
+    ChangedError,
+    CheckpointError,
+    LimitError,
+    OutputError,
+    RequestError,
+    TakenError,
+)
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
@@ -207,8 +214,11 @@ class Conversion:
             report = replace(report, limits=self.limits)
             try:
                 gate(report)
-            except LimitError:
-                self._write_report(report)
+            except LimitError as closed:
+                try:
+                    self._write_report(report)
+                except CheckpointError as problem:  # the limits are what counts
+                    closed.args = (f"{closed} (there is no report: {problem})",)
                 raise
 
         summary = run(
@@ -223,7 +233,12 @@ class Conversion:
         if summary.errors is not None:
             errors = replace(summary.errors, limits=self.limits)
             summary = replace(summary, errors=errors)
-            self._write_report(errors)
+            try:
+                self._write_report(errors)
+            except OutputError as problem:
+                done = "the outputs are complete; weightcast.compare measures them again"
+                problem.args = (f"{problem} ({done})",)
+                raise
         return summary
 
     def _write_report(self, report: Report) -> None:

@@ -14,6 +14,8 @@ _Found = TypeVar("_Found")
 _SEPARATOR: Final = re.compile(r"[-._ ]")
 # Endings that say an importance matrix was used: model-Q4_K_M-imat.gguf.
 _IMATRIX_ENDING: Final = re.compile(r"[-._ ](?:imat(?:rix)?)$", re.IGNORECASE)
+# What others put before the type for the same: model.i1-Q4_K_M.gguf.
+_IMATRIX_BEFORE: Final = re.compile(r"(?:^|[-._ ])(?:imat(?:rix)?|i1)[-._ ]$", re.IGNORECASE)
 # Endings of a split file's parts, and of an output that was not finished.
 _PART_ENDING: Final = re.compile(r"-\d{5}-of-\d{5}$")
 _FINER_ENDS: Final = "'^(output|token_embd).weight$=Q8_0'"
@@ -98,6 +100,11 @@ def without_imatrix(stem: str) -> tuple[str, bool]:
     """Take the ending off a name that says an importance matrix was used, if it has one."""
     shorter = _IMATRIX_ENDING.sub("", stem)
     return shorter, shorter != stem
+
+
+def says_imatrix(before: str) -> bool:
+    """Tell whether what comes before the type says that an importance matrix was used."""
+    return _IMATRIX_BEFORE.search(before) is not None
 
 
 def is_part(stem: str) -> bool:

@@ -43,6 +43,8 @@ class TypeNames(Generic[Meant]):
         """
         shorter, has_imatrix = spelling.without_imatrix(stem)
         ending = spelling.find_ending(shorter, self.lookup)
+        if ending is not None:
+            has_imatrix |= spelling.says_imatrix(shorter.removesuffix(ending[0]))
         if type_name is None:
             if ending is None:
                 self._check_not_meant(text, shorter)
@@ -69,7 +71,7 @@ class TypeNames(Generic[Meant]):
         listed = spoken("weightcast types lists them", "weightcast.types() lists them")
         remedy = guess or f"rename it or pass {option('types')} ({listed})"
         example = self.example
-        if Path(text).is_dir():
+        if Path(text).is_dir() and not (Path(text) / "ckpt-0").exists():
             example = os.path.join(text, example)
         problem = f"the name does not end in a type, as in {example}"
         return RequestError(f"{text}: {problem}; {remedy}")
