@@ -71,7 +71,7 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["--split", "9" * 400 + "G", "a-F16.gguf"], "is not a sensible size"),
         (
             ["--split", "48", "a-F16.gguf"],
-            "'48' has no unit; write 48G for GB, 48M for MB, or 48B for bytes",
+            "'48' has no unit; write 48G for GB, 48M for MB, or 48B",
         ),
         (["--jobs", "100000", "a-F16.gguf"], "invalid value for '-j' / '--jobs'"),
         (["a-bf16", "a-bf16/b-F16.gguf"], "another output lies in it"),

@@ -28,9 +28,9 @@ def test_a_closed_gate_names_nothing(
     lines = done.err.splitlines()
     assert all(line.startswith(f"beyond a limit: {output}: ") for line in lines[:-1])
     assert lines[-1] == (
-        f"error: {output}: not named, as {len(lines) - 1} values are beyond a limit ({output}: what "
-        f"is there is an earlier output); the work is kept in .{name}.partial: run again with other "
-        f"limits or --gate after, or remove it with weightcast clean {output}"
+        f"error: {output}: not named, as {len(lines) - 1} values are beyond a limit ({output}: "
+        f"what is there is an earlier output); the work is kept in .{name}.partial: run again with "
+        f"other limits or --gate after, or remove it with weightcast clean {output}"
     )
     assert {path: path.read_bytes() for path in before} == before
     assert set(growing(name)) <= set(names(tmp_path))
