@@ -20,6 +20,7 @@ import click
 import weightcast
 from weightcast.cli import load
 from weightcast.commands import COMMANDS
+from weightcast.commands.exits import MEANINGS
 from weightcast.commands.options import SECTIONS
 
 DOCS: Final = Path(__file__).parents[1]
@@ -42,6 +43,15 @@ def commands() -> Iterator[str]:
         examples = getattr(command, "examples", ())
         if examples:
             yield from ("```text" if name in _SLOW else "```sh", *examples, "```", "")
+
+
+def exit_codes() -> Iterator[str]:
+    """List the exit codes, with options and commands as code."""
+    yield from ("| exit code | means |", "| ---: | --- |")
+    names = re.compile(rf"--[a-z-]+|\b(?:{'|'.join(COMMANDS)})\b")
+    for code, words in MEANINGS.items():
+        marked = names.sub(r"`\g<0>`", words)
+        yield f"| {code} | {marked} |"
 
 
 def _prose(text: str) -> Iterator[str]:
@@ -132,6 +142,7 @@ def _percent(value: float) -> str:
 
 PARTS: Final[dict[str, Callable[[], Iterable[str]]]] = {
     "cli.md: commands": commands,
+    "cli.md: exit codes": exit_codes,
     "types.md: gguf": gguf_types,
     "types.md: directories": directory_types,
 }
