@@ -6,8 +6,8 @@
     examples/train_tiny_grok.py austen/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb \\
         examples/tiny-grok
 
-The package (MIT) holds Austen's six novels, printed from 1811 to 1818 and in the public domain
-everywhere. The last chapter of Persuasion is held out, to measure perplexity on.
+The package holds Austen's six novels, printed from 1811 to 1818; README.md in examples/tiny-grok
+tells its licence. The last chapter of Persuasion is held out, to measure perplexity on.
 
 Written are what xAI released of Grok-1: shards of a JAX checkpoint (pickles with int8 codes and
 bfloat16 scales, a float32 embedding) and a SentencePiece tokenizer, with the hyperparameters in
@@ -17,10 +17,12 @@ spec.json. Seeds are fixed: the tokenizer is the same everywhere, the weights ar
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import re
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -36,7 +38,7 @@ from torch.nn.functional import cross_entropy, gelu, softmax
 from weightcast.converters.families.grok1.synthetic import shard_layouts, tiny_spec
 
 SEED = 1811
-NOVELS = 6
+TEXT_SHA256 = "8fb5198960d0da724b1562f96e4221e5c1b41ff455000280b02c55980c3d8f21"
 HELD_OUT = (3, "Chapter 24")  # Persuasion; novels are in alphabetical order
 EDITORS_NOTE = "A NOTE ON THE TEXT"  # not Austen's: the last page of Northanger Abbey
 PIECES = 2048
@@ -57,6 +59,11 @@ BALANCE = 0.01  # weight of the loss that keeps all experts in use
 def read_novels(path: Path) -> list[list[str]]:
     """Read the character vectors of an R database: zlib streams behind four bytes each."""
     novels, raw = [], path.read_bytes()
+    if (found := hashlib.sha256(raw).hexdigest()) != TEXT_SHA256:
+        sys.exit(
+            f"error: {path}: not the text that tiny-grok was trained on (SHA-256 {found}); take "
+            "data/Rdata.rdb of janeaustenr 1.0.0, as the first lines of this program say"
+        )
     while raw:
         stream = zlib.decompressobj()
         data, raw = stream.decompress(raw[4:]), stream.unused_data
@@ -68,7 +75,6 @@ def read_novels(path: Path) -> list[list[str]]:
             lines.append(data[at + 8 : at + 8 + length].decode())
             at += 8 + length
         novels.append(lines)
-    assert len(novels) == NOVELS, "not the database of janeaustenr"
     return novels
 
 

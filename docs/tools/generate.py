@@ -28,6 +28,15 @@ LOSSES: Final = DOCS.parent / "benchmarks" / "results" / "losses-2026-12-01.md"
 PARAMETERS: Final = 315_684_820_992  # of Grok-1
 _MAIN_LAYOUTS: Final = (None, "compressed-tensors")
 _SLOW: Final = ("demo",)  # its own tests run it; what a page shows for a shell is run there
+# What most people take: what runs it, the type, whose error is measured, and what that is.
+_CHOICES: Final = (
+    ("llama.cpp", "Q8_0", "released codes kept, embedding rounded"),
+    ("llama.cpp", "Q4_K_M", ""),
+    ("llama.cpp", "Q2_K", ""),
+    ("vLLM", "int8", "released codes kept in experts, attention and embedding BF16"),
+    ("vLLM", "int4-g128", ""),
+    ("SGLang, transformers", "bf16", "what the reference multiplies with"),
+)
 _IMPORTANCE: Final = {"ignored": "", "optional": "helps", "required": "needed"}
 
 
@@ -86,6 +95,17 @@ def _cell(text: str) -> str:
     return escape(text, quote=False).replace("|", "&#124;")
 
 
+def choice() -> Iterator[str]:
+    """List the outputs of Grok-1 that most people take."""
+    losses = read_losses()
+    found = {t.name: t for t in weightcast.types()}
+    yield from ("| runs in | take | Grok-1 | loss |", "| --- | --- | ---: | --- |")
+    for runtime, name, words in _CHOICES:
+        ending = ".gguf" if found[name].target == "gguf" else ""
+        loss = ": ".join(filter(None, (losses[name + ending], words)))
+        yield f"| {runtime} | `grok-1-{name}{ending or '/'}` | {_size(found[name])} | {loss} |"
+
+
 def gguf_types() -> Iterator[str]:
     """List the types of GGUF files, large ones first."""
     losses = read_losses()
@@ -140,7 +160,10 @@ def _percent(value: float) -> str:
     return f"{value:.2g} %" if value < 1 else f"{value:.{int(value < 9.95)}f} %"
 
 
+# Pages by their path in docs/.
 PARTS: Final[dict[str, Callable[[], Iterable[str]]]] = {
+    "../README.md: choice": choice,
+    "index.md: choice": choice,
     "cli.md: commands": commands,
     "cli.md: exit codes": exit_codes,
     "types.md: gguf": gguf_types,
