@@ -1,4 +1,4 @@
-"""The page of messages has messages that the code prints, and those of the mistakes that are tested."""
+"""The page of messages has what the code prints, and all messages of the tested mistakes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_every_mistake_is_on_the_page(transcript: Path) -> None:
 
 
 def test_pieces_of_several_strings_are_no_message() -> None:
-    code = '"""A docstring of some length."""\nx = f"{name}: not a shard; move {it} out"\ny = "of here"'
+    code = '"""A docstring of some length."""\nx = f"{a}: not a shard; move {b} out"\ny = "of here"'
     strings = tuple(texts(ast.parse(code)))
     assert strings == (f"{_GAP}: not a shard; move {_GAP} out", "of here")
     assert is_of_code("...: not a shard; move ... out", strings)
