@@ -38,6 +38,7 @@ from torch.nn.functional import cross_entropy, gelu, softmax
 from weightcast.converters.families.grok1.synthetic import shard_layouts, tiny_spec
 
 SEED = 1811
+NOVELS = 6
 TEXT_SHA256 = "8fb5198960d0da724b1562f96e4221e5c1b41ff455000280b02c55980c3d8f21"
 HELD_OUT = (3, "Chapter 24")  # Persuasion; novels are in alphabetical order
 EDITORS_NOTE = "A NOTE ON THE TEXT"  # not Austen's: the last page of Northanger Abbey
@@ -57,13 +58,24 @@ BALANCE = 0.01  # weight of the loss that keeps all experts in use
 
 
 def read_novels(path: Path) -> list[list[str]]:
-    """Read the character vectors of an R database: zlib streams behind four bytes each."""
-    novels, raw = [], path.read_bytes()
-    if (found := hashlib.sha256(raw).hexdigest()) != TEXT_SHA256:
+    """Read the six character vectors of janeaustenr's database, and exit for another file."""
+    raw = path.read_bytes()
+    try:
+        novels = list(character_vectors(raw))
+    except (ValueError, struct.error, zlib.error) as problem:
+        sys.exit(f"error: {path}: not a database of R ({problem}); take Rdata.rdb of janeaustenr")
+    if len(novels) != NOVELS:
         sys.exit(
-            f"error: {path}: not the text that tiny-grok was trained on (SHA-256 {found}); take "
-            "data/Rdata.rdb of janeaustenr 1.0.0, as the first lines of this program say"
+            f"error: {path}: holds {len(novels)} of the {NOVELS} novels; take Rdata.rdb of "
+            "janeaustenr 1.0.0"
         )
+    if hashlib.sha256(raw).hexdigest() != TEXT_SHA256:
+        print(f"note: {path}: not the text that tiny-grok was trained on", file=sys.stderr)
+    return novels
+
+
+def character_vectors(raw: bytes) -> Iterator[list[str]]:
+    """Take apart an R database: zlib streams behind four bytes each."""
     while raw:
         stream = zlib.decompressobj()
         data, raw = stream.decompress(raw[4:]), stream.unused_data
@@ -74,8 +86,7 @@ def read_novels(path: Path) -> list[list[str]]:
             _, length = struct.unpack_from(">ii", data, at)
             lines.append(data[at + 8 : at + 8 + length].decode())
             at += 8 + length
-        novels.append(lines)
-    return novels
+        yield lines
 
 
 def chapters(lines: list[str]) -> Iterator[tuple[str, str]]:
