@@ -10,7 +10,10 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Final
 
-# Messages are for somebody at the command line, or else for a caller in Python.
+from weightcast.errors import visible
+
+# Messages are for somebody at the command line, or else for a caller in Python. A process is one of
+# the two, and workers, which write messages too, would not inherit a context variable.
 _is_command_line = False
 
 
@@ -55,18 +58,21 @@ _UNITS: Final = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def bytes_text(nbytes: int) -> str:
-    """Bytes in full and in a readable unit."""
+    """Write bytes in full and in a readable unit: 66,560 bytes (66.56 kB)."""
     for unit, size in _UNITS:
-        if nbytes >= size:
+        if nbytes >= 0.999995 * size:  # less would be rounded to 1000 of the next unit
             return f"{nbytes:,} bytes ({nbytes / size:.2f} {unit})"
-    return f"{nbytes:,} bytes"
+    return count(nbytes, "byte")
 
 
 def size_text(nbytes: float) -> str:
-    """A size in a readable unit alone: 66.6 kB."""
+    """Write a size in a readable unit alone, in three digits: 66.6 kB."""
     for unit, size in _UNITS:
-        if nbytes >= size:
-            return f"{nbytes / size:.3g} {unit}"
+        number = nbytes / size
+        if number >= 0.9995:
+            digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+            text = f"{number:,.{digits}f}"
+            return f"{text.rstrip('0').rstrip('.') if digits else text} {unit}"
     return count(round(nbytes), "byte")
 
 
@@ -78,7 +84,7 @@ def closest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """A time to read: 0.4 s, 35 s, 12 min, 3.5 h."""
+    """Write a time to read: 0.4 s, 35 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -114,21 +120,16 @@ def _beginning(value: object, count: _Count) -> object:
 
 
 def count(n: int, noun: str) -> str:
-    """A number and what is counted: 1 tensor, 2,000 tensors."""
+    """Write a number and what is counted: 1 tensor, 2,000 tensors."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """List the first few of many names."""
     shown = ", ".join(names[:4])
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
 
 
-def one_line(text: str) -> str:
-    """A text with what cannot be printed, line ends among it, spelled out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def in_code(text: str) -> str:
-    """A text for code in Markdown, in tables too: one line, nothing that ends code or a cell."""
-    return one_line(text).replace("|", "\\|").replace("`", "'")
+    """Write a text as code in Markdown: one line, nothing that ends code or a table's cell."""
+    return visible(text).replace("|", "\\|").replace("`", "'")

@@ -12,7 +12,7 @@ import click
 
 from weightcast.commands import llama_cpp
 from weightcast.commands.generation import continue_text, token_losses
-from weightcast.commands.options import PATH
+from weightcast.commands.options import PATH, Command, listed_option
 from weightcast.commands.printing import print_lines
 from weightcast.commands.text import demo as text
 from weightcast.converters.convert import Summary, convert
@@ -38,10 +38,25 @@ _ERRORS: Final = "errors.json"
 _LEAST_WORDS: Final = 50
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("weightcast demo", "weightcast demo examples/tiny-grok --keep demo"),
+)
 @click.argument("checkpoint", metavar="[CHECKPOINT]", type=PATH, required=False)
-@click.option("--random", "is_random", is_flag=True, help="Make a checkpoint of random weights.")
-@click.option("--keep", type=PATH, help="Write the files into this directory and keep them.")
+@listed_option(
+    "--random",
+    "is_random",
+    section="source",
+    is_flag=True,
+    help="Make a checkpoint of random weights.",
+)
+@listed_option(
+    "--keep",
+    section="output",
+    type=PATH,
+    metavar="DIR",
+    help="Write the files into this directory and keep them.",
+)
 def demo(checkpoint: Path | None, keep: Path | None, *, is_random: bool) -> None:
     """Convert a tiny Grok-1, let llama.cpp write with what was made, and compare.
 

@@ -8,9 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.commands.llama_cpp import Model
-from weightcast.commands.text.demo import WINDOW, log_probabilities
 
 _TEMPERATURE: Final = 0.5
+
+# Tokens that a perplexity's window has.
+WINDOW: Final = 256
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Give the log-softmax over the last axis, in float64."""
+    x = logits.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return result
 
 
 def token_losses(model: Model, text: str) -> NDArray[np.float64]:

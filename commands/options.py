@@ -41,10 +41,13 @@ _ELSEWHERE: Final = {
     "--output-tensor-type": "--tensor-type '^output=TYPE'",
     "--leave-output-tensor": "--tensor-type '^output=F16'",
     "--keep-split": "--split SIZE",
-    "--overwrite": "nothing: outputs are replaced when the new ones are complete",
-    "--force": "nothing: outputs are replaced when the new ones are complete",
     "--output-dir": "the folder in OUT",
 }
+
+# Options that need no counterpart.
+_UNNEEDED: Final = dict.fromkeys(
+    ("--overwrite", "--force", "-f", "-y"), "outputs are replaced when the new ones are complete"
+)
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -87,10 +90,12 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            called = _ELSEWHERE.get(error.option_name)
-            if called is None:
+            said = _UNNEEDED.get(error.option_name)
+            if error.option_name in _ELSEWHERE:
+                said = f"here it is {_ELSEWHERE[error.option_name]}"
+            if said is None:
                 raise
-            message = f"No such option '{error.option_name}'; here it is {called}."
+            message = f"No such option '{error.option_name}'; {said}."
             raise click.UsageError(message, ctx) from None
 
 

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import click
 
-from weightcast.commands.options import PATH
+from weightcast.commands.options import PATH, Command
 from weightcast.commands.printing import print_lines
 from weightcast.converters.report.show import show_reports
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "weightcast report errors.json errors.html",
+        "weightcast report q4.json q6.json both.html",
+        'weightcast report errors.json - >> "$GITHUB_STEP_SUMMARY"',
+    ),
+)
 @click.argument("reports", metavar="REPORT.json...", type=PATH, nargs=-1, required=True)
 @click.argument("out", metavar="OUT", type=PATH)
 def report(reports: tuple[Path, ...], out: Path) -> None:

@@ -11,10 +11,9 @@ from weightcast.converters.report.text import (
     COLUMNS,
     is_lossless,
     metric_text,
-    size_text,
     worst_tensors,
 )
-from weightcast.text import count, some
+from weightcast.text import count, size_text, some
 
 _WORST = 5
 _METRICS = ("sqnr_db", "relative_rms", "cosine", "largest_error")

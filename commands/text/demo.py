@@ -12,17 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW: Final = 256
+from weightcast.commands.generation import WINDOW, log_probabilities
+
 _COLUMN: Final = 38
 _LIKELY: Final = 0.01
-
-
-def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-softmax over the last axis, in float64."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return result
 
 
 class Table:

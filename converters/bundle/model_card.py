@@ -26,7 +26,8 @@ from weightcast.converters.sources import (
     written_size,
 )
 from weightcast.converters.targets.target import Output, PlannedTensor
-from weightcast.text import count, in_code, one_line
+from weightcast.errors import visible
+from weightcast.text import count, in_code
 
 _NUMBER: Final = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _LICENSE_KEY: Final = "general.license"
@@ -208,7 +209,7 @@ def _command(plan: Plan, number: int, errors: CardErrors | None) -> str:
     )
     names = {role: file.path.name for role, file in inputs.extras.items()}
     words = ["weightcast", "convert", inputs.source_name, path.name, *_options(options, names)]
-    return one_line(" ".join(map(shlex.quote, words)))
+    return visible(" ".join(map(shlex.quote, words)))
 
 
 def _options(options: ConvertOptions, names: Mapping[str, str]) -> Iterator[str]:
@@ -242,4 +243,4 @@ def _license_text(graph: TensorGraph) -> Iterator[str]:
 
 def _prose(text: str) -> str:
     """Escape whatever Markdown would take for its own."""
-    return re.sub(r"([\\`*<\[])", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*<\[])", r"\\\1", visible(text))

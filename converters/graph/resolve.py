@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice, product
 from math import prod
 from typing import Final, TypeVar
@@ -40,7 +41,8 @@ MAX_BOXES: Final = 1 << 17
 _Found = TypeVar("_Found")
 
 
-def matrices(tensor: Tensor) -> list[StoredMatrix]:
+@lru_cache(maxsize=1 << 12)  # opening, describing and planning a model all ask
+def matrices(tensor: Tensor) -> tuple[StoredMatrix, ...]:
     """Resolve a tensor [..., out, in] to its matrices in order; [in] is one row.
 
     Raises LayoutError for blocks along another axis than `in`, and for too many parts.
@@ -52,12 +54,12 @@ def matrices(tensor: Tensor) -> list[StoredMatrix]:
         array = first_array(origin.source)
         assert array.axis_strides is None
         rows = origin.source.size // origin.length
-        return [View(array, 0, (rows, origin.length), (origin.length, 1))]
+        return (View(array, 0, (rows, origin.length), (origin.length, 1)),)
     shape, boxes = tensor.shape, _boxes(tensor)
     while len(shape) < 2:
         shape = (1, *shape)
         boxes = [box.with_first(0, _Mode(1, prod(shape))) for box in boxes]
-    return [_matrix(shape[-2:], plane, tensor.name) for plane in _planes(boxes, shape)]
+    return tuple(_matrix(shape[-2:], plane, tensor.name) for plane in _planes(boxes, shape))
 
 
 def windows(tensor: Tensor) -> Iterator[View]:

@@ -139,6 +139,10 @@ class Tensor:
     dtype: str
     origin: StoredArray | Operation
 
+    def __hash__(self) -> int:
+        # Names tell tensors of a graph apart; the origin can be a deep tree.
+        return hash((self.name, self.shape))
+
     @property
     def size(self) -> int:
         """Count the elements."""

@@ -21,6 +21,7 @@ from weightcast.converters.report import limits, text, verdict
 from weightcast.converters.report.records import values_of
 from weightcast.converters.report.schema import Limit, Metrics, Report, RoleErrors, TensorErrors
 from weightcast.errors import CheckpointError
+from weightcast.text import size_text
 
 _TEMPLATE: Final = Path(__file__).with_name("template")
 # Parts of the page's script, in order.
@@ -65,6 +66,7 @@ def page(reports: Sequence[Report]) -> str:
         entries=entries,
         warnings=text.warnings(reports),
         text=text,
+        size_text=size_text,
         verdicts=verdict.verdicts(entries),
         proposal_text=lambda proposal: _unbroken(verdict.proposal_text(proposal)),
         unbroken=_unbroken,

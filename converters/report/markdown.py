@@ -20,7 +20,6 @@ from weightcast.converters.report.text import (
     is_lossless,
     metric_text,
     recipe_text,
-    size_text,
     sqnr_text,
     warnings,
     worst_tensors,
@@ -35,7 +34,7 @@ from weightcast.converters.report.verdict import (
     proposal_text,
     verdicts,
 )
-from weightcast.text import count
+from weightcast.text import count, size_text
 
 _WORST: Final = 5
 _OFFENDERS: Final = 10

@@ -10,9 +10,8 @@ from weightcast.converters.files import write_small
 from weightcast.converters.report.html import check_packages, page
 from weightcast.converters.report.markdown import summary
 from weightcast.converters.report.schema import Report, json_text, read_report
-from weightcast.converters.report.text import size_text
 from weightcast.errors import RequestError
-from weightcast.text import count
+from weightcast.text import count, size_text
 
 _FORMS: Final[dict[str, Callable[[Sequence[Report]], str]]] = {
     ".html": page,

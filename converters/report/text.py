@@ -141,14 +141,6 @@ def _number_text(number: float | None) -> str:
 _TEXTS: Final = {"share": _percent_text, "cosine": _cosine_text, "number": _number_text}
 
 
-def size_text(nbytes: int) -> str:
-    """Write a size in decimal units, as disks are labelled."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= size:
-            return f"{nbytes / size:,.1f} {unit}"
-    return f"{nbytes} bytes"
-
-
 def recipe_text(output: OutputErrors) -> str:
     """Sum up a recipe in a few words."""
     recipe = output.recipe

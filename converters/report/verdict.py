@@ -16,12 +16,11 @@ from weightcast.converters.report.schema import Metrics, OutputErrors
 from weightcast.converters.report.text import (
     Entry,
     is_lossless,
-    size_text,
     sqnr_text,
     worst_tensors,
 )
 from weightcast.converters.report.upgrades import Proposal, is_comparable, propose
-from weightcast.text import count
+from weightcast.text import count, size_text
 
 KEPT_MEANS: Final = (
     "The share of the signal that is kept is 1 - Σ(y - x)² / Σx², over all weights x and their "

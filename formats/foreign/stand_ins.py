@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from weightcast.errors import visible
 from weightcast.formats.foreign.finding import Finding
-from weightcast.text import count, one_line, shown
+from weightcast.text import count, shown
 
 # Pointers, pages and answers say what they are in less.
 HEAD_BYTES: Final = 4096
@@ -98,7 +99,7 @@ def _title(raw: bytes) -> str:
     import html  # a large table
 
     text = html.unescape(raw.decode(errors="replace"))
-    return repr(one_line(" ".join(text.split()))[:100])
+    return repr(visible(" ".join(text.split()))[:100])
 
 
 def _words(raw: bytes) -> str:

@@ -14,8 +14,13 @@ from sentencepiece import SentencePieceProcessor
 import weightcast
 from tests.commands.command_line import names
 from weightcast.commands import demo, llama_cpp
-from weightcast.commands.generation import continue_text, token_losses
-from weightcast.commands.text.demo import WINDOW, Spoken, Table, log_probabilities
+from weightcast.commands.generation import (
+    WINDOW,
+    continue_text,
+    log_probabilities,
+    token_losses,
+)
+from weightcast.commands.text.demo import Spoken, Table
 from weightcast.commands.text.demo import quality as quality_lines
 from weightcast.converters.families.grok1 import forward
 from weightcast.converters.graph import load_float32, take

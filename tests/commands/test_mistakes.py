@@ -24,7 +24,7 @@ import pytest
 from tests import gguf_files
 from tests.support import GOLDEN
 
-_TERMINAL: Final = {"COLUMNS": "100", "NO_COLOR": "1"}
+_TERMINAL: Final = {"COLUMNS": "100", "NO_COLOR": "1", "HOME": "/home/me"}
 TRANSCRIPT: Final = Path(__file__).with_name("mistakes.txt")
 
 
