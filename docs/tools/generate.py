@@ -75,7 +75,8 @@ def _prose(text: str) -> Iterator[str]:
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
-    yield from ("| option | |", "| --- | --- |")
+    if options:
+        yield from ("| option | |", "| --- | --- |")
     for section, title in (*SECTIONS.items(), (None, "Other")):
         records = [
             p.get_help_record(context) for p in options if getattr(p, "section", None) == section
@@ -83,7 +84,8 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
         if records:
             yield f"| **{title}** | |"
             yield from (f"| {_code(r[0])} | {_cell(r[1])} |" for r in records if r)
-    yield ""
+    if options:
+        yield ""
 
 
 def _code(text: str) -> str:
