@@ -1,13 +1,5 @@
 """The command line: commands by name, signals, and errors as exit codes.
 
-| code | says |
-| --- | --- |
-| 0 | done |
-| 1 | bad input or output: nothing of that name, damaged, no space, in use |
-| 2 | wrong usage: an option or a type that there is not, arguments that contradict each other |
-| 3 | a check failed: a limit of --fail-over, or what `verify` or `compare` found |
-| 130 | interrupted: Ctrl-C, SIGTERM, SIGHUP |
-
 An error is one line on stderr. With --json it is an object on stdout, too.
 """
 
@@ -25,7 +17,7 @@ from importlib import import_module
 import click
 
 from weightcast.commands import COMMANDS
-from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, USAGE
+from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, MEANINGS, USAGE
 from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, tell, unprinted
 from weightcast.errors import CheckpointError, LimitError, RequestError, visible
 from weightcast.text import speaking_of_options
@@ -43,14 +35,9 @@ _ELSEWHERE = {
     "quantize": "convert",
     "show": "inspect",
 }
-_EXIT_CODES = """\b
-Exit codes:
-  0    done
-  1    bad input or output
-  2    wrong usage
-  3    a check failed: --fail-over, verify, compare
-  130  interrupted
-"""
+_EXIT_CODES = "\n".join(
+    ("\b", "Exit codes:", *(f"  {code:<4} {words}" for code, words in MEANINGS.items()))
+)
 
 
 def load(name: str) -> click.Command:
