@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import glob
 import os
@@ -13,9 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from weightcast.formats.directory import MAX_NAME_BYTES
 from weightcast.formats.foreign.addresses import address
 from weightcast.formats.foreign.finding import Finding
-from weightcast.text import some
+from weightcast.text import closest, some
 
 NOTHING: Final = "no such file or directory"
 # Of a folder; comparing a name with more takes too long.
@@ -161,8 +161,7 @@ def _closest(folder: Path, name: str) -> str | None:
     longer = [n for n in lower if n.startswith(name.lower()) and n[len(name)] in ".-_"]
     if len(longer) == 1:
         return lower[longer[0]]
-    close = difflib.get_close_matches(name.lower()[:255], lower, 1, _LIKENESS)
-    return lower[close[0]] if close else None
+    return closest(name[:MAX_NAME_BYTES], lower.values(), _LIKENESS)
 
 
 def _listed(folder: Path, wanted: re.Pattern[str] | None) -> str:
