@@ -38,7 +38,8 @@ from weightcast.converters.targets.types import choose, shapes_of
 from weightcast.errors import RequestError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.layout import Entry
-from weightcast.formats.gguf.read import SPLIT_NAME, read_file
+from weightcast.formats.gguf.read import read_file
+from weightcast.formats.split import SPLIT_NAME
 from weightcast.quant.types import TYPES, QuantType
 from weightcast.text import option
 

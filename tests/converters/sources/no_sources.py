@@ -122,6 +122,8 @@ def make_files() -> None:
     put("f/a.tflite", b"\x1c\0\0\0TFL3" + bytes(60))
     put("f/a.onnx", b"\x08\x07\x12\x07pytorch")
     put("f/flax_model.msgpack", b"\x81\xa5model")
+    put("f/sharded/__0_0.distcp", b"\x08\x07\x12\x07pytorch")
+    put("f/a.pdparams", b"\x08\x07\x12\x07pytorch")
     put("f/a.pdf", b"%PDF-1.7\n")
     put("f/README.md", "# A model\n\nIt is large.\n")
     put("f/Modelfile", "FROM ./m.gguf\nPARAMETER temperature 1\n")
