@@ -139,11 +139,12 @@ class GroupName:
 
     def type_in_full(self, written: str) -> GroupType:
         """Make the type of a name that must say its groups. Raises LayoutError."""
+        found = self.type()
         if self.size is None:
             raise LayoutError(
                 f"type {shown(written)} does not say its groups; write it like {self.in_full}"
             )
-        return self.type()
+        return found
 
 
 def group_name(written: str) -> GroupName | None:

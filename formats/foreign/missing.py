@@ -15,7 +15,7 @@ from typing import Final
 from weightcast.formats.directory import MAX_NAME_BYTES
 from weightcast.formats.foreign.addresses import address
 from weightcast.formats.foreign.finding import Finding
-from weightcast.formats.split import SPLIT_NAME
+from weightcast.formats.split import PART_NAME
 from weightcast.text import closest, some
 
 NOTHING: Final = "no such file or directory"
@@ -129,8 +129,8 @@ def _pattern(path: Path, text: str, wanted: re.Pattern[str] | None) -> Finding:
         return Finding("nothing matches this pattern", _listed(path.parent, wanted))
     if len(matches) == 1:
         return Finding("a pattern, not a path", f"did you mean {matches[0]}?")
-    first = SPLIT_NAME.fullmatch(matches[0])
-    if first and int(first[2]) == 1 and {SPLIT_NAME.sub(r"\1", m) for m in matches} == {first[1]}:
+    first = PART_NAME.fullmatch(matches[0])
+    if first and int(first[2]) == 1 and {PART_NAME.sub(r"\1", m) for m in matches} == {first[1]}:
         return Finding("a pattern, not a path", f"name the first file only: {matches[0]}")
     return Finding("a pattern, not a path", f"name one: {some(matches)}")
 

@@ -58,6 +58,7 @@ def test_a_recipe_is_no_type(name: str) -> None:
         ("q4_q", "unknown type 'q4_q'; did you mean Q4_K?"),
         ("int4-g12", "group size 12: use a multiple of 32, or 0 for rows"),
         ("int3-g128", "groups of 3 bits: use 4 or 8"),
+        ("int3", "groups of 3 bits: use 4 or 8"),
         ("int4", "type 'int4' does not say its groups; write it like int4-g128"),
         ("int8-asym", "type 'int8-asym' does not say its groups; write it like int8-g128-asym"),
         ("INT4", "type 'INT4' does not say its groups; write it like int4-g128"),

@@ -222,6 +222,8 @@ def make_split() -> None:
     part("s3/renamed.gguf", 1, 3)
     part("s4/m-00001-of-00002.gguf", 0, 2)
     put("s4/m-00002-of-00002.gguf", POINTER)
+    for name in ("model-00001", "model-00002", "other-00001"):
+        weights(f"s5/{name}-of-00002.safetensors", "x")
 
 
 def make_models() -> None:
