@@ -108,9 +108,7 @@ class Summary:
         return None if self.errors is None else json_values(self.errors)
 
     def __repr__(self) -> str:
-        made = "; ".join(map(str, self.outputs))
-        told = made if len(made) < 100 else count(len(self.outputs), "output")
-        return f"<Summary {told}; {duration(self.seconds)}>"
+        return f"<Summary {_told(self.outputs)}; {duration(self.seconds)}>"
 
     def describe(self) -> dict[str, Any]:
         """Describe the conversion, all but the errors of tensors, as JSON values."""
@@ -152,6 +150,12 @@ class Summary:
         return {"lossless": lossless, "quantized": quantized, "requantized": partly}
 
 
+def _told(outputs: Sequence[OutputSummary]) -> str:
+    """Tell of outputs in a few words: each, or how many they are."""
+    each = "; ".join(map(str, outputs))
+    return each if len(each) < 100 else count(len(outputs), "output")
+
+
 _DEFAULTS: Final = ConvertOptions()
 # The forms of outputs, as messages call them.
 _FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
@@ -189,9 +193,7 @@ class Conversion:
         return self.plan.write_bytes
 
     def __repr__(self) -> str:
-        made = "; ".join(map(str, self.outputs))
-        told = made if len(made) < 100 else count(len(self.outputs), "output")
-        return f"<Conversion {told}; not yet run>"
+        return f"<Conversion {_told(self.outputs)}; not yet run>"
 
     @property
     def workers(self) -> Workers:

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.recipe import RECIPES, Recipe, recipe_named
-from weightcast.converters.recipes.spelling import hint
 from weightcast.converters.recipes.weight_types import (
     DirectoryType,
     directory_type,
@@ -25,6 +24,7 @@ from weightcast.converters.recipes.weight_types import (
 from weightcast.errors import FormatError, RequestError, visible
 from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import read_small
+from weightcast.quant.names import hint
 from weightcast.text import option, shown
 
 if sys.version_info >= (3, 11):

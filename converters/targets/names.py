@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 from weightcast.converters.recipes import Override, RecipeFile, spelling
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
+from weightcast.quant.names import explain, hint
 from weightcast.text import closest, option, shown, spoken
 
 # What may be meant for a type, though none is called so.
@@ -81,7 +82,7 @@ class TypeNames(Generic[Meant]):
         for written in spelling.endings(stem):
             if (
                 self.elsewhere(text, written) is not None
-                or spelling.explain(written) is not None
+                or explain(written) is not None
                 or _LOOKS_LIKE_A_TYPE.fullmatch(written)
             ):
                 raise self._unknown(text, written)
@@ -91,7 +92,7 @@ class TypeNames(Generic[Meant]):
         if remedy is not None:
             return RequestError(f"{text}: {remedy}")
         problem = f"{shown(name)[1:-1]} is not a type of {self.form}"
-        return RequestError(f"{text}: {problem}{spelling.hint(name, self.known())}")
+        return RequestError(f"{text}: {problem}{hint(name, self.known())}")
 
 
 def disagreement(text: str, said: str, recipe_file: RecipeFile, kind: str = "") -> RequestError:
