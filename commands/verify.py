@@ -19,7 +19,7 @@ from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError
-from weightcast.formats.gguf.read import SPLIT_NAME
+from weightcast.formats.split import SPLIT_NAME
 from weightcast.text import option, shown
 
 

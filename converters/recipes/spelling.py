@@ -12,6 +12,8 @@ _Found = TypeVar("_Found")
 
 # Endings that say an importance matrix was used: model-Q4_K_M-imat.gguf.
 _IMATRIX_ENDING: Final = re.compile(r"[-._ ](?:imat(?:rix)?)$", re.IGNORECASE)
+# What others put before the type for the same: model.i1-Q4_K_M.gguf.
+_IMATRIX_BEFORE: Final = re.compile(r"(?:^|[-._ ])(?:imat(?:rix)?|i1)[-._ ]$", re.IGNORECASE)
 
 
 def endings(stem: str) -> Iterable[str]:
@@ -43,3 +45,8 @@ def without_imatrix(stem: str) -> tuple[str, bool]:
     """Take the ending off a name that says an importance matrix was used, if it has one."""
     shorter = _IMATRIX_ENDING.sub("", stem)
     return shorter, shorter != stem
+
+
+def says_imatrix(before: str) -> bool:
+    """Tell whether what comes before the type says that an importance matrix was used."""
+    return _IMATRIX_BEFORE.search(before) is not None
