@@ -1,13 +1,5 @@
 """The command line: commands by name, signals, and errors as exit codes.
 
-| code | says |
-| --- | --- |
-| 0 | done |
-| 1 | bad input or output: nothing of that name, damaged, no space, in use |
-| 2 | wrong usage: an option or a type that there is not, arguments that contradict each other |
-| 3 | a check failed: a limit of --fail-over, or what `verify` or `compare` found |
-| 130 | interrupted: Ctrl-C, SIGTERM, SIGHUP |
-
 An error is one line on stderr. With --json it is an object on stdout, too.
 """
 
@@ -25,8 +17,8 @@ from importlib import import_module
 import click
 
 from weightcast.commands import COMMANDS
-from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, USAGE
-from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, tell
+from weightcast.commands.exits import BAD_INPUT, FAILED_CHECK, INTERRUPTED, MEANINGS, USAGE
+from weightcast.commands.printing import ERASE_LINE, on_terminal, print_json, tell, unprinted
 from weightcast.errors import CheckpointError, LimitError, RequestError, visible
 from weightcast.text import speaking_of_options
 
@@ -43,14 +35,9 @@ _ELSEWHERE = {
     "quantize": "convert",
     "show": "inspect",
 }
-_EXIT_CODES = """\b
-Exit codes:
-  0    done
-  1    bad input or output
-  2    wrong usage
-  3    a check failed: --fail-over, verify, compare
-  130  interrupted
-"""
+_EXIT_CODES = "\n".join(
+    ("\b", "Exit codes:", *(f"  {code:<4} {words}" for code, words in MEANINGS.items()))
+)
 
 
 def load(name: str) -> click.Command:
@@ -61,6 +48,13 @@ def load(name: str) -> click.Command:
 
 class _Commands(click.Group):
     """Commands that are imported when they are run; before that only name and help are known."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; an interrupt comes out as click's, which prints no empty line for that."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise click.Abort from stop
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -77,6 +71,8 @@ def _check_command(ctx: click.Context, name: str) -> None:
     """Say what was meant where a name is no command, but a path or another program's word."""
     if name in COMMANDS or name.startswith("-"):
         return
+    if name == "help":
+        ctx.fail("No such command 'help'; give --help to weightcast or to a command")
     if name in _ELSEWHERE:
         ctx.fail(f"No such command {name!r}; did you mean {_ELSEWHERE[name]!r}?")
     if os.path.exists(name):
@@ -137,6 +133,10 @@ def main() -> None:
     _prepare_streams()
     try:
         commands(prog_name="weightcast", standalone_mode=False, obj=_STOPPING)
+        if unprinted:
+            reason = unprinted[0].strerror
+            tell(f"error: the result cannot be printed: {reason} (the work itself is done)")
+            sys.exit(BAD_INPUT)
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -177,7 +177,10 @@ def _fail(code: int, error: BaseException, message: str) -> None:
     tell(f"{label}: {message}" if message else label)
     arguments = sys.argv[1:]
     if "--json" in arguments[: arguments.index("--") if "--" in arguments else None]:
-        said: dict[str, object] = {"kind": type(error).__name__, "message": visible(message)}
+        said: dict[str, object] = {
+            "kind": type(error).__name__,
+            "message": visible(message) or label,
+        }
         said["exit_code"] = code
         if isinstance(error, LimitError):
             said["violations"] = list(error.violations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.commands.text.summary import summary_lines
 from weightcast.commands.work_options import convert_options, fail_over
 from weightcast.converters.convert import Conversion, Summary, plan_conversion
+from weightcast.converters.engine import Progress
 from weightcast.converters.files import partial_path
 from weightcast.converters.output import kept_work
 from weightcast.converters.plan import Plan
@@ -68,9 +70,8 @@ from weightcast.text import count, some
     "--gate",
     section="reporting",
     type=click.Choice(["before-naming", "after"]),
-    default="before-naming",
-    help="When --fail-over is checked: what fails stays unnamed, or is named all the same.",
-    show_default=True,
+    default=None,
+    help="Leave what fails --fail-over unnamed (before-naming, the default), or name it (after).",
 )
 @all_tensors
 @quiet
@@ -79,7 +80,7 @@ def convert(
     source: Path,
     outputs: tuple[str, ...],
     limits: tuple[str, ...],
-    gate: str,
+    gate: str | None,
     dry_run: bool,
     all_tensors: bool,
     quiet: bool,
@@ -98,6 +99,8 @@ def convert(
     `weightcast types` lists all of them, with bits per weight and the runtimes that read them.
     """
     _check_arguments(source, outputs)
+    if gate is not None and not limits:
+        raise RequestError("--gate: of use with --fail-over only")
     parsed = [parse_limit(text) for text in limits]
     asked = ConvertOptions(**options)
     with progress(quiet=quiet or as_json) as shown, _telling_what_is_left(outputs, asked):
@@ -111,7 +114,7 @@ def convert(
         plan = conversion.plan
         roles = (tensor_role(t.gguf_name) for output in plan.outputs for t in output.tensors)
         check_applicable(parsed, roles, weighted=asked.imatrix is not None)
-        before = parsed if gate == "before-naming" else []
+        before = [] if gate == "after" else parsed
         summary = None if dry_run else _run(conversion, before, shown, quiet=quiet)
     if summary is None:
         _show_plan(conversion, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
@@ -121,6 +124,8 @@ def convert(
 
 def _check_arguments(source: Path, outputs: tuple[str, ...]) -> None:
     """Explain arguments in the order of another program. Raises RequestError."""
+    if "" in outputs:
+        raise RequestError("the name of an output is empty")
     if not outputs:
         example = f"{source.name.removesuffix(source.suffix)}-Q4_K_M.gguf"
         raise RequestError(f"name an output after {source}, such as {example}")
@@ -166,8 +171,13 @@ def _run(conversion: Conversion, limits: list[Limit], shown: Display, *, quiet: 
     plan = conversion.plan
     outputs = [output.request.path for output in plan.outputs]
     kept = kept_work(outputs) if conversion.options.resume and not quiet else ""
-    if kept:
-        shown.tell(f"going on after {kept}, which is checked first")
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal kept
+        if kept and progress.phase == "check":  # it is ours, and is gone on with
+            shown.tell(f"going on after {kept}, which is checked first")
+            kept = ""
+        shown(progress)
 
     def gate(report: Report) -> None:
         violations = check_limits(report, limits)
@@ -175,7 +185,7 @@ def _run(conversion: Conversion, limits: list[Limit], shown: Display, *, quiet: 
             shown.tell(*violation_lines(violations))
             raise LimitError(_unnamed(plan, violations), violation_values(violations))
 
-    return conversion.run(shown, gate)
+    return conversion.run(on_progress, gate)
 
 
 def _unnamed(plan: Plan, violations: Sequence[Violation]) -> str:
@@ -188,10 +198,13 @@ def _unnamed(plan: Plan, violations: Sequence[Violation]) -> str:
         for output in plan.outputs
     ]
     values = f"{count(len(violations), 'value')} {'is' if len(violations) == 1 else 'are'}"
+    earlier = [str(path) for path in paths if path.exists()]
+    stays = f" ({some(earlier)}: what is there is an earlier output)" if earlier else ""
+    remove = shlex.join(["weightcast", "clean", *map(str, paths)])
     return (
-        f"{some([str(path) for path in paths])}: not named, as {values} beyond a limit; the work "
-        f"is kept in {some([path.name for path in first])}: run again with other limits or "
-        "--gate after, or remove it with weightcast clean"
+        f"{some([str(path) for path in paths])}: not named, as {values} beyond a limit{stays}; the "
+        f"work is kept in {some([path.name for path in first])}: run again with other limits or "
+        f"--gate after, or remove it with {remove}"
     )
 
 
@@ -207,8 +220,8 @@ def _telling_what_is_left(outputs: Sequence[str], options: ConvertOptions) -> It
 def _left(paths: Sequence[Path], options: ConvertOptions) -> str:
     again = "run the same command again"
     if kept := kept_work(paths):
-        how = f"{again} to go on" if options.resume else "without --no-resume it is gone on with"
-        return f"{kept} is finished and kept; {how}"
+        how = f"{again}{' to go on' if options.resume else ' without --no-resume to go on'}"
+        return f"{kept} {'are' if ', ' in kept else 'is'} finished and kept; {how}"
     growing = [path for path in paths if os.path.lexists(partial_path(path))]
     if growing:
         names = some([path.name for path in growing])

@@ -14,8 +14,18 @@ import click
 
 from weightcast.converters.sources.options import Group
 
+
+class _Path(click.Path):
+    """A path that is not empty: "" would stand for the folder in which the command runs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 # An unreadable file is bad input, as an absent one is; click's own check would call it wrong usage.
-PATH: Final = click.Path(path_type=Path, readable=False)
+PATH: Final = _Path(path_type=Path, readable=False)
 
 # Sections of help, in order; options without one come last.
 SECTIONS: Final[dict[Group, str]] = {
@@ -39,7 +49,7 @@ _ELSEWHERE: Final = {
     "--vocab-dir": "--tokenizer",
     "--token-embedding-type": "--tensor-type '^token_embd=TYPE'",
     "--output-tensor-type": "--tensor-type '^output=TYPE'",
-    "--leave-output-tensor": "--tensor-type '^output=F16'",
+    "--leave-output-tensor": "--tensor-type '^output=TYPE'",
     "--keep-split": "--split SIZE",
     "--output-dir": "the folder in OUT",
 }

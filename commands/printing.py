@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -77,14 +78,30 @@ def _echo(line: str, stream: TextIO) -> None:
     click.echo(styled(line) if color else line, file=stream, color=color)
 
 
+# What kept results from being printed; `main` says so, and fails if nothing else did.
+unprinted: Final[list[OSError]] = []
+
+
 def print_lines(lines: Iterable[str]) -> None:
     """Print results; a reader that has enough of them (head, less) is no failure."""
-    try:
-        for line in lines:
+    made = iter(lines)
+    while (line := next(made, None)) is not None:  # what makes them may raise OSError, too
+        try:
             _echo(line, sys.stdout)
+        except OSError as problem:
+            _give_up(problem)
+            return
+    try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as problem:
+        _give_up(problem)
+
+
+def _give_up(problem: OSError) -> None:
+    """Let what else is printed lead nowhere."""
+    if not isinstance(problem, BrokenPipeError):
+        unprinted.append(problem)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(values: Mapping[str, Any], form: str | None = None) -> None:
@@ -97,8 +114,9 @@ def print_json(values: Mapping[str, Any], form: str | None = None) -> None:
 
 def tell(*lines: str) -> None:
     """Print notes to stderr, so that results can be redirected."""
-    for line in lines:
-        _echo(line, sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it, and that changes no result
+        for line in lines:
+            _echo(line, sys.stderr)
 
 
 def violation_lines(violations: Sequence[Violation]) -> Iterator[str]:
@@ -106,7 +124,8 @@ def violation_lines(violations: Sequence[Violation]) -> Iterator[str]:
     for violation in violations[:_MOST_ALIKE]:
         yield f"beyond a limit: {violation.text}"
     if len(violations) > _MOST_ALIKE:
-        yield f"beyond a limit: and {len(violations) - _MOST_ALIKE:,} more; --json has all of them"
+        more = f"{len(violations) - _MOST_ALIKE:,} more"
+        yield f"beyond a limit: and {more}; --report and --json have all of them"
 
 
 def violation_values(violations: Iterable[Violation]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError
+from weightcast.formats.split import SPLIT_NAME
 from weightcast.text import option, shown
 
 
@@ -30,7 +31,7 @@ from weightcast.text import option, shown
         "weightcast verify grok-1-int4-g128/ --source grok-1 --sample 1%",
     ),
 )
-@click.argument("artifact", metavar="ARTIFACT", type=PATH)
+@click.argument("artifacts", metavar="ARTIFACT", type=PATH, nargs=-1, required=True)
 @listed_option(
     "--source",
     section="source",
@@ -66,7 +67,7 @@ from weightcast.text import option, shown
 @quiet
 @as_json
 def verify(
-    artifact: Path,
+    artifacts: tuple[Path, ...],
     sample: str | None,
     report: Path | None,
     all_problems: bool,
@@ -79,6 +80,7 @@ def verify(
     ARTIFACT is a GGUF file, or a safetensors file or directory, by weightcast or by others. Without
     --source its structure and checksums are checked. Exit code 3 says that there are problems.
     """
+    artifact = _one_artifact(artifacts)
     options["sample"] = None if sample is None else parse_sample(sample)
     found = _verify(artifact, options, report, is_silent=quiet or as_json)
     if as_json:
@@ -88,6 +90,21 @@ def verify(
         print_lines(lines(found, all_problems=all_problems))
     if not found.is_good:
         sys.exit(FAILED_CHECK)
+
+
+def _one_artifact(paths: tuple[Path, ...]) -> Path:
+    """Take the one artifact that is named, maybe by all its parts. Raises RequestError."""
+    first, *others = paths
+    if not others:
+        return first
+    matches = [SPLIT_NAME.fullmatch(str(path)) for path in paths]
+    wholes = {None if match is None else match[1] for match in matches}
+    if len(wholes) == 1 and None not in wholes:
+        return min(paths)
+    raise RequestError(
+        f"{len(paths)} artifacts are named; verify one at a time, and name what it was made of by "
+        f"--source {others[0]}"
+    )
 
 
 def _verify(

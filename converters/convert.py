@@ -56,7 +56,14 @@ from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Output, Request
-from weightcast.errors import ChangedError, CheckpointError, LimitError, RequestError, TakenError
+from weightcast.errors import (
+    ChangedError,
+    CheckpointError,
+    LimitError,
+    OutputError,
+    RequestError,
+    TakenError,
+)
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
@@ -101,9 +108,7 @@ class Summary:
         return None if self.errors is None else json_values(self.errors)
 
     def __repr__(self) -> str:
-        made = "; ".join(map(str, self.outputs))
-        told = made if len(made) < 100 else count(len(self.outputs), "output")
-        return f"<Summary {told}; {duration(self.seconds)}>"
+        return f"<Summary {_told(self.outputs)}; {duration(self.seconds)}>"
 
     def describe(self) -> dict[str, Any]:
         """Describe the conversion, all but the errors of tensors, as JSON values."""
@@ -145,6 +150,12 @@ class Summary:
         return {"lossless": lossless, "quantized": quantized, "requantized": partly}
 
 
+def _told(outputs: Sequence[OutputSummary]) -> str:
+    """Tell of outputs in a few words: each, or how many they are."""
+    each = "; ".join(map(str, outputs))
+    return each if len(each) < 100 else count(len(outputs), "output")
+
+
 _DEFAULTS: Final = ConvertOptions()
 # The forms of outputs, as messages call them.
 _FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
@@ -182,9 +193,7 @@ class Conversion:
         return self.plan.write_bytes
 
     def __repr__(self) -> str:
-        made = "; ".join(map(str, self.outputs))
-        told = made if len(made) < 100 else count(len(self.outputs), "output")
-        return f"<Conversion {told}; not yet run>"
+        return f"<Conversion {_told(self.outputs)}; not yet run>"
 
     @property
     def workers(self) -> Workers:
@@ -207,8 +216,11 @@ class Conversion:
             report = replace(report, limits=self.limits)
             try:
                 gate(report)
-            except LimitError:
-                self._write_report(report)
+            except LimitError as closed:
+                try:
+                    self._write_report(report)
+                except CheckpointError as problem:  # the limits are what counts
+                    closed.args = (f"{closed} (there is no report: {problem})",)
                 raise
 
         summary = run(
@@ -223,7 +235,12 @@ class Conversion:
         if summary.errors is not None:
             errors = replace(summary.errors, limits=self.limits)
             summary = replace(summary, errors=errors)
-            self._write_report(errors)
+            try:
+                self._write_report(errors)
+            except OutputError as problem:
+                done = "the outputs are complete; weightcast.compare measures them again"
+                problem.args = (f"{problem} ({done})",)
+                raise
         return summary
 
     def _write_report(self, report: Report) -> None:

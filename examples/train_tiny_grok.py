@@ -6,8 +6,8 @@
     examples/train_tiny_grok.py austen/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb \\
         examples/tiny-grok
 
-The package (MIT) holds Austen's six novels, printed from 1811 to 1818 and in the public domain
-everywhere. The last chapter of Persuasion is held out, to measure perplexity on.
+The package holds Austen's six novels, printed from 1811 to 1818; README.md in examples/tiny-grok
+tells its licence. The last chapter of Persuasion is held out, to measure perplexity on.
 
 Written are what xAI released of Grok-1: shards of a JAX checkpoint (pickles with int8 codes and
 bfloat16 scales, a float32 embedding) and a SentencePiece tokenizer, with the hyperparameters in
@@ -17,10 +17,12 @@ spec.json. Seeds are fixed: the tokenizer is the same everywhere, the weights ar
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import re
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ from weightcast.converters.families.grok1.synthetic import shard_layouts, tiny_s
 
 SEED = 1811
 NOVELS = 6
+TEXT_SHA256 = "8fb5198960d0da724b1562f96e4221e5c1b41ff455000280b02c55980c3d8f21"
 HELD_OUT = (3, "Chapter 24")  # Persuasion; novels are in alphabetical order
 EDITORS_NOTE = "A NOTE ON THE TEXT"  # not Austen's: the last page of Northanger Abbey
 PIECES = 2048
@@ -55,8 +58,24 @@ BALANCE = 0.01  # weight of the loss that keeps all experts in use
 
 
 def read_novels(path: Path) -> list[list[str]]:
-    """Read the character vectors of an R database: zlib streams behind four bytes each."""
-    novels, raw = [], path.read_bytes()
+    """Read the six character vectors of janeaustenr's database, and exit for another file."""
+    raw = path.read_bytes()
+    try:
+        novels = list(character_vectors(raw))
+    except (ValueError, struct.error, zlib.error) as problem:
+        sys.exit(f"error: {path}: not a database of R ({problem}); take Rdata.rdb of janeaustenr")
+    if len(novels) != NOVELS:
+        sys.exit(
+            f"error: {path}: holds {len(novels)} of the {NOVELS} novels; take Rdata.rdb of "
+            "janeaustenr 1.0.0"
+        )
+    if hashlib.sha256(raw).hexdigest() != TEXT_SHA256:
+        print(f"note: {path}: not the text that tiny-grok was trained on", file=sys.stderr)
+    return novels
+
+
+def character_vectors(raw: bytes) -> Iterator[list[str]]:
+    """Take apart an R database: zlib streams behind four bytes each."""
     while raw:
         stream = zlib.decompressobj()
         data, raw = stream.decompress(raw[4:]), stream.unused_data
@@ -67,9 +86,7 @@ def read_novels(path: Path) -> list[list[str]]:
             _, length = struct.unpack_from(">ii", data, at)
             lines.append(data[at + 8 : at + 8 + length].decode())
             at += 8 + length
-        novels.append(lines)
-    assert len(novels) == NOVELS, "not the database of janeaustenr"
-    return novels
+        yield lines
 
 
 def chapters(lines: list[str]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from weightcast.quant.coded import Quantized, quantize_coded
 from weightcast.quant.cpu.library import SourceValueError, dequantize_bytes, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_moments
 from weightcast.quant.cuda import arrays as cuda_arrays
-from weightcast.quant.host import as_importance, as_numpy, as_source, like, matrix_of
+from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
 from weightcast.quant.metrics import MOMENTS, Errors, check_rows, of_moments
 from weightcast.quant.names import type_named, weight_type_named
 from weightcast.quant.types import QuantType
@@ -136,7 +136,7 @@ def dequantize(blocks: Any, type_name: str | None = None) -> Any:
     quant_type = _blocks_type(type_name)
     if cuda_arrays.is_on_device(blocks):
         return cuda_arrays.dequantize(blocks, quant_type)
-    rows = as_numpy(blocks, "dequantize")
+    rows = as_numpy(blocks, "dequantize", CODES)
     if rows.dtype != np.uint8 or rows.ndim == 0:
         raise LayoutError(f"expected uint8 rows, got {rows.dtype} of {rows.ndim} axes")
     row_elements = quant_type.row_elements(rows.shape[-1])
@@ -186,7 +186,7 @@ def measure(x: Any, blocks: Any, type_name: str | None = None) -> Errors:
     quant_type = _blocks_type(type_name)
     if cuda_arrays.is_on_device(x) or cuda_arrays.is_on_device(blocks):
         return cuda_arrays.measure(x, blocks, quant_type)
-    array, rows = as_source(x), as_numpy(blocks, "measure")
+    array, rows = as_source(x, "measure"), as_numpy(blocks, "measure", CODES)
     if rows.dtype != np.uint8:
         raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
     check_rows(array.shape, rows.shape, quant_type)

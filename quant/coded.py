@@ -15,7 +15,7 @@ from weightcast.quant.cpu.library import SourceValueError, dequantize_bytes
 from weightcast.quant.fp4 import SCALED_ELEMENTS, join_blocks, split_blocks
 from weightcast.quant.fp8 import Fp8Rows, dequantize_fp8, quantize_fp8
 from weightcast.quant.groups import Groups, dequantize_groups, quantize_groups
-from weightcast.quant.host import as_importance, as_numpy, as_source, like, matrix_of
+from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
 from weightcast.quant.names import CodedType, weight_type_named
 from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, QuantType
 
@@ -63,7 +63,7 @@ class Quantized:
         quant_type = weight_type_named(type_name)
         if not isinstance(quant_type, QuantType) or quant_type not in _FP4_SCALES:
             raise LayoutError(f"{quant_type.label} cannot be taken apart: MXFP4 and NVFP4 can")
-        rows = as_numpy(blocks, "take apart")
+        rows = as_numpy(blocks, "take apart", CODES)
         if rows.dtype != np.uint8 or rows.ndim == 0:
             raise LayoutError(f"expected uint8 rows, got {rows.dtype} of {rows.ndim} axes")
         quant_type.row_elements(rows.shape[-1])
@@ -80,7 +80,7 @@ class Quantized:
     @property
     def bits_per_weight(self) -> float:
         """Give the bits of a weight, scales included, when codes of 4 bits are packed."""
-        bits = 4 if self.type.startswith(("int4", "mxfp4", "nvfp4")) else 8
+        bits = _code_bits(weight_type_named(self.type))
         codes, scales, zero_points = self._arrays()
         zeros = 0 if zero_points is None else bits * zero_points.size
         return bits + (8 * scales.nbytes + zeros) / max(codes.size, 1)
@@ -102,15 +102,28 @@ class Quantized:
     def _arrays(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
         """Give its arrays as numpy's, of two axes at least."""
         codes, scales = (
-            np.atleast_2d(as_numpy(array, "dequantize")) for array in (self.codes, self.scales)
+            np.atleast_2d(as_numpy(array, "dequantize", CODES))
+            for array in (self.codes, self.scales)
         )
         if self.zero_points is None:
             return codes, scales, None
-        return codes, scales, np.atleast_2d(as_numpy(self.zero_points, "dequantize"))
+        return codes, scales, np.atleast_2d(as_numpy(self.zero_points, "dequantize", CODES))
 
     def __repr__(self) -> str:
-        bits = self.bits_per_weight
-        return f"<Quantized {self.type} {list(self.shape)}: {bits:.2f} bits per weight>"
+        try:
+            size = f": {self.bits_per_weight:.2f} bits per weight"
+        except LayoutError:  # made by hand, of no such type
+            size = ""
+        return f"<Quantized {self.type} {list(self.shape)}{size}>"
+
+
+def _code_bits(weight_type: QuantType | CodedType) -> int:
+    """Count the bits of a code, packed. Raises LayoutError for types without codes apart."""
+    if isinstance(weight_type, QuantType) and weight_type not in _FP4_SCALES:
+        raise LayoutError(f"{weight_type.label} has no codes apart; dequantize its blocks")
+    if isinstance(weight_type, GroupType):
+        return weight_type.bits
+    return 8 if isinstance(weight_type, Fp8Type) else 4
 
 
 def _check(
@@ -120,13 +133,9 @@ def _check(
     zero_points: NDArray[Any] | None,
 ) -> None:
     """Raise LayoutError for codes that are none of the type, or that others do not go with."""
-    label, dtype, most = weight_type.label, np.dtype(np.uint8), 15
-    if isinstance(weight_type, Fp8Type):
-        dtype = np.dtype(ml_dtypes.float8_e4m3fn)
-    elif isinstance(weight_type, GroupType):
-        most = (1 << weight_type.bits) - 1
-    elif weight_type not in _FP4_SCALES:
-        raise LayoutError(f"{label} has no codes apart; dequantize its blocks")
+    label, most = weight_type.label, (1 << _code_bits(weight_type)) - 1
+    is_fp8 = isinstance(weight_type, Fp8Type)
+    dtype = np.dtype(ml_dtypes.float8_e4m3fn if is_fp8 else np.uint8)
     if codes.dtype != dtype:
         raise LayoutError(f"codes of {label} are {dtype}, not {codes.dtype}")
     if dtype == np.uint8 and codes.size and codes.max() > most:

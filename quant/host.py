@@ -27,38 +27,53 @@ _AS_BITS: Final = {
 }
 
 
-def as_numpy(x: Any, do: str = "quantize") -> NDArray[Any]:
+FLOATS: Final = "use float32, float16 or bfloat16"
+CODES: Final = "give what quantize made"
+
+
+def as_numpy(x: Any, do: str = "quantize", dtypes: str = FLOATS) -> NDArray[Any]:
     """Bring an array to numpy without a copy: torch's, or what speaks `__array__`.
 
-    Raises LayoutError for what is no dense array in this machine's memory.
+    Raises LayoutError for what is no dense array in this machine's memory; the message says what
+    cannot be done with it, and for a dtype that numpy has not, which `dtypes` can be used.
     """
     if isinstance(x, np.ma.MaskedArray):
         raise LayoutError(f"cannot {do} a masked array: fill it first")
     if isinstance(x, np.ndarray):
         return x
     if hasattr(x, "detach"):
-        return _from_torch(x.detach(), do)
+        return _from_torch(x.detach(), do, dtypes)
     if not hasattr(x, "__array__"):
         raise LayoutError(f"cannot {do} {type(x).__name__}: use a numpy array or torch tensor")
     return np.asarray(x)
 
 
-def _from_torch(tensor: torch.Tensor, do: str) -> NDArray[Any]:
+def _from_torch(tensor: torch.Tensor, do: str, dtypes: str) -> NDArray[Any]:
+    import torch
+
     try:
         if str(tensor.dtype) in _AS_BITS:
-            import torch
-
             # numpy has no such dtypes of its own, so they pass as bits; neither step copies.
             bits_name, dtype = _AS_BITS[str(tensor.dtype)]
             bits: NDArray[Any] = tensor.view(getattr(torch, bits_name)).numpy()
             return bits.view(dtype)
         array: NDArray[Any] = tensor.numpy()
     except (TypeError, RuntimeError):  # NotImplementedError is a RuntimeError
-        raise LayoutError(
-            f"cannot quantize a tensor of {tensor.dtype} on {tensor.device}: use a dense CPU "
-            "tensor of float32, float16 or bfloat16"
-        ) from None
+        raise LayoutError(f"cannot {do} {_why_not_numpy(tensor, dtypes)}") from None
     return array
+
+
+def _why_not_numpy(tensor: torch.Tensor, dtypes: str) -> str:
+    """Say why numpy cannot read a tensor, and what to do: by its dtype, or by where it lies."""
+    import torch
+
+    try:
+        if str(tensor.dtype) not in _AS_BITS:
+            torch.empty(0, dtype=tensor.dtype).numpy()
+    except (TypeError, RuntimeError):
+        return f"a tensor of {tensor.dtype}: {dtypes}"
+    layout = "" if tensor.layout == torch.strided else f"of layout {tensor.layout} "
+    return f"a tensor {layout}on {tensor.device}: use a dense tensor in this machine's memory"
 
 
 def like(x: object, array: NDArray[Any]) -> Any:
@@ -74,13 +89,13 @@ def like(x: object, array: NDArray[Any]) -> Any:
     return torch.from_numpy(array)
 
 
-def as_source(x: Any) -> NDArray[Any]:
+def as_source(x: Any, do: str = "quantize") -> NDArray[Any]:
     """Bring weights [..., in] of this machine's memory to numpy, without a copy if it can be."""
-    array = as_numpy(x)
+    array = as_numpy(x, do)
     if array.dtype not in _DTYPES:
-        raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
+        raise LayoutError(f"cannot {do} {array.dtype}: {FLOATS}")
     if array.ndim == 0:
-        raise LayoutError("cannot quantize a scalar: the last axis must be `in`")
+        raise LayoutError(f"cannot {do} a scalar: the last axis must be `in`")
     return array if array.flags.aligned else array.copy()
 
 

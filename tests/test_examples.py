@@ -255,6 +255,17 @@ def test_training(training: ModuleType, tmp_path: Path) -> None:
     assert weightcast.open(tmp_path / "tiny-Q4_K_M.gguf").spec.vocab_size == 2048
 
 
+def test_training_refuses_other_texts(training: ModuleType, tmp_path: Path) -> None:
+    script, text, made = EXAMPLES / "train_tiny_grok.py", tmp_path / "Rdata.rdb", tmp_path / "made"
+    text.write_text("no database of R")
+    said = run(sys.executable, script, text, made, status=1).stderr
+    assert said.startswith(f"error: {text}: not a database of R (")
+    write_novels(text, [["A TITLE", "Chapter 1", "One."]])
+    said = run(sys.executable, script, text, made, status=1).stderr
+    assert said.startswith(f"error: {text}: holds 1 of the 6 novels; ")
+    assert not made.exists()
+
+
 def test_training_computes_what_the_reference_does(training: ModuleType) -> None:
     import torch
 

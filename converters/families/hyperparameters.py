@@ -5,7 +5,6 @@ All three follow from the family's table, which has a row for each hyperparamete
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from weightcast.converters.graph import Family, Hyperparameter, Key, Number
 from weightcast.errors import FormatError
 from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import read_json_object
-from weightcast.text import shown
+from weightcast.text import closest, shown
 
 _MAX_KEYS: Final = 1000
 
@@ -37,9 +36,9 @@ def read_spec(family: Family, path: Path) -> dict[str, Number]:
         if key in rows:
             given[key] = checked(path, rows[key], key, value)
             continue
-        close = difflib.get_close_matches(key[:64], unused, 1, cutoff=0.85)
-        if close:
-            raise FormatError(path, None, f"unknown key {shown(key)}; did you mean {close[0]!r}?")
+        close = closest(key[:64], unused, alike=0.85)
+        if close is not None:
+            raise FormatError(path, None, f"unknown key {shown(key)}; did you mean {close!r}?")
     missing = [row.name for row in rows.values() if row.is_told and row.name not in given]
     if missing:
         if not given:

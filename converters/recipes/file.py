@@ -15,16 +15,16 @@ from typing import Any, Final
 
 from weightcast.converters.recipes.decide import Override
 from weightcast.converters.recipes.recipe import RECIPES, Recipe, recipe_named
-from weightcast.converters.recipes.spelling import hint
 from weightcast.converters.recipes.weight_types import (
     DirectoryType,
     directory_type,
     rule_type,
     type_names,
 )
-from weightcast.errors import FormatError, RequestError
+from weightcast.errors import FormatError, RequestError, visible
 from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import read_small
+from weightcast.quant.names import hint
 from weightcast.text import option, shown
 
 if sys.version_info >= (3, 11):
@@ -35,6 +35,7 @@ else:
 
 # A rule for every tensor of a large model takes 0.1 MB.
 MAX_RECIPE_BYTES: Final = 1 << 18
+_MAX_SHOWN: Final = 100  # characters of a pattern
 # tomllib's memory grows with the square of the dots in a key.
 _MAX_LINE_BYTES: Final = 1000
 _MAX_PATTERN: Final = 1000
@@ -126,14 +127,14 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
         weight_type = rule_type(type_name)
     except RequestError as problem:
         raise FormatError(source, None, f"{place}{problem}") from None
-    origin = f"{source}: {place}{shown(pattern)}" if place else str(source)
+    origin = f"{source}: {place}'{visible(pattern[:_MAX_SHOWN])}'" if place else str(source)
     return Override(compiled, weight_type, origin)
 
 
 def parse_tensor_type(text: str) -> Override:
     """Read REGEX=TYPE, the form of `tensor_types`. Raises RequestError."""
     pattern, separator, type_name = text.rpartition("=")
-    plain = shown(text)[1:-1]
+    plain = visible(text[:_MAX_SHOWN])
     source = f"{option('tensor_types')} {plain}"
     if not separator:
         raise RequestError(f"{source}: write it as REGEX=TYPE, such as attn_v=Q8_0")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from weightcast.converters.recipes.spelling import look_up
-from weightcast.quant.names import SYNONYMS
+from weightcast.quant.names import SYNONYMS, look_up
 from weightcast.quant.types import TYPES, QuantType
 
 

@@ -7,16 +7,23 @@ single matrices other types, as far as the layout holds them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from weightcast.converters.recipes.recipe import recipe_named
-from weightcast.converters.recipes.spelling import find_ending, hint, look_up
-from weightcast.errors import RequestError
+from weightcast.converters.recipes.spelling import find_ending
+from weightcast.errors import LayoutError, RequestError
 from weightcast.formats.packed import LAYOUTS
-from weightcast.quant.names import SYNONYMS
+from weightcast.quant.names import (
+    GROUP_EXAMPLES,
+    SYNONYMS,
+    GroupName,
+    gguf_type_named,
+    group_name,
+    hint,
+    plainly,
+)
 from weightcast.quant.types import BF16, FLOAT_TYPES, TYPES, GroupType, QuantType, WeightType
 from weightcast.text import shown
 
@@ -26,8 +33,8 @@ PLAIN: Final = "plain"
 # The layout whose name can come first too: weightcast-int4.
 _FIRST: Final = "weightcast"
 _FLOATS: Final = tuple(quant_type.name.lower() for quant_type in reversed(FLOAT_TYPES))
+_BITS: Final = (4, 8)
 # Powers of two, as what layouts pack together: pieces fit both.
-_PLAIN_OR_GGUF: Final = TYPES | {name: TYPES[of] for name, of in SYNONYMS.items()}
 _GROUP_SIZES: Final = {"g32": 32, "g64": 64, "g128": 128, "g256": 256, "channel": 0}
 
 
@@ -49,19 +56,14 @@ def _named_types() -> dict[str, tuple[str, WeightType]]:
     }
 
 
-def _plainly(name: str) -> str:
-    """Write a name as types of directories are written: lower case, one kind of separator."""
-    plain = re.sub(r"[_. ]", "-", name.lower())
-    synonym = SYNONYMS.get(plain.upper())
-    return plain if synonym is None else synonym.lower()
-
-
-def _integers() -> re.Pattern[str]:
-    layouts = "|".join(map(_plainly, sorted(_layout_names(), key=len, reverse=True)))
-    return re.compile(
-        rf"(?P<before>{_FIRST}-)?int(?P<bits>[48])(?:-(?P<size>{'|'.join(_GROUP_SIZES)}))?"
-        rf"(?:-(?P<asymmetric>asym))?(?:-(?P<layout>{layouts}))?"
-    )
+def _integers(written: str) -> GroupName | None:
+    """Take a name of integers apart that a directory could have; None if it is none."""
+    found = group_name(written)
+    if found is None or found.bits not in _BITS or found.size not in (None, *_GROUP_SIZES.values()):
+        return None
+    layouts = map(plainly, _layout_names())
+    is_known = found.before in ("", _FIRST) and found.after in ("", *layouts)
+    return found if is_known else None
 
 
 def known_in_rules() -> str:
@@ -125,7 +127,7 @@ def type_names() -> tuple[str, ...]:
     """List the names that directories can end in, for suggestions."""
     integers = [
         f"int{bits}-{size}{asymmetric}"
-        for bits in (4, 8)
+        for bits in _BITS
         for size in _GROUP_SIZES
         for asymmetric in ("", "-asym")
     ]
@@ -138,22 +140,22 @@ def type_names() -> tuple[str, ...]:
 def rule_type(name: object) -> WeightType:
     """Look up the type that a rule asks for. Raises RequestError if it is none."""
     written = name if isinstance(name, str) else ""
-    if (plain := look_up(written, _PLAIN_OR_GGUF)) is not None:
-        return plain
-    text, named = _plainly(written), _named_types()
+    if (found := gguf_type_named(written)) is not None:
+        return found
+    text, named = plainly(written), _named_types()
     if text in named:
         return named[text][1]
-    match = _integers().fullmatch(text)
-    if match is None:
+    integers = _integers(written)
+    if integers is None:
         raise RequestError(f"unknown type {shown(name)}{_hint_for_rules(written)}")
-    if match["before"] or match["layout"]:
+    if integers.before or integers.after:
         raise RequestError(
             f"type {shown(name)} names a layout, which is the whole output's; leave it out"
         )
-    if match["size"] is None:
-        written = f"{text[:4]}-g128{text[4:]}"
-        raise RequestError(f"type {shown(name)} does not say its groups; write it like {written}")
-    return GroupType(int(match["bits"]), _GROUP_SIZES[match["size"]], match["asymmetric"] is None)
+    try:
+        return integers.type_in_full(written)
+    except LayoutError as problem:
+        raise RequestError(str(problem)) from None
 
 
 def _hint_for_rules(written: str) -> str:
@@ -161,12 +163,13 @@ def _hint_for_rules(written: str) -> str:
     recipe = recipe_named(written)
     if recipe is not None:
         return f": it is a recipe for a whole file; a tensor's type is {recipe.base.name}"
-    return hint(written, (*TYPES, *_named_types(), "int4-g128", "int8-g128", "int8-channel"))
+    return hint(written, (*TYPES, *_named_types(), *GROUP_EXAMPLES))
 
 
 def directory_type(name: str) -> DirectoryType | None:
     """Look a type up by its name, in any case and with any separators."""
-    name = _plainly(name)
+    name = plainly(name)
+    name = SYNONYMS.get(name.upper(), name).lower()
     if name in _FLOATS:
         plain = TYPES[name.upper()]
         return DirectoryType(name, PLAIN, plain, plain, plain)
@@ -174,17 +177,16 @@ def directory_type(name: str) -> DirectoryType | None:
     if name in named:
         layout, weight_type = named[name]
         return DirectoryType(name, layout, weight_type, weight_type)
-    match = _integers().fullmatch(name)
-    if match is None or (match["before"] and match["layout"]):
+    integers = _integers(name)
+    if integers is None or (integers.before and integers.after):
         return None
-    layouts = {_plainly(layout): layout for layout in _layout_names()}
-    layout = _FIRST if match["before"] else layouts.get(match["layout"], DEFAULT_LAYOUT)
-    name = name.replace(_plainly(layout), layout)
-    bits, symmetric = int(match["bits"]), match["asymmetric"] is None
-    groups = GroupType(bits, _GROUP_SIZES[match["size"] or "g128"], symmetric)
+    layouts = {plainly(layout): layout for layout in _layout_names()}
+    layout = layouts.get(integers.before or integers.after, DEFAULT_LAYOUT)
+    name = name.replace(plainly(layout), layout)
+    groups = integers.type()
     if not LAYOUTS[layout].holds(groups):
         return None
-    if groups.carries_codes and layout == DEFAULT_LAYOUT and match["size"] is None:
+    if groups.carries_codes and layout == DEFAULT_LAYOUT and integers.size is None:
         # What vLLM's kernels for experts take in every version from 0.14 on: groups of 256. Those
         # for attention take no such groups; floats hold the products that the reference uses.
         return DirectoryType(name, layout, BF16, GroupType(8, 256))

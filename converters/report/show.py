@@ -64,6 +64,8 @@ def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
             "summary, or give - to print that"
         )
     for path in paths:
+        if path.suffix.lower() in _FORMS:
+            raise RequestError(f"{path}: shows reports; give the .json files that it was made of")
         if out.exists() and path.exists() and out.samefile(path):
             raise RequestError(f"{out}: is one of the reports; name another file")
     reports = [read_report(path) for path in paths]

@@ -10,95 +10,29 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from weightcast.converters.families import FAMILIES
 from weightcast.converters.graph import Download
-from weightcast.converters.sources.foreign_models import ADAPTER
 from weightcast.formats.directory import is_trace
 from weightcast.formats.foreign.addresses import Known, address, hub_name, spelled
 from weightcast.formats.foreign.downloads import is_unfinished
-from weightcast.formats.foreign.files import STANDARD_INPUT, look_at, not_a_file
+from weightcast.formats.foreign.files import STANDARD_INPUT, filled, look_at, not_a_file
 from weightcast.formats.foreign.finding import Finding
 from weightcast.formats.foreign.missing import missing, neighbour
-from weightcast.formats.foreign.tables import SOURCE_NAMES, TARRED, WANTED
-from weightcast.formats.gguf.read import SPLIT_NAME
+from weightcast.formats.foreign.tables import DIRECTORIES, ORBAX, SOURCE_NAMES, TARRED, WANTED
 from weightcast.formats.jax.shards import is_shard_name
+from weightcast.formats.split import SPLIT_NAME, split_name
 from weightcast.text import count, some
 
 # Entries of a directory that are looked at, and folders in it.
 _MAX_ENTRIES: Final = 10_000
 _MAX_FOLDERS: Final = 200
-_WEIGHTS: Final = re.compile(r".*\.(safetensors|gguf)|pytorch_model.*\.bin|tensor\d{5}_\d{3}")
+_WEIGHTS: Final = re.compile(r".*\.(safetensors|gguf)|pytorch_model.*\.bin")
 _ARCHIVE: Final = re.compile(rf"{TARRED.pattern}|.*\.(tar|zip|7z|rar)", re.IGNORECASE)
 _TAGGED: Final = re.compile(r"[a-z0-9][\w.-]*:[\w.-]+")
-_OTHERS: Final = "take the model's safetensors or GGUF files"
-
-
-@dataclass(frozen=True, slots=True)
-class _Marker:
-    """Names that tell a kind of directory, all of which are there; {file} is the first of them."""
-
-    names: tuple[re.Pattern[str], ...]
-    what: str
-    remedy: str
-
-
-def _marker(names: str, what: str, remedy: str) -> _Marker:
-    return _Marker(tuple(map(re.compile, names.split())), what, remedy)
-
-
-_ORBAX: Final = _marker(
-    r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt|orbax\.checkpoint",
-    "a checkpoint of Orbax (JAX), which is not read yet",
-    "save its arrays as safetensors, or take the model's GGUF files",
-)
-_MARKERS: Final = (
-    _marker(r"adapter_config\.json", ADAPTER.what, ADAPTER.remedy),
-    _marker(
-        r"model_index\.json",
-        "a pipeline of diffusers, not a language model",
-        "stable-diffusion.cpp makes GGUF files of such",
-    ),
-    _ORBAX,
-    _marker(r"checkpoint target\..*", "a checkpoint of T5X (JAX)", _OTHERS),
-    _marker(
-        r".*\.distcp",
-        "a distributed checkpoint of PyTorch",
-        "join it first (python -m "
-        "torch.distributed.checkpoint.format_utils dcp_to_torch {path} {stem}.bin)",
-    ),
-    _marker(
-        r"zero_to_fp32\.py", "a checkpoint of DeepSpeed", "join it first (python {file} {path} OUT)"
-    ),
-    _marker(
-        r"latest_checkpointed_iteration\.txt|iter_\d{7}|mp_rank_\d.*",
-        "a checkpoint of Megatron",
-        "convert it to a Hugging Face directory with Megatron's tools",
-    ),
-    _marker(
-        r"consolidated.*\.(pth|safetensors) params\.json",
-        "weights in the layout of Meta and Mistral",
-        "take the model's Hugging Face directory",
-    ),
-    _marker(r"saved_model\.pb", "a SavedModel of TensorFlow", _OTHERS),
-    _marker(r"checkpoint|.*\.data-\d{5}-of-\d{5} .*\.index", "a checkpoint of TensorFlow", _OTHERS),
-    _marker(r".*\.(h5|keras)", "weights of Keras or TensorFlow", _OTHERS),
-    _marker(r".*\.msgpack", "weights of Flax (msgpack), which are not read yet", _OTHERS),
-    _marker(r".*\.onnx|onnx", "an ONNX model", _OTHERS),
-    _marker(r"openvino_model\.xml", "an OpenVINO model", _OTHERS),
-    _marker(r"rank\d+\.engine", "engines of TensorRT-LLM", _OTHERS),
-    _marker(r"(shared_)?vocabulary\.(json|txt) model\.bin", "a CTranslate2 model", _OTHERS),
-    _marker(r".*\.pdparams", "weights of PaddlePaddle", _OTHERS),
-    _marker(
-        r"manifests blobs",
-        "ollama's store of models",
-        "name a model's file in {path}/blobs (`ollama show --modelfile MODEL` says which)",
-    ),
-)
 
 
 def why_no_source(path: Path) -> str:
@@ -201,13 +135,11 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _marked(path: Path, names: Sequence[str]) -> Finding | None:
-    for marker in _MARKERS:
+    for marker in DIRECTORIES:
         found = [_first(names, pattern) for pattern in marker.names]
         if all(found):
-            file = shlex.quote(str(path / str(found[0])))
-            remedy = marker.remedy.replace("{path}", shlex.quote(str(path)))
-            remedy = remedy.replace("{file}", file).replace("{stem}", shlex.quote(path.stem))
-            return Finding(marker.what, remedy)
+            remedy = filled(path, marker.entry.remedy, str(found[0]))
+            return Finding(marker.entry.what, remedy)
     return None
 
 
@@ -236,7 +168,7 @@ def _gguf_files(path: Path, names: Iterable[str]) -> Finding | None:
     if not firsts:
         return Finding(
             f"a directory with {count(len(split), 'part')} of a split GGUF file, without the first",
-            f"download {split[0][1]}-00001-of-{split[0][3]}.gguf too",
+            f"download {split_name(split[0][1], 0, int(split[0][3]))} too",
         )
     return Finding(
         f"a directory with {count(len(firsts), 'GGUF file')}",
@@ -254,10 +186,12 @@ def _in_folders(path: Path, names: Iterable[str]) -> Finding | None:
         except OSError:
             continue
         is_cache = name.startswith("models--") and "snapshots" in inside
-        if is_cache or _first(inside, _WEIGHTS):
+        if is_cache or any(_WEIGHTS.fullmatch(each) or is_shard_name(each) for each in inside):
             found.append(folder)
-        elif all(_first(inside, pattern) for pattern in _ORBAX.names):
-            orbax = Finding(_ORBAX.what, _ORBAX.remedy)
+            continue
+        marked = _marked(folder, inside)
+        if marked is not None and marked.what == ORBAX.what:
+            orbax = marked
     if len(found) == 1:
         return Finding("holds no checkpoint itself", f"did you mean {found[0]}?")
     if found:

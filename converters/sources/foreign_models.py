@@ -1,8 +1,10 @@
-"""Models of which nothing is read here, told by their config.json or by the names of tensors."""
+"""Models of which nothing is read here, told by their config.json or by the names of tensors.
+
+Tables of foreign formats are imported once one is found: they take a while.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -17,18 +19,6 @@ _OUT_TYPES: Final = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _PACKED: Final = frozenset(
     {"aqlm", "awq", "bitsandbytes", "eetq", "exl2", "exl3", "hqq", "quanto", "torchao", "vptq"}
 )
-_DIFFUSION: Final = Finding(
-    "weights of a diffusion model, not of a language model",
-    "stable-diffusion.cpp makes GGUF files of such",
-)
-ADAPTER: Final = Finding(
-    "an adapter (LoRA), not a model",
-    "merge it into its base model first (merge_and_unload of peft), and use what that saves",
-)
-_TENSORS: Final = (
-    (r"model\.diffusion_model\.|first_stage_model\.|double_blocks\.", _DIFFUSION),
-    (r"(.*\.)?lora_([AB]|up|down|unet|te\d?)(\.|_)", ADAPTER),
-)
 
 
 def foreign_config(values: Mapping[str, Any]) -> Finding | None:
@@ -38,7 +28,9 @@ def foreign_config(values: Mapping[str, Any]) -> Finding | None:
     if any(family.config_mark in values for family in FAMILIES.values()):
         return None
     if "_diffusers_version" in values:
-        return _DIFFUSION
+        from weightcast.formats.foreign.tables import DIFFUSION
+
+        return Finding(DIFFUSION.what, DIFFUSION.remedy)
     kind, classes = values.get("model_type"), values.get("architectures")
     first = classes[0] if isinstance(classes, list) and classes else None
     known = [_plain(name) for name in (kind, first) if isinstance(name, str) and name]
@@ -67,8 +59,11 @@ def foreign_gguf(index: GGUFIndex) -> Finding | None:
 
 def foreign_tensors(names: Iterable[str]) -> Finding | None:
     """Say what tensors belong to, if it is no language model; None if unknown."""
+    from weightcast.formats.foreign.tables import TENSORS
+
     first = next(iter(names), "")
-    return next((found for pattern, found in _TENSORS if re.match(pattern, first)), None)
+    found = next((entry for pattern, entry in TENSORS if pattern.match(first)), None)
+    return None if found is None else Finding(found.what, found.remedy)
 
 
 def _plain(value: object) -> str:

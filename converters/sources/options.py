@@ -37,13 +37,14 @@ def parse_size(size: str | int) -> int:
         raise RequestError(f"{text[:50]!r} is not a size; write it like 48G, 500M or 4GiB")
     if not match[2] and not match[4]:
         raise RequestError(
-            f"{text[:50]!r} has no unit; write {text[:40]}G for GB, or {text[:40]}B for bytes"
+            f"{text[:50]!r} has no unit; write {text[:40]}G for GB, {text[:40]}M for MB, or "
+            f"{text[:40]}B for bytes"
         )
     base = 1024 if match[3] else 1000
     power = " KMGT".index(match[2].upper() or " ")
     nbytes = float(match[1]) * base**power
     if not 1 <= nbytes < 2**60:
-        raise RequestError(f"{text[:50]!r} is not a sensible size for a file")
+        raise RequestError(f"{text[:50]!r} is not a sensible size")
     return int(nbytes)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,6 @@ from weightcast.converters.recipes import (
     match_importance,
     provenance_metadata,
     recipe_named,
-    spelling,
 )
 from weightcast.converters.targets.gguf_copy import lay_out_copy
 from weightcast.converters.targets.gguf_files import lay_out_files
@@ -41,6 +39,7 @@ from weightcast.errors import RequestError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.layout import Entry
 from weightcast.formats.gguf.read import read_file
+from weightcast.formats.split import SPLIT_NAME
 from weightcast.quant.types import TYPES, QuantType
 from weightcast.text import option
 
@@ -95,8 +94,9 @@ class Gguf:
 
     def owns_part(self, output: Path, name: str) -> bool:
         """Say whether a name is the output's own or that of a part of it."""
-        stem = re.escape(output.name.removesuffix(_ENDING))
-        return re.fullmatch(stem + r"(-\d{5}-of-\d{5})?\.gguf", name) is not None
+        stem = output.name.removesuffix(_ENDING)
+        part = SPLIT_NAME.fullmatch(name)
+        return name == f"{stem}{_ENDING}" or (part is not None and part[1] == stem)
 
     def read(self, path: Path) -> Mapping[str, StoredArray]:
         """Read the index of one file. Raises FormatError."""
@@ -118,7 +118,7 @@ def _stem(text: str, type_name: str | None) -> str:
     stem = Path(text).name[: -len(_ENDING)]
     if not text.endswith(_ENDING):
         raise RequestError(f"{text}: write the ending in lower case, {stem}{_ENDING}")
-    if type_name is None and spelling.is_part(stem):
+    if type_name is None and SPLIT_NAME.fullmatch(f"{stem}{_ENDING}"):
         raise RequestError(
             f"{text}: this is the name of one part of a split file; leave {stem[-15:]} out, and "
             f"say with {option('split', 'SIZE')} how large parts may be"

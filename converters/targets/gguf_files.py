@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightcast.converters.targets.target import PlannedFile
-from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.layout import Entry, lay_out
+from weightcast.formats.split import split_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ def lay_out_files(
     stem = path.name.removesuffix(".gguf")
     names = [path.name]
     if len(layouts) > 1:
-        names = [gguf.split_name(stem, n, len(layouts)) for n in range(len(layouts))]
+        names = [split_name(stem, n, len(layouts)) for n in range(len(layouts))]
     files = tuple(
         PlannedFile(path.with_name(name), layout.header, layout.size)
         for name, layout in zip(names, layouts, strict=True)

@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 from weightcast.converters.recipes import Override, RecipeFile, spelling
 from weightcast.converters.targets.target import Request
 from weightcast.errors import OutputError, RequestError
+from weightcast.quant.names import explain, hint
 from weightcast.text import closest, option, shown, spoken
 
 # What may be meant for a type, though none is called so.
@@ -43,6 +44,8 @@ class TypeNames(Generic[Meant]):
         """
         shorter, has_imatrix = spelling.without_imatrix(stem)
         ending = spelling.find_ending(shorter, self.lookup)
+        if ending is not None:
+            has_imatrix |= spelling.says_imatrix(shorter.removesuffix(ending[0]))
         if type_name is None:
             if ending is None:
                 self._check_not_meant(text, shorter)
@@ -69,7 +72,7 @@ class TypeNames(Generic[Meant]):
         listed = spoken("weightcast types lists them", "weightcast.types() lists them")
         remedy = guess or f"rename it or pass {option('types')} ({listed})"
         example = self.example
-        if Path(text).is_dir():
+        if Path(text).is_dir() and not (Path(text) / "ckpt-0").exists():
             example = os.path.join(text, example)
         problem = f"the name does not end in a type, as in {example}"
         return RequestError(f"{text}: {problem}; {remedy}")
@@ -79,7 +82,7 @@ class TypeNames(Generic[Meant]):
         for written in spelling.endings(stem):
             if (
                 self.elsewhere(text, written) is not None
-                or spelling.explain(written) is not None
+                or explain(written) is not None
                 or _LOOKS_LIKE_A_TYPE.fullmatch(written)
             ):
                 raise self._unknown(text, written)
@@ -89,7 +92,7 @@ class TypeNames(Generic[Meant]):
         if remedy is not None:
             return RequestError(f"{text}: {remedy}")
         problem = f"{shown(name)[1:-1]} is not a type of {self.form}"
-        return RequestError(f"{text}: {problem}{spelling.hint(name, self.known())}")
+        return RequestError(f"{text}: {problem}{hint(name, self.known())}")
 
 
 def disagreement(text: str, said: str, recipe_file: RecipeFile, kind: str = "") -> RequestError:

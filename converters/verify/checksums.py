@@ -17,8 +17,8 @@ from weightcast.converters.verify.result import Problem, plain, refusal
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import MAX_NAME_BYTES, beside, entries
-from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object, read_small
+from weightcast.formats.split import SPLIT_NAME
 from weightcast.text import some
 
 SUMS: Final = "SHA256SUMS"
@@ -61,7 +61,7 @@ def find_sums(artifact: Path, files: Iterable[Path]) -> Checksums:
     if artifact.is_dir():
         candidates = [artifact / SUMS]
     else:
-        match = gguf.SPLIT_NAME.fullmatch(artifact.name)
+        match = SPLIT_NAME.fullmatch(artifact.name)
         names = [artifact.name, artifact.stem]
         if match is not None:
             names += [f"{match[1]}.gguf", match[1]]

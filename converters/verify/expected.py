@@ -28,6 +28,7 @@ from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.formats.split import SPLIT_NAME
 from weightcast.quant.types import TYPES, WeightType
 
 
@@ -98,7 +99,7 @@ def _request(structure: Structure, tensors: Sequence[TensorMatch]) -> Request:
     path, target = structure.path, structure.target
     recipe = recipe_of(structure)
     if recipe is not None:
-        match = gguf.SPLIT_NAME.fullmatch(path.name)
+        match = SPLIT_NAME.fullmatch(path.name)
         if match is not None:
             path = path.with_name(f"{match[1]}.gguf")
         return Request(path, target, recipe)
@@ -114,7 +115,7 @@ def recipe_of(structure: Structure) -> Recipe | None:
     """Tell a GGUF file's recipe from its name or its general.file_type; None for directories."""
     if structure.target.is_directory:
         return None
-    stem = gguf.SPLIT_NAME.sub(r"\1", structure.path.name).removesuffix(".gguf")
+    stem = SPLIT_NAME.sub(r"\1", structure.path.name).removesuffix(".gguf")
     named = recipe_named(re.split(r"[-.]", stem)[-1])
     if named is not None:
         return named

@@ -22,6 +22,7 @@ from weightcast.formats.directory import files_ending
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.reading import read_json_object
+from weightcast.formats.split import SPLIT_NAME, split_name
 from weightcast.text import some
 
 FETCH: Final = "copy the file again, or convert again"
@@ -144,7 +145,7 @@ def _first_nonzero(file: Path, start: int, end: int) -> int | None:
 
 def _read_gguf(structure: Structure) -> None:
     path = structure.path
-    match = gguf.SPLIT_NAME.fullmatch(path.name)
+    match = SPLIT_NAME.fullmatch(path.name)
     if match is None:
         header = _read_gguf_file(structure, path)
         if header is None:
@@ -162,25 +163,25 @@ def _read_gguf(structure: Structure) -> None:
     for number, part in sorted(there.items()):
         _check_part(structure, part, number, count, _read_gguf_file(structure, part))
     missing = (n for n in range(count) if n not in there)
-    names = ((gguf.split_name(match[1], n, count), n + 1) for n in missing)
+    names = ((split_name(match[1], n, count), n + 1) for n in missing)
     files = ((path.with_name(name), f"missing: part {n} of {count}") for name, n in names)
     structure.add_missing(files, count - len(there))
     told = gguf.whole_number(structure.metadata or {}, "split.tensors.count")
     is_whole = len(there) == count and not structure.incomplete
     if is_whole and told not in (None, len(structure.tensors)):
         what = f"{len(structure.tensors)} tensors in {count} files, where the first says {told}"
-        structure.add(path.with_name(gguf.split_name(match[1], 0, count)), what)
+        structure.add(path.with_name(split_name(match[1], 0, count)), what)
 
 
 def _parts_there(structure: Structure, stem: str, count: int) -> dict[int, Path]:
     """The parts of a split that are there, by their number from 0; others of its name are told."""
     there = {}
     for file in files_ending(structure.path.parent, ".gguf"):
-        found = gguf.SPLIT_NAME.fullmatch(file.name)
+        found = SPLIT_NAME.fullmatch(file.name)
         if found is None or found[1] != stem:
             continue
         number = int(found[2]) - 1
-        if not 0 <= number < count or file.name != gguf.split_name(stem, number, count):
+        if not 0 <= number < count or file.name != split_name(stem, number, count):
             structure.add(file, f"no part of the {count} files of {stem}", remedy="remove it")
         elif file.is_file():
             there[number] = file

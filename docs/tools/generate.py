@@ -20,6 +20,7 @@ import click
 import weightcast
 from weightcast.cli import load
 from weightcast.commands import COMMANDS
+from weightcast.commands.exits import MEANINGS
 from weightcast.commands.options import SECTIONS
 
 DOCS: Final = Path(__file__).parents[1]
@@ -27,6 +28,15 @@ LOSSES: Final = DOCS.parent / "benchmarks" / "results" / "losses-2026-12-01.md"
 PARAMETERS: Final = 315_684_820_992  # of Grok-1
 _MAIN_LAYOUTS: Final = (None, "compressed-tensors")
 _SLOW: Final = ("demo",)  # its own tests run it; what a page shows for a shell is run there
+# What most people take: what runs it, the type, whose error is measured, and what that is.
+_CHOICES: Final = (
+    ("llama.cpp", "Q8_0", "released codes kept, embedding rounded"),
+    ("llama.cpp", "Q4_K_M", ""),
+    ("llama.cpp", "Q2_K", ""),
+    ("vLLM", "int8", "released codes kept in experts, attention and embedding BF16"),
+    ("vLLM", "int4-g128", ""),
+    ("SGLang, transformers", "bf16", "what the reference multiplies with"),
+)
 _IMPORTANCE: Final = {"ignored": "", "optional": "helps", "required": "needed"}
 
 
@@ -44,6 +54,15 @@ def commands() -> Iterator[str]:
             yield from ("```text" if name in _SLOW else "```sh", *examples, "```", "")
 
 
+def exit_codes() -> Iterator[str]:
+    """List the exit codes, with options and commands as code."""
+    yield from ("| exit code | means |", "| ---: | --- |")
+    names = re.compile(rf"--[a-z-]+|\b(?:{'|'.join(COMMANDS)})\b")
+    for code, words in MEANINGS.items():
+        marked = names.sub(r"`\g<0>`", words)
+        yield f"| {code} | {marked} |"
+
+
 def _prose(text: str) -> Iterator[str]:
     """Write help as Markdown; what click is told to leave as it stands becomes a block."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
@@ -56,7 +75,8 @@ def _prose(text: str) -> Iterator[str]:
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
-    yield from ("| option | |", "| --- | --- |")
+    if options:
+        yield from ("| option | |", "| --- | --- |")
     for section, title in (*SECTIONS.items(), (None, "Other")):
         records = [
             p.get_help_record(context) for p in options if getattr(p, "section", None) == section
@@ -64,7 +84,8 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
         if records:
             yield f"| **{title}** | |"
             yield from (f"| {_code(r[0])} | {_cell(r[1])} |" for r in records if r)
-    yield ""
+    if options:
+        yield ""
 
 
 def _code(text: str) -> str:
@@ -74,6 +95,17 @@ def _code(text: str) -> str:
 
 def _cell(text: str) -> str:
     return escape(text, quote=False).replace("|", "&#124;")
+
+
+def choice() -> Iterator[str]:
+    """List the outputs of Grok-1 that most people take."""
+    losses = read_losses()
+    found = {t.name: t for t in weightcast.types()}
+    yield from ("| runs in | take | Grok-1 | loss |", "| --- | --- | ---: | --- |")
+    for runtime, name, words in _CHOICES:
+        ending = ".gguf" if found[name].target == "gguf" else ""
+        loss = ": ".join(filter(None, (losses[name + ending], words)))
+        yield f"| {runtime} | `grok-1-{name}{ending or '/'}` | {_size(found[name])} | {loss} |"
 
 
 def gguf_types() -> Iterator[str]:
@@ -130,8 +162,12 @@ def _percent(value: float) -> str:
     return f"{value:.2g} %" if value < 1 else f"{value:.{int(value < 9.95)}f} %"
 
 
+# Pages by their path in docs/.
 PARTS: Final[dict[str, Callable[[], Iterable[str]]]] = {
+    "../README.md: choice": choice,
+    "index.md: choice": choice,
     "cli.md: commands": commands,
+    "cli.md: exit codes": exit_codes,
     "types.md: gguf": gguf_types,
     "types.md: directories": directory_types,
 }

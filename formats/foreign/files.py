@@ -24,7 +24,6 @@ _KEY: Final = re.compile(rb'"([A-Za-z_]{1,40})"\s*:(?:\s*"(weightcast[-.a-z]{1,4
 _TORRENT: Final = re.compile(rb"d\d{1,2}:[a-z][a-z -]+\d")
 _FIELD: Final = re.compile(r"\{(\w+)\}")
 _MAX_NAMES: Final = 1000
-_MAX_SAFETENSORS_HEADER: Final = 100_000_000
 _SPECIAL: Final = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -109,14 +108,24 @@ def answer(path: Path) -> Finding | None:
 def _told(path: Path, entry: Entry, wanted: Wanted) -> Finding:
     """Put an entry of the tables into words, for a reader that wanted something else."""
     if not wanted.is_model:
-        return Finding(f"{entry.what}, not {wanted.what}", _filled(path, wanted.remedy))
-    return Finding(entry.what, _filled(path, entry.remedy or wanted.remedy))
+        return Finding(f"{entry.what}, not {wanted.what}", filled(path, wanted.remedy))
+    return Finding(entry.what, filled(path, entry.remedy or wanted.remedy))
 
 
-def _filled(path: Path, remedy: str) -> str:
-    """Fill a path, quoted for a shell, and names of options into a remedy."""
-    words = {"path": shlex.quote(str(path)), "stem": shlex.quote(path.stem)}
-    return _FIELD.sub(lambda match: words.get(match[1]) or option(match[1]), remedy)
+def filled(path: Path, remedy: str, file: str = "") -> str:
+    """Fill a path, quoted for a shell, and names of options into a remedy; `file` lies in it."""
+    folder = path if path.is_dir() else path.parent
+    words = {
+        "path": str(path),
+        "stem": path.stem,
+        "file": str(path / file),
+        "folder": str(folder),
+        "joined": Path(os.path.abspath(folder)).stem,
+    }
+    return _FIELD.sub(
+        lambda match: shlex.quote(words[match[1]]) if match[1] in words else option(match[1]),
+        remedy,
+    )
 
 
 def _cut_piece(path: Path) -> Finding | None:
@@ -138,7 +147,7 @@ def _entry(sample: _Sample, want: Wanted) -> Finding | None:
             return _told(path, inside, want)
         is_tar = tables.TARRED.fullmatch(path.name) is not None
         entry = tables.TAR if is_tar and archive.kind != "zip" else archive
-        return Finding(entry.what, _filled(path, entry.remedy))
+        return Finding(entry.what, filled(path, entry.remedy))
     found = _marked(head, tables.FORMATS, want) or _detected(sample, want)
     return None if found is None else _told(path, found, want)
 
@@ -170,7 +179,7 @@ def _detected(sample: _Sample, want: Wanted) -> Entry | None:
     head, size = sample.head, sample.size
     length = int.from_bytes(head[:8], "little")
     found = None
-    if head[8:9] == b"{" and 2 <= length <= min(size - 8, _MAX_SAFETENSORS_HEADER):
+    if head[8:9] == b"{" and 2 <= length <= size - 8:
         found = tables.SAFETENSORS
     elif _TORRENT.match(head):
         found = tables.TORRENT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import glob
 import os
@@ -13,9 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from weightcast.formats.directory import MAX_NAME_BYTES
 from weightcast.formats.foreign.addresses import address
 from weightcast.formats.foreign.finding import Finding
-from weightcast.text import some
+from weightcast.formats.split import PART_NAME
+from weightcast.text import closest, some
 
 NOTHING: Final = "no such file or directory"
 # Of a folder; comparing a name with more takes too long.
@@ -128,8 +129,8 @@ def _pattern(path: Path, text: str, wanted: re.Pattern[str] | None) -> Finding:
         return Finding("nothing matches this pattern", _listed(path.parent, wanted))
     if len(matches) == 1:
         return Finding("a pattern, not a path", f"did you mean {matches[0]}?")
-    stem, is_split, _ = matches[0].partition("-00001-of-")
-    if is_split and all(match.startswith(f"{stem}-0") for match in matches):
+    first = PART_NAME.fullmatch(matches[0])
+    if first and int(first[2]) == 1 and {PART_NAME.sub(r"\1", m) for m in matches} == {first[1]}:
         return Finding("a pattern, not a path", f"name the first file only: {matches[0]}")
     return Finding("a pattern, not a path", f"name one: {some(matches)}")
 
@@ -161,8 +162,7 @@ def _closest(folder: Path, name: str) -> str | None:
     longer = [n for n in lower if n.startswith(name.lower()) and n[len(name)] in ".-_"]
     if len(longer) == 1:
         return lower[longer[0]]
-    close = difflib.get_close_matches(name.lower()[:255], lower, 1, _LIKENESS)
-    return lower[close[0]] if close else None
+    return closest(name[:MAX_NAME_BYTES], lower.values(), _LIKENESS)
 
 
 def _listed(folder: Path, wanted: re.Pattern[str] | None) -> str:

@@ -1,7 +1,8 @@
 """What files begin with, hold, or are called, and what to do about each: the facts, as tables.
 
-Remedies are templates: {path} is the path, {stem} its last part without the ending, both quoted
-for a shell, and {tokenizer}, {imatrix} and so on are options. They are for a model to be read;
+Remedies are templates: {path} is the path, {stem} its last part without the ending, {folder} the
+directory that it is or lies in, and {joined} a file called like that, all quoted for a shell;
+{tokenizer}, {imatrix} and so on are options. They are for a model to be read;
 where something else is wanted, that says what to give. Sources: the formats' own specifications;
 ggml's magic numbers are in llama.h of llama.cpp (until 2023) and in whisper.cpp.
 """
@@ -60,9 +61,48 @@ TAR: Final = Entry("a compressed tar archive", "unpack it first (tar -xf {path})
 
 _ORIGINAL: Final = "make a GGUF file from the original weights with llama.cpp"
 _SAVE: Final = "save its tensors as safetensors first"
-_OTHER_FILES: Final = "take the model's safetensors or GGUF files"
+_OTHERS: Final = "take the model's safetensors or GGUF files"
 _NO_MODEL: Final = "name the model's file or directory"
+_SD_CPP: Final = "stable-diffusion.cpp makes GGUF files of such"
 TORCH: Final = Entry("a checkpoint of PyTorch", "rename it to {stem}.bin")
+
+# Models of other programs, told by a file, by names in a directory, or by both.
+ADAPTER: Final = Entry(
+    "an adapter (LoRA), not a model",
+    "merge it into its base model first (merge_and_unload of peft), and use what that saves",
+)
+DIFFUSION: Final = Entry("weights of a diffusion model, not of a language model", _SD_CPP)
+DIFFUSERS: Final = Entry("a pipeline of diffusers, not a language model", _SD_CPP)
+ORBAX: Final = Entry(
+    "a checkpoint of Orbax (JAX), which is not read yet",
+    "save its arrays as safetensors, or take the model's GGUF files",
+)
+T5X: Final = Entry("a checkpoint of T5X (JAX)", _OTHERS)
+FLAX: Final = Entry("weights of Flax (msgpack), which are not read yet", _OTHERS)
+DISTCP: Final = Entry(
+    "a distributed checkpoint of PyTorch",
+    "join it first (python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} "
+    "{joined}.bin)",
+)
+DEEPSPEED: Final = Entry("a checkpoint of DeepSpeed", "join it first (python {file} {path} OUT)")
+MEGATRON: Final = Entry(
+    "a checkpoint of Megatron", "convert it to a Hugging Face directory with Megatron's tools"
+)
+CONSOLIDATED: Final = Entry(
+    "weights in the layout of Meta and Mistral", "take the model's Hugging Face directory"
+)
+SAVED_MODEL: Final = Entry("a SavedModel of TensorFlow", _OTHERS)
+TENSORFLOW: Final = Entry("a checkpoint of TensorFlow", _OTHERS)
+KERAS: Final = Entry("weights of Keras or TensorFlow", _OTHERS)
+ONNX: Final = Entry("an ONNX model", _OTHERS)
+OPENVINO: Final = Entry("an OpenVINO model", _OTHERS)
+TENSORRT: Final = Entry("an engine of TensorRT", _OTHERS)
+CTRANSLATE2: Final = Entry("a CTranslate2 model", _OTHERS)
+PADDLE: Final = Entry("weights of PaddlePaddle", _OTHERS)
+OLLAMA: Final = Entry(
+    "ollama's store of models",
+    "name a model's file in {path}/blobs (`ollama show --modelfile MODEL` says which)",
+)
 
 FORMATS: Final = (
     Mark(b"GGUF", Entry("a GGUF file", "rename it to {stem}.gguf", "gguf")),
@@ -93,8 +133,8 @@ FORMATS: Final = (
         ),
     ),
     Mark(b"\x93NUMPY", Entry("an array of NumPy", _SAVE)),
-    Mark(b"\x89HDF\r\n\x1a\n", Entry("an HDF5 file, as of Keras and TensorFlow", _OTHER_FILES)),
-    Mark(b"TFL3", Entry("a TensorFlow Lite model", _OTHER_FILES), offset=4),
+    Mark(b"\x89HDF\r\n\x1a\n", Entry("an HDF5 file, as of Keras and TensorFlow", _OTHERS)),
+    Mark(b"TFL3", Entry("a TensorFlow Lite model", _OTHERS), offset=4),
     Mark(b"PAR1", Entry("a Parquet file", _NO_MODEL)),
     Mark(b"ARROW1", Entry("an Arrow file", _NO_MODEL)),
     Mark(b"SQLite format 3\0", Entry("an SQLite database", _NO_MODEL)),
@@ -130,25 +170,22 @@ ZIPPED: Final = (
     (re.compile(rb"[^/]+/(constants\.pkl|code/.*)"), TORCHSCRIPT),
     (re.compile(rb"[^/]+/(data\.pkl|byteorder|\.format_version)"), TORCH),
     (re.compile(rb".*\.npy"), Entry("arrays of NumPy (.npz)", _SAVE)),
-    (re.compile(rb"(metadata\.json|model\.weights\.h5)"), Entry("a model of Keras", _OTHER_FILES)),
+    (re.compile(rb"(metadata\.json|model\.weights\.h5)"), KERAS),
 )
 
 # What files are by their names, where bytes tell nothing.
 NAMES: Final = tuple(
     (re.compile(pattern, re.IGNORECASE), entry)
     for pattern, entry in (
-        (r".*\.onnx(_data)?", Entry("an ONNX model", _OTHER_FILES)),
-        (r".*\.pb", Entry("a TensorFlow graph", _OTHER_FILES)),
-        (
-            r".*\.data-\d{5}-of-\d{5}|.*\.ckpt\.(index|meta)",
-            Entry("a TensorFlow checkpoint", _OTHER_FILES),
-        ),
-        (r".*\.msgpack", Entry("weights of Flax, which are not read yet", _OTHER_FILES)),
-        (r".*\.(engine|plan)", Entry("a TensorRT engine", _OTHER_FILES)),
-        (r".*\.mlmodel", Entry("a Core ML model", _OTHER_FILES)),
-        (r".*\.pte", Entry("an ExecuTorch program", _OTHER_FILES)),
-        (r".*\.pdparams", Entry("weights of PaddlePaddle", _OTHER_FILES)),
-        (r".*\.distcp", Entry("a part of a distributed checkpoint of PyTorch", _SAVE)),
+        (r".*\.onnx(_data)?", ONNX),
+        (r".*\.pb", Entry("a TensorFlow graph", _OTHERS)),
+        (r".*\.data-\d{5}-of-\d{5}|.*\.ckpt\.(index|meta)", TENSORFLOW),
+        (r".*\.msgpack", FLAX),
+        (r".*\.(engine|plan)", TENSORRT),
+        (r".*\.mlmodel", Entry("a Core ML model", _OTHERS)),
+        (r".*\.pte", Entry("an ExecuTorch program", _OTHERS)),
+        (r".*\.pdparams", PADDLE),
+        (r".*\.distcp", Entry(f"a part of {DISTCP.what}", DISTCP.remedy)),
         (r"Modelfile.*", Entry("a Modelfile of ollama", "give the file that its FROM names")),
         (
             r".*\.toml",
@@ -156,6 +193,46 @@ NAMES: Final = tuple(
         ),
         (r".*\.(md|txt|rst|log|py|sh|ya?ml|ipynb|sha\d{3})|SHA256SUMS", Entry("a text", _NO_MODEL)),
     )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Names that tell a kind of directory, all of which are there; {file} is the first of them."""
+
+    names: tuple[re.Pattern[str], ...]
+    entry: Entry
+
+
+# What directories are, by names in them, one pattern a word: the first of which all are there.
+DIRECTORIES: Final = tuple(
+    Marker(tuple(map(re.compile, names.split())), entry)
+    for names, entry in (
+        (r"adapter_config\.json", ADAPTER),
+        (r"model_index\.json", DIFFUSERS),
+        (r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt|orbax\.checkpoint", ORBAX),
+        (r"checkpoint target\..*", T5X),
+        (r".*\.distcp", DISTCP),
+        (r"zero_to_fp32\.py", DEEPSPEED),
+        (r"latest_checkpointed_iteration\.txt|iter_\d{7}|mp_rank_\d.*", MEGATRON),
+        (r"consolidated.*\.(pth|safetensors) params\.json", CONSOLIDATED),
+        (r"saved_model\.pb", SAVED_MODEL),
+        (r"checkpoint|.*\.data-\d{5}-of-\d{5} .*\.index", TENSORFLOW),
+        (r".*\.(h5|keras)", KERAS),
+        (r".*\.msgpack", FLAX),
+        (r".*\.onnx|onnx", ONNX),
+        (r"openvino_model\.xml", OPENVINO),
+        (r"rank\d+\.engine", TENSORRT),
+        (r"(shared_)?vocabulary\.(json|txt) model\.bin", CTRANSLATE2),
+        (r".*\.pdparams", PADDLE),
+        (r"manifests blobs", OLLAMA),
+    )
+)
+
+# What tensors belong to, by the beginning of a name.
+TENSORS: Final = (
+    (re.compile(r"model\.diffusion_model\.|first_stage_model\.|double_blocks\."), DIFFUSION),
+    (re.compile(r"(.*\.)?lora_([AB]|up|down|unet|te\d?)(\.|_)"), ADAPTER),
 )
 
 _ITS_DIRECTORY: Final = "give the directory that it lies in"

@@ -9,7 +9,6 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import io
-import re
 import shlex
 import struct
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.foreign import refuse_foreign, require_file
 from weightcast.formats.foreign.downloads import arriving
 from weightcast.formats.gguf.header import HeaderReader, Metadata
+from weightcast.formats.split import SPLIT_NAME, split_name
 from weightcast.quant.types import MXFP4, STORED_TYPES
 from weightcast.text import some
 
@@ -35,7 +35,6 @@ _MAX_NAME_BYTES = 256
 _MAX_AXES = 4
 # Large models have some thousands, each expert by itself ten times as many.
 MAX_TENSORS: Final = 1 << 17
-SPLIT_NAME: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _AGAIN: Final = "make it again from the original weights"
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
 
@@ -252,8 +251,3 @@ def whole_number(metadata: Mapping[str, Any], key: str) -> int | None:
     """Look a whole number up in metadata; -1 for anything else, None if it is absent."""
     value = metadata.get(key)
     return value if value is None or type(value) is int else -1
-
-
-def split_name(stem: str, number: int, count: int) -> str:
-    """Name part `number` (from 0) of `count`, as llama.cpp does (from 1)."""
-    return f"{stem}-{number + 1:05}-of-{count:05}.gguf"

@@ -47,7 +47,8 @@ from weightcast.formats.packed.layout import (
 from weightcast.formats.packed.readers import Readers
 from weightcast.formats.packed.scaled_nvfp4 import SCALED_NVFP4, has_global_scale
 from weightcast.quant.groups import Groups
-from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, WeightType
+from weightcast.quant.names import weight_type_named
+from weightcast.quant.types import GroupType, WeightType
 
 PACKED: Final = ".weight_packed"
 SCALE: Final = ".weight_scale"
@@ -184,7 +185,7 @@ class CompressedTensors:
         quant_method="compressed-tensors",
         readers=_READERS,
         marks=(PACKED, SCALE, GLOBAL_SCALE, ".weight_g_idx"),
-        types={"mxfp4": MXFP4, "nvfp4": NVFP4, "fp8": Fp8Type(), "fp8-block": Fp8Type(128, 128)},
+        types={name: weight_type_named(name) for name in ("mxfp4", "nvfp4", "fp8", "fp8-block")},
     )
 
     def holds(self, weight_type: WeightType) -> bool:

@@ -96,12 +96,12 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _open_torch(x: torch.Tensor) -> _Array:
+def _open_torch(x: torch.Tensor, do: str) -> _Array:
     import torch
 
     x = x.detach()
     if x.layout != torch.strided or x.is_conj() or x.is_neg():
-        raise LayoutError(f"cannot quantize a tensor of layout {x.layout}: make it dense first")
+        raise LayoutError(f"cannot {do} a tensor of layout {x.layout}: make it dense first")
     index = x.device.index
     stream = open_gpu(index).borrowed_stream(torch.cuda.current_stream(x.device).cuda_stream)
 
@@ -142,10 +142,11 @@ def _open_other(x: Any) -> _Array:
     return _Array(view.ptr, dtype, shape, tuple(strides), stream, empty, view)
 
 
-def _open(x: Any) -> _Array:
-    array = _open_torch(x) if hasattr(x, "is_cuda") else _open_other(x)
+def _open(x: Any, do: str) -> _Array:
+    """Open an array to `do` something with it, which messages name."""
+    array = _open_torch(x, do) if hasattr(x, "is_cuda") else _open_other(x)
     if len(array.shape) == 0:
-        raise LayoutError("cannot quantize a scalar: the last axis must be `in`")
+        raise LayoutError(f"cannot {do} a scalar: the last axis must be `in`")
     return array
 
 
@@ -165,7 +166,7 @@ def to_host(x: Any) -> NDArray[Any]:
 
 def shape_of(x: Any) -> tuple[int, ...]:
     """Shape of any array."""
-    return tuple(x.shape) if hasattr(x, "shape") else _open(x).shape
+    return tuple(x.shape) if hasattr(x, "shape") else _open(x, "quantize").shape
 
 
 def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | None) -> Any:
@@ -174,7 +175,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     `importance` is float32 [..., in] in host memory, a row for each matrix. Waits for the result,
     so that what cannot be quantized is refused. Raises LayoutError, DeviceError.
     """
-    array = _open(x)
+    array = _open(x, "quantize")
     if array.dtype not in ("F32", "F16", "BF16"):
         raise LayoutError(f"cannot quantize {array.dtype}: use float32, float16 or bfloat16")
     if array.address % _ITEM_BYTES[array.dtype]:
@@ -219,7 +220,7 @@ def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
         raise LayoutError("weights and blocks must be in the memory of the same device")
     if hasattr(blocks, "is_cuda"):
         blocks = blocks.contiguous()
-    array, rows = _open(x), _open(blocks)
+    array, rows = _open(x, "measure"), _open(blocks, "measure")
     if array.dtype not in ("F32", "F16", "BF16"):
         raise LayoutError(f"cannot measure {array.dtype}: use float32, float16 or bfloat16")
     if rows.dtype != "U8":
@@ -284,7 +285,7 @@ def dequantize(blocks: Any, quant_type: QuantType) -> Any:
     """Unpack uint8 [..., bytes per row] on a device to float32 [..., in] on the same."""
     if hasattr(blocks, "is_cuda"):
         blocks = blocks.contiguous()
-    array = _open(blocks)
+    array = _open(blocks, "dequantize")
     if array.dtype != "U8":
         raise LayoutError(f"expected uint8 rows, got {array.dtype}")
     row_elements = quant_type.row_elements(array.shape[-1])

@@ -134,7 +134,7 @@ def test_printing_to_a_full_device(tiny: Path) -> None:
             text=True,
         )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: No space left on device")
+    assert done.stderr.startswith("error: the result cannot be printed: No space left on device")
 
 
 def test_a_reader_that_has_enough(tiny: Path) -> None:

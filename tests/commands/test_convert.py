@@ -69,7 +69,10 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
         (["model"], "the name does not end in a type, as in grok-1-bf16/; rename it or pass"),
         (["model-F16.gguf/"], "leave the slash out"),
         (["--split", "9" * 400 + "G", "a-F16.gguf"], "is not a sensible size"),
-        (["--split", "48", "a-F16.gguf"], "'48' has no unit; write 48G for GB, or 48B for bytes"),
+        (
+            ["--split", "48", "a-F16.gguf"],
+            "'48' has no unit; write 48G for GB, 48M for MB, or 48B",
+        ),
         (["--jobs", "100000", "a-F16.gguf"], "invalid value for '-j' / '--jobs'"),
         (["a-bf16", "a-bf16/b-F16.gguf"], "another output lies in it"),
         (["model-Q8_0"], "Q8_0 is a type of GGUF files; name the output model-Q8_0.gguf"),

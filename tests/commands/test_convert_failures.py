@@ -123,7 +123,7 @@ def test_ctrl_c_keeps_what_is_finished(
     assert done.code == 130
     said = done.err.splitlines()[-1]
     if is_kept:
-        assert "is finished and kept; run the same command again" in said
+        assert "are finished and kept; run the same command again to go on" in said
         assert names(tmp_path) == growing(*outputs)
     else:
         assert "interrupted: nothing incomplete was left behind" in said

@@ -28,9 +28,9 @@ def test_a_closed_gate_names_nothing(
     lines = done.err.splitlines()
     assert all(line.startswith(f"beyond a limit: {output}: ") for line in lines[:-1])
     assert lines[-1] == (
-        f"error: {output}: not named, as {len(lines) - 1} values are beyond a limit; the work is "
-        f"kept in .{name}.partial: run again with other limits or --gate after, or remove it with "
-        "weightcast clean"
+        f"error: {output}: not named, as {len(lines) - 1} values are beyond a limit ({output}: "
+        f"what is there is an earlier output); the work is kept in .{name}.partial: run again with "
+        f"other limits or --gate after, or remove it with weightcast clean {output}"
     )
     assert {path: path.read_bytes() for path in before} == before
     assert set(growing(name)) <= set(names(tmp_path))
@@ -93,7 +93,7 @@ def test_many_violations_are_a_few_lines(run, tiny: Path, tmp_path: Path) -> Non
     lines = done.err.splitlines()
     assert len(lines) == 12
     assert lines[10].startswith("beyond a limit: and ")
-    assert lines[10].endswith(" more; --json has all of them")
+    assert lines[10].endswith(" more; --report and --json have all of them")
 
 
 def test_compare_has_the_same_exit_code(run, tiny: Path, tmp_path: Path) -> None:

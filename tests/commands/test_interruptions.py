@@ -107,7 +107,10 @@ def test_no_resume_keeps_what_was_finished_until_it_begins(
             done = run("convert", "--no-resume", "--no-tokenizer", tiny, output)
         assert (done.code, names(tmp_path)) == (130, left)
         if left:
-            assert f"{kept} is finished and kept; without --no-resume" in done.err
+            assert (
+                f"{kept} is finished and kept; run the same command again without --no-res"
+                in done.err
+            )
         else:
             assert done.err.endswith(NOTHING)
 

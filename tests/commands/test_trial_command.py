@@ -64,6 +64,12 @@ def test_its_errors_are_exit_codes(trial, tmp_path: Path) -> None:
     assert "missing argument 'PATH'" in err
 
 
+def test_what_it_finds_is_an_exit_code(trial, tiny: Path) -> None:
+    tensors = len(open_graph(tiny))
+    assert trial("count", tiny, "--at-least", tensors)[0] == 0
+    assert trial("count", tiny, "--at-least", tensors + 1) == (3, f"{tensors} tensors\n", "")
+
+
 def test_help_knows_it(trial) -> None:
     code, out, _ = trial("--help")
     assert code == 0
@@ -71,3 +77,5 @@ def test_help_knows_it(trial) -> None:
     code, out, _ = trial("count", "--help")
     assert code == 0
     assert "\n  Count the tensors of a checkpoint. Reads no weights.\n" in out
+    assert "\nRunning:\n  --at-least N" in out
+    assert "\nExamples:\n  weightcast count grok-1 --at-least 2\n" in out

@@ -1,8 +1,9 @@
 """Every documented command runs, from the text of the pages, on small files of the same names.
 
 A page's blocks run in its own folder with what a newcomer has: `grok-1`, `tokenizer.model` in it,
-`model-BF16.gguf`, `imatrix.gguf`, `examples`. First those for a shell, in order, then all of Python
-as one program. Blocks that cannot run here say why in a comment; the reasons are listed below.
+`model-BF16.gguf`, `imatrix.gguf`, error reports, `examples`. First those for a shell, in order,
+then all of Python as one program. Blocks that cannot run here say why in a comment; the reasons are
+listed below.
 """
 
 from __future__ import annotations
@@ -91,7 +92,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Pa
     weightcast.convert(
         folder / "grok-1", folder / "grok-1-Q4_K_M.gguf", folder / "grok-1-int4-g128"
     )
-    weightcast.convert(folder / "model-BF16.gguf", folder / "model-Q4_K_M.gguf")
+    for name, report in (("Q4_K_M", "q4.json"), ("Q6_K", "q6.json")):
+        output = folder / f"model-{name}.gguf"
+        weightcast.convert(folder / "model-BF16.gguf", output, report=folder / report)
+    (folder / "model-Q6_K.gguf").unlink()
+    shutil.copy(folder / "q4.json", folder / "errors.json")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "out").mkdir()
     return folder

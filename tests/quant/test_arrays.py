@@ -13,7 +13,7 @@ from tests.quant import oracle
 from tests.quant.families import FAMILIES, gaussian, random_finite
 from tests.quant.sources import DTYPES, place
 from weightcast.errors import CheckpointError, LayoutError
-from weightcast.quant.arrays import dequantize, quantize, type_named
+from weightcast.quant.arrays import dequantize, measure, quantize, type_named
 from weightcast.quant.cpu.library import SourceValueError
 from weightcast.quant.types import TYPES
 
@@ -37,9 +37,11 @@ def test_names_in_any_case():
 
 
 @pytest.mark.parametrize("call", [quantize, dequantize])
-def test_unknown_type_lists_the_known(call):
-    with pytest.raises(LayoutError, match="'Q9_9'; known: BF16, F16, F32, IQ1_M, "):
-        call(np.zeros((1, 32), np.uint8), "Q9_9")
+def test_unknown_type(call):
+    for name, hint in (("Q9_9", "weightcast.types() lists them all"), ("q8", "8 bits are Q8_0 in")):
+        with pytest.raises(LayoutError) as caught:
+            call(np.zeros((1, 32), np.uint8), name)
+        assert str(caught.value).startswith(f"unknown type '{name}'; {hint}")
 
 
 # Shapes and strides
@@ -216,8 +218,51 @@ def test_torch_tensor_of_another_dtype():
 def test_torch_tensors_without_dense_memory(dtype):
     tensor = torch.ones(2, 32, dtype=getattr(torch, dtype))
     for other in (tensor.to("meta"), tensor.to_sparse(), torch._neg_view(tensor)):
-        with pytest.raises(LayoutError, match="use a dense CPU tensor of float32"):
+        with pytest.raises(
+            LayoutError, match=r"^cannot quantize a tensor .*: use a dense tensor in"
+        ):
             quantize(other, "F32")
+        with pytest.raises(
+            LayoutError, match=r"^cannot measure a tensor .*: use a dense tensor in"
+        ):
+            measure(other, tensor.view(torch.uint8), "F32")
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "F32"])
+def test_torch_blocks_without_dense_memory(name):
+    blocks = torch.zeros(2, TYPES[name].row_bytes(32), dtype=torch.uint8)
+    for other, where in (
+        (blocks.to_sparse(), "a tensor of layout torch.sparse_coo on cpu"),
+        (blocks.to("meta"), "a tensor on meta"),
+    ):
+        remedy = f"{where}: use a dense tensor in this machine's memory"
+        with pytest.raises(LayoutError, match=f"^cannot dequantize {remedy}$"):
+            dequantize(other, name)
+        with pytest.raises(LayoutError, match=f"^cannot measure {remedy}$"):
+            measure(torch.zeros(2, 32), other, name)
+
+
+def test_torch_tensors_of_dtypes_that_numpy_has_not():
+    tensor = torch.zeros(2, 34, dtype=torch.float8_e5m2)
+    floats = "a tensor of torch.float8_e5m2: use float32, float16 or bfloat16$"
+    made = "a tensor of torch.float8_e5m2: give what quantize made$"
+    with pytest.raises(LayoutError, match=f"^cannot quantize {floats}"):
+        quantize(tensor, "F32")
+    with pytest.raises(LayoutError, match=f"^cannot measure {floats}"):
+        measure(tensor, tensor, "F32")
+    with pytest.raises(LayoutError, match=f"^cannot dequantize {made}"):
+        dequantize(tensor, "Q8_0")
+    with pytest.raises(LayoutError, match=f"^cannot measure {made}"):
+        measure(torch.zeros(2, 32), tensor, "Q8_0")
+
+
+def test_measure_names_what_it_cannot_do():
+    blocks = np.zeros((2, 34), np.uint8)
+    for x in (np.zeros((2, 32)), torch.zeros(2, 32, dtype=torch.float64)):
+        with pytest.raises(LayoutError, match=r"^cannot measure float64: use float32, "):
+            measure(x, blocks, "Q8_0")
+    with pytest.raises(LayoutError, match=r"^cannot measure a scalar"):
+        measure(np.float32(1), blocks, "Q8_0")
 
 
 # Importance

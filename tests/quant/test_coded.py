@@ -194,6 +194,20 @@ def made(**changes: Any) -> Quantized:
     return Quantized(**{**fields, "zero_points": good.zero_points, **changes})
 
 
+@pytest.mark.parametrize("name", ["Q8_0", "F32", "int4", "banana"])
+def test_bits_of_a_type_without_codes_apart(name: str) -> None:
+    wrong = Quantized(name, np.zeros((3, 256), np.uint8), np.zeros((3, 1), np.float32))
+    with pytest.raises(LayoutError, match=f"(?i){name}"):
+        _ = wrong.bits_per_weight
+    assert repr(wrong) == f"<Quantized {name} [3, 256]>"
+
+
+def test_bits_of_a_type_in_any_spelling() -> None:
+    codes = np.zeros((3, 256), np.uint8)
+    scales = np.zeros((3, 2), ml_dtypes.bfloat16)
+    assert Quantized("INT4_G128", codes, scales).bits_per_weight == 4 + 16 / 128
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [

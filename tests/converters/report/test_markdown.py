@@ -14,6 +14,7 @@ from tests.support import DATA
 from weightcast import cli
 from weightcast.converters.report import html, markdown
 from weightcast.converters.report.schema import read_report
+from weightcast.text import size_text
 
 HOSTILE = "a|b`</code><img src=x onerror=alert(1)>\n# @all [x](http://example.org)"
 SUMMARY = (DATA / "report.md").read_text()
@@ -135,7 +136,7 @@ def test_command(run, tmp_path: Path) -> None:
     path, out = saved(tmp_path, compared()), tmp_path / "summary.md"
     assert run(path, "-") == (0, SUMMARY, "")
     code, told, _ = run(path, path, out)
-    assert (code, told) == (0, f"wrote {out} ({out.stat().st_size / 1e3:.1f} kB, 4 outputs)\n")
+    assert (code, told) == (0, f"wrote {out} ({size_text(out.stat().st_size)}, 4 outputs)\n")
     assert out.read_text().count("<details>") == 4
     assert sorted(each.name for each in tmp_path.iterdir()) == ["report.json", "summary.md"]
 
@@ -155,7 +156,7 @@ def test_bad_requests_change_nothing(run, tmp_path: Path) -> None:
         ((tmp_path / "none.json", out), 1, "none.json: no such file"),
         ((path, tmp_path / "none" / "a.md"), 1, "a.md: cannot be written: No such file"),
         ((path, tmp_path / "folder.md"), 1, "folder.md: is a directory"),
-        ((path,), 2, "missing argument"),
+        ((path,), 2, "name what to write after "),
     ]:
         found, told, error = run(*arguments)
         assert (found, told) == (code, "")

@@ -122,6 +122,8 @@ def make_files() -> None:
     put("f/a.tflite", b"\x1c\0\0\0TFL3" + bytes(60))
     put("f/a.onnx", b"\x08\x07\x12\x07pytorch")
     put("f/flax_model.msgpack", b"\x81\xa5model")
+    put("f/sharded/__0_0.distcp", b"\x08\x07\x12\x07pytorch")
+    put("f/a.pdparams", b"\x08\x07\x12\x07pytorch")
     put("f/a.pdf", b"%PDF-1.7\n")
     put("f/README.md", "# A model\n\nIt is large.\n")
     put("f/Modelfile", "FROM ./m.gguf\nPARAMETER temperature 1\n")
@@ -220,6 +222,8 @@ def make_split() -> None:
     part("s3/renamed.gguf", 1, 3)
     part("s4/m-00001-of-00002.gguf", 0, 2)
     put("s4/m-00002-of-00002.gguf", POINTER)
+    for name in ("model-00001", "model-00002", "other-00001"):
+        weights(f"s5/{name}-of-00002.safetensors", "x")
 
 
 def make_models() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ from tests.support import GOLDEN
 from weightcast.converters.families.grok1.synthetic import RELEASE, write_checkpoint
 from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats.foreign.files import look_at
-from weightcast.formats.foreign.tables import FORMATS, WANTED
+from weightcast.formats.foreign.tables import DIRECTORIES, FORMATS, WANTED, Marker
 from weightcast.formats.gguf import foreign_types
 from weightcast.formats.gguf.imatrix import read_imatrix
 
@@ -344,6 +345,39 @@ def test_what_is_read_needs_no_tables_of_what_is_not(tiny: Path) -> None:
         "weightcast.formats.foreign.downloads",
         "weightcast.converters.sources.foreign_models",
     ]
+
+
+@pytest.mark.parametrize("path", [".", "__0_0.distcp"])
+def test_a_joined_checkpoint_has_a_name(
+    path: str, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the path does not say what the directory is called."""
+    monkeypatch.chdir(made / "f/sharded")
+    with pytest.raises(CheckpointError, match=r"dcp_to_torch \. sharded\.bin\)$"):
+        weightcast.open(path)
+
+
+@pytest.mark.parametrize("marker", DIRECTORIES, ids=lambda marker: marker.entry.what)
+def test_every_foreign_directory_is_told_with_its_remedy(marker: Marker, tmp_path: Path) -> None:
+    names = [_a_name(pattern) for pattern in marker.names]
+    for name in names:
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        weightcast.open(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: {marker.entry.what}; ")
+    assert "{" not in str(caught.value)
+
+
+def _a_name(pattern: re.Pattern[str]) -> str:
+    """Give a short name that a marker's pattern takes."""
+    examples = [
+        text
+        for files in no_sources.DIRECTORIES.values()
+        for file in files
+        for text in Path(file).parts
+    ]
+    examples += ["adapter_config.json", "rank0.engine", "model.pdparams"]
+    return next(name for name in examples if pattern.fullmatch(name))
 
 
 def test_foreign_types_are_none_of_ggml() -> None:

@@ -23,7 +23,8 @@ from weightcast.errors import CheckpointError, FormatError, MissingTensorError
 from weightcast.formats.array import FileLayout
 from weightcast.formats.gguf.header import raw_array, raw_string, raw_uint
 from weightcast.formats.gguf.layout import Entry, lay_out
-from weightcast.formats.gguf.read import read_file, read_split, split_name
+from weightcast.formats.gguf.read import read_file, read_split
+from weightcast.formats.split import split_name
 from weightcast.quant.types import BF16, F16, F32, Q8_0, STORED_TYPES
 
 Writer = Callable[..., Path]
