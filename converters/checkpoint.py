@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from weightcast.converters import graph as graphs
+from weightcast.converters.files import FileStates
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.graph import values as reading
-from weightcast.converters.sources import find_unwritten, open_graph, unwritten_note
-from weightcast.errors import LayoutError, UnknownTensorError
+from weightcast.converters.sources import find_unwritten, open_graph, source_files, unwritten_note
+from weightcast.errors import CheckpointError, LayoutError, UnknownTensorError
 from weightcast.text import closest, count, shown, size_text
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Tensor:
     int8 codes times their scales. Numbers that are no weights, such as indices in a GGUF file,
     have the dtype that they are stored in.
 
+    Reading raises ChangedError if a file is not the one that was opened, or was written to since.
+
     >>> checkpoint = weightcast.open(path)
     >>> t = checkpoint["blk.0.attn_q.weight"]
     >>> t.shape, t.dtype
@@ -49,6 +53,7 @@ class Tensor:
 
     name: str
     _described: graphs.Tensor
+    _opened: FileStates = field(compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,7 +93,19 @@ class Tensor:
     @property
     def files(self) -> tuple[Path, ...]:
         """List the files that it lies in."""
-        return tuple(dict.fromkeys(view.path for view in graphs.windows(self._described)))
+        return graphs.stored_files(self._described)
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Raise ChangedError if a file changed before what is read meanwhile, or while it is."""
+        files = self.files
+        self._opened.check(files)
+        try:
+            yield
+        except CheckpointError:
+            self._opened.check(files)
+            raise
+        self._opened.check(files)
 
     def numpy(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """Load all values as an array [..., out, in] of numpy.
@@ -101,7 +118,9 @@ class Tensor:
         >>> checkpoint["blk.0.attn_norm.weight"].numpy().dtype
         dtype('float32')
         """
-        return reading.load(self._described, reading.checked_dtype(self._described, dtype))
+        wanted = reading.checked_dtype(self._described, dtype)
+        with self._unchanged():
+            return reading.load(self._described, wanted)
 
     def torch(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Load all values as a tensor [..., out, in] of torch, in this machine's memory.
@@ -135,7 +154,17 @@ class Tensor:
         >>> sum(float(np.square(values).sum()) for _, values in t.chunks()) > 0
         True
         """
-        return reading.chunks(self._described, max_bytes)
+        return self._chunks(reading.chunks(self._described, max_bytes))
+
+    def _chunks(
+        self, pieces: Iterator[tuple[Any, NDArray[Any]]]
+    ) -> Iterator[tuple[Any, NDArray[Any]]]:
+        while True:
+            with self._unchanged():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def stored(self) -> dict[str, NDArray[Any]]:
         """Load what lies in the files, undecoded: the parts of the tensor by their names.
@@ -150,7 +179,8 @@ class Tensor:
         >>> sorted(t.stored())
         ['codes', 'scales']
         """
-        return reading.load_stored(self._described)
+        with self._unchanged():
+            return reading.load_stored(self._described)
 
     def __getitem__(self, index: Any) -> Any:
         """Read some entries as an array of numpy; one value as a scalar.
@@ -158,7 +188,9 @@ class Tensor:
         Raises IndexError for entries that are not there, TypeError for indices other than whole
         numbers, slices and `...`, CheckpointError if a file cannot be read.
         """
-        return reading.select(self._described, index).load(self.dtype)[()]
+        selected = reading.select(self._described, index)
+        with self._unchanged():
+            return selected.load(self.dtype)[()]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -173,6 +205,9 @@ class Tensor:
         if copy is False:
             raise ValueError(f"{self.name} is read from files: it cannot be had without a copy")
         return self.numpy(dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (Tensor, self.files, self._opened, self.name, self._described)
 
     def __repr__(self) -> str:
         return f"<Tensor {shown(self.name)[1:-1]} {_columns(self)}>"
@@ -194,11 +229,13 @@ class Checkpoint(Mapping[str, Tensor]):
     ...     for index, values in tensor.chunks():
     ...         assert np.isfinite(values).all()
 
-    No file stays open, so nothing has to be closed; `with` works all the same. `graph` is what
-    weightcast itself works with.
+    No file stays open, so nothing has to be closed; `with` works all the same. Files must stay as
+    they are: where one was replaced or written to, reading raises ChangedError, as does unpickling.
+    `graph` is what weightcast itself works with.
     """
 
     graph: TensorGraph = field(repr=False)
+    _opened: FileStates = field(repr=False)
 
     @property
     def path(self) -> Path:
@@ -241,19 +278,23 @@ class Checkpoint(Mapping[str, Tensor]):
 
         A few samples of each shard are read for that.
         """
+        self._opened.check()
         unwritten = unwritten_note(find_unwritten(self.graph))
         return self.graph.notes if unwritten is None else (unwritten, *self.graph.notes)
 
     def __getitem__(self, name: str) -> Tensor:
         """Find a tensor by name. Raises UnknownTensorError, a KeyError, if there is none."""
         if name in self.graph.tensors:
-            return Tensor(name, self.graph.tensors[name])
+            return Tensor(name, self.graph.tensors[name], self._opened)
         if isinstance(name, str) and name in self._others:
             own, expert = self._others[name]
             tensor = self.graph.tensors[own]
             found = tensor if expert is None else graphs.take(tensor, expert)
-            return Tensor(found.name, found)
+            return Tensor(found.name, found, self._opened)
         raise UnknownTensorError(f"{self.path}: no tensor {shown(name)}{self._hint(name)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (Checkpoint, None, self._opened, self.graph)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.graph.tensors)
@@ -295,6 +336,14 @@ class Checkpoint(Mapping[str, Tensor]):
         return f"; there are {count(len(self), 'tensor')}, such as {next(iter(self), '')!r}"
 
 
+def _unpickled(
+    kind: Callable[..., Any], files: Iterable[Path] | None, opened: FileStates, *parts: Any
+) -> Any:
+    """Make a tensor or checkpoint of its parts again. Raises ChangedError if its files changed."""
+    opened.check(files)
+    return kind(*parts, opened)
+
+
 def _columns(tensor: Tensor) -> str:
     return f"{list(tensor.shape)}  {tensor.type}  {size_text(tensor.nbytes)}"
 
@@ -316,4 +365,5 @@ def open(path: str | os.PathLike[str], spec: str | os.PathLike[str] | None = Non
     >>> rows.shape, rows.dtype
     ((10, 256), dtype('float32'))
     """
-    return Checkpoint(open_graph(Path(path), None if spec is None else Path(spec)))
+    graph = open_graph(Path(path), None if spec is None else Path(spec))
+    return Checkpoint(graph, FileStates.of(source_files(graph)))

@@ -146,6 +146,7 @@ class Summary:
 
 
 _DEFAULTS: Final = ConvertOptions()
+_CHANGED_SINCE: Final = "was changed since the conversion was planned; plan it again"
 # The forms of outputs, as messages call them.
 _FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
 
@@ -466,6 +467,7 @@ def run(
     """
     meter = Meter(on_progress)
     workers = choose_workers(jobs, devices)
+    plan.inputs.check(_CHANGED_SINCE)
     plan.inputs.check_blanks()
     for output in plan.outputs:
         output.importance.check(output.request.path)
@@ -507,11 +509,23 @@ def _explained_failures(plan: Plan, *, resume: bool) -> Iterator[None]:
             raise CheckpointError(f"out of memory; use fewer {fewer} or {memory}") from None
     except (TakenError, LimitError):
         raise  # the same command cannot go on
-    except CheckpointError as error:
+    except CheckpointError as found:
+        error = _changed(plan) or found
         if kept := kept_work(output.request.path for output in plan.outputs):
             how = how_to_go_on(resume=resume)
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
-        raise
+        raise error from found.__cause__
+
+
+def _changed(plan: Plan) -> ChangedError | None:
+    """Tell whether the source is no longer what it was: that explains whatever is wrong with it."""
+    try:
+        plan.inputs.check()
+    except ChangedError as changed:
+        return changed
+    except CheckpointError:
+        pass
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from weightcast.converters.files.posix import (
     sync_directory,
     write_all,
 )
+from weightcast.converters.files.state import FileState, FileStates
 from weightcast.converters.files.version import weightcast_version
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "SUMS",
     "TENSORS",
     "Blank",
+    "FileState",
+    "FileStates",
     "ReleaseStack",
     "ZeroRuns",
     "allocate",

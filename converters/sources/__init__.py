@@ -13,6 +13,7 @@ from weightcast.converters.sources.inputs import (
     find_unwritten,
     hub_repository,
     list_inputs,
+    source_files,
     unwritten_note,
     without_folders,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "open_to_inspect",
     "open_vocabulary",
     "parse_size",
+    "source_files",
     "unwritten_note",
     "weights_of",
     "without_folders",
