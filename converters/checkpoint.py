@@ -351,10 +351,11 @@ def _columns(tensor: Tensor) -> str:
 def open(path: str | os.PathLike[str], spec: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Open a checkpoint as a mapping from names to tensors; no weights are read yet.
 
-    `path` is a ckpt-0 directory or what holds one, a GGUF file (a split one by its first), a
-    safetensors file or directory, a directory with PyTorch's .bin files, or a repository of these
-    in a model hub's cache. `spec` is a JSON file of Grok-1's hyperparameters; without it they come
-    from spec.json in or beside the shards, or else are those of the release.
+    `path` is a ckpt-0 directory or what holds one, a GGUF file (a split one by its first
+    part, or by the name that all go by), a safetensors file or directory, a directory with
+    PyTorch's .bin files, or a repository of these in a model hub's cache. `spec` is a JSON file of
+    Grok-1's hyperparameters; without it they come from spec.json in or beside the shards, or else
+    are those of the release.
 
     Raises CheckpointError, or a child of it, for what is no checkpoint or cannot be read.
 

@@ -47,9 +47,9 @@ from weightcast.converters.sources import (
     Form,
     Inputs,
     find_unwritten,
-    in_hub_cache,
     list_inputs,
     parse_size,
+    resolve_source,
 )
 from weightcast.converters.summary import OutputSummary, StrPath, listed, summarize
 from weightcast.converters.targets import parse_output
@@ -382,7 +382,7 @@ def prepare(
     _check_useful(options, requests)
     importance = None if options.imatrix is None else read_imatrix(options.imatrix)
     split_bytes = 0 if options.split is None else parse_size(options.split)
-    source = in_hub_cache(Path(source))
+    source = resolve_source(Path(source))
     graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
     if not options.allow_requantize:
         check_requantized(planned)

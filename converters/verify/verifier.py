@@ -21,10 +21,10 @@ from weightcast.converters.sources import (
     CONTAINERS,
     Weights,
     container_of,
-    in_hub_cache,
     is_of_ranks,
     open_family,
     open_graph,
+    resolve_source,
     weights_of,
 )
 from weightcast.converters.targets import TARGETS
@@ -61,11 +61,11 @@ def verify(
 ) -> Verification:
     """Check that an artifact is whole and, with a source, that it holds the source's weights.
 
-    `artifact` is a GGUF file (a split one by any of its files) or a safetensors file or directory,
-    `source` what it was made of, `imatrix` the importance matrix that was used. `sample` takes only
-    some rows of each matrix: their number, or a share below 1. `on_progress` is called with a
-    `weightcast.Progress`, from any thread, one call at a time; what it raises ends the verification
-    and is raised here.
+    `artifact` is a GGUF file (a split one by any of its files, or by the name that all go by) or a
+    safetensors file or directory, `source` what it was made of, `imatrix` the importance matrix
+    that was used. `sample` takes only some rows of each matrix: their number, or a share below 1.
+    `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a time; what
+    it raises ends the verification and is raised here.
 
     What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
     can be verified, RequestError for arguments that make no sense.
@@ -75,7 +75,7 @@ def verify(
     """
     meter = Meter(on_progress)
     meter.start("plan")
-    path = in_hub_cache(Path(artifact))
+    path = resolve_source(Path(artifact))
     workers = choose_workers(jobs)
     _check_request(source, imatrix, sample)
     container = CONTAINERS[container_of(path)]
@@ -88,7 +88,7 @@ def verify(
         return verify_source(path, given, workers.count, meter)
     structure = read_structure(path, TARGETS[container.target], container.name)
     return _Verifier(path, structure, sample, workers.count, meter).run(
-        None if source is None else in_hub_cache(Path(source)),
+        None if source is None else resolve_source(Path(source)),
         None if spec is None else Path(spec),
         None if imatrix is None else read_imatrix(Path(imatrix)),
     )
