@@ -191,11 +191,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     planes, n_out = array.shape[:-2], array.shape[-2] if len(array.shape) > 1 else 1
     each = scratch_bytes(quant_type, n_out, weighed=importance is not None)
     _scratch, scratch = array.empty((prod(planes) * each,), "U8")
-    factors = 0
-    if importance is not None:
-        importance = np.ascontiguousarray(importance, np.float32)
-        _factors, factors = array.empty(importance.shape, "F32")
-        array.stream.copy_in(factors, importance)
+    _factors, factors = _factors_beside(array, importance)
     kernels = cuda_kernels.quantizer(array.gpu, quant_type, importance is not None)
     jobs = []
     for number, index in enumerate(np.ndindex(planes)):
@@ -213,8 +209,26 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     return made
 
 
-def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
-    """Compare [..., out, in] with blocks [..., out, bytes per row] on the same device."""
+def _factors_beside(array: _Array, importance: NDArray[np.float32] | None) -> tuple[Any, int]:
+    """Copy importance to the device of an array: what keeps it there, and its address, 0 for none.
+
+    The copy is a part of the array's stream.
+    """
+    if importance is None:
+        return None, 0
+    importance = np.ascontiguousarray(importance, np.float32)
+    made, address = array.empty(importance.shape, "F32")
+    array.stream.copy_in(address, importance)
+    return made, address
+
+
+def measure(
+    x: Any, blocks: Any, quant_type: QuantType, importance: NDArray[np.float32] | None = None
+) -> Errors:
+    """Compare [..., out, in] with blocks [..., out, bytes per row] on the same device.
+
+    `importance` is float32 [..., in] in host memory, a row for each matrix.
+    """
     if not (is_on_device(x) and is_on_device(blocks)):
         raise LayoutError("weights and blocks must be in the memory of the same device")
     if hasattr(blocks, "is_cuda"):
@@ -232,24 +246,31 @@ def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
     moments = np.zeros(array.shape[:-1], MOMENTS)
     n_in = array.shape[-1]
     if moments.size and n_in:
-        _enqueue_measures(array, rows, quant_type, moments)
-    return of_moments(moments, n_in)
+        _enqueue_measures(array, rows, quant_type, moments, importance)
+    return of_moments(moments, n_in, is_weighted=importance is not None)
 
 
 def _enqueue_measures(
-    array: _Array, rows: _Array, quant_type: QuantType, moments: NDArray[np.void]
+    array: _Array,
+    rows: _Array,
+    quant_type: QuantType,
+    moments: NDArray[np.void],
+    importance: NDArray[np.float32] | None,
 ) -> None:
     """Fill moments [..., out], one matrix after another, and wait."""
     n_in, row_bytes = array.shape[-1], rows.shape[-1]
     planes, n_out = array.shape[:-2], array.shape[-2] if len(array.shape) > 1 else 1
     each = moments_bytes(n_out, n_in)
     _parts, parts = array.empty((prod(planes) * each,), "U8")
+    _factors, factors = _factors_beside(array, importance)
     kernels = cuda_kernels.measurer(array.gpu, quant_type)
     array.stream.wait(rows.stream.record())
     by_plane = moments.reshape(-1, n_out)
     for number, index in enumerate(np.ndindex(planes)):
         blocks = rows.address + number * n_out * row_bytes
-        job = Job(_plane(array, index, n_out), quant_type, blocks, row_bytes, scratch=0)
+        weights = factors + 4 * n_in * number if factors else 0
+        plane = _plane(array, index, n_out)
+        job = Job(plane, quant_type, blocks, row_bytes, scratch=0, importance=weights)
         enqueue_measure(array.stream, kernels, job, parts + number * each)
         array.stream.copy_out(by_plane[number].view(np.uint8), parts + number * each)
     array.stream.synchronize()
