@@ -14,11 +14,17 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from weightcast.converters import graph as graphs
-from weightcast.converters.files import FileStates
+from weightcast.converters.files import FileStates, as_optional_path, as_path
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.graph import values as reading
-from weightcast.converters.sources import find_unwritten, open_graph, source_files, unwritten_note
-from weightcast.errors import CheckpointError, LayoutError, UnknownTensorError
+from weightcast.converters.sources import (
+    find_unwritten,
+    open_graph,
+    parse_size,
+    source_files,
+    unwritten_note,
+)
+from weightcast.errors import CheckpointError, LayoutError, MissingPackageError, UnknownTensorError
 from weightcast.text import closest, count, shown, size_text
 
 if TYPE_CHECKING:
@@ -122,39 +128,42 @@ class Tensor:
         with self._unchanged():
             return reading.load(self._described, wanted)
 
-    def torch(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def torch(self, dtype: torch.dtype | str | None = None) -> torch.Tensor:
         """Load all values as a tensor [..., out, in] of torch, in this machine's memory.
 
-        `dtype` is float32 by default, or any of torch's floats; for part of a tensor write
-        `torch.from_numpy(t[10:20])`. Raises LayoutError for another dtype, ModuleNotFoundError
-        without torch.
+        `dtype` is float32 by default, or any of torch's floats, "bfloat16" by name too; for part of
+        a tensor write `torch.from_numpy(t[10:20])`. Raises LayoutError for another dtype,
+        MissingPackageError without torch.
         """
         try:
             import torch
         except ModuleNotFoundError:
-            raise ModuleNotFoundError(
+            raise MissingPackageError(
                 "torch is not installed: pip install 'weightcast[torch]', or use .numpy()"
             ) from None
-        own = self.dtype
         if dtype is None:
             return torch.from_numpy(self.numpy())
-        if own != np.float32 or not dtype.is_floating_point:
-            raise LayoutError(f"{self.name}: values are {own}, and cannot be {dtype}")
-        made = torch.empty(self.shape, dtype=dtype)
+        wanted = _torch_dtype(self, dtype)
+        made = torch.empty(self.shape, dtype=wanted)
         for index, values in self.chunks():
-            made[index] = torch.from_numpy(values).to(dtype)
+            made[index] = torch.from_numpy(values).to(wanted)
         return made
 
-    def chunks(self, max_bytes: int = reading.CHUNK_BYTES) -> Iterator[tuple[Any, NDArray[Any]]]:
+    def chunks(
+        self, max_bytes: int | str = reading.CHUNK_BYTES
+    ) -> Iterator[tuple[Any, NDArray[Any]]]:
         """Read all values in order, whole rows of at most `max_bytes` at a time, a row at least.
 
+        `max_bytes` is a number of bytes, or text as "64M".
+
         Gives pairs of an index and the array that `t[index]` is, so that tensors of any size go
-        through bounded memory. Raises CheckpointError if a file cannot be read.
+        through bounded memory. Raises RequestError for what is no size, CheckpointError if a file
+        cannot be read.
 
         >>> sum(float(np.square(values).sum()) for _, values in t.chunks()) > 0
         True
         """
-        return self._chunks(reading.chunks(self._described, max_bytes))
+        return self._chunks(reading.chunks(self._described, parse_size(max_bytes)))
 
     def _chunks(
         self, pieces: Iterator[tuple[Any, NDArray[Any]]]
@@ -336,6 +345,23 @@ class Checkpoint(Mapping[str, Tensor]):
         return f"; there are {count(len(self), 'tensor')}, such as {next(iter(self), '')!r}"
 
 
+def _torch_dtype(tensor: Tensor, given: object) -> torch.dtype:
+    """Give the dtype of torch that is asked for. Raises LayoutError if values cannot have it."""
+    import torch
+
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype):
+        raise LayoutError(f"{tensor.name}: {shown(given)} is not a dtype of torch")
+    try:
+        torch.zeros(1).to(dtype)  # of some packed ones torch makes nothing
+        is_possible = tensor.dtype == np.float32 and dtype.is_floating_point
+    except (RuntimeError, TypeError):
+        is_possible = False
+    if not is_possible:
+        raise LayoutError(f"{tensor.name}: values are {tensor.dtype}, and cannot be {dtype}")
+    return dtype
+
+
 def _unpickled(
     kind: Callable[..., Any], files: Iterable[Path] | None, opened: FileStates, *parts: Any
 ) -> Any:
@@ -366,5 +392,5 @@ def open(path: str | os.PathLike[str], spec: str | os.PathLike[str] | None = Non
     >>> rows.shape, rows.dtype
     ((10, 256), dtype('float32'))
     """
-    graph = open_graph(Path(path), None if spec is None else Path(spec))
+    graph = open_graph(as_path(path, "path"), as_optional_path(spec, "spec"))
     return Checkpoint(graph, FileStates.of(source_files(graph)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from weightcast.converters.engine import (
     Meter,
     OnProgress,
     Progress,
+    callback,
     cancellable,
     executor,
     ignore_progress,
 )
-from weightcast.converters.files import ignore_signals
+from weightcast.converters.files import as_path, ignore_signals
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.output import (
     check_free_space,
@@ -194,8 +194,8 @@ class Conversion:
 
     def run(
         self,
-        on_progress: OnProgress = ignore_progress,
-        gate: Callable[[Report], None] = lambda report: None,
+        on_progress: OnProgress | None = None,
+        gate: Callable[[Report], None] | None = None,
     ) -> Summary:
         """Run it and write the report, if one is asked for. Raises CheckpointError.
 
@@ -207,7 +207,8 @@ class Conversion:
         def on_report(report: Report) -> None:
             report = replace(report, limits=self.limits)
             try:
-                gate(report)
+                if gate is not None:
+                    gate(report)
             except LimitError:
                 self._write_report(report)
                 raise
@@ -215,7 +216,7 @@ class Conversion:
         summary = run(
             self.plan,
             self.options.jobs,
-            on_progress,
+            callback(on_progress),
             self.devices,
             self.measuring,
             resume=self.options.resume,
@@ -236,25 +237,25 @@ class Conversion:
 def convert(
     source: StrPath,
     *outputs: StrPath | Iterable[StrPath],
-    types: str | Sequence[str] = (),
+    types: str | Sequence[str] | None = (),
     spec: StrPath | None = None,
     tokenizer: StrPath | None = None,
     no_tokenizer: bool = False,
-    split: str | int | None = None,
+    split: str | float | None = None,
     recipe: StrPath | None = None,
-    tensor_types: str | Sequence[str] = (),
+    tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     pure: bool = False,
     imatrix: StrPath | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
     jobs: int | None = None,
-    memory: str | int | None = None,
+    memory: str | float | None = None,
     device: str = "cpu",
     report: StrPath | None = None,
     baseline: str | None = None,
     resume: bool = True,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress | None = None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
@@ -268,9 +269,10 @@ def convert(
     shards with parts that were never written, as unfinished downloads have.
 
     Precision: `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come
-    before them. `pure` gives all quantized tensors of GGUF outputs that no rule names the recipe's
-    base type. `imatrix` is an importance matrix in llama.cpp's format. `allow_requantize` quantizes
-    once more what is quantized already and cannot be carried unchanged.
+    before them, or a dict {REGEX: TYPE}. `pure` gives all quantized tensors of GGUF outputs that no
+    rule names the recipe's base type. `imatrix` is an importance matrix in llama.cpp's format.
+    `allow_requantize` quantizes once more what is quantized already and cannot be carried
+    unchanged.
 
     Files: `split` is the most tensor data of one file: bytes, or text as "48G". With `bundle`
     each output gets provenance, checksums and a model card.
@@ -301,28 +303,29 @@ def convert(
     ['gguf', 'safetensors']
     """
     # The keywords are the options' names.
-    on_progress(Progress("plan"))
-    options = _options(locals())
-    return plan_conversion(Path(source), list(listed(outputs)), options).run(on_progress)
+    options = ConvertOptions.of(locals())
+    tell = callback(on_progress)
+    tell(Progress("plan"))
+    return _planned(source, outputs, options).run(tell)
 
 
 def plan(
     source: StrPath,
     *outputs: StrPath | Iterable[StrPath],
-    types: str | Sequence[str] = (),
+    types: str | Sequence[str] | None = (),
     spec: StrPath | None = None,
     tokenizer: StrPath | None = None,
     no_tokenizer: bool = False,
-    split: str | int | None = None,
+    split: str | float | None = None,
     recipe: StrPath | None = None,
-    tensor_types: str | Sequence[str] = (),
+    tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     pure: bool = False,
     imatrix: StrPath | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
     jobs: int | None = None,
-    memory: str | int | None = None,
+    memory: str | float | None = None,
     device: str = "cpu",
     report: StrPath | None = None,
     baseline: str | None = None,
@@ -338,13 +341,11 @@ def plan(
     ...     print(output.path.name, f"{output.size / 1e6:.1f} MB")
     p-Q4_K_M.gguf 4.4 MB
     """
-    return plan_conversion(Path(source), list(listed(outputs)), _options(locals()))
+    return _planned(source, outputs, ConvertOptions.of(locals()))
 
 
-def _options(keywords: Mapping[str, Any]) -> ConvertOptions:
-    """Make options of the keywords of a call."""
-    paths = {n: Path(v) for n, v in keywords.items() if isinstance(v, os.PathLike)}
-    return ConvertOptions.of({**keywords, **paths})
+def _planned(source: object, outputs: Iterable[object], options: ConvertOptions) -> Conversion:
+    return plan_conversion(as_path(source, "source"), list(listed(outputs)), options)
 
 
 def plan_conversion(
@@ -361,6 +362,7 @@ def plan_conversion(
     `on_note` gets a note on the choice of devices, before the source is read.
     """
     devices = choose_devices(options.device)
+    choose_workers(options.jobs, devices)  # refuses what would be refused when it runs
     if devices.note:
         on_note(devices.note)
     measuring = None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightcast.converters.files import as_path
 from weightcast.converters.report import OutputErrors
 from weightcast.converters.targets.target import Output
 from weightcast.errors import RequestError
@@ -74,7 +75,7 @@ def listed(outputs: Iterable[object]) -> Iterator[str]:
     """List the paths of outputs, given one by one or in lists. Raises RequestError."""
     for given in outputs:
         if isinstance(given, str | os.PathLike):
-            yield os.fsdecode(given)
+            yield str(as_path(given, "output"))
         elif isinstance(given, Iterable) and not isinstance(given, bytes):
             yield from listed(given)
         else:

@@ -313,8 +313,8 @@ def test_without_torch_a_message_says_what_to_do(tiny: Path) -> None:
         f"import weightcast; weightcast.open({str(tiny)!r})[{QUERY!r}].torch()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    said = "ModuleNotFoundError: torch is not installed: pip install 'weightcast[torch]'"
-    assert done.stderr.splitlines()[-1].startswith(said)
+    said = "MissingPackageError: torch is not installed: pip install 'weightcast[torch]'"
+    assert done.stderr.splitlines()[-1].startswith(f"weightcast.errors.{said}")
 
 
 # What is not finite, and what are no weights
