@@ -19,7 +19,7 @@ from weightcast.quant.cpu.library import (
 from weightcast.quant.cpu.metrics import measure_moments
 from weightcast.quant.cuda import arrays as cuda_arrays
 from weightcast.quant.host import as_importance, as_numpy, as_source, like, matrix_of
-from weightcast.quant.metrics import MOMENTS, Errors, check_rows, of_moments
+from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
 from weightcast.quant.names import type_named, weight_type_named
 from weightcast.quant.types import QuantType
 
@@ -76,9 +76,9 @@ def quantize(x: Any, type_name: str, importance: Importance | None = None) -> An
     all matrices, or [..., in] with one row for each, say [experts, in]. Types that do not use it
     ignore its values; IQ2_XXS, IQ2_XS and IQ1_S cannot be made without.
 
-    Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN
-    and infinity with their place, and importance that is missing, negative or of another shape;
-    DeviceError if a device cannot be used.
+    Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN,
+    infinity and values beyond the type's range with their place, and importance that is missing,
+    negative or of another shape; DeviceError if a device cannot be used.
 
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> weightcast.quantize(weights, "Q4_K").shape
@@ -112,8 +112,6 @@ def _quantized(
         try:
             quantize_matrix(matrix_of(array[index]), quant_type, result[index], weights)
         except SourceValueError as error:
-            if not index:
-                raise
             raise error.at(index) from None
     return result
 
@@ -142,8 +140,7 @@ def dequantize(blocks: Any, type_name: str | None = None) -> Any:
     if cuda_arrays.is_on_device(blocks):
         return cuda_arrays.dequantize(blocks, quant_type)
     rows = as_numpy(blocks, "dequantize")
-    if rows.dtype != np.uint8 or rows.ndim == 0:
-        raise LayoutError(f"expected uint8 rows, got {rows.dtype} of {rows.ndim} axes")
+    check_bytes(rows.dtype == np.uint8, rows.dtype, rows.shape, quant_type)
     row_elements = quant_type.row_elements(rows.shape[-1])
     n_elements = row_elements * int(np.prod(rows.shape[:-1], dtype=np.int64))
     flat = dequantize_bytes(quant_type, np.ascontiguousarray(rows).reshape(-1), n_elements)
@@ -210,8 +207,7 @@ def measure(
     if cuda_arrays.is_on_device(x) or cuda_arrays.is_on_device(blocks):
         return cuda_arrays.measure(x, blocks, quant_type, factors)
     array, rows = as_source(x), as_numpy(blocks, "measure")
-    if rows.dtype != np.uint8:
-        raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
+    check_bytes(rows.dtype == np.uint8, rows.dtype, rows.shape, quant_type)
     check_rows(array.shape, rows.shape, quant_type)
     moments = np.zeros(array.shape[:-1], MOMENTS)
     for index in np.ndindex(array.shape[:-2]):

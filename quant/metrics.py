@@ -200,6 +200,16 @@ def of_moments(moments: NDArray[np.void], n_in: int, *, is_weighted: bool = True
     )
 
 
+def check_bytes(
+    is_uint8: bool, dtype: object, shape: tuple[int, ...], quant_type: QuantType
+) -> None:
+    """Check that blocks of a type are rows of bytes. Raises LayoutError."""
+    if not is_uint8 or not shape:
+        raise LayoutError(
+            f"blocks of {quant_type.name} are uint8 [..., bytes per row], not {dtype} {list(shape)}"
+        )
+
+
 def check_rows(weights: tuple[int, ...], rows: tuple[int, ...], quant_type: QuantType) -> None:
     """Check the shape of rows of bytes for weights [..., in]. Raises LayoutError."""
     wanted = (*weights[:-1], quant_type.row_bytes(weights[-1]))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.quant.cpu.library import SourceValueError
+from weightcast.quant.cpu.library import SourceValueError, no_importance
 from weightcast.quant.cuda import kernels as cuda_kernels
 from weightcast.quant.cuda.device import Gpu, Stream, open_gpu
 from weightcast.quant.cuda.jobs import (
@@ -30,7 +30,7 @@ from weightcast.quant.cuda.jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.metrics import MOMENTS, Errors, check_rows, of_moments
+from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
 from weightcast.quant.types import QuantType
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     if array.address % _ITEM_BYTES[array.dtype]:
         raise LayoutError(f"cannot read {array.dtype} at an odd address: copy the array first")
     if importance is None and quant_type.importance == "required":
-        raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
+        raise no_importance(quant_type)
     if quant_type.importance == "ignored":
         importance = None
     n_in = array.shape[-1]
@@ -236,8 +236,7 @@ def measure(
     array, rows = _open(x), _open(blocks)
     if array.dtype not in ("F32", "F16", "BF16"):
         raise LayoutError(f"cannot measure {array.dtype}: use float32, float16 or bfloat16")
-    if rows.dtype != "U8":
-        raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
+    check_bytes(rows.dtype == "U8", rows.dtype, rows.shape, quant_type)
     if array.gpu is not rows.gpu:
         raise LayoutError("weights and blocks must be in the memory of the same device")
     check_rows(array.shape, rows.shape, quant_type)
@@ -296,8 +295,6 @@ def _report(array: _Array, jobs: list[tuple[tuple[int, ...], Job]]) -> None:
         try:
             report(job, row)
         except SourceValueError as error:
-            if not index:
-                raise
             raise error.at(index) from None
 
 
@@ -306,8 +303,7 @@ def dequantize(blocks: Any, quant_type: QuantType) -> Any:
     if hasattr(blocks, "is_cuda"):
         blocks = blocks.contiguous()
     array = _open(blocks)
-    if array.dtype != "U8":
-        raise LayoutError(f"expected uint8 rows, got {array.dtype}")
+    check_bytes(array.dtype == "U8", array.dtype, array.shape, quant_type)
     row_elements = quant_type.row_elements(array.shape[-1])
     if not array.is_contiguous:
         raise LayoutError("expected rows that follow each other in memory")
