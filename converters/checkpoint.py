@@ -39,6 +39,8 @@ _LAST_ROWS: Final = 2
 class Tensor:
     """A tensor of a checkpoint: [..., out, in], experts [experts, out, in]; nothing is loaded.
 
+    `name` is that of the checkpoint's own, which is GGUF's, whatever name it was found by.
+
     An index reads what it asks for, and no other rows: `t[10:20]`, `t[-1]`, `t[:, :128]`, and of
     stacked experts `t[3, 10:20]`. It takes whole numbers, slices of any step and `...`; for masks
     and lists of numbers load the tensor first. `np.asarray(t)`, and numpy's functions, load it all.

@@ -21,11 +21,12 @@ StrPath = str | os.PathLike[str]
 class OutputSummary:
     """One output of a conversion, written or planned: where, what, how large.
 
-    `path` is the file, of split GGUF the name that its parts go by, or the directory. `size` counts
-    the bytes of all `files` together; `tensor_bytes` those of the tensors alone, which are
-    `bits_per_weight` for each weight. `types` has the number of tensors of each type. `notes` are
-    lines on what was chosen, and what a runtime will make of it. `bundle` are the files of its
-    release bundle, and `errors` those that were measured: `errors.total.relative_rms`.
+    `path` is the file, of split GGUF the name that its parts go by, or the directory. `target` is
+    "gguf" or "safetensors", `type` the type as Q4_K_M, BF16 or int4-g128. `size` counts the bytes
+    of all `files` together; `tensor_bytes` those of the tensors alone, which are `bits_per_weight`
+    for each weight. `types` has the number of tensors of each type. `notes` are lines on what was
+    chosen, and what a runtime will make of it. `bundle` are the files of its release bundle, and
+    `errors` those that were measured: `errors.total.relative_rms`.
 
     >>> summary = weightcast.convert(path, out, no_tokenizer=True)
     >>> output = summary.outputs[0]

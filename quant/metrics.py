@@ -51,6 +51,14 @@ class Errors:
     `sqnr_db` minus infinity, and `cosine` and `mean_error` infinite or NaN. Where `measure` was
     given no importance, what is weighted by it is NaN.
 
+    Sums are `error_squares` of (y - x)^2, `source_squares` of x^2, `cross` of x (y - x), `errors`
+    of y - x; `weighted_error_squares` and `weighted_source_squares` are the first two by
+    importance. `histogram` counts runs by their error (docs/report.schema.json). `rows` and
+    `weights` count those of an entry, `runs` its runs of 32 weights along a row: of these
+    `zeroed_runs` became all zeros and were not, and in `clipped_runs` the largest magnitude fell
+    below 7/8. `exact` counts weights with y == x. `largest_square` is the largest (y - x)^2, first
+    found in row `largest_row` of the entry and column `largest_in`.
+
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> errors = weightcast.measure(weights, weightcast.quantize(weights, "Q4_K"), "Q4_K")
     >>> errors

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightcast.errors import ChangedError, CheckpointError
+from weightcast.errors import ChangedError, CheckpointError, MissingTensorError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class FileState:
         """Look a file up. Raises CheckpointError if it is not there."""
         try:
             status = os.stat(path)
+        except FileNotFoundError:
+            raise MissingTensorError(f"{path}: is not there any more") from None
         except OSError as problem:
             raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)

@@ -75,7 +75,8 @@ def no_source(path: Path) -> CheckpointError:
     """Make the error for a path that holds nothing that is read."""
     from weightcast.converters.sources.foreign import why_no_source
 
-    return CheckpointError(why_no_source(path))
+    is_there = os.path.lexists(path)
+    return (CheckpointError if is_there else MissingTensorError)(why_no_source(path))
 
 
 def checkpoint_directory(path: Path) -> Path | None:

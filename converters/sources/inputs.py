@@ -55,6 +55,8 @@ class Inputs:
         for file in self.files:
             try:
                 file.check(file.path.stat(), changed)
+            except FileNotFoundError as problem:
+                raise MissingTensorError(f"{file.path}: vanished ({problem.strerror})") from None
             except OSError as problem:
                 # Perhaps for a moment only, as on a network.
                 raise CheckpointError(f"{file.path}: vanished ({problem.strerror})") from None

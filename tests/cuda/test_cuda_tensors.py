@@ -157,7 +157,7 @@ def test_other_values_that_are_refused(on):
     each[1, 77] = -1
     with pytest.raises(LayoutError, match="importance of column 77 is negative"):
         quantize(on.put(x), "Q4_K", each)
-    with pytest.raises(LayoutError, match="IQ2_XS cannot be made without an importance"):
+    with pytest.raises(LayoutError, match="IQ2_XS cannot be made without importance"):
         quantize(on.put(x), "IQ2_XS")
 
 

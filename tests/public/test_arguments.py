@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import pydoc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,3 +162,40 @@ def test_dtypes_of_torch(tiny: Path) -> None:
     for dtype in wrong:
         with pytest.raises(weightcast.LayoutError, match=f"^{QUERY}: .*(not a dtype|cannot be)"):
             tensor.torch(dtype)
+
+
+@pytest.mark.parametrize("name", ["path", "source", "artifact", "a", "b", "spec", "imatrix"])
+def test_what_is_not_there_is_of_one_class(name: str, tiny: Path, tmp_path: Path) -> None:
+    gone, output = tmp_path / "gone", tmp_path / "a-Q4_0.gguf"
+    calls: dict[str, Callable[[Any], object]] = {
+        **CALLS,
+        "b": lambda path: weightcast.compare(tiny, path),
+        "spec": lambda path: weightcast.open(tiny, path),
+        "imatrix": lambda path: weightcast.plan(tiny, output, no_tokenizer=True, imatrix=path),
+    }
+    with pytest.raises(weightcast.MissingTensorError, match=f"^{gone}: "):
+        calls[name](gone)
+
+
+def test_signatures_and_help_show_nothing_internal() -> None:
+    functions = [getattr(weightcast, name) for name in weightcast.__all__]
+    functions += [weightcast.Conversion.run, weightcast.Tensor.chunks]
+    for function in functions:
+        if callable(function) and not isinstance(function, type):
+            assert " at 0x" not in str(inspect.signature(function))
+    assert pydoc.plain(pydoc.render_doc(weightcast.types)).splitlines()[2].startswith("types() ->")
+    assert weightcast.types() is weightcast.types()
+    names = set(dir(weightcast))
+    assert {name for name in names if not name.startswith("__")} == set(weightcast.__all__)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [weightcast.Errors, weightcast.Metrics, weightcast.OutputErrors, weightcast.TensorErrors,
+     weightcast.Tensor, weightcast.Problem, weightcast.TypeInfo, weightcast.OutputSummary],
+)  # fmt: skip
+def test_every_field_is_told_of(kind: Any) -> None:
+    own = inspect.getdoc(kind) or ""
+    for field in dataclasses.fields(kind):
+        if not field.name.startswith("_"):
+            assert f"`{field.name}`" in own, field.name
