@@ -51,6 +51,10 @@ class MissingTensorError(CheckpointError):
     """A tensor or file that the model needs is not there."""
 
 
+class MissingPackageError(CheckpointError, ModuleNotFoundError):
+    """A Python package that is asked for is not installed; a ModuleNotFoundError too."""
+
+
 class UnknownTensorError(CheckpointError, KeyError):
     """A checkpoint has no tensor of this name; a KeyError too."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,17 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from weightcast.converters import graph as graphs
+from weightcast.converters.files import FileStates, as_optional_path, as_path
 from weightcast.converters.graph import Spec, TensorGraph
 from weightcast.converters.graph import values as reading
-from weightcast.converters.sources import find_unwritten, open_graph, unwritten_note
-from weightcast.errors import LayoutError, UnknownTensorError
+from weightcast.converters.sources import (
+    find_unwritten,
+    open_graph,
+    parse_size,
+    source_files,
+    unwritten_note,
+)
+from weightcast.errors import CheckpointError, LayoutError, MissingPackageError, UnknownTensorError
 from weightcast.text import closest, count, shown, size_text
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ _LAST_ROWS: Final = 2
 class Tensor:
     """A tensor of a checkpoint: [..., out, in], experts [experts, out, in]; nothing is loaded.
 
+    `name` is that of the checkpoint's own, which is GGUF's, whatever name it was found by.
+
     An index reads what it asks for, and no other rows: `t[10:20]`, `t[-1]`, `t[:, :128]`, and of
     stacked experts `t[3, 10:20]`. It takes whole numbers, slices of any step and `...`; for masks
     and lists of numbers load the tensor first. `np.asarray(t)`, and numpy's functions, load it all.
@@ -38,6 +48,8 @@ class Tensor:
     Values of weights are float32, whatever they are stored as: floats and blocks as they decode,
     int8 codes times their scales. Numbers that are no weights, such as indices in a GGUF file,
     have the dtype that they are stored in.
+
+    Reading raises ChangedError if a file is not the one that was opened, or was written to since.
 
     >>> checkpoint = weightcast.open(path)
     >>> t = checkpoint["blk.0.attn_q.weight"]
@@ -49,6 +61,7 @@ class Tensor:
 
     name: str
     _described: graphs.Tensor
+    _opened: FileStates = field(compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,7 +101,19 @@ class Tensor:
     @property
     def files(self) -> tuple[Path, ...]:
         """List the files that it lies in."""
-        return tuple(dict.fromkeys(view.path for view in graphs.windows(self._described)))
+        return graphs.stored_files(self._described)
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Raise ChangedError if a file changed before what is read meanwhile, or while it is."""
+        files = self.files
+        self._opened.check(files)
+        try:
+            yield
+        except CheckpointError:
+            self._opened.check(files)
+            raise
+        self._opened.check(files)
 
     def numpy(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """Load all values as an array [..., out, in] of numpy.
@@ -101,41 +126,56 @@ class Tensor:
         >>> checkpoint["blk.0.attn_norm.weight"].numpy().dtype
         dtype('float32')
         """
-        return reading.load(self._described, reading.checked_dtype(self._described, dtype))
+        wanted = reading.checked_dtype(self._described, dtype)
+        with self._unchanged():
+            return reading.load(self._described, wanted)
 
-    def torch(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def torch(self, dtype: torch.dtype | str | None = None) -> torch.Tensor:
         """Load all values as a tensor [..., out, in] of torch, in this machine's memory.
 
-        `dtype` is float32 by default, or any of torch's floats; for part of a tensor write
-        `torch.from_numpy(t[10:20])`. Raises LayoutError for another dtype, ModuleNotFoundError
-        without torch.
+        `dtype` is float32 by default, or any of torch's floats, "bfloat16" by name too; for part of
+        a tensor write `torch.from_numpy(t[10:20])`. Raises LayoutError for another dtype,
+        MissingPackageError without torch.
         """
         try:
             import torch
         except ModuleNotFoundError:
-            raise ModuleNotFoundError(
+            raise MissingPackageError(
                 "torch is not installed: pip install 'weightcast[torch]', or use .numpy()"
             ) from None
-        own = self.dtype
         if dtype is None:
             return torch.from_numpy(self.numpy())
-        if own != np.float32 or not dtype.is_floating_point:
-            raise LayoutError(f"{self.name}: values are {own}, and cannot be {dtype}")
-        made = torch.empty(self.shape, dtype=dtype)
+        wanted = _torch_dtype(self, dtype)
+        made = torch.empty(self.shape, dtype=wanted)
         for index, values in self.chunks():
-            made[index] = torch.from_numpy(values).to(dtype)
+            made[index] = torch.from_numpy(values).to(wanted)
         return made
 
-    def chunks(self, max_bytes: int = reading.CHUNK_BYTES) -> Iterator[tuple[Any, NDArray[Any]]]:
+    def chunks(
+        self, max_bytes: int | str = reading.CHUNK_BYTES
+    ) -> Iterator[tuple[Any, NDArray[Any]]]:
         """Read all values in order, whole rows of at most `max_bytes` at a time, a row at least.
 
+        `max_bytes` is a number of bytes, or text as "64M".
+
         Gives pairs of an index and the array that `t[index]` is, so that tensors of any size go
-        through bounded memory. Raises CheckpointError if a file cannot be read.
+        through bounded memory. Raises RequestError for what is no size, CheckpointError if a file
+        cannot be read.
 
         >>> sum(float(np.square(values).sum()) for _, values in t.chunks()) > 0
         True
         """
-        return reading.chunks(self._described, max_bytes)
+        return self._chunks(reading.chunks(self._described, parse_size(max_bytes)))
+
+    def _chunks(
+        self, pieces: Iterator[tuple[Any, NDArray[Any]]]
+    ) -> Iterator[tuple[Any, NDArray[Any]]]:
+        while True:
+            with self._unchanged():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def stored(self) -> dict[str, NDArray[Any]]:
         """Load what lies in the files, undecoded: the parts of the tensor by their names.
@@ -150,7 +190,8 @@ class Tensor:
         >>> sorted(t.stored())
         ['codes', 'scales']
         """
-        return reading.load_stored(self._described)
+        with self._unchanged():
+            return reading.load_stored(self._described)
 
     def __getitem__(self, index: Any) -> Any:
         """Read some entries as an array of numpy; one value as a scalar.
@@ -158,7 +199,9 @@ class Tensor:
         Raises IndexError for entries that are not there, TypeError for indices other than whole
         numbers, slices and `...`, CheckpointError if a file cannot be read.
         """
-        return reading.select(self._described, index).load(self.dtype)[()]
+        selected = reading.select(self._described, index)
+        with self._unchanged():
+            return selected.load(self.dtype)[()]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -173,6 +216,9 @@ class Tensor:
         if copy is False:
             raise ValueError(f"{self.name} is read from files: it cannot be had without a copy")
         return self.numpy(dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (Tensor, self.files, self._opened, self.name, self._described)
 
     def __repr__(self) -> str:
         return f"<Tensor {shown(self.name)[1:-1]} {_columns(self)}>"
@@ -194,11 +240,13 @@ class Checkpoint(Mapping[str, Tensor]):
     ...     for index, values in tensor.chunks():
     ...         assert np.isfinite(values).all()
 
-    No file stays open, so nothing has to be closed; `with` works all the same. `graph` is what
-    weightcast itself works with.
+    No file stays open, so nothing has to be closed; `with` works all the same. Files must stay as
+    they are: where one was replaced or written to, reading raises ChangedError, as does unpickling.
+    `graph` is what weightcast itself works with.
     """
 
     graph: TensorGraph = field(repr=False)
+    _opened: FileStates = field(repr=False)
 
     @property
     def path(self) -> Path:
@@ -241,19 +289,23 @@ class Checkpoint(Mapping[str, Tensor]):
 
         A few samples of each shard are read for that.
         """
+        self._opened.check()
         unwritten = unwritten_note(find_unwritten(self.graph))
         return self.graph.notes if unwritten is None else (unwritten, *self.graph.notes)
 
     def __getitem__(self, name: str) -> Tensor:
         """Find a tensor by name. Raises UnknownTensorError, a KeyError, if there is none."""
         if name in self.graph.tensors:
-            return Tensor(name, self.graph.tensors[name])
+            return Tensor(name, self.graph.tensors[name], self._opened)
         if isinstance(name, str) and name in self._others:
             own, expert = self._others[name]
             tensor = self.graph.tensors[own]
             found = tensor if expert is None else graphs.take(tensor, expert)
-            return Tensor(found.name, found)
+            return Tensor(found.name, found, self._opened)
         raise UnknownTensorError(f"{self.path}: no tensor {shown(name)}{self._hint(name)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (Checkpoint, None, self._opened, self.graph)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.graph.tensors)
@@ -295,6 +347,31 @@ class Checkpoint(Mapping[str, Tensor]):
         return f"; there are {count(len(self), 'tensor')}, such as {next(iter(self), '')!r}"
 
 
+def _torch_dtype(tensor: Tensor, given: object) -> torch.dtype:
+    """Give the dtype of torch that is asked for. Raises LayoutError if values cannot have it."""
+    import torch
+
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype):
+        raise LayoutError(f"{tensor.name}: {shown(given)} is not a dtype of torch")
+    try:
+        torch.zeros(1).to(dtype)  # of some packed ones torch makes nothing
+        is_possible = tensor.dtype == np.float32 and dtype.is_floating_point
+    except (RuntimeError, TypeError):
+        is_possible = False
+    if not is_possible:
+        raise LayoutError(f"{tensor.name}: values are {tensor.dtype}, and cannot be {dtype}")
+    return dtype
+
+
+def _unpickled(
+    kind: Callable[..., Any], files: Iterable[Path] | None, opened: FileStates, *parts: Any
+) -> Any:
+    """Make a tensor or checkpoint of its parts again. Raises ChangedError if its files changed."""
+    opened.check(files)
+    return kind(*parts, opened)
+
+
 def _columns(tensor: Tensor) -> str:
     return f"{list(tensor.shape)}  {tensor.type}  {size_text(tensor.nbytes)}"
 
@@ -302,10 +379,11 @@ def _columns(tensor: Tensor) -> str:
 def open(path: str | os.PathLike[str], spec: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Open a checkpoint as a mapping from names to tensors; no weights are read yet.
 
-    `path` is a ckpt-0 directory or what holds one, a GGUF file (a split one by its first), a
-    safetensors file or directory, a directory with PyTorch's .bin files, or a repository of these
-    in a model hub's cache. `spec` is a JSON file of Grok-1's hyperparameters; without it they come
-    from spec.json in or beside the shards, or else are those of the release.
+    `path` is a ckpt-0 directory or what holds one, a GGUF file (a split one by its first
+    part, or by the name that all go by), a safetensors file or directory, a directory with
+    PyTorch's .bin files, or a repository of these in a model hub's cache. `spec` is a JSON file of
+    Grok-1's hyperparameters; without it they come from spec.json in or beside the shards, or else
+    are those of the release.
 
     Raises CheckpointError, or a child of it, for what is no checkpoint or cannot be read.
 
@@ -316,4 +394,5 @@ def open(path: str | os.PathLike[str], spec: str | os.PathLike[str] | None = Non
     >>> rows.shape, rows.dtype
     ((10, 256), dtype('float32'))
     """
-    return Checkpoint(open_graph(Path(path), None if spec is None else Path(spec)))
+    graph = open_graph(as_path(path, "path"), as_optional_path(spec, "spec"))
+    return Checkpoint(graph, FileStates.of(source_files(graph)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from weightcast.converters.engine import (
     Meter,
     OnProgress,
     Progress,
+    callback,
     cancellable,
     executor,
     ignore_progress,
 )
-from weightcast.converters.files import ignore_signals
+from weightcast.converters.files import as_path, ignore_signals
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.output import (
     check_free_space,
@@ -47,9 +47,9 @@ from weightcast.converters.sources import (
     Form,
     Inputs,
     find_unwritten,
-    in_hub_cache,
     list_inputs,
     parse_size,
+    resolve_source,
 )
 from weightcast.converters.summary import OutputSummary, StrPath, listed, summarize
 from weightcast.converters.targets import parse_output
@@ -157,6 +157,7 @@ def _told(outputs: Sequence[OutputSummary]) -> str:
 
 
 _DEFAULTS: Final = ConvertOptions()
+_CHANGED_SINCE: Final = "was changed since the conversion was planned; plan it again"
 # The forms of outputs, as messages call them.
 _FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
 
@@ -202,8 +203,8 @@ class Conversion:
 
     def run(
         self,
-        on_progress: OnProgress = ignore_progress,
-        gate: Callable[[Report], None] = lambda report: None,
+        on_progress: OnProgress | None = None,
+        gate: Callable[[Report], None] | None = None,
     ) -> Summary:
         """Run it and write the report, if one is asked for. Raises CheckpointError.
 
@@ -215,7 +216,8 @@ class Conversion:
         def on_report(report: Report) -> None:
             report = replace(report, limits=self.limits)
             try:
-                gate(report)
+                if gate is not None:
+                    gate(report)
             except LimitError as closed:
                 try:
                     self._write_report(report)
@@ -226,7 +228,7 @@ class Conversion:
         summary = run(
             self.plan,
             self.options.jobs,
-            on_progress,
+            callback(on_progress),
             self.devices,
             self.measuring,
             resume=self.options.resume,
@@ -252,25 +254,25 @@ class Conversion:
 def convert(
     source: StrPath,
     *outputs: StrPath | Iterable[StrPath],
-    types: str | Sequence[str] = (),
+    types: str | Sequence[str] | None = (),
     spec: StrPath | None = None,
     tokenizer: StrPath | None = None,
     no_tokenizer: bool = False,
-    split: str | int | None = None,
+    split: str | float | None = None,
     recipe: StrPath | None = None,
-    tensor_types: str | Sequence[str] = (),
+    tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     pure: bool = False,
     imatrix: StrPath | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
     jobs: int | None = None,
-    memory: str | int | None = None,
+    memory: str | float | None = None,
     device: str = "cpu",
     report: StrPath | None = None,
     baseline: str | None = None,
     resume: bool = True,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress | None = None,
 ) -> Summary:
     """Convert a checkpoint to one or several outputs in one read.
 
@@ -284,9 +286,10 @@ def convert(
     shards with parts that were never written, as unfinished downloads have.
 
     Precision: `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come
-    before them. `pure` gives all quantized tensors of GGUF outputs that no rule names the recipe's
-    base type. `imatrix` is an importance matrix in llama.cpp's format. `allow_requantize` quantizes
-    once more what is quantized already and cannot be carried unchanged.
+    before them, or a dict {REGEX: TYPE}. `pure` gives all quantized tensors of GGUF outputs that no
+    rule names the recipe's base type. `imatrix` is an importance matrix in llama.cpp's format.
+    `allow_requantize` quantizes once more what is quantized already and cannot be carried
+    unchanged.
 
     Files: `split` is the most tensor data of one file: bytes, or text as "48G". With `bundle`
     each output gets provenance, checksums and a model card.
@@ -317,28 +320,29 @@ def convert(
     ['gguf', 'safetensors']
     """
     # The keywords are the options' names.
-    on_progress(Progress("plan"))
-    options = _options(locals())
-    return plan_conversion(Path(source), list(listed(outputs)), options).run(on_progress)
+    options = ConvertOptions.of(locals())
+    tell = callback(on_progress)
+    tell(Progress("plan"))
+    return _planned(source, outputs, options).run(tell)
 
 
 def plan(
     source: StrPath,
     *outputs: StrPath | Iterable[StrPath],
-    types: str | Sequence[str] = (),
+    types: str | Sequence[str] | None = (),
     spec: StrPath | None = None,
     tokenizer: StrPath | None = None,
     no_tokenizer: bool = False,
-    split: str | int | None = None,
+    split: str | float | None = None,
     recipe: StrPath | None = None,
-    tensor_types: str | Sequence[str] = (),
+    tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     pure: bool = False,
     imatrix: StrPath | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
     jobs: int | None = None,
-    memory: str | int | None = None,
+    memory: str | float | None = None,
     device: str = "cpu",
     report: StrPath | None = None,
     baseline: str | None = None,
@@ -354,13 +358,11 @@ def plan(
     ...     print(output.path.name, f"{output.size / 1e6:.1f} MB")
     p-Q4_K_M.gguf 4.4 MB
     """
-    return plan_conversion(Path(source), list(listed(outputs)), _options(locals()))
+    return _planned(source, outputs, ConvertOptions.of(locals()))
 
 
-def _options(keywords: Mapping[str, Any]) -> ConvertOptions:
-    """Make options of the keywords of a call."""
-    paths = {n: Path(v) for n, v in keywords.items() if isinstance(v, os.PathLike)}
-    return ConvertOptions.of({**keywords, **paths})
+def _planned(source: object, outputs: Iterable[object], options: ConvertOptions) -> Conversion:
+    return plan_conversion(as_path(source, "source"), list(listed(outputs)), options)
 
 
 def plan_conversion(
@@ -377,6 +379,7 @@ def plan_conversion(
     `on_note` gets a note on the choice of devices, before the source is read.
     """
     devices = choose_devices(options.device)
+    choose_workers(options.jobs, devices)  # refuses what would be refused when it runs
     if devices.note:
         on_note(devices.note)
     measuring = None
@@ -398,7 +401,7 @@ def prepare(
     _check_useful(options, requests)
     importance = None if options.imatrix is None else read_imatrix(options.imatrix)
     split_bytes = 0 if options.split is None else parse_size(options.split)
-    source = in_hub_cache(Path(source))
+    source = resolve_source(Path(source))
     graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
     if not options.allow_requantize:
         check_requantized(planned)
@@ -483,6 +486,7 @@ def run(
     """
     meter = Meter(on_progress)
     workers = choose_workers(jobs, devices)
+    plan.inputs.check(_CHANGED_SINCE)
     plan.inputs.check_blanks()
     for output in plan.outputs:
         output.importance.check(output.request.path)
@@ -524,11 +528,23 @@ def _explained_failures(plan: Plan, *, resume: bool) -> Iterator[None]:
             raise CheckpointError(f"out of memory; use fewer {fewer} or {memory}") from None
     except (TakenError, LimitError):
         raise  # the same command cannot go on
-    except CheckpointError as error:
+    except CheckpointError as found:
+        error = _changed(plan) or found
         if kept := kept_work(output.request.path for output in plan.outputs):
             how = how_to_go_on(resume=resume)
             error.args = (f"{error} ({kept} is finished and kept; {how})",)
-        raise
+        raise error from found.__cause__
+
+
+def _changed(plan: Plan) -> ChangedError | None:
+    """Tell whether the source is no longer what it was: that explains whatever is wrong with it."""
+    try:
+        plan.inputs.check()
+    except ChangedError as changed:
+        return changed
+    except CheckpointError:
+        pass
+    return None
 
 
 @dataclass(frozen=True, slots=True)

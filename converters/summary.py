@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightcast.converters.files import as_path
 from weightcast.converters.report import OutputErrors
 from weightcast.converters.targets.target import Output
 from weightcast.errors import RequestError
@@ -20,11 +21,12 @@ StrPath = str | os.PathLike[str]
 class OutputSummary:
     """One output of a conversion, written or planned: where, what, how large.
 
-    `path` is the file, of split GGUF the name that its parts go by, or the directory. `size` counts
-    the bytes of all `files` together; `tensor_bytes` those of the tensors alone, which are
-    `bits_per_weight` for each weight. `types` has the number of tensors of each type. `notes` are
-    lines on what was chosen, and what a runtime will make of it. `bundle` are the files of its
-    release bundle, and `errors` those that were measured: `errors.total.relative_rms`.
+    `path` is the file, of split GGUF the name that its parts go by, or the directory. `target` is
+    "gguf" or "safetensors", `type` the type as Q4_K_M, BF16 or int4-g128. `size` counts the bytes
+    of all `files` together; `tensor_bytes` those of the tensors alone, which are `bits_per_weight`
+    for each weight. `types` has the number of tensors of each type. `notes` are lines on what was
+    chosen, and what a runtime will make of it. `bundle` are the files of its release bundle, and
+    `errors` those that were measured: `errors.total.relative_rms`.
 
     >>> summary = weightcast.convert(path, out, no_tokenizer=True)
     >>> output = summary.outputs[0]
@@ -74,7 +76,7 @@ def listed(outputs: Iterable[object]) -> Iterator[str]:
     """List the paths of outputs, given one by one or in lists. Raises RequestError."""
     for given in outputs:
         if isinstance(given, str | os.PathLike):
-            yield os.fsdecode(given)
+            yield str(as_path(given, "output"))
         elif isinstance(given, Iterable) and not isinstance(given, bytes):
             yield from listed(given)
         else:

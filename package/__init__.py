@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         FormatError,
         LayoutError,
         LimitError,
+        MissingPackageError,
         MissingTensorError,
         OutputError,
         RequestError,
@@ -56,6 +57,7 @@ __all__ = [
     "LayoutError",
     "LimitError",
     "Metrics",
+    "MissingPackageError",
     "MissingTensorError",
     "OutputError",
     "OutputErrors",
@@ -130,4 +132,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    kept = (name for name in globals() if name.startswith("__"))
+    return sorted({*kept, *__all__, "__version__"})

@@ -10,11 +10,16 @@ from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
 from weightcast.quant.coded import Quantized, quantize_coded
-from weightcast.quant.cpu.library import SourceValueError, dequantize_bytes, quantize_matrix
+from weightcast.quant.cpu.library import (
+    SourceValueError,
+    bad_importance,
+    dequantize_bytes,
+    quantize_matrix,
+)
 from weightcast.quant.cpu.metrics import measure_moments
 from weightcast.quant.cuda import arrays as cuda_arrays
 from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
-from weightcast.quant.metrics import MOMENTS, Errors, check_rows, of_moments
+from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
 from weightcast.quant.names import type_named, weight_type_named
 from weightcast.quant.types import QuantType
 
@@ -71,9 +76,9 @@ def quantize(x: Any, type_name: str, importance: Importance | None = None) -> An
     all matrices, or [..., in] with one row for each, say [experts, in]. Types that do not use it
     ignore its values; IQ2_XXS, IQ2_XS and IQ1_S cannot be made without.
 
-    Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN
-    and infinity with their place, and importance that is missing, negative or of another shape;
-    DeviceError if a device cannot be used.
+    Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN,
+    infinity and values beyond the type's range with their place, and importance that is missing,
+    negative or of another shape; DeviceError if a device cannot be used.
 
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> weightcast.quantize(weights, "Q4_K").shape
@@ -107,8 +112,6 @@ def _quantized(
         try:
             quantize_matrix(matrix_of(array[index]), quant_type, result[index], weights)
         except SourceValueError as error:
-            if not index:
-                raise
             raise error.at(index) from None
     return result
 
@@ -137,8 +140,7 @@ def dequantize(blocks: Any, type_name: str | None = None) -> Any:
     if cuda_arrays.is_on_device(blocks):
         return cuda_arrays.dequantize(blocks, quant_type)
     rows = as_numpy(blocks, "dequantize", CODES)
-    if rows.dtype != np.uint8 or rows.ndim == 0:
-        raise LayoutError(f"expected uint8 rows, got {rows.dtype} of {rows.ndim} axes")
+    check_bytes(rows.dtype == np.uint8, rows.dtype, rows.shape, quant_type)
     row_elements = quant_type.row_elements(rows.shape[-1])
     n_elements = row_elements * int(np.prod(rows.shape[:-1], dtype=np.int64))
     flat = dequantize_bytes(quant_type, np.ascontiguousarray(rows).reshape(-1), n_elements)
@@ -159,15 +161,32 @@ def _check_type(quantized: Quantized, type_name: str | None) -> None:
             raise LayoutError(f"these weights are {quantized.type}, not {label}")
 
 
-def measure(x: Any, blocks: Any, type_name: str | None = None) -> Errors:
+def _checked_importance(importance: Importance, x: Any) -> NDArray[np.float32]:
+    """Bring the importance of weights to float32 [..., in]. Raises LayoutError."""
+    if cuda_arrays.is_on_device(importance):
+        importance = cuda_arrays.to_host(importance)
+    shape = cuda_arrays.shape_of(x) if cuda_arrays.is_on_device(x) else as_source(x).shape
+    factors = as_importance(importance, shape)
+    bad = np.argwhere(~((factors >= 0) & (factors < np.inf)))
+    if len(bad):
+        raise bad_importance(int(bad[0, -1]))
+    return factors
+
+
+def measure(
+    x: Any, blocks: Any, type_name: str | None = None, importance: Importance | None = None
+) -> Errors:
     """Compare weights [..., out, in] with what `quantize` made of them.
 
     `blocks` are uint8 [..., out, bytes per row], with the name of their type, or a `Quantized`.
     Both must be in the same memory, and are measured there. Gives an entry for each row, [...,
     out], in arrays of numpy; `.total()` is of all the weights. NaN and infinity are no failure.
 
-    Raises LayoutError for other dtypes and shapes that do not go together, DeviceError if a device
-    cannot be used.
+    `importance`, as `quantize` takes it, weighs the squares of `weighted_relative_rms` and
+    `weighted_sqnr_db`, which are NaN without, whatever the type makes of it.
+
+    Raises LayoutError for other dtypes, shapes that do not go together, and importance that is
+    negative or not finite; DeviceError if a device cannot be used.
 
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> errors = weightcast.measure(weights, weightcast.quantize(weights, "Q8_0"), "Q8_0")
@@ -176,23 +195,24 @@ def measure(x: Any, blocks: Any, type_name: str | None = None) -> Errors:
     >>> bool(errors.total().sqnr_db > 40)
     True
     """
+    factors = None if importance is None else _checked_importance(importance, x)
     if isinstance(blocks, Quantized):
         _check_type(blocks, type_name)
         shape = tuple(getattr(x, "shape", ()))
         if shape != blocks.shape:
             raise LayoutError(f"codes {list(blocks.shape)} for weights of {list(shape)}")
         values = np.ascontiguousarray(as_numpy(blocks.dequantize()))
-        return measure(x, like(x, values.view(np.uint8)), "F32")
+        return measure(x, like(x, values.view(np.uint8)), "F32", factors)
     quant_type = _blocks_type(type_name)
     if cuda_arrays.is_on_device(x) or cuda_arrays.is_on_device(blocks):
-        return cuda_arrays.measure(x, blocks, quant_type)
+        return cuda_arrays.measure(x, blocks, quant_type, factors)
     array, rows = as_source(x, "measure"), as_numpy(blocks, "measure", CODES)
-    if rows.dtype != np.uint8:
-        raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
+    check_bytes(rows.dtype == np.uint8, rows.dtype, rows.shape, quant_type)
     check_rows(array.shape, rows.shape, quant_type)
     moments = np.zeros(array.shape[:-1], MOMENTS)
     for index in np.ndindex(array.shape[:-2]):
         matrix = matrix_of(np.atleast_2d(array[index]))
-        found = measure_moments(matrix, quant_type, np.ascontiguousarray(rows[index]))
+        weights = None if factors is None else factors[index]
+        found = measure_moments(matrix, quant_type, np.ascontiguousarray(rows[index]), weights)
         moments[index] = found.reshape(array.shape[len(index) : -1])
-    return of_moments(moments, array.shape[-1])
+    return of_moments(moments, array.shape[-1], is_weighted=factors is not None)

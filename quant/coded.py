@@ -16,6 +16,7 @@ from weightcast.quant.fp4 import SCALED_ELEMENTS, join_blocks, split_blocks
 from weightcast.quant.fp8 import Fp8Rows, dequantize_fp8, quantize_fp8
 from weightcast.quant.groups import Groups, dequantize_groups, quantize_groups
 from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
+from weightcast.quant.metrics import check_bytes
 from weightcast.quant.names import CodedType, weight_type_named
 from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, QuantType
 
@@ -49,6 +50,13 @@ class Quantized:
     scales: Any
     zero_points: Any | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.type, str):
+            raise LayoutError(
+                f"a type is text such as 'int4-g128', not {type(self.type).__name__}; give type, "
+                "codes, scales and zero_points, in this order"
+            )
+
     @classmethod
     def from_blocks(cls, blocks: Any, type_name: str) -> Quantized:
         """Take GGUF blocks of MXFP4 or NVFP4, uint8 [..., bytes per row], apart, unchanged.
@@ -64,8 +72,7 @@ class Quantized:
         if not isinstance(quant_type, QuantType) or quant_type not in _FP4_SCALES:
             raise LayoutError(f"{quant_type.label} cannot be taken apart: MXFP4 and NVFP4 can")
         rows = as_numpy(blocks, "take apart", CODES)
-        if rows.dtype != np.uint8 or rows.ndim == 0:
-            raise LayoutError(f"expected uint8 rows, got {rows.dtype} of {rows.ndim} axes")
+        check_bytes(rows.dtype == np.uint8, rows.dtype, rows.shape, quant_type)
         quant_type.row_elements(rows.shape[-1])
         found = split_blocks(rows.reshape(-1, rows.shape[-1]), quant_type)
         codes, scales = (part.reshape(*rows.shape[:-1], part.shape[-1]) for part in found)
@@ -190,7 +197,7 @@ def quantize_coded(x: Any, weight_type: CodedType, importance: Any | None) -> Qu
         try:
             found.append(_coded(planes[index], weight_type, weights))
         except SourceValueError as error:
-            raise (error.at(index) if index else error) from None
+            raise error.at(index) from None
     shape = array.shape[: max(array.ndim - 2, 0)]
 
     def joined(part: Callable[[Groups], NDArray[Any]]) -> Any:

@@ -48,7 +48,16 @@ class Errors:
     All fields and metrics are arrays of one shape, with an entry for each row, or numbers for all
     rows together (`total`). The histogram has one more axis. An error that is NaN or infinite, as
     in a block with an infinite scale, makes `error_squares`, `largest` and `relative_rms` infinite,
-    `sqnr_db` minus infinity, and `cosine` and `mean_error` infinite or NaN.
+    `sqnr_db` minus infinity, and `cosine` and `mean_error` infinite or NaN. Where `measure` was
+    given no importance, what is weighted by it is NaN.
+
+    Sums are `error_squares` of (y - x)^2, `source_squares` of x^2, `cross` of x (y - x), `errors`
+    of y - x; `weighted_error_squares` and `weighted_source_squares` are the first two by
+    importance. `histogram` counts runs by their error (docs/report.schema.json). `rows` and
+    `weights` count those of an entry, `runs` its runs of 32 weights along a row: of these
+    `zeroed_runs` became all zeros and were not, and in `clipped_runs` the largest magnitude fell
+    below 7/8. `exact` counts weights with y == x. `largest_square` is the largest (y - x)^2, first
+    found in row `largest_row` of the entry and column `largest_in`.
 
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> errors = weightcast.measure(weights, weightcast.quantize(weights, "Q4_K"), "Q4_K")
@@ -65,7 +74,7 @@ class Errors:
     source_squares: NDArray[np.float64]  # sum of x^2
     cross: NDArray[np.float64]  # sum of x * (y - x)
     errors: NDArray[np.float64]  # sum of y - x
-    weighted_error_squares: NDArray[np.float64]  # with the importance of each weight; 0 without
+    weighted_error_squares: NDArray[np.float64]  # with the importance of each weight
     weighted_source_squares: NDArray[np.float64]
     largest_square: NDArray[np.float64]  # largest (y - x)^2
     largest_row: NDArray[np.int64]  # the first row of the entry that has it,
@@ -180,9 +189,15 @@ def _decibels(relative_rms: NDArray[np.float64]) -> NDArray[np.float64]:
         return 0.0 - 20 * np.log10(relative_rms)  # not -0.0
 
 
-def of_moments(moments: NDArray[np.void], n_in: int) -> Errors:
-    """Turn MOMENTS [...] of rows of n_in weights into errors."""
+def of_moments(moments: NDArray[np.void], n_in: int, *, is_weighted: bool = True) -> Errors:
+    """Turn MOMENTS [...] of rows of n_in weights into errors.
+
+    If they are not weighted, what has to do with importance is NaN.
+    """
     shape = moments.shape
+    if not is_weighted:
+        moments = moments.copy()
+        moments["weighted_error_squares"] = moments["weighted_source_squares"] = np.nan
     return Errors(
         rows=np.ones(shape, np.int64),
         weights=np.full(shape, n_in, np.int64),
@@ -191,6 +206,16 @@ def of_moments(moments: NDArray[np.void], n_in: int) -> Errors:
         histogram=moments["histogram"].astype(np.int64),
         **{name: moments[name] for name in MOMENTS.names or () if name != "histogram"},
     )
+
+
+def check_bytes(
+    is_uint8: bool, dtype: object, shape: tuple[int, ...], quant_type: QuantType
+) -> None:
+    """Check that blocks of a type are rows of bytes. Raises LayoutError."""
+    if not is_uint8 or not shape:
+        raise LayoutError(
+            f"blocks of {quant_type.name} are uint8 [..., bytes per row], not {dtype} {list(shape)}"
+        )
 
 
 def check_rows(weights: tuple[int, ...], rows: tuple[int, ...], quant_type: QuantType) -> None:

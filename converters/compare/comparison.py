@@ -16,9 +16,11 @@ from weightcast.converters.engine import (
     Meter,
     OnProgress,
     Progress,
+    callback,
     cancellable,
     ignore_progress,
 )
+from weightcast.converters.files import as_optional_path, as_path
 from weightcast.converters.graph import TensorGraph, windows
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.recipes import (
@@ -245,7 +247,7 @@ def compare(
     imatrix: str | os.PathLike[str] | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Measure the errors of every tensor of B against the same tensor of A.
 
@@ -264,5 +266,8 @@ def compare(
     True
     """
     against = parse_baseline(baseline)
-    on_progress(Progress("plan"))
-    return measure_both(open_both(a, b, spec, imatrix), against, jobs, on_progress)
+    tell = callback(on_progress)
+    named = as_path(a, "a"), as_path(b, "b")
+    beside = as_optional_path(spec, "spec"), as_optional_path(imatrix, "imatrix")
+    tell(Progress("plan"))
+    return measure_both(open_both(*named, *beside), against, jobs, tell)

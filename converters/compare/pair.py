@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
-from weightcast.converters.sources import CONTAINERS, in_hub_cache, open_as_it_is, open_family
+from weightcast.converters.sources import CONTAINERS, open_as_it_is, open_family, resolve_source
 from weightcast.errors import CheckpointError, LayoutError
 
 Shape = tuple[int, ...]
@@ -57,7 +57,7 @@ def open_pair(
     Both as Grok-1 where both are; GGUF files of whatever else under their own names. A GGUF file
     that is a Grok, but not a whole Grok-1, also goes with a Grok-1. Raises CheckpointError.
     """
-    first, second = _open(in_hub_cache(a), spec_a), _open(in_hub_cache(b), spec_b)
+    first, second = _open(resolve_source(a), spec_a), _open(resolve_source(b), spec_b)
     if first.family.has_table == second.family.has_table:
         return first, second
     own = [

@@ -12,6 +12,7 @@ from weightcast.converters.engine.progress import (
     Meter,
     OnProgress,
     Progress,
+    callback,
     cancellable,
     ignore_progress,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "OnProgress",
     "Progress",
     "Stream",
+    "callback",
     "cancellable",
     "hash_files",
     "ignore_progress",

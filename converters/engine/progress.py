@@ -6,7 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+from weightcast.errors import RequestError
+from weightcast.text import shown
 
 # plan     read headers and lay out what is to be written
 # check    compare what an interrupted run kept with its journal
@@ -37,6 +40,20 @@ OnProgress = Callable[[Progress], None]
 
 def ignore_progress(progress: Progress) -> None:
     """Do nothing: the callback of callers that do not ask."""
+
+
+def callback(on_progress: Any) -> OnProgress:
+    """Give the callback that a caller gave, or one for those that do not ask.
+
+    Raises RequestError for what cannot be called.
+    """
+    if on_progress is None:
+        return ignore_progress
+    if not callable(on_progress):
+        given = shown(on_progress)
+        raise RequestError(f"on_progress: give a function of a weightcast.Progress, not {given}")
+    found: OnProgress = on_progress
+    return found
 
 
 class Cancelled(BaseException):

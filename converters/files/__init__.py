@@ -21,6 +21,7 @@ from weightcast.converters.files.bundle_names import (
 from weightcast.converters.files.interrupts import ReleaseStack, ignore_signals
 from weightcast.converters.files.names import journal_path, partial_path, replaced_path
 from weightcast.converters.files.page_cache import forget_read
+from weightcast.converters.files.paths import as_optional_path, as_path
 from weightcast.converters.files.posix import (
     allocate,
     allow_open_files,
@@ -30,6 +31,7 @@ from weightcast.converters.files.posix import (
     sync_directory,
     write_all,
 )
+from weightcast.converters.files.state import FileState, FileStates
 from weightcast.converters.files.version import weightcast_version
 
 __all__ = [
@@ -40,10 +42,14 @@ __all__ = [
     "SUMS",
     "TENSORS",
     "Blank",
+    "FileState",
+    "FileStates",
     "ReleaseStack",
     "ZeroRuns",
     "allocate",
     "allow_open_files",
+    "as_optional_path",
+    "as_path",
     "bundle_paths",
     "exchange",
     "explained",

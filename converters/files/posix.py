@@ -25,8 +25,11 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
-def open_locked(path: Path, flags: int) -> int:
-    """Open and lock what an output grows in. Raises OutputError if another conversion has it."""
+def open_locked(path: Path, flags: int, output: Path | None = None) -> int:
+    """Open and lock what an output grows in.
+
+    Raises TakenError, which names the output, or else the path, if another conversion has it.
+    """
     while True:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
@@ -36,7 +39,9 @@ def open_locked(path: Path, flags: int) -> int:
                 return fd
         except BlockingIOError:
             os.close(fd)
-            raise TakenError(f"{path}: another conversion is writing this output") from None
+            raise TakenError(
+                f"{output or path}: another conversion is writing this output"
+            ) from None
         except BaseException:
             os.close(fd)
             raise

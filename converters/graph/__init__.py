@@ -31,7 +31,7 @@ from weightcast.converters.graph.resolve import (
     matrices,
     windows,
 )
-from weightcast.converters.graph.stored import stored_as, stored_bytes
+from weightcast.converters.graph.stored import stored_as, stored_bytes, stored_files
 from weightcast.converters.graph.tensor import (
     Quantize,
     Rows,
@@ -97,6 +97,7 @@ __all__ = [
     "stored",
     "stored_as",
     "stored_bytes",
+    "stored_files",
     "take",
     "transposed",
     "windows",

@@ -1,9 +1,10 @@
-"""Describe how tensors are stored: dtypes and bytes."""
+"""Describe how tensors are stored: dtypes, bytes, files."""
 
 from __future__ import annotations
 
 from collections import Counter
 from math import prod
+from pathlib import Path
 
 from weightcast.converters.graph.assembly import Assembly, Part
 from weightcast.converters.graph.resolve import matrices, windows
@@ -21,6 +22,18 @@ def _stored_as(view: View) -> str:
     if view.scales is None or view.is_packed:
         return view.array.dtype
     return f"{view.array.dtype} x {view.scales.array.dtype}[{view.scales.shape[1]}]"
+
+
+def stored_files(tensor: Tensor) -> tuple[Path, ...]:
+    """List the files that a tensor lies in, those of its scales included."""
+    found: dict[Path, None] = {}
+    for view in windows(tensor):
+        found[view.path] = None
+        if view.array.packed is not None:
+            found.update((part.path, None) for part in view.array.packed.parts.values())
+        elif view.scales is not None:
+            found[view.scales.path] = None
+    return tuple(found)
 
 
 def stored_bytes(tensor: Tensor) -> int:

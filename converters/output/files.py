@@ -173,7 +173,7 @@ class OutputFiles:
                     os.fsync(companion.fileno())
         for index, file in enumerate(output.files):
             path = folder / file.path.name if is_directory else partial_path(file.path)
-            fd = open_locked(path, os.O_RDWR | os.O_CREAT)
+            fd = open_locked(path, os.O_RDWR | os.O_CREAT, final)
             self._fds[number, index] = fd
             self._turns[number, index] = threading.Lock()
             if not is_directory:
@@ -195,7 +195,7 @@ class OutputFiles:
         # A run that was killed when it was complete may have left a journal of nothing.
         resume = self._resume and any(path.exists() for path in grown_paths(output))
         others = _other_parts(output)
-        journal = Journal(journal_path(final), now, output.data_bytes, resume=resume)
+        journal = Journal(final, now, output.data_bytes, resume=resume)
         self._journals[number] = journal
         before = journal.earlier.fingerprint
         if before is not None and before != now:
@@ -216,7 +216,7 @@ class OutputFiles:
             )
         if not folder.is_symlink():
             folder.mkdir(exist_ok=True)
-        self._folder_fds.append(open_locked(folder, os.O_RDONLY | os.O_DIRECTORY))
+        self._folder_fds.append(open_locked(folder, os.O_RDONLY | os.O_DIRECTORY, final))
         self._pending[folder] = number, final
         for leftover in folder.iterdir():  # of a run that was killed
             if leftover.is_dir() and not leftover.is_symlink():

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import xxhash
 
-from weightcast.converters.files import explained, open_locked
+from weightcast.converters.files import explained, journal_path, open_locked
 from weightcast.errors import OutputError
 from weightcast.quant.cpu.library import BlockCounts
 
@@ -128,16 +128,16 @@ class Journal:
     """The open, locked journal of one output. `earlier` is what an interrupted run left in it."""
 
     def __init__(
-        self, path: Path, fingerprint: Fingerprint, data_bytes: int, *, resume: bool
+        self, output: Path, fingerprint: Fingerprint, data_bytes: int, *, resume: bool
     ) -> None:
-        """Open and lock it; without `resume` what it says is forgotten.
+        """Open and lock that of an output; without `resume` what it says is forgotten.
 
         Raises OutputError if another run has it, or if what was finished was made otherwise.
         """
-        self._path = path
+        self._path = path = journal_path(output)
         self._lock = threading.Lock()
         self._may_be_torn = False
-        self._fd = open_locked(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._fd = open_locked(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, output)
         try:
             # What cannot be read is not nothing: then all that is finished would be forgotten.
             self.earlier = self._read() if resume else Contents()

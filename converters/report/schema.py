@@ -87,7 +87,15 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Errors of some weights. Numbers that are not finite are null."""
+    """Errors of some weights. Numbers that are not finite are null, None in Python.
+
+    `error_squares` and `source_squares` are sums of (y - x)^2 and x^2; `relative_rms` is the root
+    of their ratio and `sqnr_db` the same in decibels. `cosine` is the similarity of x and y,
+    `mean_error` the mean of y - x, `largest_error` the largest |y - x|, first found at
+    `largest_at`. `share_exact` of the `weights` did not change; `share_zeroed` and `share_clipped`
+    of runs of 32 became all zeros, or lost over 1/8 of their largest magnitude. `weighted` are
+    errors by importance, and `histogram` counts runs by their own ratio.
+    """
 
     weights: Count
     error_squares: ErrorSquares
@@ -160,7 +168,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class TensorErrors:
-    """Errors of one tensor of an output."""
+    """Errors of one tensor of an output.
+
+    `name`, `type`, `shape`, `bytes` and `bits_per_weight` are those in the output; `role` says what
+    it does in the model and `layer` where. `metrics` are its errors, `experts` those of each expert
+    if it has several, and `worst_rows` the rows with the largest relative errors.
+    """
 
     name: Annotated[str, About("in the output", label="tensor")]
     role: Role
@@ -247,7 +260,13 @@ class AppliedRecipe:
 
 @dataclass(frozen=True, slots=True)
 class OutputErrors:
-    """Errors of one output, or of whatever else was measured: a file or a directory."""
+    """Errors of one output, or of whatever else was measured: a file or a directory.
+
+    `path`, `container` and `type` say what was measured, `recipe` and `imatrix` how it was made.
+    `bytes` are those of all its files, `tensor_bytes` and `bits_per_weight` of the tensors alone.
+    `total` has the errors of all tensors together, `roles` those of each kind of tensor, and
+    `tensors` those of each.
+    """
 
     path: str
     container: Annotated[str, OneOf(tuple(sorted(CONTAINERS))), About(key="kind")]
@@ -298,7 +317,7 @@ class Report:
     ]
     limits: Annotated[
         tuple[Limit, ...],
-        About("what --fail-over asked for; absent without", optional=True),
+        About("the limits that were asked for; absent without", optional=True),
     ] = ()
     outputs: tuple[OutputErrors, ...]
 

@@ -5,7 +5,7 @@ provenance; `options` holds what a conversion can be asked.
 """
 
 from weightcast.converters.sources.containers import CONTAINERS
-from weightcast.converters.sources.detect import checkpoint_directory, container_of, in_hub_cache
+from weightcast.converters.sources.detect import checkpoint_directory, container_of, resolve_source
 from weightcast.converters.sources.inputs import (
     SOURCE,
     InputFile,
@@ -13,6 +13,7 @@ from weightcast.converters.sources.inputs import (
     find_unwritten,
     hub_repository,
     list_inputs,
+    source_files,
     unwritten_note,
     without_folders,
 )
@@ -52,7 +53,6 @@ __all__ = [
     "container_of",
     "find_unwritten",
     "hub_repository",
-    "in_hub_cache",
     "is_of_ranks",
     "join_packed",
     "list_inputs",
@@ -62,6 +62,8 @@ __all__ = [
     "open_to_inspect",
     "open_vocabulary",
     "parse_size",
+    "resolve_source",
+    "source_files",
     "unwritten_note",
     "weights_of",
     "without_folders",

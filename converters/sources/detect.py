@@ -9,11 +9,12 @@ from typing import Final
 
 from weightcast.errors import CheckpointError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
-from weightcast.formats.directory import entries, files_ending
+from weightcast.formats.directory import beside, entries, files_ending
 from weightcast.formats.foreign.downloads import is_cut_piece, surely_unfinished
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.jax import shards
 from weightcast.formats.reading import read_small
+from weightcast.formats.split import SPLIT_NAME
 from weightcast.text import shown, some
 
 TOKENIZER_NAME: Final = "tokenizer.model"
@@ -75,7 +76,8 @@ def no_source(path: Path) -> CheckpointError:
     """Make the error for a path that holds nothing that is read."""
     from weightcast.converters.sources.foreign import why_no_source
 
-    return CheckpointError(why_no_source(path))
+    is_there = os.path.lexists(path)
+    return (CheckpointError if is_there else MissingTensorError)(why_no_source(path))
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -94,13 +96,16 @@ def checkpoint_directory(path: Path) -> Path | None:
     return inside[0] if inside else None
 
 
-def in_hub_cache(path: Path) -> Path:
-    """Go from a repository in a model hub's cache to its revision, from an index to its folder.
+def resolve_source(path: Path) -> Path:
+    """Go from what somebody names to what is read.
 
-    Other paths stay. `refs/main` names the revision, or else there is one only. Raises
-    CheckpointError.
+    That is of a repository in a model hub's cache its revision, which `refs/main` names unless
+    there is one only; of an index the folder; of a split GGUF file, under the name that its parts
+    go by, the first part. Other paths stay. Raises CheckpointError.
     """
     try:
+        if path.suffix == ".gguf" and path.parent.is_dir() and not os.path.lexists(path):
+            return _first_part(path)
         if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
             return path.parent
         if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
@@ -108,6 +113,20 @@ def in_hub_cache(path: Path) -> Path:
     except OSError as problem:
         raise unreadable(path, problem) from None
     return path
+
+
+def _first_part(path: Path) -> Path:
+    """Find the first part of a split GGUF file that is there; the path itself if there is none.
+
+    Raises CheckpointError if parts of several splits are there.
+    """
+    matches = (SPLIT_NAME.fullmatch(entry.name) for entry in beside(path.parent, 0))
+    parts = sorted(match[0] for match in matches if match and f"{match[1]}.gguf" == path.name)
+    counts = {name.rpartition("-of-")[2]: name for name in reversed(parts)}
+    if len(counts) > 1:
+        names = some(sorted(counts.values()))
+        raise CheckpointError(f"{path}: split in several ways ({names}); name one of them")
+    return path.with_name(parts[0]) if parts else path
 
 
 def _revision(path: Path) -> Path:

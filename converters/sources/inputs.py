@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.converters.files import Blank, find_blanks
-from weightcast.converters.graph import TensorGraph, windows
+from weightcast.converters.graph import TensorGraph, stored_files, windows
 from weightcast.converters.sources.containers import CONTAINERS, container
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import ChangedError, CheckpointError, MissingTensorError
@@ -28,10 +28,10 @@ class InputFile:
     size: int
     mtime_ns: int
 
-    def check(self, status: os.stat_result) -> None:
-        """Raise ChangedError if the file is no longer what it was."""
+    def check(self, status: os.stat_result, changed: str = CHANGED) -> None:
+        """Raise ChangedError, which says `changed`, if the file is no longer what it was."""
         if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise ChangedError(f"{self.path}: {CHANGED}")
+            raise ChangedError(f"{self.path}: {changed}")
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ class Inputs:
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
 
-    def check(self) -> None:
+    def check(self, changed: str = CHANGED) -> None:
         """Raise ChangedError if a file is no longer what it was, CheckpointError if it is gone."""
         for file in self.files:
             try:
-                file.check(file.path.stat())
+                file.check(file.path.stat(), changed)
+            except FileNotFoundError as problem:
+                raise MissingTensorError(f"{file.path}: vanished ({problem.strerror})") from None
             except OSError as problem:
                 # Perhaps for a moment only, as on a network.
                 raise CheckpointError(f"{file.path}: vanished ({problem.strerror})") from None
@@ -137,8 +139,7 @@ def source_files(graph: TensorGraph) -> set[Path]:
     """List the files that hold a model's tensors."""
     paths = set(graph.files)
     for tensor in graph.values():
-        for view in windows(tensor):
-            paths.update((view.path, view.path if view.scales is None else view.scales.path))
+        paths.update(stored_files(tensor))
     return paths
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.containers import container
-from weightcast.converters.sources.detect import in_hub_cache, unreadable
+from weightcast.converters.sources.detect import resolve_source, unreadable
 from weightcast.errors import CheckpointError
 from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
 
@@ -17,11 +17,12 @@ from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
 def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
     """Open a checkpoint as a graph of named tensors [..., out, in]; no weights are read.
 
-    `path` is a ckpt-0 directory or what holds one, a GGUF file (a split one by its first), a
-    safetensors file or directory, or a repository of these in a model hub's cache. `spec` is a JSON
-    file of Grok-1's hyperparameters; without it they come from spec.json in or beside the shards,
-    or else are those of the release. Tensors are named as in GGUF; those of another model's GGUF
-    have the names and the order of the file. Raises CheckpointError.
+    `path` is a ckpt-0 directory or what holds one, a GGUF file (a split one by its first
+    part, or by the name that all go by), a safetensors file or directory, or a repository of these
+    in a model hub's cache. `spec` is a JSON file of Grok-1's hyperparameters; without it they come
+    from spec.json in or beside the shards, or else are those of the release. Tensors are named as
+    in GGUF; those of another model's GGUF have the names and the order of the file. Raises
+    CheckpointError.
     """
     path = _found(path)
     graph = open_as_it_is(path)
@@ -78,7 +79,7 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
 
 
 def _found(path: str | Path) -> Path:
-    return in_hub_cache(Path(path))
+    return resolve_source(Path(path))
 
 
 @contextmanager

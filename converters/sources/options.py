@@ -8,13 +8,16 @@ too. A new option is a row of `ConvertOptions` and a keyword of `weightcast.conv
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from weightcast.converters.files import as_path
 from weightcast.errors import RequestError
+from weightcast.text import option, shown
 
 # Values as the command line reads them; an "input" is a file that the conversion reads.
 Kind = Literal["flag", "text", "texts", "size", "input", "report", "workers", "baseline"]
@@ -29,12 +32,17 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)(B?)", re.IGNORECASE)
 _Options = TypeVar("_Options", bound="ConvertOptions")
 
 
-def parse_size(size: str | int) -> int:
-    """Read a size such as 48G, 500M or 4GiB, in bytes; an int is bytes. Raises RequestError."""
-    text = f"{size}B" if isinstance(size, int) else size
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise RequestError(f"{text[:50]!r} is not a size; write it like 48G, 500M or 4GiB")
+def parse_size(size: str | float) -> int:
+    """Read a size such as 48G, 500M or 4GiB, in bytes; whole numbers are bytes.
+
+    Raises RequestError.
+    """
+    nbytes = _whole(size)
+    text = size if nbytes is None else f"{nbytes}B"
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None or not isinstance(text, str):
+        given = shown(size[:50] if isinstance(size, str) else size)
+        raise RequestError(f"{given} is not a size; write it like 48G, 500M or 4GiB")
     if not match[2] and not match[4]:
         raise RequestError(
             f"{text[:50]!r} has no unit; write {text[:40]}G for GB, {text[:40]}M for MB, or "
@@ -42,10 +50,16 @@ def parse_size(size: str | int) -> int:
         )
     base = 1024 if match[3] else 1000
     power = " KMGT".index(match[2].upper() or " ")
-    nbytes = float(match[1]) * base**power
-    if not 1 <= nbytes < 2**60:
+    found = float(match[1]) * base**power
+    if not 1 <= found < 2**60:
         raise RequestError(f"{text[:50]!r} is not a sensible size")
-    return int(nbytes)
+    return int(found)
+
+
+def _whole(size: Any) -> int | None:
+    """Give a number of bytes, such as 1e6; None for anything else, True among it."""
+    is_number = isinstance(size, Real) and not isinstance(size, bool)
+    return int(size) if is_number and size == size // 1 else None
 
 
 def written_size(nbytes: int) -> str:
@@ -57,7 +71,7 @@ def written_size(nbytes: int) -> str:
     return f"{number}{unit}"
 
 
-def _size_bytes(size: str | int | None) -> int:
+def _size_bytes(size: str | float | None) -> int:
     return 0 if size is None else parse_size(size)
 
 
@@ -117,6 +131,33 @@ class Row:
         return self.option.kind == "input"
 
 
+def _checked(row: Row, given: Any) -> Any:
+    """Read the value of a keyword as its option has it. Raises RequestError if it cannot."""
+    kind, name = row.option.kind, option(row.name)
+    if given is None:
+        return row.default
+    if kind == "texts":
+        return _texts(name, given, is_rules="=" in (row.option.metavar or ""))
+    if kind in ("input", "report"):
+        return as_path(given, name)
+    if kind in ("text", "baseline") and not isinstance(given, str):
+        raise RequestError(f"{name}: give a text, not {shown(given)}")
+    return given
+
+
+def _texts(name: str, given: Any, *, is_rules: bool) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,)
+    if is_rules and isinstance(given, Mapping):
+        given = [f"{pattern}={type_name}" for pattern, type_name in given.items()]
+    texts = tuple(given) if isinstance(given, Iterable) else ()
+    wrong = next((each for each in texts if not isinstance(each, str)), None)
+    if wrong is not None or not isinstance(given, Iterable):
+        whole = " or a dict" if is_rules else ""
+        raise RequestError(f"{name}: give a text, a list of texts{whole}, not {shown(given)}")
+    return texts
+
+
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
     """The options that say how to read a Grok-1, beside where it lies."""
@@ -144,7 +185,7 @@ class ConvertOptions:
             card=1,
         ).metadata,
     )
-    split: str | int | None = field(
+    split: str | float | None = field(
         default=None,
         metadata=Option(
             "--split",
@@ -283,7 +324,7 @@ class ConvertOptions:
             metavar="N",
         ).metadata,
     )
-    memory: str | int | None = field(
+    memory: str | float | None = field(
         default=None,
         metadata=Option(
             "--memory",
@@ -340,13 +381,11 @@ class ConvertOptions:
 
     @classmethod
     def of(cls: type[_Options], keywords: Mapping[str, Any]) -> _Options:
-        """Take the options from the keywords of a call; a text may stand for a tuple of one."""
-        values = {row.name: keywords[row.name] for row in cls.rows()}
-        for row in cls.rows():
-            if row.option.kind == "texts":
-                given = values[row.name]
-                values[row.name] = (given,) if isinstance(given, str) else tuple(given)
-        return cls(**values)
+        """Take the options from the keywords of a call. Raises RequestError for other kinds.
+
+        None is the default of any; a text may stand for a tuple of one, a dict for rules.
+        """
+        return cls(**{row.name: _checked(row, keywords[row.name]) for row in cls.rows()})
 
     @classmethod
     def ordered(cls, position: Callable[[Option], int | None]) -> list[Row]:

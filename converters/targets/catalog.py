@@ -83,13 +83,14 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TypeInfo:
-    """A type that an output can have, under the name that its own name ends in.
+    """A type that an output can have.
 
-    `target` is "gguf" or "safetensors". `bits` is what a weight takes that is quantized to it, in
-    bits, scales and zero points included; `model_bits` what a weight of Grok-1 takes on average.
-    `importance` says what becomes of an importance matrix; codes of a release that are kept need
-    none. `runtimes` run such an output, of Grok-1 where it is a directory. `advice` says when to
-    take it, in a few words; it may be empty.
+    `name` is what the output's own name ends in, and `target` is "gguf" or "safetensors". `bits` is
+    what a weight takes that is quantized to it, in bits, scales and zero points included;
+    `model_bits` what a weight of Grok-1 takes on average. `importance` says what becomes of an
+    importance matrix; codes of a release that are kept need none. `layout` is that of a directory,
+    as "compressed-tensors", None of plain floats and of GGUF. `runtimes` run such an output, of
+    Grok-1 where it is a directory. `advice` says when to take it, in a few words; it may be empty.
     """
 
     name: str
@@ -102,9 +103,13 @@ class TypeInfo:
     advice: str = ""
 
 
-@cache
 def types() -> tuple[TypeInfo, ...]:
     """List all types of outputs: GGUF's, then those of safetensors directories."""
+    return _types()
+
+
+@cache
+def _types() -> tuple[TypeInfo, ...]:
     return (*map(_of_recipe, RECIPES.values()), *map(_of_directory, _directories()))
 
 

@@ -70,8 +70,9 @@ MOST_ALIKE: Final = 10
 class Problem:
     """Something that is wrong: where (a file, maybe a byte), in which tensor, what, and a remedy.
 
-    `tensor` is a name as `plain` shows it, or several; `mistake` is a short name of a known
-    mistake, for programs.
+    `place` is the file or directory, and maybe " at byte N"; `what` says what is wrong there.
+    `tensor` is a name as `plain` shows it, or several; `remedy` says what helps, and may be empty;
+    `mistake` is a short name of a known mistake, for programs.
     """
 
     place: str

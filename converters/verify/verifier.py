@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.compare import Sample
-from weightcast.converters.engine import Meter, OnProgress, cancellable, ignore_progress
+from weightcast.converters.engine import Meter, OnProgress, callback, cancellable
 from weightcast.converters.families import of_architecture
-from weightcast.converters.files import CARD
+from weightcast.converters.files import CARD, as_optional_path, as_path
 from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
@@ -21,10 +21,10 @@ from weightcast.converters.sources import (
     CONTAINERS,
     Weights,
     container_of,
-    in_hub_cache,
     is_of_ranks,
     open_family,
     open_graph,
+    resolve_source,
     weights_of,
 )
 from weightcast.converters.targets import TARGETS
@@ -45,7 +45,7 @@ from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.directory import entries
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.types import TYPES
-from weightcast.text import count, option, some
+from weightcast.text import count, option, shown, some
 
 
 @cancellable()
@@ -57,15 +57,15 @@ def verify(
     imatrix: str | os.PathLike[str] | None = None,
     sample: Sample = None,
     jobs: int | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress | None = None,
 ) -> Verification:
     """Check that an artifact is whole and, with a source, that it holds the source's weights.
 
-    `artifact` is a GGUF file (a split one by any of its files) or a safetensors file or directory,
-    `source` what it was made of, `imatrix` the importance matrix that was used. `sample` takes only
-    some rows of each matrix: their number, or a share below 1. `on_progress` is called with a
-    `weightcast.Progress`, from any thread, one call at a time; what it raises ends the verification
-    and is raised here.
+    `artifact` is a GGUF file (a split one by any of its files, or by the name that all go by) or a
+    safetensors file or directory, `source` what it was made of, `imatrix` the importance matrix
+    that was used. `sample` takes only some rows of each matrix: their number, or a share below 1.
+    `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a time; what
+    it raises ends the verification and is raised here.
 
     What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
     can be verified, RequestError for arguments that make no sense.
@@ -73,9 +73,12 @@ def verify(
     >>> weightcast.verify(out, path).is_good
     True
     """
-    meter = Meter(on_progress)
+    meter = Meter(callback(on_progress))
     meter.start("plan")
-    path = in_hub_cache(Path(artifact))
+    path = resolve_source(as_path(artifact, "artifact"))
+    against = as_optional_path(source, "source")
+    hyperparameters = as_optional_path(spec, "spec")
+    weighing = as_optional_path(imatrix, "imatrix")
     workers = choose_workers(jobs)
     _check_request(source, imatrix, sample)
     container = CONTAINERS[container_of(path)]
@@ -84,13 +87,12 @@ def verify(
             raise RequestError(
                 f"{path}: a checkpoint of shards is a source: verify it alone, or compare the two"
             )
-        given = None if spec is None else Path(spec)
-        return verify_source(path, given, workers.count, meter)
+        return verify_source(path, hyperparameters, workers.count, meter)
     structure = read_structure(path, TARGETS[container.target], container.name)
     return _Verifier(path, structure, sample, workers.count, meter).run(
-        None if source is None else in_hub_cache(Path(source)),
-        None if spec is None else Path(spec),
-        None if imatrix is None else read_imatrix(Path(imatrix)),
+        None if against is None else resolve_source(against),
+        hyperparameters,
+        None if weighing is None else read_imatrix(weighing),
     )
 
 
@@ -101,8 +103,10 @@ def _check_request(source: object, imatrix: object, sample: Sample) -> None:
     if sample is None:
         return
     is_share = isinstance(sample, float) and 0 < sample < 1
-    if not is_share and (isinstance(sample, bool | float) or sample < 1):
-        raise RequestError(f"a sample of {sample}: give a number of rows, or a share below 1")
+    is_number = hasattr(sample, "__index__") and not isinstance(sample, bool) and sample >= 1
+    if not is_share and not is_number:
+        given = shown(sample)
+        raise RequestError(f"a sample of {given}: give a number of rows, or a share below 1")
 
 
 class _Verifier:

@@ -125,7 +125,12 @@ class SourceValueError(LayoutError):
         self.in_ = in_
 
     def at(self, index: tuple[int, ...]) -> LayoutError:
-        """The same error in the matrix at `index` of an array of matrices."""
+        """Make the error of the matrix at `index` of an array of matrices, for who has the array.
+
+        Of whatever rank that is, it is of the one class that users know.
+        """
+        if not index:
+            return LayoutError(self)
         return LayoutError(f"{self.problem} at {[*index, self.out, self.in_]}")
 
 
@@ -264,7 +269,7 @@ def used_importance(
         return None
     if importance is None:
         if quant_type.importance == "required":
-            raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
+            raise no_importance(quant_type)
         return None
     return shaped_importance(importance, n_in)
 
@@ -331,6 +336,11 @@ def overflowed(quant_type: QuantType, out: int, in_: int, counts: BlockCounts) -
     if quant_type.block_elements > 1:
         return ScaleOverflowError(quant_type.name, out, in_, counts)
     return RangeError(f"a value beyond the range of {quant_type.name}", out, in_)
+
+
+def no_importance(quant_type: QuantType) -> LayoutError:
+    """The error for a type that needs importance and gets none."""
+    return LayoutError(f"{quant_type.name} cannot be made without importance: give `importance`")
 
 
 def bad_importance(column: int) -> LayoutError:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.quant.cpu.library import SourceValueError
+from weightcast.quant.cpu.library import SourceValueError, no_importance
 from weightcast.quant.cuda import kernels as cuda_kernels
 from weightcast.quant.cuda.device import Gpu, Stream, open_gpu
 from weightcast.quant.cuda.jobs import (
@@ -30,7 +30,7 @@ from weightcast.quant.cuda.jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.metrics import MOMENTS, Errors, check_rows, of_moments
+from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
 from weightcast.quant.types import QuantType
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     if array.address % _ITEM_BYTES[array.dtype]:
         raise LayoutError(f"cannot read {array.dtype} at an odd address: copy the array first")
     if importance is None and quant_type.importance == "required":
-        raise LayoutError(f"{quant_type.name} cannot be made without an importance matrix")
+        raise no_importance(quant_type)
     if quant_type.importance == "ignored":
         importance = None
     n_in = array.shape[-1]
@@ -192,11 +192,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     planes, n_out = array.shape[:-2], array.shape[-2] if len(array.shape) > 1 else 1
     each = scratch_bytes(quant_type, n_out, weighed=importance is not None)
     _scratch, scratch = array.empty((prod(planes) * each,), "U8")
-    factors = 0
-    if importance is not None:
-        importance = np.ascontiguousarray(importance, np.float32)
-        _factors, factors = array.empty(importance.shape, "F32")
-        array.stream.copy_in(factors, importance)
+    _factors, factors = _factors_beside(array, importance)
     kernels = cuda_kernels.quantizer(array.gpu, quant_type, importance is not None)
     jobs = []
     for number, index in enumerate(np.ndindex(planes)):
@@ -214,8 +210,26 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     return made
 
 
-def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
-    """Compare [..., out, in] with blocks [..., out, bytes per row] on the same device."""
+def _factors_beside(array: _Array, importance: NDArray[np.float32] | None) -> tuple[Any, int]:
+    """Copy importance to the device of an array: what keeps it there, and its address, 0 for none.
+
+    The copy is a part of the array's stream.
+    """
+    if importance is None:
+        return None, 0
+    importance = np.ascontiguousarray(importance, np.float32)
+    made, address = array.empty(importance.shape, "F32")
+    array.stream.copy_in(address, importance)
+    return made, address
+
+
+def measure(
+    x: Any, blocks: Any, quant_type: QuantType, importance: NDArray[np.float32] | None = None
+) -> Errors:
+    """Compare [..., out, in] with blocks [..., out, bytes per row] on the same device.
+
+    `importance` is float32 [..., in] in host memory, a row for each matrix.
+    """
     if not (is_on_device(x) and is_on_device(blocks)):
         raise LayoutError("weights and blocks must be in the memory of the same device")
     if hasattr(blocks, "is_cuda"):
@@ -223,8 +237,7 @@ def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
     array, rows = _open(x, "measure"), _open(blocks, "measure")
     if array.dtype not in ("F32", "F16", "BF16"):
         raise LayoutError(f"cannot measure {array.dtype}: use float32, float16 or bfloat16")
-    if rows.dtype != "U8":
-        raise LayoutError(f"expected uint8 rows, got {rows.dtype}")
+    check_bytes(rows.dtype == "U8", rows.dtype, rows.shape, quant_type)
     if array.gpu is not rows.gpu:
         raise LayoutError("weights and blocks must be in the memory of the same device")
     check_rows(array.shape, rows.shape, quant_type)
@@ -233,24 +246,31 @@ def measure(x: Any, blocks: Any, quant_type: QuantType) -> Errors:
     moments = np.zeros(array.shape[:-1], MOMENTS)
     n_in = array.shape[-1]
     if moments.size and n_in:
-        _enqueue_measures(array, rows, quant_type, moments)
-    return of_moments(moments, n_in)
+        _enqueue_measures(array, rows, quant_type, moments, importance)
+    return of_moments(moments, n_in, is_weighted=importance is not None)
 
 
 def _enqueue_measures(
-    array: _Array, rows: _Array, quant_type: QuantType, moments: NDArray[np.void]
+    array: _Array,
+    rows: _Array,
+    quant_type: QuantType,
+    moments: NDArray[np.void],
+    importance: NDArray[np.float32] | None,
 ) -> None:
     """Fill moments [..., out], one matrix after another, and wait."""
     n_in, row_bytes = array.shape[-1], rows.shape[-1]
     planes, n_out = array.shape[:-2], array.shape[-2] if len(array.shape) > 1 else 1
     each = moments_bytes(n_out, n_in)
     _parts, parts = array.empty((prod(planes) * each,), "U8")
+    _factors, factors = _factors_beside(array, importance)
     kernels = cuda_kernels.measurer(array.gpu, quant_type)
     array.stream.wait(rows.stream.record())
     by_plane = moments.reshape(-1, n_out)
     for number, index in enumerate(np.ndindex(planes)):
         blocks = rows.address + number * n_out * row_bytes
-        job = Job(_plane(array, index, n_out), quant_type, blocks, row_bytes, scratch=0)
+        weights = factors + 4 * n_in * number if factors else 0
+        plane = _plane(array, index, n_out)
+        job = Job(plane, quant_type, blocks, row_bytes, scratch=0, importance=weights)
         enqueue_measure(array.stream, kernels, job, parts + number * each)
         array.stream.copy_out(by_plane[number].view(np.uint8), parts + number * each)
     array.stream.synchronize()
@@ -276,8 +296,6 @@ def _report(array: _Array, jobs: list[tuple[tuple[int, ...], Job]]) -> None:
         try:
             report(job, row)
         except SourceValueError as error:
-            if not index:
-                raise
             raise error.at(index) from None
 
 
@@ -286,8 +304,7 @@ def dequantize(blocks: Any, quant_type: QuantType) -> Any:
     if hasattr(blocks, "is_cuda"):
         blocks = blocks.contiguous()
     array = _open(blocks, "dequantize")
-    if array.dtype != "U8":
-        raise LayoutError(f"expected uint8 rows, got {array.dtype}")
+    check_bytes(array.dtype == "U8", array.dtype, array.shape, quant_type)
     row_elements = quant_type.row_elements(array.shape[-1])
     if not array.is_contiguous:
         raise LayoutError("expected rows that follow each other in memory")

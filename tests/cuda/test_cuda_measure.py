@@ -159,11 +159,16 @@ def test_arrays_on_a_device(speaker: type[DeviceArray], shape: tuple[int, ...]) 
         found = measure(*on_device, "Q4_K")
         assert found.weights.shape == shape[:-1]
         require_same(found, wanted)
+        for axes in {(2304,), (*shape[:-2], 2304)}:
+            factors = np.abs(values(3, 2304)).reshape(3, 2304)[(0 if axes == (2304,) else ...)]
+            weighed = measure(*on_device, "Q4_K", factors)
+            require_same(weighed, measure(x, blocks, "Q4_K", factors))
+            assert np.isfinite(weighed.weighted_relative_rms).all()
     with pytest.raises(LayoutError, match="the same device"):
         measure(on_device[0], blocks, "Q4_K")
     with pytest.raises(LayoutError, match="Q8_0 has"):
         measure(*on_device, "Q8_0")
-    with pytest.raises(LayoutError, match="expected uint8"):
+    with pytest.raises(LayoutError, match=r"blocks of Q4_K are uint8 \["):
         measure(on_device[0], on_device[0], "Q4_K")
 
 

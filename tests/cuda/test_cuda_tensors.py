@@ -15,7 +15,6 @@ from tests.quant.families import gaussian
 from tests.quant.kernel_types import importance_of, kinds_for
 from weightcast.errors import LayoutError
 from weightcast.quant.arrays import dequantize, quantize
-from weightcast.quant.cpu.library import ScaleOverflowError, SourceValueError
 from weightcast.quant.cuda.device import device_count, open_gpu
 from weightcast.quant.types import TYPES
 
@@ -115,7 +114,7 @@ def test_refused_dtypes(on):
     for dtype in (torch.float64, torch.int8, torch.uint8, torch.complex64):
         with pytest.raises(LayoutError, match="use float32, float16 or bfloat16"):
             quantize(on.put(torch.zeros(2, 32, dtype=dtype)), "F32")
-    with pytest.raises(LayoutError, match="expected uint8 rows"):
+    with pytest.raises(LayoutError, match=r"blocks of \w+ are uint8 \["):
         dequantize(on.put(torch.zeros(2, 34, dtype=torch.int8)), "Q8_0")
 
 
@@ -139,9 +138,9 @@ def test_what_is_not_finite_is_named(on):
     for name in ("Q4_K", "F16", "Q8_0"):
         with pytest.raises(LayoutError, match=r"NaN or infinity at \[1, 2, 40\]"):
             quantize(on.put(x), name)
-        with pytest.raises(SourceValueError, match=r"NaN or infinity at \[2, 40\] \(out, in\)"):
+        with pytest.raises(LayoutError, match=r"NaN or infinity at \[2, 40\] \(out, in\)"):
             quantize(on.put(x)[1], name)
-    with pytest.raises(SourceValueError, match=r"at \[0, 40\]"):
+    with pytest.raises(LayoutError, match=r"at \[0, 40\]"):
         quantize(on.put(x)[1, 2], "F32")
 
 
@@ -150,7 +149,7 @@ def test_other_values_that_are_refused(on):
     x[1, 2, 40] = 1e9
     with pytest.raises(LayoutError, match=r"float16 scale of Q8_0 at \[1, 2, 32\]"):
         quantize(on.put(x), "Q8_0")
-    with pytest.raises(ScaleOverflowError):
+    with pytest.raises(LayoutError, match=r"float16 scale of Q8_0 at \[2, 32\]"):
         quantize(on.put(x)[1], "Q8_0")
     with pytest.raises(LayoutError, match=r"a value beyond the range of F16 at \[1, 2, 40\]"):
         quantize(on.put(x), "F16")
@@ -158,7 +157,7 @@ def test_other_values_that_are_refused(on):
     each[1, 77] = -1
     with pytest.raises(LayoutError, match="importance of column 77 is negative"):
         quantize(on.put(x), "Q4_K", each)
-    with pytest.raises(LayoutError, match="IQ2_XS cannot be made without an importance"):
+    with pytest.raises(LayoutError, match="IQ2_XS cannot be made without importance"):
         quantize(on.put(x), "IQ2_XS")
 
 

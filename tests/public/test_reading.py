@@ -149,6 +149,43 @@ def test_parts_of_a_split_file(tiny: Path, made: dict[str, Path], tmp_path: Path
         assert np.array_equal(tensor[-3:], whole[name][-3:])
 
 
+def test_a_split_output_goes_by_the_name_that_was_asked_for(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m-Q8_0.gguf"
+    summary = weightcast.convert(tiny, output, no_tokenizer=True, split="1M")
+    (made,) = summary.outputs
+    assert made.path == output
+    assert not output.exists()
+    checkpoint = weightcast.open(made.path)
+    assert checkpoint.path == made.files[0]
+    assert np.array_equal(checkpoint[QUERY].numpy(), weightcast.open(made.files[0])[QUERY].numpy())
+    assert weightcast.verify(made.path, tiny).is_good
+    assert weightcast.compare(made.path, made.files[0]).total.relative_rms == 0
+    again = weightcast.convert(made.path, tmp_path / "w-Q8_0.gguf")
+    assert weightcast.verify(again.outputs[0].path, made.path).is_good
+
+
+def test_a_name_that_parts_of_two_splits_go_by(tiny: Path, tmp_path: Path) -> None:
+    for split in ("1M", "3M"):
+        output = tmp_path / split / "m-Q8_0.gguf"
+        output.parent.mkdir()
+        for part in (
+            weightcast.convert(tiny, output, no_tokenizer=True, split=split).outputs[0].files
+        ):
+            part.rename(tmp_path / part.name)
+    with pytest.raises(weightcast.CheckpointError, match=r"split in several ways .*name one of"):
+        weightcast.open(tmp_path / "m-Q8_0.gguf")
+    with pytest.raises(weightcast.CheckpointError, match="no such file"):
+        weightcast.open(tmp_path / "q8_0.gguf")
+
+
+def test_parts_of_a_name_without_the_first(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m-Q8_0.gguf"
+    first, *_ = weightcast.convert(tiny, output, no_tokenizer=True, split="1M").outputs[0].files
+    first.unlink()
+    with pytest.raises(weightcast.CheckpointError, match=f"give {first}, which is missing"):
+        weightcast.open(output)
+
+
 @pytest.mark.parametrize("kind", ["m-bf16", "m-int4-g128", "m-fp8", "m-nvfp4"])
 def test_directories_have_the_parts_that_safetensors_reads(
     kind: str, made: dict[str, Path]
@@ -276,8 +313,8 @@ def test_without_torch_a_message_says_what_to_do(tiny: Path) -> None:
         f"import weightcast; weightcast.open({str(tiny)!r})[{QUERY!r}].torch()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    said = "ModuleNotFoundError: torch is not installed: pip install 'weightcast[torch]'"
-    assert done.stderr.splitlines()[-1].startswith(said)
+    said = "MissingPackageError: torch is not installed: pip install 'weightcast[torch]'"
+    assert done.stderr.splitlines()[-1].startswith(f"weightcast.errors.{said}")
 
 
 # What is not finite, and what are no weights
@@ -437,7 +474,7 @@ def test_a_file_that_is_gone_is_named(any_file: Path) -> None:
 def test_a_file_that_was_cut_is_named(any_file: Path) -> None:
     tensor = weightcast.open(any_file)["a"]
     os.truncate(any_file, any_file.stat().st_size - 40)
-    with pytest.raises(weightcast.FormatError, match=r"ends .* bytes too early"):
+    with pytest.raises(weightcast.ChangedError, match=f"^{any_file}: was changed since"):
         tensor[-1]
 
 

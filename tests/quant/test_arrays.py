@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from tests.quant import oracle
 from tests.quant.families import FAMILIES, gaussian, random_finite
 from tests.quant.sources import DTYPES, place
-from weightcast.errors import CheckpointError, LayoutError
+from weightcast.errors import LayoutError
 from weightcast.quant.arrays import dequantize, measure, quantize, type_named
-from weightcast.quant.cpu.library import SourceValueError
 from weightcast.quant.types import TYPES
 
 many = settings(max_examples=60)
@@ -129,9 +128,14 @@ def test_not_finite(name):
     x[1, 2, 40] = np.nan
     with pytest.raises(LayoutError, match=r"NaN or infinity at \[1, 2, 40\]"):
         quantize(x, name)
-    with pytest.raises(SourceValueError, match=r"NaN or infinity at \[2, 40\]") as caught:
-        quantize(x[1], name)
-    assert isinstance(caught.value, CheckpointError)
+    for plane, where in ((x, r"\[1, 2, 40\]"), (x[1], r"\[2, 40\]"), (x[1, 2], r"\[0, 40\]")):
+        with pytest.raises(LayoutError, match=f"NaN or infinity at {where}") as caught:
+            quantize(plane, name)
+        assert type(caught.value) is LayoutError  # the class that is documented, of any rank
+    for coded in ("int4-g128", "fp8"):
+        with pytest.raises(LayoutError, match=r"NaN or infinity at \[2, 40\]") as caught:
+            quantize(x[1], coded)
+        assert type(caught.value) is LayoutError
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_bytes_that_are_not_whole_blocks(name, n_bytes):
 
 @pytest.mark.parametrize("blocks", [np.zeros((2, 34), np.int8), np.array(1, np.uint8)])
 def test_blocks_must_be_rows_of_uint8(blocks):
-    with pytest.raises(LayoutError, match="expected uint8 rows"):
+    with pytest.raises(LayoutError, match=r"blocks of \w+ are uint8 \["):
         dequantize(blocks, "Q8_0")
 
 
@@ -346,10 +350,56 @@ def test_importance_out_of_range(value):
 
 
 def test_importance_that_is_missing():
-    with pytest.raises(LayoutError, match="IQ2_XS cannot be made without an importance matrix"):
+    with pytest.raises(LayoutError, match="IQ2_XS cannot be made without importance: give `imp"):
         quantize(values((5, 256)), "IQ2_XS")
 
 
 def test_importance_that_is_not_used():
     x = values((5, 256))
     assert np.array_equal(quantize(x, "Q8_0", random_importance(256)), quantize(x, "Q8_0"))
+
+
+# Errors that importance weighs
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ3_S", "Q8_0", "bf16", "int4-g128-asym", "fp8"])
+@pytest.mark.parametrize("shape", [(512,), (6, 512), (3, 2, 512)])
+def test_measured_errors_are_weighed_by_importance(shape, name):
+    rng = np.random.default_rng(5)
+    x = values(shape)
+    blocks = quantize(x, name)
+    made = dequantize(blocks, name).astype(np.float64)
+    for axes in {shape[-1:], (*shape[:-2], shape[-1])}:
+        factors = rng.random(axes, np.float32) ** 4
+        errors = measure(x, blocks, name, importance=factors)
+        weights = (factors if factors.ndim == 1 else factors[..., None, :]).astype(np.float64)
+        wrong = (weights * (made - x) ** 2).sum(-1) / (weights * x.astype(np.float64) ** 2).sum(-1)
+        np.testing.assert_allclose(errors.weighted_relative_rms, np.sqrt(wrong), rtol=1e-6)
+        np.testing.assert_allclose(errors.weighted_sqnr_db, -10 * np.log10(wrong), rtol=1e-6)
+        assert np.isfinite(errors.total().weighted_sqnr_db)
+        assert np.array_equal(errors.relative_rms, measure(x, blocks, name).relative_rms)
+    of_torch = measure(torch.from_numpy(x), quantize(torch.from_numpy(x), name), name, factors)
+    assert np.array_equal(of_torch.weighted_relative_rms, errors.weighted_relative_rms)
+
+
+@pytest.mark.parametrize("name", ["IQ3_S", "int4-g128"])
+def test_without_importance_weighed_errors_are_not_numbers(name):
+    x = values((2, 4, 256))
+    errors = measure(x, quantize(x, name), name)
+    for each in (errors, errors[1], errors.total()):
+        assert np.isnan(each.weighted_relative_rms).all()
+        assert np.isnan(each.weighted_sqnr_db).all()
+        assert np.isfinite(each.sqnr_db).all()
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_importance_that_cannot_weigh_errors(value):
+    x = values((2, 256))
+    factors = np.ones(256)
+    factors[7] = value
+    with pytest.raises(LayoutError, match="importance of column 7 is negative, infinite or NaN"):
+        measure(x, quantize(x, "Q8_0"), "Q8_0", factors)
+    with pytest.raises(
+        LayoutError, match=r"importance of shape \[255\] for an array of \[2, 256\]"
+    ):
+        measure(x, quantize(x, "Q8_0"), "Q8_0", factors[1:])

@@ -147,7 +147,7 @@ def test_blocks_of_four_bit_floats_come_apart(name: str) -> None:
     assert np.array_equal(values * scales.repeat(256 // scales.shape[-1], -1), made.dequantize())
     with pytest.raises(LayoutError, match="Q4_K cannot be taken apart: MXFP4 and NVFP4 can"):
         Quantized.from_blocks(quantize(drawn(2, 256), "Q4_K"), "Q4_K")
-    with pytest.raises(LayoutError, match="expected uint8 rows, got float32 of 2 axes"):
+    with pytest.raises(LayoutError, match=r"are uint8 \[\.\.\., bytes per row\], not float32 \["):
         Quantized.from_blocks(drawn(2, 256), name)
 
 
@@ -241,3 +241,9 @@ def test_types_that_are_not_the_weights_own() -> None:
         measure(values[:1], groups)
     with pytest.raises(LayoutError, match="Q4_K has no codes apart"):
         Quantized("Q4_K", groups.codes, groups.scales).dequantize()
+
+
+def test_codes_without_their_type_are_refused_at_once() -> None:
+    found = quantize(drawn(2, 128), "int4-g128")
+    with pytest.raises(LayoutError, match=r"a type is text such as 'int4-g128', not ndarray; give"):
+        Quantized(found.codes, found.scales, None, "int4-g128")
