@@ -25,8 +25,8 @@ class FileState:
         """Look a file up. Raises CheckpointError if it is not there."""
         try:
             status = os.stat(path)
-        except FileNotFoundError:
-            raise MissingTensorError(f"{path}: is not there any more") from None
+        except FileNotFoundError as problem:
+            raise MissingTensorError(f"{path}: cannot be read: {problem.strerror}") from None
         except OSError as problem:
             raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)

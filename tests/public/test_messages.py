@@ -227,7 +227,6 @@ def texts(module: Path) -> Iterator[str]:
 # so do commands of other programs.
 OF_THE_COMMAND = (
     "converters/sources/options.py",
-    "converters/report/schema.py",
     "converters/report/upgrades.py",
     "converters/report/verdict.py",
     "formats/gguf/foreign_types.py",
