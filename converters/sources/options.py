@@ -39,7 +39,8 @@ def parse_size(size: str | float) -> int:
     """
     nbytes = _whole(size)
     text = size if nbytes is None else f"{nbytes}B"
-    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    text = text.strip() if isinstance(text, str) else text
+    match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or not isinstance(text, str):
         given = shown(size[:50] if isinstance(size, str) else size)
         raise RequestError(f"{given} is not a size; write it like 48G, 500M or 4GiB")

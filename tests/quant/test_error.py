@@ -384,6 +384,8 @@ def test_arrays_of_numpy_and_torch():
     blocks = weightcast.quantize(x, "Q4_K")
     found = weightcast.measure(x, blocks, "q4_k")
     assert found.relative_rms.shape == (3, 4)
+    assert np.isnan(found.weighted_error_squares).all()  # without importance nothing is weighed
+    found = weightcast.measure(x, blocks, "q4_k", np.zeros(512, np.float32))
     check(found[1], expected(x[1], blocks[1], Q4_K))
     same = weightcast.measure(x.transpose(0, 2, 1).copy().transpose(0, 2, 1), blocks, "Q4_K")
     assert same.cross.tobytes() == found.cross.tobytes()

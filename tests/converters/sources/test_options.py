@@ -48,7 +48,9 @@ def test_sizes_in_the_largest_unit_that_fits(size: int, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["48", " 48 ", "1.5"])
 def test_sizes_need_a_unit(text: str) -> None:
-    with pytest.raises(RequestError, match=r"has no unit; write .*G for GB, or .*B for bytes"):
+    with pytest.raises(
+        RequestError, match=r"has no unit; write .*G for GB, .*M for MB, or .*B for bytes"
+    ):
         parse_size(text)
 
 
