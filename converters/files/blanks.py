@@ -93,6 +93,8 @@ def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def _sampled(fd: int, start: int, end: int, holes: Sequence[Blank]) -> Iterator[tuple[int, int]]:
     """Look at a few pages outside of holes, and around those that are zeros."""
+    if end - start - sum(hole.end - hole.start for hole in holes) < LEAST_BYTES:
+        return  # hardly anything else is there
     step = max(LEAST_BYTES // 2, (end - start) // _SAMPLES)
     reached = start
     for at in range(start + step // 2, end, step):

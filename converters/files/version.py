@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 
 def weightcast_version() -> str:
+    from importlib.metadata import version  # takes a moment, which few commands need
+
     return version("weightcast")

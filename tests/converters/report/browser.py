@@ -100,6 +100,8 @@ class Browser:
             event["message"]["params"]["request"]["url"]
             for event in events
             if event["message"]["method"] == "Network.requestWillBeSent"
+            # The browser's own pictures, such as that which clears a field, are in it.
+            and not event["message"]["params"]["request"]["url"].startswith("chrome://")
         ]
 
     def close(self) -> None:
