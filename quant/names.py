@@ -104,8 +104,9 @@ def look_up(written: str, table: Mapping[str, _Found]) -> _Found | None:
 
     A separator elsewhere belongs to what comes before the type: b-F16 is no BF16.
     """
+    wanted = key(written)
     for name, found in table.items():
-        if key(name) == key(written):
+        if key(name) == wanted:
             pattern = re.escape(name).replace("_", f"{SEPARATOR.pattern}?")
             return found if re.fullmatch(pattern, written, re.IGNORECASE) else None
     return None

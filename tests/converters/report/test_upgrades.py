@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,18 +269,25 @@ def converted(folder: Path, name: str, options: Sequence[str] = ()) -> OutputErr
     return errors_of(folder / "r.json")
 
 
-@pytest.mark.parametrize("name", ["m-Q4_K_M.gguf", "m-Q2_K.gguf", "m-Q4_0.gguf"])
-def test_a_conversion_with_the_options_does_what_was_said(tmp_path: Path, name: str) -> None:
-    before = converted(tmp_path / "before", name)
-    (entry,) = entries([read_report(tmp_path / "before" / "r.json")])
+def carried_out(folder: Path, name: str) -> Iterator[tuple[Proposal, OutputErrors, OutputErrors]]:
+    """Convert with the options of each proposal: what changes are its types and its bytes."""
+    before = converted(folder / "before", name)
+    (entry,) = entries([read_report(folder / "before" / "r.json")])
     found = propose(entry, [entry])
     assert found
     for number, proposal in enumerate(found):
-        after = converted(tmp_path / str(number), name, proposal.options)
+        after = converted(folder / str(number), name, proposal.options)
         assert after.tensor_bytes == before.tensor_bytes + proposal.more_bytes
         raised = {upgrade.tensor.name for upgrade in proposal.upgrades}
         for old, new in zip(before.tensors, after.tensors, strict=True):
             assert new.type == (proposal.type if old.name in raised else old.type)
+        yield proposal, before, after
+
+
+@pytest.mark.parametrize("name", ["m-Q4_K_M.gguf", "m-Q2_K.gguf", "m-Q4_0.gguf"])
+def test_a_conversion_with_the_options_does_what_was_said(tmp_path: Path, name: str) -> None:
+    for number, (proposal, _, after) in enumerate(carried_out(tmp_path, name)):
+        raised = {upgrade.tensor.name for upgrade in proposal.upgrades}
         assert after.total.sqnr_db == pytest.approx(proposal.new_sqnr_db, abs=0.5)
         # Measured in the other output, the same proposal is exact.
         both = entries(
@@ -293,16 +300,7 @@ def test_a_conversion_with_the_options_does_what_was_said(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", ["m-int4-g32", "m-int4-g64-gptq", "m-fp8"])
 def test_a_directory_with_the_options_does_what_was_said(tmp_path: Path, name: str) -> None:
-    before = converted(tmp_path / "before", name)
-    (entry,) = entries([read_report(tmp_path / "before" / "r.json")])
-    found = propose(entry, [entry])
-    assert found
-    for number, proposal in enumerate(found):
-        after = converted(tmp_path / str(number), name, proposal.options)
-        assert after.tensor_bytes == before.tensor_bytes + proposal.more_bytes
-        raised = {upgrade.tensor.name for upgrade in proposal.upgrades}
-        for old, new in zip(before.tensors, after.tensors, strict=True):
-            assert new.type == (proposal.type if old.name in raised else old.type)
+    for _, before, after in carried_out(tmp_path, name):
         assert after.total.sqnr_db is not None
         assert before.total.sqnr_db is not None
         assert after.total.sqnr_db > before.total.sqnr_db
