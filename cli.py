@@ -6,6 +6,7 @@ An error is one line on stderr. With --json it is an object on stdout, too.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import re
@@ -41,8 +42,16 @@ _EXIT_CODES = "\n".join(
 
 
 def load(name: str) -> click.Command:
-    """Import a command's module, and what it needs, for the command."""
-    command: click.Command = getattr(import_module(f"weightcast.commands.{name}"), name)
+    """Import a command's module, and what it needs, for the command.
+
+    Modules stay: collecting garbage among them, now or later, would only take time.
+    """
+    gc.disable()
+    try:
+        command: click.Command = getattr(import_module(f"weightcast.commands.{name}"), name)
+    finally:
+        gc.freeze()
+        gc.enable()
     return command
 
 

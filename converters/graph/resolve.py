@@ -8,11 +8,11 @@ a box becomes several windows only where an axis of a matrix is no single stride
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice, product
 from math import prod
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from weightcast.converters.graph.assembly import Part, StoredMatrix, Window, assemble
 from weightcast.converters.graph.tensor import (
@@ -93,8 +93,7 @@ def check_readable(tensor: Tensor) -> None:
 # Boxes.
 
 
-@dataclass(frozen=True, slots=True)
-class _Mode:
+class _Mode(NamedTuple):
     """Part of an axis: its size, and the strides of values and scales, in elements."""
 
     size: int
@@ -105,8 +104,7 @@ class _Mode:
 _Axis = tuple[_Mode, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
+class _Span(NamedTuple):
     """Part of an axis: where it starts there, and how far that is in values and in scales."""
 
     at: int
@@ -120,8 +118,7 @@ class _Span:
         return _Span(self.at + at, start, scale, self.axis)
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
+class _Box(NamedTuple):
     """A box of a tensor that lies in one array: where it starts along each axis, and its axes."""
 
     at: tuple[int, ...]
@@ -138,21 +135,20 @@ class _Box:
     def ordered(self, order: Sequence[int]) -> _Box:
         """Put its axes in another order."""
         at, axes = tuple(self.at[n] for n in order), tuple(self.axes[n] for n in order)
-        return replace(self, at=at, axes=axes)
+        return self._replace(at=at, axes=axes)
 
     def with_first(self, at: int, mode: _Mode) -> _Box:
         """Add a first axis."""
-        return replace(self, at=(at, *self.at), axes=((mode,), *self.axes))
+        return self._replace(at=(at, *self.at), axes=((mode,), *self.axes))
 
     def moved(self, axis: int, distance: int) -> _Box:
         at = (*self.at[:axis], self.at[axis] + distance, *self.at[axis + 1 :])
-        return replace(self, at=at)
+        return self._replace(at=at)
 
     def replaced(self, axis: int, count: int, start: int, scale: int, *new: _Placed) -> _Box:
         """Put new axes in the place of `count` old ones, after moving the first element."""
         at, axes = [at for at, _ in new], [modes for _, modes in new]
-        return replace(
-            self,
+        return self._replace(
             at=(*self.at[:axis], *at, *self.at[axis + count :]),
             axes=(*self.axes[:axis], *axes, *self.axes[axis + count :]),
             start=self.start + start,
@@ -188,7 +184,7 @@ def _boxes_of(tensor: Tensor) -> Iterable[_Box]:
     boxes = _boxes(origin.source)
     if isinstance(origin, Affine):
         step = (origin.scale, origin.shift)
-        return [replace(box, affine=(*box.affine, step)) for box in boxes]
+        return [box._replace(affine=(*box.affine, step)) for box in boxes]
     if isinstance(origin, Transpose | Permute):
         order = origin.axes if isinstance(origin, Permute) else _last_two(len(tensor.shape))
         return [box.ordered(order) for box in boxes]
@@ -320,7 +316,7 @@ def _cut(axis: _Axis, first: int, count: int, step: int = 1) -> Iterator[_Span]:
     if step > 1:
         for n in range(count):
             for span in _cut(axis, first + n * step, 1):
-                yield replace(span, at=n)
+                yield span._replace(at=n)
         return
     at = 0
     while at < count:
@@ -451,8 +447,7 @@ def _is_compact(view: View) -> bool:
     return stride_out >= stride_in or stride_out == 1 or 1 in view.shape
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
+class _Segment(NamedTuple):
     """Modes of an axis that are one stride in values, and groups of it that share a scale."""
 
     modes: tuple[_Mode, ...]
@@ -510,8 +505,7 @@ def _segments(axis: _Axis) -> list[_Segment]:
     return segments
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """The start of a window along an axis, in values and in scales, and its step there."""
 
     at: int

@@ -110,24 +110,24 @@ class Machine:
             raise self._error(
                 f"the {self._what} is empty: the download has not started or was lost"
             )
-        if self._take(1) != b"\x80":
+        if self._byte() != 0x80:
             if self._what == "file":
                 refuse_foreign(self._path, "shard")
             if not self._window.strip(b"\0"):
                 raise self._error("zeros instead of a pickle: the download is not complete")
             raise self._error("not a pickle of protocol 2 to 5")
-        protocol = self._take(1)[0]
+        protocol = self._byte()
         if not 2 <= protocol <= 5:
             raise self._error(f"pickle protocol {protocol}; protocols 2 to 5 are read")
         stack, most = self._stack, self._limits.stack
         for _ in range(self._limits.opcodes):
             self._opcode_at = self._position
-            opcode = self._take(1)
-            if opcode == b".":
+            opcode = self._byte()
+            if opcode == _STOP:
                 return self._stop()
-            handler = _HANDLERS.get(opcode)
-            if handler is None or (opcode == b"Q" and self._persistent is None):
-                raise self._unknown(opcode)
+            handler = _HANDLERS[opcode]
+            if handler is None or (opcode == _PERSISTENT_ID and self._persistent is None):
+                raise self._unknown(bytes((opcode,)))
             handler(self)
             if len(stack) > most:
                 raise self._error(f"more than {most} values on the stack")
@@ -185,6 +185,14 @@ class Machine:
         self._position += count
         return self._window[start : start + count]
 
+    def _byte(self) -> int:
+        """Read one byte; most of a pickle is single bytes."""
+        start = self._position - self._window_at
+        if not 0 <= start < len(self._window):
+            return self._take(1)[0]
+        self._position += 1
+        return self._window[start]
+
     def _skip(self, count: int) -> int:
         """Pass over a payload; return where it starts."""
         self._require(count)
@@ -193,6 +201,8 @@ class Machine:
         return offset
 
     def _unsigned(self, count: int) -> int:
+        if count == 1:
+            return self._byte()
         return int.from_bytes(self._take(count), "little")
 
     def _line(self) -> str:
@@ -330,7 +340,9 @@ class Machine:
         self._push(self._memo[key])
 
 
-_HANDLERS: dict[bytes, Callable[[Machine], None]] = {
+_STOP: Final = ord(".")
+_PERSISTENT_ID: Final = ord("Q")
+_NAMED: Final[dict[bytes, Callable[[Machine], None]]] = {
     b"\x95": Machine._frame,
     b"(": lambda m: m._push(_MARK),
     b"N": lambda m: m._push(None),
@@ -367,3 +379,5 @@ _HANDLERS: dict[bytes, Callable[[Machine], None]] = {
     b"h": lambda m: m._recall(m._unsigned(1)),
     b"j": lambda m: m._recall(m._unsigned(4)),
 }
+# By opcode: every byte of a pickle is looked up.
+_HANDLERS: Final = [_NAMED.get(bytes((opcode,))) for opcode in range(256)]
