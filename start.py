@@ -7,8 +7,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# As the command says it when it is interrupted later.
+_JSON = b"""{
+ "format": "weightcast.error",
+ "version": 1,
+ "error": {
+  "kind": "KeyboardInterrupt",
+  "message": "interrupted",
+  "exit_code": 130
+ }
+}
+"""
 
 
 def main() -> None:
@@ -30,5 +42,7 @@ def _stop(signum: int, frame: object) -> None:
     # An exception would surface wherever an import is, and some imports catch all of them.
     try:
         os.write(2, b"\rinterrupted\n" if os.isatty(2) else b"interrupted\n")
+        if "--json" in sys.argv:
+            os.write(1, _JSON)
     finally:
         os._exit(130)

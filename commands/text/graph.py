@@ -99,7 +99,7 @@ def _in_any_layer(graph: TensorGraph, name: str) -> str:
     """Name a tensor alike in all layers of the language model, or of an encoder beside it."""
     place = graph.places.get(name)
     if place is not None and place.layer is not None:
-        pattern = graph.family.stored(place, graph.family.spoken).name
+        pattern = graph.family.stored(place, graph.spoken).name
         return f"layer N: {pattern.partition('{layer}')[2][1:]}"
     layer = find_layer(name) if place is None else None
     if layer is None or layer.stack.count(".") > 1:

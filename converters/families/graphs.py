@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -68,7 +68,8 @@ def graph_from_shards(
             place.name: _from_shard(family, place, shard)
             for place, shard in zip(leaf_places(family, num_layers), shards, strict=True)
         }
-        return _checked(family, "shards", str(directory), tensors, num_layers, where, told)
+        graph = _checked(family, "shards", str(directory), tensors, "jax", num_layers, where, told)
+        return replace(graph, spoken="jax")
     except LayoutError as problem:
         # Shards are told by their numbers alone.
         place = "" if str(problem).startswith(str(directory)) else f"{directory}: "
@@ -145,7 +146,7 @@ def graph_from_names(
             source, None, f"{len(left)} tensors that {family.title} does not have: {names}"
         )
     where = f"the tensor names of {source}"
-    return _checked(family, container, source, tensors, num_layers, where, told)
+    return _checked(family, container, source, tensors, convention, num_layers, where, told)
 
 
 def joined(family: Family, place: Place, name: str, shares: Sequence[StoredArray]) -> Tensor:
@@ -203,6 +204,7 @@ def _checked(
     container: str,
     source: str,
     tensors: Mapping[str, Tensor],
+    convention: str,
     num_layers: int,
     layers_where: str,
     told: Told,
@@ -214,7 +216,7 @@ def _checked(
     ordered = {}
     for place in family.places(num_layers):
         tensor = tensors[place.name]
-        name = family.name_in(place, family.spoken)
+        name = family.name_in(place, convention, "*")
         where = f"{first_array(tensor).path.name} ({name})"
         if len(tensor.shape) != len(place.role.axes):
             raise LayoutError(

@@ -18,7 +18,7 @@ from weightcast.converters.files.bundle_names import (
     sha256,
     written_before,
 )
-from weightcast.converters.files.interrupts import ReleaseStack, ignore_signals
+from weightcast.converters.files.interrupts import ReleaseStack, defer_signals, ignore_signals
 from weightcast.converters.files.names import journal_path, partial_path, replaced_path
 from weightcast.converters.files.page_cache import forget_read
 from weightcast.converters.files.paths import as_optional_path, as_path
@@ -51,6 +51,7 @@ __all__ = [
     "as_optional_path",
     "as_path",
     "bundle_paths",
+    "defer_signals",
     "exchange",
     "explained",
     "find_blanks",

@@ -1,29 +1,44 @@
-"""Release resources at the end of a run, whatever ends it, without being interrupted."""
+"""Take and release resources without being interrupted in between, whatever ends a run."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 
 
 @contextmanager
-def ignore_signals() -> Iterator[None]:
-    """Ignore SIGINT, SIGTERM and SIGHUP during a short last step that must be complete."""
+def _handling(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP call a handler; those that are ignored stay so."""
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             before = signal.getsignal(number)
             if before is not None and before is not signal.SIG_IGN:
                 # Blocking them would not do: another thread would take them.
-                handlers[number] = signal.signal(number, lambda signum, frame: None)
+                handlers[number] = signal.signal(number, handler)
     try:
         yield
     finally:
         for number, before in handlers.items():
             signal.signal(number, before)
+
+
+def ignore_signals() -> AbstractContextManager[None]:
+    """Ignore SIGINT, SIGTERM and SIGHUP during a short last step that must be complete."""
+    return _handling(lambda signum, frame: None)
+
+
+@contextmanager
+def defer_signals() -> Iterator[None]:
+    """Hold SIGINT, SIGTERM and SIGHUP back during a step after which something has an owner."""
+    came: list[int] = []
+    with _handling(lambda signum, frame: came.append(signum)):
+        yield
+    if came:
+        signal.raise_signal(came[0])
 
 
 class ReleaseStack(ExitStack):

@@ -235,12 +235,12 @@ def _no_notes(graph: TensorGraph, target: str) -> Iterator[str]:
 class Family:
     """A family of models: tables of its tensors, names and hyperparameters, and a few functions.
 
-    `names` has, by convention ("jax", "gguf", "hugging_face") and role, how it is stored; tensors
-    are called by the names of `spoken` in messages and lists. `dialects` lists, by convention, what
-    others call the same tensors, conventions of their own in `names`. `config_mark` is the key that
-    tells the family's config.json from others. Files for several ranks have their share of a tensor
-    along the first of `split_axes` that it has. `config_fixed` are keys of config.json, with a dot
-    for those of an object, and the values that change nothing: the family has no choice there.
+    `names` has, by convention ("jax", "gguf", "hugging_face") and role, how it is stored.
+    `dialects` lists, by convention, what others call the same tensors, conventions of their own in
+    `names`. `config_mark` is the key that tells the family's config.json from others. Files for
+    several ranks have their share of a tensor along the first of `split_axes` that it has.
+    `config_fixed` are keys of config.json, with a dot for those of an object, and the values that
+    change nothing: the family has no choice there.
 
     `told_sizes` names the dimensions that hyperparameters tell; `solve` makes the spec of what
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
@@ -254,7 +254,6 @@ class Family:
     architecture: str = ""
     roles: tuple[Role, ...] = ()
     names: Mapping[str, Mapping[str, Stored]] = field(default_factory=dict)
-    spoken: str = "gguf"
     hyperparameters: tuple[Hyperparameter, ...] = ()
     dialects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config_mark: str | None = None
@@ -360,10 +359,11 @@ class TensorGraph(Mapping[str, Tensor]):
     """The tensors of one model by canonical name, in order, with its family; nothing is loaded.
 
     Tensors are [..., out, in], experts [experts, out, in]. A tensor is also found by the name that
-    its family's shards give it. `container` says what the model was read from ("shards", "gguf",
-    "safetensors"); `files` are those that were opened, where more than the tensors' own belong to
-    the model; `metadata` are those of a GGUF file that is read under its own names; `notes` what
-    is to be said of a source, in lines.
+    another convention of its family gives it. `container` says what the model was read from
+    ("shards", "gguf", "safetensors"), and `spoken` by the names of which convention messages and
+    lists call its tensors; `files` are those that were opened, where more than the tensors' own
+    belong to the model; `metadata` are those of a GGUF file that is read under its own names;
+    `notes` what is to be said of a source, in lines.
     """
 
     family: Family
@@ -374,10 +374,11 @@ class TensorGraph(Mapping[str, Tensor]):
     files: tuple[Path, ...] = field(default=(), repr=False)
     metadata: Metadata | None = field(default=None, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
+    spoken: str = "gguf"
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors.get(name)
-        return self.tensors[self._spoken[name]] if tensor is None else tensor
+        return self.tensors[self._elsewhere[name]] if tensor is None else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -400,7 +401,7 @@ class TensorGraph(Mapping[str, Tensor]):
     def spoken_name(self, name: str) -> str:
         """Give the name that messages and lists call a tensor by."""
         place = self.places.get(name)
-        return name if place is None else self.family.name_in(place, self.family.spoken)
+        return name if place is None else self.family.name_in(place, self.spoken)
 
     def other_names(self) -> dict[str, tuple[str, int | None]]:
         """Map names that a convention of the family has to canonical ones, and maybe an expert."""
@@ -418,5 +419,6 @@ class TensorGraph(Mapping[str, Tensor]):
         return found
 
     @cached_property
-    def _spoken(self) -> dict[str, str]:
-        return {self.spoken_name(name): name for name in self.tensors}
+    def _elsewhere(self) -> dict[str, str]:
+        found = self.other_names().items()
+        return {name: own for name, (own, expert) in found if expert is None}

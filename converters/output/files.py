@@ -26,6 +26,7 @@ from weightcast.converters.files import (
     allocate,
     allow_open_files,
     bundle_names,
+    defer_signals,
     exchange,
     explained,
     ignore_signals,
@@ -134,7 +135,8 @@ class OutputFiles:
             for create in (self._open_journal, self._create):  # nothing is made of what is refused
                 for number, output in enumerate(self._outputs):
                     path = output.request.path
-                    create(number, output)
+                    with defer_signals():  # what was opened and has no owner would stay locked
+                        create(number, output)
             for parent in self._parents():
                 sync_directory(parent)
         except OSError as problem:

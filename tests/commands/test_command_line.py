@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -70,6 +71,40 @@ def test_ctrl_c_in_the_first_moment(number: int, module: str, arguments: list[st
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "started\n", "interrupted\n")
+
+
+IMPORTING = """
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            interrupt()
+sys.meta_path.insert(0, Stop())
+"""
+READING = """
+from weightcast.formats.jax import shards
+shards.read_shards = interrupt
+"""
+
+
+@pytest.mark.parametrize("arrange", [IMPORTING, READING], ids=["importing", "reading"])
+def test_an_interrupt_is_said_as_json_at_any_moment(arrange: str, tiny: Path) -> None:
+    script = (
+        "import signal, sys\n"
+        "def interrupt(*_):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        f"{arrange}"
+        "from weightcast.start import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "inspect", "--json", str(tiny)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    error = {"kind": "KeyboardInterrupt", "message": "interrupted", "exit_code": 130}
+    assert json.loads(done.stdout) == {"format": "weightcast.error", "version": 1, "error": error}
 
 
 def test_sigterm_ends_a_real_process_cleanly(tiny: Path, tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ GROK_1: Final = Family(
     names=NAMES,
     dialects=DIALECTS,
     split_axes=("ffn_size", "q_size", "kv_size", "vocab_size"),
-    spoken="jax",
     hyperparameters=HYPERPARAMETERS,
     config_mark="embedding_multiplier_scale",
     config_fixed=CONFIG_FIXED,

@@ -112,7 +112,6 @@ TRIAL: Final = Family(
     architecture="trial",
     roles=ROLES,
     names=NAMES,
-    spoken="hugging_face",
     hyperparameters=HYPERPARAMETERS,
     config_mark="trial_scale",
     told_sizes=told_sizes,
