@@ -1,4 +1,4 @@
-"""llama.cpp for a benchmark: its source out of a package on PyPI, llama-quantize built of that."""
+"""llama.cpp for a benchmark: its source out of a package on PyPI, and programs built of that."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import click
 
 PACKAGE = "llama-cpp-python==0.3.36"  # vendor/llama.cpp is commit 0c1e5709
 CONVERTER = "convert_hf_to_gguf.py"
-QUANTIZE = "build/bin/llama-quantize"
+PROGRAMS = "build/bin"
+QUANTIZE = f"{PROGRAMS}/llama-quantize"
 _OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",  # with -march=native, which is ggml's default
     "BUILD_SHARED_LIBS": "OFF",
@@ -22,17 +23,23 @@ _OPTIONS = {
 }
 
 
-def llama_cpp(folder: Path) -> Path:
-    """Give a folder with llama.cpp's source, and llama-quantize in build/: made if missing."""
+def llama_cpp(folder: Path, *programs: str) -> Path:
+    """Give a folder with llama.cpp's source, and programs in build/bin: made if missing.
+
+    Without names it is llama-quantize that is built.
+    """
     if not (folder / CONVERTER).is_file():
         click.echo(f"getting {PACKAGE} ...")
         _download(folder)
-    if not (folder / QUANTIZE).is_file():
-        click.echo("building llama-quantize ...")
+    missing = [
+        name for name in programs or ("llama-quantize",) if not (folder / PROGRAMS / name).is_file()
+    ]
+    if missing:
+        click.echo(f"building {', '.join(missing)} ...")
         build = folder / "build"
         options = [f"-D{key}={value}" for key, value in _OPTIONS.items()]
         subprocess.run(["cmake", "-S", folder, "-B", build, *options], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "llama-quantize", "-j2"], check=True)
+        subprocess.run(["cmake", "--build", build, "--target", *missing, "-j2"], check=True)
     return folder
 
 
