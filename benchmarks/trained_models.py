@@ -134,7 +134,7 @@ def make_importance(model: Path, peer: Path, path: Path) -> None:
     text.write_text("\n\n".join(page.read_text() for page in pages))
     tool = peer / PROGRAMS / "llama-imatrix"
     chunks = ["-c", "512", "--chunks", "10", "-ngl", "0"]
-    command = [tool, "-m", model, "-f", text, "-o", path, *chunks]
+    command = [str(tool), "-m", str(model), "-f", str(text), "-o", str(path), *chunks]
     subprocess.run(command, check=True, capture_output=True)
 
 
