@@ -40,7 +40,7 @@ from weightcast.converters.report import (
     json_values,
     parse_baseline,
 )
-from weightcast.converters.sources import CONTAINERS
+from weightcast.converters.sources import CONTAINERS, parse_layers, renumbered
 from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix
@@ -143,21 +143,25 @@ def open_both(
     b: str | os.PathLike[str],
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    left_out: Sequence[int] = (),
 ) -> OpenPair:
     """Open two checkpoints, pair their tensors, and find what weighs each.
 
-    Raises CheckpointError.
+    `left_out` are layers of A that B is without. Raises CheckpointError.
     """
     file = None if spec is None else Path(spec)
-    source, output = open_pair(Path(a), Path(b), file, file)
+    source, output = open_pair(Path(a), Path(b), file, file, left_out)
     pairing = pair_tensors(source, output)
     if not (pairing.pairs or pairing.plain):
         raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
     if imatrix is None:
         return OpenPair(source, output, pairing)
     shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
-    wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
-    importance = match_importance_named(read_imatrix(Path(imatrix)), shapes, wanted)
+    architecture = output.family.architecture
+    wanted = {name for name, shape in shapes if is_quantized(name, shape, architecture)}
+    matrix = renumbered(read_imatrix(Path(imatrix)), left_out)
+    assert matrix is not None
+    importance = match_importance_named(matrix, shapes, wanted)
     return OpenPair(source, output, pairing, importance)
 
 
@@ -245,6 +249,7 @@ def compare(
     *,
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    prune_layers: str | Sequence[int] | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
     on_progress: OnProgress | None = None,
@@ -255,7 +260,8 @@ def compare(
     are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family.
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
     to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
-    by the importance of their columns, as in reports of conversions. `jobs` is the number of
+    by the importance of their columns, as in reports of conversions. `prune_layers` are layers of A
+    that B was made without. `jobs` is the number of
     workers; the numbers do not depend on it. `on_progress` is called with a `weightcast.Progress`,
     from any thread, one call at a time; what it raises ends the comparison and is raised here.
 
@@ -270,4 +276,4 @@ def compare(
     named = as_path(a, "a"), as_path(b, "b")
     beside = as_optional_path(spec, "spec"), as_optional_path(imatrix, "imatrix")
     tell(Progress("plan"))
-    return measure_both(open_both(*named, *beside), against, jobs, tell)
+    return measure_both(open_both(*named, *beside, parse_layers(prune_layers)), against, jobs, tell)
