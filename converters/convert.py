@@ -308,9 +308,9 @@ def convert(
     before them, or a dict {REGEX: TYPE}; `tensor_type_file` has rules between spaces or lines,
     which come between the two. `output_tensor_type` and `token_embedding_type` are types of these
     two matrices of GGUF outputs, whatever rules say; `leave_output_tensor` leaves the output as it
-    is stored. `pure` gives all other quantized tensors of GGUF outputs that no rule names the recipe's
-    base type. `imatrix` is an importance matrix in llama.cpp's format; `include_weights` or
-    `exclude_weights`, parts of names, say which of its entries are used. `allow_requantize`
+    is stored. `pure` gives all other quantized tensors of GGUF outputs that no rule names the
+    recipe's base type. `imatrix` is an importance matrix in llama.cpp's format; `include_weights`
+    or `exclude_weights`, parts of names, say which of its entries are used. `allow_requantize`
     quantizes once more what is quantized already and cannot be carried unchanged.
 
     GGUF: `override_kv` are metadata "KEY=TYPE:VALUE" in the place of the source's. `prune_layers`,

@@ -45,7 +45,7 @@ from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.metrics import Baseline
-from weightcast.text import count
+from weightcast.text import count, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,11 @@ class Comparison:
             (len(self.different), "of numbers that are no weights, with other bytes"),
         )
         told = [f"{count(number, 'tensor')} {what}" for number, what in found if number]
-        return f"{self.b} is not another form of {self.a}: {', '.join(told)}" if told else None
+        if not told:
+            return None
+        if pairing.are_layers_missing:
+            told[0] += f" (if layers were left out, name them: {option('prune_layers', 'N')})"
+        return f"{self.b} is not another form of {self.a}: {', '.join(told)}"
 
     def describe(self) -> dict[str, Any]:
         """The report, and what was not measured, as JSON values."""

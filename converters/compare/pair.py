@@ -14,6 +14,7 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
 from weightcast.converters.sources import (
     CONTAINERS,
+    are_last_layers,
     open_as_it_is,
     open_family,
     pruned,
@@ -46,7 +47,8 @@ class Pairing:
     """Tensors in the order of B, and those without a counterpart.
 
     `plain` are numbers that no kernel reads, whole ones and float64, stored alike in both; where
-    they are not stored alike, the names are in `unlike`.
+    they are not stored alike, the names are in `unlike`. `are_layers_missing` if
+    what only A has is all of its last layers.
     """
 
     pairs: tuple[Pair, ...]
@@ -55,6 +57,7 @@ class Pairing:
     reshaped: tuple[tuple[str, Shape, Shape], ...]
     plain: tuple[Pair, ...] = ()
     unlike: tuple[str, ...] = ()
+    are_layers_missing: bool = False
 
 
 def open_pair(
@@ -126,13 +129,15 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
             plain.append(pair)
         else:
             unlike.append(name)
+    only_source = {gguf: name for gguf, (name, _) in of_source.items() if gguf not in of_output}
     return Pairing(
         tuple(pairs),
-        tuple(name for gguf, (name, _) in of_source.items() if gguf not in of_output),
+        tuple(only_source.values()),
         tuple(name for gguf, (name, _) in of_output.items() if gguf not in of_source),
         tuple(reshaped),
         tuple(plain),
         tuple(unlike),
+        source.metadata is not None and are_last_layers(only_source, of_source),
     )
 
 

@@ -25,6 +25,8 @@ def _kept(*fragments: str) -> re.Pattern[str]:
 
 
 _FLUX: Final = _kept(r"(txt|img|time|vector|guidance)_in\.", r"final_layer\.")
+# The second version has an embedding table, which stable-diffusion.cpp keeps.
+_HUNYUAN: Final = _kept(_FLUX.pattern, r"embedding")
 _STABLE_DIFFUSION: Final = _kept(
     r"(class|time|add)_embedding\.",
     r"time_embed\.",
@@ -62,8 +64,8 @@ IMAGE_MODELS: Final = {
         r"caption_projection\.",
         r"img_emb\.emb_pos",
     ),
-    "hyvid": _FLUX,
-    "hunyuan_video": _FLUX,
+    "hyvid": _HUNYUAN,
+    "hunyuan_video": _HUNYUAN,
     "ltxv": _kept(
         r"adaln_single\.",
         r"caption_projection\.",

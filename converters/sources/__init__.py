@@ -36,7 +36,7 @@ from weightcast.converters.sources.options import (
     written_size,
 )
 from weightcast.converters.sources.packed import join_packed
-from weightcast.converters.sources.prune import pruned, renumbered
+from weightcast.converters.sources.prune import are_last_layers, pruned, renumbered
 from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "Row",
     "SourceOptions",
     "Weights",
+    "are_last_layers",
     "checkpoint_directory",
     "container_of",
     "find_unwritten",

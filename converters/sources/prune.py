@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -92,6 +92,13 @@ def moved_name(name: str, layers: Sequence[int]) -> str | None:
     if found.number in layers:
         return None
     return f"{found.stack}blk.{found.number - bisect_left(layers, found.number)}.{found.rest}"
+
+
+def are_last_layers(missing: Collection[str], names: Iterable[str]) -> bool:
+    """Tell whether what is missing of names is all of the last layers, as where any were pruned."""
+    layers = {name: -1 if (found := _layer(name)) is None else found.number for name in names}
+    first = min((layers.get(name, -1) for name in missing), default=-1)
+    return first > 0 and {name for name, n in layers.items() if n >= first} == {*missing}
 
 
 def _layer(name: str) -> LayerName | None:

@@ -25,6 +25,7 @@ from weightcast.converters.recipes import (
     match_importance,
     provenance_metadata,
 )
+from weightcast.converters.recipes.common_part import common_part
 from weightcast.converters.sources import pruned, renumbered
 from weightcast.converters.targets.gguf_files import lay_out_files
 from weightcast.converters.targets.target import (
@@ -144,16 +145,29 @@ def _metadata(
 def check_requantized(outputs: Sequence[Output]) -> None:
     """Raise LayoutError for a tensor that would be quantized a second time."""
     for output in outputs:
-        for planned in output.tensors:
-            for stored in {view.array: None for view in windows(planned.tensor)}:
-                _check_requantized(planned, stored)
+        refused = [
+            (planned, stored)
+            for planned in output.tensors
+            for stored in {view.array: None for view in windows(planned.tensor)}
+            if stored.dtype in _LOSSY and planned.type.name not in (stored.dtype, *_EXACT)
+        ]
+        if refused:
+            planned, stored = refused[0]
+            raise LayoutError(
+                f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
+                f"{planned.type.name} made of that loses more than made of the original weights; "
+                f"{_remedy(output, refused)}"
+            )
 
 
-def _check_requantized(planned: PlannedTensor, stored: StoredArray) -> None:
-    if stored.dtype not in _LOSSY or planned.type.name in (stored.dtype, *_EXACT):
-        return
-    raise LayoutError(
-        f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
-        f"{planned.type.name} made of that loses more than made of the original weights; "
-        f"convert those, or pass {option('allow_requantize', True)}"
-    )
+def _remedy(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray]]) -> str:
+    """Say how to do without losses; a rule that keeps all of them as they are comes first."""
+    stored = {array.dtype for _, array in refused}
+    names = [planned.tensor.name for planned, _ in refused]
+    others = [t.tensor.name for t in output.tensors if t.tensor.name not in names]
+    part = common_part(names, others) if len(stored) == 1 else None
+    again = f"convert those, or pass {option('allow_requantize', True)}"
+    if part is None:
+        return again
+    rule = option("tensor_types", f"{part}={stored.pop()}")
+    return f"{rule} keeps all such tensors as they are; or else {again}"
