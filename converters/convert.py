@@ -37,6 +37,7 @@ from weightcast.converters.recipes import (
     parse_tensor_type,
     read_recipe_file,
     read_tensor_types,
+    rule_type,
     select_entries,
 )
 from weightcast.converters.report import (
@@ -67,7 +68,6 @@ from weightcast.converters.targets.target import Output, Request
 from weightcast.errors import (
     ChangedError,
     CheckpointError,
-    LayoutError,
     LimitError,
     OutputError,
     RequestError,
@@ -76,7 +76,6 @@ from weightcast.errors import (
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
-from weightcast.quant.names import type_named
 from weightcast.quant.types import QuantType
 from weightcast.text import count, duration, option
 
@@ -496,9 +495,12 @@ def _ends(options: ConvertOptions) -> EndTypes:
 
 def _gguf_type(keyword: str, name: str) -> QuantType:
     try:
-        return type_named(name)
-    except LayoutError as problem:
+        found = rule_type(name)
+    except RequestError as problem:
         raise RequestError(f"{option(keyword)}: {problem}") from None
+    if not isinstance(found, QuantType):
+        raise RequestError(f"{option(keyword)}: {found.label} is a type of directories alone")
+    return found
 
 
 def _importance(options: ConvertOptions) -> tuple[ImportanceMatrix | None, tuple[str, ...]]:

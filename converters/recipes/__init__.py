@@ -44,6 +44,7 @@ from weightcast.converters.recipes.weight_types import (
     DirectoryType,
     directory_type,
     name_in,
+    rule_type,
     type_names,
 )
 
@@ -76,6 +77,7 @@ __all__ = [
     "recipe_named",
     "recipe_numbered",
     "rule_candidates",
+    "rule_type",
     "select_entries",
     "type_names",
     "unfollowed_notes",

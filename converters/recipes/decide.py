@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -195,13 +195,11 @@ def rule_candidates(
     ]
 
 
-def missed_notes(recipe: Recipe, facts: ModelFacts, types: Collection[QuantType]) -> Iterator[str]:
-    """Say if no tensor has the type that was asked for, and if the rules are guesses.
-
-    `types` are those of the tensors that are not left as they are.
-    """
+def missed_notes(recipe: Recipe, facts: ModelFacts, decisions: Sequence[Decision]) -> Iterator[str]:
+    """Say if no tensor has the type that was asked for, and if the rules are guesses."""
     if recipe.base in FLOAT_TYPES:
         return
+    types = [decision.type for decision in decisions if decision.type is not None]
     if not types:
         yield (
             f"nothing is {recipe.name}: of no tensor the name ends in weight and the axes are two "
@@ -210,8 +208,9 @@ def missed_notes(recipe: Recipe, facts: ModelFacts, types: Collection[QuantType]
         )
         return
     if recipe.base not in types:
-        yield f"no tensor is {recipe.base.name}, the type that most are meant to have"
-    if facts.architecture not in KNOWN_ARCHITECTURES and facts.architecture not in IMAGE_MODELS:
+        yield f"no tensor is {recipe.base.name}, which most are meant to be"
+    is_known = facts.architecture in KNOWN_ARCHITECTURES or facts.architecture in IMAGE_MODELS
+    if not is_known and any(d.type is not None and d.override is None for d in decisions):
         yield (
             f"no rules are known for architecture {shown(facts.architecture)}: types are chosen as "
             "for language models, by names alone; rules can keep sensitive tensors in F16"

@@ -160,14 +160,21 @@ def check_requantized(outputs: Sequence[Output]) -> None:
             )
 
 
+def _stored(planned: PlannedTensor) -> str:
+    origin = planned.tensor.origin
+    return origin.source.dtype if isinstance(origin, Quantize) else planned.tensor.dtype
+
+
 def _remedy(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray]]) -> str:
     """Say how to do without losses; a rule that keeps all of them as they are comes first."""
     stored = {array.dtype for _, array in refused}
-    names = [planned.tensor.name for planned, _ in refused]
-    others = [t.tensor.name for t in output.tensors if t.tensor.name not in names]
-    part = common_part(names, others) if len(stored) == 1 else None
+    names = {planned.tensor.name: None for planned, _ in refused}
+    others = [t for t in output.tensors if t.tensor.name not in names]
     again = f"convert those, or pass {option('allow_requantize', True)}"
-    if part is None:
+    # Without others that are quantized, nothing would be left to do.
+    is_mixed = any(t.type.name in _LOSSY and t.type.name != _stored(t) for t in others)
+    part = common_part([*names], [t.tensor.name for t in others]) if len(stored) == 1 else None
+    if part is None or not is_mixed:
         return again
     rule = option("tensor_types", f"{part}={stored.pop()}")
     return f"{rule} keeps all such tensors as they are; or else {again}"

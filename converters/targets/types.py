@@ -42,8 +42,7 @@ def decide_types(
     notes = list(unfollowed_notes(request.overrides, rule_candidates(shapes, facts), "in GGUF"))
     if request.ends.keeps_output and all(name != "output.weight" for name, _ in shapes):
         notes.append("no output.weight can stay as it is: the embedding table is the output")
-    types = [decision.type for decision in decisions if decision.type is not None]
-    notes += missed_notes(request.recipe, facts, types)
+    notes += missed_notes(request.recipe, facts, decisions)
     return decisions, tuple(notes)
 
 
