@@ -161,8 +161,7 @@ def open_both(
     if imatrix is None:
         return OpenPair(source, output, pairing)
     shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
-    architecture = output.family.architecture
-    wanted = {name for name, shape in shapes if is_quantized(name, shape, architecture)}
+    wanted = {name for name, shape in shapes if is_quantized(name, shape)}
     matrix = renumbered(read_imatrix(Path(imatrix)), left_out)
     assert matrix is not None
     importance = match_importance_named(matrix, shapes, wanted)
@@ -265,9 +264,9 @@ def compare(
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
     to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
     by the importance of their columns, as in reports of conversions. `prune_layers` are layers of A
-    that B was made without. `jobs` is the number of
-    workers; the numbers do not depend on it. `on_progress` is called with a `weightcast.Progress`,
-    from any thread, one call at a time; what it raises ends the comparison and is raised here.
+    that B was made without. `jobs` is the number of workers; the numbers do not depend on it.
+    `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a time; what
+    it raises ends the comparison and is raised here.
 
     Raises CheckpointError for what cannot be read, RequestError for another baseline. Tensors that
     only one of them has are no error here: see `Comparison.problem`.

@@ -341,14 +341,17 @@ def category(name: str) -> str:
     return next(kind for pattern, kind in CATEGORIES if pattern.search(name))
 
 
-def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
-    """Tell whether llama-quantize, or the tool of an image model, changes a type at all."""
+def is_quantized(name: str, shape: tuple[int, ...], architecture: str | None = None) -> bool:
+    """Tell whether llama-quantize, or the tool of an image model, changes a type at all.
+
+    Without an architecture it is told of models in general; "" is that of files that name none.
+    """
     n_axes = len(shape)
     while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
         n_axes -= 1
     if not 2 <= n_axes <= _MOST_AXES or not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False
-    image = IMAGE_MODELS.get(architecture)
+    image = None if architecture is None else IMAGE_MODELS.get(architecture)
     if image is not None and (n_axes > 2 or image.search(name)):
         return False
     return architecture != "glm5-next" or not GLM_NOT_QUANTIZED.search(name)

@@ -143,7 +143,6 @@ def test_pure(run, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--tensor-type", "attn_v=Q8"], "--tensor-type attn_v=Q8: unknown type 'Q8'"),
         (["--recipe", "absent.toml"], "absent.toml: no such file"),
         (["--imatrix", "absent.dat"], "absent.dat: no such file"),
     ],
