@@ -2,7 +2,7 @@
 
 llama-quantize's --prune-layers does it for names and block_count. It forgets arrays with a value
 for each layer, without which llama.cpp refuses the file or takes the values of other layers, and
-counts of leading and trailing layers; here they follow.
+counts of the first and the last layers; here they follow.
 """
 
 from __future__ import annotations
@@ -27,13 +27,23 @@ from weightcast.formats.gguf.header import (
     raw_strings,
 )
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
-from weightcast.text import count, option, some
+from weightcast.text import count, option, shown, some
 
 # The layers of a language model; encoders of images and sound count their own.
 _STACKS: Final = ("", "enc.", "dec.")
 # Arrays that may be as long as there are layers by chance.
-_NOT_OF_LAYERS: Final = re.compile(r"rope\.dimension_sections|adapters\.|classifier\.|tokenizer\.")
-_COUNTS: Final = ("block_count", "decoder_block_count")
+_NOT_OF_LAYERS: Final = re.compile(r"rope\.dimension_sections|adapters\.|classifier\.|\.ple\.")
+# Counts of the first layers, all of them among these, and of the last: get_key in
+# src/models/*.cpp of llama.cpp.
+_OF_FIRST: Final = (
+    "block_count",
+    "decoder_block_count",
+    "hash_layer_count",
+    "leading_dense_block_count",
+)
+_OF_LAST: Final = ("attention.shared_kv_layers", "nextn_predict_layers")
+# Lists of layers by their numbers.
+_NUMBERS: Final = ("ple.layers",)
 # Numbers that say which layers are of another kind by where they are.
 _BY_POSITION: Final = (
     "attention.sliding_window_pattern",
@@ -59,6 +69,8 @@ def pruned(graph: TensorGraph, layers: Sequence[int]) -> TensorGraph:
     tensors = {}
     for name, tensor in graph.items():
         moved = moved_name(name, layers)
+        if moved in tensors:  # blk.01 beside blk.1
+            raise LayoutError(f"{graph.source}: {shown(name)}: its layer has two names")
         if moved is not None:
             tensors[moved] = replace(tensor, name=moved)
     metadata = Metadata({**graph.metadata.raw, **dict(_changed(graph.metadata, layers))})
@@ -118,24 +130,23 @@ def _changed(metadata: Metadata, layers: Sequence[int]) -> Iterator[tuple[str, b
         value = metadata.get(prefix + key)
         return value if type(value) is int else 0
 
-    total, trailing = whole("block_count"), whole("nextn_predict_layers")
-    counts = {key: whole(key) - sum(n < whole(key) for n in layers) for key in _COUNTS}
-    leading = whole("leading_dense_block_count")
-    counts["leading_dense_block_count"] = leading - sum(n < leading for n in layers)
-    counts["nextn_predict_layers"] = trailing - sum(total - trailing <= n < total for n in layers)
-    for key, number in counts.items():
+    total = whole("block_count")
+    counts = {key: range(whole(key)) for key in _OF_FIRST}
+    counts |= {key: range(total - whole(key), total) for key in _OF_LAST}
+    for key, counted in counts.items():
         if whole(key):
-            yield prefix + key, _like(metadata, prefix + key, number)
+            left = len(counted) - sum(n in counted for n in layers)
+            yield prefix + key, raw_number(TYPE_NAMES[metadata.kind(prefix + key)], left)
+    of_layers = total, total - whole("nextn_predict_layers")
     for key in metadata:
         array = metadata.array_type(key)
-        if array is None or not key.startswith(prefix) or _NOT_OF_LAYERS.search(key):
+        if array is None or not key.startswith(prefix):
             continue
-        if array[1] in (total, total - trailing):
+        if key.removeprefix(prefix) in _NUMBERS and isinstance(metadata[key], np.ndarray):
+            moved = [n - bisect_left(layers, n) for n in metadata[key] if n not in layers]
+            yield key, raw_array(array[0], np.array(moved))
+        elif array[1] in of_layers and not _NOT_OF_LAYERS.search(key):
             yield key, _cut(metadata, key, layers)
-
-
-def _like(metadata: Metadata, key: str, number: int) -> bytes:
-    return raw_number(TYPE_NAMES[metadata.kind(key)], number)
 
 
 def _cut(metadata: Metadata, key: str, layers: Sequence[int]) -> bytes:

@@ -65,9 +65,9 @@ def verify(
     *,
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
-    include_weights: str | Sequence[str] = (),
-    exclude_weights: str | Sequence[str] = (),
-    override_kv: str | Sequence[str] = (),
+    include_weights: str | Sequence[str] | None = (),
+    exclude_weights: str | Sequence[str] | None = (),
+    override_kv: str | Sequence[str] | None = (),
     prune_layers: str | Sequence[int] | None = None,
     sample: Sample = None,
     jobs: int | None = None,
@@ -123,8 +123,8 @@ def verify(
     )
 
 
-def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _check_request(source: object, made_with: Mapping[str, object], sample: Sample) -> None:

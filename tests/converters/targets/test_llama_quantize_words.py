@@ -160,6 +160,11 @@ def test_as_llama_quantize(case: str, model: Path, imatrix: Path, tmp_path: Path
     metadata = files.read(path).metadata
     counted = metadata.get("quantize.imatrix.entries_count")
     assert counted == (None if entries is None else u32(entries))
+    known = ("imatrix", "include_weights", "exclude_weights", "override_kv", "prune_layers")
+    told = {key: value for key, value in in_folder(tmp_path, options).items() if key in known}
+    found = weightcast.verify(path, model, **told)
+    assert found.is_good
+    assert "metadata: every value is what weightcast writes" in found.checked
 
 
 def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
@@ -230,6 +235,9 @@ def test_layers_that_predict_more_tokens_are_counted(tmp_path: Path) -> None:
         "glm4moe.block_count": u32(4),
         "glm4moe.nextn_predict_layers": u32(1),
         "glm4moe.full_attention_interval": u32(2),
+        "glm4moe.attention.shared_kv_layers": u32(2),
+        "glm4moe.hash_layer_count": u32(2),
+        "glm4moe.ple.layers": raw_array("uint32", np.array([0, 2], np.uint32)),
         "glm4moe.of_main_layers": raw_array("uint8", np.array([5, 6, 7], np.uint8)),
     }
     names = [f"blk.{n}.attn_q.weight" for n in range(4)]
@@ -238,6 +246,9 @@ def test_layers_that_predict_more_tokens_are_counted(tmp_path: Path) -> None:
     made = Metadata(files.read(tmp_path / "o-F32.gguf").metadata)
     assert made["glm4moe.block_count"] == 2
     assert made["glm4moe.nextn_predict_layers"] == 0
+    assert made["glm4moe.attention.shared_kv_layers"] == 1
+    assert made["glm4moe.hash_layer_count"] == 1
+    assert made["glm4moe.ple.layers"].tolist() == [1]
     assert made["glm4moe.of_main_layers"].tolist() == [6, 7]
     assert "glm4moe.full_attention_interval is 2: which layers" in summary.outputs[0].notes[1]
 
@@ -259,6 +270,13 @@ def test_layers_that_cannot_be_pruned(
         weightcast.convert(model, tmp_path / "o-Q8_0.gguf", prune_layers=layers)
     assert problem in str(raised.value)
     assert not (tmp_path / "o-Q8_0.gguf").exists()
+
+
+def test_a_layer_of_two_names(tmp_path: Path) -> None:
+    names = [f"blk.{n}.a.weight" for n in ("0", "1", "01")]
+    source = files.write(tmp_path / "m.gguf", {}, {n: weights(n, 2, 32) for n in names})
+    with pytest.raises(LayoutError, match=r"'blk.01.a.weight': its layer has two names"):
+        weightcast.convert(source, tmp_path / "o-F32.gguf", prune_layers=[0])
 
 
 def test_only_gguf_files_are_pruned(tiny: Path, tmp_path: Path) -> None:
