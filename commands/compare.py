@@ -34,6 +34,7 @@ from weightcast.converters.report import (
     tensor_role,
     write_report,
 )
+from weightcast.converters.sources import parse_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Asked:
     baseline: str
     report: Path | None
     jobs: int | None
+    prune_layers: str | None
 
 
 @click.command(
@@ -73,6 +75,7 @@ class Asked:
     metavar="FILE",
     help="Weigh errors, too, by this importance matrix.",
 )
+@work_options.prune_layers
 @options.all_tensors
 @work_options.report
 @work_options.fail_over
@@ -114,7 +117,7 @@ def _measure(
     a: Path, b: Path, asked: Asked, limits: list[Limit], on_progress: OnProgress
 ) -> Comparison:
     """Measure all tensors and write the report. Raises CheckpointError."""
-    sides = open_both(a, b, asked.spec, asked.imatrix)
+    sides = open_both(a, b, asked.spec, asked.imatrix, parse_layers(asked.prune_layers))
     roles = (tensor_role(pair.gguf) for pair in sides.pairing.pairs)
     check_applicable(limits, roles, weighted=asked.imatrix is not None)
     if asked.report is not None:

@@ -30,7 +30,7 @@ from weightcast.converters.engine import Progress
 from weightcast.converters.files import partial_path
 from weightcast.converters.output import kept_work
 from weightcast.converters.plan import Plan
-from weightcast.converters.recipes import recipe_named
+from weightcast.converters.recipes import Recipe, recipe_named, recipe_numbered
 from weightcast.converters.report import (
     Limit,
     Report,
@@ -130,17 +130,24 @@ def _check_arguments(source: Path, outputs: tuple[str, ...]) -> None:
         example = f"{source.name.removesuffix(source.suffix)}-Q4_K_M.gguf"
         raise RequestError(f"name an output after {source}, such as {example}")
     first, *others = outputs
-    for text in others:
-        if (recipe := recipe_named(text)) is not None and not Path(text).exists():
+    for number, text in enumerate(others):
+        if (recipe := _recipe(text)) is not None and not Path(text).exists():
             stem = first.removesuffix(".gguf")
+            threads = "".join(f" --jobs {n}" for n in others[number + 1 :] if n.isdecimal())
             raise RequestError(
                 f"{text} is a type, not an output; write {stem}-{recipe.name}.gguf, or pass "
-                f"--type {recipe.name}"
+                f"--type {recipe.name}{threads}"
             )
     if not source.exists() and (there := next(filter(os.path.exists, outputs), None)):
         raise RequestError(
             f"{source}: no such file or directory, but {there} is there; SRC comes first, then OUT"
         )
+
+
+def _recipe(text: str) -> Recipe | None:
+    """Take a word for a type, by its name or by its number in llama-quantize."""
+    is_number = text.isascii() and text.isdecimal() and len(text) < 4
+    return recipe_numbered(int(text)) if is_number else recipe_named(text)
 
 
 def _show_plan(conversion: Conversion, *, quiet: bool, as_json: bool, all_tensors: bool) -> None:

@@ -45,11 +45,9 @@ _ELSEWHERE: Final = {
     "-m": "SRC",
     "--threads": "--jobs",
     "--nthread": "--jobs",
+    "--max-buffer-size": "--memory",
     "--split-max-size": "--split",
     "--vocab-dir": "--tokenizer",
-    "--token-embedding-type": "--tensor-type '^token_embd=TYPE'",
-    "--output-tensor-type": "--tensor-type '^output=TYPE'",
-    "--leave-output-tensor": "--tensor-type '^output=TYPE'",
     "--keep-split": "--split SIZE",
     "--output-dir": "the folder in OUT",
 }

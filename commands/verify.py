@@ -13,7 +13,14 @@ from weightcast.commands.options import PATH, Command, as_json, listed_option, q
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
-from weightcast.commands.work_options import jobs, report
+from weightcast.commands.work_options import (
+    exclude_weights,
+    include_weights,
+    jobs,
+    override_kv,
+    prune_layers,
+    report,
+)
 from weightcast.converters import verify as verifying
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
@@ -47,6 +54,10 @@ from weightcast.text import option, shown
     metavar="FILE",
     help="The importance matrix that was used.",
 )
+@include_weights
+@exclude_weights
+@override_kv
+@prune_layers
 @listed_option(
     "--sample",
     section="running",

@@ -23,6 +23,7 @@ _TYPES: Final[dict[Kind, Any]] = {
     "report": PATH,
     "workers": WORKERS,
     "baseline": BASELINE,
+    "layers": str,
 }
 
 
@@ -68,6 +69,34 @@ report = listed_option(
     type=PATH,
     metavar="FILE",
     help="Write the errors: FILE.json, .html (a page) or .md (a summary).",
+)
+# As convert was given them, for commands that hold its outputs against their sources.
+include_weights = listed_option(
+    "--include-weights",
+    section="source",
+    metavar="NAME",
+    multiple=True,
+    help="As it was given to convert.",
+)
+exclude_weights = listed_option(
+    "--exclude-weights",
+    section="source",
+    metavar="NAME",
+    multiple=True,
+    help="As it was given to convert.",
+)
+override_kv = listed_option(
+    "--override-kv",
+    section="source",
+    metavar="KEY=TYPE:VALUE",
+    multiple=True,
+    help="As it was given to convert.",
+)
+prune_layers = listed_option(
+    "--prune-layers",
+    section="source",
+    metavar="N,...",
+    help="Layers of the source that were left out, as given to convert.",
 )
 jobs = listed_option(
     "-j",

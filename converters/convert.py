@@ -31,7 +31,15 @@ from weightcast.converters.output import (
     overwrite,
 )
 from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
-from weightcast.converters.recipes import parse_tensor_type, read_recipe_file
+from weightcast.converters.recipes import (
+    EndTypes,
+    parse_override_kv,
+    parse_tensor_type,
+    read_recipe_file,
+    read_tensor_types,
+    rule_type,
+    select_entries,
+)
 from weightcast.converters.report import (
     Limit,
     Measuring,
@@ -48,6 +56,7 @@ from weightcast.converters.sources import (
     Inputs,
     find_unwritten,
     list_inputs,
+    parse_layers,
     parse_size,
     resolve_source,
 )
@@ -64,9 +73,10 @@ from weightcast.errors import (
     RequestError,
     TakenError,
 )
-from weightcast.formats.gguf.imatrix import read_imatrix
+from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
+from weightcast.quant.types import QuantType
 from weightcast.text import count, duration, option
 
 
@@ -261,8 +271,16 @@ def convert(
     split: str | float | None = None,
     recipe: StrPath | None = None,
     tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
+    tensor_type_file: StrPath | None = None,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    leave_output_tensor: bool = False,
     pure: bool = False,
     imatrix: StrPath | None = None,
+    include_weights: str | Sequence[str] | None = (),
+    exclude_weights: str | Sequence[str] | None = (),
+    override_kv: str | Sequence[str] | None = (),
+    prune_layers: str | Sequence[int] | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -286,10 +304,16 @@ def convert(
     shards with parts that were never written, as unfinished downloads have.
 
     Precision: `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come
-    before them, or a dict {REGEX: TYPE}. `pure` gives all quantized tensors of GGUF outputs that no
-    rule names the recipe's base type. `imatrix` is an importance matrix in llama.cpp's format.
-    `allow_requantize` quantizes once more what is quantized already and cannot be carried
-    unchanged.
+    before them, or a dict {REGEX: TYPE}; `tensor_type_file` has rules between spaces or lines,
+    which come between the two. `output_tensor_type` and `token_embedding_type` are types of these
+    two matrices of GGUF outputs, whatever rules say; `leave_output_tensor` leaves the output as it
+    is stored. `pure` gives all other quantized tensors of GGUF outputs that no rule names the
+    recipe's base type. `imatrix` is an importance matrix in llama.cpp's format; `include_weights`
+    or `exclude_weights`, parts of names, say which of its entries are used. `allow_requantize`
+    quantizes once more what is quantized already and cannot be carried unchanged.
+
+    GGUF: `override_kv` are metadata "KEY=TYPE:VALUE" in the place of the source's. `prune_layers`,
+    numbers of layers, leaves these out of a GGUF file that is made of another one.
 
     Files: `split` is the most tensor data of one file: bytes, or text as "48G". With `bundle`
     each output gets provenance, checksums and a model card.
@@ -336,8 +360,16 @@ def plan(
     split: str | float | None = None,
     recipe: StrPath | None = None,
     tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
+    tensor_type_file: StrPath | None = None,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    leave_output_tensor: bool = False,
     pure: bool = False,
     imatrix: StrPath | None = None,
+    include_weights: str | Sequence[str] | None = (),
+    exclude_weights: str | Sequence[str] | None = (),
+    override_kv: str | Sequence[str] | None = (),
+    prune_layers: str | Sequence[int] | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -399,10 +431,11 @@ def prepare(
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
     requests = _requests(outputs, options)
     _check_useful(options, requests)
-    importance = None if options.imatrix is None else read_imatrix(options.imatrix)
+    importance, notes = _importance(options)
     split_bytes = 0 if options.split is None else parse_size(options.split)
     source = resolve_source(Path(source))
     graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
+    planned = [replace(output, notes=(*output.notes, *notes)) for output in planned]
     if not options.allow_requantize:
         check_requantized(planned)
     inputs = _inputs(source, graph, planned, options)
@@ -426,14 +459,66 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
         raise RequestError(f"{given} for {needed}; give one for each")
     file = None if options.recipe is None else read_recipe_file(Path(options.recipe))
     overrides = tuple(parse_tensor_type(text) for text in options.tensor_types)
+    if options.tensor_type_file is not None:
+        overrides += read_tensor_types(Path(options.tensor_type_file))
     if file is not None:
         overrides += file.overrides
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name, file) for path, name in named]
     requests = [request.with_rules(overrides, pure=options.pure) for request in requests]
+    ends, metadata = _ends(options), dict(map(parse_override_kv, options.override_kv))
+    layers = parse_layers(options.prune_layers)
+    requests = [
+        replace(request, ends=ends, metadata=metadata, pruned=layers) for request in requests
+    ]
     if options.allow_requantize:
         requests = [request.that_may_change() for request in requests]
     return requests
+
+
+def _ends(options: ConvertOptions) -> EndTypes:
+    """Take the types of output and embedding table from options. Raises RequestError."""
+    output, embedding = (
+        None if name is None else _gguf_type(keyword, name)
+        for keyword, name in (
+            ("output_tensor_type", options.output_tensor_type),
+            ("token_embedding_type", options.token_embedding_type),
+        )
+    )
+    if output is not None and options.leave_output_tensor:
+        raise RequestError(
+            f"{option('output_tensor_type')} and {option('leave_output_tensor')} are asked for at "
+            "once"
+        )
+    return EndTypes(output, embedding, options.leave_output_tensor)
+
+
+def _gguf_type(keyword: str, name: str) -> QuantType:
+    try:
+        found = rule_type(name)
+    except RequestError as problem:
+        raise RequestError(f"{option(keyword)}: {problem}") from None
+    if not isinstance(found, QuantType):
+        raise RequestError(f"{option(keyword)}: {found.label} is a type of directories alone")
+    return found
+
+
+def _importance(options: ConvertOptions) -> tuple[ImportanceMatrix | None, tuple[str, ...]]:
+    """Read what is asked for of the importance matrix, and say if that is none of it."""
+    included, excluded = options.include_weights, options.exclude_weights
+    names = [option(n) for n in ("include_weights", "exclude_weights") if getattr(options, n)]
+    if len(names) > 1:
+        raise RequestError(f"{' and '.join(names)} are asked for at once; one says it all")
+    if options.imatrix is None and names:
+        raise RequestError(f"{names[0]}: of use with {option('imatrix', 'FILE')} only")
+    if options.imatrix is None:
+        return None, ()
+    whole = read_imatrix(options.imatrix)
+    found = select_entries(whole, included, excluded)
+    if found is not None:
+        return found, ()
+    asked = "a name that is included" if included else "no name that is excluded"
+    return None, (f"{whole.path} has no entry with {asked}, so none is used",)
 
 
 def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
@@ -450,6 +535,8 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
         names = ", ".join(option(row.name) for row in useless)
         forms = " or ".join(_FORMS[form] for form in useless[0].option.forms)
         raise RequestError(f"{names}: of use for {forms} outputs only, and none is asked for")
+    if options.prune_layers and any(request.form != "gguf" for request in requests):
+        raise RequestError(f"{option('prune_layers')}: directories keep all layers; convert twice")
     for request in requests:
         if request.says_imatrix and options.imatrix is None:
             raise RequestError(

@@ -225,6 +225,8 @@ def _options(options: ConvertOptions, names: Mapping[str, str]) -> Iterator[str]
             continue
         if row.option.kind == "size":
             value = written_size(value)
+        if row.option.kind == "layers":
+            value = ",".join(map(str, value))
         for text in value if row.option.kind == "texts" else (value,):
             yield from (flag, str(text))
 

@@ -40,12 +40,12 @@ from weightcast.converters.report import (
     json_values,
     parse_baseline,
 )
-from weightcast.converters.sources import CONTAINERS
+from weightcast.converters.sources import CONTAINERS, parse_layers, renumbered
 from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix
 from weightcast.quant.metrics import Baseline
-from weightcast.text import count
+from weightcast.text import count, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,11 @@ class Comparison:
             (len(self.different), "of numbers that are no weights, with other bytes"),
         )
         told = [f"{count(number, 'tensor')} {what}" for number, what in found if number]
-        return f"{self.b} is not another form of {self.a}: {', '.join(told)}" if told else None
+        if not told:
+            return None
+        if pairing.are_layers_missing:
+            told[0] += f" (if layers were left out, name them: {option('prune_layers', 'N')})"
+        return f"{self.b} is not another form of {self.a}: {', '.join(told)}"
 
     def describe(self) -> dict[str, Any]:
         """The report, and what was not measured, as JSON values."""
@@ -143,21 +147,24 @@ def open_both(
     b: str | os.PathLike[str],
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    left_out: Sequence[int] = (),
 ) -> OpenPair:
     """Open two checkpoints, pair their tensors, and find what weighs each.
 
-    Raises CheckpointError.
+    `left_out` are layers of A that B is without. Raises CheckpointError.
     """
     file = None if spec is None else Path(spec)
-    source, output = open_pair(Path(a), Path(b), file, file)
+    source, output = open_pair(Path(a), Path(b), file, file, left_out)
     pairing = pair_tensors(source, output)
     if not (pairing.pairs or pairing.plain):
         raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
     if imatrix is None:
         return OpenPair(source, output, pairing)
     shapes = [(pair.gguf, pair.output.shape) for pair in pairing.pairs]
-    wanted = {name for name, shape in shapes if is_quantized(name, shape, "")}
-    importance = match_importance_named(read_imatrix(Path(imatrix)), shapes, wanted)
+    wanted = {name for name, shape in shapes if is_quantized(name, shape)}
+    matrix = renumbered(read_imatrix(Path(imatrix)), left_out)
+    assert matrix is not None
+    importance = match_importance_named(matrix, shapes, wanted)
     return OpenPair(source, output, pairing, importance)
 
 
@@ -245,6 +252,7 @@ def compare(
     *,
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    prune_layers: str | Sequence[int] | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
     on_progress: OnProgress | None = None,
@@ -255,9 +263,10 @@ def compare(
     are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family.
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
     to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
-    by the importance of their columns, as in reports of conversions. `jobs` is the number of
-    workers; the numbers do not depend on it. `on_progress` is called with a `weightcast.Progress`,
-    from any thread, one call at a time; what it raises ends the comparison and is raised here.
+    by the importance of their columns, as in reports of conversions. `prune_layers` are layers of A
+    that B was made without. `jobs` is the number of workers; the numbers do not depend on it.
+    `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a time; what
+    it raises ends the comparison and is raised here.
 
     Raises CheckpointError for what cannot be read, RequestError for another baseline. Tensors that
     only one of them has are no error here: see `Comparison.problem`.
@@ -270,4 +279,4 @@ def compare(
     named = as_path(a, "a"), as_path(b, "b")
     beside = as_optional_path(spec, "spec"), as_optional_path(imatrix, "imatrix")
     tell(Progress("plan"))
-    return measure_both(open_both(*named, *beside), against, jobs, tell)
+    return measure_both(open_both(*named, *beside, parse_layers(prune_layers)), against, jobs, tell)

@@ -66,7 +66,7 @@ def _views(pair: Pair) -> Iterator[Views]:
 
 def _baseline_of(pair: Pair, baseline: Baseline) -> Baseline:
     """Return the baseline of a pair: nobody rounds norms and routers before they are stored."""
-    return baseline if is_quantized(pair.gguf, pair.source.shape, "") else Baseline.STORED
+    return baseline if is_quantized(pair.gguf, pair.source.shape) else Baseline.STORED
 
 
 def measure_pairs(

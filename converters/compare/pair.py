@@ -6,13 +6,22 @@ each matrix the same rows of both come into memory, a slab at a time, and worker
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
-from weightcast.converters.sources import CONTAINERS, open_as_it_is, open_family, resolve_source
-from weightcast.errors import CheckpointError, LayoutError
+from weightcast.converters.sources import (
+    CONTAINERS,
+    are_last_layers,
+    open_as_it_is,
+    open_family,
+    pruned,
+    resolve_source,
+)
+from weightcast.errors import CheckpointError, LayoutError, RequestError
+from weightcast.text import option
 
 Shape = tuple[int, ...]
 
@@ -38,7 +47,8 @@ class Pairing:
     """Tensors in the order of B, and those without a counterpart.
 
     `plain` are numbers that no kernel reads, whole ones and float64, stored alike in both; where
-    they are not stored alike, the names are in `unlike`.
+    they are not stored alike, the names are in `unlike`. `are_layers_missing` if
+    what only A has is all of its last layers.
     """
 
     pairs: tuple[Pair, ...]
@@ -47,16 +57,24 @@ class Pairing:
     reshaped: tuple[tuple[str, Shape, Shape], ...]
     plain: tuple[Pair, ...] = ()
     unlike: tuple[str, ...] = ()
+    are_layers_missing: bool = False
 
 
 def open_pair(
-    a: Path, b: Path, spec_a: Path | None = None, spec_b: Path | None = None
+    a: Path,
+    b: Path,
+    spec_a: Path | None = None,
+    spec_b: Path | None = None,
+    left_out: Sequence[int] = (),
 ) -> tuple[TensorGraph, TensorGraph]:
     """Open two checkpoints so that their tensors can be paired; no weights are read.
 
     Both as Grok-1 where both are; GGUF files of whatever else under their own names. A GGUF file
-    that is a Grok, but not a whole Grok-1, also goes with a Grok-1. Raises CheckpointError.
+    that is a Grok, but not a whole Grok-1, also goes with a Grok-1. `left_out` are layers of A, a
+    GGUF file, that B is without. Raises CheckpointError.
     """
+    if left_out:
+        return _open_pruned(resolve_source(a), resolve_source(b), left_out)
     first, second = _open(resolve_source(a), spec_a), _open(resolve_source(b), spec_b)
     if first.family.has_table == second.family.has_table:
         return first, second
@@ -73,6 +91,14 @@ def open_pair(
             f"only GGUF files of one model, or checkpoints of {title}, can be compared"
         )
     return first, second
+
+
+def _open_pruned(a: Path, b: Path, layers: Sequence[int]) -> tuple[TensorGraph, TensorGraph]:
+    whole, made = open_as_it_is(a), open_as_it_is(b)
+    if whole is None or made is None:
+        other = a if whole is None else b
+        raise RequestError(f"{other}: {option('prune_layers')}: only of GGUF files are there any")
+    return pruned(whole, layers), made
 
 
 def _open(path: Path, spec: Path | None) -> TensorGraph:
@@ -103,13 +129,15 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
             plain.append(pair)
         else:
             unlike.append(name)
+    only_source = {gguf: name for gguf, (name, _) in of_source.items() if gguf not in of_output}
     return Pairing(
         tuple(pairs),
-        tuple(name for gguf, (name, _) in of_source.items() if gguf not in of_output),
+        tuple(only_source.values()),
         tuple(name for gguf, (name, _) in of_output.items() if gguf not in of_source),
         tuple(reshaped),
         tuple(plain),
         tuple(unlike),
+        source.metadata is not None and are_last_layers(only_source, of_source),
     )
 
 

@@ -144,7 +144,7 @@ def make_plan(
                         None if planned.importance is None else planned.importance[n],
                         is_copied=not isinstance(planned.tensor.origin, Quantize),
                         packed=planned.packed,
-                        stays_float=not is_quantized(planned.gguf_name, planned.tensor.shape, ""),
+                        stays_float=not is_quantized(planned.gguf_name, planned.tensor.shape),
                     )
                 )
                 if planned.packed is None:

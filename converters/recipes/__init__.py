@@ -6,48 +6,79 @@ are known only by the names, roles and numbers that the rules ask for.
 """
 
 from weightcast.converters.recipes.decide import (
+    NO_END_TYPES,
+    Candidate,
     Decision,
+    EndTypes,
     Override,
-    Rules,
     facts_from_metadata,
+    find_override,
     is_quantized,
+    missed_notes,
+    rule_candidates,
+    unfollowed_notes,
 )
-from weightcast.converters.recipes.file import RecipeFile, parse_tensor_type, read_recipe_file
+from weightcast.converters.recipes.file import (
+    RecipeFile,
+    parse_tensor_type,
+    read_recipe_file,
+    read_tensor_types,
+)
 from weightcast.converters.recipes.importance import (
     ImportanceMap,
     match_importance,
     match_importance_named,
     provenance_metadata,
+    select_entries,
 )
-from weightcast.converters.recipes.recipe import ALIASES, RECIPES, Recipe, recipe_named
+from weightcast.converters.recipes.metadata import parse_override_kv
+from weightcast.converters.recipes.recipe import (
+    ALIASES,
+    RECIPES,
+    Recipe,
+    recipe_named,
+    recipe_numbered,
+)
 from weightcast.converters.recipes.weight_types import (
     PLAIN,
     DirectoryType,
     directory_type,
     name_in,
+    rule_type,
     type_names,
 )
 
 __all__ = [
     "ALIASES",
+    "NO_END_TYPES",
     "PLAIN",
     "RECIPES",
+    "Candidate",
     "Decision",
     "DirectoryType",
+    "EndTypes",
     "ImportanceMap",
     "Override",
     "Recipe",
     "RecipeFile",
-    "Rules",
     "directory_type",
     "facts_from_metadata",
+    "find_override",
     "is_quantized",
     "match_importance",
     "match_importance_named",
+    "missed_notes",
     "name_in",
+    "parse_override_kv",
     "parse_tensor_type",
     "provenance_metadata",
     "read_recipe_file",
+    "read_tensor_types",
     "recipe_named",
+    "recipe_numbered",
+    "rule_candidates",
+    "rule_type",
+    "select_entries",
     "type_names",
+    "unfollowed_notes",
 ]

@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from weightcast.converters.graph.layers import find_layer
+from weightcast.converters.recipes.image_models import (
+    IMAGE_CATEGORIES,
+    IMAGE_FALLBACKS,
+    IMAGE_MODELS,
+    IMAGE_RULES,
+)
 from weightcast.converters.recipes.llama_quantize import (
+    ARCHITECTURES,
     CATEGORIES,
     FALLBACKS,
     FINER_ATTN_V_OF_70B,
     GLM_NOT_QUANTIZED,
     GLM_Q8_0,
+    KNOWN_ARCHITECTURES,
     LOWEST_RECIPES,
     NEED_IMPORTANCE,
     NOT_QUANTIZED,
     RULES,
+    Architecture,
     Case,
     ModelFacts,
 )
 from weightcast.converters.recipes.recipe import Recipe
 from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
-from weightcast.text import closest, option
+from weightcast.text import closest, option, shown
+
+# ggml has no tensors of more axes.
+_MOST_AXES: Final = 4
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
@@ -49,14 +61,18 @@ def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) ->
             value = value[0]
         return value if type(value) is int else default
 
+    known = ARCHITECTURES.get(architecture, Architecture())
+    n_nextn = number("nextn_predict_layers", 0)
+    loops = number(known.loops_key, 1) if known.loops_key else 1
     heads = number("attention.head_count", 0)
     kv_heads = number("attention.head_count_kv", heads)
     return ModelFacts(
         architecture,
-        n_layer=number("block_count", 0),
+        n_layer=known.n_layer(number("block_count", 0), n_nextn, loops),
         n_expert=number("expert_count", 0),
         groups=heads // kv_heads if kv_heads > 0 else 0,
         has_importance=has_importance,
+        n_nextn=n_nextn,
     )
 
 
@@ -73,38 +89,44 @@ class Override:
     type: WeightType
     origin: str
 
+    def matches(self, candidate: Candidate) -> bool:
+        """Tell whether a tensor follows the rule, if no rule comes before it."""
+        match = self.pattern.fullmatch if candidate.whole_name else self.pattern.search
+        return any(map(match, candidate.names))
 
-class Rules:
-    """Overrides in order; remembers which of them were of use."""
 
-    def __init__(self, overrides: Sequence[Override]) -> None:
-        self._overrides = overrides
-        self._used: set[int] = set()
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A tensor that rules may be for: its names, and whether only a whole one counts."""
 
-    def find(self, *names: str, whole_name: bool) -> Override | None:
-        """The first override that matches one of a tensor's names."""
-        found = None
-        for number, override in enumerate(self._overrides):
-            match = override.pattern.fullmatch if whole_name else override.pattern.search
-            if any(map(match, names)):
-                self._used.add(number)
-                found = found or override
-        return found
+    names: tuple[str, ...]
+    whole_name: bool
 
-    def check_used(self, names: Iterable[str], where: str) -> None:
-        """Raise LayoutError for an override that no tensor follows; `where` its names are from."""
-        names = list(names)
-        for number, override in enumerate(self._overrides):
-            if number in self._used:
-                continue
-            kept = next(filter(override.pattern.search, names), None)
-            problem = f"no tensor has a name with this pattern {where}{_meant(override, names)}"
-            if kept is not None:
-                problem = (
-                    f"only found in tensors that are not quantized, such as {kept}; match the "
-                    "whole name to give them another type"
-                )
-            raise LayoutError(f"{override.origin}: {problem}")
+
+def find_override(overrides: Sequence[Override], candidate: Candidate) -> Override | None:
+    """The first override that a tensor follows."""
+    return next((override for override in overrides if override.matches(candidate)), None)
+
+
+def unfollowed_notes(
+    overrides: Sequence[Override], candidates: Sequence[Candidate], where: str
+) -> Iterator[str]:
+    """Say which overrides no tensor follows; `where` the candidates' names are from.
+
+    That is no error: a recipe can be for many models, as llama-quantize's files of rules are.
+    """
+    names = [name for candidate in candidates for name in candidate.names]
+    for override in overrides:
+        if any(map(override.matches, candidates)):
+            continue
+        kept = next(filter(override.pattern.search, names), None)
+        problem = f"no tensor has a name with this pattern {where}{_meant(override, names)}"
+        if kept is not None:
+            problem = (
+                f"only found in tensors that are not quantized, such as {kept}; match the "
+                "whole name to give them another type"
+            )
+        yield f"{override.origin} changes nothing: {problem}"
 
 
 def _meant(override: Override, names: Iterable[str]) -> str:
@@ -115,11 +137,29 @@ def _meant(override: Override, names: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class EndTypes:
+    """Types that are asked for by what a matrix is: the output, and the embedding table.
+
+    They come before rules, and count in plain floats too; where the embedding table is the output
+    too, it gets the output's type unless it has one of its own. With `keeps_output` the output
+    stays as it is stored. Source: llama_tensor_get_type, src/llama-quant.cpp of llama.cpp.
+    """
+
+    output: QuantType | None = None
+    token_embd: QuantType | None = None
+    keeps_output: bool = False
+
+
+NO_END_TYPES: Final = EndTypes()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A tensor's type; None if it is not quantized, but stays as it is stored.
 
-    `fallback` says why the type is another one than was meant to be, `override` who asked for it,
-    `needs_importance` that it must not be made without an importance matrix.
+    `fallback` says why the type is another one than was meant to be, `override` who asked for it
+    (or for what it could not be), `needs_importance` that it must not be made without an importance
+    matrix.
     """
 
     type: QuantType | None
@@ -135,13 +175,46 @@ def decide(
     overrides: Sequence[Override] = (),
     *,
     pure: bool = False,
+    ends: EndTypes = NO_END_TYPES,
 ) -> list[Decision]:
     """Choose a type for each tensor, given as GGUF name and shape [..., out, in].
 
     The first override that matches counts; `pure` leaves the recipe's rules out. Raises LayoutError
-    for an override that matches nothing or does not fit, and for rows that no known type fits.
+    for rows that no known type fits, and for an override that asks to quantize a vector.
     """
-    return _Decider(recipe, tensors, facts, overrides, pure).decide()
+    return _Decider(recipe, tensors, facts, overrides, pure, ends).decide()
+
+
+def rule_candidates(
+    tensors: Sequence[tuple[str, tuple[int, ...]]], facts: ModelFacts
+) -> list[Candidate]:
+    """List what rules can be for."""
+    return [
+        Candidate((name,), whole_name=not is_quantized(name, shape, facts.architecture))
+        for name, shape in tensors
+    ]
+
+
+def missed_notes(recipe: Recipe, facts: ModelFacts, decisions: Sequence[Decision]) -> Iterator[str]:
+    """Say if no tensor has the type that was asked for, and if the rules are guesses."""
+    if recipe.base in FLOAT_TYPES:
+        return
+    types = [decision.type for decision in decisions if decision.type is not None]
+    if not types:
+        yield (
+            f"nothing is {recipe.name}: of no tensor the name ends in weight and the axes are two "
+            f"to four, so all stay as they are; a rule for whole names quantizes them, such as "
+            f"'.*lora_[ab]={recipe.base.name}' those of an adapter"
+        )
+        return
+    if recipe.base not in types:
+        yield f"no tensor is {recipe.base.name}, which most are meant to be"
+    is_known = facts.architecture in KNOWN_ARCHITECTURES or facts.architecture in IMAGE_MODELS
+    if not is_known and any(d.type is not None and d.override is None for d in decisions):
+        yield (
+            f"no rules are known for architecture {shown(facts.architecture)}: types are chosen as "
+            "for language models, by names alone; rules can keep sensitive tensors in F16"
+        )
 
 
 class _Decider:
@@ -152,37 +225,72 @@ class _Decider:
         facts: ModelFacts,
         overrides: Sequence[Override],
         pure: bool,
+        ends: EndTypes,
     ) -> None:
         self._recipe = recipe
         self._tensors = tensors
         self._facts = facts
-        self._rules = Rules(overrides)
+        self._overrides = overrides
+        self._ends = ends
+        self._image = IMAGE_MODELS.get(facts.architecture)
         self._follows_rules = not (pure or recipe.pure or recipe.base in FLOAT_TYPES)
         self._is_tied = all(name != "output.weight" for name, _ in tensors)
         self._ranks: Counter[str] = Counter()
         self._n_attn_v = sum(category(name) == "attn_v" for name, _ in tensors)
 
     def decide(self) -> list[Decision]:
-        # llama.cpp counts layers in this order, wherever tensors lie in the file.
-        order = sorted(range(len(self._tensors)), key=lambda n: _sort_key(self._tensors[n][0]))
+        order: Iterable[int] = range(len(self._tensors))
+        if self._image is None:
+            # llama.cpp counts layers in this order, wherever tensors lie in the file.
+            order = sorted(order, key=lambda n: _sort_key(self._tensors[n][0]))
         decisions = {n: self._decide(*self._tensors[n]) for n in order}
-        self._rules.check_used((name for name, _ in self._tensors), "in GGUF")
         return [decisions[n] for n in range(len(self._tensors))]
 
     def _decide(self, name: str, shape: tuple[int, ...]) -> Decision:
         allowed = is_quantized(name, shape, self._facts.architecture)
-        override = self._rules.find(name, whole_name=not allowed)
+        if self._ends.keeps_output and category(name) == "output":
+            return Decision(None)
+        override = find_override(self._overrides, Candidate((name,), whole_name=not allowed))
+        if allowed and (end := self._by_end(name, override)) is not None:
+            return self._fitted(name, shape, *end)
         if override is not None:
-            asked = _fitting(override, name, shape)
-            return self._decision(name, asked, override=override.origin)
+            asked = TYPES[override.type.label]
+            _check_vector(override, name, shape)
+            return self._fitted(name, shape, asked, override.origin)
         if not allowed:
             return Decision(None)
         wanted = self._by_rules(name, shape) if self._follows_rules else self._recipe.base
-        chosen = fallback(name, wanted, shape[-1])
+        return self._fitted(name, shape, wanted)
+
+    def _by_end(self, name: str, override: Override | None) -> tuple[QuantType, str] | None:
+        """The type that was asked for an end of the model, and who asked."""
+        ends, kind = self._ends, category(name)
+        output = None if ends.output is None else (ends.output, "the output's type")
+        if kind == "output":
+            return output
+        if kind != "token_embd":
+            return None
+        # A table of its own beside the other one: a rule can name it.
+        is_named = name.startswith("per_layer_") and override is not None
+        if ends.token_embd is not None and not is_named:
+            return ends.token_embd, "the embedding table's type"
+        is_output = self._is_tied and self._follows_rules and override is None
+        return output if is_output else None
+
+    def _fitted(
+        self, name: str, shape: tuple[int, ...], wanted: QuantType, override: str | None = None
+    ) -> Decision:
+        """Decide for a type, or for the one that stands in for it."""
+        chosen = self._fallback(name, wanted, shape[-1])
         if chosen == wanted:
-            return self._decision(name, wanted)
+            return self._decision(name, wanted, override=override)
         reason = f"rows of {shape[-1]} do not fill {wanted.name} blocks"
-        return self._decision(name, chosen, fallback=reason)
+        return self._decision(name, chosen, fallback=reason, override=override)
+
+    def _fallback(self, name: str, wanted: QuantType, n_in: int) -> QuantType:
+        if self._image is not None and wanted in IMAGE_FALLBACKS and not wanted.fits(n_in):
+            return F16
+        return fallback(name, wanted, n_in)
 
     def _decision(
         self,
@@ -199,6 +307,8 @@ class _Decider:
 
     def _by_rules(self, name: str, shape: tuple[int, ...]) -> QuantType:
         facts, base, kind = self._facts, self._recipe.base, category(name)
+        if self._image is not None:
+            return self._by_image_rules(name, shape)
         if facts.architecture == "glm5-next" and GLM_Q8_0.search(name):
             return Q8_0
         if kind == "token_embd" and self._is_tied:
@@ -216,18 +326,33 @@ class _Decider:
             chosen = FINER_ATTN_V_OF_70B.get(chosen, chosen)
         return chosen
 
+    def _by_image_rules(self, name: str, shape: tuple[int, ...]) -> QuantType:
+        kind = next((kind for pattern, kind in IMAGE_CATEGORIES if pattern.search(name)), "other")
+        rank = self._ranks[kind]
+        self._ranks[kind] += 1
+        case = Case(self._facts, self._recipe.base, shape, rank, rank, self._facts.n_layer)
+        rules = IMAGE_RULES.get(kind, ())
+        found = (rule.type for rule in rules if rule.applies(self._recipe.name, case))
+        return next(found, self._recipe.base)
+
 
 def category(name: str) -> str:
     """Sort a tensor into one of the table's categories by its GGUF name."""
     return next(kind for pattern, kind in CATEGORIES if pattern.search(name))
 
 
-def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
-    """Tell whether llama-quantize changes a tensor's type at all."""
+def is_quantized(name: str, shape: tuple[int, ...], architecture: str | None = None) -> bool:
+    """Tell whether llama-quantize, or the tool of an image model, changes a type at all.
+
+    Without an architecture it is told of models in general; "" is that of files that name none.
+    """
     n_axes = len(shape)
     while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
         n_axes -= 1
-    if n_axes < 2 or not name.endswith("weight") or NOT_QUANTIZED.search(name):
+    if not 2 <= n_axes <= _MOST_AXES or not name.endswith("weight") or NOT_QUANTIZED.search(name):
+        return False
+    image = None if architecture is None else IMAGE_MODELS.get(architecture)
+    if image is not None and (n_axes > 2 or image.search(name)):
         return False
     return architecture != "glm5-next" or not GLM_NOT_QUANTIZED.search(name)
 
@@ -245,19 +370,12 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
     return smaller if smaller.fits(n_in) else F16
 
 
-def _fitting(override: Override, name: str, shape: tuple[int, ...]) -> QuantType:
-    """The type that is asked for. Raises LayoutError if the tensor cannot have it."""
-    asked = TYPES[override.type.label]
-    if not asked.fits(shape[-1]):
-        raise LayoutError(
-            f"{override.origin}: rows of {name} have {shape[-1]} values, which do not fill "
-            f"{asked.name} blocks of {asked.block_elements}"
-        )
-    if len(shape) < 2 and asked not in FLOAT_TYPES:
+def _check_vector(override: Override, name: str, shape: tuple[int, ...]) -> None:
+    """Raise LayoutError for a vector that is asked to be quantized."""
+    if len(shape) < 2 and not override.type.is_plain:
         raise LayoutError(
             f"{override.origin}: {name} has one axis; such tensors can be F32, F16 or BF16"
         )
-    return asked
 
 
 def _sort_key(name: str) -> tuple[int, str]:

@@ -119,7 +119,8 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # such as [[a]: most likely a slip
-            compiled = re.compile(pattern)
+            # llama-quantize writes patterns in lower case, as its names of tensors are.
+            compiled = re.compile(pattern, re.IGNORECASE)
     except (re.error, RecursionError, OverflowError, Warning) as problem:
         problem_text = f"{place}pattern {shown(pattern)} is not a regex: {problem}"
         raise FormatError(source, None, problem_text) from None
@@ -133,13 +134,33 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
 
 def parse_tensor_type(text: str) -> Override:
     """Read REGEX=TYPE, the form of `tensor_types`. Raises RequestError."""
-    pattern, separator, type_name = text.rpartition("=")
-    plain = visible(text[:_MAX_SHOWN])
-    source = f"{option('tensor_types')} {plain}"
-    if not separator:
-        raise RequestError(f"{source}: write it as REGEX=TYPE, such as attn_v=Q8_0")
     try:
-        # Reports and model cards tell of the rule, whoever asked for it.
-        return replace(parse_override(source, "", pattern, type_name), origin=f"rule {plain}")
+        return _regex_and_type(text, f"{option('tensor_types')} {visible(text[:_MAX_SHOWN])}")
     except FormatError as problem:
         raise RequestError(str(problem)) from None
+
+
+def read_tensor_types(path: Path) -> tuple[Override, ...]:
+    """Read a file of rules REGEX=TYPE between spaces or lines. Raises FormatError.
+
+    Source: parse_tensor_type_file in tools/quantize/quantize.cpp of llama.cpp.
+    """
+    raw = read_small(path, MAX_RECIPE_BYTES, "file of rules")
+    try:
+        words = raw.removeprefix(codecs.BOM_UTF8).decode().split()
+    except UnicodeDecodeError:
+        refuse_foreign(path, "recipe")
+        raise FormatError(path, None, "not text: rules are written as REGEX=TYPE") from None
+    return tuple(
+        _regex_and_type(word, f"{path}: rule {number}: {visible(word[:_MAX_SHOWN])}")
+        for number, word in enumerate(words, 1)
+    )
+
+
+def _regex_and_type(text: str, source: str) -> Override:
+    pattern, separator, type_name = text.rpartition("=")
+    if not separator:
+        raise FormatError(source, None, "write it as REGEX=TYPE, such as attn_v=Q8_0")
+    # Reports and model cards tell of the rule, whoever asked for it.
+    plain = visible(text[:_MAX_SHOWN])
+    return replace(parse_override(source, "", pattern, type_name), origin=f"rule {plain}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Final
 
@@ -157,6 +157,25 @@ def match_importance_named(
     return ImportanceMap(matrix, rows, missing, _unused(matrix, rows))
 
 
+def select_entries(
+    matrix: ImportanceMatrix, included: Sequence[str] = (), excluded: Sequence[str] = ()
+) -> ImportanceMatrix | None:
+    """Keep the entries with one of some texts in their names, or those with none of others.
+
+    None if none is left, which is as good as no importance matrix. As llama-quantize's
+    --include-weights and --exclude-weights.
+    """
+    kept = {
+        name
+        for name in matrix.entries
+        if (not included or any(text in name for text in included))
+        and not any(text in name for text in excluded)
+    }
+    entries = {name: values for name, values in matrix.entries.items() if name in kept}
+    unused = {name: found for name, found in matrix.unused.items() if name in kept}
+    return replace(matrix, entries=entries, unused=unused) if entries else None
+
+
 def _foreign(matrix: ImportanceMatrix) -> LayoutError:
     return LayoutError(
         f"{matrix.path}: belongs to another model: none of its {len(matrix.entries)} entries "
@@ -188,7 +207,7 @@ def provenance_metadata(matrix: ImportanceMatrix | None) -> dict[str, bytes]:
     values = {"quantize.imatrix.file": raw_string(_cut(str(matrix.path)))}
     if matrix.datasets:
         values["quantize.imatrix.dataset"] = raw_string(_cut(matrix.datasets[0]))
-    values["quantize.imatrix.entries_count"] = raw_uint(len(matrix.entries))
+    values["quantize.imatrix.entries_count"] = raw_uint(len(matrix.entries) + matrix.left_out)
     if matrix.chunks:
         values["quantize.imatrix.chunks_count"] = raw_uint(matrix.chunks)
     return values

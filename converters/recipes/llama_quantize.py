@@ -43,23 +43,90 @@ from weightcast.quant.types import (
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The facts that the rules ask for; `groups` is query heads per key-value head (0: unknown)."""
+    """The facts that the rules ask for; `groups` is query heads per key-value head (0: unknown).
+
+    `n_layer` counts all layers, the `n_nextn` last of which predict more tokens (n_layer_all and
+    n_layer_nextn in llama.cpp).
+    """
 
     architecture: str
     n_layer: int
     n_expert: int = 0
     groups: int = 1
     has_importance: bool = False
+    n_nextn: int = 0
 
     @property
     def is_70b(self) -> bool:
         """True if llama.cpp takes the model for a 70B one (LLM_TYPE_70B)."""
-        if self.architecture == "llama":
-            return self.n_layer == 80 and self.groups != 1
-        return (self.architecture, self.n_layer) in _70B
+        known = ARCHITECTURES.get(self.architecture, Architecture())
+        if known.has_shared_heads_at_70b and self.groups == 1:
+            return False
+        return self.n_layer - self.n_nextn == known.n_layer_of_70b
 
 
-_70B: Final = {("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68)}
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What llama.cpp makes of an architecture's metadata, as far as the rules ask for it.
+
+    A model of `n_layer_of_70b` layers is a 70B one (if heads `has_shared_heads_at_70b`, only with
+    fewer key-value heads). Layers are run as often as `loops_key` says, and each run counts;
+    `n_extra` counts those behind the layers that the file has. Either leaves out of the count the
+    layers that predict more tokens.
+    """
+
+    n_layer_of_70b: int | None = None
+    has_shared_heads_at_70b: bool = False
+    loops_key: str = ""
+    n_extra: int = 0
+
+    def n_layer(self, block_count: int, n_nextn: int, loops: int) -> int:
+        """Count the layers (n_layer_all) by what the metadata say."""
+        if loops > 1 or self.n_extra:
+            return (block_count - n_nextn) * max(loops, 1) + self.n_extra
+        return block_count
+
+
+# Those that are not as their metadata say, or have a 70B model: load_arch_hparams in
+# src/models/*.cpp. No other changes n_layer_all, n_expert, or the heads of the first layer, in a
+# way that a rule would see.
+ARCHITECTURES: Final = {
+    "deci": Architecture(80),
+    "graniteswitch": Architecture(n_extra=1),  # a router of adapters, granite-switch.cpp
+    "jais2": Architecture(68),
+    "llama": Architecture(80, has_shared_heads_at_70b=True),
+    "llama-embed": Architecture(80, has_shared_heads_at_70b=True),
+    "nanbeige": Architecture(loops_key="num_loops"),
+    "olmo": Architecture(80),
+    "qwen2": Architecture(80),
+}
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# LLM_ARCH_NAMES in src/llama-arch.cpp: what llama.cpp's rules are meant for.
+KNOWN_ARCHITECTURES: Final = _words(
+    """
+    afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bert
+    bitnet bloom chameleon chatglm clip codeshell cogvlm cohere2 cohere2moe command-r dbrx
+    deci deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 dflash dots1 dots3note dream
+    eagle3 ernie4_5 ernie4_5-moe eurobert exaone exaone-moe exaone4 falcon falcon-h1 gemma
+    gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
+    glm5-next gpt-oss gpt2 gptj gptneox granite granite_swa granitehybrid granitemoe
+    graniteswitch grok grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 hy_v4
+    internlm2 jais jais2 jamba jina-bert-v2 jina-bert-v3 kimi-k3 kimi-linear laguna lfm2
+    lfm2moe llada llada-moe llama llama-embed llama4 maincoder mamba mamba2 maple mellum
+    mimo2 minicpm minicpm3 minimax-01 minimax-m2 minimax-m3 mistral3 mistral4 modern-bert
+    mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert
+    nomic-bert-moe olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe
+    plamo plamo2 plamo3 plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe
+    qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp refact rnd1 rwkv6 rwkv6qwen2
+    rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 t5
+    t5encoder talkie wavtokenizer-dec xverse
+    """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +238,8 @@ class Rule:
         return named and all(condition(case) for condition in self.conditions)
 
 
-def _rule(recipes: str, quant_type: QuantType, *conditions: Condition) -> Rule:
-    return Rule(frozenset(recipes.split()), quant_type, conditions)
+def rule(recipes: str, quant_type: QuantType, *conditions: Condition) -> Rule:
+    return Rule(_words(recipes), quant_type, conditions)
 
 
 # Name fragments and their categories; the first that is found in a tensor's name counts.
@@ -189,96 +256,96 @@ CATEGORIES: Final = (
     (re.compile(r""), "other"),
 )
 _LOW = "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M"
-_MXFP4_MOE = (_rule("MXFP4_MOE", MXFP4, stacked_experts), _rule("MXFP4_MOE", Q8_0))
-_MXFP4_MOE_FFN = (_rule("MXFP4_MOE", MXFP4, stacked), _rule("MXFP4_MOE", Q8_0))
+_MXFP4_MOE = (rule("MXFP4_MOE", MXFP4, stacked_experts), rule("MXFP4_MOE", Q8_0))
+_MXFP4_MOE_FFN = (rule("MXFP4_MOE", MXFP4, stacked), rule("MXFP4_MOE", Q8_0))
 # Where the output shares the embedding table, the table's category is "output".
 RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "output": (
-        _rule("MXFP4_MOE", Q8_0),
-        _rule("", Q8_0, falcon),
-        _rule("", Q8_0, does_not_fit),
-        _rule(f"{_LOW} IQ3_XXS", Q5_K),
-        _rule("Q8_0", Q8_0),
-        _rule("", Q6_K),
+        rule("MXFP4_MOE", Q8_0),
+        rule("", Q8_0, falcon),
+        rule("", Q8_0, does_not_fit),
+        rule(f"{_LOW} IQ3_XXS", Q5_K),
+        rule("Q8_0", Q8_0),
+        rule("", Q6_K),
     ),
     "token_embd": (
         *_MXFP4_MOE,
-        _rule("IQ1_S IQ1_M IQ2_XXS IQ2_XS", Q2_K),
-        _rule("IQ2_S IQ2_M IQ3_XXS", IQ3_S),
-        _rule("TQ1_0 TQ2_0 Q2_0", Q4_K),
+        rule("IQ1_S IQ1_M IQ2_XXS IQ2_XS", Q2_K),
+        rule("IQ2_S IQ2_M IQ3_XXS", IQ3_S),
+        rule("TQ1_0 TQ2_0 Q2_0", Q4_K),
     ),
     "attn_v": (
         *_MXFP4_MOE,
-        _rule(_LOW, Q4_K, shared_heads_or_experts),
-        _rule("IQ2_S IQ2_M", IQ3_S),
-        _rule(_LOW, Q2_K),
-        _rule("", Q8_0, eight_experts),
-        _rule("Q2_K Q2_K_S IQ3_XXS IQ3_XS IQ3_S", Q4_K, shared_heads),
-        _rule("Q2_K", Q3_K),
-        _rule("IQ3_XXS", IQ3_S, no_importance),
-        _rule("IQ3_M", Q4_K),
-        _rule("Q3_K_M", Q5_K, first_two),
-        _rule("Q3_K_M", Q4_K),
-        _rule("Q3_K_L", Q5_K),
-        _rule("IQ4_NL IQ4_XS", Q5_K, shared_heads),
-        _rule("Q4_K_M Q5_K_M", Q6_K, more_bits),
-        _rule("Q4_K_S", Q5_K, first_four),
+        rule(_LOW, Q4_K, shared_heads_or_experts),
+        rule("IQ2_S IQ2_M", IQ3_S),
+        rule(_LOW, Q2_K),
+        rule("", Q8_0, eight_experts),
+        rule("Q2_K Q2_K_S IQ3_XXS IQ3_XS IQ3_S", Q4_K, shared_heads),
+        rule("Q2_K", Q3_K),
+        rule("IQ3_XXS", IQ3_S, no_importance),
+        rule("IQ3_M", Q4_K),
+        rule("Q3_K_M", Q5_K, first_two),
+        rule("Q3_K_M", Q4_K),
+        rule("Q3_K_L", Q5_K),
+        rule("IQ4_NL IQ4_XS", Q5_K, shared_heads),
+        rule("Q4_K_M Q5_K_M", Q6_K, more_bits),
+        rule("Q4_K_S", Q5_K, first_four),
     ),
     "attn_k": (
         *_MXFP4_MOE,
-        _rule(_LOW, Q4_K, eight_experts),
-        _rule("", Q8_0, eight_experts),
-        _rule("IQ3_XS", IQ3_XXS),
-        _rule("IQ3_XXS", IQ2_S),
+        rule(_LOW, Q4_K, eight_experts),
+        rule("", Q8_0, eight_experts),
+        rule("IQ3_XS", IQ3_XXS),
+        rule("IQ3_XXS", IQ2_S),
     ),
     "attn_q": (
         *_MXFP4_MOE,
-        _rule("IQ3_XS", IQ3_XXS),
-        _rule("IQ3_XXS", IQ2_S),
+        rule("IQ3_XS", IQ3_XXS),
+        rule("IQ3_XXS", IQ2_S),
     ),
     "attn_output": (
         *_MXFP4_MOE,
-        _rule(_LOW, Q5_K, eight_experts),
-        _rule("IQ1_S IQ1_M", IQ2_XXS),
-        _rule("IQ2_S IQ2_M", IQ3_S),
-        _rule("Q3_K_L", Q4_K, falcon),
-        _rule(
+        rule(_LOW, Q5_K, eight_experts),
+        rule("IQ1_S IQ1_M", IQ2_XXS),
+        rule("IQ2_S IQ2_M", IQ3_S),
+        rule("Q3_K_L", Q4_K, falcon),
+        rule(
             "Q2_K Q3_K_S Q3_K_M Q4_K_S Q4_K_M IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_NL IQ4_XS",
             Q5_K,
             not_falcon,
             eight_experts,
         ),
-        _rule("Q2_K", Q3_K, not_falcon, not_eight_experts),
-        _rule("IQ3_XXS", IQ3_S, not_falcon, not_eight_experts),
-        _rule("Q3_K_M IQ3_M", Q4_K, not_falcon, not_eight_experts),
-        _rule("Q3_K_L", Q5_K, not_falcon, not_eight_experts),
+        rule("Q2_K", Q3_K, not_falcon, not_eight_experts),
+        rule("IQ3_XXS", IQ3_S, not_falcon, not_eight_experts),
+        rule("Q3_K_M IQ3_M", Q4_K, not_falcon, not_eight_experts),
+        rule("Q3_K_L", Q5_K, not_falcon, not_eight_experts),
     ),
     "ffn_down": (
         *_MXFP4_MOE_FFN,
-        _rule("IQ2_S IQ2_M", IQ3_S, first_eighth_by_rank),
-        _rule("IQ1_S IQ1_M IQ2_XXS IQ2_XS", Q2_K, first_eighth_by_rank),
-        _rule("Q2_K", Q3_K),
-        _rule("Q2_K_S", Q4_K, first_eighth),
-        _rule("IQ3_XXS", Q4_K, no_importance, first_eighth),
-        _rule("IQ3_XXS", Q3_K, no_importance),
-        _rule("Q3_K_M", Q5_K, first_sixteenth),
-        _rule("Q3_K_M", Q4_K, not_falcon),
-        _rule("Q3_K_M", Q4_K, more_bits),
-        _rule("IQ3_M", Q4_K, first_eighth),
-        _rule("IQ3_M", Q4_K, eight_experts, more_bits),
-        _rule("Q3_K_L", Q4_K, falcon),
-        _rule("Q3_K_L", Q5_K),
-        _rule("Q4_K_M", Q6_K, falcon, first_sixteenth),
-        _rule("Q4_K_M", Q5_K, falcon, more_bits),
-        _rule("Q4_K_M", Q6_K, not_falcon, more_bits),
-        _rule("Q5_K_M", Q6_K, more_bits),
-        _rule("Q4_K_S", Q5_K, not_falcon, first_eighth),
-        _rule("IQ4_NL IQ4_XS", Q5_K, no_importance, first_eighth),
-        _rule("Q4_0", Q4_1, importance, first_eighth),
-        _rule("Q5_0", Q5_1, importance, first_eighth),
+        rule("IQ2_S IQ2_M", IQ3_S, first_eighth_by_rank),
+        rule("IQ1_S IQ1_M IQ2_XXS IQ2_XS", Q2_K, first_eighth_by_rank),
+        rule("Q2_K", Q3_K),
+        rule("Q2_K_S", Q4_K, first_eighth),
+        rule("IQ3_XXS", Q4_K, no_importance, first_eighth),
+        rule("IQ3_XXS", Q3_K, no_importance),
+        rule("Q3_K_M", Q5_K, first_sixteenth),
+        rule("Q3_K_M", Q4_K, not_falcon),
+        rule("Q3_K_M", Q4_K, more_bits),
+        rule("IQ3_M", Q4_K, first_eighth),
+        rule("IQ3_M", Q4_K, eight_experts, more_bits),
+        rule("Q3_K_L", Q4_K, falcon),
+        rule("Q3_K_L", Q5_K),
+        rule("Q4_K_M", Q6_K, falcon, first_sixteenth),
+        rule("Q4_K_M", Q5_K, falcon, more_bits),
+        rule("Q4_K_M", Q6_K, not_falcon, more_bits),
+        rule("Q5_K_M", Q6_K, more_bits),
+        rule("Q4_K_S", Q5_K, not_falcon, first_eighth),
+        rule("IQ4_NL IQ4_XS", Q5_K, no_importance, first_eighth),
+        rule("Q4_0", Q4_1, importance, first_eighth),
+        rule("Q5_0", Q5_1, importance, first_eighth),
     ),
-    "ffn_gate": (*_MXFP4_MOE_FFN, _rule("IQ3_XS", IQ3_XXS, middle)),
-    "ffn_up": (*_MXFP4_MOE_FFN, _rule("IQ3_XS", IQ3_XXS, middle)),
+    "ffn_gate": (*_MXFP4_MOE_FFN, rule("IQ3_XS", IQ3_XXS, middle)),
+    "ffn_up": (*_MXFP4_MOE_FFN, rule("IQ3_XS", IQ3_XXS, middle)),
     "other": _MXFP4_MOE,
 }
 # In 70B models eight heads share attn_v, so a finer type costs little: what the rules gave for it,

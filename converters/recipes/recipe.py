@@ -71,6 +71,11 @@ ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _NAMED: Final = RECIPES | {name: RECIPES[of] for name, of in (ALIASES | SYNONYMS).items()}
 
 
+def recipe_numbered(number: int) -> Recipe | None:
+    """Look a recipe up by its number in llama-quantize, that of general.file_type."""
+    return next((r for r in _ALL if r.file_type == number and not r.pure), None)
+
+
 def recipe_named(name: str) -> Recipe | None:
     """Look a recipe up by name or alias, in any case and with any separators."""
     return look_up(name, _NAMED)

@@ -245,7 +245,7 @@ def _to_be_kept(output: OutputErrors, raised: set[str]) -> Iterator[TensorErrors
     """Find the other tensors of categories in which rules give more than one type."""
     groups: dict[str, list[TensorErrors]] = defaultdict(list)
     for tensor in output.tensors:
-        if tensor.type in TYPES and is_quantized(tensor.name, tensor.shape, ""):
+        if tensor.type in TYPES and is_quantized(tensor.name, tensor.shape):
             groups[category(tensor.name)].append(tensor)
     for tensors in groups.values():
         is_changed = any(tensor.name in raised for tensor in tensors)

@@ -31,10 +31,12 @@ from weightcast.converters.sources.options import (
     Kind,
     Row,
     SourceOptions,
+    parse_layers,
     parse_size,
     written_size,
 )
 from weightcast.converters.sources.packed import join_packed
+from weightcast.converters.sources.prune import are_last_layers, pruned, renumbered
 from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Row",
     "SourceOptions",
     "Weights",
+    "are_last_layers",
     "checkpoint_directory",
     "container_of",
     "find_unwritten",
@@ -61,7 +64,10 @@ __all__ = [
     "open_graph",
     "open_to_inspect",
     "open_vocabulary",
+    "parse_layers",
     "parse_size",
+    "pruned",
+    "renumbered",
     "resolve_source",
     "source_files",
     "unwritten_note",

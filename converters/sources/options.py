@@ -8,7 +8,7 @@ too. A new option is a row of `ConvertOptions` and a keyword of `weightcast.conv
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from operator import itemgetter
@@ -20,7 +20,7 @@ from weightcast.errors import RequestError
 from weightcast.text import option, shown
 
 # Values as the command line reads them; an "input" is a file that the conversion reads.
-Kind = Literal["flag", "text", "texts", "size", "input", "report", "workers", "baseline"]
+Kind = Literal["flag", "text", "texts", "size", "input", "report", "workers", "baseline", "layers"]
 
 # Sections of the command line's help page.
 Group = Literal["output", "source", "precision", "running", "reporting"]
@@ -70,6 +70,24 @@ def written_size(nbytes: int) -> str:
     fitting = ((nbytes // size, unit) for size, unit in units if nbytes % size == 0)
     number, unit = min(fitting, default=(nbytes, "B"))
     return f"{number}{unit}"
+
+
+def parse_layers(given: str | Iterable[int] | int | None) -> tuple[int, ...]:
+    """Read numbers of layers, a text such as 3,4,5 or a list; in order. Raises RequestError."""
+    if given is None:
+        return ()
+    words = given.split(",") if isinstance(given, str) else given
+    listed = list(words) if isinstance(words, Iterable) else [words]
+    numbers = [_layer(word) for word in listed]
+    if not numbers or None in numbers:
+        written = option("prune_layers")
+        raise RequestError(f"{written}: {shown(given)} is no list of layers; write it like 3,4,5")
+    return tuple(sorted({number for number in numbers if number is not None}))
+
+
+def _layer(word: object) -> int | None:
+    text = word.strip() if isinstance(word, str) else str(word)
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def _size_bytes(size: str | float | None) -> int:
@@ -138,7 +156,9 @@ def _checked(row: Row, given: Any) -> Any:
     if given is None:
         return row.default
     if kind == "texts":
-        return _texts(name, given, is_rules="=" in (row.option.metavar or ""))
+        return _texts(name, given, is_rules=row.option.metavar == "REGEX=TYPE")
+    if kind == "layers":
+        return parse_layers(given)
     if kind in ("input", "report"):
         return as_path(given, name)
     if kind in ("text", "baseline") and not isinstance(given, str):
@@ -276,6 +296,57 @@ class ConvertOptions:
             group="precision",
         ).metadata,
     )
+    tensor_type_file: str | Path | None = field(
+        default=None,
+        metadata=Option(
+            "--tensor-type-file",
+            "Rules as of --tensor-type, between spaces or lines; they come after those.",
+            "input",
+            metavar="FILE",
+            provenance=20,
+            card=20,
+            group="precision",
+        ).metadata,
+    )
+    output_tensor_type: str | None = field(
+        default=None,
+        metadata=Option(
+            "--output-tensor-type",
+            "GGUF: type of the output matrix, whatever rules say.",
+            metavar="TYPE",
+            forms=("gguf",),
+            fingerprint=20,
+            provenance=21,
+            card=21,
+            group="precision",
+        ).metadata,
+    )
+    token_embedding_type: str | None = field(
+        default=None,
+        metadata=Option(
+            "--token-embedding-type",
+            "GGUF: type of the embedding table, whatever rules say.",
+            metavar="TYPE",
+            forms=("gguf",),
+            fingerprint=21,
+            provenance=22,
+            card=22,
+            group="precision",
+        ).metadata,
+    )
+    leave_output_tensor: bool = field(
+        default=False,
+        metadata=Option(
+            "--leave-output-tensor",
+            "GGUF: the output matrix stays as it is stored.",
+            "flag",
+            forms=("gguf",),
+            fingerprint=22,
+            provenance=23,
+            card=23,
+            group="precision",
+        ).metadata,
+    )
     pure: bool = field(
         default=False,
         metadata=Option(
@@ -300,6 +371,61 @@ class ConvertOptions:
             provenance=7,
             card=4,
             group="precision",
+        ).metadata,
+    )
+    include_weights: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "--include-weights",
+            "Use only entries of the importance matrix with this in their name.",
+            "texts",
+            metavar="NAME",
+            forms=("gguf", "packed"),
+            fingerprint=23,
+            provenance=24,
+            card=24,
+            group="precision",
+        ).metadata,
+    )
+    exclude_weights: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "--exclude-weights",
+            "Use no entries of the importance matrix with this in their name.",
+            "texts",
+            metavar="NAME",
+            forms=("gguf", "packed"),
+            fingerprint=24,
+            provenance=25,
+            card=25,
+            group="precision",
+        ).metadata,
+    )
+    override_kv: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "--override-kv",
+            "GGUF: metadata in the place of the source's; types int, float, bool, str.",
+            "texts",
+            metavar="KEY=TYPE:VALUE",
+            forms=("gguf",),
+            fingerprint=25,
+            provenance=26,
+            card=26,
+        ).metadata,
+    )
+    prune_layers: str | Sequence[int] | None = field(
+        default=None,
+        metadata=Option(
+            "--prune-layers",
+            "GGUF from GGUF: leave these layers out, such as 3,4,5.",
+            "layers",
+            metavar="N,...",
+            forms=("gguf",),
+            recorded=parse_layers,
+            fingerprint=26,
+            provenance=27,
+            card=27,
         ).metadata,
     )
     allow_requantize: bool = field(

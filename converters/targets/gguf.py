@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from weightcast.converters.recipes import (
     match_importance,
     provenance_metadata,
     recipe_named,
+    recipe_numbered,
 )
 from weightcast.converters.targets.gguf_copy import lay_out_copy
 from weightcast.converters.targets.gguf_files import lay_out_files
@@ -63,7 +65,7 @@ class Gguf:
         """Tell from its name what a file is to be: NAME-TYPE.gguf. See Target."""
         if not text.lower().endswith((_ENDING, f"{_ENDING}/")):
             return None
-        stem = _stem(text, type_name)
+        stem, type_name = _stem(text, type_name), _by_number(type_name)
         found, has_imatrix = _NAMES.read(text, stem, type_name)
         if file is not None and found is None and file.base is None:
             raise disagreement(text, "is a GGUF file", file, ", a type of directories")
@@ -126,6 +128,14 @@ def _stem(text: str, type_name: str | None) -> str:
     return stem
 
 
+def _by_number(type_name: str | None) -> str | None:
+    """Name a type that is given by its number in llama-quantize, as 15 for Q4_K_M."""
+    if type_name is None or re.fullmatch(r"[0-9]{1,3}", type_name) is None:
+        return type_name
+    found = recipe_numbered(int(type_name))
+    return type_name if found is None else found.name
+
+
 def _elsewhere(text: str, name: str) -> str | None:
     """Say what to do with a type that directories alone can have."""
     found = directory_type(name)
@@ -141,7 +151,12 @@ _NAMES: Final[TypeNames[Recipe]] = TypeNames(
 
 def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Output:
     family, recipe, split_bytes = graph.family, request.recipe, context.split_bytes
-    chosen = choose(graph, request, has_importance=context.imatrix is not None)
+    if request.pruned:
+        raise RequestError(
+            f"{graph.source}: {option('prune_layers')} makes a GGUF file of another one; convert "
+            "this to GGUF first"
+        )
+    chosen, unchanged = choose(graph, request, has_importance=context.imatrix is not None)
     tensors = {p.name: family.written(p, GGUF.convention, graph[p.name]) for p, _ in chosen}
     copied = {p.name for p, d in chosen if is_stored_as(tensors[p.name], type_of(d).name)}
     decisions = [decision for _, decision in chosen]
@@ -151,7 +166,7 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
         split_bytes = 0  # one file will do
     assert family.metadata is not None
     metadata = family.metadata(graph, context.vocabulary, recipe.file_type)
-    metadata |= provenance_metadata(importance.matrix)
+    metadata |= provenance_metadata(importance.matrix) | dict(request.metadata)
     made = lay_out_files(request.path, metadata, entries, split_bytes)
     planned = tuple(
         PlannedTensor(
@@ -162,6 +177,6 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
         )
         for place, decision in chosen
     )
-    notes = (*choice_notes((p.name, d) for p, d in chosen), *importance.notes())
+    notes = (*choice_notes((p.name, d) for p, d in chosen), *unchanged, *importance.notes())
     notes += tuple(family.notes(graph, GGUF.name))
     return Output(request, made.files, planned, {}, notes, importance)

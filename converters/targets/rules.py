@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from weightcast.converters.graph import Family, Place
-from weightcast.converters.recipes import DirectoryType, Override, Rules
+from weightcast.converters.recipes import (
+    Candidate,
+    DirectoryType,
+    Override,
+    find_override,
+    unfollowed_notes,
+)
 from weightcast.converters.targets.target import asked_note, grouped_notes
 from weightcast.errors import LayoutError
 from weightcast.quant.types import TYPES, QuantType, WeightType
@@ -36,14 +42,14 @@ def choose_types(
     tensors: Sequence[tuple[Place, int, QuantType]],
     directory: DirectoryType,
     overrides: Sequence[Override] = (),
-) -> list[TypeChoice]:
+) -> tuple[list[TypeChoice], tuple[str, ...]]:
     """Choose types for all tensors, given with the number of experts and their plain types.
 
-    A rule's pattern is searched in the GGUF name and in that of the directory. Raises LayoutError
-    for a rule that matches nothing, or asks for packed norms, routers or embeddings.
+    A rule's pattern is searched in the GGUF name and in that of the directory; notes say which
+    rules no tensor follows. Raises LayoutError for a rule that asks for packed norms, routers or
+    embeddings.
     """
-    rules = Rules(overrides)
-    found = []
+    found, candidates = [], []
     heads = {
         name: family.name_in(tied, CONVENTION)
         for name, tied in family.ties.items()
@@ -51,7 +57,8 @@ def choose_types(
     }
     for place, expert, name, plain in _named(family, tensors):
         names = [place.name, name, *(head for of, head in heads.items() if of == place.name)]
-        override = rules.find(*names, whole_name=place.role.storage == "float32")
+        candidates.append(Candidate(tuple(names), whole_name=place.role.storage == "float32"))
+        override = find_override(overrides, candidates[-1])
         if override is None:
             chosen = by_directory(place, plain, directory)
             found.append(TypeChoice(place, expert, name, chosen, plain))
@@ -61,9 +68,7 @@ def choose_types(
         else:
             _check_matrix(place, name, override)
         found.append(TypeChoice(place, expert, name, override.type, plain, override.origin))
-    everywhere = [name for choice in found for name in (choice.place.name, choice.name)]
-    rules.check_used([*everywhere, *heads.values()], "in GGUF or in a directory")
-    return found
+    return found, tuple(unfollowed_notes(overrides, candidates, "in GGUF or in a directory"))
 
 
 def _named(

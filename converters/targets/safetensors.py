@@ -19,6 +19,7 @@ from weightcast.converters.graph import (
     take,
 )
 from weightcast.converters.recipes import (
+    NO_END_TYPES,
     RECIPES,
     DirectoryType,
     ImportanceMap,
@@ -190,10 +191,11 @@ _NAMES: Final[TypeNames[DirectoryType]] = TypeNames(
 def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     kind = request.directory or directory_type(request.recipe.name)
     assert kind is not None
-    floats = replace(request, overrides=(), pure=False)
-    plain = [(p, graph[p.name].shape[0], type_of(d)) for p, d in choose(graph, floats)]
-    chosen = choose_types(graph.family, plain, kind, request.overrides)
-    notes = rule_notes(chosen)
+    floats = replace(request, overrides=(), pure=False, ends=NO_END_TYPES)
+    floating, _ = choose(graph, floats)
+    plain = [(p, graph[p.name].shape[0], type_of(d)) for p, d in floating]
+    chosen, unfollowed = choose_types(graph.family, plain, kind, request.overrides)
+    notes = (*rule_notes(chosen), *unfollowed)
     types = _module_types(chosen)
     items = list(_items(graph, kind, chosen))
     importance = ImportanceMap()

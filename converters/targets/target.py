@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.recipes import (
+    NO_END_TYPES,
     Decision,
     DirectoryType,
+    EndTypes,
     ImportanceMap,
     Override,
     Recipe,
@@ -123,8 +125,9 @@ class Request:
     """One output asked for: where, of which target, by which recipe.
 
     For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
-    `overrides` ask for types that the output can hold. If the name `says_imatrix`, the errors must
-    be weighed by one.
+    `overrides` ask for types that the output can hold, `ends` for those of a GGUF file's ends. If
+    the name `says_imatrix`, the errors must be weighed by one. `metadata` are raw values that a
+    GGUF file is to have in the place of others, `pruned` the numbers of layers that are left out.
     """
 
     path: Path
@@ -134,6 +137,9 @@ class Request:
     pure: bool = False
     directory: DirectoryType | None = None
     says_imatrix: bool = False
+    ends: EndTypes = NO_END_TYPES
+    metadata: Mapping[str, bytes] = field(default_factory=dict)
+    pruned: tuple[int, ...] = ()
 
     @property
     def type_name(self) -> str:
@@ -277,10 +283,11 @@ def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
 
 
 def _why(decision: Decision) -> str | None:
+    if decision.type is not None and decision.fallback:
+        asked = f", which {decision.override} asks for" if decision.override else ""
+        return f"stored as {decision.type.name}, because {decision.fallback}{asked}"
     if decision.type is not None and decision.override:
         return asked_note(decision.type, decision.override)
-    if decision.type is not None and decision.fallback:
-        return f"stored as {decision.type.name}, because {decision.fallback}"
     return None
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weightcast.converters.recipes import (
@@ -40,18 +40,27 @@ class ExpectedLayout:
     refusal: str = ""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a conversion was asked for that an artifact does not tell: see Request."""
+
+    metadata: Mapping[str, bytes] = field(default_factory=dict)
+    pruned: tuple[int, ...] = ()
+
+
 def expected_layout(
     structure: Structure,
     tensors: Sequence[TensorMatch],
     source: Path,
     spec: Path | None,
     imatrix: ImportanceMatrix | None,
+    asked: Asked,
 ) -> ExpectedLayout:
     """Lay out the conversion that would make an artifact: types and files are taken from it."""
     given = SourceOptions(spec, None, _has_no_tokenizer(structure))
     try:
         request = _request(structure, tensors)
-        request = request.that_may_change()
+        request = replace(request.that_may_change(), metadata=asked.metadata, pruned=asked.pruned)
         output = _lay_out(source, request, given, 0, imatrix)
         overrides = tuple(_overrides(output, tensors))
         if overrides:

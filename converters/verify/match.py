@@ -19,11 +19,11 @@ from weightcast.converters.graph import (
     take,
     windows,
 )
-from weightcast.converters.sources import Weights
+from weightcast.converters.sources import Weights, are_last_layers
 from weightcast.converters.verify.result import MOST_ALIKE, Problem, plain
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
-from weightcast.text import count, some
+from weightcast.text import count, option, some
 
 ANOTHER_MODEL: Final = "another model"
 
@@ -127,6 +127,9 @@ def match(
     problems += unlike
     if missing:
         remedy = "convert again, or name the source that this was made of"
+        if not source.family.has_table and are_last_layers(missing, source):
+            given = option("prune_layers", "N")
+            remedy = f"if layers were left out, name them: {given}; or else {remedy}"
         said = "is missing" if len(missing) == 1 else "are missing"
         problems.append(Problem(str(artifact), said, _some(missing), remedy, "missing"))
     extra = [*left, *(name for name in weights.shares if name not in joined)]

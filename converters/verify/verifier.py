@@ -16,21 +16,31 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.files import CARD, as_optional_path, as_path
 from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
+from weightcast.converters.recipes import parse_override_kv, select_entries
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
     CONTAINERS,
     Weights,
     container_of,
     is_of_ranks,
+    open_as_it_is,
     open_family,
     open_graph,
+    parse_layers,
+    pruned,
+    renumbered,
     resolve_source,
     weights_of,
 )
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
 from weightcast.converters.verify.content import check_content, read_bytes
-from weightcast.converters.verify.expected import ExpectedLayout, expected_layout, planned_name
+from weightcast.converters.verify.expected import (
+    Asked,
+    ExpectedLayout,
+    expected_layout,
+    planned_name,
+)
 from weightcast.converters.verify.judge import Verdicts, judge, merged
 from weightcast.converters.verify.layout import check_layout
 from weightcast.converters.verify.match import ANOTHER_MODEL, TensorMatch, match
@@ -55,6 +65,10 @@ def verify(
     *,
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    include_weights: str | Sequence[str] | None = (),
+    exclude_weights: str | Sequence[str] | None = (),
+    override_kv: str | Sequence[str] | None = (),
+    prune_layers: str | Sequence[int] | None = None,
     sample: Sample = None,
     jobs: int | None = None,
     on_progress: OnProgress | None = None,
@@ -63,9 +77,10 @@ def verify(
 
     `artifact` is a GGUF file (a split one by any of its files, or by the name that all go by) or a
     safetensors file or directory, `source` what it was made of, `imatrix` the importance matrix
-    that was used. `sample` takes only some rows of each matrix: their number, or a share below 1.
-    `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a time; what
-    it raises ends the verification and is raised here.
+    that was used. What `include_weights`, `exclude_weights`, `override_kv` and `prune_layers` the
+    conversion was given, must be given here too. `sample` takes only some rows of each matrix:
+    their number, or a share below 1. `on_progress` is called with a `weightcast.Progress`, from any
+    thread, one call at a time; what it raises ends the verification and is raised here.
 
     What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
     can be verified, RequestError for arguments that make no sense.
@@ -80,7 +95,18 @@ def verify(
     hyperparameters = as_optional_path(spec, "spec")
     weighing = as_optional_path(imatrix, "imatrix")
     workers = choose_workers(jobs)
-    _check_request(source, imatrix, sample)
+    included, excluded = _texts(include_weights), _texts(exclude_weights)
+    asked = Asked(dict(map(parse_override_kv, _texts(override_kv))), parse_layers(prune_layers))
+    made_with = {
+        "sample": sample is not None,
+        "imatrix": imatrix is not None,
+        "override_kv": asked.metadata,
+        "prune_layers": asked.pruned,
+    }
+    _check_request(source, made_with, sample)
+    if (included or excluded) and imatrix is None:
+        name = "include_weights" if included else "exclude_weights"
+        raise RequestError(f"{option(name)}: of use with {option('imatrix', 'FILE')} only")
     container = CONTAINERS[container_of(path)]
     if container.target is None:
         if source is not None:
@@ -92,14 +118,19 @@ def verify(
     return _Verifier(path, structure, sample, workers.count, meter).run(
         None if against is None else resolve_source(against),
         hyperparameters,
-        None if weighing is None else read_imatrix(weighing),
+        None if weighing is None else select_entries(read_imatrix(weighing), included, excluded),
+        asked,
     )
 
 
-def _check_request(source: object, imatrix: object, sample: Sample) -> None:
-    if source is None and (imatrix is not None or sample is not None):
-        given = "sample" if imatrix is None else "imatrix"
-        raise RequestError(f"{option(given)}: of use with a source only")
+def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def _check_request(source: object, made_with: Mapping[str, object], sample: Sample) -> None:
+    names = [name for name, value in made_with.items() if value]
+    if source is None and names:
+        raise RequestError(f"{option(names[-1])}: of use with a source only")
     if sample is None:
         return
     is_share = isinstance(sample, float) and 0 < sample < 1
@@ -132,7 +163,11 @@ class _Verifier:
         self._refused: set[str] = set()
 
     def run(
-        self, source: Path | None, spec: Path | None, imatrix: ImportanceMatrix | None
+        self,
+        source: Path | None,
+        spec: Path | None,
+        imatrix: ImportanceMatrix | None,
+        asked: Asked,
     ) -> Verification:
         structure = self._structure
         what = f"{count(len(structure.tensors), 'tensor')} in {count(len(structure.files), 'file')}"
@@ -146,6 +181,8 @@ class _Verifier:
             # A directory is only made of a model whose family has a table.
             opened = open_family if structure.target.is_directory else open_graph
             graph = opened(source, spec)
+            if asked.pruned:
+                graph = _pruned(source, asked.pruned)
             if weights is not None:
                 usual = structure.target.convention
                 self._used = self._convention(graph, weights)
@@ -166,7 +203,7 @@ class _Verifier:
         elif any(problem.mistake == ANOTHER_MODEL for problem in self._problems):
             self._unchecked.append("the weights: those of another model cannot be compared")
         elif graph is not None and source is not None:
-            errors = self._compare(graph, source, spec, imatrix, tensors)
+            errors = self._compare(graph, source, spec, imatrix, tensors, asked)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -304,8 +341,10 @@ class _Verifier:
         spec: Path | None,
         imatrix: ImportanceMatrix | None,
         tensors: Sequence[TensorMatch],
+        asked: Asked,
     ) -> Report:
-        layout = expected_layout(self._structure, tensors, source, spec, imatrix)
+        layout = expected_layout(self._structure, tensors, source, spec, imatrix, asked)
+        imatrix = renumbered(imatrix, asked.pruned)
         around = check_layout(self._structure, layout, graph)
         self._problems += around.problems
         self._checked += around.checked
@@ -324,6 +363,14 @@ class _Verifier:
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
         return errors_report(self._structure, graph, imatrix, tensors, checks)
+
+
+def _pruned(source: Path, layers: Sequence[int]) -> TensorGraph:
+    """Open a GGUF file without some layers. Raises CheckpointError if it is something else."""
+    graph = open_as_it_is(source)
+    if graph is None:
+        raise RequestError(f"{source}: {option('prune_layers')}: only of GGUF files are there any")
+    return pruned(graph, layers)
 
 
 def _importance(

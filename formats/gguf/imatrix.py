@@ -37,6 +37,7 @@ class ImportanceMatrix:
     """Importance of input columns by GGUF tensor name: float32 [matrices * in], finite, not < 0.
 
     `unused` lists the matrices (experts) that no token reached: all their columns count the same.
+    `left_out` counts entries of layers that a model is to lose, and that llama.cpp counts too.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class ImportanceMatrix:
     unused: dict[str, tuple[int, ...]]
     datasets: tuple[str, ...]
     chunks: int
+    left_out: int = 0
 
 
 def read_imatrix(path: str | Path) -> ImportanceMatrix:

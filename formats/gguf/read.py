@@ -32,7 +32,8 @@ DEFAULT_ALIGNMENT: Final = 32
 ALIGNMENT_KEY: Final = "general.alignment"
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 _MAX_NAME_BYTES = 256
-_MAX_AXES = 4
+# ggml has tensors of four axes; other readers take more, such as those of video models with five.
+_MAX_AXES = 5
 # Large models have some thousands, each expert by itself ten times as many.
 MAX_TENSORS: Final = 1 << 17
 _AGAIN: Final = "make it again from the original weights"

@@ -143,7 +143,6 @@ def test_pure(run, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--tensor-type", "atn_v=Q8_0"], "rule atn_v=Q8_0: no tensor has a name with"),
         (["--recipe", "absent.toml"], "absent.toml: no such file"),
         (["--imatrix", "absent.dat"], "absent.dat: no such file"),
     ],

@@ -348,7 +348,7 @@ BAD_FILES = {
     "a name that is not UTF-8": file_of([], [info(b"\xff", [1])], b"1234"),
     "a long name": file_of([], [info("a" * 300, [1])], b"1234"),
     "no axes": file_of([], [info("a", [])], bytes(64)),
-    "five axes": file_of([], [info("a", [1] * 5)], b"1234"),
+    "six axes": file_of([], [info("a", [1] * 6)], b"1234"),
     "2**32 - 1 axes": file_of([], [string("a") + b"\xff" * 4 + bytes(64)]),
     "an unknown type": file_of([], [info("a", [32], 1000)], bytes(64)),
     "a removed type": file_of([], [info("a", [32], 4)], bytes(64)),
