@@ -19,7 +19,7 @@ from weightcast.converters.recipes.importance import (
     match_importance_named,
     provenance_metadata,
 )
-from weightcast.converters.recipes.recipe import ALIASES, RECIPES, Recipe, recipe_named
+from weightcast.converters.recipes.recipe import ALIASES, COPY, RECIPES, Recipe, recipe_named
 from weightcast.converters.recipes.weight_types import (
     PLAIN,
     DirectoryType,
@@ -30,6 +30,7 @@ from weightcast.converters.recipes.weight_types import (
 
 __all__ = [
     "ALIASES",
+    "COPY",
     "PLAIN",
     "RECIPES",
     "Decision",

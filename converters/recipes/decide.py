@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from weightcast.converters.graph.layers import find_layer
+from weightcast.converters.graph.layers import find_layer, llama_cpp_order
 from weightcast.converters.recipes.llama_quantize import (
     CATEGORIES,
     FALLBACKS,
@@ -28,7 +28,7 @@ from weightcast.converters.recipes.llama_quantize import (
     Case,
     ModelFacts,
 )
-from weightcast.converters.recipes.recipe import Recipe
+from weightcast.converters.recipes.recipe import COPY, Recipe
 from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option
@@ -135,13 +135,18 @@ def decide(
     overrides: Sequence[Override] = (),
     *,
     pure: bool = False,
+    in_order: bool = False,
 ) -> list[Decision]:
     """Choose a type for each tensor, given as GGUF name and shape [..., out, in].
 
-    The first override that matches counts; `pure` leaves the recipe's rules out. Raises LayoutError
-    for an override that matches nothing or does not fit, and for rows that no known type fits.
+    The first override that matches counts; `pure` leaves the recipe's rules out. Tensors are
+    counted by layer and name, as llama-quantize does, or `in_order`, as it does with --keep-split.
+    Raises LayoutError for an override that matches nothing or does not fit, and for rows that no
+    known type fits.
     """
-    return _Decider(recipe, tensors, facts, overrides, pure).decide()
+    order = range(len(tensors))
+    counted = order if in_order else sorted(order, key=lambda n: llama_cpp_order(tensors[n][0]))
+    return _Decider(recipe, tensors, facts, overrides, pure).decide(counted)
 
 
 class _Decider:
@@ -162,9 +167,7 @@ class _Decider:
         self._ranks: Counter[str] = Counter()
         self._n_attn_v = sum(category(name) == "attn_v" for name, _ in tensors)
 
-    def decide(self) -> list[Decision]:
-        # llama.cpp counts layers in this order, wherever tensors lie in the file.
-        order = sorted(range(len(self._tensors)), key=lambda n: _sort_key(self._tensors[n][0]))
+    def decide(self, order: Iterable[int]) -> list[Decision]:
         decisions = {n: self._decide(*self._tensors[n]) for n in order}
         self._rules.check_used((name for name, _ in self._tensors), "in GGUF")
         return [decisions[n] for n in range(len(self._tensors))]
@@ -175,7 +178,7 @@ class _Decider:
         if override is not None:
             asked = _fitting(override, name, shape)
             return self._decision(name, asked, override=override.origin)
-        if not allowed:
+        if not allowed or self._recipe == COPY:
             return Decision(None)
         wanted = self._by_rules(name, shape) if self._follows_rules else self._recipe.base
         chosen = fallback(name, wanted, shape[-1])
@@ -258,11 +261,6 @@ def _fitting(override: Override, name: str, shape: tuple[int, ...]) -> QuantType
             f"{override.origin}: {name} has one axis; such tensors can be F32, F16 or BF16"
         )
     return asked
-
-
-def _sort_key(name: str) -> tuple[int, str]:
-    layer = _layer(name)
-    return (-1 if layer is None else layer, name)
 
 
 def _layer(name: str) -> int | None:

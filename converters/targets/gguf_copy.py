@@ -1,8 +1,10 @@
-"""GGUF from GGUF: the same metadata and tensors in the same order, tensors in other types."""
+"""GGUF from GGUF: the same metadata and tensors, tensors in other types."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,19 +15,28 @@ from weightcast.converters.graph import (
     Rows,
     Tensor,
     TensorGraph,
+    first_array,
     quantized,
     windows,
 )
+from weightcast.converters.graph.layers import llama_cpp_order
 from weightcast.converters.recipes import (
+    COPY,
     Decision,
     ImportanceMap,
     Recipe,
     facts_from_metadata,
     match_importance,
     provenance_metadata,
+    recipe_named,
 )
 from weightcast.converters.recipes.decide import decide
-from weightcast.converters.targets.gguf_files import lay_out_files
+from weightcast.converters.targets.gguf_files import (
+    QUANTIZE_KEYS,
+    GgufFiles,
+    lay_out_files,
+    lay_out_parts,
+)
 from weightcast.converters.targets.target import (
     Context,
     Output,
@@ -33,17 +44,20 @@ from weightcast.converters.targets.target import (
     Request,
     choice_notes,
 )
-from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry
+from weightcast.formats.gguf.read import SPLIT_KEYS, whole_number
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
 from weightcast.text import option, shown
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
+# LLAMA_FTYPE_GUESSED, and a type that llama.cpp takes for none when it guesses.
+_GUESSED: Final = 1024
+_NEVER_GUESSED: Final = ("MXFP4",)
 _EXACT: Final = {t.name for t in FLOAT_TYPES}
 _LOSSY: Final = TYPES.keys() - _EXACT
 
@@ -51,30 +65,80 @@ _LOSSY: Final = TYPES.keys() - _EXACT
 def lay_out_copy(
     graph: TensorGraph, metadata: Metadata, request: Request, context: Context
 ) -> Output:
-    """Lay out a GGUF output that keeps everything but types. Raises CheckpointError."""
+    """Lay out a GGUF output that keeps everything but types. Raises CheckpointError.
+
+    Metadata and tensors come in the order in which llama-quantize writes them, unless the context
+    keeps the source's.
+    """
     recipe, imatrix = request.recipe, context.imatrix
     facts = facts_from_metadata(metadata, has_importance=imatrix is not None)
-    shapes = shapes_of(graph)
-    decisions = [
-        _possible(graph[name], decision)
-        for (name, _), decision in zip(
-            shapes, decide(recipe, shapes, facts, request.overrides, pure=request.pure), strict=True
-        )
-    ]
-    made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
+    names = _order(graph, context)
+    shapes = [(name, graph[name].shape) for name in names]
+    chosen = decide(
+        recipe,
+        shapes,
+        facts,
+        request.overrides,
+        pure=request.pure,
+        in_order=context.keep_split,
+    )
+    decisions = [_possible(graph[name], d) for name, d in zip(names, chosen, strict=True)]
+    made = [_made(graph[name], d) for name, d in zip(names, decisions, strict=True)]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
-    entries = [Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
-    raw = _metadata(metadata, recipe, importance.matrix)
-    placed = lay_out_files(request.path, raw, entries, context.split_bytes)
+    raw = _metadata(graph, metadata, recipe, imatrix, keep_order=context.keep_order)
+    entries = [entry_of(tensor, keeps_shape=context.keep_order) for tensor in made]
+    placed = _place(graph, request.path, raw, entries, context)
     tensors = tuple(
         PlannedTensor(
             tensor, entry.type, *placed.offsets[entry.name], _rows_for(importance, tensor)
         )
         for tensor, entry in zip(made, entries, strict=True)
     )
-    notes = (*choice_notes(zip(graph, decisions, strict=True)), *importance.notes())
+    notes = (*choice_notes(zip(names, decisions, strict=True)), *importance.notes())
     return Output(request, placed.files, tensors, {}, notes, importance)
+
+
+def _order(graph: TensorGraph, context: Context) -> list[str]:
+    """Put the tensors' names in the order of the output."""
+    if context.keep_order:
+        return list(graph)
+    if context.keep_split:
+        places = _places(graph)
+        return sorted(graph, key=lambda name: places[name])
+    return sorted(graph, key=llama_cpp_order)
+
+
+def _places(graph: TensorGraph) -> dict[str, tuple[int, int]]:
+    """Tell where each tensor lies: the number of the source's file, and the byte."""
+    numbers = {path: number for number, path in enumerate(graph.files)}
+    arrays = {name: first_array(tensor) for name, tensor in graph.items()}
+    return {name: (numbers[array.path], array.offset) for name, array in arrays.items()}
+
+
+def _place(
+    graph: TensorGraph,
+    path: Path,
+    raw: Mapping[str, bytes],
+    entries: Sequence[Entry],
+    context: Context,
+) -> GgufFiles:
+    """Place tensors in files: as many as the source's, or as large as they may be."""
+    if not context.keep_split or len(graph.files) == 1:
+        return lay_out_files(path, raw, entries, context.split_bytes)
+    parts: list[list[Entry]] = [[] for _ in graph.files]
+    places = _places(graph)
+    for entry in entries:
+        parts[places[entry.name][0]].append(entry)
+    return lay_out_parts(path, raw, parts, QUANTIZE_KEYS)
+
+
+def entry_of(tensor: Tensor, *, keeps_shape: bool = False) -> Entry:
+    """Describe a tensor as ggml writes it: without axes of 1 before the others."""
+    shape = tensor.shape
+    while len(shape) > 1 and shape[0] == 1 and not keeps_shape:
+        shape = shape[1:]
+    return Entry(tensor.name, STORED_TYPES[tensor.dtype], shape)
 
 
 def _possible(tensor: Tensor, decision: Decision) -> Decision:
@@ -108,17 +172,44 @@ def _rows_for(importance: ImportanceMap, tensor: Tensor) -> NDArray[np.float32] 
 
 
 def _metadata(
-    metadata: Metadata, recipe: Recipe, imatrix: ImportanceMatrix | None
+    graph: TensorGraph,
+    metadata: Metadata,
+    recipe: Recipe,
+    imatrix: ImportanceMatrix | None,
+    *,
+    keep_order: bool,
 ) -> dict[str, bytes]:
-    """Keep all metadata, and renew what says how tensors are stored. As in llama-quantize."""
+    """Keep all metadata, and renew what says how tensors are stored. As in llama-quantize.
+
+    It sets these keys anew, which puts them behind all others.
+    """
     from gguf import GGML_QUANT_VERSION
 
-    return {
-        **metadata.raw,
+    file_type = recipe.file_type if recipe != COPY else _file_type(graph, metadata)
+    renewed = {
         QUANTIZATION_VERSION_KEY: raw_uint(GGML_QUANT_VERSION),
-        FILE_TYPE_KEY: raw_uint(recipe.file_type),
+        FILE_TYPE_KEY: raw_uint(file_type),
         **provenance_metadata(imatrix),
     }
+    dropped = SPLIT_KEYS if keep_order else (*SPLIT_KEYS, *renewed)
+    kept = {key: raw for key, raw in metadata.raw.items() if key not in dropped}
+    return kept | renewed
+
+
+def _file_type(graph: TensorGraph, metadata: Metadata) -> int:
+    """Give the file type that a source says, or else guess it as llama.cpp does."""
+    said = whole_number(metadata, FILE_TYPE_KEY)
+    if said is not None and said >= 0:
+        return said
+    dtypes = [graph[name].dtype for name in sorted(graph, key=llama_cpp_order)]
+    counts: Counter[str] = Counter()
+    most = "F32"
+    for dtype in dtypes:
+        counts[dtype] += 1
+        if counts[dtype] > counts[most]:
+            most = dtype
+    found = None if most in _NEVER_GUESSED else recipe_named(most)
+    return _GUESSED | (0 if found is None else found.file_type)
 
 
 def check_requantized(outputs: Sequence[Output]) -> None:

@@ -21,7 +21,7 @@ from weightcast.converters.recipes import (
 from weightcast.converters.sources import SourceOptions, container_of
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.lay_out import lay_out_all
-from weightcast.converters.targets.target import Output, Request
+from weightcast.converters.targets.target import Context, Output, Request
 from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.structure import Structure
 from weightcast.errors import CheckpointError
@@ -78,14 +78,15 @@ def _lay_out(
     copies = request.target.keeps_metadata and container_of(source) == request.target.name
     if copies and given.spec is None:
         given = SourceOptions()  # from GGUF to GGUF all metadata are kept
+    context = Context(imatrix=imatrix, split_bytes=split)
     try:
-        return lay_out_all(source, [request], given, split, imatrix)[1][0]
+        return lay_out_all(source, [request], given, context)[1][0]
     except CheckpointError:
         if given.tokenizer is not None or given.no_tokenizer:
             raise
         # The source has no tokenizer, the artifact one of elsewhere: it is kept.
         without = SourceOptions(given.spec, None, True)
-        return lay_out_all(source, [request], without, split, imatrix)[1][0]
+        return lay_out_all(source, [request], without, context)[1][0]
 
 
 def _has_no_tokenizer(structure: Structure) -> bool:
