@@ -424,6 +424,13 @@ def prepare(
     graph, planned = lay_out_all(source, requests, options.source, context)
     if not options.allow_requantize:
         check_requantized(planned)
+    return plan_outputs(source, graph, planned, options)
+
+
+def plan_outputs(
+    source: Path, graph: TensorGraph, planned: Sequence[Output], options: ConvertOptions
+) -> Plan:
+    """Plan the work for outputs that are laid out. Raises CheckpointError if it may do harm."""
     inputs = _inputs(source, graph, planned, options)
     if options.bundle:
         source_date()

@@ -13,6 +13,7 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
 from weightcast.converters.sources import CONTAINERS, open_as_it_is, open_family, resolve_source
 from weightcast.errors import CheckpointError, LayoutError
+from weightcast.formats.gguf.layout import ggml_shape
 
 Shape = tuple[int, ...]
 
@@ -93,7 +94,7 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
         if gguf not in of_source:
             continue
         _, original = of_source[gguf]
-        if original.shape != tensor.shape:
+        if ggml_shape(original.shape) != ggml_shape(tensor.shape):
             reshaped.append((name, original.shape, tensor.shape))
             continue
         pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))

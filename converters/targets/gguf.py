@@ -138,7 +138,7 @@ def _elsewhere(text: str, name: str) -> str | None:
 
 
 def _recipe_at_end(written: str) -> Recipe | None:
-    """Look up what a name ends in; "copy" in small letters is no type, but what file managers add."""
+    """Look up what a name ends in; "copy" in small letters is what file managers add."""
     found = recipe_named(written)
     return None if found == COPY and written != COPY.name else found
 

@@ -48,7 +48,7 @@ from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
-from weightcast.formats.gguf.layout import Entry
+from weightcast.formats.gguf.layout import Entry, ggml_shape
 from weightcast.formats.gguf.read import SPLIT_KEYS, whole_number
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
 from weightcast.text import option, shown
@@ -134,10 +134,8 @@ def _place(
 
 
 def entry_of(tensor: Tensor, *, keeps_shape: bool = False) -> Entry:
-    """Describe a tensor as ggml writes it: without axes of 1 before the others."""
-    shape = tensor.shape
-    while len(shape) > 1 and shape[0] == 1 and not keeps_shape:
-        shape = shape[1:]
+    """Describe a tensor as it is written, of the shape that ggml gives it."""
+    shape = tensor.shape if keeps_shape else ggml_shape(tensor.shape)
     return Entry(tensor.name, STORED_TYPES[tensor.dtype], shape)
 
 

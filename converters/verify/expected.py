@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weightcast.converters.recipes import (
+    COPY,
     PLAIN,
     RECIPES,
     DirectoryType,
@@ -52,6 +53,9 @@ def expected_layout(
     try:
         request = _request(structure, tensors)
         request = request.that_may_change()
+        copy = _copy(structure, tensors, source, request, imatrix)
+        if copy is not None:
+            return ExpectedLayout(copy)
         output = _lay_out(source, request, given, 0, imatrix)
         overrides = tuple(_overrides(output, tensors))
         if overrides:
@@ -64,6 +68,29 @@ def expected_layout(
     except CheckpointError as problem:
         return ExpectedLayout(None, str(problem))
     return ExpectedLayout(output)
+
+
+def _copy(
+    structure: Structure,
+    tensors: Sequence[TensorMatch],
+    source: Path,
+    request: Request,
+    imatrix: ImportanceMatrix | None,
+) -> Output | None:
+    """Lay out a copy, if an artifact has every type of its source, and says so."""
+    if request.directory is not None or container_of(source) != request.target.name:
+        return None
+    if any(tensor.array.dtype != tensor.source.dtype for tensor in tensors):
+        return None
+    copy = _lay_out(source, replace(request, recipe=COPY), SourceOptions(), 0, imatrix)
+    assert structure.metadata is not None
+    is_same = structure.metadata.raw.get(FILE_TYPE_KEY) == metadata_of(copy)[FILE_TYPE_KEY]
+    return copy if is_same else None
+
+
+def metadata_of(output: Output) -> dict[str, bytes]:
+    """The raw metadata of a laid out GGUF output."""
+    return dict(gguf.header_of_bytes(output.files[0].header, output.files[0].path).metadata.raw)
 
 
 def _lay_out(
