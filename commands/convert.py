@@ -85,6 +85,7 @@ def convert(
 
     \b
     NAME-TYPE.gguf  Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, IQ3_M, Q2_K, MXFP4, BF16, F16 ...
+    NAME-COPY.gguf  every tensor in the type that it has in SRC, a GGUF file
     NAME-TYPE/      bf16, f16, int8, int4-g128, int4-g128-awq, int8-gptq, fp8, nvfp4 ...
 
     `weightcast types` lists all of them, with bits per weight and the runtimes that read them.

@@ -128,7 +128,8 @@ class RowConverter:
             name += f", expert {destination.expert}"
         remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
         if isinstance(error, InexactScaleError):
-            remedy = f"; {option('allow_requantize', True)} quantizes what cannot be carried"
+            anew = option("allow_requantize", True)
+            remedy = f"; f32 keeps it exact, {anew} quantizes what cannot be carried, with a loss"
         if isinstance(error, NotCarriedError):
             remedy = "; the memory of this machine may be faulty: convert again"
         found = named(error, name, task.item.view, task.out0, remedy)

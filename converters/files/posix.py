@@ -75,7 +75,7 @@ def allocate(fd: int, size: int) -> None:
 
 
 def _is_in_memory(libc: ctypes.CDLL, fd: int) -> bool:
-    """Tell whether a file lies on a tmpfs. Where 64 bits are a word, statfs begins with the kind."""
+    """Tell whether a file lies on a tmpfs; statfs begins with the kind, a word of 64 bits."""
     kind = (ctypes.c_int64 * 32)()
     return libc.fstatfs(fd, kind) == 0 and kind[0] == _TMPFS_MAGIC
 

@@ -328,7 +328,7 @@ class ConvertOptions:
         default=False,
         metadata=Option(
             "--allow-requantize",
-            "Quantize again what is quantized already and cannot be carried over.",
+            "Quantize again what is quantized already and cannot be carried over: a loss.",
             "flag",
             fingerprint=4,
             provenance=3,

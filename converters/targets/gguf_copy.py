@@ -51,7 +51,7 @@ from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry, ggml_shape
 from weightcast.formats.gguf.read import SPLIT_KEYS, whole_number
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
-from weightcast.text import option, shown
+from weightcast.text import option, shown, spoken
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
@@ -215,14 +215,23 @@ def check_requantized(outputs: Sequence[Output]) -> None:
     for output in outputs:
         for planned in output.tensors:
             for stored in {view.array: None for view in windows(planned.tensor)}:
-                _check_requantized(planned, stored)
+                if _is_requantized(planned, stored):
+                    raise _requantized(output, planned, stored)
 
 
-def _check_requantized(planned: PlannedTensor, stored: StoredArray) -> None:
-    if stored.dtype not in _LOSSY or planned.type.name in (stored.dtype, *_EXACT):
-        return
-    raise LayoutError(
+def _is_requantized(planned: PlannedTensor, stored: StoredArray) -> bool:
+    return stored.dtype in _LOSSY and planned.type.name not in (stored.dtype, *_EXACT)
+
+
+def _requantized(output: Output, planned: PlannedTensor, stored: StoredArray) -> LayoutError:
+    """Say what would be lost, and first what loses nothing."""
+    lossless = "F32 keeps these values"
+    if output.request.target.keeps_metadata and stored.path.suffix == ".gguf":
+        copy = spoken(option("types", COPY.name), f"types={COPY.name!r}")
+        others = spoken("weightcast split and merge", "weightcast.split and merge")
+        lossless = f"{copy} keeps all types as they are, as do {others}"
+    return LayoutError(
         f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
         f"{planned.type.name} made of that loses more than made of the original weights; "
-        f"convert those, or pass {option('allow_requantize', True)}"
+        f"{lossless}; {option('allow_requantize', True)} makes it, with that loss"
     )
