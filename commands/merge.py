@@ -18,8 +18,8 @@ from weightcast.converters.targets.gguf_parts import merged_path
 @click.command(
     cls=Command,
     examples=(
-        "weightcast merge model-Q8_0-00001-of-00003.gguf model-Q8_0.gguf",
-        "weightcast merge model-Q8_0-*-of-*.gguf model-Q8_0.gguf",
+        "weightcast merge model-BF16-00001-of-00003.gguf model-whole.gguf",
+        "weightcast merge model-BF16-*-of-*.gguf model-whole.gguf",
     ),
 )
 @click.argument("sources", metavar="SRC...", type=PATH, nargs=-1, required=True)

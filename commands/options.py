@@ -35,8 +35,8 @@ SECTIONS: Final[dict[Group, str]] = {
     "running": "Running",
     "reporting": "Reporting",
 }
-# Options of llama.cpp's programs by which people ask for the same. Of several words the first counts
-# that the command has, or else the last.
+# Options of llama.cpp's programs by which people ask for the same; of several words those count
+# first that the command has.
 _ELSEWHERE: Final[dict[str, str | tuple[str, ...]]] = {
     "--outtype": "--type",
     "--outfile": "OUT, after SRC",

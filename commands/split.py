@@ -18,8 +18,8 @@ from weightcast.converters.targets.gguf_parts import parts_path
 @click.command(
     cls=Command,
     examples=(
-        "weightcast split model-Q8_0.gguf parts/model-Q8_0.gguf --max-size 48G",
-        "weightcast split model-Q8_0.gguf model --max-tensors 256 --no-tensor-first-split -n",
+        "weightcast split model-BF16.gguf model-parts.gguf --max-size 48G",
+        "weightcast split model-BF16.gguf model --max-tensors 256 --no-tensor-first-split -n",
     ),
 )
 @click.argument("source", metavar="SRC", type=PATH)

@@ -74,7 +74,11 @@ def lay_out_split(
 def lay_out_merged(graph: TensorGraph, metadata: Metadata, request: Request) -> Output:
     """Lay out one file of the parts of a split one. Raises FormatError if it is none."""
     if metadata.get(_COUNT_KEY, 0) == 0:
-        raise FormatError(graph.source, None, "one whole file, not a part; there is none to merge")
+        raise FormatError(
+            graph.source,
+            None,
+            "a whole file, not a part of one; give the first part of a split file",
+        )
     raw = {key: value for key, value in metadata.raw.items() if key != _COUNT_KEY}
     raw[_COUNT_KEY] = raw_number("uint16", 0)  # else readers would look for more files
     entries = [entry_of(tensor) for tensor in graph.values()]
