@@ -29,10 +29,14 @@ _SILENT = frozenset(("-q", "--quiet", "--json", "-h", "--help"))
 # Commands by which people ask for the same elsewhere.
 _ELSEWHERE = {
     "check": "verify",
+    "copy": "convert",
     "diff": "compare",
     "dump": "inspect",
+    "gguf-split": "split",
     "info": "inspect",
+    "join": "merge",
     "list": "types",
+    "llama-gguf-split": "split",
     "quantize": "convert",
     "show": "inspect",
 }

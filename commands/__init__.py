@@ -13,7 +13,9 @@ COMMANDS: Final = {
     "convert": "Convert SRC to one or several outputs, in one read.",
     "demo": "Convert a tiny Grok-1, let llama.cpp write with what was made, and compare.",
     "inspect": "Show what is in a checkpoint: hyperparameters, tensors, shapes, sizes.",
+    "merge": "Merge the parts of a split GGUF file into one, OUT.",
     "report": "Show error reports of conversions: as a page, OUT.html, or as a summary, OUT.md.",
+    "split": "Split SRC, a GGUF file, into the parts OUT-00001-of-0000N.gguf and so on.",
     "types": "List the types that outputs can have: bits per weight, importance matrix, runtimes.",
     "verify": "Check that ARTIFACT is whole and holds the weights of its source.",
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from weightcast.commands.conversions import show_plan, telling_what_is_left, told_of_kept_work
 from weightcast.commands.exits import FAILED_CHECK
 from weightcast.commands.options import PATH, Command, all_tensors, as_json, listed_option, quiet
 from weightcast.commands.printing import (
@@ -22,13 +22,10 @@ from weightcast.commands.printing import (
     violation_values,
 )
 from weightcast.commands.progress import Display, progress
-from weightcast.commands.text.plan import plan_lines, plan_values
 from weightcast.commands.text.summary import summary_lines
-from weightcast.commands.work_options import convert_options, fail_over
+from weightcast.commands.work_options import convert_options, dry_run, fail_over
 from weightcast.converters.convert import Conversion, Summary, plan_conversion
-from weightcast.converters.engine import Progress
 from weightcast.converters.files import partial_path
-from weightcast.converters.output import kept_work
 from weightcast.converters.plan import Plan
 from weightcast.converters.recipes import Recipe, recipe_named, recipe_numbered
 from weightcast.converters.report import (
@@ -57,13 +54,7 @@ from weightcast.text import count, some
 )
 @click.argument("source", metavar="SRC", type=PATH)
 @click.argument("outputs", metavar="OUT...", type=str, nargs=-1)
-@listed_option(
-    "-n",
-    "--dry-run",
-    section="output",
-    is_flag=True,
-    help="Print exact sizes, memory and time; write nothing.",
-)
+@dry_run
 @convert_options(ConvertOptions)
 @fail_over
 @listed_option(
@@ -94,6 +85,7 @@ def convert(
 
     \b
     NAME-TYPE.gguf  Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, IQ3_M, Q2_K, MXFP4, BF16, F16 ...
+    NAME-COPY.gguf  every tensor in the type that it has in SRC, a GGUF file
     NAME-TYPE/      bf16, f16, int8, int4-g128, int4-g128-awq, int8-gptq, fp8, nvfp4 ...
 
     `weightcast types` lists all of them, with bits per weight and the runtimes that read them.
@@ -103,7 +95,7 @@ def convert(
         raise RequestError("--gate: of use with --fail-over only")
     parsed = [parse_limit(text) for text in limits]
     asked = ConvertOptions(**options)
-    with progress(quiet=quiet or as_json) as shown, _telling_what_is_left(outputs, asked):
+    with progress(quiet=quiet or as_json) as shown, telling_what_is_left(map(Path, outputs), asked):
         conversion = plan_conversion(
             source,
             outputs,
@@ -117,7 +109,7 @@ def convert(
         before = [] if gate == "after" else parsed
         summary = None if dry_run else _run(conversion, before, shown, quiet=quiet)
     if summary is None:
-        _show_plan(conversion, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
+        show_plan(conversion, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
     else:
         _show_summary(summary, parsed, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
 
@@ -150,14 +142,6 @@ def _recipe(text: str) -> Recipe | None:
     return recipe_numbered(int(text)) if is_number else recipe_named(text)
 
 
-def _show_plan(conversion: Conversion, *, quiet: bool, as_json: bool, all_tensors: bool) -> None:
-    plan, workers = conversion.plan, conversion.workers
-    if as_json:
-        print_json({"dry_run": True, **plan_values(plan, workers)})
-    elif not quiet:
-        print_lines(plan_lines(plan, workers, all_tensors=all_tensors))
-
-
 def _show_summary(
     summary: Summary, limits: list[Limit], *, quiet: bool, as_json: bool, all_tensors: bool
 ) -> None:
@@ -176,15 +160,6 @@ def _show_summary(
 def _run(conversion: Conversion, limits: list[Limit], shown: Display, *, quiet: bool) -> Summary:
     """Run a conversion; what is beyond a limit keeps outputs from getting their names."""
     plan = conversion.plan
-    outputs = [output.request.path for output in plan.outputs]
-    kept = kept_work(outputs) if conversion.options.resume and not quiet else ""
-
-    def on_progress(progress: Progress) -> None:
-        nonlocal kept
-        if kept and progress.phase == "check":  # it is ours, and is gone on with
-            shown.tell(f"going on after {kept}, which is checked first")
-            kept = ""
-        shown(progress)
 
     def gate(report: Report) -> None:
         violations = check_limits(report, limits)
@@ -192,7 +167,7 @@ def _run(conversion: Conversion, limits: list[Limit], shown: Display, *, quiet: 
             shown.tell(*violation_lines(violations))
             raise LimitError(_unnamed(plan, violations), violation_values(violations))
 
-    return conversion.run(on_progress, gate)
+    return conversion.run(told_of_kept_work(conversion, shown, quiet=quiet), gate)
 
 
 def _unnamed(plan: Plan, violations: Sequence[Violation]) -> str:
@@ -213,24 +188,3 @@ def _unnamed(plan: Plan, violations: Sequence[Violation]) -> str:
         f"work is kept in {some([path.name for path in first])}: run again with other limits or "
         f"--gate after, or remove it with {remove}"
     )
-
-
-@contextmanager
-def _telling_what_is_left(outputs: Sequence[str], options: ConvertOptions) -> Iterator[None]:
-    """Say at an interrupt what is there of outputs: what this run finished, or an earlier one."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_left([Path(output) for output in outputs], options)) from None
-
-
-def _left(paths: Sequence[Path], options: ConvertOptions) -> str:
-    again = "run the same command again"
-    if kept := kept_work(paths):
-        how = f"{again}{' to go on' if options.resume else ' without --no-resume to go on'}"
-        return f"{kept} {'are' if ', ' in kept else 'is'} finished and kept; {how}"
-    growing = [path for path in paths if os.path.lexists(partial_path(path))]
-    if growing:
-        names = some([path.name for path in growing])
-        return f"nothing is finished of {names}; {again}, or remove it with weightcast clean"
-    return f"nothing incomplete was left behind; {again}"

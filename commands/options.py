@@ -35,8 +35,9 @@ SECTIONS: Final[dict[Group, str]] = {
     "running": "Running",
     "reporting": "Reporting",
 }
-# Options of llama.cpp's programs by which people ask for the same.
-_ELSEWHERE: Final = {
+# Options of llama.cpp's programs by which people ask for the same; of several words those count
+# first that the command has.
+_ELSEWHERE: Final[dict[str, str | tuple[str, ...]]] = {
     "--outtype": "--type",
     "--outfile": "OUT, after SRC",
     "--output": "OUT, after SRC",
@@ -46,16 +47,25 @@ _ELSEWHERE: Final = {
     "--threads": "--jobs",
     "--nthread": "--jobs",
     "--max-buffer-size": "--memory",
-    "--split-max-size": "--split",
+    "--split-max-size": ("--max-size", "--split", "weightcast split --max-size"),
+    "--split-max-tensors": ("--max-tensors", "weightcast split --max-tensors"),
+    "--no-tensor-first-split": "weightcast split --no-tensor-first-split",
+    "--max-size": ("--split", "weightcast split --max-size"),
+    "--max-tensors": "weightcast split --max-tensors",
+    "--split": ("--max-size", "weightcast split"),
+    "--merge": "weightcast merge",
     "--vocab-dir": "--tokenizer",
-    "--keep-split": "--split SIZE",
     "--output-dir": "the folder in OUT",
 }
 
 # Options that need no counterpart.
-_UNNEEDED: Final = dict.fromkeys(
-    ("--overwrite", "--force", "-f", "-y"), "outputs are replaced when the new ones are complete"
-)
+_UNNEEDED: Final = {
+    **dict.fromkeys(
+        ("--overwrite", "--force", "-f", "-y"),
+        "outputs are replaced when the new ones are complete",
+    ),
+    "--delete-splits": "remove the parts when weightcast verify OUT --source SRC says all is there",
+}
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -100,11 +110,18 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             said = _UNNEEDED.get(error.option_name)
             if error.option_name in _ELSEWHERE:
-                said = f"here it is {_ELSEWHERE[error.option_name]}"
+                said = f"here it is {self._called(_ELSEWHERE[error.option_name])}"
             if said is None:
                 raise
             message = f"No such option '{error.option_name}'; {said}."
             raise click.UsageError(message, ctx) from None
+
+    def _called(self, words: str | tuple[str, ...]) -> str:
+        """Choose the words for an option that this command has."""
+        if isinstance(words, str):
+            return words
+        own = {flag for param in self.params for flag in param.opts}
+        return next((word for word in words if word in own), words[-1])
 
 
 def listed_option(*names: str, section: Group, **settings: Any) -> Callable[[Decorated], Decorated]:

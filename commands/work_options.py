@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 import click
@@ -28,13 +28,13 @@ _TYPES: Final[dict[Kind, Any]] = {
 
 
 def convert_options(
-    declared: type[ConvertOptions], *groups: Group
+    declared: type[ConvertOptions], *groups: Group, names: Container[str] = ()
 ) -> Callable[[Decorated], Decorated]:
-    """Declare the options of some groups, or of all, in the order of their rows."""
+    """Declare the options of some groups, some by their names, or all, in the order of rows."""
 
     def decorate(command: Decorated) -> Decorated:
         for row in reversed(declared.rows()):  # the decorator that comes last is shown first
-            if not groups or row.option.group in groups:
+            if not (groups or names) or row.option.group in groups or row.name in names:
                 command = _click_option(row)(command)
         return command
 
@@ -55,6 +55,13 @@ def _click_option(row: Row) -> Callable[[Decorated], Decorated]:
     return listed_option(*flags, row.name, section=said.group, **settings)
 
 
+dry_run = listed_option(
+    "-n",
+    "--dry-run",
+    section="output",
+    is_flag=True,
+    help="Print exact sizes, memory and time; write nothing.",
+)
 fail_over = listed_option(
     "--fail-over",
     "limits",

@@ -64,7 +64,7 @@ from weightcast.converters.summary import OutputSummary, StrPath, listed, summar
 from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.gguf_copy import check_requantized
 from weightcast.converters.targets.lay_out import lay_out_all
-from weightcast.converters.targets.target import Output, Request
+from weightcast.converters.targets.target import Context, Output, Request
 from weightcast.errors import (
     ChangedError,
     CheckpointError,
@@ -169,7 +169,12 @@ def _told(outputs: Sequence[OutputSummary]) -> str:
 _DEFAULTS: Final = ConvertOptions()
 _CHANGED_SINCE: Final = "was changed since the conversion was planned; plan it again"
 # The forms of outputs, as messages call them.
-_FORMS: Final[dict[Form, str]] = {"gguf": "GGUF", "packed": "packed", "plain": "plain"}
+_FORMS: Final[dict[Form, str]] = {
+    "gguf": "GGUF",
+    "copy": "GGUF",
+    "packed": "packed",
+    "plain": "plain",
+}
 
 
 @dataclass(frozen=True)
@@ -269,6 +274,8 @@ def convert(
     tokenizer: StrPath | None = None,
     no_tokenizer: bool = False,
     split: str | float | None = None,
+    keep_split: bool = False,
+    keep_order: bool = False,
     recipe: StrPath | None = None,
     tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     tensor_type_file: StrPath | None = None,
@@ -315,8 +322,10 @@ def convert(
     GGUF: `override_kv` are metadata "KEY=TYPE:VALUE" in the place of the source's. `prune_layers`,
     numbers of layers, leaves these out of a GGUF file that is made of another one.
 
-    Files: `split` is the most tensor data of one file: bytes, or text as "48G". With `bundle`
-    each output gets provenance, checksums and a model card.
+    Files: `split` is the most tensor data of one file: bytes, or text as "48G". Of GGUF made of
+    GGUF, `keep_split` makes as many parts as the source has, and `keep_order` leaves tensors and
+    metadata in its order instead of llama-quantize's. With `bundle` each output gets provenance,
+    checksums and a model card.
 
     Running: `jobs` is the number of workers, `memory` the most that the process may take (as
     `split`; by default no more than helps, 0.8 GiB). `device` does the quantizing: "cpu", "cuda"
@@ -358,6 +367,8 @@ def plan(
     tokenizer: StrPath | None = None,
     no_tokenizer: bool = False,
     split: str | float | None = None,
+    keep_split: bool = False,
+    keep_order: bool = False,
     recipe: StrPath | None = None,
     tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     tensor_type_file: StrPath | None = None,
@@ -429,15 +440,30 @@ def prepare(
     """Plan a conversion without writing anything. Raises CheckpointError."""
     if options.tokenizer is not None and options.no_tokenizer:
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
+    if options.keep_split and options.split is not None:
+        keep, size = option("keep_split", True), option("split", "SIZE")
+        raise RequestError(f"{keep} keeps the parts of the source, {size} makes others; give one")
     requests = _requests(outputs, options)
     _check_useful(options, requests)
     importance, notes = _importance(options)
-    split_bytes = 0 if options.split is None else parse_size(options.split)
+    context = Context(
+        imatrix=importance,
+        split_bytes=0 if options.split is None else parse_size(options.split),
+        keep_order=options.keep_order,
+        keep_split=options.keep_split,
+    )
     source = resolve_source(Path(source))
-    graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
+    graph, planned = lay_out_all(source, requests, options.source, context)
     planned = [replace(output, notes=(*output.notes, *notes)) for output in planned]
     if not options.allow_requantize:
         check_requantized(planned)
+    return plan_outputs(source, graph, planned, options)
+
+
+def plan_outputs(
+    source: Path, graph: TensorGraph, planned: Sequence[Output], options: ConvertOptions
+) -> Plan:
+    """Plan the work for outputs that are laid out. Raises CheckpointError if it may do harm."""
     inputs = _inputs(source, graph, planned, options)
     if options.bundle:
         source_date()
@@ -533,7 +559,9 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
     ]
     if useless:
         names = ", ".join(option(row.name) for row in useless)
-        forms = " or ".join(_FORMS[form] for form in useless[0].option.forms)
+        if any(request.form == "copy" for request in requests):
+            raise RequestError(f"{names}: COPY leaves every tensor as it is; give a type instead")
+        forms = " or ".join(dict.fromkeys(_FORMS[form] for form in useless[0].option.forms))
         raise RequestError(f"{names}: of use for {forms} outputs only, and none is asked for")
     if options.prune_layers and any(request.form != "gguf" for request in requests):
         raise RequestError(f"{option('prune_layers')}: directories keep all layers; convert twice")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weightcast.converters.convert import Conversion, Summary, convert, plan
     from weightcast.converters.engine.progress import Progress
     from weightcast.converters.report import Metrics, OutputErrors, Report, TensorErrors
+    from weightcast.converters.split import merge, split
     from weightcast.converters.summary import OutputSummary
     from weightcast.converters.targets.catalog import TypeInfo, types
     from weightcast.converters.verify import Problem, Verification, verify
@@ -79,9 +80,11 @@ __all__ = [
     "convert",
     "dequantize",
     "measure",
+    "merge",
     "open",
     "plan",
     "quantize",
+    "split",
     "types",
     "verify",
 ]
@@ -109,9 +112,11 @@ _MODULES = {
     "convert": "converters.convert",
     "dequantize": "quant.arrays",
     "measure": "quant.arrays",
+    "merge": "converters.split",
     "open": "converters.checkpoint",
     "plan": "converters.convert",
     "quantize": "quant.arrays",
+    "split": "converters.split",
     "types": "converters.targets.catalog",
     "verify": "converters.verify",
 }

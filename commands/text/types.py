@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from weightcast.converters.recipes import COPY
 from weightcast.converters.targets.catalog import TypeInfo
 
 _IMPORTANCE: Final = {"ignored": "-", "optional": "helps", "required": "needed"}
@@ -24,6 +25,7 @@ def type_lines(types: Sequence[TypeInfo], *, all_types: bool) -> Iterator[str]:
     shown = [f for f in directories if all_types or f.layout in (None, layouts[0])]
     yield "GGUF files, NAME-TYPE.gguf, for llama.cpp and what builds on it:"
     yield from _table(sorted(files, key=lambda found: -found.model_bits), runtimes=False)
+    yield f"  {COPY.name} leaves each tensor of a GGUF file in the type that it has there."
     yield ""
     yield "Safetensors directories, NAME-TYPE:"
     yield from _table(shown, runtimes=True)

@@ -21,6 +21,7 @@ from weightcast.converters.sources import (
     resolve_source,
 )
 from weightcast.errors import CheckpointError, LayoutError, RequestError
+from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.text import option
 
 Shape = tuple[int, ...]
@@ -119,7 +120,7 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
         if gguf not in of_source:
             continue
         _, original = of_source[gguf]
-        if original.shape != tensor.shape:
+        if ggml_shape(original.shape) != ggml_shape(tensor.shape):
             reshaped.append((name, original.shape, tensor.shape))
             continue
         pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))

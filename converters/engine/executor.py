@@ -26,7 +26,14 @@ from weightcast.converters.engine.tasks import ItemResult, Task, TaskResult, Wor
 from weightcast.converters.files import ReleaseStack
 from weightcast.converters.graph import Slab, forget_rows, read_slab
 from weightcast.converters.output import FinishedRows, MatrixRecord, OutputFiles, remainder, rows_of
-from weightcast.converters.plan import Plan, Tiling, Workers, WorkItem, is_measured
+from weightcast.converters.plan import (
+    Plan,
+    Tiling,
+    Workers,
+    WorkItem,
+    is_measured,
+    is_straight_copy,
+)
 from weightcast.converters.report.collector import Measuring
 from weightcast.errors import CheckpointError
 from weightcast.quant.backend import Backend, CpuBackend
@@ -82,7 +89,9 @@ def _execute(rows: RowConverter, workers: Workers, on_progress: Callable[[int], 
         panels = PanelPool(sizes.tiling, rows.files, [slab_buffer(n) for n in sizes.panels])
         crew = _open_workers(sizes, workers, releases)
         stream = Stream[mmap.mmap, Task, None](slabs)
-        reader = _Reader(sizes.tiling, panels, forgets=plan.outgrows_cache)
+        reader = _Reader(
+            sizes.tiling, panels, plan.outgrows_cache, copies_straight=rows.measuring is None
+        )
         work = _Work(stream, rows, on_progress)
         stream.run(
             plan.items,
@@ -125,23 +134,28 @@ class _Reader:
     tiling: Tiling
     panels: PanelPool
     forgets: bool
+    copies_straight: bool
 
     def read(self, item: WorkItem, buffer: mmap.mmap) -> Iterator[Task]:
-        """Read a slab into a buffer and yield its tasks; waits for the panels that they share."""
-        slab = self._read_slab(item, buffer)
+        """Read a slab into a buffer and yield its tasks; waits for the panels that they share.
+
+        What goes from file to file as it is, workers read.
+        """
+        slab = None if self.copies_straight and is_straight_copy(item) else self._read(item, buffer)
+        rows = item.out1 - item.out0
         step, panel_rows = self.tiling.rows_of(item), rows_per_panel(self.tiling, item)
-        starts = range(0, slab.rows, step)
+        starts = range(0, rows, step)
         result = ItemResult(len(starts))
         share = item.read_bytes // len(starts)
         rest = item.read_bytes - share * (len(starts) - 1)
         for row0 in starts:
             if row0 % panel_rows == 0:
-                end = min(row0 + panel_rows, slab.rows)
+                end = min(row0 + panel_rows, rows)
                 panel = self.panels.open(item, item.out0 + row0, item.out0 + end)
-            row1 = min(row0 + step, slab.rows)
+            row1 = min(row0 + step, rows)
             yield Task(item, slab, row0, row1, share if row0 else rest, panel, result)
 
-    def _read_slab(self, item: WorkItem, buffer: mmap.mmap) -> Slab:
+    def _read(self, item: WorkItem, buffer: mmap.mmap) -> Slab:
         try:
             slab = read_slab(item.view, item.out0, item.out1, memoryview(buffer))
         except OSError as problem:
@@ -176,6 +190,8 @@ class _Work:
                         task.panel.give_up()
                         return
                     results.append(self._rows.convert(worker, task, destination))
+            if task.slab is None and self._rows.plan.outgrows_cache:
+                forget_rows(task.item.view, task.out0, task.out1)
             for number, write in task.panel.take_writes():
                 results[number].writes.append(write)
             if task.result.add(results):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
-from weightcast.converters.graph import named
+from weightcast.converters.graph import Slab, named, read_run
 from weightcast.converters.output import OutputFiles
 from weightcast.converters.plan import Destination, Plan, is_measured, keeps_bytes
 from weightcast.converters.report.collector import Measuring
@@ -20,6 +21,9 @@ from weightcast.quant.cpu.library import BlockCounts, RangeError, SourceValueErr
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.types import BF16, F32, TYPES
 from weightcast.text import option
+
+# Copied at once: larger pieces leave the caches of a core between reading and writing.
+_CHUNK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +44,30 @@ class RowConverter:
             if destination.packed is not None:
                 return self._pack(worker, task, destination, destination.packed)
             if keeps_bytes(task.item, destination):
-                return self._copy(task, destination)
+                if task.slab is None:
+                    return self._copy_straight(worker, task, destination)
+                return self._copy(task, task.slab, destination)
             return self._quantize(worker, task, destination)
         except SourceValueError as error:
             raise self._explained(error, task, destination) from None
 
-    def _copy(self, task: Task, destination: Destination) -> TaskResult:
+    def _copy_straight(self, worker: Worker, task: Task, destination: Destination) -> TaskResult:
+        """Copy stored bytes from file to file, some at a time, which stay in the core's cache."""
+        view = task.item.view.single
+        run = None if view is None else view.run_of_rows(task.out0, task.out1)
+        assert run is not None
+        chunks = read_run(task.item.view.path, *run, memoryview(worker.buffer)[:_CHUNK_BYTES])
+        output, file = destination.output, destination.file
+        write = self.files.write_chunks(output, file, chunks, _offset(task, destination))
+        return TaskResult(BlockCounts(), [write])
+
+    def _copy(self, task: Task, slab: Slab, destination: Destination) -> TaskResult:
         """Write the stored bytes as they are."""
-        stored = task.slab.stored_rows(task.row0, task.row1)
+        stored = slab.stored_rows(task.row0, task.row1)
         write = self.files.write(destination, stored.data, _offset(task, destination))
         if self.measuring is not None and is_measured(task.item, destination):
             errors = measure_matrix(
-                as_matrix(task.slab.matrix(task.row0, task.row1)),
+                as_matrix(task.matrix),
                 TYPES[task.item.view.dtype],
                 stored,
                 destination.importance,
@@ -67,7 +83,7 @@ class RowConverter:
         # One row can be longer than a task; buffers for devices are made for the longest.
         target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
         rows = np.frombuffer(target, np.uint8, nbytes)
-        source, importance = task.slab.matrix(task.row0, task.row1), destination.importance
+        source, importance = task.matrix, destination.importance
         backend = worker.backend
         if self.measuring is None:
             counts = backend.quantize(source, destination.type, rows, importance)
@@ -86,7 +102,7 @@ class RowConverter:
         """Make rows of a packed matrix, and write each part's bytes where they belong."""
         measuring, slot = self.measuring, task.panel.slot(destination)
         made = packed.packing.pack(
-            task.slab.matrix(task.row0, task.row1),
+            task.matrix,
             task.item.view.shape[0],
             task.out0,
             destination.importance,
@@ -112,7 +128,8 @@ class RowConverter:
             name += f", expert {destination.expert}"
         remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
         if isinstance(error, InexactScaleError):
-            remedy = f"; {option('allow_requantize', True)} quantizes what cannot be carried"
+            anew = option("allow_requantize", True)
+            remedy = f"; f32 keeps it exact, {anew} quantizes what cannot be carried, with a loss"
         if isinstance(error, NotCarriedError):
             remedy = "; the memory of this machine may be faulty: convert again"
         found = named(error, name, task.item.view, task.out0, remedy)

@@ -13,7 +13,7 @@ from weightcast.converters.graph import Slab
 from weightcast.converters.output import Write
 from weightcast.converters.plan import WorkItem
 from weightcast.quant.backend import Backend
-from weightcast.quant.cpu.library import BlockCounts
+from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Worker:
 class Task:
     """Rows [row0, row1) of a slab, for one worker; `read_bytes` of what was read count for it.
 
-    The task places columns in `panel`, which it shares with others, and adds what it made to the
-    `result` of its item.
+    Where there is no slab the rows go from file to file as they are. The task places columns in
+    `panel`, which it shares with others, and adds what it made to the `result` of its item.
     """
 
     item: WorkItem
-    slab: Slab
+    slab: Slab | None
     row0: int
     row1: int
     read_bytes: int
@@ -51,6 +51,17 @@ class Task:
     def out0(self) -> int:
         """Return the number of the first row in the matrix."""
         return self.item.out0 + self.row0
+
+    @property
+    def out1(self) -> int:
+        """Return the number of the row after the last."""
+        return self.item.out0 + self.row1
+
+    @property
+    def matrix(self) -> Matrix | Blocks:
+        """Return the rows as kernels take them."""
+        assert self.slab is not None
+        return self.slab.matrix(self.row0, self.row1)
 
 
 @dataclass(slots=True)

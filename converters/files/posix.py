@@ -14,6 +14,8 @@ from weightcast.text import option
 
 # Beside the outputs: what up to 512 threads hash, the source, journals, libraries, a terminal.
 _OTHER_FILES = 640
+# TMPFS_MAGIC of linux/magic.h.
+_TMPFS_MAGIC = 0x01021994
 
 
 def allow_open_files(count: int) -> None:
@@ -51,10 +53,13 @@ def open_locked(path: Path, flags: int, output: Path | None = None) -> int:
 def allocate(fd: int, size: int) -> None:
     """Give a file its size and its blocks on the disk. Raises OSError if the disk is too full.
 
-    File systems that cannot reserve blocks give it a size alone.
+    File systems that cannot reserve blocks give it a size alone, and so do those in memory, where
+    each page would be filled with zeros before it is written.
     """
     os.ftruncate(fd, size)
     libc = ctypes.CDLL(None, use_errno=True)
+    if _is_in_memory(libc, fd):
+        return
     # glibc's posix_fallocate, which is Python's, would write zeros there, for hours.
     # musl has one name alone, whose numbers have 64 bits everywhere.
     reserve = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
@@ -67,6 +72,12 @@ def allocate(fd: int, size: int) -> None:
             raise OSError(code, os.strerror(code))
         if code != errno.EINTR:
             return
+
+
+def _is_in_memory(libc: ctypes.CDLL, fd: int) -> bool:
+    """Tell whether a file lies on a tmpfs; statfs begins with the kind, a word of 64 bits."""
+    kind = (ctypes.c_int64 * 32)()
+    return libc.fstatfs(fd, kind) == 0 and kind[0] == _TMPFS_MAGIC
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:

@@ -23,7 +23,14 @@ from weightcast.converters.graph.model import (
     Stored,
     TensorGraph,
 )
-from weightcast.converters.graph.read import Slab, forget_rows, load_float32, named, read_slab
+from weightcast.converters.graph.read import (
+    Slab,
+    forget_rows,
+    load_float32,
+    named,
+    read_run,
+    read_slab,
+)
 from weightcast.converters.graph.resolve import (
     check_readable,
     first_array,
@@ -89,6 +96,7 @@ __all__ = [
     "named",
     "permuted",
     "quantized",
+    "read_run",
     "read_slab",
     "reshaped",
     "sliced",

@@ -26,7 +26,7 @@ from weightcast.converters.graph.resolve import matrices
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import Runs, View, runs_of
 from weightcast.errors import CheckpointError, LayoutError
-from weightcast.formats.array import ITEM_BYTES, Decode, read_stored
+from weightcast.formats.array import ITEM_BYTES, Decode, read_into, read_stored
 from weightcast.formats.packed.layout import NUMPY_DTYPES
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.types import F32, STORED_TYPES, TYPES, QuantType
@@ -168,6 +168,18 @@ def _read_runs(fd: int, runs: Runs, used: memoryview) -> NDArray[np.generic]:
         run = used[number * run_bytes : (number + 1) * run_bytes]
         read_stored(fd, runs.array, runs.first * item + number * step_bytes, run)
     return np.frombuffer(used, np.dtype(f"u{item}"))
+
+
+def read_run(path: Path, offset: int, nbytes: int, buffer: memoryview) -> Iterator[memoryview]:
+    """Read a run of a file's bytes, as much at a time as fits `buffer`. Raises CheckpointError."""
+    try:
+        with opened(path) as fd:
+            for start in range(0, nbytes, len(buffer)):
+                chunk = buffer[: nbytes - start]
+                read_into(fd, path, offset + start, chunk)
+                yield chunk
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
 
 
 @contextmanager

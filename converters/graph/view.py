@@ -94,6 +94,24 @@ class View:
         """Give a sort key: matrices in this order are read front to back."""
         return self.array.path, self.array.offset, self.start
 
+    def run_of_rows(self, out0: int, out1: int) -> tuple[int, int] | None:
+        """Find rows [out0, out1) as one run of a file's bytes: offset, length.
+
+        None if they do not lie there as they are, row after row.
+        """
+        n_in = self.shape[1]
+        if self.array.packed is not None or self.array.text is not None:
+            return None
+        if self.is_blocked:
+            row_bytes = TYPES[self.dtype].row_bytes(n_in)
+            start = self.start // n_in * row_bytes
+        elif self.strides == (n_in, 1):
+            row_bytes = n_in * self.item_bytes
+            start = self.start * self.item_bytes
+        else:
+            return None
+        return self.array.offset + start + out0 * row_bytes, (out1 - out0) * row_bytes
+
     def slab_bytes(self, out0: int, out1: int) -> int:
         """Count the bytes of the buffer that rows [out0, out1) are read into."""
         rows, packed = out1 - out0, self.array.packed

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -281,6 +281,23 @@ class OutputFiles:
         if self._written is not None and len(runs) == 1:
             self._written.add(self._fds[key], offset, runs.shape[1])
         return Write(file, offset, runs.shape[1], len(runs), stride, digest.hexdigest())
+
+    def write_chunks(
+        self, output: int, file: int, chunks: Iterable[memoryview], offset: int
+    ) -> Write:
+        """Write chunks of bytes one after another, from an offset on. Raises OutputError."""
+        key, end, digest = (output, file), offset, xxhash.xxh3_128()
+        for chunk in chunks:
+            digest.update(chunk)
+            try:
+                with self._turns[key]:
+                    write_all(self._fds[key], chunk, end)
+            except OSError as problem:
+                raise explained(problem, self._outputs[output].files[file].path) from None
+            end += len(chunk)
+        if self._written is not None:
+            self._written.add(self._fds[key], offset, end - offset)
+        return Write(file, offset, end - offset, 1, 0, digest.hexdigest())
 
     def flush(self, on_progress: Callable[[int], None] = lambda nbytes: None) -> None:
         """Flush all files to the disk, and let others read the files. Raises OutputError.

@@ -12,6 +12,7 @@ from weightcast.converters.plan.tiling import (
     TaskBytes,
     Tiling,
     is_measured,
+    is_straight_copy,
     keeps_bytes,
     largest_task,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Workers",
     "choose_workers",
     "is_measured",
+    "is_straight_copy",
     "keeps_bytes",
     "largest_task",
     "make_plan",

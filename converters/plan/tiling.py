@@ -63,6 +63,14 @@ def keeps_bytes(item: WorkItem, destination: Destination) -> bool:
     return destination.is_copied or (view.is_blocked and view.dtype == destination.type.name)
 
 
+def is_straight_copy(item: WorkItem) -> bool:
+    """Return whether rows go from one run of a file's bytes to others, and nowhere else."""
+    view = item.view.single
+    if view is None or view.run_of_rows(item.out0, item.out1) is None:
+        return False
+    return all(keeps_bytes(item, destination) for destination in item.destinations)
+
+
 def is_measured(item: WorkItem, destination: Destination) -> bool:
     """Return whether a destination gets weights, which have errors, and not other numbers."""
     return not keeps_bytes(item, destination) or item.view.dtype in TYPES

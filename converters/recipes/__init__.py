@@ -34,6 +34,7 @@ from weightcast.converters.recipes.importance import (
 from weightcast.converters.recipes.metadata import parse_override_kv
 from weightcast.converters.recipes.recipe import (
     ALIASES,
+    COPY,
     RECIPES,
     Recipe,
     recipe_named,
@@ -50,6 +51,7 @@ from weightcast.converters.recipes.weight_types import (
 
 __all__ = [
     "ALIASES",
+    "COPY",
     "NO_END_TYPES",
     "PLAIN",
     "RECIPES",

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.converters.graph.layers import find_layer
+from weightcast.converters.graph.layers import find_layer, llama_cpp_order
 from weightcast.converters.recipes.image_models import (
     IMAGE_CATEGORIES,
     IMAGE_FALLBACKS,
@@ -37,7 +37,7 @@ from weightcast.converters.recipes.llama_quantize import (
     Case,
     ModelFacts,
 )
-from weightcast.converters.recipes.recipe import Recipe
+from weightcast.converters.recipes.recipe import COPY, Recipe
 from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option, shown
@@ -176,13 +176,19 @@ def decide(
     *,
     pure: bool = False,
     ends: EndTypes = NO_END_TYPES,
+    in_order: bool = False,
 ) -> list[Decision]:
     """Choose a type for each tensor, given as GGUF name and shape [..., out, in].
 
-    The first override that matches counts; `pure` leaves the recipe's rules out. Raises LayoutError
-    for rows that no known type fits, and for an override that asks to quantize a vector.
+    The first override that matches counts; `pure` leaves the recipe's rules out. Tensors are
+    counted by layer and name, as llama-quantize does, or `in_order`, as it does with --keep-split,
+    and the tools of image models do. Raises LayoutError for rows that no known type fits, and for
+    an override that asks to quantize a vector.
     """
-    return _Decider(recipe, tensors, facts, overrides, pure, ends).decide()
+    order = range(len(tensors))
+    in_order = in_order or facts.architecture in IMAGE_MODELS
+    counted = order if in_order else sorted(order, key=lambda n: llama_cpp_order(tensors[n][0]))
+    return _Decider(recipe, tensors, facts, overrides, pure, ends).decide(counted)
 
 
 def rule_candidates(
@@ -238,11 +244,7 @@ class _Decider:
         self._ranks: Counter[str] = Counter()
         self._n_attn_v = sum(category(name) == "attn_v" for name, _ in tensors)
 
-    def decide(self) -> list[Decision]:
-        order: Iterable[int] = range(len(self._tensors))
-        if self._image is None:
-            # llama.cpp counts layers in this order, wherever tensors lie in the file.
-            order = sorted(order, key=lambda n: _sort_key(self._tensors[n][0]))
+    def decide(self, order: Iterable[int]) -> list[Decision]:
         decisions = {n: self._decide(*self._tensors[n]) for n in order}
         return [decisions[n] for n in range(len(self._tensors))]
 
@@ -257,7 +259,7 @@ class _Decider:
             asked = TYPES[override.type.label]
             _check_vector(override, name, shape)
             return self._fitted(name, shape, asked, override.origin)
-        if not allowed:
+        if not allowed or self._recipe == COPY:
             return Decision(None)
         wanted = self._by_rules(name, shape) if self._follows_rules else self._recipe.base
         return self._fitted(name, shape, wanted)
@@ -376,11 +378,6 @@ def _check_vector(override: Override, name: str, shape: tuple[int, ...]) -> None
         raise LayoutError(
             f"{override.origin}: {name} has one axis; such tensors can be F32, F16 or BF16"
         )
-
-
-def _sort_key(name: str) -> tuple[int, str]:
-    layer = _layer(name)
-    return (-1 if layer is None else layer, name)
 
 
 def _layer(name: str) -> int | None:

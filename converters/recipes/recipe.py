@@ -65,10 +65,14 @@ _ALL: Final = (
     Recipe("NVFP4", TYPES["NVFP4"], 39, pure=True),
 )
 RECIPES: Final = {recipe.name: recipe for recipe in _ALL}
+# No type of tensors: each keeps its own, and the file keeps what it says of them.
+COPY: Final = _recipe("COPY", "F32", 0)
 ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
-_NAMED: Final = RECIPES | {name: RECIPES[of] for name, of in (ALIASES | SYNONYMS).items()}
+_NAMED: Final = (
+    RECIPES | {COPY.name: COPY} | {name: RECIPES[of] for name, of in (ALIASES | SYNONYMS).items()}
+)
 
 
 def recipe_numbered(number: int) -> Recipe | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from weightcast.converters.recipes.recipe import recipe_named
+from weightcast.converters.recipes.recipe import COPY, recipe_named
 from weightcast.converters.recipes.spelling import find_ending
 from weightcast.errors import LayoutError, RequestError
 from weightcast.formats.packed import LAYOUTS
@@ -161,6 +161,8 @@ def rule_type(name: object) -> WeightType:
 def _hint_for_rules(written: str) -> str:
     """Say what a name is that rules cannot ask for: a recipe, a slip, another program's type."""
     recipe = recipe_named(written)
+    if recipe == COPY:
+        return ": it is for a whole file, in which all tensors without a rule stay as they are"
     if recipe is not None:
         return f": it is a recipe for a whole file; a tensor's type is {recipe.base.name}"
     return hint(written, (*TYPES, *_named_types(), *GROUP_EXAMPLES))

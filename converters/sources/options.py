@@ -26,7 +26,7 @@ Kind = Literal["flag", "text", "texts", "size", "input", "report", "workers", "b
 Group = Literal["output", "source", "precision", "running", "reporting"]
 
 # Outputs that an option can make a difference to.
-Form = Literal["gguf", "packed", "plain"]
+Form = Literal["gguf", "copy", "packed", "plain"]
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)(B?)", re.IGNORECASE)
 _Options = TypeVar("_Options", bound="ConvertOptions")
@@ -218,6 +218,28 @@ class ConvertOptions:
             fingerprint=5,
             provenance=2,
             card=7,
+        ).metadata,
+    )
+    keep_split: bool = field(
+        default=False,
+        metadata=Option(
+            "--keep-split",
+            "GGUF to GGUF: as many parts as SRC has, each with the same tensors.",
+            "flag",
+            forms=("gguf", "copy"),
+            provenance=9,
+            card=12,
+        ).metadata,
+    )
+    keep_order: bool = field(
+        default=False,
+        metadata=Option(
+            "--keep-order",
+            "GGUF to GGUF: tensors and metadata in SRC's order, not llama-quantize's.",
+            "flag",
+            forms=("gguf", "copy"),
+            provenance=10,
+            card=13,
         ).metadata,
     )
     bundle: bool = field(
@@ -432,7 +454,7 @@ class ConvertOptions:
         default=False,
         metadata=Option(
             "--allow-requantize",
-            "Quantize again what is quantized already and cannot be carried over.",
+            "Quantize again what is quantized already and cannot be carried over: a loss.",
             "flag",
             fingerprint=4,
             provenance=3,

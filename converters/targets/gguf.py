@@ -10,6 +10,7 @@ from typing import Final
 
 from weightcast.converters.graph import TensorGraph, is_stored_as, quantized
 from weightcast.converters.recipes import (
+    COPY,
     RECIPES,
     Recipe,
     RecipeFile,
@@ -66,6 +67,8 @@ class Gguf:
         if not text.lower().endswith((_ENDING, f"{_ENDING}/")):
             return None
         stem, type_name = _stem(text, type_name), _by_number(type_name)
+        if type_name is not None and recipe_named(type_name) == COPY:
+            type_name = COPY.name
         found, has_imatrix = _NAMES.read(text, stem, type_name)
         if file is not None and found is None and file.base is None:
             raise disagreement(text, "is a GGUF file", file, ", a type of directories")
@@ -144,8 +147,15 @@ def _elsewhere(text: str, name: str) -> str | None:
     return f"{found.name} is a type of directories; leave {_ENDING} out, or take a type of GGUF"
 
 
+def _recipe_at_end(written: str) -> Recipe | None:
+    """Look up what a name ends in; "copy" in small letters is what file managers add."""
+    found = recipe_named(written)
+    return None if found == COPY and written != COPY.name else found
+
+
+_KNOWN: Final = (*RECIPES, COPY.name)
 _NAMES: Final[TypeNames[Recipe]] = TypeNames(
-    "a GGUF file", "grok-1-Q4_K_M.gguf", recipe_named, operator.eq, RECIPES.keys, _elsewhere
+    "a GGUF file", "grok-1-Q4_K_M.gguf", _recipe_at_end, operator.eq, lambda: _KNOWN, _elsewhere
 )
 
 
@@ -162,11 +172,9 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
     decisions = [decision for _, decision in chosen]
     importance = match_importance(context.imatrix, shapes_of(graph), decisions, copied)
     entries = [Entry(p.name, type_of(d), tensors[p.name].shape) for p, d in chosen]
-    if sum(entry.nbytes for entry in entries) <= split_bytes:
-        split_bytes = 0  # one file will do
     assert family.metadata is not None
     metadata = family.metadata(graph, context.vocabulary, recipe.file_type)
-    metadata |= provenance_metadata(importance.matrix) | dict(request.metadata)
+    metadata |= provenance_metadata(context.imatrix) | dict(request.metadata)
     made = lay_out_files(request.path, metadata, entries, split_bytes)
     planned = tuple(
         PlannedTensor(

@@ -1,9 +1,10 @@
-"""GGUF from GGUF: the same metadata and tensors in the same order, tensors in other types."""
+"""GGUF from GGUF: the same metadata and tensors, tensors in other types."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,20 +15,29 @@ from weightcast.converters.graph import (
     Rows,
     Tensor,
     TensorGraph,
+    first_array,
     quantized,
     windows,
 )
+from weightcast.converters.graph.layers import llama_cpp_order
 from weightcast.converters.recipes import (
+    COPY,
     RECIPES,
     Decision,
     ImportanceMap,
     Recipe,
     match_importance,
     provenance_metadata,
+    recipe_named,
 )
 from weightcast.converters.recipes.common_part import common_part
 from weightcast.converters.sources import pruned, renumbered
-from weightcast.converters.targets.gguf_files import lay_out_files
+from weightcast.converters.targets.gguf_files import (
+    QUANTIZE_KEYS,
+    GgufFiles,
+    lay_out_files,
+    lay_out_parts,
+)
 from weightcast.converters.targets.target import (
     Context,
     Output,
@@ -35,17 +45,21 @@ from weightcast.converters.targets.target import (
     Request,
     choice_notes,
 )
-from weightcast.converters.targets.types import decide_types, shapes_of
+from weightcast.converters.targets.types import decide_types
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
-from weightcast.formats.gguf.layout import Entry
+from weightcast.formats.gguf.layout import Entry, ggml_shape
+from weightcast.formats.gguf.read import SPLIT_KEYS, whole_number
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
-from weightcast.text import option, shown
+from weightcast.text import option, shown, spoken
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
+# LLAMA_FTYPE_GUESSED, and a type that llama.cpp takes for none when it guesses.
+_GUESSED: Final = 1024
+_NEVER_GUESSED: Final = ("MXFP4",)
 _EXACT: Final = {t.name for t in FLOAT_TYPES}
 _LOSSY: Final = TYPES.keys() - _EXACT
 
@@ -53,25 +67,36 @@ _LOSSY: Final = TYPES.keys() - _EXACT
 def lay_out_copy(
     graph: TensorGraph, metadata: Metadata, request: Request, context: Context
 ) -> Output:
-    """Lay out a GGUF output that keeps everything but types. Raises CheckpointError."""
+    """Lay out a GGUF output that keeps everything but types. Raises CheckpointError.
+
+    Metadata and tensors come in the order in which llama-quantize writes them, unless the context
+    keeps the source's.
+    """
     recipe, imatrix = request.recipe, context.imatrix
     whole = metadata
     if request.pruned:
         graph, imatrix = pruned(graph, request.pruned), renumbered(imatrix, request.pruned)
         assert graph.metadata is not None
         metadata = graph.metadata
-    shapes = shapes_of(graph)
+    names = _order(graph, context)
+    shapes = [(name, graph[name].shape) for name in names]
     # The rules see the new numbers of layers, and how many there were, as in llama-quantize.
-    chosen, unchanged = decide_types(request, shapes, whole, has_importance=imatrix is not None)
-    decisions = [
-        _possible(graph[name], decision) for (name, _), decision in zip(shapes, chosen, strict=True)
-    ]
-    made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
+    chosen, unchanged = decide_types(
+        request,
+        shapes,
+        whole,
+        has_importance=imatrix is not None,
+        in_order=context.keep_split,
+    )
+    decisions = [_possible(graph[name], d) for name, d in zip(names, chosen, strict=True)]
+    made = [_made(graph[name], d) for name, d in zip(names, decisions, strict=True)]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
-    entries = [Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
-    raw = _metadata(metadata, _file_type(recipe, made), importance.matrix) | dict(request.metadata)
-    placed = lay_out_files(request.path, raw, entries, context.split_bytes)
+    file_type = _copied_file_type(graph, metadata) if recipe == COPY else _file_type(recipe, made)
+    raw = _metadata(metadata, file_type, imatrix, keep_order=context.keep_order)
+    raw |= dict(request.metadata)
+    entries = [entry_of(tensor, keeps_shape=context.keep_order) for tensor in made]
+    placed = _place(graph, request.path, raw, entries, context)
     tensors = tuple(
         PlannedTensor(
             tensor, entry.type, *placed.offsets[entry.name], _rows_for(importance, tensor)
@@ -80,11 +105,51 @@ def lay_out_copy(
     )
     notes = (
         *graph.notes,
-        *choice_notes(zip(graph, decisions, strict=True)),
+        *choice_notes(zip(names, decisions, strict=True)),
         *unchanged,
         *importance.notes(),
     )
     return Output(request, placed.files, tensors, {}, notes, importance)
+
+
+def _order(graph: TensorGraph, context: Context) -> list[str]:
+    """Put the tensors' names in the order of the output."""
+    if context.keep_order:
+        return list(graph)
+    if context.keep_split:
+        places = _places(graph)
+        return sorted(graph, key=lambda name: places[name])
+    return sorted(graph, key=llama_cpp_order)
+
+
+def _places(graph: TensorGraph) -> dict[str, tuple[int, int]]:
+    """Tell where each tensor lies: the number of the source's file, and the byte."""
+    numbers = {path: number for number, path in enumerate(graph.files)}
+    arrays = {name: first_array(tensor) for name, tensor in graph.items()}
+    return {name: (numbers[array.path], array.offset) for name, array in arrays.items()}
+
+
+def _place(
+    graph: TensorGraph,
+    path: Path,
+    raw: Mapping[str, bytes],
+    entries: Sequence[Entry],
+    context: Context,
+) -> GgufFiles:
+    """Place tensors in files: as many as the source's, or as large as they may be."""
+    if not context.keep_split or len(graph.files) == 1:
+        return lay_out_files(path, raw, entries, context.split_bytes)
+    parts: list[list[Entry]] = [[] for _ in graph.files]
+    places = _places(graph)
+    for entry in entries:
+        parts[places[entry.name][0]].append(entry)
+    return lay_out_parts(path, raw, parts, QUANTIZE_KEYS)
+
+
+def entry_of(tensor: Tensor, *, keeps_shape: bool = False) -> Entry:
+    """Describe a tensor as it is written, of the shape that ggml gives it."""
+    shape = tensor.shape if keeps_shape else ggml_shape(tensor.shape)
+    return Entry(tensor.name, STORED_TYPES[tensor.dtype], shape)
 
 
 def _possible(tensor: Tensor, decision: Decision) -> Decision:
@@ -129,17 +194,38 @@ def _file_type(recipe: Recipe, made: Sequence[Tensor]) -> int:
 
 
 def _metadata(
-    metadata: Metadata, file_type: int, imatrix: ImportanceMatrix | None
+    metadata: Metadata, file_type: int, imatrix: ImportanceMatrix | None, *, keep_order: bool
 ) -> dict[str, bytes]:
-    """Keep all metadata, and renew what says how tensors are stored. As in llama-quantize."""
+    """Keep all metadata, and renew what says how tensors are stored. As in llama-quantize.
+
+    It sets these keys anew, which puts them behind all others.
+    """
     from gguf import GGML_QUANT_VERSION
 
-    return {
-        **metadata.raw,
+    renewed = {
         QUANTIZATION_VERSION_KEY: raw_uint(GGML_QUANT_VERSION),
         FILE_TYPE_KEY: raw_uint(file_type),
         **provenance_metadata(imatrix),
     }
+    dropped = SPLIT_KEYS if keep_order else (*SPLIT_KEYS, *renewed)
+    kept = {key: raw for key, raw in metadata.raw.items() if key not in dropped}
+    return kept | renewed
+
+
+def _copied_file_type(graph: TensorGraph, metadata: Metadata) -> int:
+    """Give the file type that a source says, or else guess it as llama.cpp does."""
+    said = whole_number(metadata, FILE_TYPE_KEY)
+    if said is not None and said >= 0:
+        return said
+    dtypes = [graph[name].dtype for name in sorted(graph, key=llama_cpp_order)]
+    counts: Counter[str] = Counter()
+    most = "F32"
+    for dtype in dtypes:
+        counts[dtype] += 1
+        if counts[dtype] > counts[most]:
+            most = dtype
+    found = None if most in _NEVER_GUESSED else recipe_named(most)
+    return _GUESSED | (0 if found is None else found.file_type)
 
 
 def check_requantized(outputs: Sequence[Output]) -> None:
@@ -156,25 +242,38 @@ def check_requantized(outputs: Sequence[Output]) -> None:
             raise LayoutError(
                 f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
                 f"{planned.type.name} made of that loses more than made of the original weights; "
-                f"{_remedy(output, refused)}"
+                f"{_lossless(output, refused)}; {option('allow_requantize', True)} makes it, with "
+                "that loss"
             )
+
+
+def _lossless(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray]]) -> str:
+    """Say how to do without losses: by a rule that keeps these tensors, or by keeping all."""
+    _, stored = refused[0]
+    rule = _keeping_rule(output, refused)
+    if rule is not None:
+        return f"{option('tensor_types', rule)} keeps all such tensors as they are"
+    if output.request.target.keeps_metadata and stored.path.suffix == ".gguf":
+        copy = spoken(option("types", COPY.name), f"types={COPY.name!r}")
+        others = spoken("weightcast split and merge", "weightcast.split and merge")
+        return f"{copy} keeps all types as they are, as do {others}"
+    return "F32 keeps these values"
+
+
+def _keeping_rule(
+    output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray]]
+) -> str | None:
+    """Find a rule that keeps these tensors, all of one type, if others are left to quantize."""
+    stored = {array.dtype for _, array in refused}
+    names = {planned.tensor.name: None for planned, _ in refused}
+    others = [t for t in output.tensors if t.tensor.name not in names]
+    is_mixed = any(t.type.name in _LOSSY and t.type.name != _stored(t) for t in others)
+    if len(stored) > 1 or not is_mixed:
+        return None
+    part = common_part([*names], [t.tensor.name for t in others])
+    return None if part is None else f"{part}={stored.pop()}"
 
 
 def _stored(planned: PlannedTensor) -> str:
     origin = planned.tensor.origin
     return origin.source.dtype if isinstance(origin, Quantize) else planned.tensor.dtype
-
-
-def _remedy(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray]]) -> str:
-    """Say how to do without losses; a rule that keeps all of them as they are comes first."""
-    stored = {array.dtype for _, array in refused}
-    names = {planned.tensor.name: None for planned, _ in refused}
-    others = [t for t in output.tensors if t.tensor.name not in names]
-    again = f"convert those, or pass {option('allow_requantize', True)}"
-    # Without others that are quantized, nothing would be left to do.
-    is_mixed = any(t.type.name in _LOSSY and t.type.name != _stored(t) for t in others)
-    part = common_part([*names], [t.tensor.name for t in others]) if len(stored) == 1 else None
-    if part is None or not is_mixed:
-        return again
-    rule = option("tensor_types", f"{part}={stored.pop()}")
-    return f"{rule} keeps all such tensors as they are; or else {again}"

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from weightcast.converters.graph import TensorGraph
+from weightcast.converters.recipes import COPY
 from weightcast.converters.sources import SourceOptions, open_as_it_is, open_family, open_vocabulary
 from weightcast.converters.targets.target import Context, Output, Request, with_split_note
-from weightcast.errors import CheckpointError
-from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.errors import CheckpointError, RequestError
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.text import option
 
@@ -19,17 +19,17 @@ def lay_out_all(
     source: Path,
     requests: Sequence[Request],
     given: SourceOptions,
-    split_bytes: int,
-    imatrix: ImportanceMatrix | None,
+    context: Context,
 ) -> tuple[TensorGraph, list[Output]]:
-    """Open the source and lay out all outputs.
+    """Open the source and lay out all outputs; `context` still lacks the vocabulary.
 
     A target that keeps metadata copies a source that has them, of whatever model, unless options
     say how to read the model; all else is written anew from what its family's table says.
     """
     as_it_is = open_as_it_is(source) if given == SourceOptions() else None
     anew = [r for r in requests if as_it_is is None or not r.target.keeps_metadata]
-    context = Context(imatrix=imatrix, split_bytes=split_bytes)
+    if as_it_is is None:
+        _check_no_copy(source, requests, given, context)
     written: dict[int, Output] = {}
     graph = as_it_is
     if anew:
@@ -39,7 +39,7 @@ def lay_out_all(
         file = None if vocabulary is None else vocabulary.model_file
         for request in anew:
             output = request.target.lay_out(graph, request, context)
-            output = with_split_note(output, split_bytes)
+            output = with_split_note(output, context.split_bytes)
             said = (*graph.notes, *notes, *output.notes)
             written[id(request)] = replace(output, notes=said, tokenizer=file)
     assert graph is not None
@@ -50,8 +50,26 @@ def lay_out_all(
         else:
             assert as_it_is is not None
             copied = request.target.lay_out(as_it_is, request, context)
-            outputs.append(with_split_note(copied, split_bytes))
+            outputs.append(with_split_note(copied, context.split_bytes))
     return graph, outputs
+
+
+def _check_no_copy(
+    source: Path, requests: Sequence[Request], given: SourceOptions, context: Context
+) -> None:
+    """Refuse what only GGUF made of GGUF can have. Raises RequestError."""
+    copies = [f"{r.path}: COPY" for r in requests if r.recipe == COPY and r.target.keeps_metadata]
+    options = [
+        option(name, True) for name in ("keep_split", "keep_order") if getattr(context, name)
+    ]
+    if not copies and not options:
+        return
+    asked = (copies + options)[0]
+    if given != SourceOptions() and open_as_it_is(source) is not None:
+        others = ", ".join(map(option, ("spec", "tokenizer", "no_tokenizer")))
+        raise RequestError(f"{asked} keeps all that a GGUF file says; leave {others} out")
+    remedy = "name a type, as in NAME-Q8_0.gguf" if copies else "leave it out"
+    raise RequestError(f"{asked} is for GGUF made of GGUF, and {source} is none; {remedy}")
 
 
 def _vocabulary(

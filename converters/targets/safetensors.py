@@ -355,12 +355,12 @@ def _why_not_carried(source: Tensor, weight_type: WeightType) -> str | None:
     if of_source % size == 0:
         return None
     fitting = next((n for n in (256, 128, 64, 32) if of_source % n == 0), None)
-    exact = "no smaller groups keep it exact"
+    exact = "no smaller groups keep it exact, f32 does"
     if fitting is not None:
         exact = f"groups of {fitting} keep it exact (int8-g{fitting}-gptq, for example)"
     return (
         f"its scales cover {of_source} values each, which are not whole groups of {size}: {exact}; "
-        f"{option('allow_requantize', True)} quantizes it anew"
+        f"{option('allow_requantize', True)} quantizes it anew, with a loss"
     )
 
 

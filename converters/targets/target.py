@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.recipes import (
+    COPY,
     NO_END_TYPES,
     Decision,
     DirectoryType,
@@ -42,12 +43,16 @@ _HUB_LIMIT: Final = 200 * 10**9
 class Context:
     """The things that outputs of one source share: vocabulary, importance matrix, limit of files.
 
-    `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target.
+    `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target. What is
+    copied from GGUF to GGUF is put in llama-quantize's order unless they `keep_order`, and goes
+    into as many files as it comes from if they `keep_split`.
     """
 
     vocabulary: Vocabulary | None = None
     imatrix: ImportanceMatrix | None = None
     split_bytes: int = 0
+    keep_order: bool = False
+    keep_split: bool = False
 
 
 class Target(Protocol):
@@ -155,7 +160,7 @@ class Request:
     def form(self) -> Form:
         """The form of the output, which decides what options are of use."""
         if self.directory is None:
-            return "gguf"
+            return "copy" if self.recipe == COPY and not self.overrides else "gguf"
         return "packed" if self.directory is not None and self.directory.is_packed else "plain"
 
     def that_may_change(self) -> Request:

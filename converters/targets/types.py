@@ -29,15 +29,27 @@ def shapes_of(graph: TensorGraph) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def decide_types(
-    request: Request, shapes: Shapes, metadata: Mapping[str, Any], *, has_importance: bool
+    request: Request,
+    shapes: Shapes,
+    metadata: Mapping[str, Any],
+    *,
+    has_importance: bool,
+    in_order: bool = False,
 ) -> tuple[list[Decision], tuple[str, ...]]:
     """Choose types by all that is asked of a GGUF file; say what that does not change.
 
-    `metadata` are those that describe the model before anything is asked. Raises LayoutError.
+    `metadata` are those that describe the model before anything is asked; tensors are counted as in
+    `decide`. Raises LayoutError.
     """
     facts = facts_from_metadata(_as_read(metadata, request.metadata), has_importance=has_importance)
     decisions = decide(
-        request.recipe, shapes, facts, request.overrides, pure=request.pure, ends=request.ends
+        request.recipe,
+        shapes,
+        facts,
+        request.overrides,
+        pure=request.pure,
+        ends=request.ends,
+        in_order=in_order,
     )
     notes = list(unfollowed_notes(request.overrides, rule_candidates(shapes, facts), "in GGUF"))
     if request.ends.keeps_output and all(name != "output.weight" for name, _ in shapes):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weightcast.converters.recipes import (
+    COPY,
     PLAIN,
     RECIPES,
     DirectoryType,
@@ -21,7 +22,7 @@ from weightcast.converters.recipes import (
 from weightcast.converters.sources import SourceOptions, container_of
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.lay_out import lay_out_all
-from weightcast.converters.targets.target import Output, Request
+from weightcast.converters.targets.target import Context, Output, Request
 from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.structure import Structure
 from weightcast.errors import CheckpointError
@@ -61,6 +62,9 @@ def expected_layout(
     try:
         request = _request(structure, tensors)
         request = replace(request.that_may_change(), metadata=asked.metadata, pruned=asked.pruned)
+        copy = _copy(structure, tensors, source, request, imatrix)
+        if copy is not None:
+            return ExpectedLayout(copy)
         output = _lay_out(source, request, given, 0, imatrix)
         overrides = tuple(_overrides(output, tensors))
         if overrides:
@@ -75,6 +79,29 @@ def expected_layout(
     return ExpectedLayout(output)
 
 
+def _copy(
+    structure: Structure,
+    tensors: Sequence[TensorMatch],
+    source: Path,
+    request: Request,
+    imatrix: ImportanceMatrix | None,
+) -> Output | None:
+    """Lay out a copy, if an artifact has every type of its source, and says so."""
+    if request.directory is not None or container_of(source) != request.target.name:
+        return None
+    if any(tensor.array.dtype != tensor.source.dtype for tensor in tensors):
+        return None
+    copy = _lay_out(source, replace(request, recipe=COPY), SourceOptions(), 0, imatrix)
+    assert structure.metadata is not None
+    is_same = structure.metadata.raw.get(FILE_TYPE_KEY) == metadata_of(copy)[FILE_TYPE_KEY]
+    return copy if is_same else None
+
+
+def metadata_of(output: Output) -> dict[str, bytes]:
+    """The raw metadata of a laid out GGUF output."""
+    return dict(gguf.header_of_bytes(output.files[0].header, output.files[0].path).metadata.raw)
+
+
 def _lay_out(
     source: Path,
     request: Request,
@@ -87,14 +114,15 @@ def _lay_out(
     copies = request.target.keeps_metadata and container_of(source) == request.target.name
     if copies and given.spec is None:
         given = SourceOptions()  # from GGUF to GGUF all metadata are kept
+    context = Context(imatrix=imatrix, split_bytes=split)
     try:
-        return lay_out_all(source, [request], given, split, imatrix)[1][0]
+        return lay_out_all(source, [request], given, context)[1][0]
     except CheckpointError:
         if given.tokenizer is not None or given.no_tokenizer:
             raise
         # The source has no tokenizer, the artifact one of elsewhere: it is kept.
         without = SourceOptions(given.spec, None, True)
-        return lay_out_all(source, [request], without, split, imatrix)[1][0]
+        return lay_out_all(source, [request], without, context)[1][0]
 
 
 def _has_no_tokenizer(structure: Structure) -> bool:

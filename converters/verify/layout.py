@@ -16,7 +16,7 @@ from weightcast.converters.families.hyperparameters import read_config
 from weightcast.converters.graph import Family, TensorGraph
 from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
 from weightcast.converters.targets.target import Output
-from weightcast.converters.verify.expected import ExpectedLayout
+from weightcast.converters.verify.expected import ExpectedLayout, metadata_of
 from weightcast.converters.verify.result import Problem, refusal
 from weightcast.converters.verify.structure import FETCH, Structure
 from weightcast.errors import CheckpointError
@@ -32,7 +32,7 @@ _FEW_BYTES: Final = 16
 _LONG_BYTES: Final = 64 * _FEW_BYTES
 _NOT_OURS: Final = ("quantize.imatrix.",)
 _TOKENIZER: Final = "tokenizer."
-_OWN_KEYS: Final = (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)
+_OWN_KEYS: Final = (FILE_TYPE_KEY,)
 
 
 @dataclass
@@ -162,14 +162,16 @@ def _check_metadata(
     there = structure.metadata
     if there is None:
         return
-    wanted = metadata_of(output)
+    # Into how many files it was cut is the structure's.
+    found, wanted = (
+        {key: raw for key, raw in values.items() if key not in gguf.SPLIT_KEYS}
+        for values in (there.raw, metadata_of(output))
+    )
     path = structure.files[0]
-    if "split.count" not in there and "split.count" in wanted:
-        wanted = {key: raw for key, raw in wanted.items() if key not in gguf.SPLIT_KEYS}
-    keeps_tokenizer = _keeps_tokenizer(there.raw, wanted)
+    keeps_tokenizer = _keeps_tokenizer(found, wanted)
     prefix = "" if family is None else f"{family.architecture}."
     unlike, unknown, suspects = [], [], []
-    for key, raw in there.raw.items():
+    for key, raw in found.items():
         if key in wanted and raw != wanted[key]:
             problem = None
             if not key.startswith(_NOT_OURS):
@@ -221,11 +223,6 @@ def _damaged_value(path: Path, key: str, there: bytes, wanted: bytes) -> Problem
     place = _first_difference(there, wanted)
     what = f"the value of {key} is damaged or edited at its byte {place}"
     return Problem(str(path), what, remedy=FETCH, mistake="header")
-
-
-def metadata_of(output: Output) -> dict[str, bytes]:
-    """The raw metadata of a laid out GGUF output."""
-    return dict(gguf.header_of_bytes(output.files[0].header, output.files[0].path).metadata.raw)
 
 
 def _key_problem(

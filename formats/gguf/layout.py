@@ -17,13 +17,18 @@ from weightcast.formats.gguf.read import (
     ALIGNMENT_KEY,
     DEFAULT_ALIGNMENT,
     MAGIC,
-    SPLIT_KEYS,
     VERSION,
 )
 from weightcast.quant.types import QuantType
 
 # split.count is a uint16.
 _MAX_PARTS = 65535
+
+
+def ggml_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give a row-major shape as ggml writes it: without axes of 1 before the others."""
+    n_ones = next((n for n, length in enumerate(shape[:-1]) if length != 1), len(shape) - 1)
+    return shape[n_ones:] if shape else (1,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,37 +43,36 @@ class Entry:
     def nbytes(self) -> int:
         return self.type.row_bytes(self.shape[-1]) * prod(self.shape[:-1])
 
+    def padded_bytes(self, alignment: int) -> int:
+        """Bytes that it takes in a file, with the padding after it."""
+        return -(-self.nbytes // alignment) * alignment
+
 
 def lay_out(
-    metadata: Mapping[str, bytes], entries: Sequence[Entry], split_bytes: int = 0
+    metadata: Mapping[str, bytes],
+    parts: Sequence[Sequence[Entry]],
+    numbering: Sequence[str] = (),
 ) -> list[FileLayout]:
-    """Place tensors after raw metadata, in one file or in parts of `split_bytes` of tensor data.
+    """Place the tensors of each part in a file of its own, after raw metadata.
 
-    A tensor that is larger has a part of its own. The first part has all metadata; the others say
-    which part they are, and their alignment. Raises CheckpointError for a header that is too large.
+    The first has all metadata; the others have none but their alignment, if it is not the usual
+    one. Each says which part it is in the keys of `numbering`, the last of its metadata; one part
+    alone need not. Raises CheckpointError for too many parts, or a header that is too large.
     """
-    parts: list[list[Entry]] = [[]]
-    filled = 0
-    for entry in entries:
-        if parts[-1] and 0 < split_bytes < filled + entry.nbytes:
-            parts.append([])
-            filled = 0
-        parts[-1].append(entry)
-        filled += entry.nbytes
-    whole = {key: raw for key, raw in metadata.items() if key not in SPLIT_KEYS}
-    alignment = Metadata(whole).get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-    if len(parts) == 1:
-        return [lay_out_file(whole, entries, alignment)]
     if len(parts) > _MAX_PARTS:
         raise CheckpointError(f"{len(parts):,} files; split into larger ones")
+    alignment = Metadata(metadata).get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    kept = {} if alignment == DEFAULT_ALIGNMENT else {ALIGNMENT_KEY: metadata[ALIGNMENT_KEY]}
     layouts = []
     for number, part in enumerate(parts):
-        kept = {key: raw for key, raw in whole.items() if number == 0 or key == ALIGNMENT_KEY}
         # Types as in llama.cpp's gguf-split.
-        kept["split.no"] = raw_number("uint16", number)
-        kept["split.count"] = raw_number("uint16", len(parts))
-        kept["split.tensors.count"] = raw_number("int32", len(entries))
-        layouts.append(lay_out_file(kept, part, alignment))
+        numbers = {
+            "split.no": raw_number("uint16", number),
+            "split.count": raw_number("uint16", len(parts)),
+            "split.tensors.count": raw_number("int32", sum(map(len, parts))),
+        }
+        raw = {**(kept if number else metadata), **{key: numbers[key] for key in numbering}}
+        layouts.append(lay_out_file(raw, part, alignment))
     return layouts
 
 
@@ -86,7 +90,7 @@ def lay_out_file(
         axes = struct.pack(f"<I{len(entry.shape)}Q", len(entry.shape), *reversed(entry.shape))
         header += _string(entry.name) + axes + struct.pack("<IQ", entry.type.ggml_id, end)
         starts.append(end)
-        end += -(-entry.nbytes // alignment) * alignment
+        end += entry.padded_bytes(alignment)
     header += bytes(-len(header) % alignment)
     if len(header) > MAX_HEADER_BYTES:
         raise CheckpointError(f"a GGUF header of {len(header)} bytes")

@@ -1,9 +1,9 @@
 """Every documented command runs, from the text of the pages, on small files of the same names.
 
 A page's blocks run in its own folder with what a newcomer has: `grok-1`, `tokenizer.model` in it,
-`model-BF16.gguf`, `imatrix.gguf`, error reports, `examples`. First those for a shell, in order,
-then all of Python as one program. Blocks that cannot run here say why in a comment; the reasons are
-listed below.
+`model-BF16.gguf` (and in three parts), `imatrix.gguf`, error reports, `examples`. First those for a
+shell, in order, then all of Python as one program. Blocks that cannot run here say why in a
+comment; the reasons are listed below.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Pa
     write_checkpoint(folder / "grok-1", SPEC, seed=5)
     shutil.copy(tokenizer_model, folder / "grok-1" / "tokenizer.model")
     weightcast.convert(folder / "grok-1", folder / "model-BF16.gguf")
+    weightcast.split(folder / "model-BF16.gguf", folder / "model-BF16.gguf", max_tensors=10)
     write_gguf(folder / "imatrix.gguf", _importance(folder / "model-BF16.gguf"))
     weightcast.convert(
         folder / "grok-1", folder / "grok-1-Q4_K_M.gguf", folder / "grok-1-int4-g128"

@@ -1,4 +1,4 @@
-"""GGUF to GGUF, any architecture: metadata and order as they are, types as the recipe says.
+"""GGUF to GGUF, any architecture: metadata as they are, types as the recipe says.
 
 Files are written and taken apart by hand (gguf_files); values are checked against gguf-py's.
 """
@@ -152,8 +152,9 @@ def write_model(path: Path, name: str = "dense", alignment: int = 32) -> dict[st
 @pytest.mark.parametrize("name", MODELS)
 def test_any_model(name: str, type_name: str, tmp_path: Path) -> None:
     source = write_model(tmp_path / "m.gguf", name)
-    summary = weightcast.convert(tmp_path / "m.gguf", tmp_path / f"m-{type_name}.gguf")
-    made = read(tmp_path / f"m-{type_name}.gguf")
+    output = tmp_path / f"m-{type_name}.gguf"
+    summary = weightcast.convert(tmp_path / "m.gguf", output, keep_order=True)
+    made = read(output)
     assert list(made.tensors) == list(source)
     wanted = GGMLQuantizationType[type_name]
     for key, part in source.items():
@@ -175,14 +176,34 @@ def test_any_model(name: str, type_name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("type_name", "file_type"), [("Q8_0", 7), ("F32", 0), ("Q4_K_M", 15)])
 def test_metadata_is_carried(type_name: str, file_type: int, tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", METADATA, {"a.weight": floats(normal(0, 2, 256))})
-    weightcast.convert(tmp_path / "m.gguf", tmp_path / f"o-{type_name}.gguf")
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / f"o-{type_name}.gguf", keep_order=True)
     made = read(tmp_path / f"o-{type_name}.gguf").metadata
     assert list(made) == list(METADATA)
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / f"p-{type_name}.gguf")
+    moved = read(tmp_path / f"p-{type_name}.gguf").metadata
+    assert moved == made
+    kept = [key for key in METADATA if key not in CHANGED]
+    assert list(moved) == [*kept, "general.quantization_version", "general.file_type"]
     for key, raw in METADATA.items():
         if key not in CHANGED:
             assert made[key] == raw, key
     assert made["general.file_type"] == u32(file_type)
     assert made["general.quantization_version"] == u32(2)
+
+
+def test_tensors_are_in_the_order_of_llama_quantize(tmp_path: Path) -> None:
+    """By layer, then by name; and axes of 1 before the others are not written."""
+    names = ["token_embd.weight", "blk.10.b", "v.blk.0.a", "blk.2.b", "output", "blk.2.a", "A"]
+    tensors = {name: floats(normal(n, 1, 1, 32)) for n, name in enumerate(names)}
+    write(tmp_path / "m.gguf", METADATA, tensors)
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-F16.gguf")
+    made = read(tmp_path / "o-F16.gguf").tensors
+    ordered = ["A", "output", "token_embd.weight", "v.blk.0.a", "blk.2.a", "blk.2.b", "blk.10.b"]
+    assert list(made) == ordered
+    assert {part.shape for part in made.values()} == {(32,)}
+    assert all(made[name].data == tensors[name].data for name in names if "weight" not in name)
+    assert weightcast.verify(tmp_path / "o-F16.gguf", tmp_path / "m.gguf").is_good
+    assert weightcast.compare(tmp_path / "m.gguf", tmp_path / "o-F16.gguf").problem is None
 
 
 def test_metadata_that_was_not_there_is_added(tmp_path: Path) -> None:
@@ -205,7 +226,7 @@ def test_alignment_is_kept(alignment: int, tmp_path: Path) -> None:
     parts = [read(path) for path in sorted(tmp_path.glob("p-F32-0*.gguf"))]
     assert len(parts) > 2
     assert {k: v for part in parts for k, v in part.tensors.items()} == made.tensors
-    assert list(made.tensors) == list(source)
+    assert sorted(made.tensors) == sorted(source)
     for number, part in enumerate(parts):
         assert part.metadata["general.alignment"] == u32(alignment)
         assert part.metadata["split.no"] == u16(number)
@@ -488,7 +509,7 @@ def test_grok_keeps_everything_too(tiny: Path, tmp_path: Path) -> None:
     write(tmp_path / "b.gguf", metadata, {name: made.tensors[name] for name in names})
     weightcast.convert(tmp_path / "b.gguf", tmp_path / "c-BF16.gguf", tmp_path / "c-bf16")
     carried = read(tmp_path / "c-BF16.gguf")
-    assert list(carried.tensors) == names
+    assert sorted(carried.tensors) == sorted(names)
     assert {**carried.metadata, "general.file_type": u32(0)} == metadata
     weightcast.convert(tiny, tmp_path / "d-BF16.gguf", tmp_path / "d-bf16", no_tokenizer=True)
     assert carried.tensors == read(tmp_path / "d-BF16.gguf").tensors

@@ -171,9 +171,10 @@ def test_notes_and_metadata_of_importance(
     assert values["quantize.imatrix.dataset"] == "calibration.txt"
     assert values["quantize.imatrix.entries_count"] == 14
     assert values["quantize.imatrix.chunks_count"] == 12
-    # Plain floats are not weighed.
+    # Plain floats are not weighed, but llama-quantize says all the same what it was given.
     assert described[1]["importance"] is None
-    assert "quantize.imatrix.file" not in gguf.GGUFReader(tmp_path / "m-F16.gguf").fields
+    floats = gguf.GGUFReader(tmp_path / "m-F16.gguf").fields
+    assert floats["quantize.imatrix.file"].contents() == values["quantize.imatrix.file"]
 
 
 def test_importance_that_is_all_zeros_is_told(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def write_model(path: Path, described: Mapping[str, Any]) -> None:
     for kind in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
         metadata[f"{architecture}.attention.{kind}"] = raw_float(1e-5)
     entries = [Entry(name, F32, shape) for name, shape in tensors(described)]
-    (layout,) = lay_out(metadata, entries)
+    (layout,) = lay_out(metadata, [entries])
     with path.open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.size)

@@ -23,7 +23,7 @@ from weightcast.errors import CheckpointError, FormatError, MissingTensorError
 from weightcast.formats.array import FileLayout
 from weightcast.formats.gguf.header import raw_array, raw_string, raw_uint
 from weightcast.formats.gguf.layout import Entry, lay_out
-from weightcast.formats.gguf.read import read_file, read_split
+from weightcast.formats.gguf.read import SPLIT_KEYS, read_file, read_split
 from weightcast.formats.split import split_name
 from weightcast.quant.types import BF16, F16, F32, Q8_0, STORED_TYPES
 
@@ -166,7 +166,7 @@ def test_layout_loads_in_the_package(alignment: int | None, tmp_path: Path) -> N
     }
     if alignment is not None:
         metadata["general.alignment"] = raw_uint(alignment)
-    [layout] = lay_out(metadata, entries)
+    [layout] = lay_out(metadata, [entries])
     path = tmp_path / "a.gguf"
     write_layout(path, layout, data)
     reader = GGUFReader(path)
@@ -187,7 +187,7 @@ def test_layout_reads_back(tmp_path: Path, stored_bytes: Bytes) -> None:
         Entry("q", Q8_0, (2, 2, 2, 64)),
     ]
     data = {entry.name: bytes([n]) * entry.nbytes for n, entry in enumerate(entries)}
-    [layout] = lay_out(METADATA, entries)
+    [layout] = lay_out(METADATA, [entries])
     write_layout(tmp_path / "a.gguf", layout, data)
     tensors = read_file(tmp_path / "a.gguf").tensors
     assert {n: (a.dtype, a.shape) for n, a in tensors.items()} == {
@@ -205,7 +205,7 @@ def test_layout_is_what_the_package_writes(tmp_path: Path) -> None:
         writer.add_tensor(name, value)
     finish(writer)
     metadata = METADATA | {"general.name": raw_string("a model")}
-    [layout] = lay_out(metadata, [Entry(name, F32, v.shape) for name, v in values.items()])
+    [layout] = lay_out(metadata, [[Entry(name, F32, v.shape) for name, v in values.items()]])
     write_layout(tmp_path / "a.gguf", layout, {name: v.tobytes() for name, v in values.items()})
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "package.gguf").read_bytes()
 
@@ -214,7 +214,8 @@ def split_model(directory: Path) -> list[Path]:
     """A model in several parts, as laid out by us."""
     entries, data = entries_and_data(9)
     metadata = METADATA | {"general.name": raw_string("a model")}
-    layouts = lay_out(metadata, entries, split_bytes=1500)
+    parts = [entries[:2], entries[2:5], entries[5:]]
+    layouts = lay_out(metadata, parts, SPLIT_KEYS)
     paths = [directory / split_name("m", n, len(layouts)) for n in range(len(layouts))]
     for path, layout in zip(paths, layouts, strict=True):
         write_layout(path, layout, data)

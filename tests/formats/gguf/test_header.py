@@ -16,9 +16,8 @@ from tests import gguf_files as files
 from tests.gguf_files import Part, string, strings, u32, write
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.gguf.header import Metadata, raw_number, raw_string
-from weightcast.formats.gguf.layout import Entry, lay_out
+from weightcast.formats.gguf.layout import lay_out
 from weightcast.formats.gguf.read import SPLIT_KEYS, read_file
-from weightcast.quant.types import F32
 
 SCALARS = st.one_of(
     *(
@@ -52,7 +51,7 @@ def test_raw_values_are_what_lies_there(
     folder = tmp_path_factory.mktemp("raw")
     found = read_file(write(folder / "a.gguf", metadata, {})).metadata
     assert list(found.raw.items()) == list(metadata.items())
-    [layout] = lay_out(found.raw, [])
+    [layout] = lay_out(found.raw, [[]])
     assert layout.header == (folder / "a.gguf").read_bytes()
     for key in metadata:
         decoded = found[key]  # whatever the bytes are
@@ -110,7 +109,7 @@ def test_many_strings_take_little_more_than_their_bytes(tmp_path: Path) -> None:
 
 def test_a_header_that_is_too_large_is_not_written() -> None:
     with pytest.raises(CheckpointError, match="a GGUF header of"):
-        lay_out({"a": string(bytes(1 << 28))}, [])
+        lay_out({"a": string(bytes(1 << 28))}, [[]])
 
 
 @pytest.mark.parametrize(
@@ -130,11 +129,3 @@ def test_types_that_are_refused_by_name(kind: int, said: str, tmp_path: Path) ->
         read_file(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
-
-
-def test_old_split_keys_go() -> None:
-    metadata = {"split.no": files.u16(0), "a": u32(1), "split.count": files.u16(1)}
-    [layout] = lay_out(metadata, [Entry("t", F32, (1,))])
-    assert layout.header.count(b"split.") == 0
-    layouts = lay_out(metadata, [Entry(f"t{n}", F32, (8,)) for n in range(2)], 40)
-    assert [layout.header.count(b"split.count") for layout in layouts] == [1, 1]
