@@ -86,8 +86,16 @@ def _open(path: Path, spec: Path | None) -> TensorGraph:
 
 
 def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
-    """Pair tensors by canonical name."""
+    """Pair tensors by canonical name.
+
+    What lies beside weights is no tensor of its own: factors are part of the values, and scales of
+    activations, which are not, are left out unless both have them.
+    """
     of_source, of_output = _by_name(source), _by_name(output)
+    inputs = source.factors.input_scales | output.factors.input_scales
+    for name in inputs & (of_source.keys() ^ of_output.keys()):
+        of_source.pop(name, None)
+        of_output.pop(name, None)
     pairs, plain, unlike, reshaped = [], [], [], []
     for gguf, (name, tensor) in of_output.items():
         if gguf not in of_source:
@@ -118,7 +126,11 @@ def _by_name(graph: TensorGraph) -> dict[str, tuple[str, Tensor]]:
     family = graph.family
     if not family.has_table:
         known = of_architecture(family.architecture)
-        return {known.renamed(name) if known else name: (name, t) for name, t in graph.items()}
+        return {
+            known.renamed(name) if known else name: (name, tensor)
+            for name, tensor in graph.items()
+            if name not in graph.factors.names
+        }
     written = CONTAINERS[graph.container].written
     return {
         name: (family.name_in(place, written, "*"), graph[name])

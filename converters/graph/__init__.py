@@ -35,6 +35,7 @@ from weightcast.converters.graph.stored import stored_as, stored_bytes, stored_f
 from weightcast.converters.graph.tensor import (
     Quantize,
     Rows,
+    Scaled,
     Tensor,
     affine,
     concatenated,
@@ -43,12 +44,14 @@ from weightcast.converters.graph.tensor import (
     permuted,
     quantized,
     reshaped,
+    scaled,
     sliced,
     split_pairs,
     stacked,
     stored,
     take,
     transposed,
+    unscaled,
 )
 from weightcast.converters.graph.view import View
 
@@ -69,6 +72,7 @@ __all__ = [
     "Quirks",
     "Role",
     "Rows",
+    "Scaled",
     "Slab",
     "Spec",
     "Stored",
@@ -91,6 +95,7 @@ __all__ = [
     "quantized",
     "read_slab",
     "reshaped",
+    "scaled",
     "sliced",
     "split_pairs",
     "stacked",
@@ -100,5 +105,6 @@ __all__ = [
     "stored_files",
     "take",
     "transposed",
+    "unscaled",
     "windows",
 ]

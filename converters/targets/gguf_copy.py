@@ -1,8 +1,14 @@
-"""GGUF from GGUF: the same metadata and tensors in the same order, tensors in other types."""
+"""GGUF from GGUF: the same metadata and tensors in the same order, tensors in other types.
+
+A factor beside weights (formats/gguf/factors.py) stays beside them, and their blocks are quantized
+without it: llama.cpp multiplies by it whatever their type, and the bytes are llama-quantize's. Only
+where llama.cpp would refuse it with the new type are the weights multiplied, and the factor and the
+scale of activations beside it left out: of the output matrix in any type but NVFP4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -14,6 +20,7 @@ from weightcast.converters.graph import (
     Tensor,
     TensorGraph,
     quantized,
+    unscaled,
     windows,
 )
 from weightcast.converters.recipes import (
@@ -36,11 +43,12 @@ from weightcast.converters.targets.target import (
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is_multiplied
 from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
-from weightcast.text import option, shown
+from weightcast.text import count, option, shown
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
@@ -55,13 +63,22 @@ def lay_out_copy(
     recipe, imatrix = request.recipe, context.imatrix
     facts = facts_from_metadata(metadata, has_importance=imatrix is not None)
     shapes = shapes_of(graph)
-    decisions = [
-        _possible(graph[name], decision)
+    chosen = {
+        name: _possible(graph[name], decision)
         for (name, _), decision in zip(
             shapes, decide(recipe, shapes, facts, request.overrides, pure=request.pure), strict=True
         )
+    }
+    multiplied = _multiplied(graph, chosen)
+    for name in multiplied:
+        for ending in (FACTOR, INPUT_SCALE):
+            chosen.pop(factor_name(name, ending), None)
+    shapes = [(name, shape) for name, shape in shapes if name in chosen]
+    decisions = list(chosen.values())
+    made = [
+        _made(graph[name] if name in multiplied else unscaled(graph[name]), decision)
+        for name, decision in chosen.items()
     ]
-    made = [_made(graph[name], d) for (name, _), d in zip(shapes, decisions, strict=True)]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
     entries = [Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
@@ -69,12 +86,35 @@ def lay_out_copy(
     placed = lay_out_files(request.path, raw, entries, context.split_bytes)
     tensors = tuple(
         PlannedTensor(
-            tensor, entry.type, *placed.offsets[entry.name], _rows_for(importance, tensor)
+            tensor,
+            entry.type,
+            *placed.offsets[entry.name],
+            _rows_for(importance, tensor),
+            factors=() if tensor.name in multiplied else graph.factors.of.get(tensor.name, ()),
         )
         for tensor, entry in zip(made, entries, strict=True)
     )
-    notes = (*choice_notes(zip(graph, decisions, strict=True)), *importance.notes())
+    notes = (*choice_notes(chosen.items()), *importance.notes(), *_multiplied_notes(multiplied))
     return Output(request, placed.files, tensors, {}, notes, importance)
+
+
+def _multiplied(graph: TensorGraph, chosen: Mapping[str, Decision]) -> list[str]:
+    """List the tensors whose new type llama.cpp takes no factor beside."""
+    return [
+        name
+        for name in graph.factors.of
+        if (made := chosen[name].type) is not None
+        and made.name != graph[name].dtype
+        and not is_multiplied(name, made.name)
+    ]
+
+
+def _multiplied_notes(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield (
+            "multiplied by the factor beside it, which llama.cpp takes for no such tensor: "
+            f"{count(len(names), 'tensor')}, for example {names[0]}"
+        )
 
 
 def _possible(tensor: Tensor, decision: Decision) -> Decision:

@@ -191,6 +191,7 @@ class PlannedTensor:
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     packed: Packed | None = None
     gguf: str = ""  # its name there, if that is another one
+    factors: tuple[float, ...] = ()  # that lie beside it, one or one for each matrix
 
     @property
     def gguf_name(self) -> str:
