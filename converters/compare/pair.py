@@ -88,8 +88,8 @@ def _open(path: Path, spec: Path | None) -> TensorGraph:
 def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
     """Pair tensors by canonical name.
 
-    What lies beside weights is no tensor of its own: factors are part of the values, and scales of
-    activations, which are not, are left out unless both have them.
+    What lies beside weights is none: factors are part of the values. Scales of activations are no
+    weights, and left out unless both have them.
     """
     of_source, of_output = _by_name(source), _by_name(output)
     inputs = source.factors.input_scales | output.factors.input_scales
@@ -105,7 +105,9 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
             reshaped.append((name, original.shape, tensor.shape))
             continue
         pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))
-        if _is_weights(original) and _is_weights(tensor):
+        if gguf in inputs:
+            plain.append(pair)
+        elif _is_weights(original) and _is_weights(tensor):
             pairs.append(pair)
         elif original.dtype == tensor.dtype:
             plain.append(pair)

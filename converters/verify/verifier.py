@@ -196,6 +196,7 @@ class _Verifier:
                 self._factors = read_factors(structure.tensors)
             except CheckpointError as problem:
                 structure.refused(problem)
+                return None
             return Weights(structure.tensors)
         folder = self._path if self._path.is_dir() else self._path.parent
         try:
