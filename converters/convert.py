@@ -48,6 +48,7 @@ from weightcast.converters.sources import (
     Inputs,
     find_unwritten,
     list_inputs,
+    parse_share,
     parse_size,
     resolve_source,
 )
@@ -64,7 +65,7 @@ from weightcast.errors import (
     RequestError,
     TakenError,
 )
-from weightcast.formats.gguf.imatrix import read_imatrix
+from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
 from weightcast.text import count, duration, option
@@ -263,6 +264,7 @@ def convert(
     tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     pure: bool = False,
     imatrix: StrPath | None = None,
+    importance_floor: str | float | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -287,9 +289,10 @@ def convert(
 
     Precision: `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come
     before them, or a dict {REGEX: TYPE}. `pure` gives all quantized tensors of GGUF outputs that no
-    rule names the recipe's base type. `imatrix` is an importance matrix in llama.cpp's format.
-    `allow_requantize` quantizes once more what is quantized already and cannot be carried
-    unchanged.
+    rule names the recipe's base type. `imatrix` is an importance matrix in llama.cpp's format;
+    `importance_floor`, such as 1e-6, rescales what is nearly nothing in it, and raises columns that
+    are below this share of their matrix's mean. `allow_requantize` quantizes once more what is
+    quantized already and cannot be carried unchanged.
 
     Files: `split` is the most tensor data of one file: bytes, or text as "48G". With `bundle`
     each output gets provenance, checksums and a model card.
@@ -338,6 +341,7 @@ def plan(
     tensor_types: str | Sequence[str] | Mapping[str, str] | None = (),
     pure: bool = False,
     imatrix: StrPath | None = None,
+    importance_floor: str | float | None = None,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -399,7 +403,7 @@ def prepare(
         raise RequestError("a tokenizer and no tokenizer are asked for at once")
     requests = _requests(outputs, options)
     _check_useful(options, requests)
-    importance = None if options.imatrix is None else read_imatrix(options.imatrix)
+    importance = _read_importance(options)
     split_bytes = 0 if options.split is None else parse_size(options.split)
     source = resolve_source(Path(source))
     graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
@@ -414,6 +418,19 @@ def prepare(
     plan = make_plan(graph, inputs, planned, memory=memory, has_bundles=options.bundle)
     overwrite.check(plan)
     return plan
+
+
+def _read_importance(options: ConvertOptions) -> ImportanceMatrix | None:
+    """Read the importance matrix, if there is one. Raises CheckpointError."""
+    floor = parse_share(options.importance_floor)
+    if options.imatrix is None:
+        if floor is not None:
+            raise RequestError(
+                f"{option('importance_floor')}: there is no importance to raise; give a matrix "
+                f"with {option('imatrix', 'FILE')}"
+            )
+        return None
+    return replace(read_imatrix(options.imatrix), floor=floor)
 
 
 def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Request]:

@@ -31,6 +31,7 @@ from weightcast.converters.sources.options import (
     Kind,
     Row,
     SourceOptions,
+    parse_share,
     parse_size,
     written_size,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "open_graph",
     "open_to_inspect",
     "open_vocabulary",
+    "parse_share",
     "parse_size",
     "resolve_source",
     "source_files",
