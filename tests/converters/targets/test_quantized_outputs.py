@@ -204,6 +204,8 @@ def test_importance_that_is_all_zeros_is_told(tmp_path: Path) -> None:
 def test_importance_out_of_range_is_told_and_brought_back(tmp_path: Path) -> None:
     """A floor gives what importance in range gives, to the byte, and is noted no more."""
     usual = imatrices.model_entries(shapes(WIDE))
+    for sums, _ in usual.values():
+        sums += 1  # no column is below the floor
     entries = {name: (sums.copy(), counts) for name, (sums, counts) in usual.items()}
     faint, huge, lost = (
         "blk.0.ffn_up_exps.weight",
@@ -228,7 +230,7 @@ def test_importance_out_of_range_is_told_and_brought_back(tmp_path: Path) -> Non
     assert not re.search(
         "nearly nothing|too large|every column", "\n".join(raised.outputs[0].notes)
     )
-    usual[lost][0][:] = 1  # of zeros nothing is known
+    usual[lost][0][:] = usual[lost][1][:, None]  # of zeros nothing is known
     right = imatrices.write_gguf(tmp_path / "right.gguf", usual)
     convert(WIDE, tmp_path / "u-Q4_K_S.gguf", imatrix=right)
     made, wanted = (digests(tmp_path / f"{name}-Q4_K_S.gguf") for name in "ru")
