@@ -2,8 +2,9 @@
 
 A factor beside weights (formats/gguf/factors.py) stays beside them, and their blocks are quantized
 without it: llama.cpp multiplies by it whatever their type, and the bytes are llama-quantize's. Only
-where llama.cpp would refuse it with the new type are the weights multiplied, and the factor and the
-scale of activations beside it left out: of the output matrix in any type but NVFP4.
+where llama.cpp would refuse or ignore the factor with a type that NVFP4 becomes, which depends on
+the tensor and the architecture, are the weights multiplied, and the factor and the scale of
+activations beside it left out. What stays NVFP4 stays as it is.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is
 from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry
-from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
+from weightcast.quant.types import FLOAT_TYPES, NVFP4, STORED_TYPES, TYPES
 from weightcast.text import count, option, shown
 
 FILE_TYPE_KEY: Final = "general.file_type"
@@ -94,26 +95,41 @@ def lay_out_copy(
         )
         for tensor, entry in zip(made, entries, strict=True)
     )
-    notes = (*choice_notes(chosen.items()), *importance.notes(), *_multiplied_notes(multiplied))
+    notes = (*choice_notes(chosen.items()), *importance.notes())
+    notes += tuple(_factor_notes(graph, chosen, multiplied))
     return Output(request, placed.files, tensors, {}, notes, importance)
 
 
 def _multiplied(graph: TensorGraph, chosen: Mapping[str, Decision]) -> list[str]:
-    """List the tensors whose new type llama.cpp takes no factor beside."""
+    """List the tensors of NVFP4 that become a type which llama.cpp multiplies by no factor."""
     return [
         name
         for name in graph.factors.of
-        if (made := chosen[name].type) is not None
-        and made.name != graph[name].dtype
-        and not is_multiplied(name, made.name)
+        if graph[name].dtype == NVFP4.name
+        and (made := chosen[name].type) not in (None, NVFP4)
+        and not is_multiplied(graph.family.architecture, name, made.name)
     ]
 
 
-def _multiplied_notes(names: Sequence[str]) -> Iterator[str]:
-    if names:
+def _factor_notes(
+    graph: TensorGraph, chosen: Mapping[str, Decision], multiplied: Sequence[str]
+) -> Iterator[str]:
+    if multiplied:
         yield (
-            "multiplied by the factor beside it, which llama.cpp takes for no such tensor: "
-            f"{count(len(names), 'tensor')}, for example {names[0]}"
+            "multiplied by the factor beside it, which llama.cpp would not do with that type: "
+            f"{count(len(multiplied), 'tensor')}, for example {multiplied[0]}"
+        )
+    ignored = [
+        name
+        for name in graph.factors.of
+        if name in chosen and name not in multiplied and graph[name].dtype == NVFP4.name
+        if not is_multiplied(graph.family.architecture, name, NVFP4.name)
+    ]
+    if ignored:
+        yield (
+            "copied with a factor beside it, which llama.cpp refuses or ignores in this "
+            f"architecture, but not once it has another type: {count(len(ignored), 'tensor')}, "
+            f"for example {ignored[0]}"
         )
 
 

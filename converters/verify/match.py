@@ -57,6 +57,11 @@ class TensorMatch:
     joined: Tensor | None = None
     factors: tuple[float, ...] = (1.0,)
 
+    @property
+    def is_divided(self) -> bool:
+        """Tell whether `source` was divided by factors that the artifact alone has."""
+        return isinstance(self.source.origin, Scaled) and self.factors != (1.0,)
+
     def factor_of(self, matrix: int) -> float:
         """Give what lies beside a matrix of it, by which its values are multiplied."""
         return self.factors[matrix if len(self.factors) > 1 else 0]

@@ -5,11 +5,12 @@
     NAME.input_scale  likewise, for kernels that round activations too; no part of the weights
 
 A weight is its blocks times its factor. llama.cpp's loader takes a factor beside certain tensors of
-a layer whatever their type, so blocks can be quantized to another type while the factor stays: it
-is what llama-quantize does. Beside the output matrix it is taken only for NVFP4, and beside any
-other tensor not at all: such a file is refused.
-Sources: `_repack_nvfp4` in conversion/base.py, the pass for ".scale" in src/llama-model.cpp, of
-https://github.com/ggml-org/llama.cpp
+a layer whatever their type, beside the output matrix only for NVFP4, and refuses files with others.
+Most of its models multiply the products of attention by it, and some those of feed-forward matrices
+and experts; the rest ignore it, and run as if there were none.
+Sources: `_repack_nvfp4` in conversion/base.py, the pass for ".scale" in src/llama-model.cpp, and
+which of `wq_s`, `ffn_up_s` and so on the graphs in src/models/ use, of
+https://github.com/ggml-org/llama.cpp (November 2026)
 """
 
 from __future__ import annotations
@@ -31,10 +32,34 @@ WEIGHT: Final = ".weight"
 FACTOR: Final = ".scale"
 INPUT_SCALE: Final = ".input_scale"
 _OUTPUT: Final = "output.weight"
-# What the loader multiplies, in any type. `fc` and `markov_w2` are of draft models.
-_MULTIPLIED: Final = re.compile(
+# What the loader takes a factor beside.
+_LOADED: Final = re.compile(
     r"(?:blk\.\d+\.(?:attn_(?:q|k|v|qkv|output|gate)|ffn_(?:gate|up|down)(?:_shexp|_exps)?"
     r"|ssm_(?:in|out|alpha|beta)|nextn\.(?:eh_proj|shared_head_head))|fc|markov_w2)\.weight"
+)
+_FEED_FORWARD: Final = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)(_shexp|_exps)?\.weight")
+_ATTENTION: Final = re.compile(r"blk\.\d+\.attn_(?:q|k|v|qkv|output)\.weight")
+# Architectures whose graphs multiply by the factors of matrices of one model, shared experts, and
+# experts; those of newer ones may do so too, but multiplied weights are right for all.
+_MULTIPLYING: Final = {
+    None: (
+        *("bitnet", "cohere2", "cohere2moe", "deepseek32", "dflash", "dots3note", "gemma4"),
+        *("glm-dsa", "hy_v3", "llama", "mistral3", "nanbeige", "nemotron_h", "qwen3", "qwen35"),
+    ),
+    "_shexp": (
+        *("cohere2moe", "deepseek32", "dots3note", "glm-dsa", "hy_v3", "nemotron_h"),
+        *("nemotron_h_moe", "qwen35moe", "qwen3next", "qwen4exp"),
+    ),
+    "_exps": (
+        *("cohere2moe", "deepseek32", "dots3note", "gemma4", "glm-dsa", "hy_v3", "llama"),
+        *("mellum", "mistral3", "nemotron_h", "nemotron_h_moe", "qwen35moe", "qwen3moe"),
+        *("qwen3next", "qwen4exp"),
+    ),
+}
+# Architectures with attention of their own, which ignores factors.
+_NOT_OF_ATTENTION: Final = (
+    *("bailingmoe3", "cogvlm", "eagle3", "gemma4-assistant", "glm5-next", "graniteswitch", "hy_v4"),
+    *("kimi-k3", "kimi-linear", "mimo2", "openelm", "plamo2", "plamo3", "plm"),
 )
 # Of a stack; more are none.
 _MAX_EXPERTS: Final = 4096
@@ -57,19 +82,22 @@ def factor_name(weight: str, ending: str = FACTOR) -> str:
     return weight.removesuffix(WEIGHT) + ending
 
 
-def is_multiplied(weight: str, type_name: str) -> bool:
-    """Tell whether llama.cpp multiplies by a factor beside a tensor of this name and type."""
+def is_multiplied(architecture: str, weight: str, type_name: str) -> bool:
+    """Tell whether llama.cpp multiplies by a factor beside a tensor of a model, in a type."""
     if weight == _OUTPUT:
         return type_name == NVFP4.name
-    return _MULTIPLIED.fullmatch(weight) is not None
+    if _ATTENTION.fullmatch(weight):
+        return architecture not in _NOT_OF_ATTENTION
+    match = _FEED_FORWARD.fullmatch(weight)
+    return match is not None and architecture in _MULTIPLYING[match[1]]
 
 
 def read_factors(tensors: Mapping[str, StoredArray]) -> Factors:
     """Read the factors of all weights of a file, some bytes each.
 
-    Beside NVFP4 every NAME.scale is a factor; beside another type one that llama.cpp multiplies by,
-    and that fits. Raises LayoutError for one of NVFP4 in another type or shape, and for one that is
-    not finite.
+    Beside NVFP4 every NAME.scale is a factor; beside another type one that fits, and that
+    llama.cpp's loader takes. Raises LayoutError for one of NVFP4 in another type or shape, and for
+    one that is not finite.
     """
     factors: dict[str, tuple[float, ...]] = {}
     scales = set()
@@ -88,7 +116,7 @@ def read_factors(tensors: Mapping[str, StoredArray]) -> Factors:
 
 def _is_factor(weight: str, array: StoredArray, scale: StoredArray) -> bool:
     if array.dtype != NVFP4.name:
-        return is_multiplied(weight, array.dtype) and _fits(array, scale)
+        return _LOADED.fullmatch(weight) is not None and _fits(array, scale)
     if _fits(array, scale):
         return True
     raise LayoutError(
