@@ -61,6 +61,7 @@ _NOT_OF_ATTENTION: Final = (
     *("bailingmoe3", "cogvlm", "eagle3", "gemma4-assistant", "glm5-next", "graniteswitch", "hy_v4"),
     *("kimi-k3", "kimi-linear", "mimo2", "openelm", "plamo2", "plamo3", "plm"),
 )
+_AGAIN: Final = "make the file again from the original weights"
 # Of a stack; more are none.
 _MAX_EXPERTS: Final = 4096
 
@@ -121,7 +122,7 @@ def _is_factor(weight: str, array: StoredArray, scale: StoredArray) -> bool:
         return True
     raise LayoutError(
         f"{scale.path}: {shown(factor_name(weight))} is {scale.dtype} {list(scale.shape)}, where "
-        f"the factor of {shown(weight)} is {F32.name} {[_count(array)]}; make the file again"
+        f"the factor of {shown(weight)} is {F32.name} {[_count(array)]}; {_AGAIN}"
     )
 
 
@@ -144,6 +145,6 @@ def _values(weight: str, scale: StoredArray) -> tuple[float, ...]:
         of = f" of expert {bad[0]}" if len(values) > 1 else ""
         raise LayoutError(
             f"{scale.path}: {shown(factor_name(weight))}{of} is {values[bad[0]]}, by which "
-            f"{shown(weight)} would be multiplied; make the file again"
+            f"{shown(weight)} would be multiplied; {_AGAIN}"
         )
     return tuple(values.tolist())
