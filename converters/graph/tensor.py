@@ -381,6 +381,18 @@ def unscaled(tensor: Tensor) -> Tensor:
     return tensor.origin.source if isinstance(tensor.origin, Scaled) else tensor
 
 
+def split_factor(tensor: Tensor) -> tuple[Tensor, float]:
+    """Give what is stored of a matrix, or of one expert, and the one factor beside it, or 1."""
+    origin = tensor.origin
+    if isinstance(origin, Scaled) and len(origin.factors) == 1:
+        return origin.source, origin.factors[0]
+    if isinstance(origin, Take) and origin.axis == 0 and isinstance(origin.source.origin, Scaled):
+        of_all = origin.source.origin
+        factor = of_all.factors[origin.index if len(of_all.factors) > 1 else 0]
+        return take(of_all.source, origin.index), factor
+    return tensor, 1.0
+
+
 def quantized(name: str, source: Tensor, type_name: str) -> Tensor:
     """Name a tensor in another type, blocks along its last axis."""
     return Tensor(name, source.shape, type_name, Quantize(source))

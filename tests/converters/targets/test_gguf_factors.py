@@ -366,18 +366,46 @@ def test_a_factor_for_each_expert_or_one(tmp_path: Path) -> None:
 # Grok-1, whose tensors are found by a table.
 
 
-def test_a_grok_1_with_factors(tiny: Path, tmp_path: Path) -> None:
-    """Directories and GGUF get the weights that blocks and factors are; llama.cpp runs them so."""
-    whole = tmp_path / "m-F32.gguf"
+def grok_with_factors(tiny: Path, folder: Path, sign: int = 1) -> Path:
+    """A Grok-1 with experts and some of attention in NVFP4, the rest as float32."""
+    whole = folder / "m-F32.gguf"
     weightcast.convert(tiny, whole, no_tokenizer=True)
     file, parts = read(whole), {}
     for name, tensor in file.tensors.items():
-        if name.endswith(("_exps.weight", "attn_output.weight", "attn_q.weight")):
+        if name.endswith(NVFP4_OF_GROK):
             values = np.frombuffer(tensor.data, "<f4").reshape(tensor.shape)
             parts.update(with_factor(name, values))
+            stem = name.removesuffix(".weight")
+            factors = np.frombuffer(parts[f"{stem}.scale"].data, "<f4")
+            parts[f"{stem}.scale"] = floats(factors * np.float32(sign))
         else:
             parts[name] = tensor
-    path = write(tmp_path / "m-NVFP4.gguf", file.metadata, parts)
+    return write(folder / "m-NVFP4.gguf", file.metadata, parts)
+
+
+NVFP4_OF_GROK = ("_exps.weight", "attn_output.weight", "attn_q.weight")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_directory_gets_the_blocks_and_a_global_scale(
+    tiny: Path, tmp_path: Path, sign: int
+) -> None:
+    """Which no global scale can be where it is negative: then blocks are made anew."""
+    path = grok_with_factors(tiny, tmp_path, sign)
+    summary = weightcast.convert(path, tmp_path / "m-nvfp4", no_tokenizer=True, baseline="stored")
+    compared = weightcast.compare(path, tmp_path / "m-nvfp4").errors.outputs[0].tensors
+    assert summary.errors is not None
+    for tensors in (compared, summary.errors.outputs[0].tensors):
+        kept = [tensor for tensor in tensors if f"{tensor.role}.weight".endswith(NVFP4_OF_GROK)]
+        assert len(kept) == 10
+        worst = max(tensor.metrics.relative_rms or 0 for tensor in kept)
+        assert worst < 1e-6 if sign > 0 else 0.01 < worst < 0.12
+    assert weightcast.verify(tmp_path / "m-nvfp4", path).is_good
+
+
+def test_a_grok_1_with_factors(tiny: Path, tmp_path: Path) -> None:
+    """Directories and GGUF get the weights that blocks and factors are; llama.cpp runs them so."""
+    path = grok_with_factors(tiny, tmp_path)
     opened = weightcast.open(path)
     for name in ("blk.0.attn_q.weight", "blk.1.ffn_down_exps.weight"):
         np.testing.assert_array_equal(opened[name].numpy(), decoded(path, name))
