@@ -265,6 +265,7 @@ def convert(
     pure: bool = False,
     imatrix: StrPath | None = None,
     importance_floor: str | float | None = None,
+    nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -291,8 +292,10 @@ def convert(
     before them, or a dict {REGEX: TYPE}. `pure` gives all quantized tensors of GGUF outputs that no
     rule names the recipe's base type. `imatrix` is an importance matrix in llama.cpp's format;
     `importance_floor`, such as 1e-6, rescales what is nearly nothing in it, and raises columns that
-    are below this share of their matrix's mean. `allow_requantize` quantizes once more what is
-    quantized already and cannot be carried unchanged.
+    are below this share of their matrix's mean. With `nvfp4_factors` GGUF outputs of any model get
+    factors beside weights that become NVFP4, where llama.cpp multiplies by them: small weights keep
+    their precision, and these are read once more when the conversion is planned. `allow_requantize`
+    quantizes once more what is quantized already and cannot be carried unchanged.
 
     Files: `split` is the most tensor data of one file: bytes, or text as "48G". With `bundle`
     each output gets provenance, checksums and a model card.
@@ -342,6 +345,7 @@ def plan(
     pure: bool = False,
     imatrix: StrPath | None = None,
     importance_floor: str | float | None = None,
+    nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -406,7 +410,14 @@ def prepare(
     importance = _read_importance(options)
     split_bytes = 0 if options.split is None else parse_size(options.split)
     source = resolve_source(Path(source))
-    graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
+    graph, planned = lay_out_all(
+        source,
+        requests,
+        options.source,
+        split_bytes,
+        importance,
+        nvfp4_factors=options.nvfp4_factors,
+    )
     if not options.allow_requantize:
         check_requantized(planned)
     inputs = _inputs(source, graph, planned, options)

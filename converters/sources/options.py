@@ -332,6 +332,19 @@ class ConvertOptions:
             group="precision",
         ).metadata,
     )
+    nvfp4_factors: bool = field(
+        default=False,
+        metadata=Option(
+            "--nvfp4-factors",
+            "GGUF: factors beside NVFP4, so that small weights keep precision. Reads them twice.",
+            "flag",
+            forms=("gguf",),
+            fingerprint=7,
+            provenance=10,
+            card=13,
+            group="precision",
+        ).metadata,
+    )
     allow_requantize: bool = field(
         default=False,
         metadata=Option(

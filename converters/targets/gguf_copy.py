@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from weightcast.converters.graph import (
     Quantize,
     Rows,
+    Scaled,
     Tensor,
     TensorGraph,
     quantized,
+    scaled,
     unscaled,
     windows,
 )
@@ -33,6 +35,7 @@ from weightcast.converters.recipes import (
     provenance_metadata,
 )
 from weightcast.converters.recipes.decide import decide
+from weightcast.converters.targets.gguf_factors import find_factors
 from weightcast.converters.targets.gguf_files import lay_out_files
 from weightcast.converters.targets.target import (
     Context,
@@ -48,7 +51,7 @@ from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is
 from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry
-from weightcast.quant.types import FLOAT_TYPES, NVFP4, STORED_TYPES, TYPES
+from weightcast.quant.types import F32, FLOAT_TYPES, NVFP4, STORED_TYPES, TYPES
 from weightcast.text import count, option, shown
 
 FILE_TYPE_KEY: Final = "general.file_type"
@@ -74,30 +77,54 @@ def lay_out_copy(
     for name in multiplied:
         for ending in (FACTOR, INPUT_SCALE):
             chosen.pop(factor_name(name, ending), None)
+    found = find_factors(graph, chosen) if context.nvfp4_factors else {}
+    beside = {**graph.factors.of, **found, **dict.fromkeys(multiplied, ())}
     shapes = [(name, shape) for name, shape in shapes if name in chosen]
     decisions = list(chosen.values())
     made = [
-        _made(graph[name] if name in multiplied else unscaled(graph[name]), decision)
+        _made(_divided(graph[name], beside.get(name, ())), decision)
         for name, decision in chosen.items()
     ]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
-    entries = [Entry(t.name, STORED_TYPES[t.dtype], t.shape) for t in made]
+    entries = [entry for tensor in made for entry in _entries(tensor, found)]
     raw = _metadata(metadata, recipe, importance.matrix)
     placed = lay_out_files(request.path, raw, entries, context.split_bytes)
     tensors = tuple(
         PlannedTensor(
             tensor,
-            entry.type,
-            *placed.offsets[entry.name],
+            STORED_TYPES[tensor.dtype],
+            *placed.offsets[tensor.name],
             _rows_for(importance, tensor),
-            factors=() if tensor.name in multiplied else graph.factors.of.get(tensor.name, ()),
+            factors=beside.get(tensor.name, ()),
         )
-        for tensor, entry in zip(made, entries, strict=True)
+        for tensor in made
+    )
+    constants = tuple(
+        (*placed.offsets[factor_name(name)], np.array(factors, "<f4").tobytes())
+        for name, factors in found.items()
     )
     notes = (*choice_notes(chosen.items()), *importance.notes())
     notes += tuple(_factor_notes(graph, chosen, multiplied))
-    return Output(request, placed.files, tensors, {}, notes, importance)
+    if context.nvfp4_factors:
+        notes += (f"NVFP4 with a factor beside it: {count(len(found), 'tensor')}",)
+    return Output(request, placed.files, tensors, {}, notes, importance, constants)
+
+
+def _divided(tensor: Tensor, factors: Sequence[float]) -> Tensor:
+    """Give what lies in an output with factors beside it: the stored blocks if these have them."""
+    if not factors:
+        return tensor
+    if isinstance(tensor.origin, Scaled):
+        return unscaled(tensor)
+    return scaled(tensor, [1 / factor for factor in factors])
+
+
+def _entries(tensor: Tensor, factors: Mapping[str, Sequence[float]]) -> Iterator[Entry]:
+    """List a tensor of a file, and the factor that it gets."""
+    yield Entry(tensor.name, STORED_TYPES[tensor.dtype], tensor.shape)
+    if tensor.name in factors:
+        yield Entry(factor_name(tensor.name), F32, (len(factors[tensor.name]),))
 
 
 def _multiplied(graph: TensorGraph, chosen: Mapping[str, Decision]) -> list[str]:

@@ -40,12 +40,14 @@ _HUB_LIMIT: Final = 200 * 10**9
 class Context:
     """The things that outputs of one source share: vocabulary, importance matrix, limit of files.
 
-    `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target.
+    `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target. With
+    `nvfp4_factors`, GGUF copies get factors beside weights that become NVFP4.
     """
 
     vocabulary: Vocabulary | None = None
     imatrix: ImportanceMatrix | None = None
     split_bytes: int = 0
+    nvfp4_factors: bool = False
 
 
 class Target(Protocol):

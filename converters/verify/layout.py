@@ -32,6 +32,7 @@ _FEW_BYTES: Final = 16
 _LONG_BYTES: Final = 64 * _FEW_BYTES
 _NOT_OURS: Final = ("quantize.imatrix.",)
 _TOKENIZER: Final = "tokenizer."
+_TENSORS: Final = "split.tensors.count"
 _OWN_KEYS: Final = (FILE_TYPE_KEY, *gguf.SPLIT_KEYS)
 
 
@@ -166,6 +167,9 @@ def _check_metadata(
     path = structure.files[0]
     if "split.count" not in there and "split.count" in wanted:
         wanted = {key: raw for key, raw in wanted.items() if key not in gguf.SPLIT_KEYS}
+    if gguf.whole_number(there, _TENSORS) == len(structure.tensors):
+        # Of missing and of other tensors there are problems; factors may be there or not.
+        wanted = {**wanted, _TENSORS: there.raw[_TENSORS]}
     keeps_tokenizer = _keeps_tokenizer(there.raw, wanted)
     prefix = "" if family is None else f"{family.architecture}."
     unlike, unknown, suspects = [], [], []

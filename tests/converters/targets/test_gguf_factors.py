@@ -193,6 +193,102 @@ def test_what_stays_is_copied(source: Path, tmp_path: Path) -> None:
     assert weightcast.verify(path, source).is_good
 
 
+# Factors for other weights.
+
+
+SMALL = {
+    "output.weight": (32, 64),
+    "blk.0.attn_q.weight": (64, 128),
+    "blk.0.ffn_up_exps.weight": (3, 64, 128),
+    "blk.0.attn_q_a.weight": (16, 64),  # llama.cpp knows no factor of it
+}
+
+
+def small(path: Path, sizes: tuple[float, ...] = (1e-3, 3e-5, 20.0)) -> Path:
+    """Weights of which blocks alone would lose most; experts of different sizes."""
+    rng = np.random.default_rng(3)
+    parts = {}
+    for name, shape in SMALL.items():
+        x = rng.standard_normal(shape).astype(np.float32) * np.float32(sizes[0])
+        if len(shape) == 3:
+            x *= (np.array(sizes, np.float32) / np.float32(sizes[0]))[:, None, None]
+        parts[name] = floats(x)
+    return write(path, METADATA, parts)
+
+
+def sqnr(path: Path, source: Path, name: str) -> NDArray[np.float64]:
+    """Decibels of a tensor's matrices."""
+    y, x = (decoded(file, name).astype(np.float64) for file in (path, source))
+    axes = (-2, -1)
+    return 10 * np.log10((x**2).sum(axis=axes) / ((y - x) ** 2).sum(axis=axes))
+
+
+@pytest.mark.parametrize("split", [None, "16K"])
+def test_small_weights_keep_their_precision_with_factors(tmp_path: Path, split: str | None) -> None:
+    source, path = small(tmp_path / "m-F32.gguf"), tmp_path / "f-NVFP4.gguf"
+    options: dict[str, Any] = {"nvfp4_factors": True, "baseline": "stored"}
+    summary = weightcast.convert(source, path, split=split, **options)
+    assert "NVFP4 with a factor beside it: 3 tensors" in summary.outputs[0].notes
+    opened = weightcast.open(sorted(tmp_path.glob("f-NVFP4*"))[0])
+    whole = write(
+        tmp_path / "d-F32.gguf", METADATA, {name: floats(opened[name].numpy()) for name in SMALL}
+    )
+    for name in SMALL:
+        if name == "blk.0.attn_q_a.weight":
+            assert not opened[name].numpy().any()
+            continue
+        assert sqnr(whole, source, name).min() > 19.5
+        factors = opened[name.replace(".weight", ".scale")].numpy()
+        assert factors.shape == SMALL[name][:-2] or factors.shape == (1,)
+        mantissas, _ = np.frexp(factors)
+        np.testing.assert_array_equal(mantissas, 0.5)
+        blocks = np.abs(decoded(source, name)).max(axis=(-2, -1)).reshape(-1) / factors
+        assert (blocks <= 2688).all()
+        assert (blocks > 1344).all()
+    compared = weightcast.compare(source, sorted(tmp_path.glob("f-NVFP4*"))[0])
+    assert summary.errors is not None
+    measured = summary.errors.outputs[0].total.relative_rms
+    assert measured == pytest.approx(compared.total.relative_rms, rel=1e-5)
+    found = weightcast.verify(sorted(tmp_path.glob("f-NVFP4*"))[0], source)
+    assert found.is_good, found.problems
+    assert found.matrices == {"same": 6}  # byte for byte
+
+
+def test_without_factors_bytes_are_those_of_the_blocks(tmp_path: Path) -> None:
+    """As llama-quantize --tensor-type X=nvfp4 makes them."""
+    source, path = small(tmp_path / "m-F32.gguf"), tmp_path / "m-NVFP4.gguf"
+    weightcast.convert(source, path)
+    tensors = read(path).tensors
+    assert tensors.keys() == SMALL.keys()
+    for name in SMALL:
+        wanted = weightcast.quantize(decoded(source, name), "NVFP4")
+        assert tensors[name].data == wanted.tobytes()
+
+
+def test_a_factor_does_not_depend_on_what_is_not_there(tmp_path: Path) -> None:
+    """Of zeros it is 1; beside a bias llama.cpp would stop, and a factor that is there stays."""
+    zeros = np.zeros((64, 64), np.float32)
+    parts = {
+        "blk.0.attn_q.weight": floats(zeros),
+        "blk.0.ffn_up.weight": floats(zeros + 6),
+        "blk.0.ffn_up.bias": floats(zeros[0]),
+        "blk.0.ffn_down.weight": floats(zeros + 6),
+        "blk.0.ffn_down.scale": floats(np.array([0.25], np.float32)),
+        "blk.0.attn_v.weight": floats(zeros + 2688),
+    }
+    metadata = {**METADATA, "general.architecture": string("llama")}
+    source, path = write(tmp_path / "m.gguf", metadata, parts), tmp_path / "m-NVFP4.gguf"
+    weightcast.convert(source, path, nvfp4_factors=True)
+    tensors = read(path).tensors
+    scales = {n: np.frombuffer(p.data, "<f4")[0] for n, p in tensors.items() if "scale" in n}
+    assert scales == {
+        "blk.0.attn_q.scale": 1,
+        "blk.0.ffn_down.scale": 0.25,
+        "blk.0.attn_v.scale": 1,
+    }
+    assert weightcast.compare(source, path).total.relative_rms == 0
+
+
 # Verifying.
 
 
