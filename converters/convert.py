@@ -410,14 +410,7 @@ def prepare(
     importance = _read_importance(options)
     split_bytes = 0 if options.split is None else parse_size(options.split)
     source = resolve_source(Path(source))
-    graph, planned = lay_out_all(
-        source,
-        requests,
-        options.source,
-        split_bytes,
-        importance,
-        nvfp4_factors=options.nvfp4_factors,
-    )
+    graph, planned = lay_out_all(source, requests, options.source, split_bytes, importance)
     if not options.allow_requantize:
         check_requantized(planned)
     inputs = _inputs(source, graph, planned, options)
@@ -461,7 +454,7 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
     requests = [request.with_rules(overrides, pure=options.pure) for request in requests]
     if options.allow_requantize:
         requests = [request.that_may_change() for request in requests]
-    return requests
+    return [replace(request, nvfp4_factors=options.nvfp4_factors) for request in requests]
 
 
 def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:

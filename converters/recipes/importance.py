@@ -58,14 +58,18 @@ class ImportanceMap:
         """Describe the importance matrix that was used, as JSON values."""
         if self.matrix is None:
             return None
+        out_of_range = {"too_small": self.faint, "too_large": self.huge}
         return {
             "file": str(self.matrix.path),
             "entries": len(self.matrix.entries),
             "missing": list(self.missing),
             "unused_experts": {name: list(found) for name, found in self.unused.items()},
             "all_zeros": {name: list(found) for name, found in self.zeros.items()},
-            "too_small": {name: list(found) for name, found in self.faint.items()},
-            "too_large": {name: list(found) for name, found in self.huge.items()},
+            **{
+                key: {name: list(found) for name, found in tensors.items()}
+                for key, tensors in out_of_range.items()
+                if tensors
+            },
         }
 
     def notes(self) -> Iterator[str]:

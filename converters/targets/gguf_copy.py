@@ -77,7 +77,7 @@ def lay_out_copy(
     for name in multiplied:
         for ending in (FACTOR, INPUT_SCALE):
             chosen.pop(factor_name(name, ending), None)
-    found = find_factors(graph, chosen) if context.nvfp4_factors else {}
+    found = find_factors(graph, chosen) if request.nvfp4_factors else {}
     beside = {**graph.factors.of, **found, **dict.fromkeys(multiplied, ())}
     shapes = [(name, shape) for name, shape in shapes if name in chosen]
     decisions = list(chosen.values())
@@ -106,7 +106,7 @@ def lay_out_copy(
     )
     notes = (*choice_notes(chosen.items()), *importance.notes())
     notes += tuple(_factor_notes(graph, chosen, multiplied))
-    if context.nvfp4_factors:
+    if request.nvfp4_factors:
         notes += (f"NVFP4 with a factor beside it: {count(len(found), 'tensor')}",)
     return Output(request, placed.files, tensors, {}, notes, importance, constants)
 

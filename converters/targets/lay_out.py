@@ -21,8 +21,6 @@ def lay_out_all(
     given: SourceOptions,
     split_bytes: int,
     imatrix: ImportanceMatrix | None,
-    *,
-    nvfp4_factors: bool = False,
 ) -> tuple[TensorGraph, list[Output]]:
     """Open the source and lay out all outputs.
 
@@ -31,7 +29,7 @@ def lay_out_all(
     """
     as_it_is = open_as_it_is(source) if given == SourceOptions() else None
     anew = [r for r in requests if as_it_is is None or not r.target.keeps_metadata]
-    context = Context(imatrix=imatrix, split_bytes=split_bytes, nvfp4_factors=nvfp4_factors)
+    context = Context(imatrix=imatrix, split_bytes=split_bytes)
     written: dict[int, Output] = {}
     graph = as_it_is
     if anew:

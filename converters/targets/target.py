@@ -40,14 +40,12 @@ _HUB_LIMIT: Final = 200 * 10**9
 class Context:
     """The things that outputs of one source share: vocabulary, importance matrix, limit of files.
 
-    `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target. With
-    `nvfp4_factors`, GGUF copies get factors beside weights that become NVFP4.
+    `split_bytes` limits the tensor data of one file; 0 leaves the limit to the target.
     """
 
     vocabulary: Vocabulary | None = None
     imatrix: ImportanceMatrix | None = None
     split_bytes: int = 0
-    nvfp4_factors: bool = False
 
 
 class Target(Protocol):
@@ -126,7 +124,7 @@ class Request:
 
     For a directory the recipe gives the type of the plain floats, `directory` that of the rest.
     `overrides` ask for types that the output can hold. If the name `says_imatrix`, the errors must
-    be weighed by one.
+    be weighed by one. With `nvfp4_factors` copies of GGUF get factors beside what becomes NVFP4.
     """
 
     path: Path
@@ -136,6 +134,7 @@ class Request:
     pure: bool = False
     directory: DirectoryType | None = None
     says_imatrix: bool = False
+    nvfp4_factors: bool = False
 
     @property
     def type_name(self) -> str:

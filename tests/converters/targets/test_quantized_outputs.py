@@ -160,8 +160,6 @@ def test_notes_and_metadata_of_importance(
             for kind in ("gate", "down", "up")
         },
         "all_zeros": {},
-        "too_small": {},
-        "too_large": {},
     }
     notes = "\n".join(described[0]["notes"])
     assert "no entry for 1 quantized tensor, made without: blk.1.attn_output.weight" in notes
