@@ -37,7 +37,7 @@ def spoken(command: str, call: str) -> str:
 _FLAGS: Final = {"types": "--type", "tensor_types": "--tensor-type"}
 
 
-def option(name: str, value: str | bool | None = None) -> str:
+def option(name: str, value: str | float | bool | None = None) -> str:
     """Name an option as its reader gives it: --split 48G at the command line, or split='48G'.
 
     True and False are those of a flag (--no-resume, resume=False), words in capitals what stands
@@ -49,6 +49,8 @@ def option(name: str, value: str | bool | None = None) -> str:
         return spoken(flag, name)
     if isinstance(value, bool):
         return spoken(flag if value else f"--no-{flag[2:]}", f"{name}={value}")
+    if isinstance(value, int | float):
+        return spoken(f"{flag} {value:g}", f"{name}={value:g}")
     if value.isalpha() and value.isupper():
         return spoken(f"{flag} {value}", f"{name}={value}")
     return spoken(f"{flag} {shlex.quote(value)}", f"{name}={value!r}")

@@ -19,6 +19,7 @@ _TYPES: Final[dict[Kind, Any]] = {
     "text": str,
     "texts": str,
     "size": str,
+    "share": str,
     "input": PATH,
     "report": PATH,
     "workers": WORKERS,

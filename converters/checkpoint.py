@@ -46,8 +46,9 @@ class Tensor:
     and lists of numbers load the tensor first. `np.asarray(t)`, and numpy's functions, load it all.
 
     Values of weights are float32, whatever they are stored as: floats and blocks as they decode,
-    int8 codes times their scales. Numbers that are no weights, such as indices in a GGUF file,
-    have the dtype that they are stored in.
+    times the factor that a GGUF file may have beside them, and int8 codes times their scales.
+    Numbers that are no weights, such as indices in a GGUF file, have the dtype that they are stored
+    in.
 
     Reading raises ChangedError if a file is not the one that was opened, or was written to since.
 
@@ -181,7 +182,8 @@ class Tensor:
         """Load what lies in the files, undecoded: the parts of the tensor by their names.
 
         Floats are "values" in their own dtype, [..., out, in]. GGUF's quantized types are "blocks",
-        uint8 [..., out, bytes per row], as `weightcast.dequantize` takes them. int8 with scales has
+        uint8 [..., out, bytes per row], as `weightcast.dequantize` takes them; where a factor lies
+        beside the weights "factors" has it, float32 [1], or [experts]. int8 with scales has
         "codes", int8 [..., out, in], and "scales", float32 [..., out, groups]. Matrices of packed
         directories have the parts of their layout, such as "weight_packed" and "weight_scale".
 

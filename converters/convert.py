@@ -57,6 +57,7 @@ from weightcast.converters.sources import (
     find_unwritten,
     list_inputs,
     parse_layers,
+    parse_share,
     parse_size,
     resolve_source,
 )
@@ -288,6 +289,8 @@ def convert(
     exclude_weights: str | Sequence[str] | None = (),
     override_kv: str | Sequence[str] | None = (),
     prune_layers: str | Sequence[int] | None = None,
+    importance_floor: str | float | None = None,
+    nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -315,8 +318,14 @@ def convert(
     which come between the two. `output_tensor_type` and `token_embedding_type` are types of these
     two matrices of GGUF outputs, whatever rules say; `leave_output_tensor` leaves the output as it
     is stored. `pure` gives all other quantized tensors of GGUF outputs that no rule names the
-    recipe's base type. `imatrix` is an importance matrix in llama.cpp's format; `include_weights`
-    or `exclude_weights`, parts of names, say which of its entries are used. `allow_requantize`
+    recipe's base type. With `nvfp4_factors` GGUF outputs of any model get factors beside weights
+    that become NVFP4, where llama.cpp multiplies by them: small weights keep their precision, and
+    these are read once more when the conversion is planned.
+
+    Importance: `imatrix` is an importance matrix in llama.cpp's format; `include_weights` or
+    `exclude_weights`, parts of names, say which of its entries are used; `importance_floor`, such
+    as 1e-6, rescales what is nearly nothing in it, and raises columns that are below this share of
+    their matrix's mean. `allow_requantize`
     quantizes once more what is quantized already and cannot be carried unchanged.
 
     GGUF: `override_kv` are metadata "KEY=TYPE:VALUE" in the place of the source's. `prune_layers`,
@@ -381,6 +390,8 @@ def plan(
     exclude_weights: str | Sequence[str] | None = (),
     override_kv: str | Sequence[str] | None = (),
     prune_layers: str | Sequence[int] | None = None,
+    importance_floor: str | float | None = None,
+    nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
     bundle: bool = False,
@@ -499,7 +510,7 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
     ]
     if options.allow_requantize:
         requests = [request.that_may_change() for request in requests]
-    return requests
+    return [replace(request, nvfp4_factors=options.nvfp4_factors) for request in requests]
 
 
 def _ends(options: ConvertOptions) -> EndTypes:
@@ -535,11 +546,14 @@ def _importance(options: ConvertOptions) -> tuple[ImportanceMatrix | None, tuple
     names = [option(n) for n in ("include_weights", "exclude_weights") if getattr(options, n)]
     if len(names) > 1:
         raise RequestError(f"{' and '.join(names)} are asked for at once; one says it all")
+    floor = parse_share(options.importance_floor)
+    if floor is not None:
+        names.append(option("importance_floor"))
     if options.imatrix is None and names:
         raise RequestError(f"{names[0]}: of use with {option('imatrix', 'FILE')} only")
     if options.imatrix is None:
         return None, ()
-    whole = read_imatrix(options.imatrix)
+    whole = replace(read_imatrix(options.imatrix), floor=floor)
     found = select_entries(whole, included, excluded)
     if found is not None:
         return found, ()

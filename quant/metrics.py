@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -154,6 +154,13 @@ class Errors:
         """Index or slice the entries, like an array."""
         return Errors(*(getattr(self, field.name)[index] for field in fields(self)))
 
+    def times(self, factor: float) -> Errors:
+        """Give the errors of the same weights, x and y, both multiplied by a factor."""
+        if factor == 1:
+            return self
+        scaled = {name: getattr(self, name) * factor * factor for name in _SQUARES}
+        return replace(self, errors=self.errors * factor, **scaled)
+
     def total(self) -> Errors:
         """Sum all entries in order: the rows of a matrix to numbers for the matrix."""
         histogram = self.histogram.reshape(-1, ERROR_BINS)
@@ -174,6 +181,11 @@ class Errors:
 
 # Fields with one number for each entry.
 _NUMBERS: Final = tuple(field.name for field in fields(Errors) if field.name != "histogram")
+# Fields that grow with the square of the weights.
+_SQUARES: Final = (
+    *("error_squares", "source_squares", "cross", "largest_square"),
+    *("weighted_error_squares", "weighted_source_squares"),
+)
 
 
 def _relative_rms(

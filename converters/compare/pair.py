@@ -113,8 +113,16 @@ def _open(path: Path, spec: Path | None) -> TensorGraph:
 
 
 def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
-    """Pair tensors by canonical name."""
+    """Pair tensors by canonical name.
+
+    What lies beside weights is none: factors are part of the values. Scales of activations are no
+    weights, and left out unless both have them.
+    """
     of_source, of_output = _by_name(source), _by_name(output)
+    inputs = source.factors.input_scales | output.factors.input_scales
+    for name in inputs & (of_source.keys() ^ of_output.keys()):
+        of_source.pop(name, None)
+        of_output.pop(name, None)
     pairs, plain, unlike, reshaped = [], [], [], []
     for gguf, (name, tensor) in of_output.items():
         if gguf not in of_source:
@@ -124,7 +132,9 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
             reshaped.append((name, original.shape, tensor.shape))
             continue
         pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))
-        if _is_weights(original) and _is_weights(tensor):
+        if gguf in inputs:
+            plain.append(pair)
+        elif _is_weights(original) and _is_weights(tensor):
             pairs.append(pair)
         elif original.dtype == tensor.dtype:
             plain.append(pair)
@@ -147,7 +157,11 @@ def _by_name(graph: TensorGraph) -> dict[str, tuple[str, Tensor]]:
     family = graph.family
     if not family.has_table:
         known = of_architecture(family.architecture)
-        return {known.renamed(name) if known else name: (name, t) for name, t in graph.items()}
+        return {
+            known.renamed(name) if known else name: (name, tensor)
+            for name, tensor in graph.items()
+            if name not in graph.factors.names
+        }
     written = CONTAINERS[graph.container].written
     return {
         name: (family.name_in(place, written, "*"), graph[name])

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, stored
+from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, scaled, stored
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.factors import read_factors
 from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.gguf.read import SPLIT_KEYS, GGUFIndex, whole_number
 from weightcast.text import shown
@@ -82,12 +83,24 @@ def _finite(value: Any) -> Any:
 def any_gguf(path: Path, index: GGUFIndex) -> TensorGraph:
     """Make a graph of an index: names, order and metadata of the file, whatever the model is.
 
-    Raises LayoutError for empty tensors.
+    Weights are multiplied by the factors beside them, which stay tensors of their own too. Raises
+    LayoutError for empty tensors, and for factors that are none.
     """
     model = GGUFModel(index.metadata)
     family = Family(model.architecture, architecture=model.architecture)
     tensors = {name: stored_tensor(name, array) for name, array in index.tensors.items()}
-    return TensorGraph(family, str(path), model, tensors, "gguf", index.paths, index.metadata)
+    factors = read_factors(index.tensors)
+    tensors |= {name: scaled(tensors[name], values) for name, values in factors.of.items()}
+    return TensorGraph(
+        family,
+        str(path),
+        model,
+        tensors,
+        "gguf",
+        index.paths,
+        index.metadata,
+        factors=factors,
+    )
 
 
 def stored_tensor(name: str, array: StoredArray) -> Tensor:

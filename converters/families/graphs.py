@@ -20,6 +20,7 @@ from weightcast.converters.graph import (
     concatenated,
     dequantized,
     first_array,
+    scaled,
     stacked,
     stored,
 )
@@ -29,6 +30,7 @@ from weightcast.formats.jax.arrays import QuantizedArray
 from weightcast.text import shown
 
 _NO_SHARES: Final[Mapping[str, tuple[StoredArray, ...]]] = MappingProxyType({})
+_NO_FACTORS: Final[Mapping[str, tuple[float, ...]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,11 @@ def graph_from_names(
     num_layers: int,
     told: Told,
     shares: Mapping[str, tuple[StoredArray, ...]] = _NO_SHARES,
+    factors: Mapping[str, tuple[float, ...]] = _NO_FACTORS,
 ) -> TensorGraph:
     """Find a family's tensors under the names of a convention; `shares` are those of ranks.
+
+    Tensors are multiplied by the `factors` under their stored names.
 
     Raises MissingTensorError, and FormatError for tensors that the family does not have.
     """
@@ -113,7 +118,8 @@ def graph_from_names(
             if name in left:
                 found = left.pop(name)
                 if isinstance(found, StoredArray):
-                    return stored(name, found)
+                    tensor = stored(name, found)
+                    return scaled(tensor, factors[name]) if name in factors else tensor
                 return joined(family, place, name, found)
         raise MissingTensorError(f"{source}: tensor {names[0]} is missing")
 

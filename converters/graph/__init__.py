@@ -42,6 +42,7 @@ from weightcast.converters.graph.stored import stored_as, stored_bytes, stored_f
 from weightcast.converters.graph.tensor import (
     Quantize,
     Rows,
+    Scaled,
     Tensor,
     affine,
     concatenated,
@@ -50,12 +51,15 @@ from weightcast.converters.graph.tensor import (
     permuted,
     quantized,
     reshaped,
+    scaled,
     sliced,
+    split_factor,
     split_pairs,
     stacked,
     stored,
     take,
     transposed,
+    unscaled,
 )
 from weightcast.converters.graph.view import View
 
@@ -76,6 +80,7 @@ __all__ = [
     "Quirks",
     "Role",
     "Rows",
+    "Scaled",
     "Slab",
     "Spec",
     "Stored",
@@ -99,7 +104,9 @@ __all__ = [
     "read_run",
     "read_slab",
     "reshaped",
+    "scaled",
     "sliced",
+    "split_factor",
     "split_pairs",
     "stacked",
     "stored",
@@ -108,5 +115,6 @@ __all__ = [
     "stored_files",
     "take",
     "transposed",
+    "unscaled",
     "windows",
 ]

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from weightcast.converters.graph.dimensions import Dimensions, Number
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.errors import LayoutError
+from weightcast.formats.gguf.factors import Factors
 from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.tokenizer import Vocabulary
 
@@ -363,7 +364,8 @@ class TensorGraph(Mapping[str, Tensor]):
     ("shards", "gguf", "safetensors"), and `spoken` by the names of which convention messages and
     lists call its tensors; `files` are those that were opened, where more than the tensors' own
     belong to the model; `metadata` are those of a GGUF file that is read under its own names;
-    `notes` what is to be said of a source, in lines.
+    `notes` what is to be said of a source, in lines; `factors` are those that a GGUF file has
+    beside weights, which the values of these are multiplied by.
     """
 
     family: Family
@@ -375,6 +377,7 @@ class TensorGraph(Mapping[str, Tensor]):
     metadata: Metadata | None = field(default=None, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
     spoken: str = "gguf"
+    factors: Factors = field(default_factory=Factors, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors.get(name)

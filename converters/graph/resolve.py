@@ -23,6 +23,7 @@ from weightcast.converters.graph.tensor import (
     Quantize,
     Reshape,
     Rows,
+    Scaled,
     Slice,
     Stack,
     Take,
@@ -141,6 +142,10 @@ class _Box(NamedTuple):
         """Add a first axis."""
         return self._replace(at=(at, *self.at), axes=((mode,), *self.axes))
 
+    def times(self, factor: float) -> _Box:
+        """Multiply its values; by 1 they stay what is stored."""
+        return self if factor == 1 else self._replace(affine=(*self.affine, (factor, 0.0)))
+
     def moved(self, axis: int, distance: int) -> _Box:
         at = (*self.at[:axis], self.at[axis] + distance, *self.at[axis + 1 :])
         return self._replace(at=at)
@@ -185,6 +190,8 @@ def _boxes_of(tensor: Tensor) -> Iterable[_Box]:
     if isinstance(origin, Affine):
         step = (origin.scale, origin.shift)
         return [box._replace(affine=(*box.affine, step)) for box in boxes]
+    if isinstance(origin, Scaled):
+        return _scaled(boxes, origin.factors)
     if isinstance(origin, Transpose | Permute):
         order = origin.axes if isinstance(origin, Permute) else _last_two(len(tensor.shape))
         return [box.ordered(order) for box in boxes]
@@ -230,6 +237,17 @@ def _grouped(n_in: int, stride: int, groups: int, scale_stride: int) -> _Axis:
     """Make an axis along which each scale belongs to several neighbours."""
     size = n_in // groups
     return _joined((_Mode(groups, size * stride, scale_stride), _Mode(size, stride)))
+
+
+def _scaled(boxes: list[_Box], factors: Sequence[float]) -> Iterator[_Box]:
+    """Multiply all by one factor, or cut the first axis and multiply each entry by its own."""
+    for box in boxes:
+        if len(factors) == 1:
+            yield box.times(factors[0])
+            continue
+        for n in range(box.size(0)):
+            at, (start, scale) = box.at[0] + n, _distance(box.axes[0], n)
+            yield box.replaced(0, 1, start, scale, (at, _ONE)).times(factors[at])
 
 
 def _concatenated(origin: Concat) -> Iterator[_Box]:

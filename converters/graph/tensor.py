@@ -101,6 +101,19 @@ class Affine:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """The source times a factor that is stored beside it: one for all, or one for each entry.
+
+    Of several factors each is that of an entry of the first axis, of an expert. They are float32,
+    and so is the product, rounded to nearest even, as in llama.cpp. What is stored stays the source
+    alone: its blocks can be copied, with the factor beside them.
+    """
+
+    source: Tensor
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Quantize:
     """The source in another type, blocks along the last axis; plain floats are types too."""
 
@@ -125,6 +138,7 @@ Operation = (
     | Stack
     | Concat
     | Affine
+    | Scaled
     | Quantize
     | Rows
 )
@@ -347,6 +361,36 @@ def affine(source: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     if not all(map(isfinite, constants)):
         raise LayoutError(f"{source.name}: x * {scale} + {shift} is beyond float32")
     return Tensor(source.name, source.shape, "F32", Affine(source, *constants))
+
+
+def scaled(source: Tensor, factors: Sequence[float]) -> Tensor:
+    """Multiply by one factor, or each entry of the first axis by its own; see `Scaled`.
+
+    The tensor keeps its dtype, that of what is stored. Raises LayoutError for another number of
+    factors, and for factors that are not finite.
+    """
+    if len(factors) not in (1, source.shape[0]):
+        raise LayoutError(f"{_told(source)} cannot be multiplied by {len(factors)} factors")
+    if not all(map(isfinite, factors)):
+        raise LayoutError(f"{source.name}: a factor is not finite")
+    return Tensor(source.name, source.shape, source.dtype, Scaled(source, tuple(factors)))
+
+
+def unscaled(tensor: Tensor) -> Tensor:
+    """Give what is stored of a tensor without the factor beside it; others as they are."""
+    return tensor.origin.source if isinstance(tensor.origin, Scaled) else tensor
+
+
+def split_factor(tensor: Tensor) -> tuple[Tensor, float]:
+    """Give what is stored of a matrix, or of one expert, and the one factor beside it, or 1."""
+    origin = tensor.origin
+    if isinstance(origin, Scaled) and len(origin.factors) == 1:
+        return origin.source, origin.factors[0]
+    if isinstance(origin, Take) and origin.axis == 0 and isinstance(origin.source.origin, Scaled):
+        of_all = origin.source.origin
+        factor = of_all.factors[origin.index if len(of_all.factors) > 1 else 0]
+        return take(of_all.source, origin.index), factor
+    return tensor, 1.0
 
 
 def quantized(name: str, source: Tensor, type_name: str) -> Tensor:

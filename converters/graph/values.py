@@ -19,7 +19,7 @@ from weightcast.converters.graph.assembly import StoredMatrix
 from weightcast.converters.graph.gather import DTYPES, array_of, floats_into
 from weightcast.converters.graph.read import opened, read_slab
 from weightcast.converters.graph.resolve import matrices, windows
-from weightcast.converters.graph.tensor import Rows, Tensor, sliced, take
+from weightcast.converters.graph.tensor import Rows, Scaled, Tensor, sliced, take
 from weightcast.converters.graph.view import View
 from weightcast.errors import CheckpointError, LayoutError
 from weightcast.formats.array import StoredArray, read_stored
@@ -229,6 +229,9 @@ def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
 
     Raises LayoutError if matrices are put together from several arrays, or stored unlike others.
     """
+    if isinstance(tensor.origin, Scaled):
+        factors = np.array(tensor.origin.factors, np.float32)
+        return {**load_stored(tensor.origin.source), "factors": factors}
     views = [matrix.single for matrix in matrices(_whole(tensor))]
     parts: dict[str, list[NDArray[Any]]] = {}
     for view in views:

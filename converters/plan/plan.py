@@ -29,7 +29,8 @@ class Destination:
     """The place of one matrix's rows: output, file, byte offset of the first row.
 
     `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
-    go there as they are; what is `packed` goes to several places.
+    go there as they are; what is `packed` goes to several places. Weights are the rows times the
+    `factor` that lies beside them.
     """
 
     output: int
@@ -42,6 +43,7 @@ class Destination:
     is_copied: bool = False
     packed: Packed | None = None
     stays_float: bool = False  # a norm, a router: nothing rounds it
+    factor: float = 1.0
 
     def row_bytes(self, n_in: int) -> int:
         """Bytes that a row takes while it is made."""
@@ -114,6 +116,12 @@ def whole(rows: int, multiple: int) -> int:
     return max(rows // multiple, 1) * multiple
 
 
+def _factor(factors: Sequence[float], matrix: int) -> float:
+    if not factors:
+        return 1.0
+    return factors[matrix] if len(factors) > 1 else factors[0]
+
+
 def make_plan(
     graph: TensorGraph,
     inputs: Inputs,
@@ -145,6 +153,7 @@ def make_plan(
                         is_copied=not isinstance(planned.tensor.origin, Quantize),
                         packed=planned.packed,
                         stays_float=not is_quantized(planned.gguf_name, planned.tensor.shape),
+                        factor=_factor(planned.factors, n),
                     )
                 )
                 if planned.packed is None:

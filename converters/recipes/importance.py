@@ -17,6 +17,20 @@ from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.quant.types import FLOAT_TYPES
 from weightcast.text import count, option, some
 
+# Powers of ten of the mean importance of columns beyond which blocks of a type lose 0.1 dB or more,
+# as sums of float32 underflow or overflow: they multiply importance and weights by one another. The
+# first holds for weights of an RMS of 0.005, as large models have, the second for weights of 1.
+# Measured by test_importance_beyond_float32_sums.
+IN_RANGE: Final[dict[str, tuple[int, int]]] = {
+    **{"Q4_0": (-18, 16), "Q4_1": (-19, 16), "Q5_0": (-18, 16), "Q5_1": (-19, 16)},
+    **{"Q2_K": (-19, 17), "Q3_K": (-18, 17), "Q4_K": (-20, 16), "Q5_K": (-20, 16)},
+    **{"Q6_K": (-20, 16), "IQ4_NL": (-20, 15), "IQ4_XS": (-19, 15), "IQ3_S": (-19, 16)},
+    **{"IQ3_XXS": (-19, 16), "IQ2_S": (-18, 16), "IQ2_XS": (-18, 16), "IQ2_XXS": (-19, 17)},
+    **{"IQ1_M": (-18, 17), "IQ1_S": (-19, 17)},
+}
+# Columns that are judged together: those of a block, as long as blocks get.
+_RUN: Final = 256
+USUAL_FLOOR: Final = 1e-6
 # What llama-quantize's fixed buffer holds.
 _MAX_TEXT_BYTES: Final = 127
 
@@ -26,8 +40,9 @@ class ImportanceMap:
     """Importance by GGUF name, float32 [matrices, in], and what to say about it.
 
     `missing` are quantized without, though their type could use it; `unused` are experts without
-    data, whose columns count the same; of the matrices in `zeros` no column counts; `refused` (with
-    their types) must not be made without. Tensors that are copied are in none of these.
+    data, whose columns count the same; of the matrices in `zeros` no column counts, those in
+    `faint` and `huge` have an importance that float32 sums cannot keep; `refused` (with their
+    types) must not be made without. Tensors that are copied are in none of these.
     """
 
     matrix: ImportanceMatrix | None = None
@@ -36,17 +51,25 @@ class ImportanceMap:
     unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     zeros: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    faint: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    huge: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any] | None:
         """Describe the importance matrix that was used, as JSON values."""
         if self.matrix is None:
             return None
+        out_of_range = {"too_small": self.faint, "too_large": self.huge}
         return {
             "file": str(self.matrix.path),
             "entries": len(self.matrix.entries),
             "missing": list(self.missing),
             "unused_experts": {name: list(found) for name, found in self.unused.items()},
             "all_zeros": {name: list(found) for name, found in self.zeros.items()},
+            **{
+                key: {name: list(found) for name, found in tensors.items()}
+                for key, tensors in out_of_range.items()
+                if tensors
+            },
         }
 
     def notes(self) -> Iterator[str]:
@@ -65,14 +88,30 @@ class ImportanceMap:
                 f"no data for {count(experts, 'expert')} in {count(len(self.unused), 'tensor')} of "
                 f"the importance matrix, all columns count the same: {some(examples)}"
             )
+        floor = option("importance_floor", USUAL_FLOOR)
         if self.zeros:
-            several = {name for name, rows in self.rows.items() if len(rows) > 1}
-            named = [f"{n} {list(found)}" if n in several else n for n, found in self.zeros.items()]
             yield (
                 f"the importance of every column is 0 in {count(len(self.zeros), 'tensor')}, whose "
                 "weights are lost by that, as in llama-quantize; an importance matrix without "
-                f"these entries keeps them: {some(named)}"
+                f"these entries keeps them, and so does {floor}: {self._named(self.zeros)}"
             )
+        if self.faint:
+            yield (
+                f"the importance is nearly nothing in {count(len(self.faint), 'tensor')}, too "
+                "little for sums in float32: weights are rounded badly or lost by that, as in "
+                f"llama-quantize; {floor} brings it back into range: {self._named(self.faint)}"
+            )
+        if self.huge:
+            yield (
+                f"the importance is too large in {count(len(self.huge), 'tensor')} for sums in "
+                "float32: weights are rounded badly or lost by that, as in llama-quantize; "
+                f"{floor} brings it back into range: {self._named(self.huge)}"
+            )
+
+    def _named(self, found: Mapping[str, tuple[int, ...]]) -> str:
+        """Name tensors, those of several matrices with the numbers of these."""
+        several = {name for name, rows in self.rows.items() if len(rows) > 1}
+        return some([f"{n} {list(of)}" if n in several else n for n, of in found.items()])
 
     def why_refused(self) -> str:
         """Say why nothing can be written."""
@@ -108,12 +147,16 @@ def match_importance(
     if matrix is not None and not any(name in matrix.entries for name, _ in tensors):
         raise _foreign(matrix)
     rows, missing, refused = {}, [], []
+    faint, huge = {}, {}
     for (name, shape), decision in zip(tensors, decisions, strict=True):
         if decision.type is None or decision.type.importance == "ignored":
             continue
         found = None if matrix is None else _rows(matrix, name, shape)
         if found is not None:
             rows[name] = found
+            if name not in copied:
+                least, most = IN_RANGE[decision.type.name]
+                faint[name], huge[name] = _faint(found, 10.0**least), _huge(found, 10.0**most)
         elif name in copied:
             continue
         elif decision.needs_importance:
@@ -122,7 +165,16 @@ def match_importance(
             missing.append(name)
     made = [name for name in rows if name not in copied]
     unused = _unused(matrix, made)
-    return ImportanceMap(matrix, rows, tuple(missing), unused, tuple(refused), _zeros(rows, made))
+    return ImportanceMap(
+        matrix,
+        rows,
+        tuple(missing),
+        unused,
+        tuple(refused),
+        _zeros(rows, made),
+        {name: found for name, found in faint.items() if found},
+        {name: found for name, found in huge.items() if found},
+    )
 
 
 def _unused(matrix: ImportanceMatrix | None, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -137,6 +189,25 @@ def _zeros(
     """Find the matrices of tensors whose columns do not count at all."""
     found = {name: tuple(np.flatnonzero(~rows[name].any(axis=1)).tolist()) for name in names}
     return {name: matrices for name, matrices in found.items() if matrices}
+
+
+def _means(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Average the importance of each run of columns, [matrices, runs]."""
+    starts = np.arange(0, rows.shape[1], _RUN)
+    sizes = np.diff(np.append(starts, rows.shape[1]))
+    return np.add.reduceat(rows, starts, axis=1, dtype=np.float64) / sizes
+
+
+def _faint(rows: NDArray[np.float32], least: float) -> tuple[int, ...]:
+    """Find the matrices of which half the columns and more weigh less than `least`, but some do."""
+    means = _means(rows)
+    is_less = (means < least) & (means > 0)
+    return tuple(np.flatnonzero(2 * is_less.sum(axis=1) >= means.shape[1]).tolist())
+
+
+def _huge(rows: NDArray[np.float32], most: float) -> tuple[int, ...]:
+    """Find the matrices of which some columns weigh more than `most`."""
+    return tuple(np.flatnonzero((_means(rows) > most).any(axis=1)).tolist())
 
 
 def match_importance_named(
@@ -191,7 +262,7 @@ def _rows(
         return None
     matrices, n_in = prod(shape[:-2]), shape[-1]
     if values.size == matrices * n_in:
-        return values.reshape(matrices, n_in)
+        return matrix.rows(name, matrices)
     if category(name) == "token_embd":
         return None  # llama.cpp looks rows up in it, so what is recorded is something else
     raise LayoutError(

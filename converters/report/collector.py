@@ -117,7 +117,7 @@ class Measuring:
 
     def add(self, destination: Destination, row0: int, errors: Errors) -> None:
         """Add rows [row0, ...) of a matrix that went to a destination, an entry each."""
-        self._collector.add(_key(destination), row0, errors)
+        self._collector.add(_key(destination), row0, errors.times(destination.factor))
 
     def matrix(self, destination: Destination, n_out: int) -> MatrixErrors | None:
         """Give the errors of a matrix; None before all its rows were added."""

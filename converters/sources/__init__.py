@@ -32,6 +32,7 @@ from weightcast.converters.sources.options import (
     Row,
     SourceOptions,
     parse_layers,
+    parse_share,
     parse_size,
     written_size,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "open_to_inspect",
     "open_vocabulary",
     "parse_layers",
+    "parse_share",
     "parse_size",
     "pruned",
     "renumbered",

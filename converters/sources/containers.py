@@ -35,13 +35,14 @@ from weightcast.converters.sources.foreign_models import (
     foreign_gguf,
     foreign_tensors,
 )
-from weightcast.converters.sources.weights import is_of_ranks, weights_of
+from weightcast.converters.sources.weights import is_of_ranks, left_out, weights_of
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import files_ending
 from weightcast.formats.foreign import require_file
 from weightcast.formats.gguf import read as gguf
+from weightcast.formats.gguf.factors import read_factors
 from weightcast.formats.jax import shards
 from weightcast.formats.tokenizer import Vocabulary, from_gguf
 from weightcast.text import option, shown
@@ -162,10 +163,20 @@ class Gguf:
         if spec is not None:
             told = Told(read_spec(family, spec), str(spec))
         convention = family.convention_in(index.tensors, self.name)
+        factors = read_factors(index.tensors)
+        beside = factors.names | factors.input_scales
         graph = graph_from_names(
-            family, self.name, str(source), index.tensors, convention, layers, told
+            family,
+            self.name,
+            str(source),
+            {name: array for name, array in index.tensors.items() if name not in beside},
+            convention,
+            layers,
+            told,
+            factors=factors.of,
         )
-        return replace(graph, files=index.paths, notes=_dialect_note(convention, self.name))
+        notes = _dialect_note(convention, self.name) + left_out(len(factors.input_scales))
+        return replace(graph, files=index.paths, notes=notes)
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Open a file of any architecture."""

@@ -7,6 +7,7 @@ too. A new option is a row of `ConvertOptions` and a keyword of `weightcast.conv
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +21,18 @@ from weightcast.errors import RequestError
 from weightcast.text import option, shown
 
 # Values as the command line reads them; an "input" is a file that the conversion reads.
-Kind = Literal["flag", "text", "texts", "size", "input", "report", "workers", "baseline", "layers"]
+Kind = Literal[
+    "flag",
+    "text",
+    "texts",
+    "size",
+    "share",
+    "input",
+    "report",
+    "workers",
+    "baseline",
+    "layers",
+]
 
 # Sections of the command line's help page.
 Group = Literal["output", "source", "precision", "running", "reporting"]
@@ -61,6 +73,20 @@ def _whole(size: Any) -> int | None:
     """Give a number of bytes, such as 1e6; None for anything else, True among it."""
     is_number = isinstance(size, Real) and not isinstance(size, bool)
     return int(size) if is_number and size == size // 1 else None
+
+
+def parse_share(share: str | float | None) -> float | None:
+    """Read a share such as 1e-6: above 0, at most 1. Raises RequestError."""
+    if share is None:
+        return None
+    try:
+        found = math.nan if isinstance(share, bool) else float(share)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 < found <= 1:
+        given = shown(share[:50] if isinstance(share, str) else share)
+        raise RequestError(f"{given} is not a share; give a number above 0 and at most 1")
+    return found
 
 
 def written_size(nbytes: int) -> str:
@@ -395,6 +421,21 @@ class ConvertOptions:
             group="precision",
         ).metadata,
     )
+    importance_floor: str | float | None = field(
+        default=None,
+        metadata=Option(
+            "--importance-floor",
+            "Rescale importance that is nearly nothing, and raise what is below this share.",
+            "share",
+            metavar="SHARE",
+            recorded=parse_share,
+            forms=("gguf", "packed"),
+            fingerprint=27,
+            provenance=28,
+            card=28,
+            group="precision",
+        ).metadata,
+    )
     include_weights: tuple[str, ...] = field(
         default=(),
         metadata=Option(
@@ -448,6 +489,19 @@ class ConvertOptions:
             fingerprint=26,
             provenance=27,
             card=27,
+        ).metadata,
+    )
+    nvfp4_factors: bool = field(
+        default=False,
+        metadata=Option(
+            "--nvfp4-factors",
+            "GGUF: factors beside NVFP4, so that small weights keep precision. Reads them twice.",
+            "flag",
+            forms=("gguf",),
+            fingerprint=28,
+            provenance=29,
+            card=29,
+            group="precision",
         ).metadata,
     )
     allow_requantize: bool = field(

@@ -19,6 +19,7 @@ from weightcast.converters.families.generic import GGUFModel
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.graph.layers import LayerName, find_layer
 from weightcast.errors import LayoutError
+from weightcast.formats.gguf.factors import Factors
 from weightcast.formats.gguf.header import (
     TYPE_NAMES,
     Metadata,
@@ -75,7 +76,24 @@ def pruned(graph: TensorGraph, layers: Sequence[int]) -> TensorGraph:
             tensors[moved] = replace(tensor, name=moved)
     metadata = Metadata({**graph.metadata.raw, **dict(_changed(graph.metadata, layers))})
     notes = (*graph.notes, *_notes(graph.metadata, layers))
-    return replace(graph, spec=GGUFModel(metadata), tensors=tensors, metadata=metadata, notes=notes)
+    return replace(
+        graph,
+        spec=GGUFModel(metadata),
+        tensors=tensors,
+        metadata=metadata,
+        notes=notes,
+        factors=_moved_factors(graph.factors, layers),
+    )
+
+
+def _moved_factors(factors: Factors, layers: Sequence[int]) -> Factors:
+    def moved(names: Iterable[str]) -> dict[str, str]:
+        found = {name: moved_name(name, layers) for name in names}
+        return {old: new for old, new in found.items() if new is not None}
+
+    of = {new: factors.of[old] for old, new in moved(factors.of).items()}
+    names, scales = moved(factors.names), moved(factors.input_scales)
+    return Factors(of, frozenset(names.values()), frozenset(scales.values()))
 
 
 def renumbered(matrix: ImportanceMatrix | None, layers: Sequence[int]) -> ImportanceMatrix | None:

@@ -77,10 +77,13 @@ def weights_of(
     shares = {name.removeprefix(prefix): found for name, found in shares.items()}
     shares = {name: found for name, found in shares.items() if not name.endswith(_BUFFERS)}
     joined = join_packed(source, config_file, kept)
-    scales = scales_of_activations(kept, joined)
-    if scales:
-        notes.append(f"left out: {count(len(scales), 'scale')} of activations")
+    notes += left_out(len(scales_of_activations(kept, joined)))
     return Weights(joined, shares, tuple(notes), tuple(sorted(by_file)))
+
+
+def left_out(scales: int) -> tuple[str, ...]:
+    """Note that scales of activations are no part of what is read."""
+    return (f"left out: {count(scales, 'scale')} of activations",) if scales else ()
 
 
 def _prefix(names: Collection[str]) -> str:

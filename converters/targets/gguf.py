@@ -187,4 +187,6 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
     )
     notes = (*choice_notes((p.name, d) for p, d in chosen), *unchanged, *importance.notes())
     notes += tuple(family.notes(graph, GGUF.name))
+    if request.nvfp4_factors:
+        notes += ("NVFP4 has no factors beside it: only copies of GGUF files get some",)
     return Output(request, made.files, planned, {}, notes, importance)

@@ -1,9 +1,16 @@
-"""GGUF from GGUF: the same metadata and tensors, tensors in other types."""
+"""GGUF from GGUF: the same metadata and tensors, tensors in other types.
+
+A factor beside weights (formats/gguf/factors.py) stays beside them, and their blocks are quantized
+without it: llama.cpp multiplies by it whatever their type, and the bytes are llama-quantize's. Only
+where llama.cpp would refuse or ignore the factor with a type that NVFP4 becomes, which depends on
+the tensor and the architecture, are the weights multiplied, and the factor and the scale of
+activations beside it left out. What stays NVFP4 stays as it is.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +20,13 @@ from numpy.typing import NDArray
 from weightcast.converters.graph import (
     Quantize,
     Rows,
+    Scaled,
     Tensor,
     TensorGraph,
     first_array,
     quantized,
+    scaled,
+    unscaled,
     windows,
 )
 from weightcast.converters.graph.layers import llama_cpp_order
@@ -32,6 +42,7 @@ from weightcast.converters.recipes import (
 )
 from weightcast.converters.recipes.common_part import common_part
 from weightcast.converters.sources import pruned, renumbered
+from weightcast.converters.targets.gguf_factors import find_factors
 from weightcast.converters.targets.gguf_files import (
     QUANTIZE_KEYS,
     GgufFiles,
@@ -48,12 +59,13 @@ from weightcast.converters.targets.target import (
 from weightcast.converters.targets.types import decide_types
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is_multiplied
 from weightcast.formats.gguf.header import Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry, ggml_shape
 from weightcast.formats.gguf.read import SPLIT_KEYS, whole_number
-from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
-from weightcast.text import option, shown, spoken
+from weightcast.quant.types import F32, FLOAT_TYPES, NVFP4, STORED_TYPES, TYPES
+from weightcast.text import count, option, shown, spoken
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
@@ -81,35 +93,108 @@ def lay_out_copy(
     names = _order(graph, context)
     shapes = [(name, graph[name].shape) for name in names]
     # The rules see the new numbers of layers, and how many there were, as in llama-quantize.
-    chosen, unchanged = decide_types(
+    decided, unchanged = decide_types(
         request,
         shapes,
         whole,
         has_importance=imatrix is not None,
         in_order=context.keep_split,
     )
-    decisions = [_possible(graph[name], d) for name, d in zip(names, chosen, strict=True)]
-    made = [_made(graph[name], d) for name, d in zip(names, decisions, strict=True)]
+    chosen = {name: _possible(graph[name], d) for name, d in zip(names, decided, strict=True)}
+    multiplied = _multiplied(graph, chosen)
+    for name in multiplied:
+        for ending in (FACTOR, INPUT_SCALE):
+            chosen.pop(factor_name(name, ending), None)
+    found = find_factors(graph, chosen) if request.nvfp4_factors else {}
+    beside = {**graph.factors.of, **found, **dict.fromkeys(multiplied, ())}
+    shapes = [(name, shape) for name, shape in shapes if name in chosen]
+    decisions = list(chosen.values())
+    made = [
+        _made(_divided(graph[name], beside.get(name, ())), decision)
+        for name, decision in chosen.items()
+    ]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
     file_type = _copied_file_type(graph, metadata) if recipe == COPY else _file_type(recipe, made)
     raw = _metadata(metadata, file_type, imatrix, keep_order=context.keep_order)
     raw |= dict(request.metadata)
-    entries = [entry_of(tensor, keeps_shape=context.keep_order) for tensor in made]
+    entries = [entry for t in made for entry in _entries(t, found, keeps_shape=context.keep_order)]
     placed = _place(graph, request.path, raw, entries, context)
     tensors = tuple(
         PlannedTensor(
-            tensor, entry.type, *placed.offsets[entry.name], _rows_for(importance, tensor)
+            tensor,
+            STORED_TYPES[tensor.dtype],
+            *placed.offsets[tensor.name],
+            _rows_for(importance, tensor),
+            factors=beside.get(tensor.name, ()),
         )
-        for tensor, entry in zip(made, entries, strict=True)
+        for tensor in made
+    )
+    constants = tuple(
+        (*placed.offsets[factor_name(name)], np.array(factors, "<f4").tobytes())
+        for name, factors in found.items()
     )
     notes = (
         *graph.notes,
-        *choice_notes(zip(names, decisions, strict=True)),
+        *choice_notes(chosen.items()),
         *unchanged,
         *importance.notes(),
+        *_factor_notes(graph, chosen, multiplied),
     )
-    return Output(request, placed.files, tensors, {}, notes, importance)
+    if request.nvfp4_factors:
+        notes += (f"NVFP4 with a factor beside it: {count(len(found), 'tensor')}",)
+    return Output(request, placed.files, tensors, {}, notes, importance, constants)
+
+
+def _divided(tensor: Tensor, factors: Sequence[float]) -> Tensor:
+    """Give what lies in an output with factors beside it: the stored blocks if these have them."""
+    if not factors:
+        return tensor
+    if isinstance(tensor.origin, Scaled):
+        return unscaled(tensor)
+    return scaled(tensor, [1 / factor for factor in factors])
+
+
+def _entries(
+    tensor: Tensor, factors: Mapping[str, Sequence[float]], *, keeps_shape: bool
+) -> Iterator[Entry]:
+    """List a tensor of a file, and the factor that it gets."""
+    yield entry_of(tensor, keeps_shape=keeps_shape)
+    if tensor.name in factors:
+        yield Entry(factor_name(tensor.name), F32, (len(factors[tensor.name]),))
+
+
+def _multiplied(graph: TensorGraph, chosen: Mapping[str, Decision]) -> list[str]:
+    """List the tensors of NVFP4 that become a type which llama.cpp multiplies by no factor."""
+    return [
+        name
+        for name in graph.factors.of
+        if graph[name].dtype == NVFP4.name
+        and (made := chosen[name].type) not in (None, NVFP4)
+        and not is_multiplied(graph.family.architecture, name, made.name)
+    ]
+
+
+def _factor_notes(
+    graph: TensorGraph, chosen: Mapping[str, Decision], multiplied: Sequence[str]
+) -> Iterator[str]:
+    if multiplied:
+        yield (
+            "multiplied by the factor beside it, which llama.cpp would not do with that type: "
+            f"{count(len(multiplied), 'tensor')}, for example {multiplied[0]}"
+        )
+    ignored = [
+        name
+        for name in graph.factors.of
+        if name in chosen and name not in multiplied and graph[name].dtype == NVFP4.name
+        if not is_multiplied(graph.family.architecture, name, NVFP4.name)
+    ]
+    if ignored:
+        yield (
+            "copied with a factor beside it, which llama.cpp refuses or ignores in this "
+            f"architecture, but not once it has another type: {count(len(ignored), 'tensor')}, "
+            f"for example {ignored[0]}"
+        )
 
 
 def _order(graph: TensorGraph, context: Context) -> list[str]:
@@ -141,8 +226,11 @@ def _place(
         return lay_out_files(path, raw, entries, context.split_bytes)
     parts: list[list[Entry]] = [[] for _ in graph.files]
     places = _places(graph)
+    number = 0
     for entry in entries:
-        parts[places[entry.name][0]].append(entry)
+        if entry.name in places:  # a factor that is found goes with its weight
+            number = places[entry.name][0]
+        parts[number].append(entry)
     return lay_out_parts(path, raw, parts, QUANTIZE_KEYS)
 
 

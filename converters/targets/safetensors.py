@@ -14,8 +14,10 @@ from weightcast.converters.graph import (
     Place,
     Tensor,
     TensorGraph,
+    is_stored_as,
     matrices,
     quantized,
+    split_factor,
     take,
 )
 from weightcast.converters.recipes import (
@@ -53,6 +55,7 @@ from weightcast.errors import LayoutError, RequestError
 from weightcast.formats import safetensors
 from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
+from weightcast.formats.packed.fp4 import Fp4
 from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.types import QuantType, WeightType
 from weightcast.text import option
@@ -75,6 +78,7 @@ class _Item:
     place: Place
     expert: int | None
     packing: Packing | None = None
+    factor: float = 1.0  # beside what is packed
 
     @property
     def entries(self) -> list[safetensors.Entry]:
@@ -274,7 +278,9 @@ def _planned(
     if rows is not None and item.expert is not None:
         rows = rows[item.expert : item.expert + 1]
     first = min(offsets[entry.name] for entry in item.entries)
-    return PlannedTensor(item.tensor, item.type, file, first, rows, packed, item.place.name)
+    return PlannedTensor(
+        item.tensor, item.type, file, first, rows, packed, item.place.name, (item.factor,)
+    )
 
 
 def _constants(item: _Item, planned: PlannedTensor) -> Iterator[tuple[int, int, bytes]]:
@@ -312,8 +318,20 @@ def _item(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> _Item:
     if choice.type.is_plain:
         return _Item(quantized(name, source, plain.name), plain, place, choice.expert)
     packing = _packing(choice, source, kind)
-    made = quantized(name, source, packing.label)
-    return _Item(made, plain, place, choice.expert, packing)
+    blocks, factor = split_factor(source)
+    under = _under(packing, blocks, factor)
+    if under is None:
+        blocks, factor = source, 1.0
+    made = quantized(name, blocks, packing.label)
+    return _Item(made, plain, place, choice.expert, under or packing, factor)
+
+
+def _under(packing: Packing, blocks: Tensor, factor: float) -> Packing | None:
+    """Pack blocks unchanged whose factor a global scale can stand for; None if it cannot."""
+    if not isinstance(packing.layout, Fp4) or not is_stored_as(blocks, packing.label):
+        return None
+    layout = packing.layout.under(factor)
+    return None if layout is None else replace(packing, layout=layout)
 
 
 def _module_types(chosen: Iterable[TypeChoice]) -> dict[Module, WeightType]:

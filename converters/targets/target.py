@@ -133,6 +133,7 @@ class Request:
     `overrides` ask for types that the output can hold, `ends` for those of a GGUF file's ends. If
     the name `says_imatrix`, the errors must be weighed by one. `metadata` are raw values that a
     GGUF file is to have in the place of others, `pruned` the numbers of layers that are left out.
+    With `nvfp4_factors` copies of GGUF get factors beside what becomes NVFP4.
     """
 
     path: Path
@@ -145,6 +146,7 @@ class Request:
     ends: EndTypes = NO_END_TYPES
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     pruned: tuple[int, ...] = ()
+    nvfp4_factors: bool = False
 
     @property
     def type_name(self) -> str:
@@ -202,6 +204,7 @@ class PlannedTensor:
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     packed: Packed | None = None
     gguf: str = ""  # its name there, if that is another one
+    factors: tuple[float, ...] = ()  # that lie beside it, one or one for each matrix
 
     @property
     def gguf_name(self) -> str:

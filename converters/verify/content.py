@@ -145,7 +145,10 @@ class _ContentCheck:
         key = task.rows.key
         comparison = compare(task, self._weights(key))
         made = measure_rows(task.source, task.output, task.row0, task.row1, Baseline.STORED)
-        expected = made if comparison.expected is None else comparison.expected
+        factor = self._tensors[key[0]].factor_of(key[1])
+        made = made.times(factor)
+        expected = comparison.expected
+        expected = made if expected is None else expected.times(factor)
         self._made.add(key, task.position, made)
         self._expected.add(key, task.position, expected)
         outliers = _outliers(made, expected) if comparison.origin is None else ()

@@ -7,26 +7,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from weightcast.converters.families.generic import stored_tensor
 from weightcast.converters.families.graphs import joined as join_shares
 from weightcast.converters.graph import (
     Place,
+    Scaled,
     StoredMatrix,
     Tensor,
     TensorGraph,
     matrices,
+    scaled,
     stored,
     take,
+    unscaled,
     windows,
 )
 from weightcast.converters.sources import Weights, are_last_layers
 from weightcast.converters.verify.result import MOST_ALIKE, Problem, plain
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.factors import Factors
 from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.text import count, option, some
 
 ANOTHER_MODEL: Final = "another model"
+_AGAIN: Final = "convert again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,8 @@ class TensorMatch:
     `gguf` is the canonical name, `own` the one that weightcast gives it. `joined` is a tensor that
     several files have a share of; `array` then is the first of these, in the whole shape. `expert`
     is set where each expert is a tensor of its own; `place` is None where the family has no table;
-    `tied` is the canonical name of a copy of another tensor.
+    `tied` is the canonical name of a copy of another tensor. Where `factors` lie beside the tensor,
+    one or one for each expert, `source` is what it ought to hold without them.
     """
 
     name: str
@@ -48,6 +56,16 @@ class TensorMatch:
     tied: str | None = None
     own: str = ""
     joined: Tensor | None = None
+    factors: tuple[float, ...] = (1.0,)
+
+    @property
+    def is_divided(self) -> bool:
+        """Tell whether `source` was divided by factors that the artifact alone has."""
+        return isinstance(self.source.origin, Scaled) and self.factors != (1.0,)
+
+    def factor_of(self, matrix: int) -> float:
+        """Give what lies beside a matrix of it, by which its values are multiplied."""
+        return self.factors[matrix if len(self.factors) > 1 else 0]
 
     @property
     def views(self) -> list[tuple[StoredMatrix, StoredMatrix]]:
@@ -67,10 +85,12 @@ def match(
     weights: Weights,
     conventions: tuple[str, str],
     artifact: Path,
+    factors: Factors,
 ) -> tuple[list[TensorMatch], list[Problem]]:
     """Match tensors by name; say what is missing, extra or of another shape.
 
-    Where most are of another shape, that is all that is said, and nothing is matched.
+    Where most are of another shape, that is all that is said, and nothing is matched. What lies
+    beside weights is part of them: either side may have other `factors` than the other, or none.
 
     `conventions` are that of the artifact's names, and weightcast's own of such artifacts.
     """
@@ -78,13 +98,16 @@ def match(
     problems: list[Problem] = []
     unlike: list[Problem] = []
     missing: list[str] = []
-    left: dict[str, StoredArray] = dict(weights.arrays)
+    inputs = source.factors.input_scales | factors.input_scales
+    beside = factors.names | {name for name in inputs if name not in source}
+    left = {name: array for name, array in weights.arrays.items() if name not in beside}
     joined: set[str] = set()
     for wanted in _wanted(source, conventions, [*weights.arrays, *weights.shares]):
         tensor = wanted.source
         name = next((n for n in wanted.names if n in left or n in weights.shares), None)
         if name is None:
-            missing.append(wanted.names[0])
+            if wanted.names[0] not in inputs:
+                missing.append(wanted.names[0])
             continue
         whole = None
         if name in weights.shares:
@@ -100,8 +123,14 @@ def match(
             array = replace(shares[0], shape=whole.shape, nbytes=nbytes)
         else:
             array = left.pop(name)
+        own = factors.of.get(name, (1.0,))
         if ggml_shape(array.shape) == ggml_shape(tensor.shape):
             array = replace(array, shape=tensor.shape)
+            try:
+                tensor = _without(tensor, own)
+            except LayoutError as problem:
+                problems.append(Problem(str(array.path), str(problem), plain(name), _AGAIN))
+                continue
             found.append(
                 TensorMatch(
                     name,
@@ -113,13 +142,14 @@ def match(
                     wanted.tied,
                     wanted.own or name,
                     whole,
+                    own,
                 )
             )
             continue
         what, mistake = f"is {list(array.shape)}, in the source {list(tensor.shape)}", "shape"
         if array.shape == (*tensor.shape[:-2], *reversed(tensor.shape[-2:])):
             what, mistake = f"{what}: transposed", "transposed"
-        unlike.append(Problem(str(array.path), what, plain(name), "convert again", mistake))
+        unlike.append(Problem(str(array.path), what, plain(name), _AGAIN, mistake))
     other = [problem for problem in unlike if problem.mistake == "shape"]
     if len(other) > max(MOST_ALIKE, len(found)):
         number, first = count(len(other), "tensor"), f"{other[0].tensor}, which {other[0].what}"
@@ -141,6 +171,22 @@ def match(
         file = next((array.path for array in left.values()), artifact)
         problems.append(Problem(str(file), said, _some(extra), remedy, "extra"))
     return found, problems
+
+
+def _without(tensor: Tensor, factors: tuple[float, ...]) -> Tensor:
+    """Divide a source by the factors that an artifact has beside the tensor.
+
+    Raises LayoutError for those that leave nothing of the weights.
+    """
+    own = tensor.origin.factors if isinstance(tensor.origin, Scaled) else (1.0,)
+    if own == factors:
+        return unscaled(tensor)
+    with np.errstate(all="ignore"):
+        inverses = 1 / np.array(factors, np.float32)
+    lost = np.flatnonzero(~np.isfinite(inverses))
+    if len(lost):
+        raise LayoutError(f"the factor beside it is {factors[lost[0]]:g}, which leaves no weights")
+    return scaled(tensor, inverses.tolist())
 
 
 def _some(names: Sequence[str]) -> str:
@@ -168,7 +214,8 @@ def _wanted(
     convention, usual = conventions
     if not family.has_table:
         for name, tensor in source.items():
-            yield _Wanted((name,), name, tensor)
+            if name not in source.factors.names:
+                yield _Wanted((name,), name, tensor)
         return
     for name, place in source.places.items():
         tensor = source[name]

@@ -53,6 +53,7 @@ from weightcast.converters.verify.structure import FETCH, Structure, read_struct
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.directory import entries
+from weightcast.formats.gguf.factors import Factors, read_factors
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from weightcast.quant.types import TYPES
 from weightcast.text import count, option, shown, some
@@ -161,6 +162,7 @@ class _Verifier:
         self._matrices: Counter[str] = Counter()
         self._used = structure.target.convention
         self._refused: set[str] = set()
+        self._factors = Factors()
 
     def run(
         self,
@@ -186,7 +188,8 @@ class _Verifier:
             if weights is not None:
                 usual = structure.target.convention
                 self._used = self._convention(graph, weights)
-                tensors, problems = match(graph, weights, (self._used, usual), self._path)
+                names = self._used, usual
+                tensors, problems = match(graph, weights, names, self._path, self._factors)
                 # What is not there may be in a file that is missing, of which there is a line.
                 self._problems += merged(
                     problem
@@ -226,6 +229,11 @@ class _Verifier:
         """
         structure = self._structure
         if not structure.target.is_directory:
+            try:
+                self._factors = read_factors(structure.tensors)
+            except CheckpointError as problem:
+                structure.refused(problem)
+                return None
             return Weights(structure.tensors)
         folder = self._path if self._path.is_dir() else self._path.parent
         try:

@@ -8,8 +8,9 @@ common/imatrix-loader.cpp and load_imatrix in tools/quantize/quantize.cpp of lla
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -38,6 +39,7 @@ class ImportanceMatrix:
 
     `unused` lists the matrices (experts) that no token reached: all their columns count the same.
     `left_out` counts entries of layers that a model is to lose, and that llama.cpp counts too.
+    With a `floor`, `rows` raises what is nearly nothing; `raised` are the arrays where it did.
     """
 
     path: Path
@@ -46,6 +48,37 @@ class ImportanceMatrix:
     datasets: tuple[str, ...]
     chunks: int
     left_out: int = 0
+    floor: float | None = None
+    raised: set[int] = field(default_factory=set, compare=False, repr=False)
+
+    def rows(self, name: str, matrices: int) -> NDArray[np.float32]:
+        """Give the importance of a tensor's matrices, float32 [matrices, in], a view of its entry.
+
+        The entry is raised in place, once: copies for every output could outgrow the memory.
+        """
+        entry = self.entries[name]
+        rows = entry.reshape(matrices, -1)
+        if self.floor is not None and id(entry) not in self.raised:
+            for row in rows:
+                raise_row(row, self.floor)
+            self.raised.add(id(entry))
+        return rows
+
+
+def raise_row(row: NDArray[np.float32], floor: float) -> None:
+    """Bring the importance of a matrix's columns, float32 [in], to where float32 sums keep it.
+
+    All are multiplied by the power of two that brings the largest into [1, 2), which asks for the
+    same and changes no bit of what is made, unless sums underflowed or overflowed before. Columns
+    below `floor` times their mean (float64) are then raised to that. If all are 0, all become 1:
+    nothing is known of them.
+    """
+    largest = float(row.max())
+    if largest == 0:
+        row[:] = 1
+        return
+    np.ldexp(row, 1 - math.frexp(largest)[1], out=row)
+    np.maximum(row, np.float32(floor * row.mean(dtype=np.float64)), out=row)
 
 
 def read_imatrix(path: str | Path) -> ImportanceMatrix:

@@ -3,7 +3,8 @@
     .weight_packed        uint8 [out, in / 2]      e2m1 codes, 2k in the low nibble of byte k
     .weight_scale         MXFP4: uint8 [out, in / 32], x = fp4 * 2^(e - 127)
                           NVFP4: float8_e4m3fn [out, in / 16], x = fp4 * scale / global scale
-    .weight_global_scale  NVFP4: float32 [1], always 1 here; others are read by scaled_nvfp4.py
+    .weight_global_scale  NVFP4: float32 [1], 1 but for blocks that GGUF has a factor beside; others
+                          than 1 are read by scaled_nvfp4.py
 
 GGUF blocks (quant/kernels/blocks/layouts.h) hold the same codes and scales; the nibbles of each
 run of values that share a scale are there in another order: first all low ones, then all high ones.
@@ -13,8 +14,9 @@ https://pypi.org/project/compressed-tensors/0.20.0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -104,12 +106,16 @@ class BlockCoding:
 
 @dataclass(frozen=True, slots=True)
 class Fp4:
-    """One of the two types: values that share a scale, the scale's dtype."""
+    """One of the two types: values that share a scale, the scale's dtype.
+
+    Of NVFP4 blocks with a `factor` beside them its inverse becomes the global scale.
+    """
 
     name: str
     type: QuantType
     scaled_elements: int
     scale_dtype: str
+    factor: float = 1.0
 
     @property
     def format(self) -> str:
@@ -144,7 +150,20 @@ class Fp4:
         return 1
 
     def constants(self, shape: MatrixShape[QuantType]) -> dict[str, bytes]:
-        return {GLOBAL_SCALE: np.ones(1, "<f4").tobytes()} if self.type == NVFP4 else {}
+        return {GLOBAL_SCALE: self._global_scale.tobytes()} if self.type == NVFP4 else {}
+
+    @property
+    def _global_scale(self) -> NDArray[np.float32]:
+        with np.errstate(all="ignore"):
+            inverse: NDArray[np.float32] = np.float32(1) / np.array([self.factor], np.float32)
+        return inverse
+
+    def under(self, factor: float) -> Fp4 | None:
+        """Give the layout of blocks with a factor; None if no global scale stands for that."""
+        found = replace(self, factor=factor)
+        inverse = float(found._global_scale[0])
+        is_possible = self.type == NVFP4 and 0 < inverse < math.inf and factor > 0
+        return found if is_possible else None
 
     def pack(
         self, rows: NDArray[np.uint8], shape: MatrixShape[QuantType], row0: int

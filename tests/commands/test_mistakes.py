@@ -36,6 +36,11 @@ def write_files(folder: Path) -> None:
     tensors = {"blk.0.attn_v.weight": gguf_files.floats(x)}
     model = gguf_files.write(folder / "model-BF16.gguf", metadata, tensors)
     weightcast("convert", model, folder / "model-Q8_0.gguf", "--quiet")
+    blocks = gguf_files.Part(40, (8, 64), bytes(8 * 36))
+    factor = gguf_files.floats(np.array([np.nan], np.float32))
+    nvfp4 = {"blk.0.attn_q.weight": blocks, "blk.0.attn_q.scale": factor}
+    (folder / "other").mkdir()
+    gguf_files.write(folder / "other" / "m-NVFP4.gguf", metadata, nvfp4)
     (folder / "cut.gguf").write_bytes(model.read_bytes()[:-100])
     (folder / "nothing.gguf").touch()
     (folder / "notes.txt").write_text("to do: convert Grok\n")

@@ -19,6 +19,7 @@ from weightcast.converters.graph import (
     dequantized,
     permuted,
     reshaped,
+    scaled,
     sliced,
     stacked,
     stored,
@@ -118,7 +119,7 @@ def draw_shape(draw: st.DrawFn, size: int) -> tuple[int, ...]:
 def draw_operation(draw: st.DrawFn, files: Files, rng: np.random.Generator, x: Known) -> Known:
     """Do something to a tensor, and the same to its values."""
     shape, rank = x.values.shape, x.values.ndim
-    names = ["permute", "reshape", "slice", "affine", "concat", "stack"]
+    names = ["permute", "reshape", "slice", "affine", "scale", "concat", "stack"]
     if rank > 1:
         names += ["transpose", "take"]
     name = draw(st.sampled_from(names))
@@ -148,6 +149,11 @@ def draw_operation(draw: st.DrawFn, files: Files, rng: np.random.Generator, x: K
             values = values * np.float32(scale)
         if shift:
             values = values + np.float32(shift)
+    elif name == "scale":
+        factors = rng.choice([1, 0.3, -8, 0], draw(st.sampled_from([1, shape[0]])))
+        factors = factors.astype(np.float32)
+        tensor = scaled(tensor, factors.tolist())
+        values = values * factors.reshape(-1, *[1] * (rank - 1))
     elif name == "concat":
         other = draw_source(
             draw, files, rng, (*shape[:axis], draw(st.integers(1, 5)), *shape[axis + 1 :])

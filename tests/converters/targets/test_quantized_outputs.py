@@ -22,7 +22,7 @@ from weightcast.converters.recipes.recipe import RECIPES
 from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.types import shapes_of
-from weightcast.errors import CheckpointError, LayoutError
+from weightcast.errors import CheckpointError, LayoutError, RequestError
 from weightcast.quant import backend
 from weightcast.quant.cpu.library import BlockCounts, Matrix
 from weightcast.quant.types import QuantType
@@ -198,6 +198,54 @@ def test_importance_that_is_all_zeros_is_told(tmp_path: Path) -> None:
     made = gguf.GGUFReader(outputs[0])
     (lost,) = [t for t in made.tensors if t.name == "blk.0.attn_q.weight"]
     assert not gguf.quants.dequantize(lost.data, lost.tensor_type).any()
+
+
+def test_importance_out_of_range_is_told_and_brought_back(tmp_path: Path) -> None:
+    """A floor gives what importance in range gives, to the byte, and is noted no more."""
+    usual = imatrices.model_entries(shapes(WIDE))
+    for sums, _ in usual.values():
+        sums += 1  # no column is below the floor
+    entries = {name: (sums.copy(), counts) for name, (sums, counts) in usual.items()}
+    faint, huge, lost = (
+        "blk.0.ffn_up_exps.weight",
+        "blk.0.attn_output.weight",
+        "blk.0.attn_q.weight",
+    )
+    entries[faint][0][5] *= np.float32(2.0**-83)  # 1e-25
+    entries[huge][0][:] *= np.float32(2.0**83)
+    entries[lost][0][:] = 0
+    entries[faint][0][6, 1] = 1e-30  # one column, which is no matter
+    imatrix = imatrices.write_gguf(tmp_path / "i.gguf", entries)
+    given = {"no_tokenizer": True, "imatrix": imatrix}
+    plan = prepare(WIDE, [tmp_path / "m-Q4_K_S.gguf"], ConvertOptions(**given))
+    notes = "\n".join(plan.outputs[0].notes)
+    assert re.search(
+        rf"nearly nothing in 1 tensor, .*importance_floor=1e-06 .*: {faint} \[5\]", notes
+    )
+    assert re.search(rf"too large in 1 tensor .*: {huge}", notes)
+    described = plan.outputs[0].describe()["importance"]
+    assert (described["too_small"], described["too_large"]) == ({faint: [5]}, {huge: [0]})
+    raised = convert(WIDE, tmp_path / "r-Q4_K_S.gguf", imatrix=imatrix, importance_floor=1e-6)
+    assert not re.search(
+        "nearly nothing|too large|every column", "\n".join(raised.outputs[0].notes)
+    )
+    usual[lost][0][:] = usual[lost][1][:, None]  # of zeros nothing is known
+    right = imatrices.write_gguf(tmp_path / "right.gguf", usual)
+    convert(WIDE, tmp_path / "u-Q4_K_S.gguf", imatrix=right)
+    made, wanted = (digests(tmp_path / f"{name}-Q4_K_S.gguf") for name in "ru")
+    assert made.keys() == wanted.keys()
+    assert {name for name in made if made[name] != wanted[name]} <= {faint}  # 1e-30 was raised
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5, float("nan"), "much", True, ()])
+def test_a_floor_is_a_share(tmp_path: Path, share: object) -> None:
+    with pytest.raises(RequestError, match="is not a share; give a number above 0 and at most 1"):
+        convert(WIDE, tmp_path / "m-Q4_K_S.gguf", imatrix=tmp_path, importance_floor=share)
+
+
+def test_a_floor_needs_importance(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no importance to raise; give a matrix with imatrix="):
+        convert(WIDE, tmp_path / "m-Q4_K_S.gguf", importance_floor="1e-6")
 
 
 @pytest.mark.parametrize("no_tokenizer", [False, True])
