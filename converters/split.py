@@ -60,9 +60,7 @@ def split(
     The rest is as in `weightcast.convert`. The files are those of llama-gguf-split. Raises
     CheckpointError, or a child of it.
 
-    >>> whole = folder / "whole-Q8_0.gguf"
-    >>> _ = weightcast.convert(path, whole, no_tokenizer=True)
-    >>> summary = weightcast.split(whole, folder / "parts.gguf", max_size="4M")
+    >>> summary = weightcast.split(out, folder / "parts.gguf", max_size="4M")
     >>> [file.name for file in summary.outputs[0].files]
     ['parts-00001-of-00002.gguf', 'parts-00002-of-00002.gguf']
     """
@@ -89,9 +87,9 @@ def merge(
     child of it: FormatError for a file that is whole, MissingTensorError for parts that are not
     there.
 
-    >>> first = folder / "parts-00001-of-00002.gguf"
-    >>> weightcast.merge(first, folder / "merged.gguf").outputs[0].size
-    7391584
+    >>> parts = weightcast.split(out, folder / "m.gguf", max_tensors=20).outputs[0].files
+    >>> weightcast.merge(parts, folder / "merged.gguf").outputs[0].path.name
+    'merged.gguf'
     """
     options = ConvertOptions(jobs=jobs, memory=memory, resume=resume)
     tell = callback(on_progress)

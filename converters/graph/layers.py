@@ -9,7 +9,7 @@ from typing import Final
 # Encoders count their own layers beside those of the language model: v.blk.0., v.sam.blk.0.
 _LAYER: Final = re.compile(r"(?P<stack>|.*?\.)blk\.(?P<number>[0-9]{1,9})\.", re.DOTALL)
 # As sscanf reads "blk.%d.": what follows the number does not matter.
-_COUNTED_LAYER: Final = re.compile(r"blk\.\s*([+-]?[0-9]{1,9})")
+_COUNTED_LAYER: Final = re.compile(r"blk\.\s*([+-]?[0-9]+)")
 _EXPERT: Final = re.compile(r"\.experts\.[0-9]+\.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weightcast.converters.graph.layers import LayerName, any_expert, find_layer
+from weightcast.converters.graph.layers import LayerName, any_expert, find_layer, llama_cpp_order
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,12 @@ def test_any_expert() -> None:
     wanted = "model.layers.0.block_sparse_moe.experts.*.w1.weight"
     assert any_expert(wanted.replace("*", "12")) == wanted
     assert any_expert("blk.0.ffn_down_exps.weight") == "blk.0.ffn_down_exps.weight"
+
+
+def test_the_order_of_llama_cpp() -> None:
+    """Tensors outside the layers come first; names are compared as bytes, layers as numbers."""
+    ordered = [
+        *("V", "a", "blk.x", "enc.blk.0.a", "v.blk.0.a", "\u00e9", "\U0001f600", "\udcff"),
+        *("blk.0.z", "blk.2.a", "blk.2.a.b", "blk.2.b", "blk.10.a", "blk.1234567890.a"),
+    ]
+    assert sorted(reversed(ordered), key=llama_cpp_order) == ordered
