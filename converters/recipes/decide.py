@@ -42,6 +42,9 @@ from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option, shown
 
+# The options that ask for the types of ends, as notes and reports call them.
+_OUTPUT: Final = "output_tensor_type"
+_TOKEN_EMBD: Final = "token_embedding_type"
 # ggml has no tensors of more axes.
 _MOST_AXES: Final = 4
 
@@ -149,6 +152,13 @@ class EndTypes:
     token_embd: QuantType | None = None
     keeps_output: bool = False
 
+    def as_rules(self) -> Iterator[tuple[str, str, str]]:
+        """Write them as rules, for reports: pattern, type, and who asked."""
+        if self.output is not None:
+            yield r"^output\.weight$", self.output.label, _OUTPUT
+        if self.token_embd is not None:
+            yield r"^(per_layer_)?token_embd\.weight$", self.token_embd.label, _TOKEN_EMBD
+
 
 NO_END_TYPES: Final = EndTypes()
 
@@ -233,6 +243,8 @@ class _Decider:
         self._overrides = overrides
         self._ends = ends
         self._image = IMAGE_MODELS.get(facts.architecture)
+        if any(find_layer(name) for name, _ in tensors):
+            self._image = None  # a language model that names no architecture
         self._follows_rules = not (pure or recipe.pure or recipe.base in FLOAT_TYPES)
         self._is_tied = all(name != "output.weight" for name, _ in tensors)
         self._ranks: Counter[str] = Counter()
@@ -265,7 +277,7 @@ class _Decider:
     def _by_end(self, name: str, override: Override | None) -> tuple[QuantType, str] | None:
         """The type that was asked for an end of the model, and who asked."""
         ends, kind = self._ends, category(name)
-        output = None if ends.output is None else (ends.output, "the output's type")
+        output = None if ends.output is None else (ends.output, _OUTPUT)
         if kind == "output":
             return output
         if kind != "token_embd":
@@ -273,7 +285,7 @@ class _Decider:
         # A table of its own beside the other one: a rule can name it.
         is_named = name.startswith("per_layer_") and override is not None
         if ends.token_embd is not None and not is_named:
-            return ends.token_embd, "the embedding table's type"
+            return ends.token_embd, _TOKEN_EMBD
         is_output = self._is_tied and self._follows_rules and override is None
         return output if is_output else None
 
@@ -352,7 +364,7 @@ def is_quantized(name: str, shape: tuple[int, ...], architecture: str | None = N
     if not 2 <= n_axes <= _MOST_AXES or not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False
     image = None if architecture is None else IMAGE_MODELS.get(architecture)
-    if image is not None and (n_axes > 2 or image.search(name)):
+    if image is not None and not find_layer(name) and (n_axes > 2 or image.search(name)):
         return False
     return architecture != "glm5-next" or not GLM_NOT_QUANTIZED.search(name)
 

@@ -230,6 +230,12 @@ def test_image_models_have_matrices_only() -> None:
     assert [d.type is None for d in decisions] == [True, False]
 
 
+def test_a_language_model_that_names_no_architecture() -> None:
+    tensors = [("blk.0.ffn_up_exps.weight", (4, 8, 256)), ("blk.0.attn_v.weight", (8, 256))]
+    decisions = decide(named("Q2_K"), tensors, ModelFacts("", 0))
+    assert [d.type and d.type.name for d in decisions] == ["Q2_K", "Q3_K"]
+
+
 def test_first_layers_are_counted_in_the_order_of_the_file() -> None:
     names = [f"blocks.{n}.self_attn.v.weight" for n in (10, 11, 2, 3, 4)]
     tensors = [(name, (256, 256)) for name in names]
