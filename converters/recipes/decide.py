@@ -42,6 +42,9 @@ from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option, shown
 
+# GGUF names and shapes [..., out, in].
+Named = Sequence[tuple[str, tuple[int, ...]]]
+
 # The options that ask for the types of ends, as notes and reports call them.
 _OUTPUT: Final = "output_tensor_type"
 _TOKEN_EMBD: Final = "token_embedding_type"
@@ -180,7 +183,7 @@ class Decision:
 
 def decide(
     recipe: Recipe,
-    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    tensors: Named,
     facts: ModelFacts,
     overrides: Sequence[Override] = (),
     *,
@@ -195,9 +198,7 @@ def decide(
     return _Decider(recipe, tensors, facts, overrides, pure, ends).decide()
 
 
-def rule_candidates(
-    tensors: Sequence[tuple[str, tuple[int, ...]]], facts: ModelFacts
-) -> list[Candidate]:
+def rule_candidates(tensors: Named, facts: ModelFacts) -> list[Candidate]:
     """List what rules can be for."""
     return [
         Candidate((name,), whole_name=not is_quantized(name, shape, facts.architecture))
@@ -205,17 +206,15 @@ def rule_candidates(
     ]
 
 
-def missed_notes(recipe: Recipe, facts: ModelFacts, decisions: Sequence[Decision]) -> Iterator[str]:
+def missed_notes(
+    recipe: Recipe, facts: ModelFacts, tensors: Named, decisions: Sequence[Decision]
+) -> Iterator[str]:
     """Say if no tensor has the type that was asked for, and if the rules are guesses."""
-    if recipe.base in FLOAT_TYPES:
+    if recipe.base in FLOAT_TYPES or not tensors:
         return
     types = [decision.type for decision in decisions if decision.type is not None]
     if not types:
-        yield (
-            f"nothing is {recipe.name}: of no tensor the name ends in weight and the axes are two "
-            f"to four, so all stay as they are; a rule for whole names quantizes them, such as "
-            f"'.*lora_[ab]={recipe.base.name}' those of an adapter"
-        )
+        yield f"nothing is {recipe.name}: {_why_none(recipe, tensors)}"
         return
     if recipe.base not in types:
         yield f"no tensor is {recipe.base.name}, which most are meant to be"
@@ -227,11 +226,24 @@ def missed_notes(recipe: Recipe, facts: ModelFacts, decisions: Sequence[Decision
         )
 
 
+def _why_none(recipe: Recipe, tensors: Named) -> str:
+    """Say why no tensor of a file is quantized, and what rule quantizes some."""
+    if all(len(shape) < 2 for _, shape in tensors):
+        return "all tensors are vectors, which stay floats"
+    if any(name.endswith(("lora_a", "lora_b")) for name, _ in tensors):
+        rule = f"--tensor-type '.*lora_[ab]={recipe.base.name}'"
+        return f"an adapter's names do not end in weight, and stay as they are; {rule} asks for it"
+    return (
+        "its matrices are none of those that are quantized, whose names end in weight; a rule "
+        "that matches whole names asks for it"
+    )
+
+
 class _Decider:
     def __init__(
         self,
         recipe: Recipe,
-        tensors: Sequence[tuple[str, tuple[int, ...]]],
+        tensors: Named,
         facts: ModelFacts,
         overrides: Sequence[Override],
         pure: bool,
@@ -293,10 +305,11 @@ class _Decider:
         self, name: str, shape: tuple[int, ...], wanted: QuantType, override: str | None = None
     ) -> Decision:
         """Decide for a type, or for the one that stands in for it."""
-        chosen = self._fallback(name, wanted, shape[-1])
+        n_in = shape[-1] if shape else 1
+        chosen = self._fallback(name, wanted, n_in)
         if chosen == wanted:
             return self._decision(name, wanted, override=override)
-        reason = f"rows of {shape[-1]} do not fill {wanted.name} blocks"
+        reason = f"rows of {n_in} do not fill {wanted.name} blocks"
         return self._decision(name, chosen, fallback=reason, override=override)
 
     def _fallback(self, name: str, wanted: QuantType, n_in: int) -> QuantType:
