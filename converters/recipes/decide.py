@@ -231,11 +231,14 @@ def _why_none(recipe: Recipe, tensors: Named) -> str:
     if all(len(shape) < 2 for _, shape in tensors):
         return "all tensors are vectors, which stay floats"
     if any(name.endswith(("lora_a", "lora_b")) for name, _ in tensors):
-        rule = f"--tensor-type '.*lora_[ab]={recipe.base.name}'"
-        return f"an adapter's names do not end in weight, and stay as they are; {rule} asks for it"
+        rule = f".*lora_[ab]={recipe.base.name}"
+        return (
+            "an adapter's names do not end in weight, and its tensors stay as they are; the rule "
+            f"'{rule}' quantizes them"
+        )
     return (
         "its matrices are none of those that are quantized, whose names end in weight; a rule "
-        "that matches whole names asks for it"
+        "that matches whole names quantizes them"
     )
 
 

@@ -162,8 +162,8 @@ def test_notes_where_nothing_happens() -> None:
     assert said.startswith("no rules are known for architecture 'unheard': types are chosen as for")
     (said,) = missed("Q8_0", "llama", [("blk.0.attn_q.weight.lora_a", (8, 256))])
     assert said == (
-        "nothing is Q8_0: an adapter's names do not end in weight, and stay as they are; "
-        "--tensor-type '.*lora_[ab]=Q8_0' asks for it"
+        "nothing is Q8_0: an adapter's names do not end in weight, and its tensors stay as they "
+        "are; the rule '.*lora_[ab]=Q8_0' quantizes them"
     )
     (said,) = missed("Q4_K_M", "llama", [("direction.1", (256,))])
     assert said == "nothing is Q4_K_M: all tensors are vectors, which stay floats"
