@@ -42,6 +42,12 @@ from weightcast.errors import LayoutError
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option, shown
 
+# GGUF names and shapes [..., out, in].
+Named = Sequence[tuple[str, tuple[int, ...]]]
+
+# The options that ask for the types of ends, as notes and reports call them.
+_OUTPUT: Final = "output_tensor_type"
+_TOKEN_EMBD: Final = "token_embedding_type"
 # ggml has no tensors of more axes.
 _MOST_AXES: Final = 4
 
@@ -149,6 +155,13 @@ class EndTypes:
     token_embd: QuantType | None = None
     keeps_output: bool = False
 
+    def as_rules(self) -> Iterator[tuple[str, str, str]]:
+        """Write them as rules, for reports: pattern, type, and who asked."""
+        if self.output is not None:
+            yield r"^output\.weight$", self.output.label, _OUTPUT
+        if self.token_embd is not None:
+            yield r"^(per_layer_)?token_embd\.weight$", self.token_embd.label, _TOKEN_EMBD
+
 
 NO_END_TYPES: Final = EndTypes()
 
@@ -170,7 +183,7 @@ class Decision:
 
 def decide(
     recipe: Recipe,
-    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    tensors: Named,
     facts: ModelFacts,
     overrides: Sequence[Override] = (),
     *,
@@ -191,9 +204,7 @@ def decide(
     return _Decider(recipe, tensors, facts, overrides, pure, ends).decide(counted)
 
 
-def rule_candidates(
-    tensors: Sequence[tuple[str, tuple[int, ...]]], facts: ModelFacts
-) -> list[Candidate]:
+def rule_candidates(tensors: Named, facts: ModelFacts) -> list[Candidate]:
     """List what rules can be for."""
     return [
         Candidate((name,), whole_name=not is_quantized(name, shape, facts.architecture))
@@ -201,17 +212,15 @@ def rule_candidates(
     ]
 
 
-def missed_notes(recipe: Recipe, facts: ModelFacts, decisions: Sequence[Decision]) -> Iterator[str]:
+def missed_notes(
+    recipe: Recipe, facts: ModelFacts, tensors: Named, decisions: Sequence[Decision]
+) -> Iterator[str]:
     """Say if no tensor has the type that was asked for, and if the rules are guesses."""
-    if recipe.base in FLOAT_TYPES:
+    if recipe.base in FLOAT_TYPES or not tensors:
         return
     types = [decision.type for decision in decisions if decision.type is not None]
     if not types:
-        yield (
-            f"nothing is {recipe.name}: of no tensor the name ends in weight and the axes are two "
-            f"to four, so all stay as they are; a rule for whole names quantizes them, such as "
-            f"'.*lora_[ab]={recipe.base.name}' those of an adapter"
-        )
+        yield f"nothing is {recipe.name}: {_why_none(recipe, tensors)}"
         return
     if recipe.base not in types:
         yield f"no tensor is {recipe.base.name}, which most are meant to be"
@@ -223,11 +232,27 @@ def missed_notes(recipe: Recipe, facts: ModelFacts, decisions: Sequence[Decision
         )
 
 
+def _why_none(recipe: Recipe, tensors: Named) -> str:
+    """Say why no tensor of a file is quantized, and what rule quantizes some."""
+    if all(len(shape) < 2 for _, shape in tensors):
+        return "all tensors are vectors, which stay floats"
+    if any(name.endswith(("lora_a", "lora_b")) for name, _ in tensors):
+        rule = f".*lora_[ab]={recipe.base.name}"
+        return (
+            "an adapter's names do not end in weight, and its tensors stay as they are; the rule "
+            f"'{rule}' quantizes them"
+        )
+    return (
+        "its matrices are none of those that are quantized, whose names end in weight; a rule "
+        "that matches whole names quantizes them"
+    )
+
+
 class _Decider:
     def __init__(
         self,
         recipe: Recipe,
-        tensors: Sequence[tuple[str, tuple[int, ...]]],
+        tensors: Named,
         facts: ModelFacts,
         overrides: Sequence[Override],
         pure: bool,
@@ -239,6 +264,8 @@ class _Decider:
         self._overrides = overrides
         self._ends = ends
         self._image = IMAGE_MODELS.get(facts.architecture)
+        if any(find_layer(name) for name, _ in tensors):
+            self._image = None  # a language model that names no architecture
         self._follows_rules = not (pure or recipe.pure or recipe.base in FLOAT_TYPES)
         self._is_tied = all(name != "output.weight" for name, _ in tensors)
         self._ranks: Counter[str] = Counter()
@@ -267,7 +294,7 @@ class _Decider:
     def _by_end(self, name: str, override: Override | None) -> tuple[QuantType, str] | None:
         """The type that was asked for an end of the model, and who asked."""
         ends, kind = self._ends, category(name)
-        output = None if ends.output is None else (ends.output, "the output's type")
+        output = None if ends.output is None else (ends.output, _OUTPUT)
         if kind == "output":
             return output
         if kind != "token_embd":
@@ -275,7 +302,7 @@ class _Decider:
         # A table of its own beside the other one: a rule can name it.
         is_named = name.startswith("per_layer_") and override is not None
         if ends.token_embd is not None and not is_named:
-            return ends.token_embd, "the embedding table's type"
+            return ends.token_embd, _TOKEN_EMBD
         is_output = self._is_tied and self._follows_rules and override is None
         return output if is_output else None
 
@@ -283,10 +310,11 @@ class _Decider:
         self, name: str, shape: tuple[int, ...], wanted: QuantType, override: str | None = None
     ) -> Decision:
         """Decide for a type, or for the one that stands in for it."""
-        chosen = self._fallback(name, wanted, shape[-1])
+        n_in = shape[-1] if shape else 1
+        chosen = self._fallback(name, wanted, n_in)
         if chosen == wanted:
             return self._decision(name, wanted, override=override)
-        reason = f"rows of {shape[-1]} do not fill {wanted.name} blocks"
+        reason = f"rows of {n_in} do not fill {wanted.name} blocks"
         return self._decision(name, chosen, fallback=reason, override=override)
 
     def _fallback(self, name: str, wanted: QuantType, n_in: int) -> QuantType:
@@ -354,7 +382,7 @@ def is_quantized(name: str, shape: tuple[int, ...], architecture: str | None = N
     if not 2 <= n_axes <= _MOST_AXES or not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False
     image = None if architecture is None else IMAGE_MODELS.get(architecture)
-    if image is not None and (n_axes > 2 or image.search(name)):
+    if image is not None and not find_layer(name) and (n_axes > 2 or image.search(name)):
         return False
     return architecture != "glm5-next" or not GLM_NOT_QUANTIZED.search(name)
 

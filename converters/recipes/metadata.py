@@ -58,14 +58,14 @@ def _raw(kind: str, value: str, source: str) -> bytes:
         return raw_uint(int(value))
     if kind == "float" and (number := _float32(value)) is not None:
         return raw_float(number)
-    wanted = {
-        "int": "a whole number from 0 to 4294967295, as it is written as uint32",
-        "float": "a number that float32 holds",
-        "bool": "true or false",
+    faults = {
+        "int": "is not a whole number from 0 to 4294967295, as it is written as uint32",
+        "float": "is not a number that float32 holds",
+        "bool": "is not true or false",
     }
-    if kind not in wanted:
+    if kind not in faults:
         raise RequestError(f"{source}: unknown type {shown(kind)}; it is int, float, bool or str")
-    raise RequestError(f"{source}: {shown(value)} is not {wanted[kind]}")
+    raise RequestError(f"{source}: {shown(value)} {faults[kind]}")
 
 
 def _float32(text: str) -> float | None:

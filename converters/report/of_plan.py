@@ -34,7 +34,8 @@ def _output(number: int, output: Output, measured: Matrices) -> MeasuredOutput:
             # Experts that are tensors of their own make one entry.
             name = any_expert(planned.tensor.name)
             tensors[name] = _joined(tensors.get(name), _tensor(name, planned, errors))
-    rules = (
+    rules = [AppliedRule(*rule) for rule in request.ends.as_rules()]
+    rules += (
         AppliedRule(rule.pattern.pattern, rule.type.label, rule.origin)
         for rule in request.overrides
     )

@@ -54,7 +54,7 @@ def decide_types(
     notes = list(unfollowed_notes(request.overrides, rule_candidates(shapes, facts), "in GGUF"))
     if request.ends.keeps_output and all(name != "output.weight" for name, _ in shapes):
         notes.append("no output.weight can stay as it is: the embedding table is the output")
-    notes += missed_notes(request.recipe, facts, decisions)
+    notes += missed_notes(request.recipe, facts, shapes, decisions)
     return decisions, tuple(notes)
 
 

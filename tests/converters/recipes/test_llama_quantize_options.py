@@ -150,7 +150,7 @@ def test_a_rule_falls_back_where_rows_do_not_fill_blocks() -> None:
 def missed(recipe: str, architecture: str, tensors: Named) -> list[str]:
     facts = ModelFacts(architecture, 4)
     decisions = decide(named(recipe), tensors, facts)
-    return list(missed_notes(named(recipe), facts, decisions))
+    return list(missed_notes(named(recipe), facts, tensors, decisions))
 
 
 def test_notes_where_nothing_happens() -> None:
@@ -161,8 +161,14 @@ def test_notes_where_nothing_happens() -> None:
     (said,) = missed("Q8_0", "unheard", matrices)
     assert said.startswith("no rules are known for architecture 'unheard': types are chosen as for")
     (said,) = missed("Q8_0", "llama", [("blk.0.attn_q.weight.lora_a", (8, 256))])
-    assert said.startswith("nothing is Q8_0: ")
-    assert "'.*lora_[ab]=Q8_0'" in said
+    assert said == (
+        "nothing is Q8_0: an adapter's names do not end in weight, and its tensors stay as they "
+        "are; the rule '.*lora_[ab]=Q8_0' quantizes them"
+    )
+    (said,) = missed("Q4_K_M", "llama", [("direction.1", (256,))])
+    assert said == "nothing is Q4_K_M: all tensors are vectors, which stay floats"
+    (said,) = missed("Q4_K_M", "llama", [("ffn_gate_inp.weight", (8, 256))])
+    assert said.startswith("nothing is Q4_K_M: its matrices are none of those that are quantized")
 
 
 def test_architectures() -> None:
@@ -228,6 +234,12 @@ def test_image_models_have_matrices_only() -> None:
     tensors = [("double_blocks.0.conv.weight", (8, 3, 3, 256)), ("a.weight", (1, 8, 256))]
     decisions = decide(named("Q8_0"), tensors, ModelFacts("flux", 0))
     assert [d.type is None for d in decisions] == [True, False]
+
+
+def test_a_language_model_that_names_no_architecture() -> None:
+    tensors = [("blk.0.ffn_up_exps.weight", (4, 8, 256)), ("blk.0.attn_v.weight", (8, 256))]
+    decisions = decide(named("Q2_K"), tensors, ModelFacts("", 0))
+    assert [d.type and d.type.name for d in decisions] == ["Q2_K", "Q3_K"]
 
 
 def test_first_layers_are_counted_in_the_order_of_the_file() -> None:

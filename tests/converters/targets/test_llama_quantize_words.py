@@ -167,6 +167,19 @@ def test_as_llama_quantize(case: str, model: Path, imatrix: Path, tmp_path: Path
     assert "metadata: every value is what weightcast writes" in found.checked
 
 
+def test_reports_tell_of_the_types_of_ends(model: Path, tmp_path: Path) -> None:
+    options = {"output_tensor_type": "F16", "token_embedding_type": "Q8_0", "baseline": "stored"}
+    summary = weightcast.convert(model, tmp_path / "o-Q4_K_M.gguf", **options)
+    assert summary.report is not None
+    assert summary.report["outputs"][0]["recipe"]["rules"] == [
+        {"pattern": pattern, "type": kind, "origin": origin}
+        for pattern, kind, origin in (
+            (r"^output\.weight$", "F16", "output_tensor_type"),
+            (r"^(per_layer_)?token_embd\.weight$", "Q8_0", "token_embedding_type"),
+        )
+    ]
+
+
 def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
     asked = ["general.name=str:New", "llama.x=float:0.5", "a.b=bool:true", "llama.x=int:3"]
     path = tmp_path / "made.gguf"
