@@ -24,7 +24,13 @@ from weightcast.converters.sources import (
     source_files,
     unwritten_note,
 )
-from weightcast.errors import CheckpointError, LayoutError, MissingPackageError, UnknownTensorError
+from weightcast.errors import (
+    CheckpointError,
+    LayoutError,
+    MissingPackageError,
+    UnknownTensorError,
+    visible,
+)
 from weightcast.text import closest, count, shown, size_text
 
 if TYPE_CHECKING:
@@ -95,8 +101,8 @@ class Tensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """Give the bits that a value takes in the files, scales included."""
-        return 8 * self.nbytes / self.size
+        """Give the bits that a value takes in the files, scales included; 0 without values."""
+        return 8 * self.nbytes / self.size if self.size else 0.0
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -204,6 +210,8 @@ class Tensor:
             return selected.load(self.dtype)[()]
 
     def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError(f"{visible(self.name)}: one value, without axes, has no length")
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
@@ -331,7 +339,7 @@ class Checkpoint(Mapping[str, Tensor]):
             f"<Checkpoint {self.path}: {self.family}, {count(len(self), 'tensor')}, "
             f"{self.parameters:,} parameters, {size_text(self.nbytes)}>"
         )
-        return "\n".join([title, *lines])
+        return "\n".join(map(visible, [title, *lines]))
 
     @cached_property
     def _others(self) -> dict[str, tuple[str, int | None]]:

@@ -13,7 +13,7 @@ from weightcast.converters.graph import (
     first_array,
     stored_as,
     stored_bytes,
-    windows,
+    stored_files,
 )
 from weightcast.converters.graph.layers import find_layer
 from weightcast.converters.sources import find_unwritten, unwritten_note
@@ -74,7 +74,7 @@ def graph_lines(
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
     yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
-    files = {view.path for tensor in graph.values() for view in windows(tensor)}
+    files = {path for tensor in graph.values() for path in stored_files(tensor)}
     yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
     values = spec.describe()
     width = max(28, min(46, max(map(len, values), default=0)))
@@ -117,5 +117,5 @@ def _value_text(value: Any) -> str:
 
 
 def _tensor_line(name: str, tensor: Tensor, last: str, stored: str = "") -> str:
-    shape = " x ".join(map(str, tensor.shape))
+    shape = " x ".join(map(str, tensor.shape)) or "one value"
     return f"  {name:<52} {shape:>20}  {stored or stored_as(tensor):<14} {last}"

@@ -37,8 +37,8 @@ class Pair:
 class Pairing:
     """Tensors in the order of B, and those without a counterpart.
 
-    `plain` are numbers that no kernel reads, whole ones and float64, stored alike in both; where
-    they are not stored alike, the names are in `unlike`.
+    `plain` are numbers that no kernel reads, whole ones and float64, stored alike in both, and
+    tensors without values; where they are not stored alike, the names are in `unlike`.
     """
 
     pairs: tuple[Pair, ...]
@@ -97,9 +97,9 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
             reshaped.append((name, original.shape, tensor.shape))
             continue
         pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))
-        if _is_weights(original) and _is_weights(tensor):
+        if tensor.size and _is_weights(original) and _is_weights(tensor):
             pairs.append(pair)
-        elif original.dtype == tensor.dtype:
+        elif original.dtype == tensor.dtype or not tensor.size:
             plain.append(pair)
         else:
             unlike.append(name)

@@ -39,7 +39,8 @@ def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) ->
 
     Where heads differ from layer to layer the first counts, as in llama.cpp.
     """
-    architecture = str(metadata.get("general.architecture", ""))
+    found = metadata.get("general.architecture")
+    architecture = found if isinstance(found, str) else ""
 
     def number(key: str, default: int) -> int:
         value = metadata.get(f"{architecture}.{key}", default)
@@ -223,11 +224,16 @@ def category(name: str) -> str:
 
 
 def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
-    """Tell whether llama-quantize changes a tensor's type at all."""
+    """Tell whether llama-quantize changes a tensor's type at all; there, empty ones are an error.
+
+    As they hold no weights, they stay.
+    """
     n_axes = len(shape)
     while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
         n_axes -= 1
-    if n_axes < 2 or not name.endswith("weight") or NOT_QUANTIZED.search(name):
+    if n_axes < 2 or not all(shape):
+        return False
+    if not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False
     return architecture != "glm5-next" or not GLM_NOT_QUANTIZED.search(name)
 
@@ -248,14 +254,15 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
 def _fitting(override: Override, name: str, shape: tuple[int, ...]) -> QuantType:
     """The type that is asked for. Raises LayoutError if the tensor cannot have it."""
     asked = TYPES[override.type.label]
-    if not asked.fits(shape[-1]):
+    if len(shape) < 2 and asked not in FLOAT_TYPES:
+        axes = "one axis" if shape else "no axes"
+        raise LayoutError(
+            f"{override.origin}: {name} has {axes}; such tensors can be F32, F16 or BF16"
+        )
+    if shape and not asked.fits(shape[-1]):
         raise LayoutError(
             f"{override.origin}: rows of {name} have {shape[-1]} values, which do not fill "
             f"{asked.name} blocks of {asked.block_elements}"
-        )
-    if len(shape) < 2 and asked not in FLOAT_TYPES:
-        raise LayoutError(
-            f"{override.origin}: {name} has one axis; such tensors can be F32, F16 or BF16"
         )
     return asked
 

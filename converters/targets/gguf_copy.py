@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -26,6 +26,7 @@ from weightcast.converters.recipes import (
 )
 from weightcast.converters.recipes.decide import decide
 from weightcast.converters.targets.gguf_files import lay_out_files
+from weightcast.converters.targets.gguf_readers import unread_notes
 from weightcast.converters.targets.target import (
     Context,
     Output,
@@ -36,9 +37,10 @@ from weightcast.converters.targets.target import (
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
-from weightcast.formats.gguf.header import Metadata, raw_uint
+from weightcast.formats.gguf.header import TYPE_NAMES, Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry
+from weightcast.formats.gguf.read import ALIGNMENT_KEY
 from weightcast.quant.types import FLOAT_TYPES, STORED_TYPES, TYPES
 from weightcast.text import option, shown
 
@@ -74,6 +76,7 @@ def lay_out_copy(
         for tensor, entry in zip(made, entries, strict=True)
     )
     notes = (*choice_notes(zip(graph, decisions, strict=True)), *importance.notes())
+    notes += (*_alignment_note(metadata), *unread_notes(raw, entries))
     return Output(request, placed.files, tensors, {}, notes, importance)
 
 
@@ -115,10 +118,18 @@ def _metadata(
 
     return {
         **metadata.raw,
+        **({ALIGNMENT_KEY: raw_uint(metadata[ALIGNMENT_KEY])} if ALIGNMENT_KEY in metadata else {}),
         QUANTIZATION_VERSION_KEY: raw_uint(GGML_QUANT_VERSION),
         FILE_TYPE_KEY: raw_uint(recipe.file_type),
         **provenance_metadata(imatrix),
     }
+
+
+def _alignment_note(metadata: Metadata) -> Iterator[str]:
+    """Say so if the alignment is kept in another type than the source's."""
+    kind = TYPE_NAMES[metadata.kind(ALIGNMENT_KEY)] if ALIGNMENT_KEY in metadata else "uint32"
+    if kind != "uint32":
+        yield f"{ALIGNMENT_KEY} is {kind} in the source; written as uint32, as llama.cpp reads it"
 
 
 def check_requantized(outputs: Sequence[Output]) -> None:

@@ -205,8 +205,7 @@ class PlannedTensor:
         if self.packed is not None:
             n_out, n_in = self.tensor.shape
             return sum(part.nbytes for part in self.packed.packing.parts(n_out, n_in))
-        rows = self.tensor.size // self.tensor.shape[-1]
-        return rows * self.type.row_bytes(self.tensor.shape[-1])
+        return self.type.nbytes(self.tensor.shape)
 
 
 @dataclass(frozen=True)

@@ -405,12 +405,80 @@ def test_a_bad_value_in_other_rows_is_named(
         )
 
 
-@pytest.mark.parametrize("shape", [(0,), (0, 32), (3, 0), (2, 0, 32)])
-def test_empty_tensors_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    tensors = {"a": floats(normal(0, 32)), "none.weight": Part(files.F32, shape, b"")}
+NOTHING = [(0,), (0, 256), (3, 0), (2, 0, 256), (1, 0, 0, 256)]
+ONE_OR_NONE = [
+    *((kind, shape) for kind in (files.F32, files.F16, files.Q8_0, files.I64) for shape in NOTHING),
+    *((kind, shape) for kind in (files.F32, files.F16, files.I64) for shape in ((), (1, 1, 1, 1))),
+]
+
+
+@pytest.mark.parametrize(("kind", "shape"), ONE_OR_NONE)
+@pytest.mark.parametrize("type_name", ["F32", "BF16", "Q8_0", "Q4_K_M"])
+def test_tensors_of_one_value_and_of_none_stay(
+    kind: int, shape: tuple[int, ...], type_name: str, tmp_path: Path
+) -> None:
+    """llama-quantize fails at most of those of none, and writes [256, 0] as [256] without data."""
+    data = b"" if 0 in shape else bytes(range(8))[: {files.F16: 2, files.I64: 8}.get(kind, 4)]
+    part = Part(kind, shape, data)
+    tensors = {"first": part, "a.weight": floats(normal(0, 2, 256)), "odd.weight": part}
     write(tmp_path / "m.gguf", METADATA, tensors)
-    with pytest.raises(LayoutError, match=r"m\.gguf: tensor 'none.weight' is empty: shape"):
-        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    out = tmp_path / f"o-{type_name}.gguf"
+    report = tmp_path / "r.json"
+    made = weightcast.convert(tmp_path / "m.gguf", out, report=report)
+    found = read(out).tensors
+    assert found["first"] == found["odd.weight"] == part
+    assert found["a.weight"].shape == (2, 256)
+    assert made.plan.outputs[0].size == out.stat().st_size
+    json.loads(report.read_text(), parse_constant=pytest.fail)  # NaN, Infinity
+    assert weightcast.compare(tmp_path / "m.gguf", out).problem is None
+    assert weightcast.verify(out, tmp_path / "m.gguf").is_good
+    opened = weightcast.open(out)["odd.weight"]
+    assert opened.numpy().shape == opened.shape == shape
+    assert opened.nbytes == len(data)
+
+
+@pytest.mark.parametrize("shapes", [[(0,)], [(0,)] * 3000, [()], [(), (0,), (2, 0)]])
+def test_files_of_little(shapes: list[tuple[int, ...]], tmp_path: Path) -> None:
+    source, out = tmp_path / "m.gguf", tmp_path / "o-Q4_0.gguf"
+    parts = {f"t{n}": Part(files.F32, s, b"" if 0 in s else b"1234") for n, s in enumerate(shapes)}
+    write(source, METADATA, parts)
+    weightcast.convert(source, out, report=tmp_path / "r.html", bundle=True)
+    assert read(out).tensors == parts
+    found = weightcast.compare(source, out)
+    assert found.problem is None
+    assert sorted([*found.same, *(t.name for t in found.errors.outputs[0].tensors)]) == sorted(
+        parts
+    )
+    assert weightcast.verify(out, source).is_good
+    assert weightcast.open(out).parameters == sum(0 not in shape for shape in shapes)
+
+
+@pytest.mark.parametrize("shape", NOTHING)
+def test_a_rule_gives_a_tensor_without_values_its_type(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    tensors = {"a.weight": floats(normal(0, 2, 256)), "none.weight": Part(files.F32, shape, b"")}
+    write(tmp_path / "m.gguf", METADATA, tensors)
+    out = tmp_path / "o-Q8_0.gguf"
+    weightcast.convert(tmp_path / "m.gguf", out, tensor_types=["none.weight=F16"])
+    assert read(out).tensors["none.weight"] == Part(files.F16, shape, b"")
+
+
+def test_what_llama_cpp_cannot_read_is_noted(tmp_path: Path) -> None:
+    tensors = {
+        "x" * 63: floats(normal(0, 32)),
+        "y" * 64: floats(normal(0, 32)),
+        "conv.weight": floats(normal(0, 1, 1, 2, 2, 32)),
+    }
+    write(tmp_path / "m.gguf", {**METADATA, "": u32(1)}, tensors)
+    made = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-F32.gguf")
+    assert read(tmp_path / "o-F32.gguf").tensors == tensors
+    assert made.plan.outputs[0].notes == (
+        "llama.cpp cannot read the output: a metadata key is empty",
+        "llama.cpp cannot read the output: names of more than 63 bytes "
+        f"(1 tensor, for example {'y' * 64})",
+        "llama.cpp cannot read the output: more than 4 axes (1 tensor, for example conv.weight)",
+    )
 
 
 def test_a_file_without_tensors_is_no_model(tmp_path: Path) -> None:
@@ -423,10 +491,28 @@ def test_a_file_without_tensors_is_no_model(tmp_path: Path) -> None:
 def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
     metadata = {**METADATA, "general.alignment": alignment}
     write(tmp_path / "m.gguf", metadata, {"a.weight": floats(normal(0, 2, 32))})
-    with pytest.raises(CheckpointError, match=r"the file ends here, its tensors at [\d,]{13,} "):
+    with pytest.raises(CheckpointError, match=r"alignment is [\d,]{13,}; up to 1,048,576 is read"):
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
-    with pytest.raises(CheckpointError, match="a GGUF header cannot be aligned to"):
-        gguf_layout.lay_out_file(metadata, [], struct.unpack_from("<I", alignment, 4)[0] or 1 << 63)
+
+
+@pytest.mark.parametrize(
+    "alignment", [struct.pack("<IQ", 10, 64), struct.pack("<Ib", 1, 64), struct.pack("<Iq", 11, 64)]
+)
+@pytest.mark.parametrize("split", [None, 1])
+def test_an_alignment_of_another_type_becomes_the_one_that_is_read(
+    alignment: bytes, split: int | None, tmp_path: Path
+) -> None:
+    """llama.cpp and the gguf package take uint32 alone."""
+    tensors = {name: floats(normal(0, 3, 32)) for name in ("a.weight", "b.weight")}
+    write(tmp_path / "m.gguf", {**METADATA, "general.alignment": alignment}, tensors, 64)
+    made = weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", split=split)
+    kind = {10: "uint64", 1: "int8", 11: "int64"}[alignment[0]]
+    said = f"general.alignment is {kind} in the source; written as uint32, as llama.cpp reads it"
+    assert said in made.plan.outputs[0].notes
+    files_there = sorted(tmp_path.glob("o-*.gguf"))
+    assert len(files_there) == (2 if split else 1)
+    for path in files_there:
+        assert read(path).metadata["general.alignment"] == u32(64)
 
 
 def test_more_parts_than_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
