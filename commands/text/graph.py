@@ -17,6 +17,7 @@ from weightcast.converters.graph import (
 )
 from weightcast.converters.graph.layers import find_layer
 from weightcast.converters.sources import find_unwritten, unwritten_note
+from weightcast.errors import visible
 from weightcast.text import bytes_text, count, shown
 
 
@@ -79,7 +80,7 @@ def graph_lines(
     values = spec.describe()
     width = max(28, min(46, max(map(len, values), default=0)))
     for name, value in values.items():
-        yield f"  {name:<{width}} {_value_text(value)}"
+        yield f"  {visible(name):<{width}} {_value_text(value)}"
     yield ""
     if all_tensors:
         for tensor in graph.values():
@@ -118,4 +119,4 @@ def _value_text(value: Any) -> str:
 
 def _tensor_line(name: str, tensor: Tensor, last: str, stored: str = "") -> str:
     shape = " x ".join(map(str, tensor.shape)) or "one value"
-    return f"  {name:<52} {shape:>20}  {stored or stored_as(tensor):<14} {last}"
+    return f"  {visible(name):<52} {shape:>20}  {stored or stored_as(tensor):<14} {last}"

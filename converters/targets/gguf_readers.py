@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from weightcast.formats.gguf.layout import Entry
-from weightcast.text import count
+from weightcast.text import count, shown
 
 _MAX_NAME_BYTES: Final = 63
 _MAX_AXES: Final = 4
@@ -30,4 +30,5 @@ def unread_notes(metadata: Mapping[str, bytes], entries: Sequence[Entry]) -> Ite
     }
     for what, found in unread.items():
         if found:
-            yield f"{_CANNOT}: {what} ({count(len(found), 'tensor')}, for example {found[0]})"
+            tensors = f"{count(len(found), 'tensor')}, for example {shown(found[0])}"
+            yield f"{_CANNOT}: {what} ({tensors})"

@@ -103,8 +103,8 @@ def _part(kind: int, shape: tuple[int, ...], seed: int) -> Part:
         data = values.astype(NUMPY[kind]).tobytes()
     else:
         elements, width = BLOCKS[kind]
-        block = struct.pack("<e", 0.5) + bytes(n % 8 for n in range(width - 2))
-        data = block * (size // elements)
+        scales = struct.pack("<e", 0.5) if kind == Q8_0 else struct.pack("<ee", 0.5, 0)
+        data = (scales + bytes(n % 8 for n in range(width - len(scales)))) * (size // elements)
     return Part(kind, shape, data)
 
 

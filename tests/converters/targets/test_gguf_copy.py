@@ -476,8 +476,8 @@ def test_what_llama_cpp_cannot_read_is_noted(tmp_path: Path) -> None:
     assert made.plan.outputs[0].notes == (
         "llama.cpp cannot read the output: a metadata key is empty",
         "llama.cpp cannot read the output: names of more than 63 bytes "
-        f"(1 tensor, for example {'y' * 64})",
-        "llama.cpp cannot read the output: more than 4 axes (1 tensor, for example conv.weight)",
+        f"(1 tensor, for example {'y' * 64!r})",
+        "llama.cpp cannot read the output: more than 4 axes (1 tensor, for example 'conv.weight')",
     )
 
 
