@@ -104,8 +104,8 @@ class Target(Protocol):
     def read(self, path: Path) -> Mapping[str, StoredArray]:
         """Read the index of one file that was written. Raises CheckpointError."""
 
-    def remedy(self, tensor: str, wider: QuantType) -> str:
-        """Say how a tensor gets a wider type."""
+    def remedy(self, tensor: str, other: QuantType, effect: str) -> str:
+        """Say how a tensor gets another type, and what the effect is if that is not plain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ Files are written and taken apart by hand (gguf_files); values are checked again
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -462,6 +464,76 @@ def test_a_rule_gives_a_tensor_without_values_its_type(
     out = tmp_path / "o-Q8_0.gguf"
     weightcast.convert(tmp_path / "m.gguf", out, tensor_types=["none.weight=F16"])
     assert read(out).tensors["none.weight"] == Part(files.F16, shape, b"")
+
+
+RECIPES = ("Q8_0", "F16", "BF16", "Q4_K_M")
+KEEPS = " keeps it as it is stored"
+NOT_A_NUMBER, LARGE, HUGE = np.float32(np.nan), np.float32(1e5), np.float32(1e7)
+# llama-quantize (llama-cpp-python 0.3.36) fails at the same ones, and also at what would be copied.
+UNFIT: list[tuple[np.float32, int, str, str | None]] = [
+    *((value, files.F32, "F32", None) for value in (NOT_A_NUMBER, np.float32(-np.inf), HUGE)),
+    *((NOT_A_NUMBER, files.F32, name, "NaN or infinity at [3, 17] (out, in)") for name in RECIPES),
+    *((-np.float32(np.inf), files.F32, name, "NaN or infinity at [3, 17]") for name in RECIPES),
+    (NOT_A_NUMBER, files.BF16, "BF16", None),
+    (NOT_A_NUMBER, files.BF16, "F32", "NaN or infinity at [3, 17] (out, in)"),
+    (NOT_A_NUMBER, files.F16, "Q4_0", "NaN or infinity at [3, 17] (out, in)"),
+    (LARGE, files.BF16, "Q8_0", None),
+    (LARGE, files.BF16, "Q4_K_M", None),
+    (LARGE, files.BF16, "F16", "a value beyond the range of F16 at [3, 17] (out, in)"),
+    (HUGE, files.F32, "F16", "a value beyond the range of F16 at [3, 17] (out, in)"),
+    (HUGE, files.F32, "Q8_0", "values too large for the float16 scale of Q8_0 at [3, 0] (out, in)"),
+    (HUGE, files.F32, "BF16", None),
+]
+UNFIT_NAMES = {files.F32: "F32", files.BF16: "BF16", files.F16: "F16"}
+
+
+def with_value(kind: int, value: np.float32) -> Part:
+    """A matrix [8, 256] of a type of floats that has a value at [3, 17]."""
+    x = normal(0, 8, 256)
+    x[3, 17] = value
+    if kind == files.BF16:
+        x[3, 17] = np.uint32(int(value.view(np.uint32)) & 0xFFFF0000).view(np.float32)
+        return files.bf16(x)
+    return floats(x.astype(np.float16) if kind == files.F16 else x)
+
+
+@pytest.mark.parametrize(("value", "kind", "type_name", "problem"), UNFIT)
+def test_values_that_do_not_fit_are_refused_with_a_remedy_that_keeps_them(
+    value: np.float32, kind: int, type_name: str, problem: str | None, tmp_path: Path
+) -> None:
+    part = with_value(kind, value)
+    write(tmp_path / "m.gguf", METADATA, {"a.weight": part, "b.weight": floats(normal(1, 2, 256))})
+    call = partial(weightcast.convert, tmp_path / "m.gguf", tmp_path / f"o-{type_name}.gguf")
+    if problem is None:
+        call()
+        return
+    rule = f"a.weight={UNFIT_NAMES[kind]}"
+    with pytest.raises(LayoutError) as caught:
+        call()
+    said = f"{tmp_path / 'm.gguf'}: a.weight: {problem}"
+    assert str(caught.value).startswith(said)
+    assert str(caught.value).endswith(f"; tensor_types={rule!r} keeps it as it is stored")
+    assert not list(tmp_path.glob("o-*"))
+    call(tensor_types=[rule])
+    assert read(tmp_path / f"o-{type_name}.gguf").tensors["a.weight"] == part
+
+
+@pytest.mark.parametrize("name", ["a+(b).weight", "x=y.weight", "a b.weight", "\u6a21.weight"])
+def test_a_remedy_names_the_tensor_as_a_rule_does(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", METADATA, {name: with_value(files.F32, NOT_A_NUMBER)})
+    with pytest.raises(LayoutError) as caught:
+        weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
+    rule = ast.literal_eval(str(caught.value).partition("tensor_types=")[2].removesuffix(KEEPS))
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf", tensor_types=[rule])
+
+
+def test_values_of_tensors_that_stay_are_not_looked_at(tmp_path: Path) -> None:
+    """Masks of attention hold minus infinity."""
+    mask = floats(np.full(256, -np.inf, np.float32))
+    tensors = {"a.weight": floats(normal(0, 2, 256)), "blk.0.mask.bias": mask}
+    write(tmp_path / "m.gguf", METADATA, tensors)
+    weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q4_K_M.gguf")
+    assert read(tmp_path / "o-Q4_K_M.gguf").tensors["blk.0.mask.bias"] == mask
 
 
 def test_what_llama_cpp_cannot_read_is_noted(tmp_path: Path) -> None:
