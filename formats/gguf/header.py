@@ -26,6 +26,7 @@ MAX_NAME_BYTES: Final = 65535
 # Far more than files have: each of them is a Python object, larger than the bytes it is read from.
 MAX_VALUES: Final = 1 << 16
 MAX_STRINGS: Final = 1 << 22
+DAMAGED: Final = "cut or damaged: download the file again"
 _SCALARS: Final = {
     0: "<u1",
     1: "<i1",
@@ -77,8 +78,7 @@ class HeaderReader:
         """Refuse a length that the file, or what a header may take of it, cannot hold."""
         if count > self._left:
             raise self.error(
-                f"{count} bytes are declared, but only {self._left} are left: cut or damaged; "
-                "download the file again"
+                f"{count:,} bytes are declared, but only {self._left:,} are left; {DAMAGED}"
             )
 
     def take(self, count: int) -> bytes:
@@ -101,7 +101,8 @@ class HeaderReader:
         count = self.unsigned(8)
         self.require(count)
         if count > MAX_NAME_BYTES:
-            raise self.error(f"a name of {count:,} bytes, of which {MAX_NAME_BYTES:,} are read")
+            said = f"a name of {count:,} bytes, and up to {MAX_NAME_BYTES:,} are read"
+            raise self.error(f"{said}; {DAMAGED}")
         return decoded(self.take(count))
 
     def raw_value(self, key: str) -> bytes:
@@ -114,7 +115,7 @@ class HeaderReader:
             length = self.take(8)
             return head + length + self.take(int.from_bytes(length, "little"))
         if kind != _ARRAY:
-            raise self.error(f"metadata key {shown(key)} is of unknown type {kind}")
+            raise self.error(f"metadata key {shown(key)} is of unknown type {kind}; {DAMAGED}")
         inner = self.take(12)
         element, count = struct.unpack("<IQ", inner)
         if element in _SCALARS:
@@ -125,7 +126,8 @@ class HeaderReader:
                 "either; make the file again without it"
             )
         if element != _STRING:
-            raise self.error(f"metadata key {shown(key)} is an array of unknown type {element}")
+            said = f"metadata key {shown(key)} is an array of unknown type {element}"
+            raise self.error(f"{said}; {DAMAGED}")
         # Each string takes at least its 8-byte length.
         self.require(8 * count)
         self._strings_left -= count
@@ -148,7 +150,7 @@ class HeaderReader:
             if key in raw:
                 raise self.error(
                     f"metadata key {shown(key)} occurs twice, which llama.cpp does not read "
-                    "either; make the file again"
+                    "either; make the file again with one of them"
                 )
             raw[key] = self.raw_value(key)
         return raw

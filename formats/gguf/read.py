@@ -22,7 +22,7 @@ from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.foreign import refuse_foreign, require_file
 from weightcast.formats.foreign.downloads import arriving
-from weightcast.formats.gguf.header import HeaderReader, Metadata
+from weightcast.formats.gguf.header import DAMAGED, HeaderReader, Metadata
 from weightcast.formats.split import SPLIT_NAME, split_name
 from weightcast.quant.types import MXFP4, STORED_TYPES
 from weightcast.text import shown, some
@@ -122,13 +122,15 @@ def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
 def _alignment(header: HeaderReader, metadata: Metadata) -> int:
     """Look the alignment up. Raises FormatError if it is none; any whole number's type will do."""
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        said = shown(alignment)
-        raise header.error(f"{ALIGNMENT_KEY} is {said}, not a power of two; {_AGAIN}")
-    if alignment > MAX_ALIGNMENT:
-        said = f"{ALIGNMENT_KEY} is {alignment:,}; up to {MAX_ALIGNMENT:,} is read"
-        raise header.error(f"{said}; {_AGAIN}")
-    return alignment
+    if type(alignment) is not int:
+        problem = f"{shown(alignment)}, not a whole number"
+    elif alignment < 1 or alignment & (alignment - 1):
+        problem = f"{alignment:,}, not a power of two"
+    elif alignment > MAX_ALIGNMENT:
+        problem = f"{alignment:,}, and up to {MAX_ALIGNMENT:,} is read"
+    else:
+        return alignment
+    raise header.error(f"{ALIGNMENT_KEY} is {problem}; {_AGAIN}")
 
 
 def read_file(path: Path) -> GGUFIndex:
@@ -182,7 +184,8 @@ def _tensor_info(
     name = header.name()
     n_axes = header.unsigned(4)
     if n_axes > _MAX_AXES:
-        raise header.error(f"tensor {shown(name)} has {n_axes:,} axes; up to {_MAX_AXES} are read")
+        said = f"tensor {shown(name)} has {n_axes:,} axes, and up to {_MAX_AXES} are read"
+        raise header.error(f"{said}; {DAMAGED}")
     shape = tuple(reversed(struct.unpack(f"<{n_axes}Q", header.take(8 * n_axes))))
     type_id = header.unsigned(4)
     offset = header.unsigned(8)

@@ -563,7 +563,9 @@ def test_a_file_without_tensors_is_no_model(tmp_path: Path) -> None:
 def test_alignments_beyond_reason(alignment: bytes, tmp_path: Path) -> None:
     metadata = {**METADATA, "general.alignment": alignment}
     write(tmp_path / "m.gguf", metadata, {"a.weight": floats(normal(0, 2, 32))})
-    with pytest.raises(CheckpointError, match=r"alignment is [\d,]{13,}; up to 1,048,576 is read"):
+    with pytest.raises(
+        CheckpointError, match=r"alignment is [\d,]{13,}, and up to 1,048,576 is read"
+    ):
         weightcast.convert(tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf")
 
 
