@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from weightcast.converters.graph.layers import find_layer
+from weightcast.converters.graph.tensor import counted_axes
 from weightcast.converters.recipes.llama_quantize import (
     CATEGORIES,
     FALLBACKS,
@@ -228,10 +229,7 @@ def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
 
     As they hold no weights, they stay.
     """
-    n_axes = len(shape)
-    while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
-        n_axes -= 1
-    if n_axes < 2 or not all(shape):
+    if len(counted_axes(shape)) < 2 or not all(shape):
         return False
     if not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False

@@ -14,6 +14,7 @@ from weightcast.converters.graph import (
     StoredMatrix,
     Tensor,
     TensorGraph,
+    counted_axes,
     matrices,
     stored,
     take,
@@ -99,6 +100,8 @@ def match(
             array = replace(shares[0], shape=whole.shape, nbytes=nbytes)
         else:
             array = left.pop(name)
+        if wanted.place is None and counted_axes(array.shape) == counted_axes(tensor.shape):
+            array = replace(array, shape=tensor.shape)
         if array.shape == tensor.shape:
             found.append(
                 TensorMatch(

@@ -232,8 +232,7 @@ def _read_gguf_file(structure: Structure, path: Path) -> gguf.GGUFHeader | None:
             what = f"begins at byte {info.start}, no multiple of {header.alignment}"
             structure.add(path, what, info.name)
         if end <= header.size or not info.nbytes:
-            array = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
-            structure.keep(info.name, array)
+            structure.keep(info.name, info.stored(path, header.size))
     _check_gguf_gaps(structure, path, header, runs)
     return header
 

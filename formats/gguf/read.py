@@ -66,6 +66,11 @@ class TensorInfo:
     start: int
     nbytes: int
 
+    def stored(self, path: Path, size: int) -> StoredArray:
+        """Give the array in a file of `size` bytes; one without values lies nowhere beyond it."""
+        start = self.start if self.nbytes else min(self.start, size)
+        return StoredArray(path, start, self.nbytes, self.dtype, self.shape)
+
 
 @dataclass(frozen=True)
 class GGUFHeader:
@@ -142,7 +147,7 @@ def read_file(path: Path) -> GGUFIndex:
             raise FormatError(path, None, f"tensor {shown(info.name)} occurs twice; {_AGAIN}")
         if info.nbytes and info.start + info.nbytes > header.size:
             raise _cut(path, header, info)
-        tensors[info.name] = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
+        tensors[info.name] = info.stored(path, header.size)
     _check_overlaps(path, header.tensors)
     return GGUFIndex(header.metadata, tensors, (path,))
 

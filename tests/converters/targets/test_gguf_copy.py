@@ -671,3 +671,52 @@ def test_described(tmp_path: Path) -> None:
     assert told["a signalling NaN"] == "nan"
     assert told["bools"] == [False, True, True]
     assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+@pytest.mark.parametrize(
+    ("shape", "written"),
+    [((), (1,)), ((1, 1), (1,)), ((1, 256), (256,)), ((1, 1, 8, 256), (8, 256)), ((1,), ())],
+)
+def test_leading_axes_of_one_are_left_out_by_ggml(
+    shape: tuple[int, ...], written: tuple[int, ...], tmp_path: Path
+) -> None:
+    """llama-quantize writes the shapes `written`; such a file is no other model."""
+    source, out = tmp_path / "m.gguf", tmp_path / "o-F32.gguf"
+    tensors = {"a": floats(normal(0, *shape)), "b.weight": floats(normal(1, 2, 32))}
+    write(source, METADATA, tensors)
+    weightcast.convert(source, out)
+    made = read(out)
+    assert made.tensors == tensors
+    part = Part(files.F32, written, tensors["a"].data)
+    write(out, made.metadata, {**made.tensors, "a": part})
+    assert weightcast.verify(out, source).is_good
+    found = weightcast.compare(source, out)
+    assert found.problem is None
+    assert found.total.relative_rms == 0
+    write(out, made.metadata, {**made.tensors, "a": Part(files.F32, (2, *written), 2 * part.data)})
+    assert not weightcast.verify(out, source).is_good
+    assert weightcast.compare(source, out).problem is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("none", None),
+        ("none", Part(files.F32, (0, 2), b"")),
+        ("none", Part(files.F32, (1,), bytes(4))),
+        ("extra", Part(files.F32, (0,), b"")),
+        ("scale", None),
+        ("scale", Part(files.F32, (2,), bytes(8))),
+    ],
+)
+def test_what_is_missing_of_little_is_found(name: str, part: Part | None, tmp_path: Path) -> None:
+    source, out = tmp_path / "m.gguf", tmp_path / "o-Q8_0.gguf"
+    none, scale = Part(files.F32, (0,), b""), floats(normal(0))
+    write(source, METADATA, {"none": none, "scale": scale, "a.weight": floats(normal(1, 2, 32))})
+    weightcast.convert(source, out)
+    made = read(out)
+    tensors = {**made.tensors, name: part}
+    write(out, made.metadata, {n: p for n, p in tensors.items() if p is not None})
+    [problem] = weightcast.verify(out, source).problems
+    assert problem.tensor == name
+    assert weightcast.compare(source, out).problem is not None

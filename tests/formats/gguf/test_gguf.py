@@ -392,7 +392,7 @@ ODD_FILES: dict[str, tuple[bytes, dict[str, tuple[int, ...]]]] = {
         {"a": (0,), "b": (2, 4), "c": (0,)},
     ),
     "nothing, inside another and beyond the end": (
-        file_of([], [info("a", [8]), info("b", [0], 0, 16), info("c", [0], 8, 99)], bytes(32)),
+        file_of([], [info("a", [8]), info("b", [0], 0, 16), info("c", [0], 8, MAX)], bytes(32)),
         {"a": (8,), "b": (0,), "c": (0,)},
     ),
     "a name that is not UTF-8": (file_of([], [info(b"a\xff", [1])], b"1234"), {"a\udcff": (1,)}),
