@@ -216,7 +216,7 @@ class Tensor:
 
     def __iter__(self) -> Iterator[Any]:
         """Read the entries of the first axis, rows of a matrix, one after another."""
-        if self.ndim == 2:
+        if self.ndim == 2 and self.size:
             return (row for _, rows in self.chunks() for row in rows)
         return (self[n] for n in range(len(self)))
 
