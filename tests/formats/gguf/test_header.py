@@ -75,6 +75,7 @@ def test_raw_values_are_what_lies_there(
         (struct.pack("<IQ", 10, (1 << 64) - 1), (1 << 64) - 1),
         (struct.pack("<If", 6, 0.1), float(np.float32(0.1))),
         (struct.pack("<I?", 7, True), True),
+        (struct.pack("<IB", 7, 2), True),
         (string(b"a\xff"), "a\udcff"),
         (strings("a", b"\xc3"), ["a", "\udcc3"]),
         (strings(), []),
