@@ -6,22 +6,14 @@ each matrix the same rows of both come into memory, a slab at a time, and worker
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from weightcast.converters.families import of_architecture
-from weightcast.converters.families.generic import stored_tensor
-from weightcast.converters.graph import (
-    Tensor,
-    TensorGraph,
-    check_readable,
-    counted_axes,
-    first_array,
-    stored_as,
-    stored_bytes,
-)
+from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
 from weightcast.converters.sources import CONTAINERS, open_as_it_is, open_family, resolve_source
 from weightcast.errors import CheckpointError, LayoutError
+from weightcast.formats.gguf.layout import ggml_shape
 
 Shape = tuple[int, ...]
 
@@ -102,9 +94,7 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
         if gguf not in of_source:
             continue
         _, original = of_source[gguf]
-        if not (source.family.has_table or output.family.has_table):
-            tensor = _in_shape(tensor, original.shape)
-        if original.shape != tensor.shape:
+        if ggml_shape(original.shape) != ggml_shape(tensor.shape):
             reshaped.append((name, original.shape, tensor.shape))
             continue
         pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))
@@ -135,13 +125,6 @@ def _by_name(graph: TensorGraph) -> dict[str, tuple[str, Tensor]]:
         name: (family.name_in(place, written, "*"), graph[name])
         for name, place in graph.places.items()
     }
-
-
-def _in_shape(tensor: Tensor, shape: Shape) -> Tensor:
-    """Give a tensor of a GGUF file another's shape if only leading axes of 1 are different."""
-    if tensor.shape == shape or counted_axes(tensor.shape) != counted_axes(shape):
-        return tensor
-    return stored_tensor(tensor.name, replace(first_array(tensor), shape=shape))
 
 
 def _is_weights(tensor: Tensor) -> bool:

@@ -130,12 +130,6 @@ Operation = (
 )
 
 
-def counted_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Leave out the leading axes of 1, which ggml neither counts nor writes; one value has none."""
-    first = next((n for n, size in enumerate(shape) if size != 1), len(shape))
-    return shape[first:]
-
-
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A name, a row-major shape, a dtype or type name, and where the values come from."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from weightcast.converters.graph.layers import find_layer
-from weightcast.converters.graph.tensor import counted_axes
 from weightcast.converters.recipes.llama_quantize import (
     CATEGORIES,
     FALLBACKS,
@@ -31,6 +30,7 @@ from weightcast.converters.recipes.llama_quantize import (
 )
 from weightcast.converters.recipes.recipe import Recipe
 from weightcast.errors import LayoutError
+from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option
 
@@ -229,7 +229,7 @@ def is_quantized(name: str, shape: tuple[int, ...], architecture: str) -> bool:
 
     As they hold no weights, they stay.
     """
-    if len(counted_axes(shape)) < 2 or not all(shape):
+    if len(ggml_shape(shape)) < 2 or not all(shape):
         return False
     if not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False

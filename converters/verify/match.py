@@ -14,7 +14,6 @@ from weightcast.converters.graph import (
     StoredMatrix,
     Tensor,
     TensorGraph,
-    counted_axes,
     matrices,
     stored,
     take,
@@ -24,6 +23,7 @@ from weightcast.converters.sources import Weights
 from weightcast.converters.verify.result import MOST_ALIKE, Problem, plain
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
+from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.text import count, some
 
 ANOTHER_MODEL: Final = "another model"
@@ -100,9 +100,8 @@ def match(
             array = replace(shares[0], shape=whole.shape, nbytes=nbytes)
         else:
             array = left.pop(name)
-        if wanted.place is None and counted_axes(array.shape) == counted_axes(tensor.shape):
+        if ggml_shape(array.shape) == ggml_shape(tensor.shape):
             array = replace(array, shape=tensor.shape)
-        if array.shape == tensor.shape:
             found.append(
                 TensorMatch(
                     name,

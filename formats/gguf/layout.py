@@ -25,6 +25,12 @@ from weightcast.quant.types import QuantType
 _MAX_PARTS = 65535
 
 
+def ggml_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give a row-major shape as ggml writes it: without axes of 1 before the others."""
+    n_ones = next((n for n, length in enumerate(shape[:-1]) if length != 1), len(shape) - 1)
+    return shape[n_ones:] if shape else (1,)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor to be laid out: name, type, row-major shape."""
