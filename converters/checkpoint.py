@@ -24,7 +24,13 @@ from weightcast.converters.sources import (
     source_files,
     unwritten_note,
 )
-from weightcast.errors import CheckpointError, LayoutError, MissingPackageError, UnknownTensorError
+from weightcast.errors import (
+    CheckpointError,
+    LayoutError,
+    MissingPackageError,
+    UnknownTensorError,
+    visible,
+)
 from weightcast.text import closest, count, shown, size_text
 
 if TYPE_CHECKING:
@@ -96,8 +102,8 @@ class Tensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """Give the bits that a value takes in the files, scales included."""
-        return 8 * self.nbytes / self.size
+        """Give the bits that a value takes in the files, scales included; 0 without values."""
+        return 8 * self.nbytes / self.size if self.size else 0.0
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -206,11 +212,13 @@ class Tensor:
             return selected.load(self.dtype)[()]
 
     def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError(f"{visible(self.name)}: one value, without axes, has no length")
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
         """Read the entries of the first axis, rows of a matrix, one after another."""
-        if self.ndim == 2:
+        if self.ndim == 2 and self.size:
             return (row for _, rows in self.chunks() for row in rows)
         return (self[n] for n in range(len(self)))
 
@@ -333,7 +341,7 @@ class Checkpoint(Mapping[str, Tensor]):
             f"<Checkpoint {self.path}: {self.family}, {count(len(self), 'tensor')}, "
             f"{self.parameters:,} parameters, {size_text(self.nbytes)}>"
         )
-        return "\n".join([title, *lines])
+        return "\n".join(map(visible, [title, *lines]))
 
     @cached_property
     def _others(self) -> dict[str, tuple[str, int | None]]:

@@ -7,6 +7,7 @@ a scale; plain floats are blocks of one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final, Literal, Protocol
 
 from weightcast.errors import LayoutError
@@ -109,6 +110,11 @@ class QuantType:
                 f"{self.block_elements}"
             )
         return row_elements // self.block_elements * self.block_bytes
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Count the bytes of a tensor [..., row]; one value without axes. Raises LayoutError."""
+        *rows, row_elements = shape or (1,)
+        return prod(rows) * self.row_bytes(row_elements)
 
     def row_elements(self, row_bytes: int) -> int:
         """Count the values of one row. Raises LayoutError if its bytes are not whole blocks."""

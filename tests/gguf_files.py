@@ -119,13 +119,13 @@ def read(path: Path) -> File:
 
     metadata = {}
     for _ in range(n_values):
-        key, start = take_text().decode(), position
+        key, start = take_text().decode(errors="surrogateescape"), position
         skip(number(4))
         metadata[key] = raw[start:position]
     assert len(metadata) == n_values
     infos = []
     for _ in range(n_tensors):
-        name = take_text().decode()
+        name = take_text().decode(errors="surrogateescape")
         shape = tuple(number(8) for _ in range(number(4)))[::-1]
         infos.append((name, shape, number(4), number(8)))
     alignment = int.from_bytes(metadata.get("general.alignment", u32(32))[4:], "little")

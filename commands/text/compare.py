@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from weightcast.converters.compare import Comparison
@@ -13,6 +14,7 @@ from weightcast.converters.report.text import (
     metric_text,
     worst_tensors,
 )
+from weightcast.errors import visible
 from weightcast.text import count, size_text, some
 
 _WORST = 5
@@ -53,6 +55,7 @@ def _importance(comparison: Comparison) -> Iterator[str]:
 
 def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Iterator[str]:
     """Align the cells of some columns to the left, all others to the right."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
@@ -65,8 +68,11 @@ def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Itera
 def _role_rows(output: OutputErrors) -> list[list[str]]:
     headers = _headers(output)
     rows = [["kind", "type", "tensors", "bits/weight", *headers]]
+    by_role: dict[str, list[TensorErrors]] = defaultdict(list)
+    for tensor in output.tensors:
+        by_role[tensor.role].append(tensor)
     for role in output.roles:
-        tensors = [tensor for tensor in output.tensors if tensor.role == role.role]
+        tensors = by_role[role.role]
         types = some(list(dict.fromkeys(tensor.type for tensor in tensors)))
         bits = f"{role.bits_per_weight:.3f}"
         rows.append([role.role, types, f"{len(tensors):,}", bits, *_cells(role.metrics, headers)])

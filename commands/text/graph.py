@@ -13,10 +13,11 @@ from weightcast.converters.graph import (
     first_array,
     stored_as,
     stored_bytes,
-    windows,
+    stored_files,
 )
 from weightcast.converters.graph.layers import find_layer
 from weightcast.converters.sources import find_unwritten, unwritten_note
+from weightcast.errors import visible
 from weightcast.text import bytes_text, count, shown
 
 
@@ -74,12 +75,12 @@ def graph_lines(
     spec = graph.spec
     total = sum(stored_bytes(tensor) for tensor in graph.values())
     yield f"{graph.source}: {graph.family.name}, {graph.parameters:,} parameters"
-    files = {view.path for tensor in graph.values() for view in windows(tensor)}
+    files = {path for tensor in graph.values() for path in stored_files(tensor)}
     yield f"{count(len(graph), 'tensor')} in {count(len(files), 'file')}, {bytes_text(total)}"
     values = spec.describe()
     width = max(28, min(46, max(map(len, values), default=0)))
     for name, value in values.items():
-        yield f"  {name:<{width}} {_value_text(value)}"
+        yield f"  {visible(name):<{width}} {_value_text(value)}"
     yield ""
     if all_tensors:
         for tensor in graph.values():
@@ -117,5 +118,5 @@ def _value_text(value: Any) -> str:
 
 
 def _tensor_line(name: str, tensor: Tensor, last: str, stored: str = "") -> str:
-    shape = " x ".join(map(str, tensor.shape))
-    return f"  {name:<52} {shape:>20}  {stored or stored_as(tensor):<14} {last}"
+    shape = " x ".join(map(str, tensor.shape)) or "one value"
+    return f"  {visible(name):<52} {shape:>20}  {stored or stored_as(tensor):<14} {last}"

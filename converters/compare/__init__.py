@@ -5,7 +5,7 @@
 """
 
 from weightcast.converters.compare.comparison import Comparison, compare, measure_both, open_both
-from weightcast.converters.compare.measure import rows_float32
+from weightcast.converters.compare.measure import has_same_bytes, rows_float32
 from weightcast.converters.compare.rows import (
     Key,
     PairedRows,
@@ -35,6 +35,7 @@ __all__ = [
     "cut_rows",
     "cut_tasks",
     "floats",
+    "has_same_bytes",
     "measure_both",
     "measure_rows",
     "open_both",

@@ -21,7 +21,7 @@ from weightcast.converters.engine import (
     ignore_progress,
 )
 from weightcast.converters.files import as_optional_path, as_path
-from weightcast.converters.graph import TensorGraph, windows
+from weightcast.converters.graph import TensorGraph, first_array, windows
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.recipes import (
     RECIPES,
@@ -182,7 +182,9 @@ def measure_both(
     same: list[str] = []
     different: list[str] = []
     for pair in pairing.plain:
-        (same if has_same_bytes(pair) else different).append(pair.name)
+        arrays = first_array(pair.source), first_array(pair.output)
+        is_same = not pair.output.size or has_same_bytes(*arrays)
+        (same if is_same else different).append(pair.name)
     measured = measure_pairs(
         pairing.pairs,
         baseline,

@@ -30,19 +30,18 @@ from weightcast.converters.compare.stream import (
     tiling_of,
 )
 from weightcast.converters.engine import slab_buffer
-from weightcast.converters.graph import StoredMatrix, first_array, matrices
+from weightcast.converters.graph import StoredMatrix, matrices
 from weightcast.converters.plan import Tiling
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.recipes import is_quantized
 from weightcast.converters.report.collector import Collector, MatrixErrors
-from weightcast.formats.array import read_into
+from weightcast.formats.array import StoredArray, read_into
 from weightcast.quant.metrics import Baseline
 
 
-def has_same_bytes(pair: Pair) -> bool:
-    """Compare the stored bytes of numbers that no kernel reads."""
-    one, other = first_array(pair.source), first_array(pair.output)
-    if one.nbytes != other.nbytes:
+def has_same_bytes(one: StoredArray, other: StoredArray) -> bool:
+    """Compare numbers that no kernel reads as they are stored."""
+    if one.dtype != other.dtype or one.nbytes != other.nbytes:
         return False
     with one.path.open("rb") as a, other.path.open("rb") as b:
         for start in range(0, one.nbytes, memory.TASK_BYTES):

@@ -47,9 +47,9 @@ class Pair:
 class Pairing:
     """Tensors in the order of B, and those without a counterpart.
 
-    `plain` are numbers that no kernel reads, whole ones and float64, stored alike in both; where
-    they are not stored alike, the names are in `unlike`. `are_layers_missing` if
-    what only A has is all of its last layers.
+    `plain` are numbers that no kernel reads, whole ones and float64, stored alike in both, and
+    tensors without values; where they are not stored alike, the names are in `unlike`.
+    `are_layers_missing` if what only A has is all of its last layers.
     """
 
     pairs: tuple[Pair, ...]
@@ -134,9 +134,9 @@ def pair_tensors(source: TensorGraph, output: TensorGraph) -> Pairing:
         pair = Pair(name, gguf, original, tensor, stored_as(tensor), stored_bytes(tensor))
         if gguf in inputs:
             plain.append(pair)
-        elif _is_weights(original) and _is_weights(tensor):
+        elif tensor.size and _is_weights(original) and _is_weights(tensor):
             pairs.append(pair)
-        elif original.dtype == tensor.dtype:
+        elif original.dtype == tensor.dtype or not tensor.size:
             plain.append(pair)
         else:
             unlike.append(name)

@@ -11,7 +11,7 @@ from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
 from weightcast.converters.graph import Slab, named, read_run
 from weightcast.converters.output import OutputFiles
-from weightcast.converters.plan import Destination, Plan, is_measured, keeps_bytes
+from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured, keeps_bytes
 from weightcast.converters.report.collector import Measuring
 from weightcast.converters.targets.target import Packed
 from weightcast.errors import CheckpointError
@@ -126,21 +126,27 @@ class RowConverter:
         name = destination.tensor
         if destination.expert is not None:
             name += f", expert {destination.expert}"
-        remedy = self._remedy(destination) if isinstance(error, RangeError) else ""
         if isinstance(error, InexactScaleError):
             anew = option("allow_requantize", True)
             remedy = f"; f32 keeps it exact, {anew} quantizes what cannot be carried, with a loss"
-        if isinstance(error, NotCarriedError):
+        elif isinstance(error, NotCarriedError):
             remedy = "; the memory of this machine may be faulty: convert again"
+        else:
+            remedy = self._remedy(task.item, destination, is_range=isinstance(error, RangeError))
         found = named(error, name, task.item.view, task.out0, remedy)
         # Not the source's fault: what is finished is kept.
         return CheckpointError(str(found)) if isinstance(error, NotCarriedError) else found
 
-    def _remedy(self, destination: Destination) -> str:
-        """Suggest a type that holds values too large for the one that was asked for."""
-        wider = F32 if destination.type == BF16 else BF16
+    def _remedy(self, item: WorkItem, destination: Destination, *, is_range: bool) -> str:
+        """Suggest to keep a tensor as it is stored, or else a type that holds its large values."""
         target = self.plan.outputs[destination.output].request.target
-        return target.remedy(destination.tensor, wider)
+        stored = TYPES.get(item.view.dtype)
+        if self.plan.graph.metadata is not None and stored is not None:
+            return target.remedy(destination.tensor, stored, "keeps it as it is stored")
+        if not is_range:
+            return ""
+        wider = F32 if destination.type == BF16 else BF16
+        return target.remedy(destination.tensor, wider, "gives it a wider range")
 
 
 def _offset(task: Task, destination: Destination) -> int:

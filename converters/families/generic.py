@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 
 from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, scaled, stored
-from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.factors import read_factors
 from weightcast.formats.gguf.header import Metadata
@@ -57,7 +56,10 @@ class GGUFModel:
         return self._whole("vocab_size") if tokens is None else tokens[1]
 
     def _whole(self, key: str) -> int:
-        return whole_number(self.metadata, f"{self.metadata.get(ARCHITECTURE_KEY)}.{key}") or 0
+        architecture = self.metadata.get(ARCHITECTURE_KEY)
+        if not isinstance(architecture, str):
+            return 0
+        return whole_number(self.metadata, f"{architecture}.{key}") or 0
 
     def describe(self) -> Mapping[str, Any]:
         """Metadata as JSON values; of long arrays type and length."""
@@ -84,7 +86,7 @@ def any_gguf(path: Path, index: GGUFIndex) -> TensorGraph:
     """Make a graph of an index: names, order and metadata of the file, whatever the model is.
 
     Weights are multiplied by the factors beside them, which stay tensors of their own too. Raises
-    LayoutError for empty tensors, and for factors that are none.
+    LayoutError for factors that are none.
     """
     model = GGUFModel(index.metadata)
     family = Family(model.architecture, architecture=model.architecture)
@@ -106,9 +108,9 @@ def any_gguf(path: Path, index: GGUFIndex) -> TensorGraph:
 def stored_tensor(name: str, array: StoredArray) -> Tensor:
     """A stored tensor, as experts or as one matrix, with rows of a bounded length."""
     shape = array.shape
-    if not all(shape):
-        raise LayoutError(f"{array.path}: tensor {shown(name)} is empty: shape {list(shape)}")
     whole = stored(name, array)
+    if not shape or not all(shape):
+        return whole
     length = shape[-1]
     if length > _MAX_ROW_ELEMENTS:
         length = gcd(length, _LARGEST_BLOCK)

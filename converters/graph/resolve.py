@@ -44,10 +44,14 @@ _Found = TypeVar("_Found")
 
 @lru_cache(maxsize=1 << 12)  # opening, describing and planning a model all ask
 def matrices(tensor: Tensor) -> tuple[StoredMatrix, ...]:
-    """Resolve a tensor [..., out, in] to its matrices in order; [in] is one row.
+    """Resolve a tensor [..., out, in] to its matrices in order; [in] is one row, [] one value.
+
+    A tensor without values has none, whatever it is made of.
 
     Raises LayoutError for blocks along another axis than `in`, and for too many parts.
     """
+    if not tensor.size:
+        return ()
     origin = tensor.origin
     while isinstance(origin, Quantize):
         origin = origin.source.origin

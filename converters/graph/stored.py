@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from weightcast.converters.graph.assembly import Assembly, Part
-from weightcast.converters.graph.resolve import matrices, windows
+from weightcast.converters.graph.resolve import first_array, matrices, windows
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import View
 from weightcast.formats.array import StoredArray
@@ -15,6 +15,8 @@ from weightcast.formats.array import StoredArray
 
 def stored_as(tensor: Tensor) -> str:
     """Name the stored form of a tensor: I8 x BF16[groups], F32, Q8_0; of parts maybe several."""
+    if not tensor.size:
+        return first_array(tensor).dtype
     return " + ".join(dict.fromkeys(map(_stored_as, windows(tensor))))
 
 
@@ -26,6 +28,8 @@ def _stored_as(view: View) -> str:
 
 def stored_files(tensor: Tensor) -> tuple[Path, ...]:
     """List the files that a tensor lies in, those of its scales included."""
+    if not tensor.size:
+        return (first_array(tensor).path,)
     found: dict[Path, None] = {}
     for view in windows(tensor):
         found[view.path] = None

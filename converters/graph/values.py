@@ -18,13 +18,13 @@ from numpy.typing import DTypeLike, NDArray
 from weightcast.converters.graph.assembly import StoredMatrix
 from weightcast.converters.graph.gather import DTYPES, array_of, floats_into
 from weightcast.converters.graph.read import opened, read_slab
-from weightcast.converters.graph.resolve import matrices, windows
+from weightcast.converters.graph.resolve import first_array, matrices, windows
 from weightcast.converters.graph.tensor import Rows, Scaled, Tensor, sliced, take
 from weightcast.converters.graph.view import View
 from weightcast.errors import CheckpointError, LayoutError
 from weightcast.formats.array import StoredArray, read_stored
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
-from weightcast.quant.types import F32
+from weightcast.quant.types import F32, TYPES
 
 # Of values at a time: enough for disks, little beside a large tensor.
 CHUNK_BYTES: Final = 1 << 26
@@ -39,6 +39,8 @@ Index = tuple[int | slice, ...]
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
     """Give the dtype of values: float32 for weights, that of the file for other numbers."""
     found = {"" if view.is_readable else view.dtype for view in windows(tensor)}
+    if not tensor.size:
+        found = {first_array(tensor).dtype}
     only = found.pop() if len(found) == 1 else ""
     return DTYPES[only] if only in _NUMBERS else np.dtype(np.float32)
 
@@ -80,7 +82,7 @@ def chunks(
     """
     shape, tensor = tensor.shape, _whole(tensor)
     is_weights = dtype_of(tensor) == np.float32
-    places = list(np.ndindex(shape[:-2]))
+    places = list(np.ndindex(shape[:-2])) if tensor.size else []
     for place, view in zip(places, matrices(tensor), strict=True):
         rows = _rows_at_once(view, limit_bytes)
         for out0 in range(0, view.shape[0], rows):
@@ -229,6 +231,8 @@ def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
 
     Raises LayoutError if matrices are put together from several arrays, or stored unlike others.
     """
+    if not tensor.size:
+        return _nothing_stored(tensor)
     if isinstance(tensor.origin, Scaled):
         factors = np.array(tensor.origin.factors, np.float32)
         return {**load_stored(tensor.origin.source), "factors": factors}
@@ -247,6 +251,15 @@ def load_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
         name: np.stack(arrays).reshape(*lead, *arrays[0].shape[len(tensor.shape) < 2 :])
         for name, arrays in parts.items()
     }
+
+
+def _nothing_stored(tensor: Tensor) -> dict[str, NDArray[Any]]:
+    """Give the parts of a tensor without values."""
+    dtype = first_array(tensor).dtype
+    if dtype in DTYPES:
+        return {"values": np.empty(tensor.shape, DTYPES[dtype])}
+    row_bytes = TYPES[dtype].row_bytes(tensor.shape[-1])
+    return {"blocks": np.empty((*tensor.shape[:-1], row_bytes), np.uint8)}
 
 
 def _parts_of(view: View) -> dict[str, NDArray[Any]]:

@@ -39,6 +39,7 @@ from weightcast.converters.recipes.llama_quantize import (
 )
 from weightcast.converters.recipes.recipe import COPY, Recipe
 from weightcast.errors import LayoutError
+from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option, shown
 
@@ -57,7 +58,8 @@ def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) ->
 
     Where heads differ from layer to layer the first counts, as in llama.cpp.
     """
-    architecture = str(metadata.get("general.architecture", ""))
+    found = metadata.get("general.architecture")
+    architecture = found if isinstance(found, str) else ""
 
     def number(key: str, default: int) -> int:
         value = metadata.get(f"{architecture}.{key}", default)
@@ -375,11 +377,12 @@ def is_quantized(name: str, shape: tuple[int, ...], architecture: str | None = N
     """Tell whether llama-quantize, or the tool of an image model, changes a type at all.
 
     Without an architecture it is told of models in general; "" is that of files that name none.
+    Tensors without values stay; there, they are an error.
     """
-    n_axes = len(shape)
-    while n_axes > 1 and shape[len(shape) - n_axes] == 1:  # ggml does not count leading ones
-        n_axes -= 1
-    if not 2 <= n_axes <= _MOST_AXES or not name.endswith("weight") or NOT_QUANTIZED.search(name):
+    n_axes = len(ggml_shape(shape))
+    if not 2 <= n_axes <= _MOST_AXES or not all(shape):
+        return False
+    if not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False
     image = None if architecture is None else IMAGE_MODELS.get(architecture)
     if image is not None and not find_layer(name) and (n_axes > 2 or image.search(name)):
@@ -403,8 +406,9 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
 def _check_vector(override: Override, name: str, shape: tuple[int, ...]) -> None:
     """Raise LayoutError for a vector that is asked to be quantized."""
     if len(shape) < 2 and not override.type.is_plain:
+        axes = "one axis" if shape else "no axes"
         raise LayoutError(
-            f"{override.origin}: {name} has one axis; such tensors can be F32, F16 or BF16"
+            f"{override.origin}: {name} has {axes}; such tensors can be F32, F16 or BF16"
         )
 
 

@@ -34,6 +34,7 @@ from weightcast.converters.report.verdict import (
     proposal_text,
     verdicts,
 )
+from weightcast.errors import visible
 from weightcast.text import count, size_text
 
 _WORST: Final = 5
@@ -211,9 +212,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _code(text: str, *, html: bool = False) -> str:
-    """Quote text unchanged: between backticks, or spelled in entities if that is not safe."""
+    """Quote printable text unchanged: between backticks, or in entities if that is not safe."""
     if not html and _PLAIN.fullmatch(text):
         return f"`{text}`"
     plain = " .-_" if html else " .-"  # in an HTML block nothing is emphasized
-    spelled = "".join(c if c.isalnum() or c in plain else f"&#{ord(c)};" for c in text)
+    spelled = "".join(c if c.isalnum() or c in plain else f"&#{ord(c)};" for c in visible(text))
     return f"<code>{spelled}</code>"

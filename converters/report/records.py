@@ -291,7 +291,7 @@ def _as_it_is(value: Any) -> Any:
 def _read_text(value: Any) -> str:
     if not isinstance(value, str):
         raise Unfit(f" is {shown(value)}, not text")
-    return value.encode(errors="replace").decode()  # halves of surrogate pairs cannot be written
+    return value
 
 
 def _read_truth(value: Any) -> bool:

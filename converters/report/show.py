@@ -37,6 +37,11 @@ def check_writable(path: Path) -> None:
         check_packages()
 
 
+def _encoded(content: str) -> bytes:
+    """Encode a report; of names that are not UTF-8, escapes stand for the bytes that are none."""
+    return content.encode(errors="backslashreplace")
+
+
 def write_report(path: Path, report: Report) -> None:
     """Write a report in the form that the ending says: JSON, a page or a summary in Markdown.
 
@@ -45,7 +50,7 @@ def write_report(path: Path, report: Report) -> None:
     check_writable(path)
     form = _FORMS.get(path.suffix.lower())
     content = json_text(report) if form is None else form([report])
-    write_small(path, content.encode())
+    write_small(path, _encoded(content))
 
 
 def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
@@ -69,7 +74,7 @@ def show_reports(paths: Sequence[Path], out: Path) -> Iterator[str]:
         if out.exists() and path.exists() and out.samefile(path):
             raise RequestError(f"{out}: is one of the reports; name another file")
     reports = [read_report(path) for path in paths]
-    content = form(reports).encode()
+    content = _encoded(form(reports))
     write_small(out, content)
     outputs = sum(len(report.outputs) for report in reports)
     yield f"wrote {out} ({size_text(len(content))}, {count(outputs, 'output')})"

@@ -158,7 +158,7 @@ def _upgrades(output: OutputErrors, measured: Mapping[_Key, float]) -> list[list
 def _gguf_types(output: OutputErrors, tensor: TensorErrors) -> Iterator[tuple[str, int]]:
     """Give the types of GGUF that a matrix can have, with its bytes in them."""
     n_in = tensor.shape[-1] if tensor.shape else 0
-    if len(tensor.shape) < 2 or tensor.type not in TYPES:
+    if len(tensor.shape) < 2 or not n_in or tensor.type not in TYPES:
         return
     for name in GGUF_TYPES:
         if TYPES[name].fits(n_in):

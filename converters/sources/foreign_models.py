@@ -47,7 +47,8 @@ def foreign_config(values: Mapping[str, Any]) -> Finding | None:
 
 def foreign_gguf(index: GGUFIndex) -> Finding | None:
     """Say what a GGUF file holds instead of a model; None if it holds one."""
-    if index.metadata.get("general.type") == "imatrix":
+    kind = index.metadata.get("general.type")
+    if isinstance(kind, str) and kind == "imatrix":  # any value can be there, an array too
         how = f"give the model, and this file as {option('imatrix')}"
         return Finding("an importance matrix, not a model", how)
     if index.tensors:

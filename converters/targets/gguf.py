@@ -48,6 +48,8 @@ from weightcast.text import option
 
 _TYPES: Final = ", ".join(sorted(TYPES))
 _ENDING: Final = ".gguf"
+# What names are not found by as they are; a dot finds itself.
+_IN_PATTERNS: Final = re.compile(r"[\\^$*+?{}\[\]|()]")
 
 
 class Gguf:
@@ -107,10 +109,13 @@ class Gguf:
         """Read the index of one file. Raises FormatError."""
         return read_file(path).tensors
 
-    def remedy(self, tensor: str, wider: QuantType) -> str:
-        """Say how a tensor gets a wider type."""
-        rule = option("tensor_types", f"{tensor}={wider.name}")
-        return f"; {rule} gives it a wider range"
+    def remedy(self, tensor: str, other: QuantType, effect: str) -> str:
+        """Say how a tensor gets another type, and the effect; nothing if no rule can name it."""
+        if not tensor.isprintable():
+            return ""
+        pattern = re.escape(tensor) if _IN_PATTERNS.search(tensor) else tensor
+        rule = option("tensor_types", f"{pattern}={other.name}")
+        return f"; {rule} {effect}"
 
 
 GGUF: Final = Gguf()

@@ -49,6 +49,7 @@ from weightcast.converters.targets.gguf_files import (
     lay_out_files,
     lay_out_parts,
 )
+from weightcast.converters.targets.gguf_readers import unread_notes
 from weightcast.converters.targets.target import (
     Context,
     Output,
@@ -60,10 +61,10 @@ from weightcast.converters.targets.types import decide_types
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is_multiplied
-from weightcast.formats.gguf.header import Metadata, raw_uint
+from weightcast.formats.gguf.header import TYPE_NAMES, Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.layout import Entry, ggml_shape
-from weightcast.formats.gguf.read import SPLIT_KEYS, whole_number
+from weightcast.formats.gguf.read import ALIGNMENT_KEY, SPLIT_KEYS, whole_number
 from weightcast.quant.types import F32, FLOAT_TYPES, NVFP4, STORED_TYPES, TYPES
 from weightcast.text import count, option, shown, spoken
 
@@ -140,6 +141,8 @@ def lay_out_copy(
         *unchanged,
         *importance.notes(),
         *_factor_notes(graph, chosen, multiplied),
+        *_alignment_note(metadata),
+        *unread_notes(raw, entries),
     )
     if request.nvfp4_factors:
         notes += (f"NVFP4 with a factor beside it: {count(len(found), 'tensor')}",)
@@ -314,6 +317,13 @@ def _copied_file_type(graph: TensorGraph, metadata: Metadata) -> int:
             most = dtype
     found = None if most in _NEVER_GUESSED else recipe_named(most)
     return _GUESSED | (0 if found is None else found.file_type)
+
+
+def _alignment_note(metadata: Metadata) -> Iterator[str]:
+    """Say so if the alignment is kept in another type than the source's."""
+    kind = TYPE_NAMES[metadata.kind(ALIGNMENT_KEY)] if ALIGNMENT_KEY in metadata else "uint32"
+    if kind != "uint32":
+        yield f"{ALIGNMENT_KEY} is {kind} in the source; written as uint32, as llama.cpp reads it"
 
 
 def check_requantized(outputs: Sequence[Output]) -> None:

@@ -160,9 +160,9 @@ class Safetensors:
         """Read the index of one file. Raises CheckpointError."""
         return safetensors.read_index(path)
 
-    def remedy(self, tensor: str, wider: QuantType) -> str:
-        """Say how a tensor gets a wider type."""
-        return f"; write a directory in {wider.name.lower()}"
+    def remedy(self, tensor: str, other: QuantType, effect: str) -> str:
+        """Say how a tensor gets another type."""
+        return f"; write a directory in {other.name.lower()}"
 
 
 SAFETENSORS: Final = Safetensors()

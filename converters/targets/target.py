@@ -111,8 +111,8 @@ class Target(Protocol):
     def read(self, path: Path) -> Mapping[str, StoredArray]:
         """Read the index of one file that was written. Raises CheckpointError."""
 
-    def remedy(self, tensor: str, wider: QuantType) -> str:
-        """Say how a tensor gets a wider type."""
+    def remedy(self, tensor: str, other: QuantType, effect: str) -> str:
+        """Say how a tensor gets another type, and what the effect is if that is not plain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +219,7 @@ class PlannedTensor:
         if self.packed is not None:
             n_out, n_in = self.tensor.shape
             return sum(part.nbytes for part in self.packed.packing.parts(n_out, n_in))
-        rows = self.tensor.size // self.tensor.shape[-1]
-        return rows * self.type.row_bytes(self.tensor.shape[-1])
+        return self.type.nbytes(self.tensor.shape)
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _overrides(output: Output, tensors: Sequence[TensorMatch]) -> Iterator[Overr
         if found is None or there is None or tensor.tied is not None:
             continue
         made = found.type if found.packed is None else found.packed.packing.type
-        n_in = tensor.array.shape[-1]
+        n_in = tensor.array.shape[-1] if tensor.array.shape else 1
         if made.in_rows_of(n_in) != there.in_rows_of(n_in):
             names.setdefault(there, []).append(found.tensor.name)
     for asked, named in names.items():

@@ -22,8 +22,9 @@ from weightcast.converters.verify.structure import FETCH, Structure
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf import layout as gguf_layout
 from weightcast.formats.gguf import read as gguf
-from weightcast.formats.gguf.header import Metadata
+from weightcast.formats.gguf.header import Metadata, encoded
 from weightcast.quant.types import STORED_TYPES
+from weightcast.text import shown
 
 # What differs in so few bits, or bytes of a longer run, was the same once; other texts differ in
 # more, or in length.
@@ -185,10 +186,10 @@ def _check_metadata(
                 suspects.append(key)
         elif key not in wanted and not (keeps_tokenizer and key.startswith(_TOKENIZER)):
             unknown.append(key)
-            raws = {k.encode(): k for k in wanted if k not in there}
-            near = next((k for raw, k in raws.items() if _is_damaged(key.encode(), raw)), None)
+            raws = {encoded(k): k for k in wanted if k not in there}
+            near = next((k for raw, k in raws.items() if _is_damaged(encoded(key), raw)), None)
             if near is not None:
-                what = f"key {key!r} is {near!r}, damaged"
+                what = f"key {shown(key)} is {shown(near)}, damaged"
                 check.problems.append(Problem(str(path), what, remedy=FETCH, mistake="header"))
     missing = [key for key in wanted if key not in there and key != f"{prefix}vocab_size"]
     if unlike == suspects and not (unknown or missing or keeps_tokenizer or check.problems):

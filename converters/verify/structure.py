@@ -226,13 +226,13 @@ def _read_gguf_file(structure: Structure, path: Path) -> gguf.GGUFHeader | None:
             continue
         seen.add(info.name)
         end = info.start + info.nbytes
-        runs.append(_Run(info.start, end, info.name))
+        if info.nbytes:
+            runs.append(_Run(info.start, end, info.name))
         if info.start % header.alignment:
             what = f"begins at byte {info.start}, no multiple of {header.alignment}"
             structure.add(path, what, info.name)
-        if end <= header.size:
-            array = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
-            structure.keep(info.name, array)
+        if end <= header.size or not info.nbytes:
+            structure.keep(info.name, info.stored(path, header.size))
     _check_gguf_gaps(structure, path, header, runs)
     return header
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.compare import Sample
+from weightcast.converters.compare import Sample, has_same_bytes
 from weightcast.converters.engine import Meter, OnProgress, callback, cancellable
 from weightcast.converters.families import of_architecture
 from weightcast.converters.files import CARD, as_optional_path, as_path
@@ -291,7 +291,7 @@ class _Verifier:
                 tensor.array.dtype in TYPES and all(view.is_readable for view, _ in views)
             ):
                 weights.append(tensor)
-            elif not _same_bytes(tensor):
+            elif not has_same_bytes(first_array(tensor.source), tensor.array):
                 others[tensor.array.dtype].append(tensor)
         for dtype, found in others.items():
             what, place = f"numbers of {dtype} that are not the source's", str(found[0].array.path)
@@ -424,11 +424,3 @@ def _read(array: StoredArray) -> bytes:
     with array.path.open("rb") as file:
         read_into(file.fileno(), array.path, array.offset, memoryview(raw))
     return bytes(raw)
-
-
-def _same_bytes(tensor: TensorMatch) -> bool:
-    """Compare numbers that no kernel reads with the source's, as they are stored."""
-    origin = tensor.source.origin
-    if not isinstance(origin, StoredArray):
-        origin = first_array(tensor.source)
-    return origin.dtype == tensor.array.dtype and _read(origin) == _read(tensor.array)

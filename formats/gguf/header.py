@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import FormatError
+from weightcast.text import shown
 
 # The tokenizer of a 256k vocabulary takes 15 MB; nothing that belongs in a header is larger.
 MAX_HEADER_BYTES: Final = 1 << 28
-MAX_KEY_BYTES: Final = 65535
+# Of keys by the format; ggml's own limit of tensors' names is 63, which forks and others raise.
+MAX_NAME_BYTES: Final = 65535
 # Far more than files have: each of them is a Python object, larger than the bytes it is read from.
 MAX_VALUES: Final = 1 << 16
 MAX_STRINGS: Final = 1 << 22
+DAMAGED: Final = "cut or damaged: download the file again"
 _SCALARS: Final = {
     0: "<u1",
     1: "<i1",
@@ -32,12 +35,12 @@ _SCALARS: Final = {
     4: "<u4",
     5: "<i4",
     6: "<f4",
-    7: "?",
+    7: "u1",
     10: "<u8",
     11: "<i8",
     12: "<f8",
 }
-_STRING, _ARRAY = 8, 9
+_BOOL, _STRING, _ARRAY = 7, 8, 9
 TYPE_NAMES: Final = {
     0: "uint8",
     1: "int8",
@@ -46,7 +49,7 @@ TYPE_NAMES: Final = {
     4: "uint32",
     5: "int32",
     6: "float32",
-    7: "bool",
+    _BOOL: "bool",
     _STRING: "string",
     _ARRAY: "array",
     10: "uint64",
@@ -75,8 +78,7 @@ class HeaderReader:
         """Refuse a length that the file, or what a header may take of it, cannot hold."""
         if count > self._left:
             raise self.error(
-                f"{count} bytes are declared, but only {self._left} are left: cut or damaged; "
-                "download the file again"
+                f"{count:,} bytes are declared, but only {self._left:,} are left; {DAMAGED}"
             )
 
     def take(self, count: int) -> bytes:
@@ -91,18 +93,20 @@ class HeaderReader:
     def unsigned(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
 
-    def name(self, limit: int) -> str:
-        """A key or a tensor's name. Raises FormatError if it is not UTF-8 or too long."""
-        count = self.unsigned(8)
-        if count > limit:
-            raise self.error(f"a name of {count} bytes")
-        try:
-            return self.take(count).decode()
-        except UnicodeDecodeError:
-            raise self.error("a name is not valid UTF-8") from None
+    def name(self) -> str:
+        """A key or a tensor's name, bytes that are not UTF-8 as lone surrogates.
 
-    def raw_value(self) -> bytes:
-        """A metadata value as it lies in the file: type and bytes."""
+        Raises FormatError if it is too long.
+        """
+        count = self.unsigned(8)
+        self.require(count)
+        if count > MAX_NAME_BYTES:
+            said = f"a name of {count:,} bytes, and up to {MAX_NAME_BYTES:,} are read"
+            raise self.error(f"{said}; {DAMAGED}")
+        return decoded(self.take(count))
+
+    def raw_value(self, key: str) -> bytes:
+        """The metadata value of a key as it lies in the file: type and bytes."""
         head = self.take(4)
         kind = int.from_bytes(head, "little")
         if kind in _SCALARS:
@@ -111,13 +115,19 @@ class HeaderReader:
             length = self.take(8)
             return head + length + self.take(int.from_bytes(length, "little"))
         if kind != _ARRAY:
-            raise self.error(f"metadata of unknown type {kind}")
+            raise self.error(f"metadata key {shown(key)} is of unknown type {kind}; {DAMAGED}")
         inner = self.take(12)
         element, count = struct.unpack("<IQ", inner)
         if element in _SCALARS:
             return head + inner + self.take(count * np.dtype(_SCALARS[element]).itemsize)
-        if element != _STRING:  # arrays of arrays too: llama.cpp refuses them
-            raise self.error(f"metadata of unknown type {element} in an array")
+        if element == _ARRAY:
+            raise self.error(
+                f"metadata key {shown(key)} is an array of arrays, which llama.cpp does not read "
+                "either; make the file again without it"
+            )
+        if element != _STRING:
+            said = f"metadata key {shown(key)} is an array of unknown type {element}"
+            raise self.error(f"{said}; {DAMAGED}")
         # Each string takes at least its 8-byte length.
         self.require(8 * count)
         self._strings_left -= count
@@ -136,10 +146,13 @@ class HeaderReader:
             raise self.error(f"{count:,} metadata values; {MAX_VALUES:,} are read")
         raw: dict[str, bytes] = {}
         for _ in range(count):
-            key = self.name(MAX_KEY_BYTES)
+            key = self.name()
             if key in raw:
-                raise self.error(f"metadata key {key[:200]!r} occurs twice")
-            raw[key] = self.raw_value()
+                raise self.error(
+                    f"metadata key {shown(key)} occurs twice, which llama.cpp does not read "
+                    "either; make the file again with one of them"
+                )
+            raw[key] = self.raw_value(key)
         return raw
 
 
@@ -159,10 +172,10 @@ class Metadata(Mapping[str, Any]):
             element, count = struct.unpack_from("<IQ", raw, 4)
             if element == _STRING:
                 return list(_strings(raw, 16, count))
-            return np.frombuffer(raw, np.dtype(_SCALARS[element]), count, 16)
+            return _numbers(raw, element, count, 16)
         if kind == _STRING:
-            return raw[12:].decode(errors="surrogateescape")
-        return np.frombuffer(raw, np.dtype(_SCALARS[kind]), 1, 4)[0].item()
+            return decoded(raw[12:])
+        return _numbers(raw, kind, 1, 4)[0].item()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)
@@ -185,8 +198,25 @@ class Metadata(Mapping[str, Any]):
 def _strings(raw: bytes, start: int, count: int) -> Iterator[str]:
     for _ in range(count):
         end = start + 8 + int.from_bytes(raw[start : start + 8], "little")
-        yield raw[start + 8 : end].decode(errors="surrogateescape")
+        yield decoded(raw[start + 8 : end])
         start = end
+
+
+def _numbers(raw: bytes, kind: int, count: int, start: int) -> NDArray[Any]:
+    """Decode numbers; of a bool any byte but 0 is true, as for ggml."""
+    found = np.frombuffer(raw, np.dtype(_SCALARS[kind]), count, start)
+    return found != 0 if kind == _BOOL else found
+
+
+def decoded(raw: bytes) -> str:
+    """Decode a text of a GGUF file; bytes that are not UTF-8 become lone surrogates."""
+    return raw.decode(errors="surrogateescape")
+
+
+def encoded(text: str) -> bytes:
+    """Encode a text, with its length before it; what `decoded` gave becomes what it was."""
+    raw = text.encode(errors="surrogateescape")
+    return struct.pack("<Q", len(raw)) + raw
 
 
 def raw_number(type_name: str, value: float) -> bytes:
@@ -207,21 +237,16 @@ def raw_float(value: float) -> bytes:
 
 def raw_string(value: str) -> bytes:
     """Encode text as a metadata value."""
-    return struct.pack("<I", _STRING) + _text(value)
+    return struct.pack("<I", _STRING) + encoded(value)
 
 
 def raw_strings(values: Sequence[str]) -> bytes:
     """Encode a list of texts as an array."""
     head = struct.pack("<IIQ", _ARRAY, _STRING, len(values))
-    return head + b"".join(map(_text, values))
+    return head + b"".join(map(encoded, values))
 
 
 def raw_array(type_name: str, values: NDArray[Any]) -> bytes:
     """Encode numbers [n] as an array of one of TYPE_NAMES."""
     kind = _NUMBERS[type_name]
     return struct.pack("<IIQ", _ARRAY, kind, len(values)) + values.astype(_SCALARS[kind]).tobytes()
-
-
-def _text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw

@@ -8,11 +8,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import FileLayout
-from weightcast.formats.gguf.header import MAX_HEADER_BYTES, Metadata, raw_number
+from weightcast.formats.gguf.header import (
+    MAX_HEADER_BYTES,
+    Metadata,
+    encoded,
+    raw_number,
+    raw_uint,
+)
 from weightcast.formats.gguf.read import (
     ALIGNMENT_KEY,
     DEFAULT_ALIGNMENT,
@@ -41,7 +46,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        return self.type.row_bytes(self.shape[-1]) * prod(self.shape[:-1])
+        return self.type.nbytes(self.shape)
 
     def padded_bytes(self, alignment: int) -> int:
         """Bytes that it takes in a file, with the padding after it."""
@@ -62,6 +67,8 @@ def lay_out(
     if len(parts) > _MAX_PARTS:
         raise CheckpointError(f"{len(parts):,} files; split into larger ones")
     alignment = Metadata(metadata).get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if ALIGNMENT_KEY in metadata:  # of any whole type; llama.cpp reads this one
+        metadata = {**metadata, ALIGNMENT_KEY: raw_uint(alignment)}
     kept = {} if alignment == DEFAULT_ALIGNMENT else {ALIGNMENT_KEY: metadata[ALIGNMENT_KEY]}
     layouts = []
     for number, part in enumerate(parts):
@@ -82,13 +89,11 @@ def lay_out_file(
     """Place tensors after raw metadata in one file. Raises CheckpointError if it is too large."""
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(entries), len(metadata)))
     for key, raw in metadata.items():
-        header += _string(key) + raw
+        header += encoded(key) + raw
     starts, end = [], 0
-    if alignment > MAX_HEADER_BYTES:
-        raise CheckpointError(f"a GGUF header cannot be aligned to {alignment:,} bytes")
     for entry in entries:
         axes = struct.pack(f"<I{len(entry.shape)}Q", len(entry.shape), *reversed(entry.shape))
-        header += _string(entry.name) + axes + struct.pack("<IQ", entry.type.ggml_id, end)
+        header += encoded(entry.name) + axes + struct.pack("<IQ", entry.type.ggml_id, end)
         starts.append(end)
         end += entry.padded_bytes(alignment)
     header += bytes(-len(header) % alignment)
@@ -96,8 +101,3 @@ def lay_out_file(
         raise CheckpointError(f"a GGUF header of {len(header)} bytes")
     offsets = {e.name: len(header) + start for e, start in zip(entries, starts, strict=True)}
     return FileLayout(bytes(header), offsets, len(header) + end)
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw

@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 import shlex
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -21,22 +22,25 @@ from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.foreign import refuse_foreign, require_file
 from weightcast.formats.foreign.downloads import arriving
-from weightcast.formats.gguf.header import HeaderReader, Metadata
+from weightcast.formats.gguf.header import DAMAGED, HeaderReader, Metadata
 from weightcast.formats.split import SPLIT_NAME, split_name
 from weightcast.quant.types import MXFP4, STORED_TYPES
-from weightcast.text import some
+from weightcast.text import shown, some
 
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3
 DEFAULT_ALIGNMENT: Final = 32
 ALIGNMENT_KEY: Final = "general.alignment"
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
-_MAX_NAME_BYTES = 256
-# ggml has tensors of four axes; other readers take more, such as those of video models with five.
-_MAX_AXES = 5
+# Headers are padded to it in memory; files have 32, some 4096.
+MAX_ALIGNMENT: Final = 1 << 20
+# ggml has 4; the convolutions of video models have 5.
+_MAX_AXES = 8
+# An axis is signed for ggml, and so is the size of a tensor.
+_MAX_BYTES: Final = (1 << 63) - 1
 # Large models have some thousands, each expert by itself ten times as many.
 MAX_TENSORS: Final = 1 << 17
-_AGAIN: Final = "make it again from the original weights"
+_AGAIN: Final = "make the file again from the original weights"
 _TYPES: Final = {t.ggml_id: t for t in STORED_TYPES.values()}
 
 
@@ -61,6 +65,11 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     nbytes: int
+
+    def stored(self, path: Path, size: int) -> StoredArray:
+        """Give the array in a file of `size` bytes; one without values lies nowhere beyond it."""
+        start = self.start if self.nbytes else min(self.start, size)
+        return StoredArray(path, start, self.nbytes, self.dtype, self.shape)
 
 
 @dataclass(frozen=True)
@@ -101,20 +110,32 @@ def _read_header(file: BinaryIO, path: Path) -> GGUFHeader:
         raise FormatError(path, 4, _other_version(path, version))
     n_tensors, n_values = header.unsigned(8), header.unsigned(8)
     # The least that a tensor info and a metadata entry can take.
-    header.require(n_tensors * 32 + n_values * 13)
+    header.require(n_tensors * 24 + n_values * 13)
     if n_tensors > MAX_TENSORS:
         raise header.error(f"{n_tensors:,} tensors; {MAX_TENSORS:,} are read")
     metadata = Metadata(header.pairs(n_values))
     architecture = metadata.get("general.architecture")
+    alignment = _alignment(header, metadata)
     infos = [_tensor_info(header, architecture) for _ in range(n_tensors)]
-    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise header.error("general.alignment is not a power of two")
     data_start = -(-header.position // alignment) * alignment
     tensors = tuple(TensorInfo(*info[:3], data_start + info[3], info[4]) for info in infos)
     return GGUFHeader(
         version, metadata, tensors, alignment, header.position, data_start, header.size
     )
+
+
+def _alignment(header: HeaderReader, metadata: Metadata) -> int:
+    """Look the alignment up. Raises FormatError if it is none; any whole number's type will do."""
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if type(alignment) is not int:
+        problem = f"{shown(alignment)}, not a whole number"
+    elif alignment < 1 or alignment & (alignment - 1):
+        problem = f"{alignment:,}, not a power of two"
+    elif alignment > MAX_ALIGNMENT:
+        problem = f"{alignment:,}, and up to {MAX_ALIGNMENT:,} is read"
+    else:
+        return alignment
+    raise header.error(f"{ALIGNMENT_KEY} is {problem}; {_AGAIN}")
 
 
 def read_file(path: Path) -> GGUFIndex:
@@ -123,25 +144,30 @@ def read_file(path: Path) -> GGUFIndex:
     tensors: dict[str, StoredArray] = {}
     for info in header.tensors:
         if info.name in tensors:
-            raise FormatError(path, None, f"tensor {info.name!r} occurs twice")
-        if info.start + info.nbytes > header.size:
+            raise FormatError(path, None, f"tensor {shown(info.name)} occurs twice; {_AGAIN}")
+        if info.nbytes and info.start + info.nbytes > header.size:
             raise _cut(path, header, info)
-        tensors[info.name] = StoredArray(path, info.start, info.nbytes, info.dtype, info.shape)
-    end = 0
-    for array in sorted(tensors.values(), key=lambda a: a.offset):
-        if array.offset < end:
-            raise FormatError(path, array.offset, "two tensors overlap")
-        end = array.offset + array.nbytes
+        tensors[info.name] = info.stored(path, header.size)
+    _check_overlaps(path, header.tensors)
     return GGUFIndex(header.metadata, tensors, (path,))
+
+
+def _check_overlaps(path: Path, infos: Iterable[TensorInfo]) -> None:
+    """Raise FormatError if two tensors share bytes; empty ones have none, wherever they lie."""
+    placed = sorted((info for info in infos if info.nbytes), key=lambda info: info.start)
+    for before, info in pairwise(placed):
+        if info.start < before.start + before.nbytes:
+            both = f"{shown(before.name)} and {shown(info.name)}"
+            raise FormatError(path, info.start, f"tensors {both} overlap; {_AGAIN}")
 
 
 def _cut(path: Path, header: GGUFHeader, first: TensorInfo) -> FormatError:
     """Make the error for a file that ends before its tensors do; `first` is one that is cut."""
-    needed = max(info.start + info.nbytes for info in header.tensors)
+    needed = max(info.start + info.nbytes for info in header.tensors if info.nbytes)
     return FormatError(
         path,
         header.size,
-        f"the file ends here, its tensors at {needed:,} (tensor {first.name!r} is cut); "
+        f"the file ends here, its tensors at {needed:,} (tensor {shown(first.name)} is cut); "
         "go on with the download, or download it again",
     )
 
@@ -160,21 +186,25 @@ def _other_version(path: Path, version: int) -> str:
 def _tensor_info(
     header: HeaderReader, architecture: object
 ) -> tuple[str, str, tuple[int, ...], int, int]:
-    name = header.name(_MAX_NAME_BYTES)
+    name = header.name()
     n_axes = header.unsigned(4)
     if n_axes > _MAX_AXES:
-        raise header.error(f"tensor {name!r} has {n_axes} axes")
+        said = f"tensor {shown(name)} has {n_axes:,} axes, and up to {_MAX_AXES} are read"
+        raise header.error(f"{said}; {DAMAGED}")
     shape = tuple(reversed(struct.unpack(f"<{n_axes}Q", header.take(8 * n_axes))))
     type_id = header.unsigned(4)
     offset = header.unsigned(8)
     found = _TYPES.get(type_id)
     if found is None or (found is MXFP4 and _is_of_bitnet(architecture)):
-        raise header.error(f"tensor {name!r} is of {_foreign(type_id, architecture)}")
-    if not shape or not found.fits(shape[-1]):
+        raise header.error(f"tensor {shown(name)} is of {_foreign(type_id, architecture)}")
+    if not found.fits(shape[-1] if shape else 1):
         raise header.error(
-            f"tensor {name!r}: shape {list(shape)} does not fill blocks of {found.name}"
+            f"tensor {shown(name)}: shape {list(shape)} does not fill blocks of {found.name}; "
+            f"{_AGAIN}"
         )
-    return name, found.name, shape, offset, prod(shape[:-1]) * found.row_bytes(shape[-1])
+    if prod(max(size, 1) for size in shape) * found.block_bytes > _MAX_BYTES:
+        raise header.error(f"tensor {shown(name)}: shape {list(shape)} is too large; {_AGAIN}")
+    return name, found.name, shape, offset, found.nbytes(shape)
 
 
 def _is_of_bitnet(architecture: object) -> bool:
@@ -217,7 +247,8 @@ def read_split(path: Path) -> GGUFIndex:
             raise FormatError(part, None, f"says it is another part than {number + 1} of {count}")
         for name, array in index.tensors.items():
             if name in tensors:
-                raise FormatError(part, None, f"tensor {name!r} is also in {tensors[name].path}")
+                also = f"is also in {tensors[name].path}"
+                raise FormatError(part, None, f"tensor {shown(name)} {also}")
             tensors[name] = array
         paths.append(part)
     expected = whole_number(first.metadata, "split.tensors.count")

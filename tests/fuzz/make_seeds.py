@@ -32,7 +32,7 @@ def main() -> None:
         folder = Path(name)
         seeds = _model_seeds(folder) | {
             "gguf": _gguf_seeds(folder),
-            "convert": {"tokens": _gguf_files(0)[0]},
+            "convert": {"tokens": _gguf_files(0)[0], "odd": _odd_gguf()},
             "gguf_split": {"two-files": join_files(_split_gguf())},
             "recipe": {file.stem: file.read_bytes() for file in _EXAMPLES.glob("*.toml")},
             "shards": {
@@ -166,7 +166,25 @@ def _split_gguf() -> dict[str, bytes]:
 def _gguf_seeds(folder: Path) -> dict[str, bytes]:
     path = folder / "grok.gguf"
     weightcast.convert(folder / "model", path, types=("Q8_0",), no_tokenizer=True)
-    return {"tokens": _gguf_files(0)[0], "grok": path.read_bytes()[:4096]}
+    return {
+        "tokens": _gguf_files(0)[0],
+        "odd": _odd_gguf(),
+        "grok": path.read_bytes()[:4096],
+    }
+
+
+def _odd_gguf() -> bytes:
+    """Shapes, names and metadata at the edges of what is read."""
+    metadata = {
+        "": raw_number("bool", 1),
+        "k\udcff": raw_string("\udcff"),
+        "general.alignment": raw_number("uint64", 16),
+        "general.architecture": _floats(),
+    }
+    shapes = {"scale": (), "none": (0,), "\udcff.weight": (2, 0, 32), "c.weight": (1, 2, 1, 1, 32)}
+    entries = [Entry(name, F32, shape) for name, shape in shapes.items()]
+    (layout,) = lay_out(metadata, entries)
+    return layout.header.ljust(layout.size, b"\1")
 
 
 def _imatrix_seeds() -> dict[str, bytes]:

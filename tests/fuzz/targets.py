@@ -109,9 +109,13 @@ def _look_at_gguf(path: Path) -> None:
     carried = open_as_it_is(path)
     assert carried is not None
     json.dumps(graph_values(carried, ()))
+    list(graph_lines(carried, (), all_tensors=True))
     index = gguf.read_split(path)
     for array in index.tensors.values():
         assert array.offset + array.nbytes <= array.path.stat().st_size
+    if carried.family.architecture != "grok":
+        for tensor in weightcast.open(path).values():
+            assert tensor.numpy().shape == tensor.shape
     try:
         vocabulary = from_gguf(path, index.metadata)
         if vocabulary is not None:
@@ -127,6 +131,8 @@ def _convert(folder: Path, raw: bytes) -> None:
     path = _write(folder, "model.gguf", raw)
     out = folder / "out-Q4_K_M.gguf"
     weightcast.convert(path, out, allow_requantize=True, bundle=True, jobs=1)
+    assert weightcast.compare(path, out, jobs=1).problem is None
+    assert weightcast.verify(out, path, jobs=1).is_good
 
 
 def _safetensors(folder: Path, raw: bytes) -> None:

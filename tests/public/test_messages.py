@@ -117,8 +117,8 @@ MISTAKES = [
         "m-Q8_0.gguf",
         {},
         (),
-        "; tensor_types='a.weight=BF16' gives it a wider range",
-        "; --tensor-type a.weight=BF16 gives it a wider range",
+        "; tensor_types='a.weight=F32' keeps it as it is stored",
+        "; --tensor-type a.weight=F32 keeps it as it is stored",
     ),
 ]
 

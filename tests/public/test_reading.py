@@ -384,6 +384,60 @@ class Meter:
         return self.nbytes - before
 
 
+LITTLE: list[tuple[int, tuple[int, ...]]] = [
+    *((kind, ()) for kind in (gguf_files.F32, gguf_files.F16, gguf_files.I32, gguf_files.F64)),
+    *((kind, (0,)) for kind in (gguf_files.F32, gguf_files.BF16, gguf_files.Q8_0, gguf_files.I64)),
+    *((gguf_files.F32, shape) for shape in ((3, 0), (0, 3), (2, 0, 4), (1, 1, 1, 1))),
+    (gguf_files.Q8_0, (0, 32)),
+    (gguf_files.F32, (2, 1, 2, 1, 3)),
+]
+STORED = {
+    gguf_files.F32: "<f4",
+    gguf_files.F16: "<f2",
+    gguf_files.I32: "<i4",
+    gguf_files.F64: "<f8",
+    gguf_files.I64: "<i8",
+}
+
+
+@pytest.mark.parametrize(("kind", "shape"), LITTLE)
+def test_one_value_none_and_many_axes(kind: int, shape: tuple[int, ...], tmp_path: Path) -> None:
+    size = int(np.prod(shape))
+    values = np.arange(1, size + 1).astype(STORED.get(kind, "<f4")).reshape(shape)
+    part = gguf_files.Part(kind, shape, values.tobytes() if size else b"")
+    gguf_files.write(tmp_path / "a.gguf", {}, {"a": part, "b": gguf_files.floats(np.ones(4, "f4"))})
+    t = weightcast.open(tmp_path / "a.gguf")["a"]
+    is_weights = kind not in (gguf_files.I32, gguf_files.I64, gguf_files.F64)
+    wanted = values.astype(np.float32) if is_weights else values
+    assert (t.shape, t.ndim, t.size, t.dtype) == (shape, len(shape), size, wanted.dtype)
+    assert t.nbytes == len(part.data)
+    assert t.bits_per_weight == (8 * len(part.data) / size if size else 0)
+    for found in (t.numpy(), np.asarray(t), t[...], np.array(t.torch() if is_weights else t)):
+        assert np.shape(found) == shape
+        np.testing.assert_array_equal(found, wanted)
+        assert np.asarray(found).dtype == wanted.dtype
+    made = np.zeros(shape, wanted.dtype)
+    for index, chunk in t.chunks(1):
+        made[index] = chunk
+    np.testing.assert_array_equal(made, wanted)
+    [(name, stored)] = t.stored().items()
+    assert name == ("blocks" if kind == gguf_files.Q8_0 else "values")
+    assert stored.tobytes() == part.data
+    assert stored.shape[:-1] == shape[:-1]
+    assert str(list(shape)) in repr(t)
+    if not shape:
+        with pytest.raises(TypeError, match="a: one value, without axes, has no length"):
+            len(t)
+        with pytest.raises(IndexError, match="a: 1 indices for 0 axes"):
+            t[0]
+        assert t[()] == 1
+    else:
+        assert len(t) == len(wanted)
+        np.testing.assert_array_equal([*t], [*wanted])
+        for index in (slice(0, 0), slice(None, None, -1), (..., slice(0, 1))):
+            np.testing.assert_array_equal(t[index], wanted[index])
+
+
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_rows_are_read_without_the_rest(
     kind: str, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests import gguf_files
-from tests.gguf_files import Part, string, strings, u16, u32
+from tests.gguf_files import Part, string, strings, text, u16, u32
 from tests.support import GOLDEN
 
 POINTER = (
@@ -91,7 +91,7 @@ def make_all() -> None:
     """Make all of them in the working directory."""
     for make in (make_paths, make_files, make_downloads, make_archives, make_torch, make_json):
         make()
-    for make in (make_gguf, make_split, make_models, make_directories, make_shards):
+    for make in (make_gguf, make_odd_gguf, make_split, make_models, make_directories, make_shards):
         make()
 
 
@@ -212,6 +212,54 @@ def make_gguf() -> None:
     sums = {"blk.0.attn_q.weight.in_sum2": Part(gguf_files.F32, (1, 32), bytes(128))}
     sums["blk.0.attn_q.weight.counts"] = Part(gguf_files.F32, (1, 1), bytes(4))
     gguf("g/imatrix.gguf", imatrix, sums)
+
+
+def make_odd_gguf() -> None:
+    """Files that contradict themselves, or the format."""
+    a, b = text("a"), text("b")
+    kind = struct.pack("<I", gguf_files.F32)
+    one_row = struct.pack("<IQ", 1, 32) + kind
+    for name, value in {
+        "48": u32(48),
+        "0": u32(0),
+        "below-0": struct.pack("<Iq", 11, -32),
+        "huge": struct.pack("<IQ", 10, 1 << 62),
+        "text": string("32"),
+        "float": struct.pack("<If", 6, 32),
+        "list": gguf_files.array(4, struct.pack("<2I", 32, 32)),
+        "true": struct.pack("<I?", 7, True),
+    }.items():
+        gguf(f"g/alignment-{name}.gguf", {**LLAMA, "general.alignment": value})
+    for name, values in {
+        "twice": (a + u32(1), a + u32(1)),
+        "of-arrays": (a + struct.pack("<IIQIQ", 9, 9, 1, 4, 0),),
+        "unknown": (a + struct.pack("<II", 13, 1),),
+        "array-unknown": (a + struct.pack("<IIQI", 9, 13, 1, 1),),
+        "long": (text("k" * 65536) + u32(1),),
+        "cut": (text("k") + struct.pack("<IQ", gguf_files.STRING, 1 << 40),),
+    }.items():
+        put(f"g/key-{name}.gguf", gguf_head(values, [a + one_row + bytes(8)]) + bytes(128))
+    for name, infos in {
+        "twice": [a + one_row + struct.pack("<Q", n) for n in (0, 128)],
+        "overlap": [a + one_row + bytes(8), b + one_row + struct.pack("<Q", 96)],
+        "nine-axes": [a + struct.pack("<I9Q", 9, *(1,) * 9) + kind + bytes(8)],
+        "axis": [a + struct.pack("<IQ", 1, 1 << 62) + kind + bytes(8)],
+        "product": [a + struct.pack("<I2Q", 2, 1 << 32, 1 << 32) + kind + bytes(8)],
+        "blocks": [a + struct.pack("<IQI", 1, 33, gguf_files.Q8_0) + bytes(8)],
+        "one-block": [a + struct.pack("<II", 0, gguf_files.Q8_0) + bytes(8)],
+        "name": [text("n" * 65536) + one_row + bytes(8)],
+        "far": [a + one_row + struct.pack("<Q", 1 << 60)],
+    }.items():
+        put(f"g/tensor-{name}.gguf", gguf_head((), infos) + bytes(256))
+    put("g/tensors.gguf", gguf_head((), [a + one_row + bytes(8)], 1 << 60))
+
+
+def gguf_head(values: Iterable[bytes], infos: Iterable[bytes], count: int | None = None) -> bytes:
+    """Write a header that says anything; `count` is the number of tensors that it claims."""
+    values, infos = [*values], [*infos]
+    counts = len(infos) if count is None else count, len(values)
+    head = b"GGUF" + struct.pack("<IQQ", 3, *counts) + b"".join((*values, *infos))
+    return head + bytes(-len(head) % 32)
 
 
 def make_split() -> None:

@@ -344,12 +344,12 @@ BAD_FILES = {
     "an array of unknown type": file_of([pair("a", 9, struct.pack("<IQ", 13, 1) + b"1")], []),
     "a value of unknown type": file_of([pair("a", 13, b"12345678")], []),
     "a value of type 2**32 - 1": file_of([pair("a", (1 << 32) - 1, b"12345678")], []),
-    "a key that is not UTF-8": file_of([pair(b"\xff", 0, b"1")], []),
+    "a key of 65,536 bytes": file_of([pair("k" * 65536, 0, b"1")], []),
     "a repeated key": file_of([pair("a", 0, b"1"), pair("a", 0, b"2")], []),
-    "a name that is not UTF-8": file_of([], [info(b"\xff", [1])], b"1234"),
-    "a long name": file_of([], [info("a" * 300, [1])], b"1234"),
-    "no axes": file_of([], [info("a", [])], bytes(64)),
-    "six axes": file_of([], [info("a", [1] * 6)], b"1234"),
+    "a name of 65,536 bytes": file_of([], [info("a" * 65536, [1])], b"1234"),
+    "no axes, and no data": file_of([], [info("a", [])]),
+    "no axes, of a type of blocks": file_of([], [info("a", [], 8)], bytes(64)),
+    "nine axes": file_of([], [info("a", [1] * 9)], b"1234"),
     "2**32 - 1 axes": file_of([], [string("a") + b"\xff" * 4 + bytes(64)]),
     "an unknown type": file_of([], [info("a", [32], 1000)], bytes(64)),
     "a removed type": file_of([], [info("a", [32], 4)], bytes(64)),
@@ -363,19 +363,68 @@ BAD_FILES = {
     "offset beyond the end": file_of([], [info("a", [1], 0, 32)], b"1234"),
     "offset of 2**63": file_of([], [info("a", [1], 0, 1 << 63)], b"1234"),
     "offset of 2**64 - 1": file_of([], [info("a", [1], 0, MAX)], b"1234"),
-    "nothing, beyond the end": file_of([], [info("a", [0], 0, 64)], b"1234"),
+    "nothing, of axes of 2**62": file_of([], [info("a", [0, 1 << 62, 1 << 62])]),
+    "nothing twice": file_of([], [info("a", [0]), info("a", [0])]),
     "a repeated name": file_of([], [info("a", [1]), info("a", [1], 0, 32)], bytes(64)),
     "overlap": file_of([], [info("a", [9]), info("b", [1], 0, 32)], bytes(64)),
     "the same range twice": file_of([], [info("a", [1]), info("b", [1])], bytes(64)),
     "alignment 0": file_of([alignment(0)], [info("a", [1])], b"1234"),
     "alignment -32": file_of([alignment(-32, 5, "i")], [info("a", [1])], b"1234"),
     "alignment 24": file_of([alignment(24)], [info("a", [1])], bytes(64)),
+    "alignment 2**21": file_of([alignment(1 << 21)], [info("a", [0])], b"1234"),
     "alignment 2**31": file_of([alignment(1 << 31)], [info("a", [1])], b"1234"),
     "alignment 2**63": file_of([alignment(1 << 63, 10, "Q")], [info("a", [1])], b"1234"),
     "alignment true": file_of([pair("general.alignment", 7, b"\1")], [info("a", [1])], b"1234"),
     "alignment as text": file_of([pair("general.alignment", 8, string("32"))], [], bytes(64)),
     "alignment as a list": file_of([pair("general.alignment", 9, numbers(32, 32))], [], bytes(64)),
 }
+
+
+# What is unusual, and read: shapes by name.
+ODD_FILES: dict[str, tuple[bytes, dict[str, tuple[int, ...]]]] = {
+    "no axes": (
+        file_of([], [info("a", []), info("b", [1], 0, 32)], bytes(64)),
+        {"a": (), "b": (1,)},
+    ),
+    "eight axes": (file_of([], [info("a", [1] * 8)], bytes(4)), {"a": (1,) * 8}),
+    "nothing else": (file_of([], [info("a", [0]), info("b", [3, 0])]), {"a": (0,), "b": (3, 0)}),
+    "nothing, at one place with others": (
+        file_of([], [info("a", [0]), info("b", [2, 4]), info("c", [0])], bytes(32)),
+        {"a": (0,), "b": (2, 4), "c": (0,)},
+    ),
+    "nothing, inside another and beyond the end": (
+        file_of([], [info("a", [8]), info("b", [0], 0, 16), info("c", [0], 8, MAX)], bytes(32)),
+        {"a": (8,), "b": (0,), "c": (0,)},
+    ),
+    "a name that is not UTF-8": (file_of([], [info(b"a\xff", [1])], b"1234"), {"a\udcff": (1,)}),
+    "a name of 65,535 bytes": (file_of([], [info("a" * 65535, [1])], b"1234"), {"a" * 65535: (1,)}),
+    "no name": (file_of([], [info("", [])], b"1234"), {"": ()}),
+    "out of order": (
+        file_of([], [info("a", [8], 0, 32), info("b", [8])], bytes(64)),
+        {"a": (8,), "b": (8,)},
+    ),
+    "gaps and more": (file_of([], [info("a", [8], 0, 64)], bytes(999)), {"a": (8,)}),
+    "version 2": (file_of([], [info("a", [1])], b"1234", version=2), {"a": (1,)}),
+    "alignment of 64 bits": (
+        file_of([alignment(32, 10, "Q")], [info("a", [1])], b"1234"),
+        {"a": (1,)},
+    ),
+    "alignment of 8 bits, signed": (
+        file_of([alignment(32, 1, "b")], [info("a", [1])], b"1234"),
+        {"a": (1,)},
+    ),
+    "alignment 1": (file_of([alignment(1)], [info("a", [1])], bytes(64)), {"a": (1,)}),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_odd_file(kind: str, write: Writer, stored_bytes: Bytes) -> None:
+    raw, shapes = ODD_FILES[kind]
+    tensors = read_file(write(raw)).tensors
+    assert {name: array.shape for name, array in tensors.items()} == shapes
+    for array in tensors.values():
+        assert array.nbytes == 4 * int(np.prod(array.shape))
+        assert len(stored_bytes(array)) == array.nbytes
 
 
 @pytest.mark.parametrize("problem", BAD_FILES)
