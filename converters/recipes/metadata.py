@@ -10,7 +10,7 @@ import numpy as np
 
 from weightcast.errors import RequestError
 from weightcast.formats.gguf.header import (
-    MAX_KEY_BYTES,
+    MAX_NAME_BYTES,
     raw_float,
     raw_number,
     raw_string,
@@ -34,7 +34,7 @@ def parse_override_kv(text: str) -> tuple[str, bytes]:
     source = f"{option('override_kv')} {shown(text)[1:-1]}"
     key, is_one, typed = text.partition("=")
     kind, has_value, value = typed.partition(":")
-    if not (key and is_one and has_value) or len(key.encode()) > MAX_KEY_BYTES:
+    if not (key and is_one and has_value) or len(key.encode()) > MAX_NAME_BYTES:
         raise RequestError(
             f"{source}: write it as KEY=TYPE:VALUE, such as llama.expert_used_count=int:4; types "
             "are int, float, bool and str"
