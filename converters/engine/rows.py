@@ -24,6 +24,7 @@ from weightcast.text import option
 
 # Copied at once: larger pieces leave the caches of a core between reading and writing.
 _CHUNK_BYTES: Final = 1 << 20
+_LEAST_CHUNK: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class RowConverter:
         view = task.item.view.single
         run = None if view is None else view.run_of_rows(task.out0, task.out1)
         assert run is not None
-        chunks = read_run(task.item.view.path, *run, memoryview(worker.buffer)[:_CHUNK_BYTES])
+        # A worker that only copies may have no buffer of a size, if its rows were for a device.
+        room = worker.buffer if len(worker.buffer) >= _LEAST_CHUNK else bytearray(_LEAST_CHUNK)
+        chunks = read_run(task.item.view.path, *run, memoryview(room)[:_CHUNK_BYTES])
         output, file = destination.output, destination.file
         write = self.files.write_chunks(output, file, chunks, _offset(task, destination))
         return TaskResult(BlockCounts(), [write])
