@@ -39,7 +39,7 @@ from weightcast.converters.recipes.llama_quantize import (
 )
 from weightcast.converters.recipes.recipe import COPY, Recipe
 from weightcast.errors import LayoutError
-from weightcast.formats.gguf.layout import ggml_shape
+from weightcast.formats.gguf.layout import GGML_AXES, ggml_shape
 from weightcast.quant.types import F16, FLOAT_TYPES, Q2_K, Q8_0, TYPES, QuantType, WeightType
 from weightcast.text import closest, option, shown
 
@@ -49,8 +49,6 @@ Named = Sequence[tuple[str, tuple[int, ...]]]
 # The options that ask for the types of ends, as notes and reports call them.
 _OUTPUT: Final = "output_tensor_type"
 _TOKEN_EMBD: Final = "token_embedding_type"
-# ggml has no tensors of more axes.
-_MOST_AXES: Final = 4
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
@@ -380,7 +378,7 @@ def is_quantized(name: str, shape: tuple[int, ...], architecture: str | None = N
     Tensors without values stay; there, they are an error.
     """
     n_axes = len(ggml_shape(shape))
-    if not 2 <= n_axes <= _MOST_AXES or not all(shape):
+    if not 2 <= n_axes <= GGML_AXES or not all(shape):
         return False
     if not name.endswith("weight") or NOT_QUANTIZED.search(name):
         return False

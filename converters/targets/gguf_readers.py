@@ -1,6 +1,6 @@
 """Say what llama.cpp cannot read of a GGUF file, though the format allows it and others read it.
 
-Source of the limits: gguf_init_from_reader in ggml/src/gguf.cpp, GGML_MAX_NAME and GGML_MAX_DIMS in
+Source of the limits: gguf_init_from_reader in ggml/src/gguf.cpp and GGML_MAX_NAME in
 ggml/include/ggml.h of llama.cpp.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from weightcast.formats.gguf.layout import Entry
+from weightcast.formats.gguf.layout import GGML_AXES, Entry
 from weightcast.text import count, shown
 
 _MAX_NAME_BYTES: Final = 63
-_MAX_AXES: Final = 4
 _CANNOT: Final = "llama.cpp cannot read the output"
 
 
@@ -26,7 +25,7 @@ def unread_notes(metadata: Mapping[str, bytes], entries: Sequence[Entry]) -> Ite
         f"names of more than {_MAX_NAME_BYTES} bytes": [
             name for name, raw in names.items() if len(raw) > _MAX_NAME_BYTES
         ],
-        f"more than {_MAX_AXES} axes": [e.name for e in entries if len(e.shape) > _MAX_AXES],
+        f"more than {GGML_AXES} axes": [e.name for e in entries if len(e.shape) > GGML_AXES],
     }
     for what, found in unread.items():
         if found:

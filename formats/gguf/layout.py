@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from weightcast.errors import CheckpointError
 from weightcast.formats.array import FileLayout
@@ -28,10 +29,17 @@ from weightcast.quant.types import QuantType
 
 # split.count is a uint16.
 _MAX_PARTS = 65535
+# GGML_MAX_DIMS in ggml/include/ggml.h.
+GGML_AXES: Final = 4
 
 
 def ggml_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Give a row-major shape as ggml writes it: without axes of 1 before the others."""
+    """Give a row-major shape as ggml writes it: without axes of 1 before the others.
+
+    Tensors that it does not have keep theirs: those without values, and those of more axes.
+    """
+    if len(shape) > GGML_AXES or not all(shape):
+        return shape
     n_ones = next((n for n, length in enumerate(shape[:-1]) if length != 1), len(shape) - 1)
     return shape[n_ones:] if shape else (1,)
 

@@ -233,7 +233,7 @@ def test_layers_of_encoder_and_decoder(tmp_path: Path) -> None:
         "t5.decoder_block_count": u32(3),
     }
     source = files.write(tmp_path / "m.gguf", metadata, {n: weights(n, 2, 32) for n in names})
-    weightcast.convert(source, tmp_path / "o-F32.gguf", prune_layers="0")
+    weightcast.convert(source, tmp_path / "o-F32.gguf", prune_layers="0", keep_order=True)
     made = files.read(tmp_path / "o-F32.gguf")
     assert made.metadata["t5.block_count"] == made.metadata["t5.decoder_block_count"] == u32(2)
     kept = ["enc.blk.1", "enc.blk.2", "dec.blk.1", "dec.blk.2", "v.blk.0", "v.blk.1", "v.blk.2"]

@@ -244,7 +244,7 @@ def test_a_floor_is_a_share(tmp_path: Path, share: object) -> None:
 
 
 def test_a_floor_needs_importance(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no importance to raise; give a matrix with imatrix="):
+    with pytest.raises(RequestError, match="importance_floor: of use with imatrix=FILE only"):
         convert(WIDE, tmp_path / "m-Q4_K_S.gguf", importance_floor="1e-6")
 
 
