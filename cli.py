@@ -29,9 +29,12 @@ _SILENT = frozenset(("-q", "--quiet", "--json", "-h", "--help"))
 _ELSEWHERE = {
     "check": "verify",
     "diff": "compare",
+    "convert_lora_to_gguf": "convert ADAPTER OUT-F16.gguf --base MODEL",
     "dump": "inspect",
     "info": "inspect",
+    "export-lora": "convert SRC OUT --lora ADAPTER",
     "list": "types",
+    "merge-lora": "convert SRC OUT --lora ADAPTER",
     "quantize": "convert",
     "show": "inspect",
 }

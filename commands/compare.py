@@ -34,6 +34,7 @@ from weightcast.converters.report import (
     tensor_role,
     write_report,
 )
+from weightcast.converters.sources import lora_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Asked:
     """The options that say what to measure, and where to write it."""
 
     spec: Path | None
+    lora: tuple[str, ...]
     imatrix: Path | None
     baseline: str
     report: Path | None
@@ -58,6 +60,7 @@ class Asked:
 @click.argument("a", metavar="A", type=PATH)
 @click.argument("b", metavar="B", type=PATH)
 @options.spec
+@options.lora
 @listed_option(
     "--baseline",
     section="reporting",
@@ -114,11 +117,11 @@ def _measure(
     a: Path, b: Path, asked: Asked, limits: list[Limit], on_progress: OnProgress
 ) -> Comparison:
     """Measure all tensors and write the report. Raises CheckpointError."""
-    sides = open_both(a, b, asked.spec, asked.imatrix)
+    sides = open_both(a, b, asked.spec, asked.imatrix, asked.lora)
     roles = (tensor_role(pair.gguf) for pair in sides.pairing.pairs)
     check_applicable(limits, roles, weighted=asked.imatrix is not None)
     if asked.report is not None:
-        read = filter(None, (asked.spec, asked.imatrix))
+        read = filter(None, (asked.spec, asked.imatrix, *lora_files(asked.lora).values()))
         check_report_path(asked.report, [*sides.places, *read])
     found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
     if asked.report is not None:

@@ -52,6 +52,8 @@ _ELSEWHERE: Final = {
     "--leave-output-tensor": "--tensor-type '^output=TYPE'",
     "--keep-split": "--split SIZE",
     "--output-dir": "the folder in OUT",
+    "--lora-scaled": "--lora PATH=SCALE",
+    "--base-model-id": "--base MODEL",
 }
 
 # Options that need no counterpart.
@@ -120,6 +122,13 @@ spec = listed_option(
     type=PATH,
     metavar="FILE",
     help="JSON file of hyperparameters (keys as in spec.json).",
+)
+lora = listed_option(
+    "--lora",
+    section="source",
+    metavar="PATH[=SCALE]",
+    multiple=True,
+    help="An adapter to merge into the source (A of compare) first; any number.",
 )
 all_tensors = listed_option(
     "-v",

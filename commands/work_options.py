@@ -20,6 +20,7 @@ _TYPES: Final[dict[Kind, Any]] = {
     "texts": str,
     "size": str,
     "input": PATH,
+    "model": PATH,
     "report": PATH,
     "workers": WORKERS,
     "baseline": BASELINE,

@@ -40,7 +40,7 @@ from weightcast.converters.report import (
     json_values,
     parse_baseline,
 )
-from weightcast.converters.sources import CONTAINERS
+from weightcast.converters.sources import CONTAINERS, Adapters, listed_lora, with_adapters
 from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix
@@ -143,13 +143,17 @@ def open_both(
     b: str | os.PathLike[str],
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    lora: Sequence[str] = (),
 ) -> OpenPair:
     """Open two checkpoints, pair their tensors, and find what weighs each.
+
+    Adapters are merged into the first.
 
     Raises CheckpointError.
     """
     file = None if spec is None else Path(spec)
     source, output = open_pair(Path(a), Path(b), file, file)
+    source = with_adapters(source, lora)
     pairing = pair_tensors(source, output)
     if not (pairing.pairs or pairing.plain):
         raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
@@ -244,6 +248,7 @@ def compare(
     b: str | os.PathLike[str],
     *,
     spec: str | os.PathLike[str] | None = None,
+    lora: Adapters = (),
     imatrix: str | os.PathLike[str] | None = None,
     baseline: str = "stored",
     jobs: int | None = None,
@@ -252,7 +257,8 @@ def compare(
     """Measure the errors of every tensor of B against the same tensor of A.
 
     Either is a checkpoint directory, a GGUF file or safetensors; of models other than Grok-1 both
-    are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family.
+    are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family, and
+    `lora` are adapters to merge into A, as `convert` takes them.
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
     to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
     by the importance of their columns, as in reports of conversions. `jobs` is the number of
@@ -270,4 +276,4 @@ def compare(
     named = as_path(a, "a"), as_path(b, "b")
     beside = as_optional_path(spec, "spec"), as_optional_path(imatrix, "imatrix")
     tell(Progress("plan"))
-    return measure_both(open_both(*named, *beside), against, jobs, tell)
+    return measure_both(open_both(*named, *beside, listed_lora(lora)), against, jobs, tell)

@@ -96,6 +96,8 @@ def _shown(value: object) -> str:
         return " ".join(map(str, value)) or "not given"
     if isinstance(value, bool):
         return "given" if value else "not given"
+    if isinstance(value, str):
+        return value
     return f"{value:,} bytes" if value and isinstance(value, int) else "not given"
 
 

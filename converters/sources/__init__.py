@@ -4,6 +4,7 @@
 provenance; `options` holds what a conversion can be asked.
 """
 
+from weightcast.converters.sources.adapters import lora_files, with_adapters
 from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.converters.sources.detect import checkpoint_directory, container_of, resolve_source
 from weightcast.converters.sources.inputs import (
@@ -25,12 +26,14 @@ from weightcast.converters.sources.open import (
     open_vocabulary,
 )
 from weightcast.converters.sources.options import (
+    Adapters,
     ConvertOptions,
     Form,
     Group,
     Kind,
     Row,
     SourceOptions,
+    listed_lora,
     parse_size,
     written_size,
 )
@@ -40,6 +43,7 @@ from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_
 __all__ = [
     "CONTAINERS",
     "SOURCE",
+    "Adapters",
     "ConvertOptions",
     "Form",
     "Group",
@@ -56,6 +60,8 @@ __all__ = [
     "is_of_ranks",
     "join_packed",
     "list_inputs",
+    "listed_lora",
+    "lora_files",
     "open_as_it_is",
     "open_family",
     "open_graph",
@@ -66,6 +72,7 @@ __all__ = [
     "source_files",
     "unwritten_note",
     "weights_of",
+    "with_adapters",
     "without_folders",
     "written_size",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.errors import CheckpointError, MissingTensorError
-from weightcast.formats import safetensors, torch_zip
+from weightcast.formats import peft, safetensors, torch_zip
 from weightcast.formats.directory import beside, entries, files_ending
 from weightcast.formats.foreign.downloads import is_cut_piece, surely_unfinished
 from weightcast.formats.gguf import read as gguf
@@ -24,7 +24,10 @@ _MAX_REVISION_BYTES: Final = 1 << 10
 
 
 def container_of(path: Path) -> str:
-    """Say what a path is: "shards", "gguf", "safetensors" or "torch". Raises CheckpointError."""
+    """Say what a path is: "shards", "gguf", "safetensors", "torch" or "peft".
+
+    Raises CheckpointError.
+    """
     try:
         if path.is_file():
             found = _container_of_file(path)
@@ -55,6 +58,8 @@ def _container_of_directory(path: Path) -> str | None:
     """Say what a directory holds, by the names in it; None if nothing that is read."""
     if checkpoint_directory(path) is not None:
         return "shards"
+    if peft.is_adapter(path):
+        return "peft"
     if files_ending(path, ".safetensors") or (path / safetensors.INDEX_NAME).is_file():
         return "safetensors"
     if torch_zip.files_in(path) or (path / torch_zip.INDEX_NAME).is_file():

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import (
+    AddLowRank,
     Quantize,
     Rows,
     Tensor,
     TensorGraph,
+    is_sum,
     quantized,
     windows,
 )
@@ -91,6 +93,9 @@ def _possible(tensor: Tensor, decision: Decision) -> Decision:
 
 def _made(tensor: Tensor, decision: Decision) -> Tensor:
     """The tensor in its new type, or itself if it stays: its bytes are copied then."""
+    if isinstance(tensor.origin, AddLowRank):
+        kept = tensor.origin.source.dtype
+        return quantized(tensor.name, tensor, kept if decision.type is None else decision.type.name)
     if decision.type is None or decision.type.name == tensor.dtype:
         return tensor
     return quantized(tensor.name, tensor, decision.type.name)
@@ -130,7 +135,9 @@ def check_requantized(outputs: Sequence[Output]) -> None:
 
 
 def _check_requantized(planned: PlannedTensor, stored: StoredArray) -> None:
-    if stored.dtype not in _LOSSY or planned.type.name in (stored.dtype, *_EXACT):
+    if stored.dtype not in _LOSSY or planned.type.name in _EXACT:
+        return
+    if planned.type.name == stored.dtype and not is_sum(planned.tensor):
         return
     raise LayoutError(
         f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "

@@ -7,7 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from weightcast.converters.graph import TensorGraph
-from weightcast.converters.sources import SourceOptions, open_as_it_is, open_family, open_vocabulary
+from weightcast.converters.sources import (
+    SourceOptions,
+    open_as_it_is,
+    open_family,
+    open_vocabulary,
+    with_adapters,
+)
 from weightcast.converters.targets.target import Context, Output, Request, with_split_note
 from weightcast.errors import CheckpointError
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
@@ -27,13 +33,15 @@ def lay_out_all(
     A target that keeps metadata copies a source that has them, of whatever model, unless options
     say how to read the model; all else is written anew from what its family's table says.
     """
-    as_it_is = open_as_it_is(source) if given == SourceOptions() else None
+    as_it_is = open_as_it_is(source, given.base) if given.takes_any else None
+    if as_it_is is not None:
+        as_it_is = with_adapters(as_it_is, given.lora)
     anew = [r for r in requests if as_it_is is None or not r.target.keeps_metadata]
     context = Context(imatrix=imatrix, split_bytes=split_bytes)
     written: dict[int, Output] = {}
     graph = as_it_is
     if anew:
-        graph = open_family(source, given.spec)
+        graph = with_adapters(open_family(source, given.spec), given.lora)
         vocabulary, notes = _vocabulary(source, graph, anew, given)
         context = replace(context, vocabulary=vocabulary)
         file = None if vocabulary is None else vocabulary.model_file
@@ -49,8 +57,10 @@ def lay_out_all(
             outputs.append(written[id(request)])
         else:
             assert as_it_is is not None
-            copied = request.target.lay_out(as_it_is, request, context)
-            outputs.append(with_split_note(copied, split_bytes))
+            copied = with_split_note(
+                request.target.lay_out(as_it_is, request, context), split_bytes
+            )
+            outputs.append(replace(copied, notes=(*as_it_is.notes, *copied.notes)))
     return graph, outputs
 
 

@@ -44,11 +44,11 @@ def expected_layout(
     structure: Structure,
     tensors: Sequence[TensorMatch],
     source: Path,
-    spec: Path | None,
+    given: SourceOptions,
     imatrix: ImportanceMatrix | None,
 ) -> ExpectedLayout:
     """Lay out the conversion that would make an artifact: types and files are taken from it."""
-    given = SourceOptions(spec, None, _has_no_tokenizer(structure))
+    given = replace(given, no_tokenizer=_has_no_tokenizer(structure))
     try:
         request = _request(structure, tensors)
         request = request.that_may_change()
@@ -77,14 +77,14 @@ def _lay_out(
         imatrix = None
     copies = request.target.keeps_metadata and container_of(source) == request.target.name
     if copies and given.spec is None:
-        given = SourceOptions()  # from GGUF to GGUF all metadata are kept
+        given = SourceOptions(lora=given.lora)  # from GGUF to GGUF all metadata are kept
     try:
         return lay_out_all(source, [request], given, split, imatrix)[1][0]
     except CheckpointError:
         if given.tokenizer is not None or given.no_tokenizer:
             raise
         # The source has no tokenizer, the artifact one of elsewhere: it is kept.
-        without = SourceOptions(given.spec, None, True)
+        without = replace(given, no_tokenizer=True)
         return lay_out_all(source, [request], without, split, imatrix)[1][0]
 
 

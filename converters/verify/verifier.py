@@ -19,13 +19,17 @@ from weightcast.converters.plan import choose_workers
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
     CONTAINERS,
+    Adapters,
+    SourceOptions,
     Weights,
     container_of,
     is_of_ranks,
+    listed_lora,
     open_family,
     open_graph,
     resolve_source,
     weights_of,
+    with_adapters,
 )
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
@@ -54,6 +58,7 @@ def verify(
     source: str | os.PathLike[str] | None = None,
     *,
     spec: str | os.PathLike[str] | None = None,
+    lora: Adapters = (),
     imatrix: str | os.PathLike[str] | None = None,
     sample: Sample = None,
     jobs: int | None = None,
@@ -63,9 +68,10 @@ def verify(
 
     `artifact` is a GGUF file (a split one by any of its files, or by the name that all go by) or a
     safetensors file or directory, `source` what it was made of, `imatrix` the importance matrix
-    that was used. `sample` takes only some rows of each matrix: their number, or a share below 1.
-    `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a time; what
-    it raises ends the verification and is raised here.
+    that was used, `lora` the adapters that were merged, as `convert` takes them. `sample` takes
+    only some rows of each matrix: their number, or a share below 1. `on_progress` is called with a
+    `weightcast.Progress`, from any thread, one call at a time; what it raises ends the verification
+    and is raised here.
 
     What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
     can be verified, RequestError for arguments that make no sense.
@@ -80,7 +86,8 @@ def verify(
     hyperparameters = as_optional_path(spec, "spec")
     weighing = as_optional_path(imatrix, "imatrix")
     workers = choose_workers(jobs)
-    _check_request(source, imatrix, sample)
+    adapters = listed_lora(lora)
+    _check_request(source, imatrix, sample, adapters)
     container = CONTAINERS[container_of(path)]
     if container.target is None:
         if source is not None:
@@ -91,14 +98,16 @@ def verify(
     structure = read_structure(path, TARGETS[container.target], container.name)
     return _Verifier(path, structure, sample, workers.count, meter).run(
         None if against is None else resolve_source(against),
-        hyperparameters,
+        SourceOptions(hyperparameters, lora=adapters),
         None if weighing is None else read_imatrix(weighing),
     )
 
 
-def _check_request(source: object, imatrix: object, sample: Sample) -> None:
-    if source is None and (imatrix is not None or sample is not None):
-        given = "sample" if imatrix is None else "imatrix"
+def _check_request(
+    source: object, imatrix: object, sample: Sample, adapters: Sequence[str]
+) -> None:
+    if source is None and (imatrix is not None or sample is not None or adapters):
+        given = "lora" if adapters else "sample" if imatrix is None else "imatrix"
         raise RequestError(f"{option(given)}: of use with a source only")
     if sample is None:
         return
@@ -132,7 +141,7 @@ class _Verifier:
         self._refused: set[str] = set()
 
     def run(
-        self, source: Path | None, spec: Path | None, imatrix: ImportanceMatrix | None
+        self, source: Path | None, given: SourceOptions, imatrix: ImportanceMatrix | None
     ) -> Verification:
         structure = self._structure
         what = f"{count(len(structure.tensors), 'tensor')} in {count(len(structure.files), 'file')}"
@@ -145,7 +154,7 @@ class _Verifier:
         if source is not None:
             # A directory is only made of a model whose family has a table.
             opened = open_family if structure.target.is_directory else open_graph
-            graph = opened(source, spec)
+            graph = with_adapters(opened(source, given.spec), given.lora)
             if weights is not None:
                 usual = structure.target.convention
                 self._used = self._convention(graph, weights)
@@ -166,7 +175,7 @@ class _Verifier:
         elif any(problem.mistake == ANOTHER_MODEL for problem in self._problems):
             self._unchecked.append("the weights: those of another model cannot be compared")
         elif graph is not None and source is not None:
-            errors = self._compare(graph, source, spec, imatrix, tensors)
+            errors = self._compare(graph, source, given, imatrix, tensors)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -301,11 +310,11 @@ class _Verifier:
         self,
         graph: TensorGraph,
         source: Path,
-        spec: Path | None,
+        given: SourceOptions,
         imatrix: ImportanceMatrix | None,
         tensors: Sequence[TensorMatch],
     ) -> Report:
-        layout = expected_layout(self._structure, tensors, source, spec, imatrix)
+        layout = expected_layout(self._structure, tensors, source, given, imatrix)
         around = check_layout(self._structure, layout, graph)
         self._problems += around.problems
         self._checked += around.checked
