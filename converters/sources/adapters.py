@@ -141,8 +141,8 @@ def with_adapters(graph: TensorGraph, texts: Sequence[str]) -> TensorGraph:
             except LayoutError as problem:
                 raise LayoutError(f"{adapter.path}: {problem}") from None
         notes.append(
-            f"merged {adapter.path.name} (scale {scale:g}): "
-            f"{count(len(adapter.factors), 'tensor')}, which are no longer as they are stored"
+            f"merged {adapter.path.name} (scale {scale:g}) into "
+            f"{count(len(adapter.factors), 'tensor')}, which are made anew, not carried over"
         )
         notes += adapter.notes
         if EMBEDDING in adapter.factors and _HEAD not in tensors:
@@ -329,10 +329,10 @@ def find_base(peft: PeftAdapter, named: Path | None) -> BaseModel:
     for folder in _possible_bases(peft):
         if (folder / "config.json").is_file():
             return _base_at(folder)
-    told = "" if peft.base_model is None else f" ({shown(peft.base_model)} by {CONFIG_NAME})"
+    told = "" if peft.base_model is None else f" ({shown(peft.base_model)})"
     raise MissingTensorError(
-        f"{peft.path}: which model it belongs to is not known here{told}; name that with "
-        f"{option('base', 'MODEL')}: its GGUF file, its directory, or its config.json"
+        f"{peft.path}: an adapter (LoRA), whose model{told} is not here; to convert it, name that "
+        f"with {option('base', 'MODEL')}: its GGUF file, its directory, or its config.json"
     )
 
 
