@@ -29,7 +29,9 @@ _FACTOR: Final = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])"
     r"(?:\.(?P<adapter>[^.]+))??(?P<weight>\.weight)?"
 )
-_MAX_PATTERNS: Final = 10_000
+_MAX_PATTERNS: Final = 1_000
+_MAX_PATTERN: Final = 200
+_REPEATED: Final = re.compile(r".?[*+{]")
 _MAX_TOKENS: Final = 1 << 16
 # Settings that change what is computed, and what they mean; those that are not set change nothing.
 _UNSUPPORTED: Final = {
@@ -176,6 +178,9 @@ class _Scaling:
         patterns = config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
             raise FormatError(file, None, "alpha_pattern is no object of numbers")
+        slow = next((key for key in patterns if _is_slow(key)), None)
+        if slow is not None:
+            raise FormatError(file, None, f"alpha_pattern: {shown(slow)} is too complex to match")
         return cls(
             _number(file, "lora_alpha", config.get("lora_alpha")),
             {key: _number(file, "alpha_pattern", value) for key, value in patterns.items()},
@@ -186,6 +191,12 @@ class _Scaling:
         """Give alpha / rank, or alpha / sqrt(rank), of a module."""
         alpha = next((a for p, a in self.patterns.items() if _is_named(module, p)), self.alpha)
         return alpha / (sqrt(rank) if self.is_by_root else rank)
+
+
+def _is_slow(pattern: str) -> bool:
+    """Tell whether matching may take for ever, as of patterns made for that."""
+    repeats = _REPEATED.findall(pattern)
+    return len(pattern) > _MAX_PATTERN or len(repeats) > 2 or any(")" in each for each in repeats)
 
 
 def _is_named(module: str, pattern: str) -> bool:

@@ -162,9 +162,9 @@ class BaseModel:
         number = None
         if expert is not None and row.experts is not None:
             plain, number = row.experts.format(**expert.groupdict()), int(expert["expert"])
-        name = _gguf_name(self.architecture, plain) or _gguf_name(
-            self.architecture, f"model.{plain}"
-        )
+        spellings = (plain, f"model.{plain}", plain.removeprefix("transformer."))
+        found = (_gguf_name(self.architecture, spelling) for spelling in spellings)
+        name = next(filter(None, found), None)
         if name is None:
             raise LayoutError(
                 f"{shown(module)} is no layer that llama.cpp has of {self.architecture}"
@@ -245,7 +245,7 @@ def _at(value: Any, layer: int) -> int:
     return int(value) if isinstance(value, int) or hasattr(value, "__index__") else 0
 
 
-def base_of_config(source: Path, values: Mapping[str, Any]) -> BaseModel | None:
+def base_of_config(source: str | Path, values: Mapping[str, Any]) -> BaseModel | None:
     """Describe a model by its config.json as the base of adapters; None if it is of none known."""
     classes = values.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None

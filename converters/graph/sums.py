@@ -19,8 +19,8 @@ from weightcast.converters.graph.view import View
 from weightcast.quant.types import F32
 
 _FLOAT_BYTES: Final = 4
-# Of products at a time, 256 KiB with what is added to them: they stay in a core's cache.
-_TILE_ROWS: Final = 16
+# Of products at a time, 64 KiB with what is added to them: they stay in a core's cache.
+_TILE_ROWS: Final = 4
 _TILE_COLUMNS: Final = 2048
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from weightcast.converters.families import FAMILIES
+from weightcast.converters.families import FAMILIES, of_architecture
 from weightcast.converters.families.linear_layers import (
     MAKE_ADAPTER,
     BaseModel,
@@ -126,7 +126,7 @@ def with_adapters(graph: TensorGraph, texts: Sequence[str]) -> TensorGraph:
     """
     tensors, notes = dict(graph.tensors), []
     for path, scale in map(parse_lora, texts):
-        adapter = open_adapter(_located(path), base_of_graph(graph))
+        adapter = open_adapter(_located(path), _base_of(graph))
         if adapter.invocation:
             raise LayoutError(
                 f"{adapter.path}: an activated adapter (aLoRA), which is for what follows some "
@@ -230,11 +230,11 @@ def _joined(
         target, module = found[None]
         return _of_module(name, target, module)
     numbers = sorted(number for number in found if number is not None)
-    n_experts = base.num_experts or len(numbers)
-    if numbers != list(range(n_experts)):
-        missing = next(n for n in range(n_experts + 1) if n not in found)
-        if numbers[-1] >= n_experts:
-            raise LayoutError(f"{peft.path}: expert {numbers[-1]} of {n_experts} in {name}")
+    n_experts = base.num_experts or numbers[-1] + 1
+    if numbers[-1] >= n_experts:
+        raise LayoutError(f"{peft.path}: expert {numbers[-1]} of {n_experts} in {name}")
+    missing = next((n for n in range(n_experts) if n not in found), None)
+    if missing is not None:
         raise MissingTensorError(
             f"{peft.path}: expert {missing} of {name} is not adapted, but others are; {_MERGE}"
         )
@@ -294,9 +294,7 @@ def _of_gguf(path: Path, base: BaseModel) -> Adapter:
             norms += 1
         else:
             raise LayoutError(f"{path}: {shown(name)} is no factor of a LoRA; {MAKE_ADAPTER}")
-    notes = (
-        (f"left out of {path.name}, as llama.cpp does: {count(norms, 'norm')}",) if norms else ()
-    )
+    notes = (f"left out of {path.name}, as in llama.cpp: {count(norms, 'norm')}",) if norms else ()
     invocation = (0,) if INVOCATION_KEY in metadata else ()
     return Adapter(path, factors, invocation, notes)
 
@@ -336,6 +334,12 @@ def find_base(peft: PeftAdapter, named: Path | None) -> BaseModel:
     )
 
 
+def _base_of(graph: TensorGraph) -> BaseModel:
+    """Describe an opened model, also one whose GGUF file is read under its own names."""
+    base = base_of_graph(graph)
+    return replace(base, family=of_architecture(base.architecture))
+
+
 def _possible_bases(peft: PeftAdapter) -> Iterator[Path]:
     yield peft.path
     if peft.base_model is not None and "\0" not in peft.base_model:
@@ -348,7 +352,7 @@ def _base_at(path: Path) -> BaseModel:
 
     config = path / "config.json" if path.is_dir() else path
     if config.suffix != ".json" or not config.is_file():
-        return base_of_graph(open_graph(path))
+        return _base_of(open_graph(path))
     values = read_json_object(config, "config")
     for family in FAMILIES.values():
         if family.config_mark is not None and family.config_mark in values:

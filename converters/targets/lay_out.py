@@ -33,7 +33,9 @@ def lay_out_all(
     A target that keeps metadata copies a source that has them, of whatever model, unless options
     say how to read the model; all else is written anew from what its family's table says.
     """
-    as_it_is = open_as_it_is(source, given.base) if given.takes_any else None
+    as_it_is = None
+    if given.takes_any and any(request.target.keeps_metadata for request in requests):
+        as_it_is = open_as_it_is(source, given.base)
     if as_it_is is not None:
         as_it_is = with_adapters(as_it_is, given.lora)
     anew = [r for r in requests if as_it_is is None or not r.target.keeps_metadata]
