@@ -55,6 +55,7 @@ EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
 # Of both factors of a matrix as float32, which a slab has beside the matrix's own rows.
 _MAX_FACTOR_BYTES: Final = 1 << 27
+_KINDS: Final = f"an adapter is a directory with {CONFIG_NAME} (of peft), or a GGUF file"
 _MERGE: Final = "merge it with peft (merge_and_unload)"
 
 
@@ -109,13 +110,20 @@ def _located(path: Path) -> Path:
     path = resolve_source(path)
     if path.is_file() and path.suffix != ".gguf" and is_adapter(path.parent):
         return path.parent
-    if path.is_file() or is_adapter(path):
+    if is_adapter(path) or (path.is_file() and _is_gguf(path)):
         return path
-    if path.is_dir():
-        raise MissingTensorError(f"{path}: no adapter: there is no {CONFIG_NAME} in it")
-    raise MissingTensorError(
-        f"{path}: no such file or directory; an adapter is a directory of peft, or a GGUF file"
-    )
+    found = "no such file or directory"
+    if path.exists():
+        found = f"no {CONFIG_NAME} in it" if path.is_dir() else "not a GGUF file"
+    raise MissingTensorError(f"{path}: {found}; {_KINDS}")
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(gguf.MAGIC)) == gguf.MAGIC
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
 
 
 def with_adapters(graph: TensorGraph, texts: Sequence[str]) -> TensorGraph:
@@ -161,12 +169,13 @@ def _check_fits(adapter: Adapter, graph: TensorGraph, name: str, factors: Factor
         )
     if tensor is None:
         raise LayoutError(
-            f"{path}: is for {shown(name)}, which {graph.source} does not have: of another model"
+            f"{path}: an adapter for {shown(name)}, which {graph.source} does not have; name the "
+            "model that it was trained on"
         )
     if list(tensor.shape) != made:
         raise LayoutError(
-            f"{path}: makes {shown(name)} of shape {made}, but in {graph.source} it is "
-            f"{list(tensor.shape)}: of another model"
+            f"{path}: an adapter for {shown(name)} of shape {made}, but in {graph.source} it is "
+            f"{list(tensor.shape)}; name the model that it was trained on"
         )
     nbytes = 4 * factors.rank * sum(made[-2:])
     if nbytes > _MAX_FACTOR_BYTES:
@@ -327,10 +336,17 @@ def find_base(peft: PeftAdapter, named: Path | None) -> BaseModel:
     for folder in _possible_bases(peft):
         if (folder / "config.json").is_file():
             return _base_at(folder)
-    told = "" if peft.base_model is None else f" ({shown(peft.base_model)})"
-    raise MissingTensorError(
-        f"{peft.path}: an adapter (LoRA), whose model{told} is not here; to convert it, name that "
-        f"with {option('base', 'MODEL')}: its GGUF file, its directory, or its config.json"
+    raise not_a_model(peft)
+
+
+def not_a_model(peft: PeftAdapter) -> FormatError:
+    """Make the error for an adapter in the place of a model, or without its own."""
+    of = "" if peft.base_model is None else f" of {shown(peft.base_model)}"
+    return FormatError(
+        peft.path,
+        None,
+        f"an adapter (LoRA){of}, not a model; convert that with this as {option('lora')} to merge "
+        f"it, or this to a .gguf file for llama.cpp with the model as {option('base')}",
     )
 
 

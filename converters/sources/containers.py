@@ -24,6 +24,7 @@ from weightcast.converters.families.hyperparameters import (
 )
 from weightcast.converters.graph import Family, TensorGraph
 from weightcast.converters.sources.adapter_files import adapter_graph
+from weightcast.converters.sources.adapters import not_a_model
 from weightcast.converters.sources.detect import (
     TOKENIZER_NAME,
     checkpoint_directory,
@@ -303,13 +304,7 @@ class Peft:
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
         """Refuse: it is no model. Raises FormatError."""
-        lora = option("lora", str(source))
-        raise FormatError(
-            source,
-            None,
-            f"an adapter (LoRA), not a model; convert its model with {lora} to merge it, or name a "
-            ".gguf output to use it with llama.cpp",
-        )
+        raise not_a_model(peft.read_adapter(source))
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Open it as the GGUF file that it becomes, if what lies beside it tells its model."""

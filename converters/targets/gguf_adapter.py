@@ -35,8 +35,10 @@ def lay_out_adapter(
     """Lay out a GGUF file with the factors of an adapter. Raises LayoutError for other types."""
     base = request.recipe.base
     if base not in _TYPES or request.recipe.name != base.name:
-        names = ", ".join(kind.name for kind in _TYPES)
-        raise LayoutError(f"{request.path}: an adapter cannot be {request.type_name}; take {names}")
+        raise LayoutError(
+            f"{request.path}: an adapter cannot be {request.type_name}; it can be F32, F16, BF16 or "
+            "Q8_0"
+        )
     decisions = list(_decisions(graph.values(), base, Rules(request.overrides)))
     made = [
         quantized(tensor.name, tensor, type_of(decision).name)

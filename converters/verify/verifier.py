@@ -22,6 +22,7 @@ from weightcast.converters.sources import (
     Adapters,
     SourceOptions,
     Weights,
+    checkpoint_directory,
     container_of,
     is_of_ranks,
     listed_lora,
@@ -89,6 +90,8 @@ def verify(
     adapters = listed_lora(lora)
     _check_request(source, imatrix, sample, adapters)
     container = CONTAINERS[container_of(path)]
+    if container.target is None and checkpoint_directory(path) is None:
+        container.open(path, None)  # an adapter says what it is, and what becomes of it
     if container.target is None:
         if source is not None:
             raise RequestError(

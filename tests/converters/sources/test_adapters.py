@@ -428,9 +428,9 @@ NAME = "blk.0.ffn_up.weight"
         (
             {"blk.9.ffn_up.weight": ((2, 64), (96, 2))},
             4,
-            "does not have: of another model",
+            "which .* does not have; name",
         ),
-        ({NAME: ((2, 64), (95, 2))}, 4, r"of shape \[95, 64\], but in .* it is \[96, 64\]"),
+        ({NAME: ((2, 64), (95, 2))}, 4, r"of shape \[95, 64\], but in .* it is \[96, 64\]; name"),
         ({NAME: ((2, 64), (2, 96))}, 4, "do not fit each other"),
         ({NAME: ((2, 64), (96, 3))}, 4, "do not fit each other"),
         ({NAME: ((2, 64), (1, 96, 2))}, 4, "do not fit each other"),
@@ -462,7 +462,7 @@ def test_files_that_are_no_adapters(llama: Path, tmp_path: Path) -> None:
         (write_adapter(tmp_path / "x.gguf", {NAME: one[f"{NAME}.lora_a"]}), "is no factor"),
         (write_adapter(tmp_path / "q.gguf", one, architecture="qwen2"), "an adapter for 'qwen2'"),
         (llama, "a GGUF file of type 'model', not an adapter"),
-        (tmp_path, "no adapter: there is no adapter_config.json in it"),
+        (tmp_path, "no adapter_config.json in it; an adapter is"),
         (tmp_path / "nowhere", "no such file or directory; an adapter is"),
     ]
     for path, problem in cases:

@@ -148,6 +148,18 @@ def test_an_activated_adapter_keeps_its_tokens(tmp_path: Path) -> None:
     assert made.metadata["adapter.alora.invocation_tokens"] == expected
 
 
+def test_the_card_of_an_adapter(tmp_path: Path) -> None:
+    adapter = write_peft(tmp_path / "a", llama_modules())
+    (adapter / "README.md").write_text("---\nbase_model: meta-llama/Llama-3.2-1B\n---\n")
+    base = write_config(tmp_path / "base")
+    weightcast.convert(adapter, tmp_path / "a-F16.gguf", base=base, bundle=True)
+    card = (tmp_path / "a-F16.README.md").read_text()
+    assert "base_model: meta-llama/Llama-3.2-1B\nbase_model_relation: adapter\n" in card
+    assert "GGUF, F16, of an adapter (LoRA) for a model of architecture llama" in card
+    assert "`llama-cli -m MODEL.gguf --lora a-F16.gguf`" in card
+    assert "weightcast convert a a-F16.gguf --base base --bundle" in card
+
+
 def test_a_card_is_described(tmp_path: Path) -> None:
     adapter = write_peft(tmp_path / "a", llama_modules())
     (adapter / "README.md").write_text(
@@ -185,7 +197,7 @@ def test_types_rules_and_rows_that_fill_no_blocks(tmp_path: Path) -> None:
     assert kinds["blk.0.ffn_up.weight.lora_a"] == gguf_files.Q8_0
     assert kinds["blk.0.ffn_up.weight.lora_b"] == gguf_files.F16
     assert any("rows of 4 do not fill blocks of 32" in note for note in summary.outputs[0].notes)
-    with pytest.raises(CheckpointError, match="an adapter cannot be Q4_K_M; take F32"):
+    with pytest.raises(CheckpointError, match="an adapter cannot be Q4_K_M; it can be F32"):
         weightcast.plan(adapter, tmp_path / "a-Q4_K_M.gguf", base=base)
     with pytest.raises(CheckpointError, match="no tensor has a name with this pattern"):
         weightcast.plan(adapter, path, base=base, tensor_types={"nothing": "F16"})
@@ -220,9 +232,9 @@ def test_models_that_say_too_little(tmp_path: Path, changes: dict[str, Any], pro
 
 def test_requests_that_make_no_sense(tmp_path: Path) -> None:
     adapter, base = write_peft(tmp_path / "a", llama_modules()), write_llama(tmp_path / "m.gguf")
-    with pytest.raises(CheckpointError, match="whose model is not here; to convert it"):
+    with pytest.raises(CheckpointError, match="not a model; convert that with this"):
         weightcast.plan(adapter, tmp_path / "a-F16.gguf")
-    with pytest.raises(CheckpointError, match="not a model; convert its model with"):
+    with pytest.raises(CheckpointError, match="not a model; convert that with this"):
         weightcast.plan(adapter, tmp_path / "a-bf16")
     with pytest.raises(RequestError, match="of use for an adapter as source only"):
         weightcast.plan(base, tmp_path / "m-F16.gguf", base=base)
