@@ -30,7 +30,8 @@ def running(output: Output, graph: TensorGraph, *, no_tokenizer: bool) -> Iterat
     """Give the section's lines, in Markdown."""
     if graph.container == "peft":
         name = in_code(shlex.quote(output.files[0].path.name))
-        yield f"- **llama.cpp**, beside its model in any type: `llama-cli -m MODEL.gguf --lora {name}`."
+        command = f"llama-cli -m MODEL.gguf --lora {name}"
+        yield f"- **llama.cpp**, beside its model in any type: `{command}`."
         return
     yield "All of the weights must fit into memory, of GPUs or of the machine."
     yield ""

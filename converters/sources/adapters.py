@@ -40,6 +40,7 @@ from weightcast.converters.graph.values import chunks
 from weightcast.converters.sources.detect import resolve_source
 from weightcast.converters.sources.options import parse_lora
 from weightcast.errors import (
+    CheckpointError,
     FormatError,
     LayoutError,
     MissingTensorError,

@@ -36,8 +36,8 @@ def lay_out_adapter(
     base = request.recipe.base
     if base not in _TYPES or request.recipe.name != base.name:
         raise LayoutError(
-            f"{request.path}: an adapter cannot be {request.type_name}; it can be F32, F16, BF16 or "
-            "Q8_0"
+            f"{request.path}: an adapter cannot be {request.type_name}; it can be F32, F16, BF16 "
+            "or Q8_0"
         )
     decisions = list(_decisions(graph.values(), base, Rules(request.overrides)))
     made = [
