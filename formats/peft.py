@@ -31,6 +31,7 @@ _FACTOR: Final = re.compile(
 )
 _MAX_PATTERNS: Final = 1_000
 _MAX_PATTERN: Final = 200
+_MAX_NAME: Final = 512
 _REPEATED: Final = re.compile(r".?[*+{]")
 _MAX_TOKENS: Final = 1 << 16
 # Settings that change what is computed, and what they mean; those that are not set change nothing.
@@ -133,7 +134,7 @@ def _factors(file: Path, arrays: Mapping[str, StoredArray]) -> dict[str, _Found]
     found: dict[str, dict[str, tuple[StoredArray, bool]]] = {}
     adapters = set()
     for name, array in arrays.items():
-        match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
+        match = _FACTOR.fullmatch(name.removeprefix(_PREFIX)) if len(name) <= _MAX_NAME else None
         if match is None:
             if name.endswith(".base_layer.weight"):
                 continue  # the model's own, saved along

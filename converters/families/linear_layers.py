@@ -10,12 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from weightcast.converters.graph import Family, TensorGraph
 from weightcast.errors import LayoutError
 from weightcast.text import shown, some
+
+if TYPE_CHECKING:
+    from gguf import TensorNameMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +208,22 @@ def _in_table(family: Family, module: str) -> Target | None:
 
 def _gguf_name(architecture: str, module: str) -> str | None:
     """Give the name in GGUF of a layer's weights; None if llama.cpp has no such layer."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    key = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
     layer = _LAYER.search(module)
     first = module if layer is None else f"{module[: layer.start()]}0{module[layer.end() :]}"
-    name = get_tensor_name_map(key, 1).get_name(first)
+    name = _names_in_layer_0(architecture).get_name(first)
     if name is None:
         return None
     if layer is not None:
         name = name.replace("blk.0.", f"blk.{int(layer[0])}.", 1)
     return f"{name}.weight"
+
+
+@cache
+def _names_in_layer_0(architecture: str) -> TensorNameMap:
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    key = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    return get_tensor_name_map(key, 1)
 
 
 def base_of_graph(graph: TensorGraph) -> BaseModel:

@@ -240,12 +240,30 @@ def test_requests_that_make_no_sense(tmp_path: Path) -> None:
         weightcast.plan(base, tmp_path / "m-F16.gguf", base=base)
 
 
+def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
+    adapter, base = (
+        write_peft(tmp_path / "a", llama_modules()),
+        write_llama(tmp_path / "m-F16.gguf"),
+    )
+    weightcast.convert(adapter, tmp_path / "a-F16.gguf", base=base)
+    before = base.read_bytes()
+    with pytest.raises(CheckpointError):
+        weightcast.convert(adapter, base, base=base)
+    with pytest.raises(CheckpointError):
+        weightcast.convert(base, tmp_path / "a-F16.gguf", lora=tmp_path / "a-F16.gguf")
+    with pytest.raises(CheckpointError):
+        weightcast.convert(
+            base, tmp_path / "x-F16.gguf", lora=adapter, report=adapter / "adapter_config.json"
+        )
+    assert base.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("module", "problem"),
     [
         ("model.vision_tower.layers.0.self_attn.q_proj", "is no layer of the language model"),
         ("model.layers.0.self_attn.rotary", "is no layer that llama.cpp has of llama"),
-        ("x" * 5000, "is no layer that llama.cpp has"),
+        ("x" * 5000, "is no factor of a LoRA"),
     ],
 )
 def test_layers_that_llama_cpp_does_not_have(tmp_path: Path, module: str, problem: str) -> None:
