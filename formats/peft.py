@@ -23,7 +23,11 @@ from weightcast.text import shown, some
 
 CONFIG_NAME: Final = "adapter_config.json"
 _WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
+NAMES: Final = (CONFIG_NAME, *_WEIGHTS)
 _MERGE: Final = "merge it into its base model with peft (merge_and_unload), and convert that"
+# Ways to begin that leave the model as it is; of others (PiSSA, OLoRA, CorDA, LoftQ) the adapter is
+# what the model's own weights were made less by.
+_HARMLESS_STARTS: Final = ("default", "eva", "gaussian", "orthogonal", "true")
 _PREFIX: Final = "base_model.model."
 _FACTOR: Final = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])"
@@ -121,6 +125,12 @@ def _check_kind(file: Path, config: Mapping[str, Any]) -> None:
     bias = config.get("bias", "none")
     if bias not in (None, "none"):
         raise LayoutError(f"{file}: an adapter with trained biases (bias {shown(bias)}); {_MERGE}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start not in _HARMLESS_STARTS:
+        raise LayoutError(
+            f"{file}: an adapter whose start was taken from the model's weights (init_lora_weights "
+            f"{shown(start)}): save it with path_initial_model_for_weight_conversion"
+        )
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise LayoutError(f"{file}: {what}; {_MERGE}")

@@ -109,8 +109,6 @@ def _files_of(path: Path) -> dict[str, Path]:
 def _located(path: Path) -> Path:
     """Go from what somebody names to an adapter's directory or file. Raises MissingTensorError."""
     path = resolve_source(path)
-    if path.is_file() and path.suffix != ".gguf" and is_adapter(path.parent):
-        return path.parent
     if is_adapter(path) or (path.is_file() and _is_gguf(path)):
         return path
     found = "no such file or directory"

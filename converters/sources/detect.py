@@ -105,13 +105,15 @@ def resolve_source(path: Path) -> Path:
     """Go from what somebody names to what is read.
 
     That is of a repository in a model hub's cache its revision, which `refs/main` names unless
-    there is one only; of an index the folder; of a split GGUF file, under the name that its parts
-    go by, the first part. Other paths stay. Raises CheckpointError.
+    there is one only; of an index and of an adapter's files the folder; of a split GGUF file, under
+    the name that its parts go by, the first part. Other paths stay. Raises CheckpointError.
     """
     try:
         if path.suffix == ".gguf" and path.parent.is_dir() and not os.path.lexists(path):
             return _first_part(path)
         if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
+            return path.parent
+        if path.name in peft.NAMES and path.is_file() and peft.is_adapter(path.parent):
             return path.parent
         if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
             return _revision(path)

@@ -75,7 +75,8 @@ def _lay_out(
 ) -> Output:
     if request.directory is not None and not request.directory.is_packed:
         imatrix = None
-    copies = request.target.keeps_metadata and container_of(source) == request.target.name
+    has_metadata = container_of(source) in (request.target.name, "peft")
+    copies = request.target.keeps_metadata and has_metadata
     if copies and given.spec is None:
         given = SourceOptions(lora=given.lora)  # from GGUF to GGUF all metadata are kept
     try:

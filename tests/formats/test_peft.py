@@ -64,6 +64,18 @@ def test_multipliers(tmp_path: Path) -> None:
     assert [m.multiplier for m in by_root.modules.values()] == expected
 
 
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva"])
+def test_starts_that_leave_the_model_as_it_is(tmp_path: Path, start: object) -> None:
+    assert read_adapter(write_peft(tmp_path / "a", MODULES, init_lora_weights=start)).modules
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
+def test_starts_that_change_the_model(tmp_path: Path, start: str) -> None:
+    folder = write_peft(tmp_path / "a", MODULES, init_lora_weights=start)
+    with pytest.raises(LayoutError, match=f"taken from the model's weights .*'{start}'"):
+        read_adapter(folder)
+
+
 def test_what_else_the_configuration_says(tmp_path: Path) -> None:
     folder = write_peft(
         tmp_path / "a",

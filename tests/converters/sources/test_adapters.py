@@ -498,6 +498,17 @@ def test_values_that_are_not_finite(llama: Path, tmp_path: Path, factor: str, ba
         weightcast.plan(llama, tmp_path / "m-F32.gguf", lora=adapter)
 
 
+def test_an_adapter_is_named_by_any_of_its_files(llama: Path, tmp_path: Path) -> None:
+    adapter = write_peft(tmp_path / "a", llama_modules())
+    sizes = {
+        weightcast.plan(llama, tmp_path / "m-F32.gguf", lora=path).write_bytes
+        for path in (adapter, *adapter.iterdir())
+    }
+    assert len(sizes) == 1
+    for path in adapter.iterdir():
+        weightcast.plan(path, tmp_path / "a-F32.gguf", base=llama)
+
+
 def test_a_tied_head_is_refused(tmp_path: Path) -> None:
     name = "base_model.model.lm_head.lora_"
     arrays = {f"{name}A.weight": np.zeros((2, 64)), f"{name}B.weight": np.zeros((48, 2))}

@@ -240,6 +240,16 @@ def test_requests_that_make_no_sense(tmp_path: Path) -> None:
         weightcast.plan(base, tmp_path / "m-F16.gguf", base=base)
 
 
+@pytest.mark.parametrize("type_name", ["F32", "Q8_0"])
+def test_an_adapter_verifies_against_its_directory(tmp_path: Path, type_name: str) -> None:
+    adapter = write_config(write_peft(tmp_path / "a", llama_modules()))
+    path = tmp_path / f"a-{type_name}.gguf"
+    weightcast.convert(adapter, path)
+    assert weightcast.verify(path, adapter).is_good
+    write_peft(adapter, llama_modules(), seed=2)
+    assert not weightcast.verify(path, adapter).is_good
+
+
 def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
     adapter, base = (
         write_peft(tmp_path / "a", llama_modules()),
