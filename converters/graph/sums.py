@@ -19,8 +19,9 @@ from weightcast.converters.graph.view import View
 from weightcast.quant.types import F32
 
 _FLOAT_BYTES: Final = 4
-# Of products at a time, 64 KiB with what is added to them: they stay in a core's cache.
-_TILE_ROWS: Final = 4
+# Of products at a time, 256 KiB with what is added to them: they stay in a core's cache, and take
+# long enough that other threads get their turn.
+_TILE_ROWS: Final = 16
 _TILE_COLUMNS: Final = 2048
 
 
@@ -157,8 +158,14 @@ class Sum:
         return self.base.bytes_to_read(out0, out1)
 
     def rows_per_slab(self, limit_bytes: int) -> int:
-        """Count the rows that fit a slab of `limit_bytes` with their factors, at least one."""
+        """Count the rows that fit a slab of `limit_bytes` with their factors, at least one.
+
+        Each slab has all of a: one of twice that size is allowed, so that a is not read for each
+        few rows again.
+        """
         multiple = self.row_multiple
+        of_a = sum(factors.values_of(range(0)) for factors, _ in self.added)
+        limit_bytes = max(limit_bytes, 2 * _FLOAT_BYTES * of_a)
         rows = self.base.rows_per_slab(limit_bytes)
         while rows > multiple and (nbytes := self.slab_bytes(0, rows)) > limit_bytes:
             fewer = min(rows - 1, rows * limit_bytes // nbytes)
