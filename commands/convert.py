@@ -52,7 +52,7 @@ from weightcast.text import count, some
         "weightcast convert grok-1 grok-1-Q8_0.gguf grok-1-bf16/ --split 48G",
         "weightcast convert grok-1 grok-1-int4-g128-awq/ --imatrix imatrix.gguf",
         "weightcast convert model-BF16.gguf model-Q4_K_M.gguf --tensor-type attn_v=Q8_0",
-        "weightcast convert model-BF16.gguf tuned-Q4_K_M.gguf --lora adapter=0.8",
+        "weightcast convert model-BF16.gguf tuned-Q4_K_M.gguf --lora lora=0.8",
         "weightcast convert grok-1 grok-1-Q2_K.gguf --report errors.html --fail-over sqnr_db=9",
     ),
 )
