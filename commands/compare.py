@@ -34,7 +34,7 @@ from weightcast.converters.report import (
     tensor_role,
     write_report,
 )
-from weightcast.converters.sources import parse_layers
+from weightcast.converters.sources import lora_files, parse_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Asked:
     """The options that say what to measure, and where to write it."""
 
     spec: Path | None
+    lora: tuple[str, ...]
     imatrix: Path | None
     baseline: str
     report: Path | None
@@ -60,6 +61,7 @@ class Asked:
 @click.argument("a", metavar="A", type=PATH)
 @click.argument("b", metavar="B", type=PATH)
 @options.spec
+@options.lora
 @listed_option(
     "--baseline",
     section="reporting",
@@ -117,11 +119,12 @@ def _measure(
     a: Path, b: Path, asked: Asked, limits: list[Limit], on_progress: OnProgress
 ) -> Comparison:
     """Measure all tensors and write the report. Raises CheckpointError."""
-    sides = open_both(a, b, asked.spec, asked.imatrix, parse_layers(asked.prune_layers))
+    layers = parse_layers(asked.prune_layers)
+    sides = open_both(a, b, asked.spec, asked.imatrix, asked.lora, layers)
     roles = (tensor_role(pair.gguf) for pair in sides.pairing.pairs)
     check_applicable(limits, roles, weighted=asked.imatrix is not None)
     if asked.report is not None:
-        read = filter(None, (asked.spec, asked.imatrix))
+        read = filter(None, (asked.spec, asked.imatrix, *lora_files(asked.lora).values()))
         check_report_path(asked.report, [*sides.places, *read])
     found = measure_both(sides, BASELINES[asked.baseline], asked.jobs, on_progress)
     if asked.report is not None:

@@ -49,6 +49,7 @@ from weightcast.text import count, some
         "weightcast convert grok-1 grok-1-Q8_0.gguf grok-1-bf16/ --split 48G",
         "weightcast convert grok-1 grok-1-int4-g128-awq/ --imatrix imatrix.gguf",
         "weightcast convert model-BF16.gguf model-Q4_K_M.gguf --tensor-type attn_v=Q8_0",
+        "weightcast convert model-BF16.gguf tuned-Q4_K_M.gguf --lora lora=0.8",
         "weightcast convert grok-1 grok-1-Q2_K.gguf --report errors.html --fail-over sqnr_db=9",
     ),
 )
@@ -80,7 +81,8 @@ def convert(
 ) -> None:
     """Convert SRC to one or several outputs, in one read.
 
-    SRC is a ckpt-0 directory (or its parent), a GGUF file of any model, or a safetensors directory.
+    SRC is a ckpt-0 directory (or its parent), a GGUF file of any model, a safetensors directory, or
+    an adapter of peft.
     The name of each OUT says what it is:
 
     \b

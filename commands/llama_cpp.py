@@ -12,9 +12,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -84,6 +84,16 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_batch_init": (_Batch, [ctypes.c_int32] * 3),
     "llama_batch_free": (None, [_Batch]),
     "llama_decode": (ctypes.c_int32, [ctypes.c_void_p, _Batch]),
+    "llama_adapter_lora_init": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "llama_set_adapters_lora": (
+        ctypes.c_int32,
+        [
+            ctypes.c_void_p,
+            ctypes.POINTER(ctypes.c_void_p),
+            ctypes.c_size_t,
+            ctypes.POINTER(ctypes.c_float),
+        ],
+    ),
     "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [ctypes.c_void_p, ctypes.c_int32]),
     "llama_free": (None, [ctypes.c_void_p]),
     "llama_model_free": (None, [ctypes.c_void_p]),
@@ -121,6 +131,7 @@ class Model:
     _library: ctypes.CDLL
     _model: int
     _log: list[str]
+    _adapters: Mapping[int, float] = field(default_factory=dict)
 
     def tokenize(self, text: str) -> list[int]:
         """Split a text into token ids with the file's tokenizer; none are added."""
@@ -165,9 +176,24 @@ class Model:
             is_float32 = any("K (f32)" in line for line in self._log)
             if not is_float32 or self._library.llama_n_ctx(context) != _context_size(size):
                 raise self.failed("has another parameter layout than expected")
+            self._adapt(context)
             yield add
         finally:
             self._library.llama_free(context)
+
+    def with_adapter(self, path: Path, scale: float = 1.0) -> Model:
+        """Use an adapter, too, in contexts that are opened from now on."""
+        pointer = self._library.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not pointer:
+            raise self.failed(f"does not load {path}")
+        return replace(self, _adapters={**self._adapters, pointer: scale})
+
+    def _adapt(self, context: int) -> None:
+        count = len(self._adapters)
+        pointers, scales = (ctypes.c_void_p * count)(), (ctypes.c_float * count)()
+        pointers[:], scales[:] = list(self._adapters), list(self._adapters.values())
+        if count and self._library.llama_set_adapters_lora(context, pointers, count, scales):
+            raise self.failed("does not use the adapters")
 
     def failed(self, what: str) -> CheckpointError:
         """Make an error with the last that llama.cpp said."""
@@ -226,13 +252,22 @@ def loaded(path: Path, threads: int = 2) -> Iterator[Model]:
         library.llama_log_set(_LogCallback(), None)
 
 
-def logits(path: Path, tokens: Sequence[Sequence[int]], threads: int = 2) -> NDArray[np.float32]:
+def logits(
+    path: Path,
+    tokens: Sequence[Sequence[int]],
+    threads: int = 2,
+    adapters: Mapping[Path, float] | None = None,
+) -> NDArray[np.float32]:
     """Run a GGUF file over sequences of token ids: float32 [sequences, positions, vocab].
+
+    `adapters` are GGUF files, and what each counts.
 
     Raises CheckpointError with llama.cpp's own words if it does not load.
     """
     results = []
     with loaded(path, threads) as model:
+        for adapter, scale in (adapters or {}).items():
+            model = model.with_adapter(adapter, scale)
         for sequence in tokens:
             with model.context(len(sequence)) as add:
                 results.append(add(sequence))

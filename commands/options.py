@@ -56,6 +56,8 @@ _ELSEWHERE: Final[dict[str, str | tuple[str, ...]]] = {
     "--merge": "weightcast merge",
     "--vocab-dir": "--tokenizer",
     "--output-dir": "the folder in OUT",
+    "--lora-scaled": "--lora PATH=SCALE",
+    "--base-model-id": "--base MODEL",
 }
 
 # Options that need no counterpart.
@@ -135,6 +137,13 @@ spec = listed_option(
     type=PATH,
     metavar="FILE",
     help="JSON file of hyperparameters (keys as in spec.json).",
+)
+lora = listed_option(
+    "--lora",
+    section="source",
+    metavar="PATH[=SCALE]",
+    multiple=True,
+    help="An adapter to merge into the source (A of compare) first; any number.",
 )
 all_tensors = listed_option(
     "-v",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from weightcast.commands.exits import FAILED_CHECK
-from weightcast.commands.options import PATH, Command, as_json, listed_option, quiet, spec
+from weightcast.commands.options import PATH, Command, as_json, listed_option, lora, quiet, spec
 from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
@@ -24,6 +24,7 @@ from weightcast.commands.work_options import (
 from weightcast.converters import verify as verifying
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
+from weightcast.converters.sources import lora_files
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError
 from weightcast.formats.split import SPLIT_NAME
@@ -47,6 +48,7 @@ from weightcast.text import option, shown
     help="What it was made of: shards, GGUF or safetensors.",
 )
 @spec
+@lora
 @listed_option(
     "--imatrix",
     section="source",
@@ -125,7 +127,8 @@ def _verify(
     if report is not None and options["source"] is None:
         raise RequestError(f"{option('report')}: of use with a source only")
     if report is not None:
-        named = (artifact, *(options[name] for name in ("source", "spec", "imatrix")))
+        adapters = lora_files(options["lora"]).values()
+        named = (artifact, *(options[name] for name in ("source", "spec", "imatrix")), *adapters)
         check_report_path(report, filter(None, named))
     with progress(quiet=is_silent) as shown:
         found = verifying.verify(artifact, on_progress=shown, **options)

@@ -21,6 +21,7 @@ _TYPES: Final[dict[Kind, Any]] = {
     "size": str,
     "share": str,
     "input": PATH,
+    "model": PATH,
     "report": PATH,
     "workers": WORKERS,
     "baseline": BASELINE,

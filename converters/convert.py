@@ -51,11 +51,13 @@ from weightcast.converters.report import (
     write_report,
 )
 from weightcast.converters.sources import (
+    Adapters,
     ConvertOptions,
     Form,
     Inputs,
     find_unwritten,
     list_inputs,
+    lora_files,
     parse_layers,
     parse_share,
     parse_size,
@@ -293,6 +295,8 @@ def convert(
     nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
+    lora: Adapters = (),
+    base: StrPath | None = None,
     bundle: bool = False,
     jobs: int | None = None,
     memory: str | float | None = None,
@@ -311,7 +315,9 @@ def convert(
 
     Source: `spec` is a JSON file of hyperparameters, `tokenizer` a SentencePiece file; both are
     looked for beside the source. `no_tokenizer` writes outputs without one. `allow_holes` converts
-    shards with parts that were never written, as unfinished downloads have.
+    shards with parts that were never written, as unfinished downloads have. `lora` are adapters to
+    merge, directories of peft or GGUF files, each "PATH" or "PATH=SCALE", or a dict {PATH: SCALE}.
+    Where `source` is an adapter itself, `base` is its model, or that model's config.json.
 
     Precision: `recipe` is a TOML file of rules; `tensor_types` are rules "REGEX=TYPE" that come
     before them, or a dict {REGEX: TYPE}; `tensor_type_file` has rules between spaces or lines,
@@ -394,6 +400,8 @@ def plan(
     nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
+    lora: Adapters = (),
+    base: StrPath | None = None,
     bundle: bool = False,
     jobs: int | None = None,
     memory: str | float | None = None,
@@ -592,7 +600,7 @@ def _inputs(
 ) -> Inputs:
     """List the files that are read; the tokenizer may have been found beside the source."""
     found = next((output.tokenizer for output in planned if output.tokenizer), options.tokenizer)
-    files = {**options.files, "tokenizer": found}
+    files = {**options.files, "tokenizer": found, **lora_files(options.lora)}
     blanks = find_unwritten(graph)
     return Inputs(source, list_inputs(source, graph, files), options, blanks)
 

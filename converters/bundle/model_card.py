@@ -54,7 +54,11 @@ def model_card(plan: Plan, number: int, errors: CardErrors | None = None) -> str
         ["## Files", "", *_files(output)],
         ["## Types", "", *_types(output)],
         ["## How it was made", "", *_how(plan, number, errors)],
-        ["## Running it", "", *running(output, no_tokenizer=plan.inputs.options.no_tokenizer)],
+        [
+            "## Running it",
+            "",
+            *running(output, plan.graph, no_tokenizer=plan.inputs.options.no_tokenizer),
+        ],
     ]
     if errors is not None:
         sections.append(["## Errors", "", *errors.lines])
@@ -115,7 +119,8 @@ def _front_matter(plan: Plan, output: Output) -> list[str]:
     base_model = _base_model(plan)
     if base_model is not None:
         values["base_model"] = base_model
-        values["base_model_relation"] = "quantized"
+        is_adapter = graph.container == "peft"
+        values["base_model_relation"] = "adapter" if is_adapter else "quantized"
     values["library_name"] = target.library
     values["pipeline_tag"] = "text-generation"
     directory = output.request.directory
@@ -143,6 +148,8 @@ def _what_it_is(plan: Plan, output: Output) -> Iterator[str]:
         model = f"a model of {family.title}'s architecture"
         if is_release(graph):
             model = family.card.release
+    if graph.container == "peft":
+        model = f"an adapter (LoRA) for {model}"
     form, parameters = request.target.form, f"{graph.parameters:,} parameters"
     yield f"{form}, {request.type_name}, of {model}: {parameters}."
 

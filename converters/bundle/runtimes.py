@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
+from weightcast.converters.graph import TensorGraph
 from weightcast.converters.recipes import PLAIN
 from weightcast.converters.targets.target import Output
 from weightcast.formats.packed import LAYOUTS
@@ -25,8 +26,13 @@ _PLAIN_READERS: Final = Readers(
 )
 
 
-def running(output: Output, *, no_tokenizer: bool) -> Iterator[str]:
+def running(output: Output, graph: TensorGraph, *, no_tokenizer: bool) -> Iterator[str]:
     """Give the section's lines, in Markdown."""
+    if graph.container == "peft":
+        name = in_code(shlex.quote(output.files[0].path.name))
+        command = f"llama-cli -m MODEL.gguf --lora {name}"
+        yield f"- **llama.cpp**, beside its model in any type: `{command}`."
+        return
     yield "All of the weights must fit into memory, of GPUs or of the machine."
     yield ""
     if not output.request.target.is_directory:

@@ -40,7 +40,13 @@ from weightcast.converters.report import (
     json_values,
     parse_baseline,
 )
-from weightcast.converters.sources import CONTAINERS, parse_layers, renumbered
+from weightcast.converters.sources import (
+    CONTAINERS,
+    Adapters,
+    listed_lora,
+    parse_layers,
+    renumbered,
+)
 from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix
@@ -147,14 +153,16 @@ def open_both(
     b: str | os.PathLike[str],
     spec: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
+    lora: Sequence[str] = (),
     left_out: Sequence[int] = (),
 ) -> OpenPair:
     """Open two checkpoints, pair their tensors, and find what weighs each.
 
-    `left_out` are layers of A that B is without. Raises CheckpointError.
+    Adapters are merged into A; `left_out` are layers of it that B is without. Raises
+    CheckpointError.
     """
     file = None if spec is None else Path(spec)
-    source, output = open_pair(Path(a), Path(b), file, file, left_out)
+    source, output = open_pair(Path(a), Path(b), file, file, lora, left_out)
     pairing = pair_tensors(source, output)
     if not (pairing.pairs or pairing.plain):
         raise LayoutError(f"{b} has no tensor that could be compared with one of {a}")
@@ -253,6 +261,7 @@ def compare(
     b: str | os.PathLike[str],
     *,
     spec: str | os.PathLike[str] | None = None,
+    lora: Adapters = (),
     imatrix: str | os.PathLike[str] | None = None,
     prune_layers: str | Sequence[int] | None = None,
     baseline: str = "stored",
@@ -262,7 +271,8 @@ def compare(
     """Measure the errors of every tensor of B against the same tensor of A.
 
     Either is a checkpoint directory, a GGUF file or safetensors; of models other than Grok-1 both
-    are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family.
+    are GGUF files. `spec` is a JSON file of hyperparameters of another model of the family, and
+    `lora` are adapters to merge into A, as `convert` takes them.
     Errors are differences from what A stores: with the baseline "bf16" from these values rounded
     to bfloat16. With `imatrix`, an importance matrix in llama.cpp's format, they are also weighed
     by the importance of their columns, as in reports of conversions. `prune_layers` are layers of A
@@ -281,4 +291,5 @@ def compare(
     named = as_path(a, "a"), as_path(b, "b")
     beside = as_optional_path(spec, "spec"), as_optional_path(imatrix, "imatrix")
     tell(Progress("plan"))
-    return measure_both(open_both(*named, *beside, parse_layers(prune_layers)), against, jobs, tell)
+    adapters, layers = listed_lora(lora), parse_layers(prune_layers)
+    return measure_both(open_both(*named, *beside, adapters, layers), against, jobs, tell)

@@ -19,6 +19,7 @@ from weightcast.converters.sources import (
     open_family,
     pruned,
     resolve_source,
+    with_adapters,
 )
 from weightcast.errors import CheckpointError, LayoutError, RequestError
 from weightcast.formats.gguf.layout import ggml_shape
@@ -66,17 +67,31 @@ def open_pair(
     b: Path,
     spec_a: Path | None = None,
     spec_b: Path | None = None,
+    lora: Sequence[str] = (),
     left_out: Sequence[int] = (),
 ) -> tuple[TensorGraph, TensorGraph]:
     """Open two checkpoints so that their tensors can be paired; no weights are read.
 
     Both as Grok-1 where both are; GGUF files of whatever else under their own names. A GGUF file
-    that is a Grok, but not a whole Grok-1, also goes with a Grok-1. `left_out` are layers of A, a
-    GGUF file, that B is without. Raises CheckpointError.
+    that is a Grok, but not a whole Grok-1, also goes with a Grok-1. Adapters are merged into A;
+    `left_out` are layers of A, a GGUF file, that B is without. Raises CheckpointError.
     """
-    if left_out:
-        return _open_pruned(resolve_source(a), resolve_source(b), left_out)
-    first, second = _open(resolve_source(a), spec_a), _open(resolve_source(b), spec_b)
+    a, b = resolve_source(a), resolve_source(b)
+    if not left_out:
+        first, second = _open_alike(a, b, spec_a, spec_b)
+        return with_adapters(first, lora), second
+    whole, made = open_as_it_is(a), open_as_it_is(b)
+    if whole is None or made is None:
+        other = a if whole is None else b
+        raise RequestError(f"{other}: {option('prune_layers')}: only of GGUF files are there any")
+    return pruned(with_adapters(whole, lora), left_out), made
+
+
+def _open_alike(
+    a: Path, b: Path, spec_a: Path | None, spec_b: Path | None
+) -> tuple[TensorGraph, TensorGraph]:
+    """Open both by a family's table, or both under their own names."""
+    first, second = _open(a, spec_a), _open(b, spec_b)
     if first.family.has_table == second.family.has_table:
         return first, second
     own = [
@@ -92,14 +107,6 @@ def open_pair(
             f"only GGUF files of one model, or checkpoints of {title}, can be compared"
         )
     return first, second
-
-
-def _open_pruned(a: Path, b: Path, layers: Sequence[int]) -> tuple[TensorGraph, TensorGraph]:
-    whole, made = open_as_it_is(a), open_as_it_is(b)
-    if whole is None or made is None:
-        other = a if whole is None else b
-        raise RequestError(f"{other}: {option('prune_layers')}: only of GGUF files are there any")
-    return pruned(whole, layers), made
 
 
 def _open(path: Path, spec: Path | None) -> TensorGraph:

@@ -5,7 +5,7 @@ these resolve to windows on files, how rows of a matrix come into memory, and in
 family of models is described. It knows no concrete family, no recipe and no output.
 """
 
-from weightcast.converters.graph.assembly import Assembly, StoredMatrix
+from weightcast.converters.graph.assembly import Assembly
 from weightcast.converters.graph.dimensions import Dimensions, Number
 from weightcast.converters.graph.model import (
     Card,
@@ -39,7 +39,9 @@ from weightcast.converters.graph.resolve import (
     windows,
 )
 from weightcast.converters.graph.stored import stored_as, stored_bytes, stored_files
+from weightcast.converters.graph.sums import StoredMatrix
 from weightcast.converters.graph.tensor import (
+    AddLowRank,
     Quantize,
     Rows,
     Scaled,
@@ -48,6 +50,7 @@ from weightcast.converters.graph.tensor import (
     concatenated,
     dequantized,
     interleaved_halves,
+    is_sum,
     permuted,
     quantized,
     reshaped,
@@ -60,10 +63,12 @@ from weightcast.converters.graph.tensor import (
     take,
     transposed,
     unscaled,
+    with_low_rank,
 )
 from weightcast.converters.graph.view import View
 
 __all__ = [
+    "AddLowRank",
     "Assembly",
     "Card",
     "Dimensions",
@@ -96,6 +101,7 @@ __all__ = [
     "forget_rows",
     "interleaved_halves",
     "is_stored_as",
+    "is_sum",
     "load_float32",
     "matrices",
     "named",
@@ -117,4 +123,5 @@ __all__ = [
     "transposed",
     "unscaled",
     "windows",
+    "with_low_rank",
 ]

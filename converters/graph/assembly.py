@@ -283,10 +283,6 @@ class Assembly:
         return rows * self.shape[1] * ITEM_BYTES[F32.name]
 
 
-# A matrix as it is read: windows and assemblies have all else in common.
-StoredMatrix = View | Assembly
-
-
 def assemble(shape: tuple[int, int], parts: Sequence[Part]) -> Assembly:
     """Make an assembly of parts that fill a matrix, and find the dtype that they share."""
     ordered = tuple(sorted(parts, key=lambda part: (part.row0, part.col0)))

@@ -14,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.files import forget_read
-from weightcast.converters.graph.assembly import Assembly, Region, StoredMatrix
+from weightcast.converters.graph.assembly import Assembly, Region
 from weightcast.converters.graph.gather import (
     AssembledRows,
     EncodedRows,
     PartRows,
     PlainRows,
     array_of,
+    as_float32,
+    floats_into,
 )
 from weightcast.converters.graph.resolve import matrices
+from weightcast.converters.graph.sums import LoadedFactors, StoredMatrix, Sum
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import Runs, View, runs_of
 from weightcast.errors import CheckpointError, LayoutError
@@ -102,6 +105,8 @@ def read_slab(view: StoredMatrix, out0: int, out1: int, buffer: memoryview) -> S
     """
     if isinstance(view, Assembly):
         return _read_assembly(view, out0, out1, buffer)
+    if isinstance(view, Sum):
+        return _read_sum(view, out0, out1, buffer)
     used = buffer[: view.slab_bytes(out0, out1)]
     rows, array = out1 - out0, view.array
     if array.packed is not None:
@@ -141,6 +146,46 @@ def _read_assembly(assembly: Assembly, out0: int, out1: int, buffer: memoryview)
             ) from None
     rows = AssembledRows(assembly, out0, tuple(parts))
     return Slab(assembly, out1 - out0, np.frombuffer(buffer[:at], np.uint8), 1, None, rows.matrix)
+
+
+def _read_sum(view: Sum, out0: int, out1: int, buffer: memoryview) -> Slab:
+    """Read rows as they are stored, and the factors of what workers add to them."""
+    base = read_slab(view.base, out0, out1, buffer)
+    at = view.base_bytes(out0, out1)
+    loaded: list[LoadedFactors] = []
+    for factors, patches, rows in view.needed(out0, out1):
+        held = []
+        for matrix, wanted in (
+            *((a, range(a.shape[0])) for a in factors.a),
+            *((b, rows) for b in factors.b),
+        ):
+            nbytes = ITEM_BYTES[F32.name] * len(wanted) * matrix.shape[1]
+            held.append(_read_floats(matrix, wanted, buffer[at : at + nbytes]))
+            at += nbytes
+        n_terms = len(factors.a)
+        a, b = tuple(held[:n_terms]), tuple(held[n_terms:])
+        loaded.append(LoadedFactors(a, b, rows.start, factors, patches))
+
+    def make(row0: int, row1: int) -> Matrix:
+        values = as_float32(base.matrix(row0, row1))
+        for factors in loaded:
+            factors.add_to(values, out0 + row0)
+        n_out, n_in = values.shape
+        return Matrix(values.reshape(-1), F32.name, n_out, n_in, n_in, 1)
+
+    return Slab(view, out1 - out0, np.frombuffer(buffer[:at], np.uint8), 1, None, make)
+
+
+def _read_floats(view: StoredMatrix, rows: range, buffer: memoryview) -> NDArray[np.float32]:
+    """Read rows of a small matrix as float32 [rows, in] into `buffer`."""
+    values = np.frombuffer(buffer, np.float32).reshape(len(rows), view.shape[1])
+    stored = memoryview(bytearray(view.slab_bytes(rows.start, rows.stop)))
+    try:
+        slab = read_slab(view, rows.start, rows.stop, stored)
+    except OSError as problem:
+        raise CheckpointError(f"{view.path}: cannot be read: {problem.strerror}") from None
+    floats_into(values, slab.matrix(0, len(rows)))
+    return values
 
 
 def _read_region(region: Region, used: memoryview) -> Iterator[PartRows]:
@@ -211,6 +256,8 @@ def forget_rows(view: StoredMatrix, out0: int, out1: int) -> None:
 
     Where others lie between them, all are forgotten with the last.
     """
+    if isinstance(view, Sum):
+        view = view.base
     if isinstance(view, View):
         _forget(view, out0, out1)
         return
@@ -248,6 +295,8 @@ def named(
     """Say which tensor of which file a bad value is in, where, and what helps."""
     out = error.out + out0
     place = f"[{out}, {error.in_}] (out, in)"
+    if isinstance(view, Sum):
+        view = view.base
     if isinstance(view, Assembly):
         path = view.part_at(out, error.in_).view.path
         return LayoutError(f"{path}: {tensor}: {error.problem} at {place}{remedy}")

@@ -8,17 +8,21 @@ a box becomes several windows only where an axis of a matrix is no single stride
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice, product
 from math import prod
+from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from weightcast.converters.graph.assembly import Part, StoredMatrix, Window, assemble
+from weightcast.converters.graph.assembly import Assembly, Part, Window, assemble
+from weightcast.converters.graph.sums import Factors, Patch, StoredMatrix, Sum
 from weightcast.converters.graph.tensor import (
+    AddLowRank,
     Affine,
     Concat,
     Dequantize,
+    Operation,
     Permute,
     Quantize,
     Reshape,
@@ -29,12 +33,13 @@ from weightcast.converters.graph.tensor import (
     Take,
     Tensor,
     Transpose,
+    is_sum,
     sources_of,
 )
 from weightcast.converters.graph.view import View
 from weightcast.errors import LayoutError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
-from weightcast.quant.types import TYPES
+from weightcast.quant.types import F32, TYPES
 
 # Of one tensor: more than heads of all layers, fewer than what shapes in a hostile file could ask.
 MAX_BOXES: Final = 1 << 17
@@ -60,6 +65,12 @@ def matrices(tensor: Tensor) -> tuple[StoredMatrix, ...]:
         assert array.axis_strides is None
         rows = origin.source.size // origin.length
         return (View(array, 0, (rows, origin.length), (origin.length, 1)),)
+    found = _without_sums(tensor)
+    return _with_sums(tensor, found) if is_sum(tensor) else found
+
+
+def _without_sums(tensor: Tensor) -> tuple[View | Assembly, ...]:
+    """Resolve a tensor to its matrices, leaving out what is added to it."""
     shape, boxes = tensor.shape, _boxes(tensor)
     while len(shape) < 2:
         shape = (1, *shape)
@@ -453,7 +464,7 @@ def _taken_all(boxes: list[_Box], size: int) -> list[list[_Box]]:
     return taken
 
 
-def _matrix(shape: tuple[int, ...], boxes: list[_Box], name: str) -> StoredMatrix:
+def _matrix(shape: tuple[int, ...], boxes: list[_Box], name: str) -> View | Assembly:
     """Make one window of a matrix, or an assembly."""
     n_out, n_in = shape
     parts = _bounded((part for box in boxes for part in _parts(box)), name)
@@ -576,6 +587,86 @@ def _readable(part: Part) -> Part:
 
 def _fits(dtype: str, n_in: int) -> bool:
     return dtype not in TYPES or TYPES[dtype].fits(n_in)
+
+
+# Sums.
+
+
+@dataclass(frozen=True)
+class _Addresses(StoredArray):
+    """Stands for a product [..., out, in], to follow its elements through other operations.
+
+    An element's place in it says which row of b and which column of a make it: row * `pitch` +
+    column, each counted over all matrices of a stack. The pitch is more than the columns are, so
+    that the end of a row and the start of the next are no neighbours.
+    """
+
+    added: AddLowRank | None = None
+
+    @property
+    def pitch(self) -> int:
+        return prod(self.shape[:-2]) * self.shape[-1] + 1
+
+
+def _addresses(path: Path, shape: tuple[int, ...], added: AddLowRank) -> _Addresses:
+    *lead, n_out, n_in = shape
+    pitch = prod(lead) * n_in + 1
+    strides = (*(n_out * pitch + n_in for _ in lead), pitch, 1)
+    return _Addresses(path, 0, 0, F32.name, shape, strides, added=added)
+
+
+def _added(tensor: Tensor) -> Tensor:
+    """Make a tensor of what is added alone: addresses, and any array for the rest."""
+    origin = tensor.origin
+    made: StoredArray | Operation
+    if isinstance(origin, AddLowRank):
+        made = _addresses(first_array(tensor).path, tensor.shape, origin)
+    elif isinstance(origin, StoredArray | Dequantize):
+        made = StoredArray(first_array(tensor).path, 0, 0, F32.name, tensor.shape)
+    elif isinstance(origin, Stack | Concat):
+        made = replace(origin, sources=tuple(map(_added, origin.sources)))
+    else:
+        made = replace(origin, source=_added(origin.source))
+    return Tensor(tensor.name, tensor.shape, F32.name, made)
+
+
+def _with_sums(tensor: Tensor, found: Iterable[View | Assembly]) -> tuple[StoredMatrix, ...]:
+    """Add to each matrix what is added to its elements."""
+    summed: list[StoredMatrix] = []
+    for matrix, added in zip(found, _without_sums(_added(tensor)), strict=True):
+        patches: dict[Factors, list[Patch]] = {}
+        for part in added.parts if isinstance(added, Assembly) else (Part(added),):
+            if isinstance(part.view.array, _Addresses):
+                factors, patch = _patch(tensor.name, part, part.view.array)
+                patches.setdefault(factors, []).append(patch)
+        held = tuple((factors, tuple(places)) for factors, places in patches.items())
+        summed.append(Sum(matrix, held) if held else matrix)
+    return tuple(summed)
+
+
+def _patch(name: str, part: Part, array: _Addresses) -> tuple[Factors, Patch]:
+    """Tell which rows of b and columns of a make a part. Raises LayoutError if these vary."""
+    added, (*_, n_out, n_in) = array.added, array.shape
+    assert added is not None
+    row, column = divmod(part.view.start, array.pitch)
+    steps = [
+        divmod(stride, array.pitch) if size > 1 else (0, 0)
+        for stride, size in zip(part.view.strides, part.shape, strict=True)
+    ]
+    is_turned = bool(steps[0][1] or steps[1][0])
+    (along_b, not_b), (not_a, along_a) = reversed(steps) if is_turned else steps
+    if not_b or not_a:
+        raise LayoutError(f"{name}: what is added lies across several matrices")
+    number = row // n_out
+    factors = Factors(
+        tuple(matrices(a)[number] for a in added.a),
+        tuple(matrices(b)[number] for b in added.b),
+        tuple(prod((by, *(scale for scale, _ in part.affine))) for by in added.multipliers),
+    )
+    size_b, size_a = reversed(part.shape) if is_turned else part.shape
+    rows = range(row % n_out, row % n_out + max(along_b, 1) * size_b, max(along_b, 1))
+    cols = range(column % n_in, column % n_in + max(along_a, 1) * size_a, max(along_a, 1))
+    return factors, Patch(part, rows, cols, is_turned)
 
 
 def _bounded(found: Iterable[_Found], name: str) -> list[_Found]:

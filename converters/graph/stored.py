@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weightcast.converters.graph.assembly import Assembly, Part
 from weightcast.converters.graph.resolve import first_array, matrices, windows
+from weightcast.converters.graph.sums import Sum
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import View
 from weightcast.formats.array import StoredArray
@@ -47,6 +48,7 @@ def stored_bytes(tensor: Tensor) -> int:
     """
     elements: Counter[StoredArray] = Counter()
     for matrix in matrices(tensor):
+        matrix = matrix.base if isinstance(matrix, Sum) else matrix
         for part in matrix.parts if isinstance(matrix, Assembly) else (Part(matrix),):
             scales = None if part.view.is_packed else part.view.scales
             elements[part.view.array] += prod(part.shape)

@@ -1,8 +1,8 @@
 """The tensor graph: named tensors, each a stored array or an operation on other tensors.
 
 Nothing here reads weights. The same description drives `inspect`, the plan and the forward pass.
-All operations but `Quantize` and `Affine` only move or scale elements. `resolve.matrices` turns
-any tensor into windows on stored arrays.
+All operations but `Quantize`, `Affine` and `AddLowRank` only move or scale elements.
+`resolve.matrices` turns any tensor into windows on stored arrays.
 
 Shapes are row-major, matrices [..., out, in]. Axes count from 0; negative ones from the last.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import isfinite, prod
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -114,6 +114,20 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
+class AddLowRank:
+    """source [..., out, in] + the sum of each multiplier * b [..., out, rank] @ a [..., rank, in].
+
+    All in float32, each step rounded to nearest even: products are summed in the order of the rank,
+    the sum is multiplied, and added; one term after another. So the result depends on nothing else.
+    """
+
+    source: Tensor
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+    multipliers: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Quantize:
     """The source in another type, blocks along the last axis; plain floats are types too."""
 
@@ -139,6 +153,7 @@ Operation = (
     | Concat
     | Affine
     | Scaled
+    | AddLowRank
     | Quantize
     | Rows
 )
@@ -178,7 +193,13 @@ def sources_of(operation: Operation) -> tuple[Tensor, ...]:
         return operation.sources
     if isinstance(operation, Dequantize):
         return operation.weight, operation.scales
+    if isinstance(operation, AddLowRank):
+        return (operation.source, *operation.a, *operation.b)
     return (operation.source,)
+
+
+# Fields of operations that hold tensors.
+_SOURCES: Final = ("source", "sources", "weight", "scales", "a", "b")
 
 
 def _describe_origin(origin: StoredArray | Operation) -> dict[str, Any]:
@@ -189,7 +210,7 @@ def _describe_origin(origin: StoredArray | Operation) -> dict[str, Any]:
     for item in fields(origin):
         value = getattr(origin, item.name)
         is_default = value == item.default
-        if item.name not in ("source", "sources", "weight", "scales") and not is_default:
+        if item.name not in _SOURCES and not is_default:
             described[item.name] = list(value) if isinstance(value, tuple) else value
     return described
 
@@ -391,6 +412,40 @@ def split_factor(tensor: Tensor) -> tuple[Tensor, float]:
         factor = of_all.factors[origin.index if len(of_all.factors) > 1 else 0]
         return take(of_all.source, origin.index), factor
     return tensor, 1.0
+
+
+def with_low_rank(source: Tensor, a: Tensor, b: Tensor, multiplier: float) -> Tensor:
+    """Add multiplier * b @ a to [..., out, in]. Raises LayoutError if the factors do not fit.
+
+    More than one can be added, but to the same tensor: not to parts of it first.
+    """
+    *lead, n_out, n_in = source.shape
+    rank = a.shape[-2] if len(a.shape) > 1 else 0
+    if a.shape != (*lead, rank, n_in) or b.shape != (*lead, n_out, rank):
+        raise LayoutError(
+            f"{_told(source)} does not fit factors of {list(b.shape)} and {list(a.shape)}"
+        )
+    if isinstance(source.origin, Rows) or len(source.shape) > 3:
+        raise LayoutError(f"{_told(source)} is no matrix, and no stack of matrices")
+    with np.errstate(over="ignore"):
+        by = float(np.float32(multiplier))
+    if not isfinite(by):
+        raise LayoutError(f"{source.name}: a multiplier of {multiplier} is beyond float32")
+    origin = source.origin
+    if not isinstance(origin, AddLowRank):
+        if is_sum(source):
+            raise LayoutError(f"{_told(source)}: parts of it are sums already")
+        origin = AddLowRank(source, (), (), ())
+    added = AddLowRank(origin.source, (*origin.a, a), (*origin.b, b), (*origin.multipliers, by))
+    return Tensor(source.name, source.shape, "F32", added)
+
+
+def is_sum(tensor: Tensor) -> bool:
+    """Tell whether a low-rank product was added to a tensor, or to a part of it."""
+    origin = tensor.origin
+    if isinstance(origin, StoredArray | Dequantize):
+        return False
+    return isinstance(origin, AddLowRank) or any(map(is_sum, sources_of(origin)))
 
 
 def quantized(name: str, source: Tensor, type_name: str) -> Tensor:

@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from weightcast.converters.graph.assembly import StoredMatrix
 from weightcast.converters.graph.gather import DTYPES, array_of, floats_into
 from weightcast.converters.graph.read import opened, read_slab
 from weightcast.converters.graph.resolve import first_array, matrices, windows
+from weightcast.converters.graph.sums import StoredMatrix
 from weightcast.converters.graph.tensor import Rows, Scaled, Tensor, sliced, take
 from weightcast.converters.graph.view import View
 from weightcast.errors import CheckpointError, LayoutError

@@ -98,6 +98,8 @@ def _shown(value: object) -> str:
         return "given" if value else "not given"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, str):
+        return value
     return f"{value:,} bytes" if value and isinstance(value, int) else "not given"
 
 

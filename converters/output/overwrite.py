@@ -70,6 +70,9 @@ def taken_paths(plan: Plan) -> set[Path]:
 def _source_files(inputs: Inputs) -> set[Path]:
     """List the files that are read, under their own names and those that links lead to."""
     files = {file.path for file in inputs.files}
+    if inputs.options.base is not None:
+        base = Path(inputs.options.base)
+        files.add(base / "config.json" if base.is_dir() else base)
     named = {Path(os.path.abspath(path)) for path in files}
     return named | {Path(os.path.realpath(path)) for path in files}
 

@@ -4,6 +4,7 @@
 provenance; `options` holds what a conversion can be asked.
 """
 
+from weightcast.converters.sources.adapters import lora_files, with_adapters
 from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.converters.sources.detect import checkpoint_directory, container_of, resolve_source
 from weightcast.converters.sources.inputs import (
@@ -25,12 +26,14 @@ from weightcast.converters.sources.open import (
     open_vocabulary,
 )
 from weightcast.converters.sources.options import (
+    Adapters,
     ConvertOptions,
     Form,
     Group,
     Kind,
     Row,
     SourceOptions,
+    listed_lora,
     parse_layers,
     parse_share,
     parse_size,
@@ -43,6 +46,7 @@ from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_
 __all__ = [
     "CONTAINERS",
     "SOURCE",
+    "Adapters",
     "ConvertOptions",
     "Form",
     "Group",
@@ -60,6 +64,8 @@ __all__ = [
     "is_of_ranks",
     "join_packed",
     "list_inputs",
+    "listed_lora",
+    "lora_files",
     "open_as_it_is",
     "open_family",
     "open_graph",
@@ -74,6 +80,7 @@ __all__ = [
     "source_files",
     "unwritten_note",
     "weights_of",
+    "with_adapters",
     "without_folders",
     "written_size",
 ]

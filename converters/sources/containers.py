@@ -23,6 +23,8 @@ from weightcast.converters.families.hyperparameters import (
     read_spec,
 )
 from weightcast.converters.graph import Family, TensorGraph
+from weightcast.converters.sources.adapter_files import adapter_graph
+from weightcast.converters.sources.adapters import not_a_model
 from weightcast.converters.sources.detect import (
     TOKENIZER_NAME,
     checkpoint_directory,
@@ -37,7 +39,7 @@ from weightcast.converters.sources.foreign_models import (
 )
 from weightcast.converters.sources.weights import is_of_ranks, left_out, weights_of
 from weightcast.errors import FormatError, MissingTensorError
-from weightcast.formats import safetensors, torch_zip
+from weightcast.formats import peft, safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.directory import files_ending
 from weightcast.formats.foreign import require_file
@@ -55,7 +57,7 @@ class Container(Protocol):
 
     @property
     def name(self) -> str:
-        """ "shards", "gguf", "safetensors" or "torch"."""
+        """ "shards", "gguf", "safetensors", "torch" or "peft"."""
 
     @property
     def is_never_blank(self) -> bool:
@@ -303,7 +305,44 @@ class Torch(Safetensors):
         return torch_zip.read_directory(source).items()
 
 
-_ALL: Final[tuple[Container, ...]] = (Shards(), Gguf(), Safetensors(), Torch())
+class Peft:
+    """A directory with an adapter, which becomes an adapter in GGUF."""
+
+    name: Final = "peft"
+    is_never_blank: Final = False
+    target: Final = None
+    written: Final = "gguf"
+
+    def open(self, source: Path, spec: Path | None) -> TensorGraph:
+        """Refuse: it is no model. Raises FormatError."""
+        raise not_a_model(peft.read_adapter(source))
+
+    def open_as_it_is(self, source: Path) -> TensorGraph | None:
+        """Open it as the GGUF file that it becomes, if what lies beside it tells its model."""
+        return adapter_graph(source, None)
+
+    def vocabulary(self, source: Path) -> Vocabulary | None:
+        """Give none: that of its model counts."""
+        return None
+
+    def file_type(self, source: Path) -> int | None:
+        """Give none: nothing says it."""
+        return None
+
+    def find_tokenizer(self, source: Path) -> Path | None:
+        """Give none: that of its model counts."""
+        return None
+
+    def find_spec(self, source: Path) -> Path | None:
+        """Give none: it has no hyperparameters."""
+        return None
+
+    def beside(self, source: Path) -> Iterator[Path]:
+        """List its configuration."""
+        yield source / peft.CONFIG_NAME
+
+
+_ALL: Final[tuple[Container, ...]] = (Shards(), Gguf(), Safetensors(), Torch(), Peft())
 CONTAINERS: Final[Mapping[str, Container]] = {container.name: container for container in _ALL}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.errors import CheckpointError, MissingTensorError
-from weightcast.formats import safetensors, torch_zip
+from weightcast.formats import peft, safetensors, torch_zip
 from weightcast.formats.directory import beside, entries, files_ending
 from weightcast.formats.foreign.downloads import is_cut_piece, surely_unfinished
 from weightcast.formats.gguf import read as gguf
@@ -24,7 +24,10 @@ _MAX_REVISION_BYTES: Final = 1 << 10
 
 
 def container_of(path: Path) -> str:
-    """Say what a path is: "shards", "gguf", "safetensors" or "torch". Raises CheckpointError."""
+    """Say what a path is: "shards", "gguf", "safetensors", "torch" or "peft".
+
+    Raises CheckpointError.
+    """
     try:
         if path.is_file():
             found = _container_of_file(path)
@@ -55,6 +58,8 @@ def _container_of_directory(path: Path) -> str | None:
     """Say what a directory holds, by the names in it; None if nothing that is read."""
     if checkpoint_directory(path) is not None:
         return "shards"
+    if peft.is_adapter(path):
+        return "peft"
     if files_ending(path, ".safetensors") or (path / safetensors.INDEX_NAME).is_file():
         return "safetensors"
     if torch_zip.files_in(path) or (path / torch_zip.INDEX_NAME).is_file():
@@ -100,13 +105,15 @@ def resolve_source(path: Path) -> Path:
     """Go from what somebody names to what is read.
 
     That is of a repository in a model hub's cache its revision, which `refs/main` names unless
-    there is one only; of an index the folder; of a split GGUF file, under the name that its parts
-    go by, the first part. Other paths stay. Raises CheckpointError.
+    there is one only; of an index and of an adapter's files the folder; of a split GGUF file, under
+    the name that its parts go by, the first part. Other paths stay. Raises CheckpointError.
     """
     try:
         if path.suffix == ".gguf" and path.parent.is_dir() and not os.path.lexists(path):
             return _first_part(path)
         if path.name in (safetensors.INDEX_NAME, torch_zip.INDEX_NAME) and path.is_file():
+            return path.parent
+        if path.name in peft.NAMES and path.is_file() and peft.is_adapter(path.parent):
             return path.parent
         if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
             return _revision(path)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import TensorGraph
-from weightcast.converters.sources.containers import container
+from weightcast.converters.sources.adapter_files import adapter_graph
+from weightcast.converters.sources.containers import Peft, container
 from weightcast.converters.sources.detect import resolve_source, unreadable
-from weightcast.errors import CheckpointError
+from weightcast.errors import CheckpointError, RequestError
 from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
+from weightcast.text import option
 
 
 def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
@@ -26,6 +28,8 @@ def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
     """
     path = _found(path)
     graph = open_as_it_is(path)
+    if graph is not None and graph.container == Peft.name:
+        return graph
     if graph is None or spec is not None or of_architecture(graph.family.architecture) is not None:
         return open_family(path, spec)
     return graph
@@ -45,10 +49,18 @@ def open_to_inspect(path: Path, spec: Path | None) -> tuple[TensorGraph, tuple[s
         return graph, (f"not a {title} that could be written as a directory: {problem}",)
 
 
-def open_as_it_is(source: Path) -> TensorGraph | None:
-    """Open a GGUF file of any architecture under the names in it; None if it is no GGUF file."""
+def open_as_it_is(source: Path, base: str | Path | None = None) -> TensorGraph | None:
+    """Open a GGUF file of any architecture under the names in it; None if it is no GGUF file.
+
+    An adapter is opened as the GGUF file that it becomes; `base` is the model that it belongs to.
+    """
     with _readable(source):
-        return container(source).open_as_it_is(source)
+        found = container(source)
+        if base is None:
+            return found.open_as_it_is(source)
+        if not isinstance(found, Peft):
+            raise RequestError(f"{option('base')}: of use for an adapter as source only")
+        return adapter_graph(source, Path(base))
 
 
 def open_family(path: str | Path, spec: str | Path | None = None) -> TensorGraph:

@@ -8,6 +8,7 @@ too. A new option is a row of `ConvertOptions` and a keyword of `weightcast.conv
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +21,8 @@ from weightcast.converters.files import as_path
 from weightcast.errors import RequestError
 from weightcast.text import option, shown
 
-# Values as the command line reads them; an "input" is a file that the conversion reads.
+# Values as the command line reads them; an "input" is a file that the conversion reads,
+# and a "model" is one of which the header is read.
 Kind = Literal[
     "flag",
     "text",
@@ -28,6 +30,7 @@ Kind = Literal[
     "size",
     "share",
     "input",
+    "model",
     "report",
     "workers",
     "baseline",
@@ -40,6 +43,12 @@ Group = Literal["output", "source", "precision", "running", "reporting"]
 # Outputs that an option can make a difference to.
 Form = Literal["gguf", "copy", "packed", "plain"]
 
+# Adapters as Python's users give them: paths, "PATH=SCALE", or scales by path.
+StrPath = str | os.PathLike[str]
+Adapters = StrPath | Sequence[StrPath] | Mapping[StrPath, float] | None
+
+# What a dict can say, too.
+_RULES: Final = ("REGEX=TYPE", "PATH[=SCALE]")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)(B?)", re.IGNORECASE)
 _Options = TypeVar("_Options", bound="ConvertOptions")
 
@@ -120,6 +129,33 @@ def _size_bytes(size: str | float | None) -> int:
     return 0 if size is None else parse_size(size)
 
 
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Read PATH or PATH=SCALE. Raises RequestError for a scale that is no number."""
+    path, equals, scale = text.rpartition("=")
+    if not equals or os.path.lexists(text):
+        return Path(text), 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not path:
+        raise RequestError(
+            f"{option('lora')}: {shown(scale)} is not a scale; write PATH=SCALE, such as "
+            "adapter.gguf=0.5"
+        )
+    return Path(path), value
+
+
+def written_lora(texts: Sequence[str]) -> tuple[str, ...]:
+    """Write adapters for records: their names and scales, without folders."""
+    parsed = map(parse_lora, texts)
+    return tuple(f"{path.name or path.resolve().name}={scale:g}" for path, scale in parsed)
+
+
+def _name_of(path: str | Path | None) -> str | None:
+    return None if path is None else Path(path).name or Path(path).resolve().name
+
+
 def _itself(value: Any) -> Any:
     return value
 
@@ -182,10 +218,10 @@ def _checked(row: Row, given: Any) -> Any:
     if given is None:
         return row.default
     if kind == "texts":
-        return _texts(name, given, is_rules=row.option.metavar == "REGEX=TYPE")
+        return _texts(name, given, is_rules=row.option.metavar in _RULES)
     if kind == "layers":
         return parse_layers(given)
-    if kind in ("input", "report"):
+    if kind in ("input", "model", "report"):
         return as_path(given, name)
     if kind in ("text", "baseline") and not isinstance(given, str):
         raise RequestError(f"{name}: give a text, not {shown(given)}")
@@ -193,11 +229,11 @@ def _checked(row: Row, given: Any) -> Any:
 
 
 def _texts(name: str, given: Any, *, is_rules: bool) -> tuple[str, ...]:
-    if isinstance(given, str):
-        return (given,)
+    if isinstance(given, str | os.PathLike):
+        given = [given]
     if is_rules and isinstance(given, Mapping):
-        given = [f"{pattern}={type_name}" for pattern, type_name in given.items()]
-    texts = tuple(given) if isinstance(given, Iterable) else ()
+        given = [f"{_text(key)}={value}" for key, value in given.items()]
+    texts = tuple(map(_text, given)) if isinstance(given, Iterable) else ()
     wrong = next((each for each in texts if not isinstance(each, str)), None)
     if wrong is not None or not isinstance(given, Iterable):
         whole = " or a dict" if is_rules else ""
@@ -205,13 +241,34 @@ def _texts(name: str, given: Any, *, is_rules: bool) -> tuple[str, ...]:
     return texts
 
 
+def _text(given: Any) -> Any:
+    """Give a path as text, and anything else as it is."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
+def listed_lora(given: Adapters) -> tuple[str, ...]:
+    """List adapters as texts, PATH or PATH=SCALE. Raises RequestError."""
+    return () if given is None else _texts(option("lora"), given, is_rules=True)
+
+
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The options that say how to read a Grok-1, beside where it lies."""
+    """The options that say how to read a source, beside where it lies.
+
+    The first three are of Grok-1's. `lora` are adapters to merge, `base` is the model of a source
+    that is an adapter itself.
+    """
 
     spec: str | Path | None = None
     tokenizer: str | Path | None = None
     no_tokenizer: bool = False
+    lora: tuple[str, ...] = ()
+    base: str | Path | None = None
+
+    @property
+    def takes_any(self) -> bool:
+        """Tell whether a GGUF file of any model can be read so, under its own names."""
+        return self.spec is None and self.tokenizer is None and not self.no_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +374,35 @@ class ConvertOptions:
             "Convert shards that have parts which were never written.",
             "flag",
             card=11,
+            group="source",
+        ).metadata,
+    )
+    lora: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "--lora",
+            "Merge an adapter: peft's directory, or its GGUF file; any number, each with a scale.",
+            "texts",
+            metavar="PATH[=SCALE]",
+            recorded=written_lora,
+            fingerprint=29,
+            provenance=30,
+            card=30,
+            group="source",
+        ).metadata,
+    )
+    base: str | Path | None = field(
+        default=None,
+        metadata=Option(
+            "--base",
+            "Model that an adapter as SRC belongs to: GGUF, directory, or config.json.",
+            "model",
+            metavar="MODEL",
+            recorded=_name_of,
+            fingerprint=30,
+            provenance=31,
+            card=31,
+            forms=("gguf",),
             group="source",
         ).metadata,
     )
@@ -608,7 +694,7 @@ class ConvertOptions:
     @property
     def source(self) -> SourceOptions:
         """The options that say how to read the source."""
-        return SourceOptions(self.spec, self.tokenizer, self.no_tokenizer)
+        return SourceOptions(self.spec, self.tokenizer, self.no_tokenizer, self.lora, self.base)
 
     @property
     def files(self) -> dict[str, str | Path | None]:

@@ -20,6 +20,7 @@ from weightcast.converters.recipes import (
     recipe_named,
     recipe_numbered,
 )
+from weightcast.converters.targets.gguf_adapter import lay_out_adapter
 from weightcast.converters.targets.gguf_copy import lay_out_copy
 from weightcast.converters.targets.gguf_files import lay_out_files
 from weightcast.converters.targets.names import (
@@ -91,6 +92,8 @@ class Gguf:
 
     def lay_out(self, graph: TensorGraph, request: Request, context: Context) -> Output:
         """Lay out files: of any model in a GGUF file as a copy, of a family's from its table."""
+        if graph.metadata is not None and graph.container == "peft":
+            return lay_out_adapter(graph, graph.metadata, request, context)
         if graph.metadata is not None:
             return lay_out_copy(graph, graph.metadata, request, context)
         return _lay_out_anew(graph, request, context)

@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import (
+    AddLowRank,
     Quantize,
     Rows,
     Scaled,
     Tensor,
     TensorGraph,
     first_array,
+    is_sum,
     quantized,
     scaled,
     unscaled,
@@ -168,13 +170,20 @@ def _entries(
 
 
 def _multiplied(graph: TensorGraph, chosen: Mapping[str, Decision]) -> list[str]:
-    """List the tensors of NVFP4 that become a type which llama.cpp multiplies by no factor."""
+    """List the tensors with factors that become something with none beside it.
+
+    They are those of NVFP4 that become a type which llama.cpp multiplies by no factor, and those
+    that adapters are added to.
+    """
     return [
         name
         for name in graph.factors.of
-        if graph[name].dtype == NVFP4.name
-        and (made := chosen[name].type) not in (None, NVFP4)
-        and not is_multiplied(graph.family.architecture, name, made.name)
+        if is_sum(graph[name])
+        or (
+            graph[name].dtype == NVFP4.name
+            and (made := chosen[name].type) not in (None, NVFP4)
+            and not is_multiplied(graph.family.architecture, name, made.name)
+        )
     ]
 
 
@@ -257,6 +266,9 @@ def _possible(tensor: Tensor, decision: Decision) -> Decision:
 
 def _made(tensor: Tensor, decision: Decision) -> Tensor:
     """The tensor in its new type, or itself if it stays: its bytes are copied then."""
+    if isinstance(tensor.origin, AddLowRank):
+        kept = tensor.origin.source.dtype
+        return quantized(tensor.name, tensor, kept if decision.type is None else decision.type.name)
     if decision.type is None or decision.type.name == tensor.dtype:
         return tensor
     return quantized(tensor.name, tensor, decision.type.name)
@@ -333,7 +345,7 @@ def check_requantized(outputs: Sequence[Output]) -> None:
             (planned, stored)
             for planned in output.tensors
             for stored in {view.array: None for view in windows(planned.tensor)}
-            if stored.dtype in _LOSSY and planned.type.name not in (stored.dtype, *_EXACT)
+            if _is_requantized(planned, stored)
         ]
         if refused:
             planned, stored = refused[0]
@@ -347,7 +359,9 @@ def check_requantized(outputs: Sequence[Output]) -> None:
 
 def _lossless(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray]]) -> str:
     """Say how to do without losses: by a rule that keeps these tensors, or by keeping all."""
-    _, stored = refused[0]
+    planned, stored = refused[0]
+    if is_sum(planned.tensor):
+        return "F32 keeps these values"
     rule = _keeping_rule(output, refused)
     if rule is not None:
         return f"{option('tensor_types', rule)} keeps all such tensors as they are"
@@ -356,6 +370,12 @@ def _lossless(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray
         others = spoken("weightcast split and merge", "weightcast.split and merge")
         return f"{copy} keeps all types as they are, as do {others}"
     return "F32 keeps these values"
+
+
+def _is_requantized(planned: PlannedTensor, stored: StoredArray) -> bool:
+    if stored.dtype not in _LOSSY or planned.type.name in _EXACT:
+        return False
+    return planned.type.name != stored.dtype or is_sum(planned.tensor)
 
 
 def _keeping_rule(

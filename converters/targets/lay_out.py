@@ -8,7 +8,13 @@ from pathlib import Path
 
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.recipes import COPY
-from weightcast.converters.sources import SourceOptions, open_as_it_is, open_family, open_vocabulary
+from weightcast.converters.sources import (
+    SourceOptions,
+    open_as_it_is,
+    open_family,
+    open_vocabulary,
+    with_adapters,
+)
 from weightcast.converters.targets.target import Context, Output, Request, with_split_note
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.formats.tokenizer import Vocabulary
@@ -26,14 +32,18 @@ def lay_out_all(
     A target that keeps metadata copies a source that has them, of whatever model, unless options
     say how to read the model; all else is written anew from what its family's table says.
     """
-    as_it_is = open_as_it_is(source) if given == SourceOptions() else None
+    as_it_is = None
+    if given.takes_any and any(request.target.keeps_metadata for request in requests):
+        as_it_is = open_as_it_is(source, given.base)
+    if as_it_is is not None:
+        as_it_is = with_adapters(as_it_is, given.lora)
     anew = [r for r in requests if as_it_is is None or not r.target.keeps_metadata]
     if as_it_is is None:
         _check_no_copy(source, requests, given, context)
     written: dict[int, Output] = {}
     graph = as_it_is
     if anew:
-        graph = open_family(source, given.spec)
+        graph = with_adapters(open_family(source, given.spec), given.lora)
         vocabulary, notes = _vocabulary(source, graph, anew, given)
         context = replace(context, vocabulary=vocabulary)
         file = None if vocabulary is None else vocabulary.model_file
@@ -65,7 +75,7 @@ def _check_no_copy(
     if not copies and not options:
         return
     asked = (copies + options)[0]
-    if given != SourceOptions() and open_as_it_is(source) is not None:
+    if not given.takes_any and open_as_it_is(source) is not None:
         others = ", ".join(map(option, ("spec", "tokenizer", "no_tokenizer")))
         raise RequestError(f"{asked} keeps all that a GGUF file says; leave {others} out")
     remedy = "name a type, as in NAME-Q8_0.gguf" if copies else "leave it out"

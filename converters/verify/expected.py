@@ -53,12 +53,12 @@ def expected_layout(
     structure: Structure,
     tensors: Sequence[TensorMatch],
     source: Path,
-    spec: Path | None,
+    given: SourceOptions,
     imatrix: ImportanceMatrix | None,
     asked: Asked,
 ) -> ExpectedLayout:
     """Lay out the conversion that would make an artifact: types and files are taken from it."""
-    given = SourceOptions(spec, None, _has_no_tokenizer(structure))
+    given = replace(given, no_tokenizer=_has_no_tokenizer(structure))
     try:
         request = _request(structure, tensors)
         request = replace(request.that_may_change(), metadata=asked.metadata, pruned=asked.pruned)
@@ -111,9 +111,10 @@ def _lay_out(
 ) -> Output:
     if request.directory is not None and not request.directory.is_packed:
         imatrix = None
-    copies = request.target.keeps_metadata and container_of(source) == request.target.name
+    has_metadata = container_of(source) in (request.target.name, "peft")
+    copies = request.target.keeps_metadata and has_metadata
     if copies and given.spec is None:
-        given = SourceOptions()  # from GGUF to GGUF all metadata are kept
+        given = SourceOptions(lora=given.lora)  # from GGUF to GGUF all metadata are kept
     context = Context(imatrix=imatrix, split_bytes=split)
     try:
         return lay_out_all(source, [request], given, context)[1][0]
@@ -121,7 +122,7 @@ def _lay_out(
         if given.tokenizer is not None or given.no_tokenizer:
             raise
         # The source has no tokenizer, the artifact one of elsewhere: it is kept.
-        without = SourceOptions(given.spec, None, True)
+        without = replace(given, no_tokenizer=True)
         return lay_out_all(source, [request], without, context)[1][0]
 
 

@@ -20,9 +20,13 @@ from weightcast.converters.recipes import parse_override_kv, select_entries
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
     CONTAINERS,
+    Adapters,
+    SourceOptions,
     Weights,
+    checkpoint_directory,
     container_of,
     is_of_ranks,
+    listed_lora,
     open_as_it_is,
     open_family,
     open_graph,
@@ -31,6 +35,7 @@ from weightcast.converters.sources import (
     renumbered,
     resolve_source,
     weights_of,
+    with_adapters,
 )
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
@@ -65,6 +70,7 @@ def verify(
     source: str | os.PathLike[str] | None = None,
     *,
     spec: str | os.PathLike[str] | None = None,
+    lora: Adapters = (),
     imatrix: str | os.PathLike[str] | None = None,
     include_weights: str | Sequence[str] | None = (),
     exclude_weights: str | Sequence[str] | None = (),
@@ -78,10 +84,11 @@ def verify(
 
     `artifact` is a GGUF file (a split one by any of its files, or by the name that all go by) or a
     safetensors file or directory, `source` what it was made of, `imatrix` the importance matrix
-    that was used. What `include_weights`, `exclude_weights`, `override_kv` and `prune_layers` the
-    conversion was given, must be given here too. `sample` takes only some rows of each matrix:
-    their number, or a share below 1. `on_progress` is called with a `weightcast.Progress`, from any
-    thread, one call at a time; what it raises ends the verification and is raised here.
+    that was used, `lora` the adapters that were merged, as `convert` takes them. What
+    `include_weights`, `exclude_weights`, `override_kv` and `prune_layers` the conversion was given,
+    must be given here too. `sample` takes only some rows of each matrix: their number, or a share
+    below 1. `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a
+    time; what it raises ends the verification and is raised here.
 
     What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
     can be verified, RequestError for arguments that make no sense.
@@ -98,17 +105,21 @@ def verify(
     workers = choose_workers(jobs)
     included, excluded = _texts(include_weights), _texts(exclude_weights)
     asked = Asked(dict(map(parse_override_kv, _texts(override_kv))), parse_layers(prune_layers))
+    adapters = listed_lora(lora)
     made_with = {
         "sample": sample is not None,
         "imatrix": imatrix is not None,
         "override_kv": asked.metadata,
         "prune_layers": asked.pruned,
+        "lora": adapters,
     }
     _check_request(source, made_with, sample)
     if (included or excluded) and imatrix is None:
         name = "include_weights" if included else "exclude_weights"
         raise RequestError(f"{option(name)}: of use with {option('imatrix', 'FILE')} only")
     container = CONTAINERS[container_of(path)]
+    if container.target is None and checkpoint_directory(path) is None:
+        container.open(path, None)  # an adapter says what it is, and what becomes of it
     if container.target is None:
         if source is not None:
             raise RequestError(
@@ -118,7 +129,7 @@ def verify(
     structure = read_structure(path, TARGETS[container.target], container.name)
     return _Verifier(path, structure, sample, workers.count, meter).run(
         None if against is None else resolve_source(against),
-        hyperparameters,
+        SourceOptions(hyperparameters, lora=adapters),
         None if weighing is None else select_entries(read_imatrix(weighing), included, excluded),
         asked,
     )
@@ -167,7 +178,7 @@ class _Verifier:
     def run(
         self,
         source: Path | None,
-        spec: Path | None,
+        given: SourceOptions,
         imatrix: ImportanceMatrix | None,
         asked: Asked,
     ) -> Verification:
@@ -182,9 +193,10 @@ class _Verifier:
         if source is not None:
             # A directory is only made of a model whose family has a table.
             opened = open_family if structure.target.is_directory else open_graph
-            graph = opened(source, spec)
             if asked.pruned:
-                graph = _pruned(source, asked.pruned)
+                graph = _pruned(source, given.lora, asked.pruned)
+            else:
+                graph = with_adapters(opened(source, given.spec), given.lora)
             if weights is not None:
                 usual = structure.target.convention
                 self._used = self._convention(graph, weights)
@@ -206,7 +218,7 @@ class _Verifier:
         elif any(problem.mistake == ANOTHER_MODEL for problem in self._problems):
             self._unchecked.append("the weights: those of another model cannot be compared")
         elif graph is not None and source is not None:
-            errors = self._compare(graph, source, spec, imatrix, tensors, asked)
+            errors = self._compare(graph, source, given, imatrix, tensors, asked)
         elif not sums.digests:
             self._unchecked.append("the weights: there is neither a source nor a SHA256SUMS")
         else:
@@ -346,12 +358,12 @@ class _Verifier:
         self,
         graph: TensorGraph,
         source: Path,
-        spec: Path | None,
+        given: SourceOptions,
         imatrix: ImportanceMatrix | None,
         tensors: Sequence[TensorMatch],
         asked: Asked,
     ) -> Report:
-        layout = expected_layout(self._structure, tensors, source, spec, imatrix, asked)
+        layout = expected_layout(self._structure, tensors, source, given, imatrix, asked)
         imatrix = renumbered(imatrix, asked.pruned)
         around = check_layout(self._structure, layout, graph)
         self._problems += around.problems
@@ -373,12 +385,12 @@ class _Verifier:
         return errors_report(self._structure, graph, imatrix, tensors, checks)
 
 
-def _pruned(source: Path, layers: Sequence[int]) -> TensorGraph:
+def _pruned(source: Path, adapters: Sequence[str], layers: Sequence[int]) -> TensorGraph:
     """Open a GGUF file without some layers. Raises CheckpointError if it is something else."""
     graph = open_as_it_is(source)
     if graph is None:
         raise RequestError(f"{source}: {option('prune_layers')}: only of GGUF files are there any")
-    return pruned(graph, layers)
+    return pruned(with_adapters(graph, adapters), layers)
 
 
 def _importance(

@@ -208,7 +208,6 @@ class Marker:
 DIRECTORIES: Final = tuple(
     Marker(tuple(map(re.compile, names.split())), entry)
     for names, entry in (
-        (r"adapter_config\.json", ADAPTER),
         (r"model_index\.json", DIFFUSERS),
         (r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt|orbax\.checkpoint", ORBAX),
         (r"checkpoint target\..*", T5X),

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from tests import gguf_files
+from tests.adapters import write_adapter, write_peft
 from tests.support import GOLDEN
 
 _TERMINAL: Final = {"COLUMNS": "100", "NO_COLOR": "1", "HOME": "/home/me"}
@@ -41,6 +42,11 @@ def write_files(folder: Path) -> None:
     nvfp4 = {"blk.0.attn_q.weight": blocks, "blk.0.attn_q.scale": factor}
     (folder / "other").mkdir()
     gguf_files.write(folder / "other" / "m-NVFP4.gguf", metadata, nvfp4)
+    write_peft(folder / "lora", {"model.layers.0.self_attn.v_proj": (8, 256)})
+    factors = {"lora_a": x[:2], "lora_b": x[:, :2].copy()}
+    for name, stem in (("ours", "blk.0.attn_v"), ("theirs", "blk.7.attn_v")):
+        tensors = {f"{stem}.weight.{end}": array for end, array in factors.items()}
+        write_adapter(folder / f"{name}.gguf", tensors, architecture="my-arch")
     (folder / "cut.gguf").write_bytes(model.read_bytes()[:-100])
     (folder / "nothing.gguf").touch()
     (folder / "notes.txt").write_text("to do: convert Grok\n")

@@ -23,6 +23,7 @@ import yaml
 
 import weightcast
 from docs.tools.links import blanked
+from tests.adapters import write_peft
 from tests.imatrices import sample, write_gguf
 from tests.public.fences import Fence, commands, fences, is_output
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
@@ -53,7 +54,7 @@ NOT_RUN = {
     "needs Rust or Go": 2,
     "needs a GPU": 2,
     "needs llama.cpp's source": 1,
-    "needs llama.cpp's programs": 1,
+    "needs llama.cpp's programs": 2,
     "needs pkg-config": 1,
     "needs torch, transformers and accelerate": 1,
     "part of a function": 1,
@@ -97,6 +98,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Pa
         output = folder / f"model-{name}.gguf"
         weightcast.convert(folder / "model-BF16.gguf", output, report=folder / report)
     (folder / "model-Q6_K.gguf").unlink()
+    write_peft(folder / "lora", {f"model.layers.0.self_attn.{n}_proj": (256, 256) for n in "qo"})
+    weightcast.convert(folder / "lora", folder / "other-F16.gguf", base=folder / "model-BF16.gguf")
+    (folder / "other-F16.gguf").rename(folder / "other.gguf")
     shutil.copy(folder / "q4.json", folder / "errors.json")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "out").mkdir()

@@ -226,6 +226,7 @@ def texts(module: Path) -> Iterator[str]:
 # The first declares options. Pages and schemas of reports name them, for whoever reads these, and
 # so do commands of other programs.
 OF_THE_COMMAND = (
+    "converters/bundle/runtimes.py",
     "converters/sources/options.py",
     "converters/report/upgrades.py",
     "converters/report/verdict.py",

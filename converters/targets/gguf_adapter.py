@@ -1,0 +1,74 @@
+"""An adapter as the GGUF file that llama.cpp loads beside its model.
+
+All factors have the type that is asked for. Source: convert_lora_to_gguf.py of llama.cpp, which
+takes the same types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from weightcast.converters.graph import Tensor, TensorGraph, quantized
+from weightcast.converters.recipes import (
+    Candidate,
+    Decision,
+    Override,
+    find_override,
+    unfollowed_notes,
+)
+from weightcast.converters.targets.gguf_files import lay_out_files
+from weightcast.converters.targets.target import (
+    Context,
+    Output,
+    PlannedTensor,
+    Request,
+    choice_notes,
+    type_of,
+)
+from weightcast.errors import LayoutError
+from weightcast.formats.gguf.header import Metadata
+from weightcast.formats.gguf.layout import Entry
+from weightcast.quant.types import BF16, F16, F32, Q8_0, QuantType
+
+_TYPES: Final = (F32, F16, BF16, Q8_0)
+
+
+def lay_out_adapter(
+    graph: TensorGraph, metadata: Metadata, request: Request, context: Context
+) -> Output:
+    """Lay out a GGUF file with the factors of an adapter. Raises LayoutError for other types."""
+    base = request.recipe.base
+    if base not in _TYPES or request.recipe.name != base.name:
+        raise LayoutError(
+            f"{request.path}: an adapter cannot be {request.type_name}; it can be F32, F16, BF16 "
+            "or Q8_0"
+        )
+    decisions = [_decide(tensor, base, request.overrides) for tensor in graph.values()]
+    made = [
+        quantized(tensor.name, tensor, type_of(decision).name)
+        for tensor, decision in zip(graph.values(), decisions, strict=True)
+    ]
+    entries = [Entry(t.name, type_of(d), t.shape) for t, d in zip(made, decisions, strict=True)]
+    placed = lay_out_files(request.path, metadata.raw, entries, context.split_bytes)
+    tensors = tuple(
+        PlannedTensor(tensor, entry.type, *placed.offsets[entry.name])
+        for tensor, entry in zip(made, entries, strict=True)
+    )
+    candidates = [Candidate((name,), whole_name=False) for name in graph]
+    notes = (
+        *choice_notes(zip(graph, decisions, strict=True)),
+        *unfollowed_notes(request.overrides, candidates, "in the adapter"),
+    )
+    return Output(request, placed.files, tensors, {}, notes)
+
+
+def _decide(tensor: Tensor, base: QuantType, overrides: Sequence[Override]) -> Decision:
+    override = find_override(overrides, Candidate((tensor.name,), whole_name=False))
+    wanted = base if override is None else override.type
+    origin = None if override is None else override.origin
+    assert isinstance(wanted, QuantType)
+    if wanted.fits(tensor.shape[-1]):
+        return Decision(wanted, override=origin)
+    why = f"rows of {tensor.shape[-1]} do not fill blocks of {wanted.block_elements}"
+    return Decision(F16, why, origin)
