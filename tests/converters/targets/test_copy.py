@@ -73,6 +73,20 @@ def test_into_parts_and_back(source: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "merged.gguf").tensors == mixture()
 
 
+def test_split_and_merged_files_keep_what_the_source_says(tmp_path: Path) -> None:
+    """Or does not say: nothing is renewed, and `verify` finds nothing that it would write."""
+    for name, metadata in (("a", {}), ("b", {"general.quantization_version": u32(1)})):
+        metadata["general.architecture"] = string("x")
+        source = write(tmp_path / f"{name}.gguf", metadata, mixture())
+        parts = weightcast.split(source, tmp_path / f"{name}-parts", max_tensors=3).outputs[0].files
+        weightcast.merge(parts, tmp_path / f"{name}-merged.gguf")
+        assert read(tmp_path / f"{name}-merged.gguf").metadata.items() >= metadata.items()
+        for made in (parts[0], tmp_path / f"{name}-merged.gguf"):
+            found = weightcast.verify(made, source)
+            assert found.is_good
+            assert "metadata: every value is what weightcast writes" in found.checked
+
+
 def test_rules_change_what_they_name(source: Path, tmp_path: Path) -> None:
     rules = {"token_embd": "Q8_0"}
     weightcast.convert(source, tmp_path / "m-COPY.gguf", tensor_types=rules)
