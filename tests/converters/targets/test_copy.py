@@ -63,6 +63,14 @@ def test_no_type_changes(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "n.gguf").read_bytes() == output.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["m-UD-Q4_K_XL", "m-Q4_K_M", "m.i1-Q4_K_M", "m-F16"])
+def test_a_copy_has_any_name(name: str, source: Path, tmp_path: Path) -> None:
+    """Such as that of its source, which says what most tensors are."""
+    weightcast.convert(source, tmp_path / f"{name}.gguf", types="COPY")
+    assert read(tmp_path / f"{name}.gguf").tensors == mixture()
+    assert weightcast.verify(tmp_path / f"{name}.gguf", source).is_good
+
+
 def test_into_parts_and_back(source: Path, tmp_path: Path) -> None:
     parts = weightcast.convert(source, tmp_path / "m-COPY.gguf", split=1000).outputs[0].files
     assert len(parts) > 2
