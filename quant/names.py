@@ -67,7 +67,8 @@ _ELSEWHERE: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"(UD_)?I?Q\d_?(K_?)?(X{1,2}L|XX?S)",
-        "it is a recipe of Unsloth's, another one for each model; take a type that {lists}, and "
+        "it is a recipe of Unsloth's, another one for each model; {copy} keeps the types of a file "
+        "that is made so; else take a type that {lists}, and "
         "{rule} for single tensors",
     ),
     (r"Q4_?0_?[48]_?[48]", "llama.cpp repacks Q4_0 when it loads it: take Q4_0"),
@@ -208,7 +209,9 @@ def explain(name: str) -> str | None:
     for pattern, text in _ELSEWHERE:
         if re.fullmatch(pattern, written):
             lists = spoken("weightcast types lists", "weightcast.types() lists")
-            return text.replace("{rule}", option("tensor_types")).replace("{lists}", lists)
+            copy = spoken(option("types", "COPY"), "types='COPY'")
+            text = text.replace("{copy}", copy).replace("{lists}", lists)
+            return text.replace("{rule}", option("tensor_types"))
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +80,7 @@ class Gguf:
             raise _NAMES.none_found(text, stem)
         if file is not None and found != file.base:
             raise disagreement(text, f"asks for {found.name}", file)
-        return Request(plain_path(text), self, found, says_imatrix=has_imatrix)
+        return Request(plain_path(text), self, found, says_imatrix=has_imatrix and found != COPY)
 
     def check_rules(self, request: Request) -> Request:
         """Refuse rules that ask for a type that GGUF does not have. Raises RequestError."""
@@ -161,9 +160,14 @@ def _recipe_at_end(written: str) -> Recipe | None:
     return None if found == COPY and written != COPY.name else found
 
 
+def _is_same(said: Recipe, asked: Recipe) -> bool:
+    """Tell whether a name and a type agree; a copy is called as its source may be."""
+    return asked in (said, COPY)
+
+
 _KNOWN: Final = (*RECIPES, COPY.name)
 _NAMES: Final[TypeNames[Recipe]] = TypeNames(
-    "a GGUF file", "grok-1-Q4_K_M.gguf", _recipe_at_end, operator.eq, lambda: _KNOWN, _elsewhere
+    "a GGUF file", "grok-1-Q4_K_M.gguf", _recipe_at_end, _is_same, lambda: _KNOWN, _elsewhere
 )
 
 

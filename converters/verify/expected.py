@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from weightcast.converters.recipes import (
     COPY,
@@ -19,8 +20,9 @@ from weightcast.converters.recipes import (
     name_in,
     recipe_named,
 )
-from weightcast.converters.sources import SourceOptions, container_of
-from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
+from weightcast.converters.sources import SourceOptions, container_of, open_as_it_is
+from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY, QUANTIZATION_VERSION_KEY
+from weightcast.converters.targets.gguf_parts import lay_out_split
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Context, Output, Request
 from weightcast.converters.verify.match import TensorMatch
@@ -29,8 +31,11 @@ from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
-from weightcast.formats.split import SPLIT_NAME
+from weightcast.formats.split import SPLIT_NAME, PartLimits
 from weightcast.quant.types import TYPES, WeightType
+
+# Conversions set these, splitting and merging leave them as they are.
+_RENEWED: Final = (FILE_TYPE_KEY, QUANTIZATION_VERSION_KEY)
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,24 @@ def _copy(
     request: Request,
     imatrix: ImportanceMatrix | None,
 ) -> Output | None:
-    """Lay out a copy, if an artifact has every type of its source, and says so."""
+    """Lay out what keeps all types, as the type COPY or in other files, if an artifact does."""
     if request.directory is not None or container_of(source) != request.target.name:
         return None
     if any(tensor.array.dtype != tensor.source.dtype for tensor in tensors):
         return None
-    copy = _lay_out(source, replace(request, recipe=COPY), SourceOptions(), 0, imatrix)
+    graph = open_as_it_is(source)
+    assert graph is not None
+    assert graph.metadata is not None
     assert structure.metadata is not None
-    is_same = structure.metadata.raw.get(FILE_TYPE_KEY) == metadata_of(copy)[FILE_TYPE_KEY]
-    return copy if is_same else None
+    request, said = replace(request, recipe=COPY), structure.metadata.raw
+    copies = (
+        lay_out_split(graph, graph.metadata, request, PartLimits()),
+        _lay_out(source, request, SourceOptions(), 0, imatrix),
+    )
+    found = max(copies, key=lambda copy: len(said.items() & metadata_of(copy).items()))
+    wanted = metadata_of(found)
+    is_copy = all(said.get(key) == wanted.get(key) for key in _RENEWED)
+    return found if is_copy else None
 
 
 def metadata_of(output: Output) -> dict[str, bytes]:

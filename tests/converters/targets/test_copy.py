@@ -63,6 +63,14 @@ def test_no_type_changes(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "n.gguf").read_bytes() == output.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["m-UD-Q4_K_XL", "m-Q4_K_M", "m.i1-Q4_K_M", "m-F16"])
+def test_a_copy_has_any_name(name: str, source: Path, tmp_path: Path) -> None:
+    """Such as that of its source, which says what most tensors are."""
+    weightcast.convert(source, tmp_path / f"{name}.gguf", types="COPY")
+    assert read(tmp_path / f"{name}.gguf").tensors == mixture()
+    assert weightcast.verify(tmp_path / f"{name}.gguf", source).is_good
+
+
 def test_into_parts_and_back(source: Path, tmp_path: Path) -> None:
     parts = weightcast.convert(source, tmp_path / "m-COPY.gguf", split=1000).outputs[0].files
     assert len(parts) > 2
@@ -71,6 +79,20 @@ def test_into_parts_and_back(source: Path, tmp_path: Path) -> None:
     assert weightcast.verify(parts[0], source).is_good
     weightcast.merge(parts, tmp_path / "merged.gguf")
     assert read(tmp_path / "merged.gguf").tensors == mixture()
+
+
+def test_split_and_merged_files_keep_what_the_source_says(tmp_path: Path) -> None:
+    """Or does not say: nothing is renewed, and `verify` finds nothing that it would write."""
+    for name, metadata in (("a", {}), ("b", {"general.quantization_version": u32(1)})):
+        metadata["general.architecture"] = string("x")
+        source = write(tmp_path / f"{name}.gguf", metadata, mixture())
+        parts = weightcast.split(source, tmp_path / f"{name}-parts", max_tensors=3).outputs[0].files
+        weightcast.merge(parts, tmp_path / f"{name}-merged.gguf")
+        assert read(tmp_path / f"{name}-merged.gguf").metadata.items() >= metadata.items()
+        for made in (parts[0], tmp_path / f"{name}-merged.gguf"):
+            found = weightcast.verify(made, source)
+            assert found.is_good
+            assert "metadata: every value is what weightcast writes" in found.checked
 
 
 def test_rules_change_what_they_name(source: Path, tmp_path: Path) -> None:
