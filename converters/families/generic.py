@@ -15,6 +15,7 @@ from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, scale
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.factors import read_factors
 from weightcast.formats.gguf.header import Metadata
+from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.formats.gguf.read import SPLIT_KEYS, GGUFIndex, whole_number
 from weightcast.text import shown
 
@@ -111,9 +112,9 @@ def stored_tensor(name: str, array: StoredArray) -> Tensor:
     whole = stored(name, array)
     if not shape or not all(shape):
         return whole
-    length = shape[-1]
+    length, axes = shape[-1], ggml_shape(shape)
     if length > _MAX_ROW_ELEMENTS:
         length = gcd(length, _LARGEST_BLOCK)
-    elif len(shape) <= 2 or (len(shape) == 3 and shape[0] <= _MAX_EXPERTS):
+    elif len(axes) <= 2 or (len(axes) == 3 and axes[0] <= _MAX_EXPERTS):
         return whole
     return Tensor(name, shape, array.dtype, Rows(whole, length))

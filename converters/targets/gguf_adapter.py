@@ -57,6 +57,7 @@ def lay_out_adapter(
     )
     candidates = [Candidate((name,), whole_name=False) for name in graph]
     notes = (
+        *graph.notes,
         *choice_notes(zip(graph, decisions, strict=True)),
         *unfollowed_notes(request.overrides, candidates, "in the adapter"),
     )

@@ -40,8 +40,8 @@ def write_files(folder: Path) -> None:
     blocks = gguf_files.Part(40, (8, 64), bytes(8 * 36))
     factor = gguf_files.floats(np.array([np.nan], np.float32))
     nvfp4 = {"blk.0.attn_q.weight": blocks, "blk.0.attn_q.scale": factor}
-    (folder / "other").mkdir()
-    gguf_files.write(folder / "other" / "m-NVFP4.gguf", metadata, nvfp4)
+    (folder / "scaled").mkdir()
+    gguf_files.write(folder / "scaled" / "m-NVFP4.gguf", metadata, nvfp4)
     write_peft(folder / "lora", {"model.layers.0.self_attn.v_proj": (8, 256)})
     factors = {"lora_a": x[:2], "lora_b": x[:, :2].copy()}
     for name, stem in (("ours", "blk.0.attn_v"), ("theirs", "blk.7.attn_v")):

@@ -130,7 +130,7 @@ def test_every_result_has_a_form(run, tiny: Path, tmp_path: Path) -> None:
         (["covnert"], "no such command 'covnert'; did you mean 'convert'? (see weightcast --help)"),
         (
             ["convert", "--splt", "1G", "a", "b"],
-            "no such option '--splt'; did you mean '--spec' or '--split'? "
+            "no such option '--splt'; did you mean '--keep-split' or '--spec' or '--split'? "
             "(see weightcast convert --help)",
         ),
         (["verify"], "missing argument 'ARTIFACT' (see weightcast verify --help)"),

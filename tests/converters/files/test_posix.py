@@ -20,7 +20,9 @@ def test_blocks_are_reserved_with_the_name_that_the_c_library_has(name, tmp_path
         asked.append(arguments)
         return LIBC.fallocate64(*arguments)
 
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(**{name: fallocate}))
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda *_, **__: SimpleNamespace(fstatfs=LIBC.fstatfs, **{name: fallocate})
+    )
     with (tmp_path / "file").open("wb") as file:
         posix.allocate(file.fileno(), 1 << 20)
     assert (tmp_path / "file").stat().st_size == 1 << 20
@@ -28,7 +30,7 @@ def test_blocks_are_reserved_with_the_name_that_the_c_library_has(name, tmp_path
 
 
 def test_a_c_library_without_it_gives_the_size_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(fstatfs=LIBC.fstatfs))
     with (tmp_path / "file").open("wb") as file:
         posix.allocate(file.fileno(), 1 << 20)
     assert (tmp_path / "file").stat().st_size == 1 << 20

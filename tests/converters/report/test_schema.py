@@ -113,7 +113,11 @@ TENSOR = "outputs/1/tensors/8"
         ("limits/0/limit", None, "limits[0].limit is None, not a number"),
         ("limits/0/kind", ..., "limits[0]: kind is missing"),
         ("outputs/0", [], "outputs[0] is [], not an object"),
-        ("outputs/0/kind", "onnx", "outputs[0].kind is 'onnx'; known: gguf, safetensors, shards"),
+        (
+            "outputs/0/kind",
+            "onnx",
+            "outputs[0].kind is 'onnx'; known: gguf, peft, safetensors, shards",
+        ),
         ("outputs/0/recipe/pure", 1, "outputs[0].recipe.pure is 1, not true or false"),
         ("outputs/1/recipe/rules/0/type", None, "outputs[1].recipe.rules[0].type is None"),
         ("outputs/0/bytes", True, "outputs[0].bytes is True, not a count"),

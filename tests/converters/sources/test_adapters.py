@@ -68,7 +68,7 @@ def added(
 def assert_same(
     found: Mapping[str, NDArray[np.float32]], expected: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    assert list(found) == list(expected)
+    assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, name)
 

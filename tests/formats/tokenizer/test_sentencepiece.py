@@ -164,7 +164,7 @@ def test_truncated_model(model: Path, tmp_path: Path) -> None:
 
 def write_gguf(path: Path, vocabulary: Vocabulary | None) -> Path:
     metadata = {"general.architecture": raw_string("test")} | gguf_values(vocabulary)
-    [layout] = lay_out(metadata, [Entry("a", F32, (1,))])
+    [layout] = lay_out(metadata, [[Entry("a", F32, (1,))]])
     path.write_bytes(layout.header.ljust(layout.size, b"\0"))
     return path
 

@@ -115,7 +115,7 @@ def test_the_tokenizer_of_a_gguf_goes_into_the_next_one(
     tiny: Path, tokenizer_model: Path, tmp_path: Path
 ) -> None:
     weightcast.convert(tiny, tmp_path / "a-F16.gguf", tokenizer=tokenizer_model)
-    weightcast.convert(tmp_path / "a-F16.gguf", tmp_path / "b-F16.gguf")
+    weightcast.convert(tmp_path / "a-F16.gguf", tmp_path / "b-F16.gguf", keep_order=True)
     assert (tmp_path / "a-F16.gguf").read_bytes() == (tmp_path / "b-F16.gguf").read_bytes()
 
 
