@@ -100,8 +100,8 @@ class Browser:
             event["message"]["params"]["request"]["url"]
             for event in events
             if event["message"]["method"] == "Network.requestWillBeSent"
-            # The browser's own pictures, such as that which clears a field, are in it.
-            and not event["message"]["params"]["request"]["url"].startswith("chrome://")
+            # The browser's own pictures, such as that which clears a field, need no request.
+            and not event["message"]["params"]["request"]["url"].startswith(("chrome://", "data:"))
         ]
 
     def close(self) -> None:

@@ -380,7 +380,9 @@ def test_another_adapter_does_not_go_on_with_the_work_of_one(llama: Path, tmp_pa
     assert changes(first, noted(str(adapter))[0], options) == "the adapter file has changed since"
 
 
-def test_memory_is_bounded_however_large_the_matrix(tmp_path: Path) -> None:
+def test_memory_is_bounded_however_large_the_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A slab holds some rows of a matrix and of one factor, and no more than it may."""
     from weightcast.converters.convert import prepare
     from weightcast.converters.sources import ConvertOptions
@@ -393,6 +395,7 @@ def test_memory_is_bounded_however_large_the_matrix(tmp_path: Path) -> None:
     adapter = write_adapter(
         tmp_path / "a.gguf", {f"{name}.lora_a": a, f"{name}.lora_b": b}, alpha=8
     )
+    monkeypatch.setattr("weightcast.converters.plan.budget.resident_bytes", lambda: 200 << 20)
     options = ConvertOptions(lora=(str(adapter),), memory="500M")
     plan = prepare(source, [str(tmp_path / "m-F32.gguf")], options)
     assert plan.slab_bytes <= plan.budget.slab
