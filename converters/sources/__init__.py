@@ -4,7 +4,7 @@
 provenance; `options` holds what a conversion can be asked.
 """
 
-from weightcast.converters.sources.adapters import lora_files, with_adapters
+from weightcast.converters.sources.adapters import base_file, lora_files, with_adapters
 from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.converters.sources.detect import checkpoint_directory, container_of, resolve_source
 from weightcast.converters.sources.inputs import (
@@ -57,6 +57,7 @@ __all__ = [
     "SourceOptions",
     "Weights",
     "are_last_layers",
+    "base_file",
     "checkpoint_directory",
     "container_of",
     "find_unwritten",

@@ -131,6 +131,11 @@ def with_adapters(graph: TensorGraph, texts: Sequence[str]) -> TensorGraph:
     Raises CheckpointError for what is no adapter of this model. Factors are looked through for
     what is not finite; a tensor that no adapter is for stays as it is.
     """
+    if texts and graph.container == "peft":
+        raise LayoutError(
+            f"{graph.source}: an adapter itself, to which none can be added; name the model as "
+            f"source, and each adapter as {option('lora')}"
+        )
     tensors, notes = dict(graph.tensors), []
     for path, scale in map(parse_lora, texts):
         adapter = open_adapter(_located(path), _base_of(graph))
@@ -362,10 +367,15 @@ def _possible_bases(peft: PeftAdapter) -> Iterator[Path]:
         yield peft.path / peft.base_model
 
 
+def base_file(path: Path) -> Path:
+    """Name the file that tells of a model: config.json of a directory, or the file itself."""
+    return path / "config.json" if path.is_dir() else path
+
+
 def _base_at(path: Path) -> BaseModel:
     from weightcast.converters.sources.open import open_graph
 
-    config = path / "config.json" if path.is_dir() else path
+    config = base_file(path)
     if config.suffix != ".json" or not config.is_file():
         return _base_of(open_graph(path))
     values = read_json_object(config, "config")

@@ -375,6 +375,8 @@ def test_another_adapter_does_not_go_on_with_the_work_of_one(llama: Path, tmp_pa
     first, options = noted(str(adapter))
     assert noted(str(adapter))[0] == first
     assert "lora was a=1 and is a=0.5" in changes(first, noted(f"{adapter}=0.5")[0], options)
+    near = changes(first, noted(f"{adapter}=1.0000001")[0], options)
+    assert near == "lora was a=1 and is a=1.0000001"
     assert changes(first, noted()[0], options).startswith("lora was a=1 and is not given")
     write_peft(tmp_path / "a", llama_modules(), seed=9)
     assert changes(first, noted(str(adapter))[0], options) == "the adapter file has changed since"
