@@ -249,6 +249,11 @@ def _text(given: Any) -> Any:
     return os.fspath(given) if isinstance(given, os.PathLike) else given
 
 
+def listed_texts(name: str, given: Any) -> tuple[str, ...]:
+    """List the texts of a keyword, of which there may be one, some or none. Raises RequestError."""
+    return () if given is None else _texts(option(name), given, is_rules=False)
+
+
 def listed_lora(given: Adapters) -> tuple[str, ...]:
     """List adapters as texts, PATH or PATH=SCALE. Raises RequestError."""
     return () if given is None else _texts(option("lora"), given, is_rules=True)

@@ -71,7 +71,7 @@ def lay_out_copy(
         context = replace(context, imatrix=renumbered(context.imatrix, request.pruned))
     # The rules see the new numbers of layers, and how many there were, as in llama-quantize.
     chosen, unchanged = _choose(graph, metadata, request, context)
-    factors = written_factors(graph, chosen, finds=request.nvfp4_factors)
+    factors = written_factors(graph, chosen, request)
     chosen = {name: d for name, d in chosen.items() if name not in factors.left_out}
     made = [_made(factors.divided(graph[name]), decision) for name, decision in chosen.items()]
     importance = _match_importance(graph, chosen, made, context)

@@ -31,8 +31,11 @@ import numpy as np
 from weightcast.converters.graph import Scaled, Tensor, TensorGraph, is_sum, scaled, unscaled
 from weightcast.converters.graph.values import chunks
 from weightcast.converters.recipes import Decision
+from weightcast.converters.targets.target import Request
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is_multiplied
+from weightcast.formats.gguf.header import Metadata
+from weightcast.formats.gguf.read import ARCHITECTURE_KEY
 from weightcast.quant.types import NVFP4
 from weightcast.text import count
 
@@ -45,9 +48,11 @@ _MOST: Final = 120
 class WrittenFactors:
     """The factors of an output by their tensors' names: all (`beside`), and those that are found.
 
-    The `multiplied` have none any more.
+    The `multiplied` have none any more. `architecture` is that of the output, by which llama.cpp
+    multiplies.
     """
 
+    architecture: str
     beside: Mapping[str, tuple[float, ...]]
     found: Mapping[str, tuple[float, ...]]
     multiplied: tuple[str, ...]
@@ -68,16 +73,18 @@ class WrittenFactors:
 
 
 def written_factors(
-    graph: TensorGraph, chosen: Mapping[str, Decision], *, finds: bool
+    graph: TensorGraph, chosen: Mapping[str, Decision], request: Request
 ) -> WrittenFactors:
-    """Tell which factors an output has; it `finds` others by reading weights.
+    """Tell which factors an output has; those that are asked for are found by reading weights.
 
     Raises CheckpointError.
     """
-    multiplied = _multiplied(graph, chosen)
+    asked = Metadata(request.metadata).get(ARCHITECTURE_KEY)
+    architecture = asked if isinstance(asked, str) else graph.family.architecture
+    multiplied = _multiplied(graph, chosen, architecture)
     kept = {name: of for name, of in graph.factors.of.items() if name not in multiplied}
-    found = _find_factors(graph, chosen) if finds else {}
-    return WrittenFactors({**kept, **found}, found, multiplied)
+    found = _find_factors(graph, chosen, architecture) if request.nvfp4_factors else {}
+    return WrittenFactors(architecture, {**kept, **found}, found, multiplied)
 
 
 def factor_notes(
@@ -100,7 +107,7 @@ def factor_notes(
         name
         for name in graph.factors.of
         if name in chosen and name not in written.multiplied and graph[name].dtype == NVFP4.name
-        if not is_multiplied(graph.family.architecture, name, NVFP4.name)
+        if not is_multiplied(written.architecture, name, NVFP4.name)
     ]
     if ignored:
         yield (
@@ -110,7 +117,9 @@ def factor_notes(
         )
 
 
-def _multiplied(graph: TensorGraph, chosen: Mapping[str, Decision]) -> tuple[str, ...]:
+def _multiplied(
+    graph: TensorGraph, chosen: Mapping[str, Decision], architecture: str
+) -> tuple[str, ...]:
     """List the tensors with factors that become something with none beside it.
 
     They are those of NVFP4 that become a type which llama.cpp multiplies by no factor, and those
@@ -123,13 +132,13 @@ def _multiplied(graph: TensorGraph, chosen: Mapping[str, Decision]) -> tuple[str
         or (
             graph[name].dtype == NVFP4.name
             and (made := chosen[name].type) not in (None, NVFP4)
-            and not is_multiplied(graph.family.architecture, name, made.name)
+            and not is_multiplied(architecture, name, made.name)
         )
     )
 
 
 def _find_factors(
-    graph: TensorGraph, chosen: Mapping[str, Decision]
+    graph: TensorGraph, chosen: Mapping[str, Decision], architecture: str
 ) -> dict[str, tuple[float, ...]]:
     """Find factors, one or one for each expert, of tensors that llama.cpp will multiply by them.
 
@@ -138,11 +147,11 @@ def _find_factors(
     return {
         name: _factors(graph[name])
         for name, decision in chosen.items()
-        if decision.type == NVFP4 and _may_have_one(graph, name)
+        if decision.type == NVFP4 and _may_have_one(graph, name, architecture)
     }
 
 
-def _may_have_one(graph: TensorGraph, name: str) -> bool:
+def _may_have_one(graph: TensorGraph, name: str, architecture: str) -> bool:
     tensor = graph[name]
     # llama.cpp adds biases before it multiplies there, and stops rather than do it.
     has_bias = ".ffn_" in name and factor_name(name, ".bias") in graph
@@ -152,7 +161,7 @@ def _may_have_one(graph: TensorGraph, name: str) -> bool:
         and tensor.dtype != NVFP4.name
         and not has_bias
         and factor_name(name) not in graph
-        and is_multiplied(graph.family.architecture, name, NVFP4.name)
+        and is_multiplied(architecture, name, NVFP4.name)
     )
 
 

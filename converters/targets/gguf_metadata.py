@@ -17,25 +17,23 @@ from weightcast.converters.targets.target import Request
 from weightcast.formats.gguf.header import TYPE_NAMES, Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.read import ALIGNMENT_KEY, SPLIT_KEYS, whole_number
-from weightcast.quant.types import FLOAT_TYPES, TYPES
+from weightcast.quant.types import FLOAT_NAMES, FLOAT_TYPES, LOSSY_NAMES
 
 FILE_TYPE_KEY: Final = "general.file_type"
 QUANTIZATION_VERSION_KEY: Final = "general.quantization_version"
 # LLAMA_FTYPE_GUESSED, and a type that llama.cpp takes for none when it guesses.
 _GUESSED: Final = 1024
 _NEVER_GUESSED: Final = ("MXFP4",)
-_EXACT: Final = {t.name for t in FLOAT_TYPES}
-_LOSSY: Final = TYPES.keys() - _EXACT
 
 
 def file_type_of(recipe: Recipe, made: Sequence[Tensor]) -> int:
     """Number the type that the file is; if no tensor is quantized, the floats that most are."""
-    if recipe.base in FLOAT_TYPES or any(tensor.dtype in _LOSSY for tensor in made):
+    if recipe.base in FLOAT_TYPES or any(tensor.dtype in LOSSY_NAMES for tensor in made):
         return recipe.file_type
     sizes = Counter[str]()
     for tensor in made:
         sizes[tensor.dtype] += tensor.size
-    floats = max(sorted(_EXACT), key=lambda name: sizes[name])
+    floats = max(sorted(FLOAT_NAMES), key=lambda name: sizes[name])
     return RECIPES[floats].file_type if sizes[floats] else recipe.file_type
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from weightcast.converters.graph import Quantize, is_sum, windows
 from weightcast.converters.recipes import COPY
@@ -11,11 +10,8 @@ from weightcast.converters.recipes.common_part import common_part
 from weightcast.converters.targets.target import Output, PlannedTensor
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray
-from weightcast.quant.types import FLOAT_TYPES, TYPES
+from weightcast.quant.types import FLOAT_NAMES, LOSSY_NAMES
 from weightcast.text import option, shown, spoken
-
-_EXACT: Final = {t.name for t in FLOAT_TYPES}
-_LOSSY: Final = TYPES.keys() - _EXACT
 
 
 def check_requantized(outputs: Sequence[Output]) -> None:
@@ -53,7 +49,7 @@ def _lossless(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray
 
 
 def _is_requantized(planned: PlannedTensor, stored: StoredArray) -> bool:
-    if stored.dtype not in _LOSSY or planned.type.name in _EXACT:
+    if stored.dtype not in LOSSY_NAMES or planned.type.name in FLOAT_NAMES:
         return False
     return planned.type.name != stored.dtype or is_sum(planned.tensor)
 
@@ -65,7 +61,7 @@ def _keeping_rule(
     stored = {array.dtype for _, array in refused}
     names = {planned.tensor.name: None for planned, _ in refused}
     others = [t for t in output.tensors if t.tensor.name not in names]
-    is_mixed = any(t.type.name in _LOSSY and t.type.name != _stored(t) for t in others)
+    is_mixed = any(t.type.name in LOSSY_NAMES and t.type.name != _stored(t) for t in others)
     if len(stored) > 1 or not is_mixed:
         return None
     part = common_part([*names], [t.tensor.name for t in others])

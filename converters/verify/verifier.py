@@ -27,6 +27,7 @@ from weightcast.converters.sources import (
     container_of,
     is_of_ranks,
     listed_lora,
+    listed_texts,
     open_as_it_is,
     open_family,
     open_graph,
@@ -103,8 +104,10 @@ def verify(
     hyperparameters = as_optional_path(spec, "spec")
     weighing = as_optional_path(imatrix, "imatrix")
     workers = choose_workers(jobs)
-    included, excluded = _texts(include_weights), _texts(exclude_weights)
-    asked = Asked(dict(map(parse_override_kv, _texts(override_kv))), parse_layers(prune_layers))
+    included = listed_texts("include_weights", include_weights)
+    excluded = listed_texts("exclude_weights", exclude_weights)
+    overrides = listed_texts("override_kv", override_kv)
+    asked = Asked(dict(map(parse_override_kv, overrides)), parse_layers(prune_layers))
     adapters = listed_lora(lora)
     made_with = {
         "sample": sample is not None,
@@ -133,10 +136,6 @@ def verify(
         None if weighing is None else select_entries(read_imatrix(weighing), included, excluded),
         asked,
     )
-
-
-def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _check_request(source: object, made_with: Mapping[str, object], sample: Sample) -> None:

@@ -469,6 +469,23 @@ def test_what_llama_cpp_would_run_wrong_is_told(source: Path, tmp_path: Path) ->
     }
 
 
+def test_the_architecture_that_is_asked_for_counts(
+    source: Path, plain: Path, tmp_path: Path
+) -> None:
+    def factors(source: Path, architecture: str, kind: str, **options: Any) -> set[str]:
+        given = [f"general.architecture=str:{architecture}"]
+        path = tmp_path / f"{architecture}-{kind}.gguf"
+        weightcast.convert(source, path, override_kv=given, **options)
+        assert weightcast.verify(path, source, override_kv=given).is_good
+        return {name for name in read(path).tensors if name.endswith(".scale")}
+
+    found = factors(plain, "qwen3moe", "NVFP4", nvfp4_factors=True)
+    assert "blk.0.attn_q.scale" in found
+    assert found - factors(plain, "plm", "NVFP4", nvfp4_factors=True) >= {"blk.0.attn_q.scale"}
+    assert "blk.0.attn_q.scale" in factors(source, "qwen3moe", "F16")
+    assert "blk.0.attn_q.scale" not in factors(source, "plm", "F16")
+
+
 def test_a_factor_for_each_expert_or_one(tmp_path: Path) -> None:
     from weightcast.converters.graph import scaled, stored
     from weightcast.formats.array import StoredArray
