@@ -228,8 +228,11 @@ def test_what_is_pruned_is_verified_and_compared(model: Path, tmp_path: Path) ->
 
 
 def test_importance_that_was_raised_is_verified(model: Path, tmp_path: Path) -> None:
-    small = {name: (sums * np.float32(1e-30), counts) for name, (sums, counts) in entries().items()}
-    imatrix = write_gguf(tmp_path / "small.gguf", small)
+    """One tensor alone has importance that is lost without."""
+    found = entries()
+    sums, counts = found["blk.2.attn_q.weight"]
+    found["blk.2.attn_q.weight"] = sums * np.float32(1e-36), counts
+    imatrix = write_gguf(tmp_path / "small.gguf", found)
     path = tmp_path / "o-Q4_K_M.gguf"
     given: dict[str, Any] = {"imatrix": imatrix, "prune_layers": [1]}
     weightcast.convert(model, path, importance_floor=0.01, **given)
