@@ -222,7 +222,7 @@ def _possible(tensor: Tensor, decision: Decision) -> Decision:
 
 
 def _made(tensor: Tensor, decision: Decision) -> Tensor:
-    """The tensor in its new type, or itself if it stays: its bytes are copied then."""
+    """Give a tensor in its new type, or itself if it stays: its bytes are copied then."""
     if isinstance(tensor.origin, AddLowRank):
         kept = tensor.origin.source.dtype
         return quantized(tensor.name, tensor, kept if decision.type is None else decision.type.name)

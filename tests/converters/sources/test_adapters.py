@@ -121,6 +121,22 @@ def test_a_gguf_adapter_is_the_same_as_the_directory(llama: Path, tmp_path: Path
     assert (tmp_path / "m-F32.gguf").read_bytes() == (tmp_path / "g-F32.gguf").read_bytes()
 
 
+def test_a_gguf_adapter_in_parts(llama: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "a-F32.gguf"
+    weightcast.convert(write_peft(tmp_path / "a", llama_modules()), whole, base=llama)
+    parts = weightcast.split(whole, tmp_path / "parts", max_tensors=5).outputs[0].files
+    made = []
+    for adapter in (whole, parts[0]):
+        made.append(tmp_path / f"{adapter.stem}-F16.gguf")
+        conversion = weightcast.plan(llama, made[-1], lora=adapter)
+        conversion.run()
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert {file.path for file in conversion.plan.inputs.files} == {llama, *parts}
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match="parts-00002-of-00006"):
+        weightcast.plan(llama, tmp_path / "m-F16.gguf", lora=parts[0])
+
+
 @pytest.mark.parametrize("alpha", [None, 0.0, 6.0])
 def test_an_alpha_of_zero_is_a_multiplier_of_one(
     llama: Path, tmp_path: Path, alpha: float | None
