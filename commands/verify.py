@@ -15,6 +15,7 @@ from weightcast.commands.progress import progress
 from weightcast.commands.text.verify import problem_lines, verification_lines
 from weightcast.commands.work_options import (
     exclude_weights,
+    importance_floor,
     include_weights,
     jobs,
     override_kv,
@@ -58,6 +59,7 @@ from weightcast.text import option, shown
 )
 @include_weights
 @exclude_weights
+@importance_floor
 @override_kv
 @prune_layers
 @listed_option(

@@ -94,6 +94,12 @@ exclude_weights = listed_option(
     multiple=True,
     help="As it was given to convert.",
 )
+importance_floor = listed_option(
+    "--importance-floor",
+    section="source",
+    metavar="SHARE",
+    help="As it was given to convert.",
+)
 override_kv = listed_option(
     "--override-kv",
     section="source",

@@ -272,5 +272,7 @@ K_TYPES = (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 I_TYPES = (IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S)
 
 TYPES = {t.name: t for t in (*FLOAT_TYPES, *SIMPLE_TYPES, *K_TYPES, *I_TYPES)}
+FLOAT_NAMES = frozenset(t.name for t in FLOAT_TYPES)
+LOSSY_NAMES = frozenset(TYPES) - FLOAT_NAMES
 STORED_TYPES = {**TYPES, **{t.name: t for t in (I8, I16, I32, I64, F64)}}
 SOURCE_TYPES = {t.name: t for t in (F32, F16, BF16, I8)}

@@ -21,6 +21,7 @@ from weightcast.converters.graph import Card, TensorGraph
 from weightcast.converters.plan import Plan
 from weightcast.converters.sources import (
     ConvertOptions,
+    Form,
     hub_repository,
     without_folders,
     written_size,
@@ -207,7 +208,7 @@ def _how(plan: Plan, number: int, errors: CardErrors | None) -> Iterator[str]:
 
 def _command(plan: Plan, number: int, errors: CardErrors | None) -> str:
     """Write the command that makes this output and its bundle alone, files without folders."""
-    inputs, path = plan.inputs, plan.outputs[number].request.path
+    inputs, request = plan.inputs, plan.outputs[number].request
     options = replace(
         inputs.options,
         types=inputs.options.types[number : number + 1],
@@ -215,17 +216,21 @@ def _command(plan: Plan, number: int, errors: CardErrors | None) -> str:
         bundle=True,
     )
     names = {role: file.path.name for role, file in inputs.extras.items()}
-    words = ["weightcast", "convert", inputs.source_name, path.name, *_options(options, names)]
+    words = ["weightcast", "convert", inputs.source_name, request.path.name]
+    words += _options(options, request.form, names)
     return visible(" ".join(map(shlex.quote, words)))
 
 
-def _options(options: ConvertOptions, names: Mapping[str, str]) -> Iterator[str]:
-    """Spell the options that are given; files by their names, which may have been found."""
+def _options(options: ConvertOptions, form: Form, names: Mapping[str, str]) -> Iterator[str]:
+    """Spell the options that are given, and of use for an output of this form.
+
+    Files go by their names, which may have been found.
+    """
     for row in options.ordered(lambda option: option.card):
         flag, value = row.option.flag, options.recorded(row)
         if row.is_input:
             value = names.get(row.name)
-        if not value:
+        if not value or not row.option.is_for(form):
             continue
         if row.option.kind == "flag":
             yield flag

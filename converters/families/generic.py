@@ -16,10 +16,9 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.factors import read_factors
 from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.gguf.layout import ggml_shape
-from weightcast.formats.gguf.read import SPLIT_KEYS, GGUFIndex, whole_number
+from weightcast.formats.gguf.read import ARCHITECTURE_KEY, SPLIT_KEYS, GGUFIndex, whole_number
 from weightcast.text import shown
 
-ARCHITECTURE_KEY: Final = "general.architecture"
 _TOKENS: Final = "tokenizer.ggml.tokens"
 # Longer arrays are named by type and length only.
 _MAX_LISTED = 16

@@ -11,12 +11,10 @@ from typing import Final
 
 from weightcast.converters.graph.view import Runs, View, is_near, runs_of
 from weightcast.formats.array import ITEM_BYTES, StoredArray
-from weightcast.quant.types import F32, FLOAT_TYPES, I8, TYPES
+from weightcast.quant.types import F32, FLOAT_NAMES, I8, TYPES
 
 # Regions of a slab start at cache lines.
 _ALIGNMENT: Final = 64
-
-_FLOATS: Final = {t.name for t in FLOAT_TYPES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +290,7 @@ def assemble(shape: tuple[int, int], parts: Sequence[Part]) -> Assembly:
         sizes = {_group_size(part) for part in ordered}
         size = sizes.pop() if len(sizes) == 1 else None
         return Assembly(shape, ordered, dtype if size else F32.name, size)
-    is_blocked = dtype in TYPES and dtype not in _FLOATS
+    is_blocked = dtype in TYPES and dtype not in FLOAT_NAMES
     if is_blocked and any(part.shape[1] != shape[1] for part in ordered):
         dtype = F32.name
     return Assembly(shape, ordered, dtype)

@@ -10,7 +10,7 @@ Shapes are row-major, matrices [..., out, in]. Axes count from 0; negative ones 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import isfinite, prod
 from typing import Any, Final
 
@@ -398,8 +398,12 @@ def scaled(source: Tensor, factors: Sequence[float]) -> Tensor:
 
 
 def unscaled(tensor: Tensor) -> Tensor:
-    """Give what is stored of a tensor without the factor beside it; others as they are."""
-    return tensor.origin.source if isinstance(tensor.origin, Scaled) else tensor
+    """Give what is stored of a tensor, under its name, without the factor beside it.
+
+    Other tensors stay as they are.
+    """
+    origin = tensor.origin
+    return replace(origin.source, name=tensor.name) if isinstance(origin, Scaled) else tensor
 
 
 def split_factor(tensor: Tensor) -> tuple[Tensor, float]:

@@ -13,7 +13,14 @@ import xxhash
 
 from weightcast.converters.files import weightcast_version
 from weightcast.converters.output.journal import Fingerprint
-from weightcast.converters.sources import SOURCE, ConvertOptions, Inputs, Row
+from weightcast.converters.sources import (
+    SOURCE,
+    ConvertOptions,
+    Inputs,
+    Row,
+    base_file,
+    resolve_source,
+)
 from weightcast.converters.targets.target import Output
 from weightcast.errors import CheckpointError
 from weightcast.text import option
@@ -29,7 +36,8 @@ def fingerprint(inputs: Inputs, output: Output) -> Fingerprint:
         "version": weightcast_version(),
         "type": output.request.type_name,
         "options": {row.record_name: _json_value(options.recorded(row)) for row in _rows(options)},
-        "extras": {role: _digest(file.path) for role, file in sorted(inputs.extras.items())},
+        "extras": {role: _digest(file.path) for role, file in sorted(inputs.extras.items())}
+        | _base(options),
         "source": {
             file.path.name: [file.size, file.mtime_ns]
             for file in inputs.files
@@ -40,6 +48,19 @@ def fingerprint(inputs: Inputs, output: Output) -> Fingerprint:
             for file in output.files
         ],
     }
+
+
+def _base(options: ConvertOptions) -> dict[str, str]:
+    """Tell the state of the model that an adapter belongs to, of which no weights are read."""
+    if options.base is None:
+        return {}
+    file = base_file(resolve_source(Path(options.base)))
+    if not file.is_file():  # shards, which all say the same
+        return {}
+    if file.suffix == ".json":
+        return {"base": _digest(file)}
+    status = file.stat()
+    return {"base": f"{status.st_size} {status.st_mtime_ns}"}
 
 
 def _rows(options: ConvertOptions) -> list[Row]:

@@ -17,7 +17,7 @@ from weightcast.converters.files import (
 from weightcast.converters.output.files import foreign_entry
 from weightcast.converters.plan import Plan
 from weightcast.converters.report import check_writable
-from weightcast.converters.sources import Inputs
+from weightcast.converters.sources import Inputs, base_file, resolve_source
 from weightcast.converters.targets.target import Output
 from weightcast.errors import OutputError, RequestError
 from weightcast.formats.jax.shards import has_shards
@@ -71,8 +71,7 @@ def _source_files(inputs: Inputs) -> set[Path]:
     """List the files that are read, under their own names and those that links lead to."""
     files = {file.path for file in inputs.files}
     if inputs.options.base is not None:
-        base = Path(inputs.options.base)
-        files.add(base / "config.json" if base.is_dir() else base)
+        files.add(base_file(resolve_source(Path(inputs.options.base))))
     named = {Path(os.path.abspath(path)) for path in files}
     return named | {Path(os.path.realpath(path)) for path in files}
 

@@ -16,12 +16,11 @@ from weightcast.formats.gguf.header import (
     raw_string,
     raw_uint,
 )
-from weightcast.formats.gguf.read import ALIGNMENT_KEY, SPLIT_KEYS
+from weightcast.formats.gguf.read import ALIGNMENT_KEY, ARCHITECTURE_KEY, SPLIT_KEYS
 from weightcast.text import option, shown
 
 _WHOLE: Final = re.compile(r"\+?[0-9]{1,10}")
 _BOOLS: Final = {"true": 1, "false": 0}
-_ARCHITECTURE_KEY: Final = "general.architecture"
 
 
 def parse_override_kv(text: str) -> tuple[str, bytes]:
@@ -44,7 +43,7 @@ def parse_override_kv(text: str) -> tuple[str, bytes]:
     raw = _raw(kind, value, source)
     if key == ALIGNMENT_KEY and (kind != "int" or int(value).bit_count() != 1):
         raise RequestError(f"{source}: an alignment is a power of two")
-    if key == _ARCHITECTURE_KEY and kind != "str":
+    if key == ARCHITECTURE_KEY and kind != "str":
         raise RequestError(f"{source}: an architecture is a name, str")
     return key, raw
 

@@ -4,7 +4,7 @@
 provenance; `options` holds what a conversion can be asked.
 """
 
-from weightcast.converters.sources.adapters import lora_files, with_adapters
+from weightcast.converters.sources.adapters import base_file, lora_files, with_adapters
 from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.converters.sources.detect import checkpoint_directory, container_of, resolve_source
 from weightcast.converters.sources.inputs import (
@@ -34,6 +34,7 @@ from weightcast.converters.sources.options import (
     Row,
     SourceOptions,
     listed_lora,
+    listed_texts,
     parse_layers,
     parse_share,
     parse_size,
@@ -57,6 +58,7 @@ __all__ = [
     "SourceOptions",
     "Weights",
     "are_last_layers",
+    "base_file",
     "checkpoint_directory",
     "container_of",
     "find_unwritten",
@@ -65,6 +67,7 @@ __all__ = [
     "join_packed",
     "list_inputs",
     "listed_lora",
+    "listed_texts",
     "lora_files",
     "open_as_it_is",
     "open_family",

@@ -102,7 +102,8 @@ def lora_files(texts: Sequence[str]) -> dict[str, Path]:
 
 def _files_of(path: Path) -> dict[str, Path]:
     if path.is_file():
-        return {"": path}
+        parts = enumerate(gguf.read_split(path).paths, 1)
+        return {"" if number == 1 else f" part {number}": part for number, part in parts}
     return {"": read_adapter(path).files[0], " config": path / CONFIG_NAME}
 
 
@@ -131,6 +132,11 @@ def with_adapters(graph: TensorGraph, texts: Sequence[str]) -> TensorGraph:
     Raises CheckpointError for what is no adapter of this model. Factors are looked through for
     what is not finite; a tensor that no adapter is for stays as it is.
     """
+    if texts and graph.container == "peft":
+        raise LayoutError(
+            f"{graph.source}: an adapter itself, to which none can be added; name the model as "
+            f"source, and each adapter as {option('lora')}"
+        )
     tensors, notes = dict(graph.tensors), []
     for path, scale in map(parse_lora, texts):
         adapter = open_adapter(_located(path), _base_of(graph))
@@ -273,8 +279,11 @@ def _of_module(name: str, target: Target, module: LoraModule) -> Factors:
 
 
 def _of_gguf(path: Path, base: BaseModel) -> Adapter:
-    """Open an adapter's GGUF file of the same architecture. Raises CheckpointError."""
-    index = gguf.read_file(path)
+    """Open an adapter's GGUF file, or its parts, of the same architecture.
+
+    Raises CheckpointError.
+    """
+    index = gguf.read_split(path)
     metadata = index.metadata
     if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
         kind = shown(metadata.get("adapter.type", metadata.get("general.type", "model")))
@@ -362,10 +371,15 @@ def _possible_bases(peft: PeftAdapter) -> Iterator[Path]:
         yield peft.path / peft.base_model
 
 
+def base_file(path: Path) -> Path:
+    """Name the file that tells of a model: config.json of a directory, or the file itself."""
+    return path / "config.json" if path.is_dir() else path
+
+
 def _base_at(path: Path) -> BaseModel:
     from weightcast.converters.sources.open import open_graph
 
-    config = path / "config.json" if path.is_dir() else path
+    config = base_file(path)
     if config.suffix != ".json" or not config.is_file():
         return _base_of(open_graph(path))
     values = read_json_object(config, "config")

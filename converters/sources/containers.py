@@ -338,8 +338,10 @@ class Peft:
         return None
 
     def beside(self, source: Path) -> Iterator[Path]:
-        """List its configuration."""
+        """List its configuration, and that of its model."""
         yield source / peft.CONFIG_NAME
+        if (source / "config.json").is_file():
+            yield source / "config.json"
 
 
 _ALL: Final[tuple[Container, ...]] = (Shards(), Gguf(), Safetensors(), Torch(), Peft())

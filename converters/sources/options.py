@@ -147,9 +147,12 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 def written_lora(texts: Sequence[str]) -> tuple[str, ...]:
-    """Write adapters for records: their names and scales, without folders."""
+    """Write adapters for records: their names and exact scales, without folders."""
     parsed = map(parse_lora, texts)
-    return tuple(f"{path.name or path.resolve().name}={scale:g}" for path, scale in parsed)
+    return tuple(
+        f"{path.name or path.resolve().name}={repr(scale).removesuffix('.0')}"
+        for path, scale in parsed
+    )
 
 
 def _name_of(path: str | Path | None) -> str | None:
@@ -244,6 +247,11 @@ def _texts(name: str, given: Any, *, is_rules: bool) -> tuple[str, ...]:
 def _text(given: Any) -> Any:
     """Give a path as text, and anything else as it is."""
     return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
+def listed_texts(name: str, given: Any) -> tuple[str, ...]:
+    """List the texts of a keyword, of which there may be one, some or none. Raises RequestError."""
+    return () if given is None else _texts(option(name), given, is_rules=False)
 
 
 def listed_lora(given: Adapters) -> tuple[str, ...]:
@@ -402,7 +410,7 @@ class ConvertOptions:
             fingerprint=30,
             provenance=31,
             card=31,
-            forms=("gguf",),
+            forms=("gguf", "copy"),
             group="source",
         ).metadata,
     )
@@ -557,7 +565,7 @@ class ConvertOptions:
             "GGUF: metadata in the place of the source's; types int, float, bool, str.",
             "texts",
             metavar="KEY=TYPE:VALUE",
-            forms=("gguf",),
+            forms=("gguf", "copy"),
             fingerprint=25,
             provenance=26,
             card=26,
@@ -570,7 +578,7 @@ class ConvertOptions:
             "GGUF from GGUF: leave these layers out, such as 3,4,5.",
             "layers",
             metavar="N,...",
-            forms=("gguf",),
+            forms=("gguf", "copy"),
             recorded=parse_layers,
             fingerprint=26,
             provenance=27,

@@ -26,10 +26,11 @@ from weightcast.converters.targets.target import (
     choice_notes,
     type_of,
 )
-from weightcast.errors import LayoutError
+from weightcast.errors import LayoutError, RequestError
 from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.gguf.layout import Entry
 from weightcast.quant.types import BF16, F16, F32, Q8_0, QuantType
+from weightcast.text import option
 
 _TYPES: Final = (F32, F16, BF16, Q8_0)
 
@@ -37,7 +38,11 @@ _TYPES: Final = (F32, F16, BF16, Q8_0)
 def lay_out_adapter(
     graph: TensorGraph, metadata: Metadata, request: Request, context: Context
 ) -> Output:
-    """Lay out a GGUF file with the factors of an adapter. Raises LayoutError for other types."""
+    """Lay out a GGUF file with the factors of an adapter.
+
+    Raises LayoutError for other types, RequestError for options that are for models.
+    """
+    _check_options(graph, request, context)
     base = request.recipe.base
     if base not in _TYPES or request.recipe.name != base.name:
         raise LayoutError(
@@ -50,7 +55,8 @@ def lay_out_adapter(
         for tensor, decision in zip(graph.values(), decisions, strict=True)
     ]
     entries = [Entry(t.name, type_of(d), t.shape) for t, d in zip(made, decisions, strict=True)]
-    placed = lay_out_files(request.path, metadata.raw, entries, context.split_bytes)
+    raw = {**metadata.raw, **request.metadata}
+    placed = lay_out_files(request.path, raw, entries, context.split_bytes)
     tensors = tuple(
         PlannedTensor(tensor, entry.type, *placed.offsets[entry.name])
         for tensor, entry in zip(made, entries, strict=True)
@@ -62,6 +68,26 @@ def lay_out_adapter(
         *unfollowed_notes(request.overrides, candidates, "in the adapter"),
     )
     return Output(request, placed.files, tensors, {}, notes)
+
+
+def _check_options(graph: TensorGraph, request: Request, context: Context) -> None:
+    """Refuse what makes no difference to an adapter. Raises RequestError."""
+    ends = request.ends
+    given = {
+        "output_tensor_type": ends.output,
+        "token_embedding_type": ends.token_embd,
+        "leave_output_tensor": ends.keeps_output,
+        "imatrix": context.imatrix,
+        "prune_layers": request.pruned,
+        "nvfp4_factors": request.nvfp4_factors,
+        "keep_split": context.keep_split,
+        "keep_order": context.keep_order,
+    }
+    useless = [option(name) for name, value in given.items() if value]
+    if useless:
+        raise RequestError(
+            f"{', '.join(useless)}: of use for models only, and {graph.source} is an adapter"
+        )
 
 
 def _decide(tensor: Tensor, base: QuantType, overrides: Sequence[Override]) -> Decision:

@@ -1,9 +1,16 @@
-"""Find factors for what becomes NVFP4 in GGUF, so that small weights keep their precision.
+"""Factors beside weights in GGUF made of GGUF: those that are kept, and those found for NVFP4.
 
-Scales of NVFP4 blocks are 8-bit floats: below 2^-6 they lose digits, below 2^-10 all. A factor
-beside the blocks brings the largest weight of a matrix near 6 * 448, the largest that they hold;
-blocks whose weights are up to 14,000 times smaller then have scales as precise as any. It is a
-power of two, by which dividing is exact. As SQNR of normally distributed weights of an RMS:
+A factor (formats/gguf/factors.py) stays beside its weights, and their blocks are quantized without
+it: llama.cpp multiplies by it whatever their type, and the bytes are llama-quantize's. Only where
+llama.cpp would refuse or ignore the factor with a type that NVFP4 becomes, which depends on the
+tensor and the architecture, are the weights multiplied, and the factor and the scale of activations
+beside it left out. What stays NVFP4 stays as it is.
+
+For other weights factors can be found, so that small ones keep their precision as NVFP4. Scales of
+NVFP4 blocks are 8-bit floats: below 2^-6 they lose digits, below 2^-10 all. A factor beside the
+blocks brings the largest weight of a matrix near 6 * 448, the largest that they hold; blocks whose
+weights are up to 14,000 times smaller then have scales as precise as any. It is a power of two, by
+which dividing is exact. As SQNR of normally distributed weights of an RMS:
 
     RMS             0.05     0.02     0.01    0.005    0.003    0.001
     without      20.4 dB  19.7 dB  18.0 dB  17.4 dB   4.7 dB     0 dB
@@ -14,26 +21,124 @@ llama.cpp's tools write factors only of models that were trained in NVFP4, and l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import frexp, isfinite
 from typing import Final
 
 import numpy as np
 
-from weightcast.converters.graph import Tensor, TensorGraph
+from weightcast.converters.graph import Scaled, Tensor, TensorGraph, is_sum, scaled, unscaled
 from weightcast.converters.graph.values import chunks
 from weightcast.converters.recipes import Decision
+from weightcast.converters.targets.target import Request
 from weightcast.formats.array import StoredArray
-from weightcast.formats.gguf.factors import factor_name, is_multiplied
+from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is_multiplied
+from weightcast.formats.gguf.header import Metadata
+from weightcast.formats.gguf.read import ARCHITECTURE_KEY
 from weightcast.quant.types import NVFP4
+from weightcast.text import count
 
 _LARGEST: Final = 6.0 * 448
 # Factors and their inverses are normal float32.
 _MOST: Final = 120
 
 
-def find_factors(
-    graph: TensorGraph, chosen: Mapping[str, Decision]
+@dataclass(frozen=True, slots=True)
+class WrittenFactors:
+    """The factors of an output by their tensors' names: all (`beside`), and those that are found.
+
+    The `multiplied` have none any more. `architecture` is that of the output, by which llama.cpp
+    multiplies.
+    """
+
+    architecture: str
+    beside: Mapping[str, tuple[float, ...]]
+    found: Mapping[str, tuple[float, ...]]
+    multiplied: tuple[str, ...]
+
+    @property
+    def left_out(self) -> set[str]:
+        """Name the tensors of the source that are not written."""
+        return {factor_name(n, ending) for n in self.multiplied for ending in (FACTOR, INPUT_SCALE)}
+
+    def divided(self, tensor: Tensor) -> Tensor:
+        """Give what lies in an output beside factors: the stored blocks if these have them."""
+        factors = self.beside.get(tensor.name, ())
+        if not factors:
+            return tensor
+        if isinstance(tensor.origin, Scaled):
+            return unscaled(tensor)
+        return scaled(tensor, [1 / factor for factor in factors])
+
+
+def written_factors(
+    graph: TensorGraph, chosen: Mapping[str, Decision], request: Request
+) -> WrittenFactors:
+    """Tell which factors an output has; those that are asked for are found by reading weights.
+
+    Raises CheckpointError.
+    """
+    asked = Metadata(request.metadata).get(ARCHITECTURE_KEY)
+    architecture = asked if isinstance(asked, str) else graph.family.architecture
+    multiplied = _multiplied(graph, chosen, architecture)
+    kept = {name: of for name, of in graph.factors.of.items() if name not in multiplied}
+    found = _find_factors(graph, chosen, architecture) if request.nvfp4_factors else {}
+    return WrittenFactors(architecture, {**kept, **found}, found, multiplied)
+
+
+def factor_notes(
+    graph: TensorGraph, chosen: Mapping[str, Decision], written: WrittenFactors
+) -> Iterator[str]:
+    """Say what was multiplied, and what llama.cpp will not multiply."""
+    sums = [name for name in written.multiplied if is_sum(graph[name])]
+    if sums:
+        yield (
+            "multiplied by the factor beside it, as adapters are added to the product: "
+            f"{count(len(sums), 'tensor')}, for example {sums[0]}"
+        )
+    others = [name for name in written.multiplied if name not in sums]
+    if others:
+        yield (
+            "multiplied by the factor beside it, which llama.cpp would not do with that type: "
+            f"{count(len(others), 'tensor')}, for example {others[0]}"
+        )
+    ignored = [
+        name
+        for name in graph.factors.of
+        if name in chosen and name not in written.multiplied and graph[name].dtype == NVFP4.name
+        if not is_multiplied(written.architecture, name, NVFP4.name)
+    ]
+    if ignored:
+        yield (
+            "copied with a factor beside it, which llama.cpp refuses or ignores in this "
+            f"architecture, but not once it has another type: {count(len(ignored), 'tensor')}, "
+            f"for example {ignored[0]}"
+        )
+
+
+def _multiplied(
+    graph: TensorGraph, chosen: Mapping[str, Decision], architecture: str
+) -> tuple[str, ...]:
+    """List the tensors with factors that become something with none beside it.
+
+    They are those of NVFP4 that become a type which llama.cpp multiplies by no factor, and those
+    that adapters are added to.
+    """
+    return tuple(
+        name
+        for name in graph.factors.of
+        if is_sum(graph[name])
+        or (
+            graph[name].dtype == NVFP4.name
+            and (made := chosen[name].type) not in (None, NVFP4)
+            and not is_multiplied(architecture, name, made.name)
+        )
+    )
+
+
+def _find_factors(
+    graph: TensorGraph, chosen: Mapping[str, Decision], architecture: str
 ) -> dict[str, tuple[float, ...]]:
     """Find factors, one or one for each expert, of tensors that llama.cpp will multiply by them.
 
@@ -42,11 +147,11 @@ def find_factors(
     return {
         name: _factors(graph[name])
         for name, decision in chosen.items()
-        if decision.type == NVFP4 and _may_have_one(graph, name)
+        if decision.type == NVFP4 and _may_have_one(graph, name, architecture)
     }
 
 
-def _may_have_one(graph: TensorGraph, name: str) -> bool:
+def _may_have_one(graph: TensorGraph, name: str, architecture: str) -> bool:
     tensor = graph[name]
     # llama.cpp adds biases before it multiplies there, and stops rather than do it.
     has_bias = ".ffn_" in name and factor_name(name, ".bias") in graph
@@ -56,7 +161,7 @@ def _may_have_one(graph: TensorGraph, name: str) -> bool:
         and tensor.dtype != NVFP4.name
         and not has_bias
         and factor_name(name) not in graph
-        and is_multiplied(graph.family.architecture, name, NVFP4.name)
+        and is_multiplied(architecture, name, NVFP4.name)
     )
 
 

@@ -21,7 +21,7 @@ from weightcast.converters.recipes import (
     recipe_named,
 )
 from weightcast.converters.sources import SourceOptions, container_of, open_as_it_is
-from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY, QUANTIZATION_VERSION_KEY
+from weightcast.converters.targets.gguf_metadata import FILE_TYPE_KEY, QUANTIZATION_VERSION_KEY
 from weightcast.converters.targets.gguf_parts import lay_out_split
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.target import Context, Output, Request

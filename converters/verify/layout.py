@@ -14,7 +14,7 @@ import numpy as np
 from weightcast.converters.families import of_architecture
 from weightcast.converters.families.hyperparameters import read_config
 from weightcast.converters.graph import Family, TensorGraph
-from weightcast.converters.targets.gguf_copy import FILE_TYPE_KEY
+from weightcast.converters.targets.gguf_metadata import FILE_TYPE_KEY
 from weightcast.converters.targets.target import Output
 from weightcast.converters.verify.expected import ExpectedLayout, metadata_of
 from weightcast.converters.verify.result import Problem, refusal

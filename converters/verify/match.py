@@ -146,10 +146,7 @@ def match(
                 )
             )
             continue
-        what, mistake = f"is {list(array.shape)}, in the source {list(tensor.shape)}", "shape"
-        if array.shape == (*tensor.shape[:-2], *reversed(tensor.shape[-2:])):
-            what, mistake = f"{what}: transposed", "transposed"
-        unlike.append(Problem(str(array.path), what, plain(name), _AGAIN, mistake))
+        unlike.append(_of_another_shape(name, array, tensor))
     other = [problem for problem in unlike if problem.mistake == "shape"]
     if len(other) > max(MOST_ALIKE, len(found)):
         number, first = count(len(other), "tensor"), f"{other[0].tensor}, which {other[0].what}"
@@ -158,19 +155,32 @@ def match(
         return [], [Problem(str(artifact), what, None, remedy, ANOTHER_MODEL)]
     problems += unlike
     if missing:
-        remedy = "convert again, or name the source that this was made of"
-        if not source.family.has_table and are_last_layers(missing, source):
-            given = option("prune_layers", "N")
-            remedy = f"if layers were left out, name them: {given}; or else {remedy}"
-        said = "is missing" if len(missing) == 1 else "are missing"
-        problems.append(Problem(str(artifact), said, _some(missing), remedy, "missing"))
+        problems.append(_missing(source, artifact, missing))
     extra = [*left, *(name for name in weights.shares if name not in joined)]
     if extra:
-        remedy = "remove it if no reader needs it"
-        said = "is not in the source" if len(extra) == 1 else "are not in the source"
-        file = next((array.path for array in left.values()), artifact)
-        problems.append(Problem(str(file), said, _some(extra), remedy, "extra"))
+        problems.append(_extra(next((a.path for a in left.values()), artifact), extra))
     return found, problems
+
+
+def _of_another_shape(name: str, array: StoredArray, wanted: Tensor) -> Problem:
+    what, mistake = f"is {list(array.shape)}, in the source {list(wanted.shape)}", "shape"
+    if array.shape == (*wanted.shape[:-2], *reversed(wanted.shape[-2:])):
+        what, mistake = f"{what}: transposed", "transposed"
+    return Problem(str(array.path), what, plain(name), _AGAIN, mistake)
+
+
+def _missing(source: TensorGraph, artifact: Path, names: Sequence[str]) -> Problem:
+    remedy = "convert again, or name the source that this was made of"
+    if not source.family.has_table and are_last_layers(names, source):
+        given = option("prune_layers", "N")
+        remedy = f"if layers were left out, name them: {given}; or else {remedy}"
+    said = "is missing" if len(names) == 1 else "are missing"
+    return Problem(str(artifact), said, _some(names), remedy, "missing")
+
+
+def _extra(file: Path, names: Sequence[str]) -> Problem:
+    said = "is not in the source" if len(names) == 1 else "are not in the source"
+    return Problem(str(file), said, _some(names), "remove it if no reader needs it", "extra")
 
 
 def _without(tensor: Tensor, factors: tuple[float, ...]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,12 @@ from weightcast.converters.sources import (
     container_of,
     is_of_ranks,
     listed_lora,
+    listed_texts,
     open_as_it_is,
     open_family,
     open_graph,
     parse_layers,
+    parse_share,
     pruned,
     renumbered,
     resolve_source,
@@ -74,6 +77,7 @@ def verify(
     imatrix: str | os.PathLike[str] | None = None,
     include_weights: str | Sequence[str] | None = (),
     exclude_weights: str | Sequence[str] | None = (),
+    importance_floor: str | float | None = None,
     override_kv: str | Sequence[str] | None = (),
     prune_layers: str | Sequence[int] | None = None,
     sample: Sample = None,
@@ -85,10 +89,10 @@ def verify(
     `artifact` is a GGUF file (a split one by any of its files, or by the name that all go by) or a
     safetensors file or directory, `source` what it was made of, `imatrix` the importance matrix
     that was used, `lora` the adapters that were merged, as `convert` takes them. What
-    `include_weights`, `exclude_weights`, `override_kv` and `prune_layers` the conversion was given,
-    must be given here too. `sample` takes only some rows of each matrix: their number, or a share
-    below 1. `on_progress` is called with a `weightcast.Progress`, from any thread, one call at a
-    time; what it raises ends the verification and is raised here.
+    `include_weights`, `exclude_weights`, `importance_floor`, `override_kv` and `prune_layers` the
+    conversion was given, must be given here too. `sample` takes only some rows of each matrix:
+    their number, or a share below 1. `on_progress` is called with a `weightcast.Progress`, from any
+    thread, one call at a time; what it raises ends the verification and is raised here.
 
     What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
     can be verified, RequestError for arguments that make no sense.
@@ -103,8 +107,11 @@ def verify(
     hyperparameters = as_optional_path(spec, "spec")
     weighing = as_optional_path(imatrix, "imatrix")
     workers = choose_workers(jobs)
-    included, excluded = _texts(include_weights), _texts(exclude_weights)
-    asked = Asked(dict(map(parse_override_kv, _texts(override_kv))), parse_layers(prune_layers))
+    included = listed_texts("include_weights", include_weights)
+    excluded = listed_texts("exclude_weights", exclude_weights)
+    floor = parse_share(importance_floor)
+    overrides = listed_texts("override_kv", override_kv)
+    asked = Asked(dict(map(parse_override_kv, overrides)), parse_layers(prune_layers))
     adapters = listed_lora(lora)
     made_with = {
         "sample": sample is not None,
@@ -114,9 +121,14 @@ def verify(
         "lora": adapters,
     }
     _check_request(source, made_with, sample)
-    if (included or excluded) and imatrix is None:
-        name = "include_weights" if included else "exclude_weights"
-        raise RequestError(f"{option(name)}: of use with {option('imatrix', 'FILE')} only")
+    of_imatrix = {
+        "include_weights": included,
+        "exclude_weights": excluded,
+        "importance_floor": floor,
+    }
+    useless = next((name for name, value in of_imatrix.items() if value), None)
+    if useless is not None and imatrix is None:
+        raise RequestError(f"{option(useless)}: of use with {option('imatrix', 'FILE')} only")
     container = CONTAINERS[container_of(path)]
     if container.target is None and checkpoint_directory(path) is None:
         container.open(path, None)  # an adapter says what it is, and what becomes of it
@@ -130,13 +142,11 @@ def verify(
     return _Verifier(path, structure, sample, workers.count, meter).run(
         None if against is None else resolve_source(against),
         SourceOptions(hyperparameters, lora=adapters),
-        None if weighing is None else select_entries(read_imatrix(weighing), included, excluded),
+        None
+        if weighing is None
+        else select_entries(replace(read_imatrix(weighing), floor=floor), included, excluded),
         asked,
     )
-
-
-def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _check_request(source: object, made_with: Mapping[str, object], sample: Sample) -> None:

@@ -30,6 +30,7 @@ from weightcast.text import shown, some
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3
 DEFAULT_ALIGNMENT: Final = 32
+ARCHITECTURE_KEY: Final = "general.architecture"
 ALIGNMENT_KEY: Final = "general.alignment"
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 # Headers are padded to it in memory; files have 32, some 4096.

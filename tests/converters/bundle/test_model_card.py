@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests import imatrices, llama_models
 from weightcast.cli import commands
 from weightcast.converters import convert
 from weightcast.converters.bundle import model_card
@@ -116,6 +117,19 @@ def test_the_command_can_be_given_again(
     done = CliRunner().invoke(commands, shlex.split(command)[1:], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "m.README.md").read_text() == text
+
+
+def test_the_command_leaves_out_what_is_for_other_outputs(tmp_path: Path) -> None:
+    source = llama_models.write_model(tmp_path / "m.gguf", "llama")
+    imatrix = imatrices.write_gguf(tmp_path / "i.gguf", llama_models.importance("llama"))
+    outputs = [tmp_path / "m-COPY.gguf", tmp_path / "m-IQ3_S.gguf"]
+    options = ConvertOptions(bundle=True, imatrix=imatrix, prune_layers="1", keep_order=True)
+    cards = [model_card.model_card(convert.prepare(source, outputs, options), n) for n in (0, 1)]
+    commands = [re.findall(r"(?m)^    weightcast convert (.+)$", card) for card in cards]
+    assert commands == [
+        ["m.gguf m-COPY.gguf --keep-order --prune-layers 1 --bundle"],
+        ["m.gguf m-IQ3_S.gguf --imatrix i.gguf --keep-order --prune-layers 1 --bundle"],
+    ]
 
 
 def test_the_command_makes_the_same_bundle_with_errors(

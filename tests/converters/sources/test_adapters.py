@@ -121,6 +121,22 @@ def test_a_gguf_adapter_is_the_same_as_the_directory(llama: Path, tmp_path: Path
     assert (tmp_path / "m-F32.gguf").read_bytes() == (tmp_path / "g-F32.gguf").read_bytes()
 
 
+def test_a_gguf_adapter_in_parts(llama: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "a-F32.gguf"
+    weightcast.convert(write_peft(tmp_path / "a", llama_modules()), whole, base=llama)
+    parts = weightcast.split(whole, tmp_path / "parts", max_tensors=5).outputs[0].files
+    made = []
+    for adapter in (whole, parts[0]):
+        made.append(tmp_path / f"{adapter.stem}-F16.gguf")
+        conversion = weightcast.plan(llama, made[-1], lora=adapter)
+        conversion.run()
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert {file.path for file in conversion.plan.inputs.files} == {llama, *parts}
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match="parts-00002-of-00006"):
+        weightcast.plan(llama, tmp_path / "m-F16.gguf", lora=parts[0])
+
+
 @pytest.mark.parametrize("alpha", [None, 0.0, 6.0])
 def test_an_alpha_of_zero_is_a_multiplier_of_one(
     llama: Path, tmp_path: Path, alpha: float | None
@@ -375,6 +391,8 @@ def test_another_adapter_does_not_go_on_with_the_work_of_one(llama: Path, tmp_pa
     first, options = noted(str(adapter))
     assert noted(str(adapter))[0] == first
     assert "lora was a=1 and is a=0.5" in changes(first, noted(f"{adapter}=0.5")[0], options)
+    near = changes(first, noted(f"{adapter}=1.0000001")[0], options)
+    assert near == "lora was a=1 and is a=1.0000001"
     assert changes(first, noted()[0], options).startswith("lora was a=1 and is not given")
     write_peft(tmp_path / "a", llama_modules(), seed=9)
     assert changes(first, noted(str(adapter))[0], options) == "the adapter file has changed since"

@@ -132,6 +132,8 @@ def test_only_of_gguf(tiny: Path, source: Path, tmp_path: Path) -> None:
             weightcast.convert(tiny, tmp_path / "m-Q8_0.gguf", **{keyword: True})
     with pytest.raises(RequestError, match="keeps all that a GGUF file says; leave spec, tok"):
         weightcast.convert(source, tmp_path / "m-COPY.gguf", no_tokenizer=True)
+    mixed = [tmp_path / "m-COPY.gguf", tmp_path / "m-F16.gguf"]
+    weightcast.plan(source, *mixed, override_kv=["a=int:4"])
     for options in ({"pure": True}, {"imatrix": "none.gguf"}):
         with pytest.raises(RequestError, match="COPY leaves every tensor as it is"):
             weightcast.convert(source, tmp_path / "m-COPY.gguf", **options)

@@ -24,6 +24,7 @@ from tests.adapters import (
     write_peft,
 )
 from tests.gguf_files import string, u32
+from weightcast.converters.output.fingerprint import changes, fingerprint
 from weightcast.errors import CheckpointError, RequestError
 
 
@@ -239,6 +240,55 @@ def test_requests_that_make_no_sense(tmp_path: Path) -> None:
         weightcast.plan(adapter, tmp_path / "a-bf16")
     with pytest.raises(RequestError, match="of use for an adapter as source only"):
         weightcast.plan(base, tmp_path / "m-F16.gguf", base=base)
+
+
+def test_options_of_models_are_refused(tmp_path: Path) -> None:
+    adapter, base = write_peft(tmp_path / "a", llama_modules()), write_llama(tmp_path / "m.gguf")
+    path = tmp_path / "a-F16.gguf"
+    options: dict[str, Any] = {
+        "output_tensor_type": "Q8_0",
+        "token_embedding_type": "Q8_0",
+        "leave_output_tensor": True,
+        "prune_layers": "0",
+        "nvfp4_factors": True,
+        "keep_split": True,
+        "keep_order": True,
+    }
+    for name, value in options.items():
+        with pytest.raises(RequestError, match=f"{name}: of use for models only, and .* is an ada"):
+            weightcast.plan(adapter, path, base=base, **{name: value})
+    with pytest.raises(CheckpointError, match="an adapter itself, to which none can be added"):
+        weightcast.plan(adapter, path, base=base, lora=adapter)
+    with pytest.raises(CheckpointError, match="an adapter cannot be COPY"):
+        weightcast.plan(adapter, tmp_path / "a-COPY.gguf", base=base)
+
+
+def test_metadata_can_be_given(tmp_path: Path) -> None:
+    adapter, base = write_peft(tmp_path / "a", llama_modules()), write_llama(tmp_path / "m.gguf")
+    path = tmp_path / "a-F16.gguf"
+    given = ["general.name=str:mine", "general.alignment=int:64"]
+    weightcast.convert(adapter, path, base=base, override_kv=given)
+    made = gguf_files.read(path)
+    assert made.metadata["general.name"] == string("mine")
+    assert len(made.tensors) == 2 * len(llama_modules())
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_another_model_does_not_go_on_with_the_work_for_one(tmp_path: Path, is_named: bool) -> None:
+    """The number of heads says how rows lie, and nothing else of the output does."""
+    adapter = write_peft(tmp_path / "a", llama_modules())
+    folder = tmp_path / "model" if is_named else adapter
+
+    def noted(heads: int) -> dict[str, Any]:
+        write_config(folder, num_attention_heads=heads)
+        base = folder if is_named else None
+        plan = weightcast.plan(adapter, tmp_path / "o-F16.gguf", base=base).plan
+        return fingerprint(plan.inputs, plan.outputs[0])
+
+    before, after = noted(HEADS), noted(HEADS * 2)
+    assert before["files"] == after["files"]
+    told = "the base file has changed since" if is_named else "config.json of the source has cha"
+    assert told in changes(before, after)
 
 
 @pytest.mark.parametrize("type_name", ["F32", "Q8_0"])

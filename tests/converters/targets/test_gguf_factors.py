@@ -204,6 +204,28 @@ SMALL = {
 }
 
 
+@pytest.mark.parametrize("kind", ["NVFP4", "Q8_0"])
+def test_layers_that_move_up_keep_their_own_weights(tmp_path: Path, kind: str) -> None:
+    of_layers = {
+        f"blk.{n}.{stem}.weight": weights(seed=n)[f"blk.0.{stem}.weight"]
+        for n in range(3)
+        for stem in ("attn_q", "ffn_up_exps")
+    }
+    metadata = {"qwen3moe.block_count": u32(3)}
+    source = write_factors(tmp_path / "m-NVFP4.gguf", of_layers, **metadata)
+    given: dict[str, Any] = {"allow_requantize": True}
+    whole, path = tmp_path / f"whole-{kind}.gguf", tmp_path / f"o-{kind}.gguf"
+    weightcast.convert(source, whole, **given)
+    weightcast.convert(source, path, prune_layers=[1], **given)
+    before, after = read(whole).tensors, read(path).tensors
+    moved = {
+        name.replace("blk.2", "blk.1"): part for name, part in before.items() if "1" not in name
+    }
+    assert after == moved
+    assert weightcast.verify(path, source, prune_layers=[1]).is_good
+    assert not weightcast.verify(path, source, prune_layers=[2]).is_good
+
+
 def small(path: Path, sizes: tuple[float, ...] = (1e-3, 3e-5, 20.0)) -> Path:
     """Weights of which blocks alone would lose most; experts of different sizes."""
     rng = np.random.default_rng(3)
@@ -445,6 +467,23 @@ def test_what_llama_cpp_would_run_wrong_is_told(source: Path, tmp_path: Path) ->
         "blk.0.attn_q.scale",
         "blk.0.attn_q.input_scale",
     }
+
+
+def test_the_architecture_that_is_asked_for_counts(
+    source: Path, plain: Path, tmp_path: Path
+) -> None:
+    def factors(source: Path, architecture: str, kind: str, **options: Any) -> set[str]:
+        given = [f"general.architecture=str:{architecture}"]
+        path = tmp_path / f"{architecture}-{kind}.gguf"
+        weightcast.convert(source, path, override_kv=given, **options)
+        assert weightcast.verify(path, source, override_kv=given).is_good
+        return {name for name in read(path).tensors if name.endswith(".scale")}
+
+    found = factors(plain, "qwen3moe", "NVFP4", nvfp4_factors=True)
+    assert "blk.0.attn_q.scale" in found
+    assert found - factors(plain, "plm", "NVFP4", nvfp4_factors=True) >= {"blk.0.attn_q.scale"}
+    assert "blk.0.attn_q.scale" in factors(source, "qwen3moe", "F16")
+    assert "blk.0.attn_q.scale" not in factors(source, "plm", "F16")
 
 
 def test_a_factor_for_each_expert_or_one(tmp_path: Path) -> None:

@@ -71,6 +71,28 @@ def test_every_kind_of_model_is_recorded() -> None:
         assert sum(made is None for made in recorded.values()) <= 6  # what llama.cpp gives up
 
 
+@pytest.mark.parametrize(
+    "recorded", FILES["changes"], ids=lambda r: " ".join((r["recipe"], *r["options"]))
+)
+def test_changed_metadata_lie_where_llama_quantize_puts_them(
+    recorded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    imatrices.write_gguf(Path(IMATRIX), llama_models.importance("llama"))
+    given = list(zip(recorded["options"][::2], recorded["options"][1::2], strict=True))
+    options: dict[str, Any] = {
+        "prune_layers": dict(given)["--prune-layers"],
+        "imatrix": dict(given).get("--imatrix"),
+        "override_kv": [value for option, value in given if option == "--override-kv"],
+    }
+    source = model(tmp_path, "llama")
+    weightcast.convert(source, "out.gguf", types=recorded["recipe"], **options)
+    assert digest(Path("out.gguf")) == recorded["file"]
+    found = weightcast.verify("out.gguf", source, **options)
+    assert found.is_good
+    assert "metadata: every value is what weightcast writes" in found.checked
+
+
 def arguments(options: list[str]) -> dict[str, Any]:
     """Options of llama-gguf-split as keywords of `weightcast.split`."""
     given = iter(options)

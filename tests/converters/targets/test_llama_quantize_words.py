@@ -20,7 +20,7 @@ import pytest
 import weightcast
 from tests import gguf_files as files
 from tests.gguf_files import Part, floats, u32
-from tests.imatrices import sample, write_gguf
+from tests.imatrices import Floats, sample, write_gguf
 from weightcast.converters.output.fingerprint import changes, fingerprint
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, LayoutError, RequestError
@@ -73,11 +73,14 @@ def write_model(folder: Path) -> Path:
     return files.write(folder / "m.gguf", METADATA, tensors())
 
 
-def write_imatrix(folder: Path) -> Path:
+def entries() -> dict[str, tuple[Floats, Floats]]:
     names = [f"blk.{layer}.{kind}.weight" for layer in range(LAYERS) for kind in MATRICES]
     sizes = [MATRICES[name.split(".")[2]][1] for name in names]
-    entries = {name: sample(1, n, k) for k, (name, n) in enumerate(zip(names, sizes, strict=True))}
-    return write_gguf(folder / "imatrix.gguf", entries)
+    return {name: sample(1, n, k) for k, (name, n) in enumerate(zip(names, sizes, strict=True))}
+
+
+def write_imatrix(folder: Path) -> Path:
+    return write_gguf(folder / "imatrix.gguf", entries())
 
 
 @pytest.fixture
@@ -222,6 +225,23 @@ def test_what_is_pruned_is_verified_and_compared(model: Path, tmp_path: Path) ->
     found = weightcast.compare(model, path, prune_layers=[2, 4])
     assert found.problem is None
     assert found.total.relative_rms < 0.01
+
+
+def test_importance_that_was_raised_is_verified(model: Path, tmp_path: Path) -> None:
+    """One tensor alone has importance that is lost without."""
+    found = entries()
+    sums, counts = found["blk.2.attn_q.weight"]
+    found["blk.2.attn_q.weight"] = sums * np.float32(1e-36), counts
+    imatrix = write_gguf(tmp_path / "small.gguf", found)
+    path = tmp_path / "o-Q4_K_M.gguf"
+    given: dict[str, Any] = {"imatrix": imatrix, "prune_layers": [1]}
+    weightcast.convert(model, path, importance_floor=0.01, **given)
+    assert weightcast.verify(path, model, importance_floor=0.01, **given).is_good
+    assert not weightcast.verify(path, model, **given).is_good
+    with pytest.raises(RequestError, match="importance_floor: of use with imatrix=FILE only"):
+        weightcast.verify(path, model, importance_floor=0.01)
+    with pytest.raises(RequestError, match="override_kv: give a text, a list of texts, not 5"):
+        weightcast.verify(path, model, override_kv=5)  # type: ignore[arg-type]
 
 
 def test_layers_of_encoder_and_decoder(tmp_path: Path) -> None:

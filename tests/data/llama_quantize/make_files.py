@@ -29,6 +29,12 @@ SPLITS = (
     ("projector", ("--split-max-tensors", "7")),
     ("odd_rows", ("--split-max-size", "1G")),
 )
+# What changes metadata, and with it their order: recipe, and options.
+CHANGES = tuple(
+    (recipe, ("--prune-layers", "1,7", *imatrix, *overrides))
+    for recipe, imatrix in (("COPY", ()), ("Q8_0", ()), ("Q4_K_M", ("--imatrix", "imatrix.gguf")))
+    for overrides in ((), ("--override-kv", "general.name=str:x", "--override-kv", "mine=int:5"))
+)
 IMATRIX = "imatrix.gguf"
 
 
@@ -72,6 +78,15 @@ def split(
     }
 
 
+def changed(programs: Path, folder: Path, recipe: str, options: tuple[str, ...]) -> str:
+    """Digest of the Llama with other metadata, and without some layers."""
+    llama_models.write_model(folder / "model.gguf", "llama")
+    imatrices.write_gguf(folder / IMATRIX, llama_models.importance("llama"))
+    arguments = (*options, "model.gguf", "out.gguf", recipe, "1")
+    assert run(folder, programs / "llama-quantize", *arguments)
+    return digest(folder / "out.gguf")
+
+
 def main(programs: Path) -> None:
     lines = []
     for name in llama_models.MODELS:
@@ -83,8 +98,14 @@ def main(programs: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             made = split(programs, Path(folder), name, options)
         splits.append(json.dumps({"model": name, "options": options, **made}))
+    changes = []
+    for recipe, options in CHANGES:
+        with tempfile.TemporaryDirectory() as folder:
+            made_of = changed(programs, Path(folder), recipe, options)
+        changes.append(json.dumps({"recipe": recipe, "options": options, "file": made_of}))
     models, cut = ",\n".join(lines), ",\n".join(splits)
-    print(f'{{"models": {{\n{models}}},\n"splits": [\n{cut}]}}')
+    print(f'{{"models": {{\n{models}}},\n"splits": [\n{cut}],')
+    print('"changes": [\n' + ",\n".join(changes) + "]}")
 
 
 if __name__ == "__main__":
