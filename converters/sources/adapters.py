@@ -102,7 +102,8 @@ def lora_files(texts: Sequence[str]) -> dict[str, Path]:
 
 def _files_of(path: Path) -> dict[str, Path]:
     if path.is_file():
-        return {"": path}
+        first, *others = gguf.read_split(path).paths
+        return {"": first} | {f" part {number}": file for number, file in enumerate(others, 2)}
     return {"": read_adapter(path).files[0], " config": path / CONFIG_NAME}
 
 
@@ -274,7 +275,7 @@ def _of_module(name: str, target: Target, module: LoraModule) -> Factors:
 
 def _of_gguf(path: Path, base: BaseModel) -> Adapter:
     """Open an adapter's GGUF file of the same architecture. Raises CheckpointError."""
-    index = gguf.read_file(path)
+    index = gguf.read_split(path)
     metadata = index.metadata
     if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
         kind = shown(metadata.get("adapter.type", metadata.get("general.type", "model")))

@@ -121,6 +121,22 @@ def test_a_gguf_adapter_is_the_same_as_the_directory(llama: Path, tmp_path: Path
     assert (tmp_path / "m-F32.gguf").read_bytes() == (tmp_path / "g-F32.gguf").read_bytes()
 
 
+def test_a_split_adapter_is_merged_as_a_whole(llama: Path, tmp_path: Path) -> None:
+    adapter = write_peft(tmp_path / "a", llama_modules(), rank=3)
+    weightcast.convert(adapter, tmp_path / "a-F32.gguf", base=llama)
+    summary = weightcast.split(tmp_path / "a-F32.gguf", tmp_path / "a-parts", max_tensors=3)
+    first, second, *_ = (path for output in summary.outputs for path in output.files)
+    for lora, name in ((tmp_path / "a-F32.gguf", "m"), (first, "s")):
+        weightcast.convert(llama, tmp_path / f"{name}-F32.gguf", lora=lora)
+    assert (tmp_path / "m-F32.gguf").read_bytes() == (tmp_path / "s-F32.gguf").read_bytes()
+    assert weightcast.verify(tmp_path / "m-F32.gguf", llama, lora=first).is_good
+    with pytest.raises(CheckpointError, match=r"part 2 of .*, not the first file; give"):
+        weightcast.convert(llama, tmp_path / "o-F32.gguf", lora=second)
+    second.unlink()
+    with pytest.raises(CheckpointError, match=r"1 part of .* is missing"):
+        weightcast.convert(llama, tmp_path / "o-F32.gguf", lora=first)
+
+
 @pytest.mark.parametrize("alpha", [None, 0.0, 6.0])
 def test_an_alpha_of_zero_is_a_multiplier_of_one(
     llama: Path, tmp_path: Path, alpha: float | None
