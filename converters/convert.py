@@ -585,7 +585,7 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
             raise RequestError(f"{names}: COPY leaves every tensor as it is; give a type instead")
         forms = " or ".join(dict.fromkeys(_FORMS[form] for form in useless[0].option.forms))
         raise RequestError(f"{names}: of use for {forms} outputs only, and none is asked for")
-    if options.prune_layers and any(request.form != "gguf" for request in requests):
+    if options.prune_layers and any(r.form not in ("gguf", "copy") for r in requests):
         raise RequestError(f"{option('prune_layers')}: directories keep all layers; convert twice")
     for request in requests:
         if request.says_imatrix and options.imatrix is None:

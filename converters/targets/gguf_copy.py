@@ -119,8 +119,7 @@ def lay_out_copy(
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
     file_type = _copied_file_type(graph, metadata) if recipe == COPY else _file_type(recipe, made)
-    raw = _metadata(metadata, file_type, imatrix, keep_order=context.keep_order)
-    raw |= dict(request.metadata)
+    raw = _metadata(metadata, file_type, imatrix, request, keep_order=context.keep_order)
     entries = [entry for t in made for entry in _entries(t, found, keeps_shape=context.keep_order)]
     placed = _place(graph, request.path, raw, entries, context)
     tensors = tuple(
@@ -297,19 +296,29 @@ def _file_type(recipe: Recipe, made: Sequence[Tensor]) -> int:
 
 
 def _metadata(
-    metadata: Metadata, file_type: int, imatrix: ImportanceMatrix | None, *, keep_order: bool
+    metadata: Metadata,
+    file_type: int,
+    imatrix: ImportanceMatrix | None,
+    request: Request,
+    *,
+    keep_order: bool,
 ) -> dict[str, bytes]:
-    """Keep all metadata, and renew what says how tensors are stored. As in llama-quantize.
+    """Keep all metadata, and renew what says how tensors are stored, and what is asked for.
 
-    It sets these keys anew, which puts them behind all others.
+    As in llama-quantize, which sets these keys anew, so that they are behind all others in the
+    order in which it does that.
     """
     from gguf import GGML_QUANT_VERSION
 
     renewed = {
         QUANTIZATION_VERSION_KEY: raw_uint(GGML_QUANT_VERSION),
         FILE_TYPE_KEY: raw_uint(file_type),
-        **provenance_metadata(imatrix),
     }
+    asked = {**request.metadata, **provenance_metadata(imatrix), **request.metadata}
+    renewed = {key: raw for key, raw in renewed.items() if key not in asked} | asked
+    layers_key = f"{metadata.get('general.architecture', '')}.block_count"
+    if request.pruned and layers_key in metadata:
+        renewed.setdefault(layers_key, metadata.raw[layers_key])
     dropped = SPLIT_KEYS if keep_order else (*SPLIT_KEYS, *renewed)
     kept = {key: raw for key, raw in metadata.raw.items() if key not in dropped}
     return kept | renewed

@@ -192,6 +192,32 @@ def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
     assert "metadata: every value is what" not in str(weightcast.verify(path, model).checked)
 
 
+def test_keys_that_are_set_anew_come_last(model: Path, imatrix: Path, tmp_path: Path) -> None:
+    """In the order of llama-quantize's files, unless the source's is to be kept."""
+    asked = ["llama.context_length=int:9", "a.b=bool:true"]
+    options: dict[str, Any] = {"override_kv": asked, "prune_layers": [5], "imatrix": imatrix}
+    weightcast.convert(model, tmp_path / "m-Q8_0.gguf", **options)
+    last = [
+        *("general.quantization_version", "general.file_type", "llama.context_length", "a.b"),
+        *(f"quantize.imatrix.{end}" for end in ("file", "dataset", "entries_count")),
+        *("quantize.imatrix.chunks_count", "llama.block_count"),
+    ]
+    kept = [key for key in METADATA if key not in last]
+    assert list(files.read(tmp_path / "m-Q8_0.gguf").metadata) == kept + last
+    weightcast.convert(model, tmp_path / "k-Q8_0.gguf", keep_order=True, **options)
+    assert list(files.read(tmp_path / "k-Q8_0.gguf").metadata)[: len(METADATA)] == list(METADATA)
+
+
+def test_a_copy_can_have_other_metadata_and_fewer_layers(model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"override_kv": "general.name=str:New", "prune_layers": [5]}
+    path = tmp_path / "m-COPY.gguf"
+    weightcast.convert(model, path, **options)
+    made, source = files.read(path), files.read(model)
+    assert Metadata(made.metadata)["general.name"] == "New"
+    assert made.tensors == {n: t for n, t in source.tensors.items() if "blk.5." not in n}
+    assert weightcast.verify(path, model, **options).is_good
+
+
 def test_what_is_pruned(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "made.gguf"
     summary = weightcast.convert(model, path, types="F32", prune_layers="4,1")
