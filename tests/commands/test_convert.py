@@ -107,7 +107,7 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
             ["--tensor-type", "attn_v=Q9", "a-F16.gguf"],
             "attn_v=Q9: unknown type 'Q9'; weightcast types lists",
         ),
-        (["Q4_K_M"], "this is a type, not the name of an output; write NAME-Q4_K_M.gguf"),
+        (["Q4_K_M"], "Q4_K_M is a type, not an output; write NAME-Q4_K_M.gguf"),
         (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
         (["--split", "0G", "a-F16.gguf"], "'0G' is not a sensible size"),
         (["--jobs", "0", "a-F16.gguf"], "invalid value for '-j' / '--jobs'"),

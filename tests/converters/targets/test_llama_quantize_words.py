@@ -25,6 +25,7 @@ from weightcast.converters.output.fingerprint import changes, fingerprint
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, LayoutError, RequestError
 from weightcast.formats.gguf.header import Metadata, raw_array, raw_float, raw_uint
+from weightcast.text import speaking_of_options
 
 LAYERS = 6
 MATRICES = {
@@ -178,6 +179,17 @@ def test_reports_tell_of_the_types_of_ends(model: Path, tmp_path: Path) -> None:
             (r"^(per_layer_)?token_embd\.weight$", "Q8_0", "token_embedding_type"),
         )
     ]
+
+
+def test_notes_name_the_options_that_ask(model: Path, tmp_path: Path) -> None:
+    asked = {"output_tensor_type": "F16", "imatrix": write_imatrix(tmp_path)}
+    plan = weightcast.plan(model, tmp_path / "o-Q4_K_M.gguf", include_weights="none", **asked)
+    notes = "\n".join(plan.outputs[0].notes)
+    assert "stored as F16, as output_tensor_type asks: 1 tensor" in notes
+    with speaking_of_options():
+        plan = weightcast.plan(model, tmp_path / "o-Q4_K_M.gguf", include_weights="none", **asked)
+    notes = "\n".join(plan.outputs[0].notes)
+    assert "stored as F16, as --output-tensor-type asks: 1 tensor" in notes
 
 
 def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
