@@ -123,11 +123,10 @@ def _check_arguments(source: Path, outputs: tuple[str, ...]) -> None:
     if not outputs:
         example = f"{source.name.removesuffix(source.suffix)}-Q4_K_M.gguf"
         raise RequestError(f"name an output after {source}, such as {example}")
-    first, *others = outputs
-    for number, text in enumerate(others):
+    for number, text in enumerate(outputs):
         if (recipe := _recipe(text)) is not None and not Path(text).exists():
-            stem = first.removesuffix(".gguf")
-            threads = "".join(f" --jobs {n}" for n in others[number + 1 :] if n.isdecimal())
+            stem = outputs[0].removesuffix(".gguf") if number else "NAME"
+            threads = "".join(f" --jobs {n}" for n in outputs[number + 1 :] if n.isdecimal())
             raise RequestError(
                 f"{text} is a type, not an output; write {stem}-{recipe.name}.gguf, or pass "
                 f"--type {recipe.name}{threads}"

@@ -13,6 +13,8 @@ from weightcast.commands.work_options import convert_options, dry_run
 from weightcast.converters.sources import ConvertOptions
 from weightcast.converters.split import first_part, plan_merge
 from weightcast.converters.targets.gguf_parts import merged_path
+from weightcast.errors import RequestError
+from weightcast.formats.split import SPLIT_NAME
 
 
 @click.command(
@@ -22,7 +24,7 @@ from weightcast.converters.targets.gguf_parts import merged_path
         "weightcast merge model-BF16-*-of-*.gguf model-whole.gguf",
     ),
 )
-@click.argument("sources", metavar="SRC...", type=PATH, nargs=-1, required=True)
+@click.argument("sources", metavar="SRC...", type=PATH, nargs=-1)
 @click.argument("output", metavar="OUT", type=str)
 @dry_run
 @convert_options(ConvertOptions, names=("jobs", "memory", "resume"))
@@ -43,6 +45,10 @@ def merge(
     SRC is the first part (or all of them). No byte of a tensor changes, and the file is that of
     llama-gguf-split. `weightcast split` cuts it again.
     """
+    if not sources:
+        part = SPLIT_NAME.fullmatch(output)
+        example = "model.gguf" if part is None else f"{part[1]}.gguf"
+        raise RequestError(f"name an output after {output}, such as {example}")
     asked = ConvertOptions(**options)
     source = first_part(list(sources))
     copy(

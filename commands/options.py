@@ -52,7 +52,7 @@ _ELSEWHERE: Final[dict[str, str | tuple[str, ...]]] = {
     "--no-tensor-first-split": "weightcast split --no-tensor-first-split",
     "--max-size": ("--split", "weightcast split --max-size"),
     "--max-tensors": "weightcast split --max-tensors",
-    "--split": ("--max-size", "weightcast split"),
+    "--split": "weightcast split",
     "--merge": "weightcast merge",
     "--vocab-dir": "--tokenizer",
     "--output-dir": "the folder in OUT",
@@ -67,6 +67,12 @@ _UNNEEDED: Final = {
         "outputs are replaced when the new ones are complete",
     ),
     "--delete-splits": "remove the parts when weightcast verify OUT --source SRC says all is there",
+}
+
+# What llama-gguf-split is told to do, and what a command of that name does anyway.
+_OWN: Final = {
+    "--split": "leave it out, --max-size limits the parts",
+    "--merge": "leave it out",
 }
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -113,6 +119,8 @@ class Command(click.Command):
             said = _UNNEEDED.get(error.option_name)
             if error.option_name in _ELSEWHERE:
                 said = f"here it is {self._called(_ELSEWHERE[error.option_name])}"
+            if error.option_name == f"--{ctx.info_name}":
+                said = _OWN.get(error.option_name, said)
             if said is None:
                 raise
             message = f"No such option '{error.option_name}'; {said}."

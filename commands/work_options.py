@@ -43,6 +43,13 @@ def convert_options(
     return decorate
 
 
+def _listed_layers(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]
+) -> str | None:
+    """Put lists of layers together, as llama-quantize takes them; None if there is none."""
+    return ",".join(given) if given else None
+
+
 def _click_option(row: Row) -> Callable[[Decorated], Decorated]:
     said = row.option
     settings: dict[str, Any] = {"help": said.help, "metavar": said.metavar}
@@ -50,7 +57,9 @@ def _click_option(row: Row) -> Callable[[Decorated], Decorated]:
         settings["is_flag"] = True
     else:
         settings["type"] = _TYPES[said.kind]
-        settings["multiple"] = said.kind == "texts"
+        settings["multiple"] = said.kind in ("texts", "layers")
+    if said.kind == "layers":
+        settings["callback"] = _listed_layers
     if row.default:
         settings.update(default=row.default, show_default=said.shows_default)
     flags = (said.flag,) if said.short is None else (said.short, said.flag)
@@ -111,6 +120,8 @@ prune_layers = listed_option(
     "--prune-layers",
     section="source",
     metavar="N,...",
+    multiple=True,
+    callback=_listed_layers,
     help="Layers of the source that were left out, as given to convert.",
 )
 jobs = listed_option(

@@ -467,7 +467,7 @@ def prepare(
     importance, notes = _importance(options)
     context = Context(
         imatrix=importance,
-        split_bytes=0 if options.split is None else parse_size(options.split),
+        split_bytes=0 if options.split is None else parse_size(options.split, "split"),
         keep_order=options.keep_order,
         keep_split=options.keep_split,
     )
@@ -488,7 +488,7 @@ def plan_outputs(
         source_date()
     else:
         planned = [replace(o, notes=(*o.notes, *earlier_notes(o.request))) for o in planned]
-    memory = None if options.memory is None else parse_size(options.memory)
+    memory = None if options.memory is None else parse_size(options.memory, "memory")
     plan = make_plan(graph, inputs, planned, memory=memory, has_bundles=options.bundle)
     overwrite.check(plan)
     return plan
@@ -553,7 +553,7 @@ def _importance(options: ConvertOptions) -> tuple[ImportanceMatrix | None, tuple
     included, excluded = options.include_weights, options.exclude_weights
     names = [option(n) for n in ("include_weights", "exclude_weights") if getattr(options, n)]
     if len(names) > 1:
-        raise RequestError(f"{' and '.join(names)} are asked for at once; one says it all")
+        raise RequestError(f"{' and '.join(names)} are asked for at once; give one of them")
     floor = parse_share(options.importance_floor)
     if floor is not None:
         names.append(option("importance_floor"))
@@ -565,8 +565,8 @@ def _importance(options: ConvertOptions) -> tuple[ImportanceMatrix | None, tuple
     found = select_entries(whole, included, excluded)
     if found is not None:
         return found, ()
-    asked = "a name that is included" if included else "no name that is excluded"
-    return None, (f"{whole.path} has no entry with {asked}, so none is used",)
+    asked = option("include_weights" if included else "exclude_weights")
+    return None, (f"{asked} leaves no entry of {whole.path}, so none is used",)
 
 
 def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:

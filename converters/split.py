@@ -112,7 +112,7 @@ def part_limits(
         )
     if max_size is None and max_tensors is None:
         max_tensors = MAX_TENSORS
-    nbytes = 0 if max_size is None else parse_size(max_size)
+    nbytes = 0 if max_size is None else parse_size(max_size, "max_size")
     return PartLimits(nbytes, max_tensors or 0, first_is_empty)
 
 

@@ -48,7 +48,7 @@ def summary_lines(summary: Summary, *, all_tensors: bool = False) -> Iterator[st
                 f"  {count(len(origins['lossless']), 'tensor')} carry the source's int8 codes and "
                 f"scales unchanged: lossless{codes.proof}"
             )
-        if origins["quantized"]:
+        if origins["quantized"] and (origins["lossless"] or origins["requantized"]):
             yield f"  quantized: {some(origins['quantized'])}"
         for name, numbers in origins["requantized"].items():
             inexact = numbers["inexact_scales"]

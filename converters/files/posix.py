@@ -130,4 +130,6 @@ def explained(problem: OSError, path: object) -> OutputError:
         return OutputError(f"{path}: the file system cannot lock files; write to another one")
     if problem.errno == errno.ELOOP:
         return OutputError(f"{path}: is a link; remove it")
+    if problem.errno == errno.EROFS:
+        return OutputError(f"{path}: the file system is read-only; write to another one")
     return OutputError(f"{path}: cannot be written: {problem.strerror or problem}")

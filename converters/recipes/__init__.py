@@ -6,6 +6,7 @@ are known only by the names, roles and numbers that the rules ask for.
 """
 
 from weightcast.converters.recipes.decide import (
+    END_OPTIONS,
     NO_END_TYPES,
     Candidate,
     Decision,
@@ -52,6 +53,7 @@ from weightcast.converters.recipes.weight_types import (
 __all__ = [
     "ALIASES",
     "COPY",
+    "END_OPTIONS",
     "NO_END_TYPES",
     "PLAIN",
     "RECIPES",

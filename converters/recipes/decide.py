@@ -46,9 +46,10 @@ from weightcast.text import closest, option, shown
 # GGUF names and shapes [..., out, in].
 Named = Sequence[tuple[str, tuple[int, ...]]]
 
-# The options that ask for the types of ends, as notes and reports call them.
+# The options that ask for the types of ends, as reports call them.
 _OUTPUT: Final = "output_tensor_type"
 _TOKEN_EMBD: Final = "token_embedding_type"
+END_OPTIONS: Final = (_OUTPUT, _TOKEN_EMBD)
 
 
 def facts_from_metadata(metadata: Mapping[str, Any], *, has_importance: bool) -> ModelFacts:
@@ -87,8 +88,10 @@ class Override:
     """A type asked for by hand: for tensors in whose GGUF name the pattern is found.
 
     Tensors that are not quantized otherwise (norms, routers) only follow a pattern that matches
-    their whole name. `origin` says in messages where it was asked for. Not every output holds every
-    type: requests are checked before they are laid out.
+    their whole name. Vectors have no rows of blocks and only follow rules for floats, so that, as
+    in llama-quantize, one such as `blk.0.*=Q6_K` is for the matrices. `origin` says in messages
+    where the type was asked for. Not every output holds every type: requests are checked before
+    they are laid out.
     """
 
     pattern: re.Pattern[str]
@@ -97,16 +100,22 @@ class Override:
 
     def matches(self, candidate: Candidate) -> bool:
         """Tell whether a tensor follows the rule, if no rule comes before it."""
+        if candidate.is_vector and not self.type.is_plain:
+            return False
         match = self.pattern.fullmatch if candidate.whole_name else self.pattern.search
         return any(map(match, candidate.names))
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tensor that rules may be for: its names, and whether only a whole one counts."""
+    """A tensor that rules may be for: its names, and whether only a whole one counts.
+
+    A vector can only be floats.
+    """
 
     names: tuple[str, ...]
     whole_name: bool
+    is_vector: bool = False
 
 
 def find_override(overrides: Sequence[Override], candidate: Candidate) -> Override | None:
@@ -121,13 +130,16 @@ def unfollowed_notes(
 
     That is no error: a recipe can be for many models, as llama-quantize's files of rules are.
     """
-    names = [name for candidate in candidates for name in candidate.names]
+    names = {name: candidate for candidate in candidates for name in candidate.names}
     for override in overrides:
         if any(map(override.matches, candidates)):
             continue
         kept = next(filter(override.pattern.search, names), None)
-        problem = f"no tensor has a name with this pattern {where}{_meant(override, names)}"
-        if kept is not None:
+        if kept is None:
+            problem = f"no tensor has a name with this pattern {where}{_meant(override, names)}"
+        elif names[kept].is_vector and not override.type.is_plain:
+            problem = f"only found in vectors, such as {kept}, which can be F32, F16 or BF16"
+        else:
             problem = (
                 f"only found in tensors that are not quantized, such as {kept}; match the "
                 "whole name to give them another type"
@@ -138,8 +150,9 @@ def unfollowed_notes(
 def _meant(override: Override, names: Iterable[str]) -> str:
     """Suggest the word of the tensors' names that is most like a pattern, if there is one."""
     words = {word for name in names for word in name.split(".") if not word.isdecimal()}
-    found = closest(override.pattern.pattern, sorted(words))
-    return f"; did you mean {found}?" if found else ""
+    pattern = override.pattern.pattern
+    found = closest(pattern, sorted(words))
+    return f"; did you mean {found}?" if found and found not in pattern else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +208,7 @@ def decide(
 
     The first override that matches counts; `pure` leaves the recipe's rules out. Tensors are
     counted by layer and name, as llama-quantize does, or `in_order`, as it does with --keep-split,
-    and the tools of image models do. Raises LayoutError for rows that no known type fits, and for
-    an override that asks to quantize a vector.
+    and the tools of image models do. Raises LayoutError for rows that no known type fits.
     """
     order = range(len(tensors))
     in_order = in_order or facts.architecture in IMAGE_MODELS
@@ -206,10 +218,12 @@ def decide(
 
 def rule_candidates(tensors: Named, facts: ModelFacts) -> list[Candidate]:
     """List what rules can be for."""
-    return [
-        Candidate((name,), whole_name=not is_quantized(name, shape, facts.architecture))
-        for name, shape in tensors
-    ]
+    return [_candidate(name, shape, facts) for name, shape in tensors]
+
+
+def _candidate(name: str, shape: tuple[int, ...], facts: ModelFacts) -> Candidate:
+    allowed = is_quantized(name, shape, facts.architecture)
+    return Candidate((name,), whole_name=not allowed, is_vector=len(shape) < 2)
 
 
 def missed_notes(
@@ -276,16 +290,15 @@ class _Decider:
         return [decisions[n] for n in range(len(self._tensors))]
 
     def _decide(self, name: str, shape: tuple[int, ...]) -> Decision:
-        allowed = is_quantized(name, shape, self._facts.architecture)
+        candidate = _candidate(name, shape, self._facts)
+        allowed = not candidate.whole_name
         if self._ends.keeps_output and category(name) == "output":
             return Decision(None)
-        override = find_override(self._overrides, Candidate((name,), whole_name=not allowed))
+        override = find_override(self._overrides, candidate)
         if allowed and (end := self._by_end(name, override)) is not None:
             return self._fitted(name, shape, *end)
         if override is not None:
-            asked = TYPES[override.type.label]
-            _check_vector(override, name, shape)
-            return self._fitted(name, shape, asked, override.origin)
+            return self._fitted(name, shape, TYPES[override.type.label], override.origin)
         if not allowed or self._recipe == COPY:
             return Decision(None)
         wanted = self._by_rules(name, shape) if self._follows_rules else self._recipe.base
@@ -399,15 +412,6 @@ def fallback(name: str, wanted: QuantType, n_in: int) -> QuantType:
         )
     smaller = FALLBACKS.get(wanted, wanted)
     return smaller if smaller.fits(n_in) else F16
-
-
-def _check_vector(override: Override, name: str, shape: tuple[int, ...]) -> None:
-    """Raise LayoutError for a vector that is asked to be quantized."""
-    if len(shape) < 2 and not override.type.is_plain:
-        axes = "one axis" if shape else "no axes"
-        raise LayoutError(
-            f"{override.origin}: {name} has {axes}; such tensors can be F32, F16 or BF16"
-        )
 
 
 def _layer(name: str) -> int | None:

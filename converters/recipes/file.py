@@ -159,7 +159,7 @@ def read_tensor_types(path: Path) -> tuple[Override, ...]:
 
 def _regex_and_type(text: str, source: str) -> Override:
     pattern, separator, type_name = text.rpartition("=")
-    if not separator:
+    if not (separator and pattern and type_name):
         raise FormatError(source, None, "write it as REGEX=TYPE, such as attn_v=Q8_0")
     # Reports and model cards tell of the rule, whoever asked for it.
     plain = visible(text[:_MAX_SHOWN])

@@ -353,8 +353,8 @@ def not_a_model(peft: PeftAdapter) -> FormatError:
     return FormatError(
         peft.path,
         None,
-        f"an adapter (LoRA){of}, not a model; convert that with this as {option('lora')} to merge "
-        f"it, or this to a .gguf file for llama.cpp with the model as {option('base')}",
+        f"an adapter (LoRA){of}, not a model; to merge it, name it as {option('lora')} and the "
+        f"model as SRC; for llama.cpp, name the model as {option('base')}",
     )
 
 

@@ -53,28 +53,29 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)(B?)", re.IGNORECASE)
 _Options = TypeVar("_Options", bound="ConvertOptions")
 
 
-def parse_size(size: str | float) -> int:
+def parse_size(size: str | float, keyword: str | None = None) -> int:
     """Read a size such as 48G, 500M or 4GiB, in bytes; whole numbers are bytes.
 
-    Raises RequestError.
+    Raises RequestError, which names the option that `keyword` is.
     """
+    named = "" if keyword is None else f"{option(keyword)}: "
     nbytes = _whole(size)
     text = size if nbytes is None else f"{nbytes}B"
     text = text.strip() if isinstance(text, str) else text
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or not isinstance(text, str):
         given = shown(size[:50] if isinstance(size, str) else size)
-        raise RequestError(f"{given} is not a size; write it like 48G, 500M or 4GiB")
+        raise RequestError(f"{named}{given} is not a size; write it like 48G, 500M or 4GiB")
     if not match[2] and not match[4]:
         raise RequestError(
-            f"{text[:50]!r} has no unit; write {text[:40]}G for GB, {text[:40]}M for MB, or "
+            f"{named}{text[:50]!r} has no unit; write {text[:40]}G for GB, {text[:40]}M for MB, or "
             f"{text[:40]}B for bytes"
         )
     base = 1024 if match[3] else 1000
     power = " KMGT".index(match[2].upper() or " ")
     found = float(match[1]) * base**power
     if not 1 <= found < 2**60:
-        raise RequestError(f"{text[:50]!r} is not a sensible size")
+        raise RequestError(f"{named}{text[:50]!r} is not a sensible size")
     return int(found)
 
 

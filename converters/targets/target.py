@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.recipes import (
     COPY,
+    END_OPTIONS,
     NO_END_TYPES,
     Decision,
     DirectoryType,
@@ -32,7 +33,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.types import QuantType, WeightType
-from weightcast.text import bytes_text, count
+from weightcast.text import bytes_text, count, option
 
 # In bytes: "Storage limits and recommendations" of the Hugging Face Hub.
 _HUB_RECOMMENDS: Final = 50 * 10**9
@@ -291,7 +292,7 @@ def choice_notes(chosen: Iterable[tuple[str, Decision]]) -> tuple[str, ...]:
 
 def _why(decision: Decision) -> str | None:
     if decision.type is not None and decision.fallback:
-        asked = f", which {decision.override} asks for" if decision.override else ""
+        asked = f", which {_asker(decision.override)} asks for" if decision.override else ""
         return f"stored as {decision.type.name}, because {decision.fallback}{asked}"
     if decision.type is not None and decision.override:
         return asked_note(decision.type, decision.override)
@@ -299,7 +300,12 @@ def _why(decision: Decision) -> str | None:
 
 
 def asked_note(weight_type: WeightType, origin: str) -> str:
-    return f"stored as {weight_type.label}, as {origin} asks"
+    return f"stored as {weight_type.label}, as {_asker(origin)} asks"
+
+
+def _asker(origin: str) -> str:
+    """Call what asked for a type as users write it: an option, or a rule."""
+    return option(origin) if origin in END_OPTIONS else origin
 
 
 def grouped_notes(said: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:

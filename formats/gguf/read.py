@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import shlex
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -245,17 +245,25 @@ def read_split(path: Path) -> GGUFIndex:
         index = read_file(part)
         said = [whole_number(index.metadata, key) for key in ("split.no", "split.count")]
         if said != [number, count]:
-            raise FormatError(part, None, f"says it is another part than {number + 1} of {count}")
+            raise _another_part(part, number, count, said)
         for name, array in index.tensors.items():
             if name in tensors:
-                also = f"is also in {tensors[name].path}"
-                raise FormatError(part, None, f"tensor {shown(name)} {also}")
+                also = f"is also in {tensors[name].path}; these are parts of different files"
+                raise FormatError(part, None, f"tensor {shown(name)} {also}, download them again")
             tensors[name] = array
         paths.append(part)
     expected = whole_number(first.metadata, "split.tensors.count")
     if expected not in (None, len(tensors)):
         raise MissingTensorError(f"{path}: {len(tensors)} tensors in {count} files, not {expected}")
     return GGUFIndex(first.metadata, tensors, tuple(paths))
+
+
+def _another_part(part: Path, number: int, count: int, said: Sequence[int | None]) -> FormatError:
+    no, total = said
+    own = "no part" if no is None or total is None else f"part {no + 1} of {total}"
+    return FormatError(
+        part, None, f"{own} by its metadata, not part {number + 1} of {count}; download it again"
+    )
 
 
 def _not_the_first(path: Path, number: int | None, count: int) -> FormatError:

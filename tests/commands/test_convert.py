@@ -6,10 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import weightcast
 from tests.commands.command_line import names
+from tests.gguf_files import floats, string, write
 from weightcast.converters import convert as conversion
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.output.disk_space import DiskSpace, disk_space
@@ -23,6 +25,26 @@ def test_several_outputs_of_one_read(run, tiny: Path, tmp_path: Path) -> None:
     assert names(tmp_path) == ["a-Q8_0.gguf", "a-bf16"]
     assert "14 tensors carry the source's int8 codes and scales unchanged: lossless" in done.out
     assert "quantized: token_embd.weight" in done.out
+
+
+def test_all_that_is_quantized_is_not_listed(run, tmp_path: Path) -> None:
+    """Only beside int8 codes that were carried over."""
+    weights = floats(np.ones((4, 64), np.float32))
+    source = write(
+        tmp_path / "m.gguf", {"general.architecture": string("x")}, {"a.weight": weights}
+    )
+    assert "quantized:" not in run("convert", source, tmp_path / "m-Q8_0.gguf").out
+
+
+def test_layers_are_listed_any_number_of_times(run, tmp_path: Path) -> None:
+    part = floats(np.ones((4, 64), np.float32))
+    layers = {f"blk.{n}.a.weight": part for n in range(6)}
+    source = write(tmp_path / "m.gguf", {"general.architecture": string("x")}, layers)
+    made, asked = tmp_path / "m-F16.gguf", ("--prune-layers", "4", "--prune-layers", "0, 1")
+    assert "3 layers left out: 0, 1, 4" in run("convert", source, made, *asked).out
+    assert run("verify", made, "--source", source, *asked).code == 0
+    assert run("compare", source, made, *asked).code == 0
+    assert run("convert", source, made, "--prune-layers", "").code == 2
 
 
 def test_json_result(run, tiny: Path, tmp_path: Path) -> None:
@@ -85,7 +107,7 @@ def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
             ["--tensor-type", "attn_v=Q9", "a-F16.gguf"],
             "attn_v=Q9: unknown type 'Q9'; weightcast types lists",
         ),
-        (["Q4_K_M"], "this is a type, not the name of an output; write NAME-Q4_K_M.gguf"),
+        (["Q4_K_M"], "Q4_K_M is a type, not an output; write NAME-Q4_K_M.gguf"),
         (["--split", "many", "a-F16.gguf"], "'many' is not a size"),
         (["--split", "0G", "a-F16.gguf"], "'0G' is not a sensible size"),
         (["--jobs", "0", "a-F16.gguf"], "invalid value for '-j' / '--jobs'"),

@@ -147,8 +147,8 @@ def test_tensor_types() -> None:
     ("text", "problem"),
     [
         ("attn_v", "write it as REGEX=TYPE"),
-        ("=Q8_0", "pattern '' is not a regex"),
-        ("attn_v=", "unknown type ''"),
+        ("=Q8_0", "write it as REGEX=TYPE"),
+        ("attn_v=", "write it as REGEX=TYPE"),
         ("attn_v=Q9", "unknown type 'Q9'; weightcast.types() lists"),
         ("(=Q8_0", "pattern '(' is not a regex"),
     ],

@@ -18,6 +18,8 @@ from weightcast.converters.recipes.decide import (
     decide,
     facts_from_metadata,
     is_quantized,
+    rule_candidates,
+    unfollowed_notes,
 )
 from weightcast.converters.recipes.llama_quantize import RULES, Case, ModelFacts, Rule
 from weightcast.converters.recipes.recipe import ALIASES, RECIPES, Recipe, recipe_named
@@ -234,17 +236,20 @@ def test_router_follows_its_whole_name_only() -> None:
     assert types["blk.0.ffn_gate_exps.weight"] == "Q4_K"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "kind", "message"),
-    [
-        (r"blk\.0\.attn_norm\.weight", "Q8_0", "blk.0.attn_norm.weight has one axis"),
-    ],
-)
-def test_overrides_that_cannot_be(pattern: str, kind: str, message: str) -> None:
+def test_vectors_follow_no_rule_of_blocks() -> None:
+    """As in llama-quantize, so that a rule can be for all that a layer has."""
     tensors = model(MODELS["grok-5"]["model"])
     facts = model_facts(MODELS["grok-5"]["model"])
-    with pytest.raises(LayoutError, match=re.escape(message)):
-        decide(named("Q4_K_M"), tensors, facts, [override(pattern, kind)])
+    rules = [override(r"blk\.0\..*", "Q8_0"), override(r"blk\..*norm\.weight", "F16")]
+    types = chosen_types(tensors, decide(named("Q4_K_M"), tensors, facts, rules))
+    assert types["blk.0.attn_q.weight"] == "Q8_0"
+    assert types["blk.0.attn_norm.weight"] == "F16"
+    candidates = rule_candidates(tensors, facts)
+    assert not [*unfollowed_notes(rules, candidates, "")]
+    [note] = unfollowed_notes([override(r".*attn_norm\.weight", "Q8_0")], candidates, "")
+    assert note.endswith("such as blk.0.attn_norm.weight, which can be F32, F16 or BF16")
+    [note] = unfollowed_notes([override(r"blk\.99\.", "Q8_0")], candidates, "")
+    assert "did you mean" not in note
 
 
 def test_override_that_nothing_stands_in_for() -> None:

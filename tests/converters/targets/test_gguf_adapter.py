@@ -234,9 +234,9 @@ def test_models_that_say_too_little(tmp_path: Path, changes: dict[str, Any], pro
 
 def test_requests_that_make_no_sense(tmp_path: Path) -> None:
     adapter, base = write_peft(tmp_path / "a", llama_modules()), write_llama(tmp_path / "m.gguf")
-    with pytest.raises(CheckpointError, match="not a model; convert that with this"):
+    with pytest.raises(CheckpointError, match="not a model; to merge it, name it as"):
         weightcast.plan(adapter, tmp_path / "a-F16.gguf")
-    with pytest.raises(CheckpointError, match="not a model; convert that with this"):
+    with pytest.raises(CheckpointError, match="not a model; to merge it, name it as"):
         weightcast.plan(adapter, tmp_path / "a-bf16")
     with pytest.raises(RequestError, match="of use for an adapter as source only"):
         weightcast.plan(base, tmp_path / "m-F16.gguf", base=base)

@@ -25,6 +25,7 @@ from weightcast.converters.output.fingerprint import changes, fingerprint
 from weightcast.converters.sources.options import ConvertOptions
 from weightcast.errors import CheckpointError, LayoutError, RequestError
 from weightcast.formats.gguf.header import Metadata, raw_array, raw_float, raw_uint
+from weightcast.text import speaking_of_options
 
 LAYERS = 6
 MATRICES = {
@@ -183,6 +184,17 @@ def test_reports_tell_of_the_types_of_ends(model: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_notes_name_the_options_that_ask(model: Path, tmp_path: Path) -> None:
+    asked = {"output_tensor_type": "F16", "imatrix": write_imatrix(tmp_path)}
+    plan = weightcast.plan(model, tmp_path / "o-Q4_K_M.gguf", include_weights="none", **asked)
+    notes = "\n".join(plan.outputs[0].notes)
+    assert "stored as F16, as output_tensor_type asks: 1 tensor" in notes
+    with speaking_of_options():
+        plan = weightcast.plan(model, tmp_path / "o-Q4_K_M.gguf", include_weights="none", **asked)
+    notes = "\n".join(plan.outputs[0].notes)
+    assert "stored as F16, as --output-tensor-type asks: 1 tensor" in notes
+
+
 def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
     asked = ["general.name=str:New", "llama.x=float:0.5", "a.b=bool:true", "llama.x=int:3"]
     path = tmp_path / "made.gguf"
@@ -193,6 +205,32 @@ def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
     assert found.is_good
     assert "metadata: every value is what weightcast writes" in found.checked
     assert "metadata: every value is what" not in str(weightcast.verify(path, model).checked)
+
+
+def test_keys_that_are_set_anew_come_last(model: Path, imatrix: Path, tmp_path: Path) -> None:
+    """In the order of llama-quantize's files, unless the source's is to be kept."""
+    asked = ["llama.context_length=int:9", "a.b=bool:true"]
+    options: dict[str, Any] = {"override_kv": asked, "prune_layers": [5], "imatrix": imatrix}
+    weightcast.convert(model, tmp_path / "m-Q8_0.gguf", **options)
+    last = [
+        *("general.quantization_version", "general.file_type", "llama.context_length", "a.b"),
+        *(f"quantize.imatrix.{end}" for end in ("file", "dataset", "entries_count")),
+        *("quantize.imatrix.chunks_count", "llama.block_count"),
+    ]
+    kept = [key for key in METADATA if key not in last]
+    assert list(files.read(tmp_path / "m-Q8_0.gguf").metadata) == kept + last
+    weightcast.convert(model, tmp_path / "k-Q8_0.gguf", keep_order=True, **options)
+    assert list(files.read(tmp_path / "k-Q8_0.gguf").metadata)[: len(METADATA)] == list(METADATA)
+
+
+def test_a_copy_can_have_other_metadata_and_fewer_layers(model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"override_kv": "general.name=str:New", "prune_layers": [5]}
+    path = tmp_path / "m-COPY.gguf"
+    weightcast.convert(model, path, **options)
+    made, source = files.read(path), files.read(model)
+    assert Metadata(made.metadata)["general.name"] == "New"
+    assert made.tensors == {n: t for n, t in source.tensors.items() if "blk.5." not in n}
+    assert weightcast.verify(path, model, **options).is_good
 
 
 def test_what_is_pruned(model: Path, tmp_path: Path) -> None:

@@ -543,12 +543,12 @@ def test_exchanged_parts(tmp_path: Path) -> None:
 
 
 def test_same_part_twice(tmp_path: Path) -> None:
-    refused_split(two_parts(tmp_path, FIRST, FIRST), FormatError, "another part")
+    refused_split(two_parts(tmp_path, FIRST, FIRST), FormatError, "part 1 of 2 by its")
 
 
 def test_part_of_another_split(tmp_path: Path) -> None:
     second = part_of(u16(1), u16(3), "b")
-    refused_split(two_parts(tmp_path, FIRST, second), FormatError, "another part")
+    refused_split(two_parts(tmp_path, FIRST, second), FormatError, "part 2 of 3 by its")
 
 
 def test_part_that_is_damaged(tmp_path: Path) -> None:
@@ -558,7 +558,9 @@ def test_part_that_is_damaged(tmp_path: Path) -> None:
 
 def test_tensor_in_two_parts(tmp_path: Path) -> None:
     second = part_of(u16(1), u16(2), "a")
-    refused_split(two_parts(tmp_path, FIRST, second), FormatError, "'a'", "00001-of-00002")
+    refused_split(
+        two_parts(tmp_path, FIRST, second), FormatError, "'a'", "00001-of-00002", "different files"
+    )
 
 
 def test_65535_parts(tmp_path: Path) -> None:
