@@ -87,8 +87,8 @@ class Override:
     """A type asked for by hand: for tensors in whose GGUF name the pattern is found.
 
     Tensors that are not quantized otherwise (norms, routers) only follow a pattern that matches
-    their whole name. `origin` says in messages where it was asked for. Not every output holds every
-    type: requests are checked before they are laid out.
+    their whole name, see `find_overrides`. `origin` says in messages where it was asked for. Not
+    every output holds every type: requests are checked before they are laid out.
     """
 
     pattern: re.Pattern[str]
@@ -96,7 +96,7 @@ class Override:
     origin: str
 
     def matches(self, candidate: Candidate) -> bool:
-        """Tell whether a tensor follows the rule, if no rule comes before it."""
+        """Tell whether a name has the pattern in it, or is all of it where that counts."""
         match = self.pattern.fullmatch if candidate.whole_name else self.pattern.search
         return any(map(match, candidate.names))
 
@@ -109,9 +109,20 @@ class Candidate:
     whole_name: bool
 
 
-def find_override(overrides: Sequence[Override], candidate: Candidate) -> Override | None:
-    """The first override that a tensor follows."""
-    return next((override for override in overrides if override.matches(candidate)), None)
+def find_overrides(
+    overrides: Sequence[Override], candidates: Sequence[Candidate]
+) -> list[Override | None]:
+    """Give each tensor the first override that it follows.
+
+    A pattern that is also found in tensors that are quantized (`.*`, `blk.*`) means those alone, as
+    in llama-quantize: it names no norm or router, though it matches their whole names.
+    """
+    quantized = [candidate for candidate in candidates if not candidate.whole_name]
+    naming = [override for override in overrides if not any(map(override.matches, quantized))]
+    return [
+        next((o for o in (naming if c.whole_name else overrides) if o.matches(c)), None)
+        for c in candidates
+    ]
 
 
 def unfollowed_notes(
@@ -272,14 +283,15 @@ class _Decider:
         self._n_attn_v = sum(category(name) == "attn_v" for name, _ in tensors)
 
     def decide(self, order: Iterable[int]) -> list[Decision]:
-        decisions = {n: self._decide(*self._tensors[n]) for n in order}
+        candidates = rule_candidates(self._tensors, self._facts)
+        overrides = find_overrides(self._overrides, candidates)
+        decisions = {n: self._decide(*self._tensors[n], overrides[n]) for n in order}
         return [decisions[n] for n in range(len(self._tensors))]
 
-    def _decide(self, name: str, shape: tuple[int, ...]) -> Decision:
+    def _decide(self, name: str, shape: tuple[int, ...], override: Override | None) -> Decision:
         allowed = is_quantized(name, shape, self._facts.architecture)
         if self._ends.keeps_output and category(name) == "output":
             return Decision(None)
-        override = find_override(self._overrides, Candidate((name,), whole_name=not allowed))
         if allowed and (end := self._by_end(name, override)) is not None:
             return self._fitted(name, shape, *end)
         if override is not None:

@@ -43,7 +43,7 @@ from weightcast.converters.recipes import (
     recipe_named,
 )
 from weightcast.converters.recipes.common_part import common_part
-from weightcast.converters.sources import pruned, renumbered
+from weightcast.converters.sources import BLOCK_COUNT, pruned, renumbered
 from weightcast.converters.targets.gguf_factors import find_factors
 from weightcast.converters.targets.gguf_files import (
     QUANTIZE_KEYS,
@@ -119,8 +119,7 @@ def lay_out_copy(
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
     file_type = _copied_file_type(graph, metadata) if recipe == COPY else _file_type(recipe, made)
-    raw = _metadata(metadata, file_type, imatrix, keep_order=context.keep_order)
-    raw |= dict(request.metadata)
+    raw = _metadata(metadata, file_type, imatrix, request, keep_order=context.keep_order)
     entries = [entry for t in made for entry in _entries(t, found, keeps_shape=context.keep_order)]
     placed = _place(graph, request.path, raw, entries, context)
     tensors = tuple(
@@ -297,19 +296,31 @@ def _file_type(recipe: Recipe, made: Sequence[Tensor]) -> int:
 
 
 def _metadata(
-    metadata: Metadata, file_type: int, imatrix: ImportanceMatrix | None, *, keep_order: bool
+    metadata: Metadata,
+    file_type: int,
+    imatrix: ImportanceMatrix | None,
+    request: Request,
+    *,
+    keep_order: bool,
 ) -> dict[str, bytes]:
-    """Keep all metadata, and renew what says how tensors are stored. As in llama-quantize.
+    """Keep all metadata, and renew what says how tensors are stored and what was asked for.
 
-    It sets these keys anew, which puts them behind all others.
+    As in llama-quantize, which sets these keys one after the other, and so puts each behind all
+    others. Values that were asked for are those of the matrix and the layers, too.
     """
     from gguf import GGML_QUANT_VERSION
 
+    layers_key = f"{metadata.get('general.architecture', '')}.{BLOCK_COUNT}"
     renewed = {
         QUANTIZATION_VERSION_KEY: raw_uint(GGML_QUANT_VERSION),
         FILE_TYPE_KEY: raw_uint(file_type),
-        **provenance_metadata(imatrix),
     }
+    asked, provenance = request.metadata, provenance_metadata(imatrix)
+    is_changed = request.pruned and layers_key in metadata
+    layers = {layers_key: metadata.raw[layers_key]} if is_changed else {}
+    for key, raw in (*asked.items(), *provenance.items(), *layers.items()):
+        renewed.pop(key, None)
+        renewed[key] = asked.get(key, raw)
     dropped = SPLIT_KEYS if keep_order else (*SPLIT_KEYS, *renewed)
     kept = {key: raw for key, raw in metadata.raw.items() if key not in dropped}
     return kept | renewed

@@ -192,6 +192,49 @@ def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
     assert "metadata: every value is what" not in str(weightcast.verify(path, model).checked)
 
 
+def test_keys_that_are_set_are_last(model: Path, imatrix: Path, tmp_path: Path) -> None:
+    """The order is what llama-quantize wrote with the same options."""
+    asked = ["llama.context_length=int:128", "general.file_type=int:3", "a.b=bool:true"]
+    path = tmp_path / "made.gguf"
+    options: dict[str, Any] = {"override_kv": asked, "prune_layers": "1", "imatrix": imatrix}
+    weightcast.convert(model, path, types="Q4_K_M", **options)
+    metadata = Metadata(files.read(path).metadata)
+    assert [*metadata] == [
+        "general.architecture",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.head_count_kv",
+        "llama.attention.layer_norm_rms_epsilon",
+        "llama.rope.dimension_sections",
+        "llama.leading_dense_block_count",
+        "general.quantization_version",
+        "llama.context_length",
+        "general.file_type",
+        "a.b",
+        "quantize.imatrix.file",
+        "quantize.imatrix.dataset",
+        "quantize.imatrix.entries_count",
+        "quantize.imatrix.chunks_count",
+        "llama.block_count",
+    ]
+    assert metadata["general.file_type"] == 3
+    assert metadata["llama.block_count"] == LAYERS - 1
+    assert weightcast.verify(path, model, **options).is_good
+
+
+def test_what_is_asked_for_goes_before_what_is_counted(
+    model: Path, imatrix: Path, tmp_path: Path
+) -> None:
+    asked = ["llama.block_count=int:9", "quantize.imatrix.file=str:mine"]
+    path = tmp_path / "made.gguf"
+    options: dict[str, Any] = {"override_kv": asked, "prune_layers": "1", "imatrix": imatrix}
+    weightcast.convert(model, path, types="Q4_K_M", **options)
+    metadata = Metadata(files.read(path).metadata)
+    assert metadata["llama.block_count"] == 9
+    assert metadata["quantize.imatrix.file"] == "mine"
+
+
 def test_what_is_pruned(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "made.gguf"
     summary = weightcast.convert(model, path, types="F32", prune_layers="4,1")
