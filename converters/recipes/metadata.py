@@ -16,11 +16,12 @@ from weightcast.formats.gguf.header import (
     raw_string,
     raw_uint,
 )
-from weightcast.formats.gguf.read import ALIGNMENT_KEY, SPLIT_KEYS
+from weightcast.formats.gguf.read import ALIGNMENT_KEY, MAX_ALIGNMENT, SPLIT_KEYS
 from weightcast.text import option, shown
 
 _WHOLE: Final = re.compile(r"\+?[0-9]{1,10}")
 _BOOLS: Final = {"true": 1, "false": 0}
+_ALIGNMENTS: Final = frozenset(1 << n for n in range(MAX_ALIGNMENT.bit_length()))
 _ARCHITECTURE_KEY: Final = "general.architecture"
 
 
@@ -42,8 +43,8 @@ def parse_override_kv(text: str) -> tuple[str, bytes]:
     if key in SPLIT_KEYS:
         raise RequestError(f"{source}: weightcast itself says how files are split")
     raw = _raw(kind, value, source)
-    if key == ALIGNMENT_KEY and (kind != "int" or int(value).bit_count() != 1):
-        raise RequestError(f"{source}: an alignment is a power of two")
+    if key == ALIGNMENT_KEY and (kind != "int" or int(value) not in _ALIGNMENTS):
+        raise RequestError(f"{source}: an alignment is a power of two, at most {MAX_ALIGNMENT:,}")
     if key == _ARCHITECTURE_KEY and kind != "str":
         raise RequestError(f"{source}: an architecture is a name, str")
     return key, raw
