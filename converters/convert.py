@@ -33,8 +33,8 @@ from weightcast.converters.output import (
 from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
 from weightcast.converters.recipes import (
     EndTypes,
-    parse_override_kv,
     parse_tensor_type,
+    read_overrides_kv,
     read_recipe_file,
     read_tensor_types,
     rule_type,
@@ -511,7 +511,7 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name, file) for path, name in named]
     requests = [request.with_rules(overrides, pure=options.pure) for request in requests]
-    ends, metadata = _ends(options), dict(map(parse_override_kv, options.override_kv))
+    ends, metadata = _ends(options), read_overrides_kv(options.override_kv)
     layers = parse_layers(options.prune_layers)
     requests = [
         replace(request, ends=ends, metadata=metadata, pruned=layers) for request in requests
@@ -585,7 +585,7 @@ def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:
             raise RequestError(f"{names}: COPY leaves every tensor as it is; give a type instead")
         forms = " or ".join(dict.fromkeys(_FORMS[form] for form in useless[0].option.forms))
         raise RequestError(f"{names}: of use for {forms} outputs only, and none is asked for")
-    if options.prune_layers and any(request.form != "gguf" for request in requests):
+    if options.prune_layers and any(r.directory is not None for r in requests):
         raise RequestError(f"{option('prune_layers')}: directories keep all layers; convert twice")
     for request in requests:
         if request.says_imatrix and options.imatrix is None:

@@ -31,7 +31,7 @@ from weightcast.converters.recipes.importance import (
     provenance_metadata,
     select_entries,
 )
-from weightcast.converters.recipes.metadata import parse_override_kv
+from weightcast.converters.recipes.metadata import parse_override_kv, read_overrides_kv
 from weightcast.converters.recipes.recipe import (
     ALIASES,
     COPY,
@@ -74,6 +74,7 @@ __all__ = [
     "parse_override_kv",
     "parse_tensor_type",
     "provenance_metadata",
+    "read_overrides_kv",
     "read_recipe_file",
     "read_tensor_types",
     "recipe_named",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,18 @@ _WHOLE: Final = re.compile(r"\+?[0-9]{1,10}")
 _BOOLS: Final = {"true": 1, "false": 0}
 _ALIGNMENTS: Final = frozenset(1 << n for n in range(MAX_ALIGNMENT.bit_length()))
 _ARCHITECTURE_KEY: Final = "general.architecture"
+
+
+def read_overrides_kv(texts: Iterable[str]) -> dict[str, bytes]:
+    """Read KEY=TYPE:VALUE of each; of a key that is there twice the last counts, in its place.
+
+    Raises RequestError.
+    """
+    found: dict[str, bytes] = {}
+    for key, raw in map(parse_override_kv, texts):
+        found.pop(key, None)
+        found[key] = raw
+    return found
 
 
 def parse_override_kv(text: str) -> tuple[str, bytes]:

@@ -88,7 +88,7 @@ def lay_out_copy(
     keeps the source's.
     """
     recipe, imatrix = request.recipe, context.imatrix
-    whole = metadata
+    source, whole = graph, metadata
     if request.pruned:
         graph, imatrix = pruned(graph, request.pruned), renumbered(imatrix, request.pruned)
         assert graph.metadata is not None
@@ -118,7 +118,7 @@ def lay_out_copy(
     ]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     importance = match_importance(imatrix, shapes, decisions, copied)
-    file_type = _copied_file_type(graph, metadata) if recipe == COPY else _file_type(recipe, made)
+    file_type = _copied_file_type(source, whole) if recipe == COPY else _file_type(recipe, made)
     raw = _metadata(metadata, file_type, imatrix, request, keep_order=context.keep_order)
     entries = [entry for t in made for entry in _entries(t, found, keeps_shape=context.keep_order)]
     placed = _place(graph, request.path, raw, entries, context)

@@ -16,7 +16,7 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.files import CARD, as_optional_path, as_path
 from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
-from weightcast.converters.recipes import parse_override_kv, select_entries
+from weightcast.converters.recipes import read_overrides_kv, select_entries
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
     CONTAINERS,
@@ -104,7 +104,7 @@ def verify(
     weighing = as_optional_path(imatrix, "imatrix")
     workers = choose_workers(jobs)
     included, excluded = _texts(include_weights), _texts(exclude_weights)
-    asked = Asked(dict(map(parse_override_kv, _texts(override_kv))), parse_layers(prune_layers))
+    asked = Asked(read_overrides_kv(_texts(override_kv)), parse_layers(prune_layers))
     adapters = listed_lora(lora)
     made_with = {
         "sample": sample is not None,

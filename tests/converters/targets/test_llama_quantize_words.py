@@ -194,7 +194,8 @@ def test_what_is_overridden(model: Path, tmp_path: Path) -> None:
 
 def test_keys_that_are_set_are_last(model: Path, imatrix: Path, tmp_path: Path) -> None:
     """The order is what llama-quantize wrote with the same options."""
-    asked = ["llama.context_length=int:128", "general.file_type=int:3", "a.b=bool:true"]
+    asked = ["a.b=int:1", "llama.context_length=int:128", "general.file_type=int:3"]
+    asked.append("a.b=bool:true")
     path = tmp_path / "made.gguf"
     options: dict[str, Any] = {"override_kv": asked, "prune_layers": "1", "imatrix": imatrix}
     weightcast.convert(model, path, types="Q4_K_M", **options)
@@ -221,6 +222,24 @@ def test_keys_that_are_set_are_last(model: Path, imatrix: Path, tmp_path: Path) 
     assert metadata["general.file_type"] == 3
     assert metadata["llama.block_count"] == LAYERS - 1
     assert weightcast.verify(path, model, **options).is_good
+
+
+def test_copies_without_layers_and_with_other_metadata(model: Path, tmp_path: Path) -> None:
+    """Files are quantized first, and pruned or renamed without a loss later."""
+    path, again = tmp_path / "m-Q4_K_M.gguf", tmp_path / "again-COPY.gguf"
+    weightcast.convert(model, path)
+    options: dict[str, Any] = {"override_kv": "general.name=str:New", "prune_layers": [1]}
+    weightcast.convert(path, again, **options)
+    before, after = files.read(path), files.read(again)
+    assert [*before.metadata, "general.name", "llama.block_count"][-2:] == [*after.metadata][-2:]
+    assert len(after.tensors) == len(before.tensors) - 9
+    for name, part in after.tensors.items():
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
+        old = before.tensors[name.replace(f"blk.{layer}.", f"blk.{layer + 1}.") if layer else name]
+        assert (part.kind, part.data) == (old.kind, old.data)
+    found = weightcast.verify(again, path, **options)
+    assert found.is_good
+    assert "metadata: every value is what weightcast writes" in found.checked
 
 
 def test_what_is_asked_for_goes_before_what_is_counted(
