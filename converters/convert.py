@@ -33,8 +33,8 @@ from weightcast.converters.output import (
 from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
 from weightcast.converters.recipes import (
     EndTypes,
-    parse_override_kv,
     parse_tensor_type,
+    read_overrides_kv,
     read_recipe_file,
     read_tensor_types,
     rule_type,
@@ -511,7 +511,7 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
     requests = [parse_output(path, name, file) for path, name in named]
     requests = [request.with_rules(overrides, pure=options.pure) for request in requests]
-    ends, metadata = _ends(options), dict(map(parse_override_kv, options.override_kv))
+    ends, metadata = _ends(options), read_overrides_kv(options.override_kv)
     layers = parse_layers(options.prune_layers)
     requests = [
         replace(request, ends=ends, metadata=metadata, pruned=layers) for request in requests

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
@@ -219,9 +220,11 @@ def _is_named(module: str, pattern: str) -> bool:
 
 
 def _number(file: Path, key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise FormatError(file, None, f"{key} is {shown(value)}, not a number")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        with suppress(OverflowError):  # whole numbers can be of any length
+            if isfinite(number := float(value)):
+                return number
+    raise FormatError(file, None, f"{key} is {shown(value)}, not a number")
 
 
 def _invocation(file: Path, config: Mapping[str, Any]) -> tuple[int, ...]:

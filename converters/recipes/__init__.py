@@ -13,7 +13,7 @@ from weightcast.converters.recipes.decide import (
     EndTypes,
     Override,
     facts_from_metadata,
-    find_override,
+    find_overrides,
     is_quantized,
     missed_notes,
     rule_candidates,
@@ -32,7 +32,7 @@ from weightcast.converters.recipes.importance import (
     provenance_metadata,
     select_entries,
 )
-from weightcast.converters.recipes.metadata import parse_override_kv
+from weightcast.converters.recipes.metadata import parse_override_kv, read_overrides_kv
 from weightcast.converters.recipes.recipe import (
     ALIASES,
     COPY,
@@ -67,7 +67,7 @@ __all__ = [
     "RecipeFile",
     "directory_type",
     "facts_from_metadata",
-    "find_override",
+    "find_overrides",
     "is_quantized",
     "match_importance",
     "match_importance_named",
@@ -76,6 +76,7 @@ __all__ = [
     "parse_override_kv",
     "parse_tensor_type",
     "provenance_metadata",
+    "read_overrides_kv",
     "read_recipe_file",
     "read_tensor_types",
     "recipe_named",

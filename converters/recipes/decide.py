@@ -88,10 +88,9 @@ class Override:
     """A type asked for by hand: for tensors in whose GGUF name the pattern is found.
 
     Tensors that are not quantized otherwise (norms, routers) only follow a pattern that matches
-    their whole name. Vectors have no rows of blocks and only follow rules for floats, so that, as
-    in llama-quantize, one such as `blk.0.*=Q6_K` is for the matrices. `origin` says in messages
-    where the type was asked for. Not every output holds every type: requests are checked before
-    they are laid out.
+    their whole name, see `find_overrides`. Vectors have no rows of blocks and only follow rules for
+    floats. `origin` says in messages where the type was asked for. Not every output holds every
+    type: requests are checked before they are laid out.
     """
 
     pattern: re.Pattern[str]
@@ -99,7 +98,7 @@ class Override:
     origin: str
 
     def matches(self, candidate: Candidate) -> bool:
-        """Tell whether a tensor follows the rule, if no rule comes before it."""
+        """Tell whether a name has the pattern in it, or is all of it where that counts."""
         if candidate.is_vector and not self.type.is_plain:
             return False
         match = self.pattern.fullmatch if candidate.whole_name else self.pattern.search
@@ -118,9 +117,20 @@ class Candidate:
     is_vector: bool = False
 
 
-def find_override(overrides: Sequence[Override], candidate: Candidate) -> Override | None:
-    """The first override that a tensor follows."""
-    return next((override for override in overrides if override.matches(candidate)), None)
+def find_overrides(
+    overrides: Sequence[Override], candidates: Sequence[Candidate]
+) -> list[Override | None]:
+    """Give each tensor the first override that it follows.
+
+    A pattern that is also found in tensors that are quantized (`.*`, `blk.*`) means those alone, as
+    in llama-quantize: it names no norm or router, though it matches their whole names.
+    """
+    quantized = [candidate for candidate in candidates if not candidate.whole_name]
+    naming = [override for override in overrides if not any(map(override.matches, quantized))]
+    return [
+        next((o for o in (naming if c.whole_name else overrides) if o.matches(c)), None)
+        for c in candidates
+    ]
 
 
 def unfollowed_notes(
@@ -286,15 +296,15 @@ class _Decider:
         self._n_attn_v = sum(category(name) == "attn_v" for name, _ in tensors)
 
     def decide(self, order: Iterable[int]) -> list[Decision]:
-        decisions = {n: self._decide(*self._tensors[n]) for n in order}
+        candidates = rule_candidates(self._tensors, self._facts)
+        overrides = find_overrides(self._overrides, candidates)
+        decisions = {n: self._decide(*self._tensors[n], overrides[n]) for n in order}
         return [decisions[n] for n in range(len(self._tensors))]
 
-    def _decide(self, name: str, shape: tuple[int, ...]) -> Decision:
-        candidate = _candidate(name, shape, self._facts)
-        allowed = not candidate.whole_name
+    def _decide(self, name: str, shape: tuple[int, ...], override: Override | None) -> Decision:
+        allowed = is_quantized(name, shape, self._facts.architecture)
         if self._ends.keeps_output and category(name) == "output":
             return Decision(None)
-        override = find_override(self._overrides, candidate)
         if allowed and (end := self._by_end(name, override)) is not None:
             return self._fitted(name, shape, *end)
         if override is not None:

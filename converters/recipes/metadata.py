@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -16,11 +17,29 @@ from weightcast.formats.gguf.header import (
     raw_string,
     raw_uint,
 )
-from weightcast.formats.gguf.read import ALIGNMENT_KEY, ARCHITECTURE_KEY, SPLIT_KEYS
+from weightcast.formats.gguf.read import (
+    ALIGNMENT_KEY,
+    ARCHITECTURE_KEY,
+    MAX_ALIGNMENT,
+    SPLIT_KEYS,
+)
 from weightcast.text import option, shown
 
 _WHOLE: Final = re.compile(r"\+?[0-9]{1,10}")
 _BOOLS: Final = {"true": 1, "false": 0}
+_ALIGNMENTS: Final = frozenset(1 << n for n in range(MAX_ALIGNMENT.bit_length()))
+
+
+def read_overrides_kv(texts: Iterable[str]) -> dict[str, bytes]:
+    """Read KEY=TYPE:VALUE of each; of a key that is there twice the last counts, in its place.
+
+    Raises RequestError.
+    """
+    found: dict[str, bytes] = {}
+    for key, raw in map(parse_override_kv, texts):
+        found.pop(key, None)
+        found[key] = raw
+    return found
 
 
 def parse_override_kv(text: str) -> tuple[str, bytes]:
@@ -41,8 +60,8 @@ def parse_override_kv(text: str) -> tuple[str, bytes]:
     if key in SPLIT_KEYS:
         raise RequestError(f"{source}: weightcast itself says how files are split")
     raw = _raw(kind, value, source)
-    if key == ALIGNMENT_KEY and (kind != "int" or int(value).bit_count() != 1):
-        raise RequestError(f"{source}: an alignment is a power of two")
+    if key == ALIGNMENT_KEY and (kind != "int" or int(value) not in _ALIGNMENTS):
+        raise RequestError(f"{source}: an alignment is a power of two, at most {MAX_ALIGNMENT:,}")
     if key == ARCHITECTURE_KEY and kind != "str":
         raise RequestError(f"{source}: an architecture is a name, str")
     return key, raw

@@ -41,10 +41,11 @@ from weightcast.converters.sources.options import (
     written_size,
 )
 from weightcast.converters.sources.packed import join_packed
-from weightcast.converters.sources.prune import are_last_layers, pruned, renumbered
+from weightcast.converters.sources.prune import BLOCK_COUNT, are_last_layers, pruned, renumbered
 from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
 
 __all__ = [
+    "BLOCK_COUNT",
     "CONTAINERS",
     "SOURCE",
     "Adapters",

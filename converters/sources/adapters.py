@@ -48,6 +48,7 @@ from weightcast.errors import (
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.peft import CONFIG_NAME, LoraModule, PeftAdapter, is_adapter, read_adapter
 from weightcast.formats.reading import read_json_object
+from weightcast.quant.types import FLOAT_TYPES, TYPES
 from weightcast.text import bytes_text, count, option, shown, some
 
 ALPHA_KEY: Final = "adapter.lora.alpha"
@@ -322,13 +323,24 @@ def _pair(path: Path, index: gguf.GGUFIndex, name: str, alpha: float) -> Factors
         a, b = b, a
     are_stacks = len(a.shape) == len(b.shape) in (2, 3) and a.shape[:-2] == b.shape[:-2]
     if name == EMBEDDING and are_stacks:
-        a = transposed(a)
+        a = _turned(path, a)
     if not are_stacks or a.shape[-2] != b.shape[-1] or not a.size or not b.size:
         raise LayoutError(
             f"{path}: {shown(name)}: factors {list(a.shape)} and {list(b.shape)} do not fit each "
             f"other; {MAKE_ADAPTER}"
         )
     return Factors(a, b, alpha / a.shape[-2] if alpha else 1.0)
+
+
+def _turned(path: Path, factor: Tensor) -> Tensor:
+    """Transpose a factor. Raises LayoutError for one in blocks, which lie along stored rows."""
+    if factor.dtype in TYPES and TYPES[factor.dtype] not in FLOAT_TYPES:
+        rule = option("tensor_types", ".*lora_[ab]=F32")
+        raise LayoutError(
+            f"{path}: {factor.name} is {factor.dtype}, which cannot be merged into an embedding "
+            f"table; convert the adapter with {rule}, and merge that"
+        )
+    return transposed(factor)
 
 
 # The model that an adapter of peft belongs to.

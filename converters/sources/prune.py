@@ -34,10 +34,11 @@ from weightcast.text import count, option, shown, some
 _STACKS: Final = ("", "enc.", "dec.")
 # Arrays that may be as long as there are layers by chance.
 _NOT_OF_LAYERS: Final = re.compile(r"rope\.dimension_sections|adapters\.|classifier\.|\.ple\.")
+BLOCK_COUNT: Final = "block_count"
 # Counts of the first layers, all of them among these, and of the last: get_key in
 # src/models/*.cpp of llama.cpp.
 _OF_FIRST: Final = (
-    "block_count",
+    BLOCK_COUNT,
     "decoder_block_count",
     "hash_layer_count",
     "leading_dense_block_count",
@@ -148,7 +149,7 @@ def _changed(metadata: Metadata, layers: Sequence[int]) -> Iterator[tuple[str, b
         value = metadata.get(prefix + key)
         return value if type(value) is int else 0
 
-    total = whole("block_count")
+    total = whole(BLOCK_COUNT)
     counts = {key: range(whole(key)) for key in _OF_FIRST}
     counts |= {key: range(total - whole(key), total) for key in _OF_LAST}
     for key, counted in counts.items():

@@ -6,7 +6,6 @@ takes the same types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from weightcast.converters.graph import Tensor, TensorGraph, quantized
@@ -14,7 +13,7 @@ from weightcast.converters.recipes import (
     Candidate,
     Decision,
     Override,
-    find_override,
+    find_overrides,
     unfollowed_notes,
 )
 from weightcast.converters.targets.gguf_files import lay_out_files
@@ -49,7 +48,12 @@ def lay_out_adapter(
             f"{request.path}: an adapter cannot be {request.type_name}; it can be F32, F16, BF16 "
             "or Q8_0"
         )
-    decisions = [_decide(tensor, base, request.overrides) for tensor in graph.values()]
+    candidates = [Candidate((name,), whole_name=False) for name in graph]
+    overrides = find_overrides(request.overrides, candidates)
+    decisions = [
+        _decide(tensor, base, override)
+        for tensor, override in zip(graph.values(), overrides, strict=True)
+    ]
     made = [
         quantized(tensor.name, tensor, type_of(decision).name)
         for tensor, decision in zip(graph.values(), decisions, strict=True)
@@ -61,7 +65,6 @@ def lay_out_adapter(
         PlannedTensor(tensor, entry.type, *placed.offsets[entry.name])
         for tensor, entry in zip(made, entries, strict=True)
     )
-    candidates = [Candidate((name,), whole_name=False) for name in graph]
     notes = (
         *graph.notes,
         *choice_notes(zip(graph, decisions, strict=True)),
@@ -90,8 +93,7 @@ def _check_options(graph: TensorGraph, request: Request, context: Context) -> No
         )
 
 
-def _decide(tensor: Tensor, base: QuantType, overrides: Sequence[Override]) -> Decision:
-    override = find_override(overrides, Candidate((tensor.name,), whole_name=False))
+def _decide(tensor: Tensor, base: QuantType, override: Override | None) -> Decision:
     wanted = base if override is None else override.type
     origin = None if override is None else override.origin
     assert isinstance(wanted, QuantType)

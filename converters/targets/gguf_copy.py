@@ -66,6 +66,7 @@ def lay_out_copy(
 
     `metadata` are the graph's. Layers that are left out are so before all else.
     """
+    source = graph
     if request.pruned:
         graph = pruned(graph, request.pruned)
         context = replace(context, imatrix=renumbered(context.imatrix, request.pruned))
@@ -75,7 +76,11 @@ def lay_out_copy(
     chosen = {name: d for name, d in chosen.items() if name not in factors.left_out}
     made = [_made(factors.divided(graph[name]), decision) for name, decision in chosen.items()]
     importance = _match_importance(graph, chosen, made, context)
-    raw = _metadata(graph, request, made, context)
+    is_copy = request.recipe == COPY
+    file_type = copied_file_type(source) if is_copy else file_type_of(request.recipe, made)
+    raw = renewed_metadata(
+        graph, request, file_type, context.imatrix, keep_order=context.keep_order
+    )
     entries = [
         entry
         for tensor in made
@@ -120,16 +125,6 @@ def _match_importance(
     shapes = [(name, graph[name].shape) for name in chosen]
     copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
     return match_importance(context.imatrix, shapes, list(chosen.values()), copied)
-
-
-def _metadata(
-    graph: TensorGraph, request: Request, made: Sequence[Tensor], context: Context
-) -> dict[str, bytes]:
-    is_copy = request.recipe == COPY
-    file_type = copied_file_type(graph) if is_copy else file_type_of(request.recipe, made)
-    return renewed_metadata(
-        graph, request, file_type, context.imatrix, keep_order=context.keep_order
-    )
 
 
 def _planned(

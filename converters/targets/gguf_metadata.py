@@ -13,6 +13,7 @@ from typing import Final
 from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.graph.layers import llama_cpp_order
 from weightcast.converters.recipes import RECIPES, Recipe, provenance_metadata, recipe_named
+from weightcast.converters.sources import BLOCK_COUNT
 from weightcast.converters.targets.target import Request
 from weightcast.formats.gguf.header import TYPE_NAMES, Metadata, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
@@ -47,7 +48,8 @@ def renewed_metadata(
 ) -> dict[str, bytes]:
     """Keep all metadata of a graph, and renew what is asked for or says how tensors are stored.
 
-    llama-quantize sets these keys anew, which puts them behind all others, in this order.
+    llama-quantize sets these keys anew, one after the other, which puts each behind all others.
+    Values that are asked for are those of the matrix and the layers, too.
     """
     from gguf import GGML_QUANT_VERSION
 
@@ -56,13 +58,13 @@ def renewed_metadata(
     renewed = {
         QUANTIZATION_VERSION_KEY: raw_uint(GGML_QUANT_VERSION),
         FILE_TYPE_KEY: raw_uint(file_type),
-        **request.metadata,
-        **provenance_metadata(imatrix),
     }
-    renewed |= request.metadata
-    layers = f"{graph.family.architecture}.block_count"
-    if request.pruned and layers in there:
-        renewed[layers] = renewed.pop(layers, there[layers])
+    asked, provenance = request.metadata, provenance_metadata(imatrix)
+    key = f"{graph.family.architecture}.{BLOCK_COUNT}"
+    layers = {key: there[key]} if request.pruned and key in there else {}
+    for key, raw in (*asked.items(), *provenance.items(), *layers.items()):
+        renewed.pop(key, None)
+        renewed[key] = asked.get(key, raw)
     if keep_order:
         return there | renewed
     return {key: raw for key, raw in there.items() if key not in renewed} | renewed

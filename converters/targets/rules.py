@@ -11,7 +11,7 @@ from weightcast.converters.recipes import (
     Candidate,
     DirectoryType,
     Override,
-    find_override,
+    find_overrides,
     unfollowed_notes,
 )
 from weightcast.converters.targets.target import asked_note, grouped_notes
@@ -49,16 +49,22 @@ def choose_types(
     rules no tensor follows. Raises LayoutError for a rule that asks for packed norms, routers or
     embeddings.
     """
-    found, candidates = [], []
     heads = {
         name: family.name_in(tied, CONVENTION)
         for name, tied in family.ties.items()
         if tied.role.name in family.names[CONVENTION]
     }
-    for place, expert, name, plain in _named(family, tensors):
-        names = [place.name, name, *(head for of, head in heads.items() if of == place.name)]
-        candidates.append(Candidate(tuple(names), whole_name=place.role.storage == "float32"))
-        override = find_override(overrides, candidates[-1])
+    named = list(_named(family, tensors))
+    candidates = [
+        Candidate(
+            (place.name, name, *(head for of, head in heads.items() if of == place.name)),
+            whole_name=place.role.storage == "float32",
+        )
+        for place, _, name, _ in named
+    ]
+    found = []
+    followed = find_overrides(overrides, candidates)
+    for (place, expert, name, plain), override in zip(named, followed, strict=True):
         if override is None:
             chosen = by_directory(place, plain, directory)
             found.append(TypeChoice(place, expert, name, chosen, plain))

@@ -17,7 +17,7 @@ from weightcast.converters.families import of_architecture
 from weightcast.converters.files import CARD, as_optional_path, as_path
 from weightcast.converters.graph import Family, TensorGraph, first_array
 from weightcast.converters.plan import choose_workers
-from weightcast.converters.recipes import parse_override_kv, select_entries
+from weightcast.converters.recipes import read_overrides_kv, select_entries
 from weightcast.converters.report import Report
 from weightcast.converters.sources import (
     CONTAINERS,
@@ -110,8 +110,8 @@ def verify(
     included = listed_texts("include_weights", include_weights)
     excluded = listed_texts("exclude_weights", exclude_weights)
     floor = parse_share(importance_floor)
-    overrides = listed_texts("override_kv", override_kv)
-    asked = Asked(dict(map(parse_override_kv, overrides)), parse_layers(prune_layers))
+    overrides = read_overrides_kv(listed_texts("override_kv", override_kv))
+    asked = Asked(overrides, parse_layers(prune_layers))
     adapters = listed_lora(lora)
     made_with = {
         "sample": sample is not None,

@@ -272,6 +272,9 @@ def _not_the_first(path: Path, number: int | None, count: int) -> FormatError:
     first = path.with_name(split_name(match[1], 0, count))
     there = "" if first.is_file() else ", which is missing"
     said = f"part {number + 1} of {count}" if number and 0 < number < count else "a part"
+    if first == path:
+        problem = f"says it is {said}, but is named as the first; name all parts as they were"
+        return FormatError(path, None, problem)
     return FormatError(path, None, f"{said}, not the first file; give {first}{there}")
 
 

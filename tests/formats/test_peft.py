@@ -121,6 +121,7 @@ def test_kinds_that_are_not_supported(
         ({"lora_alpha": "16"}, "lora_alpha is '16', not a number"),
         ({"lora_alpha": True}, "lora_alpha is True"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern is None"),
         ({"alpha_pattern": {"(a+)+$": 2}}, "is too complex to match"),
         ({"alpha_pattern": {"(a|aa)*$": 2}}, "is too complex to match"),

@@ -236,6 +236,18 @@ def test_router_follows_its_whole_name_only() -> None:
     assert types["blk.0.ffn_gate_exps.weight"] == "Q4_K"
 
 
+@pytest.mark.parametrize("pattern", [".*", r"blk\..*", r".*weight", r".*ffn_gate.*"])
+def test_patterns_of_matrices_name_no_others(pattern: str) -> None:
+    tensors = model(MODELS["grok-5"]["model"])
+    facts = model_facts(MODELS["grok-5"]["model"])
+    types = chosen_types(
+        tensors, decide(named("Q4_K_M"), tensors, facts, [override(pattern, "Q5_0")])
+    )
+    assert types["blk.0.ffn_gate_exps.weight"] == "Q5_0"
+    assert types["blk.0.ffn_gate_inp.weight"] == "F32"
+    assert types["blk.0.attn_norm.weight"] == "F32"
+
+
 def test_vectors_follow_no_rule_of_blocks() -> None:
     """As in llama-quantize, so that a rule can be for all that a layer has."""
     tensors = model(MODELS["grok-5"]["model"])

@@ -31,7 +31,7 @@ from tests.adapters import (
 from tests.support import Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.sources.options import parse_lora, written_lora
-from weightcast.errors import CheckpointError, RequestError
+from weightcast.errors import CheckpointError, LayoutError, RequestError
 
 Pairs = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 
@@ -169,6 +169,24 @@ def test_an_embedding_is_looked_up_by_rows(llama: Path, tmp_path: Path) -> None:
     }
     weightcast.convert(llama, tmp_path / "g-F32.gguf", lora=tmp_path / "a-F32.gguf")
     assert_same(values(tmp_path / "g-F32.gguf"), expected)
+
+
+def test_blocks_are_not_turned_for_an_embedding(llama: Path, tmp_path: Path) -> None:
+    """The line names what makes an adapter of the same values that can be merged."""
+    stem = "base_model.model.model.embed_tokens.lora_embedding_"
+    extra = {f"{stem}A": np.ones((32, 48), np.float32), f"{stem}B": np.ones((64, 32), np.float32)}
+    adapter = write_peft(tmp_path / "a", {}, extra=extra)
+    weightcast.convert(adapter, tmp_path / "a-Q8_0.gguf", base=llama)
+    with pytest.raises(LayoutError) as raised:
+        weightcast.convert(llama, tmp_path / "m-F32.gguf", lora=tmp_path / "a-Q8_0.gguf")
+    problem, rule = "token_embd.weight.lora_b is Q8_0", ".*lora_[ab]=F32"
+    assert problem in str(raised.value)
+    assert rule in str(raised.value)
+    source, path = tmp_path / "a-Q8_0.gguf", tmp_path / "b-F32.gguf"
+    weightcast.convert(source, path, tensor_types=rule)
+    weightcast.convert(llama, tmp_path / "m-F32.gguf", lora=path)
+    changed = values(tmp_path / "m-F32.gguf")["token_embd.weight"]
+    np.testing.assert_allclose(changed - llama_tensors()["token_embd.weight"], 8, rtol=1e-3)
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K_M", "BF16", "F16"])

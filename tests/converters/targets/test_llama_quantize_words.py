@@ -233,6 +233,68 @@ def test_a_copy_can_have_other_metadata_and_fewer_layers(model: Path, tmp_path: 
     assert weightcast.verify(path, model, **options).is_good
 
 
+def test_keys_that_are_set_are_last(model: Path, imatrix: Path, tmp_path: Path) -> None:
+    """The order is what llama-quantize wrote with the same options."""
+    asked = ["a.b=int:1", "llama.context_length=int:128", "general.file_type=int:3"]
+    asked.append("a.b=bool:true")
+    path = tmp_path / "made.gguf"
+    options: dict[str, Any] = {"override_kv": asked, "prune_layers": "1", "imatrix": imatrix}
+    weightcast.convert(model, path, types="Q4_K_M", **options)
+    metadata = Metadata(files.read(path).metadata)
+    assert [*metadata] == [
+        "general.architecture",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.head_count_kv",
+        "llama.attention.layer_norm_rms_epsilon",
+        "llama.rope.dimension_sections",
+        "llama.leading_dense_block_count",
+        "general.quantization_version",
+        "llama.context_length",
+        "general.file_type",
+        "a.b",
+        "quantize.imatrix.file",
+        "quantize.imatrix.dataset",
+        "quantize.imatrix.entries_count",
+        "quantize.imatrix.chunks_count",
+        "llama.block_count",
+    ]
+    assert metadata["general.file_type"] == 3
+    assert metadata["llama.block_count"] == LAYERS - 1
+    assert weightcast.verify(path, model, **options).is_good
+
+
+def test_copies_without_layers_and_with_other_metadata(model: Path, tmp_path: Path) -> None:
+    """Files are quantized first, and pruned or renamed without a loss later."""
+    path, again = tmp_path / "m-Q4_K_M.gguf", tmp_path / "again-COPY.gguf"
+    weightcast.convert(model, path)
+    options: dict[str, Any] = {"override_kv": "general.name=str:New", "prune_layers": [1]}
+    weightcast.convert(path, again, **options)
+    before, after = files.read(path), files.read(again)
+    assert [*before.metadata, "general.name", "llama.block_count"][-2:] == [*after.metadata][-2:]
+    assert len(after.tensors) == len(before.tensors) - 9
+    for name, part in after.tensors.items():
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
+        old = before.tensors[name.replace(f"blk.{layer}.", f"blk.{layer + 1}.") if layer else name]
+        assert (part.kind, part.data) == (old.kind, old.data)
+    found = weightcast.verify(again, path, **options)
+    assert found.is_good
+    assert "metadata: every value is what weightcast writes" in found.checked
+
+
+def test_what_is_asked_for_goes_before_what_is_counted(
+    model: Path, imatrix: Path, tmp_path: Path
+) -> None:
+    asked = ["llama.block_count=int:9", "quantize.imatrix.file=str:mine"]
+    path = tmp_path / "made.gguf"
+    options: dict[str, Any] = {"override_kv": asked, "prune_layers": "1", "imatrix": imatrix}
+    weightcast.convert(model, path, types="Q4_K_M", **options)
+    metadata = Metadata(files.read(path).metadata)
+    assert metadata["llama.block_count"] == 9
+    assert metadata["quantize.imatrix.file"] == "mine"
+
+
 def test_what_is_pruned(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "made.gguf"
     summary = weightcast.convert(model, path, types="F32", prune_layers="4,1")

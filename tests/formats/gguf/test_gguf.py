@@ -539,7 +539,8 @@ def test_renamed_part(tmp_path: Path, name: str) -> None:
 
 
 def test_exchanged_parts(tmp_path: Path) -> None:
-    refused_split(two_parts(tmp_path, SECOND, FIRST), FormatError, "not the first file")
+    problem = "says it is part 2 of 2, but is named as the first"
+    refused_split(two_parts(tmp_path, SECOND, FIRST), FormatError, problem)
 
 
 def test_same_part_twice(tmp_path: Path) -> None:
