@@ -34,7 +34,8 @@ from weightcast.converters.report import (
     tensor_role,
     write_report,
 )
-from weightcast.converters.sources import lora_files, parse_layers
+from weightcast.converters.sources import parse_layers
+from weightcast.converters.sources.adapters import lora_files
 
 
 @dataclass(frozen=True, slots=True)

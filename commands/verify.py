@@ -25,7 +25,7 @@ from weightcast.commands.work_options import (
 from weightcast.converters import verify as verifying
 from weightcast.converters.output import check_report_path
 from weightcast.converters.report import write_report
-from weightcast.converters.sources import lora_files
+from weightcast.converters.sources.adapters import lora_files
 from weightcast.converters.verify.result import Verification
 from weightcast.errors import RequestError
 from weightcast.formats.split import SPLIT_NAME

@@ -57,12 +57,12 @@ from weightcast.converters.sources import (
     Inputs,
     find_unwritten,
     list_inputs,
-    lora_files,
     parse_layers,
     parse_share,
     parse_size,
     resolve_source,
 )
+from weightcast.converters.sources.adapters import lora_files
 from weightcast.converters.summary import OutputSummary, StrPath, listed, summarize
 from weightcast.converters.targets import parse_output
 from weightcast.converters.targets.lay_out import lay_out_all
@@ -331,8 +331,8 @@ def convert(
     Importance: `imatrix` is an importance matrix in llama.cpp's format; `include_weights` or
     `exclude_weights`, parts of names, say which of its entries are used; `importance_floor`, such
     as 1e-6, rescales what is nearly nothing in it, and raises columns that are below this share of
-    their matrix's mean. `allow_requantize`
-    quantizes once more what is quantized already and cannot be carried unchanged.
+    their matrix's mean. `allow_requantize` quantizes once more what is quantized already and cannot
+    be carried unchanged.
 
     GGUF: `override_kv` are metadata "KEY=TYPE:VALUE" in the place of the source's. `prune_layers`,
     numbers of layers, leaves these out of a GGUF file that is made of another one.

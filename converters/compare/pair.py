@@ -19,8 +19,8 @@ from weightcast.converters.sources import (
     open_family,
     pruned,
     resolve_source,
-    with_adapters,
 )
+from weightcast.converters.sources.adapters import with_adapters
 from weightcast.errors import CheckpointError, LayoutError, RequestError
 from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.text import option

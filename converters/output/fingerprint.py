@@ -18,9 +18,9 @@ from weightcast.converters.sources import (
     ConvertOptions,
     Inputs,
     Row,
-    base_file,
     resolve_source,
 )
+from weightcast.converters.sources.adapters import base_file
 from weightcast.converters.targets.target import Output
 from weightcast.errors import CheckpointError
 from weightcast.text import option

@@ -17,7 +17,8 @@ from weightcast.converters.files import (
 from weightcast.converters.output.files import foreign_entry
 from weightcast.converters.plan import Plan
 from weightcast.converters.report import check_writable
-from weightcast.converters.sources import Inputs, base_file, resolve_source
+from weightcast.converters.sources import Inputs, resolve_source
+from weightcast.converters.sources.adapters import base_file
 from weightcast.converters.targets.target import Output
 from weightcast.errors import OutputError, RequestError
 from weightcast.formats.jax.shards import has_shards

@@ -4,7 +4,6 @@
 provenance; `options` holds what a conversion can be asked.
 """
 
-from weightcast.converters.sources.adapters import base_file, lora_files, with_adapters
 from weightcast.converters.sources.containers import CONTAINERS
 from weightcast.converters.sources.detect import checkpoint_directory, container_of, resolve_source
 from weightcast.converters.sources.inputs import (
@@ -59,7 +58,6 @@ __all__ = [
     "SourceOptions",
     "Weights",
     "are_last_layers",
-    "base_file",
     "checkpoint_directory",
     "container_of",
     "find_unwritten",
@@ -69,7 +67,6 @@ __all__ = [
     "list_inputs",
     "listed_lora",
     "listed_texts",
-    "lora_files",
     "open_as_it_is",
     "open_family",
     "open_graph",
@@ -84,7 +81,6 @@ __all__ = [
     "source_files",
     "unwritten_note",
     "weights_of",
-    "with_adapters",
     "without_folders",
     "written_size",
 ]

@@ -23,8 +23,6 @@ from weightcast.converters.families.hyperparameters import (
     read_spec,
 )
 from weightcast.converters.graph import Family, TensorGraph
-from weightcast.converters.sources.adapter_files import adapter_graph
-from weightcast.converters.sources.adapters import not_a_model
 from weightcast.converters.sources.detect import (
     TOKENIZER_NAME,
     checkpoint_directory,
@@ -315,10 +313,14 @@ class Peft:
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
         """Refuse: it is no model. Raises FormatError."""
+        from weightcast.converters.sources.adapters import not_a_model  # few sources are any
+
         raise not_a_model(peft.read_adapter(source))
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
         """Open it as the GGUF file that it becomes, if what lies beside it tells its model."""
+        from weightcast.converters.sources.adapter_files import adapter_graph
+
         return adapter_graph(source, None)
 
     def vocabulary(self, source: Path) -> Vocabulary | None:

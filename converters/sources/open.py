@@ -8,7 +8,6 @@ from pathlib import Path
 
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import TensorGraph
-from weightcast.converters.sources.adapter_files import adapter_graph
 from weightcast.converters.sources.containers import Peft, container
 from weightcast.converters.sources.detect import resolve_source, unreadable
 from weightcast.errors import CheckpointError, RequestError
@@ -60,6 +59,8 @@ def open_as_it_is(source: Path, base: str | Path | None = None) -> TensorGraph |
             return found.open_as_it_is(source)
         if not isinstance(found, Peft):
             raise RequestError(f"{option('base')}: of use for an adapter as source only")
+        from weightcast.converters.sources.adapter_files import adapter_graph
+
         return adapter_graph(source, Path(base))
 
 

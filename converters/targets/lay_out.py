@@ -13,8 +13,8 @@ from weightcast.converters.sources import (
     open_as_it_is,
     open_family,
     open_vocabulary,
-    with_adapters,
 )
+from weightcast.converters.sources.adapters import with_adapters
 from weightcast.converters.targets.target import Context, Output, Request, with_split_note
 from weightcast.errors import CheckpointError, RequestError
 from weightcast.formats.tokenizer import Vocabulary

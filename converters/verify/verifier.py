@@ -38,8 +38,8 @@ from weightcast.converters.sources import (
     renumbered,
     resolve_source,
     weights_of,
-    with_adapters,
 )
+from weightcast.converters.sources.adapters import with_adapters
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
 from weightcast.converters.verify.content import check_content, read_bytes
