@@ -6,7 +6,9 @@ At the end of a run, what was skipped or left out, a line for each reason.
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 # A worker each has a processor: more threads of OpenBLAS and torch would wait for each other, which
@@ -77,3 +79,11 @@ def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         minloglevel=2,
     )
     return folder / "tokenizer.model"
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let interrupts count, which a shell has its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

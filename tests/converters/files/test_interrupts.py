@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from weightcast.converters.files import defer_signals, ignore_signals
 
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Let interrupts count, which a shell has its background jobs ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 def interrupted(after: Callable[[], None]) -> None:
