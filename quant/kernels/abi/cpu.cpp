@@ -75,6 +75,11 @@ int32_t quantize(const weightcast_source& s, const float* importance, int32_t ty
   }
 }
 
+int32_t quantize_least_error(const weightcast_source& s, const float* importance, int32_t type, int32_t,
+                             void* dst, int64_t dst_stride, weightcast_result& result) {
+  return quantize(s, importance, type, dst, dst_stride, result);
+}
+
 int32_t measure(const weightcast_source& s, const float* importance, int32_t baseline, int32_t type,
                 const void* blocks, int64_t stride, weightcast_moments* moments) {
   const MeasureJob job{s, importance, baseline == WEIGHTCAST_ROUNDED_BF16, moments};
@@ -110,7 +115,7 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
 #define WC_TABLE(isa) WC_TABLE_OF(isa)
 #define WC_NAME_OF(isa) #isa
 #define WC_NAME(isa) WC_NAME_OF(isa)
-extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize, measure,
+extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, quantize_least_error, dequantize, measure,
                                          measure_groups, quantize_groups, quantize_and_measure_groups,
                                          carry_groups, check_carried, dequantize_groups, grid_tables};
 

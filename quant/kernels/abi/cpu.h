@@ -9,6 +9,8 @@ struct Kernels {
   const char* isa;
   int32_t (*quantize)(const weightcast_source&, const float* importance, int32_t type, void* dst,
                       int64_t dst_stride, weightcast_result&);
+  int32_t (*quantize_least_error)(const weightcast_source&, const float* importance, int32_t type,
+                                  int32_t effort, void* dst, int64_t dst_stride, weightcast_result&);
   int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
   int32_t (*measure)(const weightcast_source&, const float* importance, int32_t baseline, int32_t type,
                      const void* blocks, int64_t stride, weightcast_moments*);
