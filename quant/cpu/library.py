@@ -16,7 +16,7 @@ import weightcast.quant
 from weightcast.errors import CheckpointError, LayoutError
 from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 LIBRARY_NAME = f"lib/libweightcast.so.{ABI_VERSION}"
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
 BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED, NULL_ARGUMENT, NO_MEMORY = range(6, 12)
