@@ -11,6 +11,7 @@ from weightcast.commands.options import PATH, Decorated, listed_option
 from weightcast.converters.plan import MAX_WORKERS
 from weightcast.converters.report import BASELINES
 from weightcast.converters.sources import ConvertOptions, Group, Kind, Row
+from weightcast.quant.search import EFFORTS, SEARCHES
 
 WORKERS: Final = click.IntRange(1, MAX_WORKERS)
 BASELINE: Final = click.Choice(list(BASELINES))
@@ -26,6 +27,8 @@ _TYPES: Final[dict[Kind, Any]] = {
     "workers": WORKERS,
     "baseline": BASELINE,
     "layers": str,
+    "search": click.Choice(SEARCHES),
+    "effort": click.IntRange(min(EFFORTS), max(EFFORTS)),
 }
 
 
