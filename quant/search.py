@@ -53,9 +53,11 @@ def parse_search(name: object = "ggml", effort: object = None) -> Search:
         near = closest(name, SEARCHES) if isinstance(name, str) else None
         meant = "" if near is None else f"; did you mean {near}?"
         given = shown(name[:50] if isinstance(name, str) else name)
-        raise RequestError(f"{option('search')}: {given} is none of {', '.join(SEARCHES)}{meant}")
+        raise RequestError(
+            f"{option('search')}: {given} is no rule for scales; use ggml or least-error{meant}"
+        )
     if effort is not None and (type(effort) is not int or effort not in EFFORTS):
-        raise RequestError(f"{option('effort')}: {shown(effort)} is none of 1, 2, 3")
+        raise RequestError(f"{option('effort')}: {shown(effort)} is no effort; use 1, 2 or 3")
     if name == LEAST_ERROR:
         return Search(USUAL_EFFORT if effort is None else effort)
     if effort is not None:

@@ -35,15 +35,19 @@ def test_rules_have_names_and_efforts():
 @pytest.mark.parametrize(
     ("name", "effort", "said"),
     [
-        ("least_error", None, "search: 'least_error' is none of ggml, least-error; did you mean"),
-        ("best", None, "search: 'best' is none of ggml, least-error"),
-        (None, None, "search: None is none of"),
-        (["ggml"], None, "search: ['ggml'] is none of"),
-        ("least-error", 0, "effort: 0 is none of 1, 2, 3"),
-        ("least-error", 4, "effort: 4 is none of 1, 2, 3"),
-        ("least-error", "2", "effort: '2' is none of 1, 2, 3"),
-        ("least-error", True, "effort: True is none of 1, 2, 3"),
-        ("least-error", 2.0, "effort: 2.0 is none of 1, 2, 3"),
+        (
+            "least_error",
+            None,
+            "search: 'least_error' is no rule for scales; use ggml or least-error; did you mean",
+        ),
+        ("best", None, "search: 'best' is no rule for scales; use ggml or least-error"),
+        (None, None, "search: None is no rule"),
+        (["ggml"], None, "search: ['ggml'] is no rule"),
+        ("least-error", 0, "effort: 0 is no effort; use 1, 2 or 3"),
+        ("least-error", 4, "effort: 4 is no effort; use 1, 2 or 3"),
+        ("least-error", "2", "effort: '2' is no effort; use 1, 2 or 3"),
+        ("least-error", True, "effort: True is no effort; use 1, 2 or 3"),
+        ("least-error", 2.0, "effort: 2.0 is no effort; use 1, 2 or 3"),
         ("ggml", 2, "effort: of use with search='least-error' only"),
     ],
 )

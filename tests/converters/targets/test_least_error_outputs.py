@@ -161,9 +161,13 @@ def test_nothing_is_recorded_where_nothing_is_searched(searched: list[Any], tmp_
     [
         ("m-bf16", {"search": "least-error"}, "search, effort: of use for GGUF or packed outputs"),
         ("m-Q4_K_M.gguf", {"effort": 2}, "effort: of use with search='least-error' only"),
-        ("m-Q4_K_M.gguf", {"search": "least"}, "search: 'least' is none of ggml, least-error"),
+        (
+            "m-Q4_K_M.gguf",
+            {"search": "least"},
+            "search: 'least' is no rule for scales; use ggml or least-error",
+        ),
         ("m-Q4_K_M.gguf", {"search": 3}, "search: give a text, not 3"),
-        ("m-int8", {"search": "least-error", "effort": 7}, "effort: 7 is none of 1, 2, 3"),
+        ("m-int8", {"search": "least-error", "effort": 7}, "effort: 7 is no effort; use 1, 2 or 3"),
     ],
 )
 def test_refusals(name: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
