@@ -47,15 +47,15 @@ def log_softmax(logits: F32) -> F32:
     return result
 
 
-def divergences(reference: F32, logits: F32) -> F64:
-    """Give the Kullback-Leibler divergence [n], sum p (log p - log q), of rows of logits.
+def divergences(reference: F32, other: F32) -> F64:
+    """Give the Kullback-Leibler divergence [n], sum p (log p - log q), of log-probabilities.
 
-    `reference` has log-probabilities [n, vocab], as `log_softmax` gives them.
+    Rows [n, vocab] are as `log_softmax` gives them; p is the reference.
     """
-    found = np.empty(len(logits))
-    for start in range(0, len(logits), _ROWS):
+    found = np.empty(len(other))
+    for start in range(0, len(other), _ROWS):
         p = np.asarray(reference[start : start + _ROWS], np.float32)
-        q = log_softmax(logits[start : start + _ROWS])
+        q = other[start : start + _ROWS]
         found[start : start + _ROWS] = (np.exp(p) * (p - q)).sum(axis=-1, dtype=np.float64)
     return found
 

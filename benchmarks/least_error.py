@@ -102,9 +102,9 @@ def subject(name: str, folder: Path, grok: Path) -> Subject:
     if name == "grok":
         model = models.grok(own, grok)
     elif name == "smollm2":
-        model = models.language_model(own, "SmolLM2-135M-Instruct-Q4_1", models.SMOLLM2, windows=6)
+        model = models.language_model(own, "SmolLM2-135M-Instruct-Q4_1", models.SMOLLM2, windows=4)
     else:
-        model = models.language_model(own, "gemma-3-270m-Q4_K_M", models.GEMMA, windows=3)
+        model = models.language_model(own, "gemma-3-270m-Q4_K_M", models.GEMMA, windows=2)
     model.prepare()
     return model
 

