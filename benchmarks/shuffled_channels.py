@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FROM_STREAM = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up", "token_embd")
+_FROM_STREAM = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up", "token_embd", "output")
 _TO_STREAM = ("attn_output", "ffn_down")
 # Weights of norms over a head's own channels.
 _OF_HEADS = ("attn_q_norm", "attn_k_norm")
