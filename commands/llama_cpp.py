@@ -38,6 +38,8 @@ _FIELDS: Final = {
     "type_k": (104, 1),
     "type_v": (108, 1),
 }
+# Where llama_context_params has the function that sees tensors, and the pointer it is given.
+_CB_EVAL: Final = 88
 _GGML_F32 = 0
 _LOG_LINES = 20
 
@@ -61,6 +63,9 @@ class _Batch(ctypes.Structure):
 
 
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+# Called with a ggml_tensor before it is computed, with True, to ask whether it is wanted; if so,
+# again when its values are there. False then stops the computation.
+TensorCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
 _TOKENS: Final = ctypes.POINTER(ctypes.c_int32)
 _LIMIT_AND_FLAGS: Final = (ctypes.c_int32, ctypes.c_bool, ctypes.c_bool)
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
@@ -133,11 +138,14 @@ class Model:
     _log: list[str]
     _adapters: Mapping[int, float] = field(default_factory=dict)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Split a text into token ids with the file's tokenizer; none are added."""
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Split a text into token ids with the file's tokenizer.
+
+        With `special`, those are added that the model expects around a text, such as a first one.
+        """
         raw = text.encode()
         ids = (ctypes.c_int32 * (len(raw) + 2))()
-        arguments = (raw, len(raw), ids, len(ids), False, False)
+        arguments = (raw, len(raw), ids, len(ids), special, False)
         count = self._library.llama_tokenize(self._vocabulary, *arguments)
         if count < 0:
             raise self.failed("does not tokenize")
@@ -154,14 +162,20 @@ class Model:
         return text.raw[:nbytes].decode(errors="replace")
 
     @contextmanager
-    def context(self, size: int) -> Iterator[Callable[[Sequence[int]], NDArray[np.float32]]]:
+    def context(
+        self, size: int, on_tensor: Callable[[int, bool], bool] | None = None
+    ) -> Iterator[Callable[[Sequence[int]], NDArray[np.float32]]]:
         """Open a context of `size` tokens: a function that adds some and gives their logits.
 
         Logits are float32 [positions, vocab]. Float32 key/value cache, no flash attention.
+        `on_tensor` gets the address of each ggml_tensor as `TensorCallback` says.
         """
-        context = self._library.llama_init_from_model(
-            self._model, _context_params(size, self.threads)
-        )
+        params = _context_params(size, self.threads)
+        if on_tensor is not None:
+            # Alive as long as this frame, which outlives the context.
+            callback = TensorCallback(lambda tensor, ask, _: on_tensor(tensor, ask))
+            _set_callback(params, callback)
+        context = self._library.llama_init_from_model(self._model, params)
         if not context:
             raise self.failed("cannot run it")
         added = 0
@@ -272,6 +286,16 @@ def logits(
             with model.context(len(sequence)) as add:
                 results.append(add(sequence))
     return np.stack(results)
+
+
+def _set_callback(params: _Params, callback: Any) -> None:
+    field = ctypes.c_void_p.from_buffer(params, _CB_EVAL)
+    if field.value is not None:
+        raise CheckpointError(
+            "this llama.cpp has another parameter layout (cb_eval is set): install the version of "
+            "the llama-cpp extra"
+        )
+    field.value = ctypes.cast(callback, ctypes.c_void_p).value
 
 
 def _context_size(n_tokens: int) -> int:

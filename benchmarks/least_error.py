@@ -1,0 +1,296 @@
+#!/usr/bin/env python3
+"""Measure what searches for the least error gain over ggml's, in weights and in what models say.
+
+Each type of GGUF is made by ggml's own search and by `search="least-error"` at each effort, without
+and with an importance matrix, of all matrices of a model that fill its blocks but for embedding and
+output. Measured are the error of the weights, the speed on one thread, and what a model makes of
+the weights: llama.cpp runs language models, with the quantized matrices dequantized to float32,
+so that only the weights differ and not the precision of activations. Samples of two searches are
+paired, token by token or text by text.
+
+    .venv/bin/python -m benchmarks.least_error --folder build/least-error
+
+What was measured is kept in the folder, and a run goes on from there; `--refresh` measures again
+what is selected. `--output` writes results of all that the folder has. A search can also be a
+function of a module, MODULE:NAME, which makes uint8 blocks of (x [out, in], type name, importance
+[in] or None).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+import weightcast
+from benchmarks import least_error_models as models
+from benchmarks.divergence import F32, F64, mean_of, perplexity
+from benchmarks.kernels import machine
+from benchmarks.least_error_models import Subject
+from benchmarks.least_error_table import markdown
+from weightcast.errors import CheckpointError
+from weightcast.quant.types import I_TYPES, K_TYPES, SIMPLE_TYPES, TYPES
+
+Quantizer = Callable[[F32, str, "F32 | None"], NDArray[np.uint8]]
+GGML = "ggml"
+SEARCHES = (GGML, "effort-1", "effort-2", "effort-3")
+NAMES = [t.name for t in (*SIMPLE_TYPES, *K_TYPES, *I_TYPES)]
+MODELS = ("groklike", "grok", "encoder", "smollm2", "gemma")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement: a type by a search, of one model."""
+
+    model: str
+    type: str
+    search: str
+    importance: bool
+
+    def path(self, folder: Path, identity: str) -> Path:
+        how = "importance" if self.importance else "plain"
+        name = f"{self.type}-{self.search.replace(':', '.')}-{how}.npz"
+        return folder / self.model / f"cells-{identity}" / name
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a cell gave: errors of all weights together, and samples by what they are.
+
+    The weighted error counts each matrix with importance of the mean 1.
+    """
+
+    weights: int
+    relative_rms: float
+    weighted_relative_rms: float
+    mweights_per_s: float
+    samples: dict[str, F64]
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unnamed = path.with_name(f"partial-{path.name}")
+        numbers = {name: value for name, value in asdict(self).items() if name != "samples"}
+        np.savez(unnamed, numbers=json.dumps(numbers), **self.samples)
+        unnamed.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        with np.load(path) as saved:
+            arrays = dict(saved)
+        return cls(**json.loads(str(arrays.pop("numbers"))), samples=arrays)
+
+
+def subject(name: str, folder: Path, grok: Path) -> Subject:
+    """Give a model, made ready in its folder."""
+    own = folder / name
+    own.mkdir(parents=True, exist_ok=True)
+    if name == "groklike":
+        return models.Columns()
+    if name == "encoder":
+        return models.Encoder(own)
+    if name == "grok":
+        model = models.grok(own, grok)
+    elif name == "smollm2":
+        model = models.language_model(own, "SmolLM2-135M-Instruct-Q4_1", models.SMOLLM2, windows=4)
+    else:
+        model = models.language_model(own, "gemma-3-270m-Q4_K_M", models.GEMMA, windows=2)
+    model.prepare()
+    return model
+
+
+def quantizer(search: str) -> Quantizer:
+    """Give the function of a search. Raises click.ClickException if there is none."""
+    if ":" in search:
+        module, _, name = search.partition(":")
+        found: Quantizer = getattr(importlib.import_module(module), name)
+        return found
+    if search not in SEARCHES:
+        raise click.ClickException(f"unknown search {search!r}; use {', '.join(SEARCHES)}")
+    options: dict[str, Any] = {}
+    if search != GGML:
+        options = {"search": "least-error", "effort": int(search.removeprefix("effort-"))}
+        if "search" not in inspect.signature(weightcast.quantize).parameters:
+            raise click.ClickException("this weightcast has no search for the least error")
+    return lambda x, name, importance: weightcast.quantize(x, name, importance, **options)
+
+
+def cells(
+    model: str, types: list[str], searches: list[str], importance: list[bool]
+) -> Iterator[Cell]:
+    """List what differs: ggml does without importance where it ignores it, or not at all."""
+    for name, search, weighed in itertools.product(types, searches, importance):
+        how = TYPES[name].importance
+        if how == "required" and not weighed:
+            continue
+        if how == "ignored" and weighed and search == GGML:
+            continue
+        yield Cell(model, name, search, weighed)
+
+
+def measure(cell: Cell, model: Subject, quantize: Quantizer) -> Measured:
+    """Quantize the matrices that fit, and run the model with them."""
+    values: dict[str, F32] = {}
+    errors, squares = np.zeros(2), np.zeros(2)
+    seconds = 0.0
+    for name, matrix in model.matrices.items():
+        if not TYPES[cell.type].fits(matrix.shape[-1]):
+            continue
+        made = np.empty_like(matrix)
+        importance = np.broadcast_to(model.importance[name], (*matrix.shape[:-2], matrix.shape[-1]))
+        for index in np.ndindex(matrix.shape[:-2]):
+            x, factors = np.ascontiguousarray(matrix[index]), importance[index]
+            weights = factors if cell.importance else None
+            blocks, took = _quantized(quantize, x, cell.type, weights)
+            seconds += took
+            made[index] = weightcast.dequantize(blocks, cell.type)
+            relative = factors / factors.mean() if factors.any() else np.ones_like(factors)
+            for total, array in ((errors, x - made[index]), (squares, x)):
+                per_column = np.square(array, dtype=np.float64).sum(0)
+                total += per_column.sum(), per_column @ relative
+        values[name] = made
+    count = sum(matrix.size for matrix in values.values())
+    rms, weighted = np.sqrt(errors / squares)
+    speed = count / max(seconds, 1e-9) / 1e6
+    return Measured(count, float(rms), float(weighted), speed, model.measure(values))
+
+
+def _quantized(
+    quantize: Quantizer, x: F32, name: str, importance: F32 | None
+) -> tuple[NDArray[np.uint8], float]:
+    """Quantize twice; blocks, and seconds of this thread that the faster one took."""
+    took = []
+    for _ in range(2):
+        start = time.thread_time()
+        blocks = quantize(x, name, importance)
+        took.append(time.thread_time() - start)
+    return blocks, min(took)
+
+
+def summary(cell: Cell, found: Measured, ggml: Measured | None) -> dict[str, Any]:
+    """Give a cell's line of the results: means with errors, and differences to ggml's search."""
+    line: dict[str, Any] = asdict(cell) | {
+        "weights": found.weights,
+        "relative_rms": found.relative_rms,
+        "weighted_relative_rms": found.weighted_relative_rms,
+        "mweights_per_s": found.mweights_per_s,
+    }
+    for name, samples in found.samples.items():
+        line[name] = asdict(mean_of(samples))
+        if ggml is not None and cell.search != GGML:
+            difference = mean_of(samples - ggml.samples[name])
+            line[f"{name}_difference"] = asdict(difference) | {"z": difference.z}
+    if "loss" in found.samples:
+        line["perplexity"] = asdict(perplexity(found.samples["loss"]))
+    return line
+
+
+def results(folder: Path, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+    """Gather what the folder has of these models."""
+    found: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine(), "models": {}}
+    for name, model in subjects.items():
+        lines = []
+        importance, searches = [False, True], [*SEARCHES]
+        for cell in cells(name, NAMES, searches, importance):
+            path = cell.path(folder, model.identity)
+            if path.exists():
+                ggml = cell_of_ggml(cell).path(folder, model.identity)
+                beside = Measured.load(ggml) if ggml.exists() else None
+                lines.append(summary(cell, Measured.load(path), beside))
+        found["models"][name] = {
+            "note": model.note,
+            "weights": sum(matrix.size for matrix in model.matrices.values()),
+            "reference": {
+                key: asdict(perplexity(samples)) for key, samples in model.reference.items()
+            },
+            "cells": lines,
+        }
+    return found
+
+
+def cell_of_ggml(cell: Cell) -> Cell:
+    """Give the cell of ggml's search that another is held against."""
+    weighed = cell.importance and TYPES[cell.type].importance != "ignored"
+    return Cell(cell.model, cell.type, GGML, weighed)
+
+
+def _said(line: Mapping[str, Any]) -> str:
+    """Tell of a cell what one looks at first."""
+    words = [f"rms {line['relative_rms']:.6f}, weighted {line['weighted_relative_rms']:.6f}"]
+    for name in ("divergence", "distance"):
+        if name in line:
+            words.append(f"{name} {line[name]['value']:.3e} +- {line[name]['error']:.1e}")
+        if f"{name}_difference" in line:
+            beside = line[f"{name}_difference"]
+            words.append(f"beside ggml {beside['value']:+.2e}, z {beside['z']:+.1f}")
+    if "perplexity" in line:
+        words.append(f"perplexity {line['perplexity']['value']:.3f}")
+    return ", ".join([*words, f"{line['mweights_per_s']:.0f} Mw/s"])
+
+
+def _split(_context: click.Context, option: click.Parameter, value: str) -> list[str]:
+    """Split a list at its commas, and refuse what is not known."""
+    known = {"models": MODELS, "types": NAMES}.get(str(option.name))
+    found = value.split(",")
+    for name in found:
+        if known and name not in known:
+            raise click.BadParameter(f"unknown: {name!r}; use {', '.join(known)}")
+    return found
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="What is kept.")
+@click.option("--models", "names", default=",".join(MODELS), callback=_split)
+@click.option("--types", default=",".join(NAMES), callback=_split)
+@click.option("--searches", default=",".join(SEARCHES), callback=_split)
+@click.option("--importance", type=click.Choice(["both", "with", "without"]), default="both")
+@click.option("--grok", type=click.Path(path_type=Path), default=models.EXAMPLE, help="Shards.")
+@click.option("--refresh", is_flag=True, help="Measure again what is selected.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write JSON, and a table beside.")
+def main(
+    folder: Path,
+    names: list[str],
+    types: list[str],
+    searches: list[str],
+    importance: str,
+    grok: Path,
+    refresh: bool,
+    output: Path | None,
+) -> None:
+    """Measure what is selected and not there yet, in the order of the models."""
+    weighed = {"both": [False, True], "with": [True], "without": [False]}[importance]
+    functions = {search: quantizer(search) for search in searches}
+    subjects = {}
+    for name in names:
+        subjects[name] = model = subject(name, folder, grok)
+        for cell in cells(name, types, searches, weighed):
+            path = cell.path(folder, model.identity)
+            if refresh or not path.exists():
+                try:
+                    measure(cell, model, functions[cell.search]).save(path)
+                except CheckpointError as problem:
+                    click.echo(f"{cell}: {problem}", err=True)
+                    continue
+            ggml = cell_of_ggml(cell).path(folder, model.identity)
+            beside = Measured.load(ggml) if ggml.exists() else None
+            how = "with importance" if cell.importance else "plain"
+            line = summary(cell, Measured.load(path), beside)
+            click.echo(f"{name} {cell.type} {cell.search} {how}: {_said(line)}")
+    if output:
+        report = results(folder, subjects)
+        output.write_text(json.dumps(report, indent=1) + "\n")
+        output.with_suffix(".md").write_text(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The tables of `benchmarks.least_error` in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+Line = Mapping[str, Any]
+GGML = "ggml"
+EFFORTS = ("effort-1", "effort-2", "effort-3")
+SEARCHES = (GGML, *EFFORTS)
+# What a model makes of the weights, with what it is called.
+_MEASURES = {"divergence": "KL divergence", "distance": "1 - cosine"}
+_NOTE = """\
+RMS errors are relative to the weights, of all matrices together that fill a type's blocks; with
+importance they are weighted by it, each matrix with the mean 1. Efforts are given as ratios to
+ggml's search, and behind a ratio of means stands z: the mean difference of pairs, in its standard
+errors; below -2 the search for the least error is surely better, above 2 surely worse. Standard
+errors take tokens and texts as independent. Where ggml's search ignores importance, it stands
+beside efforts that do not. Speeds are millions of weights per second of thread CPU time."""
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Make a page of the results: for each model, tables without and with importance."""
+    machine = report["machine"]
+    lines = [f"# Search for the least error, {report['date']}", ""]
+    lines += [f"{machine['processor']}, {machine['ggml']}.", "", *_NOTE.splitlines()]
+    for name, model in report["models"].items():
+        lines += ["", f"## {name}", "", _described(model)]
+        for weighed, title in ((False, "Without importance"), (True, "With importance")):
+            rows = rows_by_type(model["cells"], weighed)
+            if rows:
+                lines += ["", f"### {title}", "", *_table(rows, weighed)]
+    return "\n".join(lines) + "\n"
+
+
+def rows_by_type(cells: Iterable[Line], weighed: bool) -> dict[str, dict[str, Line]]:
+    """Sort cells by type and search; with importance, ggml may have one that ignores it."""
+    cells = list(cells)
+    found: dict[str, dict[str, Line]] = {}
+    for cell in cells:
+        if cell["importance"] == weighed:
+            found.setdefault(cell["type"], {})[cell["search"]] = cell
+    plain = {cell["type"]: cell for cell in cells if cell["search"] == GGML}
+    for name, row in found.items():
+        if GGML not in row and name in plain:
+            row[GGML] = plain[name]
+    return {name: row for name, row in found.items() if GGML in row}
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """Average positive ratios; NaN of none."""
+    logarithms = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
+
+
+def _described(model: Mapping[str, Any]) -> str:
+    words = [f"{model['note']}. {model['weights'] / 1e6:.1f} M weights in matrices of layers."]
+    if "loss" in model["reference"]:
+        reference = model["reference"]["loss"]
+        words.append(f"Perplexity {reference['value']:.2f} +- {reference['error']:.2f} as it is.")
+    return " ".join(words)
+
+
+def _table(rows: Mapping[str, Mapping[str, Line]], weighed: bool) -> Iterator[str]:
+    error = "weighted_relative_rms" if weighed else "relative_rms"
+    sample = next(iter(next(iter(rows.values())).values()))
+    measures = [name for name in _MEASURES if name in sample]
+    heads = ["type", "M weights", "RMS error", "1", "2", "3"]
+    for name in measures:
+        heads += [_MEASURES[name], "1", "2", "3"]
+    if "perplexity" in sample:
+        heads += ["perplexity", "1", "2", "3"]
+    heads += ["Mw/s", "1", "2", "3"]
+    yield _row(heads)
+    yield _row(["---", *["---:"] * (len(heads) - 1)])
+    for name, row in rows.items():
+        ggml = row[GGML]
+        cells = [name, f"{ggml['weights'] / 1e6:.1f}", f"{ggml[error]:.5f}"]
+        cells += _each(row, lambda line, g=ggml: _ratio(line[error], g[error]))
+        for measure in measures:
+            mean = ggml[measure]
+            cells.append(f"{mean['value']:.3g} +- {mean['error']:.1g}")
+            cells += _each(row, lambda line, g=ggml, m=measure: _compared(line, g, m))
+        if "perplexity" in sample:
+            cells.append(f"{ggml['perplexity']['value']:.2f}")
+            cells += _each(row, lambda line: f"{line['perplexity']['value']:.2f}")
+        cells.append(f"{ggml['mweights_per_s']:.0f}")
+        cells += _each(row, lambda line: f"{line['mweights_per_s']:.0f}")
+        yield _row(cells)
+    yield from _means(rows, error, measures, len(heads))
+
+
+def _means(
+    rows: Mapping[str, Mapping[str, Line]], error: str, measures: list[str], width: int
+) -> Iterator[str]:
+    """Give the geometric means of the ratios, if any effort was measured."""
+    if not any(effort in row for row in rows.values() for effort in EFFORTS):
+        return
+    cells = ["geometric mean", "", ""]
+    cells += [_mean_ratio(rows, effort, lambda line: line[error]) for effort in EFFORTS]
+    for measure in measures:
+        cells.append("")
+        cells += [
+            _mean_ratio(rows, effort, lambda line, m=measure: line[m]["value"])
+            for effort in EFFORTS
+        ]
+    yield _row([*cells, *[""] * (width - len(cells))])
+
+
+def _mean_ratio(
+    rows: Mapping[str, Mapping[str, Line]], effort: str, value: Callable[[Line], float]
+) -> str:
+    pairs = [(value(row[effort]), value(row[GGML])) for row in rows.values() if effort in row]
+    mean = geometric_mean(ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0)
+    return "" if math.isnan(mean) else f"**{mean:.3f}**"
+
+
+def _each(row: Mapping[str, Line], said: Callable[[Line], str]) -> list[str]:
+    return [said(row[effort]) if effort in row else "" for effort in EFFORTS]
+
+
+def _ratio(ours: float, theirs: float) -> str:
+    return f"{ours / theirs:.4f}" if theirs else ""
+
+
+def _compared(line: Line, ggml: Line, measure: str) -> str:
+    ratio = line[measure]["value"] / ggml[measure]["value"]
+    return f"{ratio:.3f} (z {line[f'{measure}_difference']['z']:+.1f})"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
