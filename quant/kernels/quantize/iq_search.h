@@ -12,9 +12,6 @@
 #include "quantize/fits.h"
 #include "quantize/iq_lanes.h"
 
-// Called from several places: one copy each keeps compilation short.
-#define WC_OUT_OF_LINE __attribute__((noinline))
-
 namespace weightcast {
 namespace {
 

@@ -93,7 +93,7 @@ constexpr float kSurelyLess = 1.0f - 0x1p-15f;
 // Copy `made` over `out` in the columns in which it has less error. A block of infinite error stays: its
 // scale is infinite, which the driver reports.
 template <class Type>
-WC_INLINE void keep_better(Strip x, const float* w, Bytes made, Bytes out) {
+WC_OUT_OF_LINE void keep_better(Strip x, const float* w, Bytes made, Bytes out) {
   const F known = ErrorOf<Type>::block(x, w, out), found = ErrorOf<Type>::block(x, w, made);
   const M better = (known < infinity()) & (found < known * kSurelyLess);
   if (!any(better)) return;
@@ -114,24 +114,36 @@ struct ScratchOf<Search, std::void_t<typename Search::Scratch>> {
   using type = typename Search::Scratch;
 };
 
-// Makes blocks for the least error.
+// Makes blocks for the least error. The steps are out of line: so they use the same part of the stack.
 template <class Type>
 struct LeastErrorRule {
-  using Scratch = typename ScratchOf<LeastError<Type>>::type;
+  using OwnScratch = typename ScratchOf<LeastError<Type>>::type;
+  struct Scratch {
+    alignas(64) uint8_t made[Type::bytes * kLanes];
+    float w[Type::elements];
+    OwnScratch own;
+  };
   int effort;
 
   void operator()(Strip x, const float* importance, F sigma2, Scratch& scratch, Bytes out) const {
+    by_ggml(x, importance, sigma2, out);
+    normalize_importance(importance, scratch.w);
+    search(x, scratch, out);
+    keep_better<Type>(x, scratch.w, Bytes{scratch.made}, out);
+  }
+
+ private:
+  WC_OUT_OF_LINE static void by_ggml(Strip x, const float* importance, F sigma2, Bytes out) {
     Type::quantize(x, importance, sigma2, out);
-    float w[Type::elements];
-    normalize_importance(importance, w);
-    alignas(64) uint8_t memory[Type::bytes * kLanes];
-    const Bytes made{memory};
-    if constexpr (std::is_same_v<Scratch, NoScratch>) {
-      LeastError<Type>::quantize(x, w, effort, out, made);
+  }
+
+  WC_OUT_OF_LINE void search(Strip x, Scratch& scratch, Bytes start) const {
+    const Bytes out{scratch.made};
+    if constexpr (std::is_same_v<OwnScratch, NoScratch>) {
+      LeastError<Type>::quantize(x, scratch.w, effort, start, out);
     } else {
-      LeastError<Type>::quantize(x, w, effort, scratch, out, made);
+      LeastError<Type>::quantize(x, scratch.w, effort, scratch.own, start, out);
     }
-    keep_better<Type>(x, w, made, out);
   }
 };
 

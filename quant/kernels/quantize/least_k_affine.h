@@ -162,7 +162,7 @@ struct AffineSuper {
   }
 
   // Fit each sub-block by itself, from ggml's scales on, and choose d and dmin by the largest.
-  void fit(const F (&start_scale)[blocks], const F (&start_min)[blocks], const Cuts& cuts) {
+  WC_OUT_OF_LINE void fit(const F (&start_scale)[blocks], const F (&start_min)[blocks], const Cuts& cuts) {
     F scale[blocks], min[blocks];
     F largest = 0.0f, largest_min = 0.0f;
     for (int b = 0; b < blocks; ++b) {
@@ -220,7 +220,7 @@ struct AffineSuper {
   }
 
   // Choose the small scales, then d and dmin for the codes that follow, in turns; keep the best.
-  void refine(int rounds, int reach) {
+  WC_OUT_OF_LINE void refine(int rounds, int reach) {
     F best = infinity(), best_d = d, best_dmin = dmin;
     F best_s[blocks], best_m[blocks];
     for (int b = 0; b < blocks; ++b) best_s[b] = best_m[b] = 0.0f;
