@@ -11,13 +11,13 @@ import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from weightcast.errors import FormatError
 from weightcast.text import shown
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # The tokenizer of a 256k vocabulary takes 15 MB; nothing that belongs in a header is larger.
 MAX_HEADER_BYTES: Final = 1 << 28
@@ -35,7 +35,7 @@ _SCALARS: Final = {
     4: "<u4",
     5: "<i4",
     6: "<f4",
-    7: "u1",
+    7: "<u1",
     10: "<u8",
     11: "<i8",
     12: "<f8",
@@ -110,7 +110,7 @@ class HeaderReader:
         head = self.take(4)
         kind = int.from_bytes(head, "little")
         if kind in _SCALARS:
-            return head + self.take(np.dtype(_SCALARS[kind]).itemsize)
+            return head + self.take(_item_bytes(kind))
         if kind == _STRING:
             length = self.take(8)
             return head + length + self.take(int.from_bytes(length, "little"))
@@ -119,7 +119,7 @@ class HeaderReader:
         inner = self.take(12)
         element, count = struct.unpack("<IQ", inner)
         if element in _SCALARS:
-            return head + inner + self.take(count * np.dtype(_SCALARS[element]).itemsize)
+            return head + inner + self.take(count * _item_bytes(element))
         if element == _ARRAY:
             raise self.error(
                 f"metadata key {shown(key)} is an array of arrays, which llama.cpp does not read "
@@ -195,6 +195,11 @@ class Metadata(Mapping[str, Any]):
         return TYPE_NAMES[element], count
 
 
+def _item_bytes(kind: int) -> int:
+    """Count the bytes of a number; the names of dtypes end in it."""
+    return int(_SCALARS[kind][-1])
+
+
 def _strings(raw: bytes, start: int, count: int) -> Iterator[str]:
     for _ in range(count):
         end = start + 8 + int.from_bytes(raw[start : start + 8], "little")
@@ -204,6 +209,8 @@ def _strings(raw: bytes, start: int, count: int) -> Iterator[str]:
 
 def _numbers(raw: bytes, kind: int, count: int, start: int) -> NDArray[Any]:
     """Decode numbers; of a bool any byte but 0 is true, as for ggml."""
+    import numpy as np  # who reads no GGUF file need not wait for it
+
     found = np.frombuffer(raw, np.dtype(_SCALARS[kind]), count, start)
     return found != 0 if kind == _BOOL else found
 
@@ -221,6 +228,8 @@ def encoded(text: str) -> bytes:
 
 def raw_number(type_name: str, value: float) -> bytes:
     """Encode a number as a metadata value of one of TYPE_NAMES."""
+    import numpy as np
+
     kind = _NUMBERS[type_name]
     return struct.pack("<I", kind) + np.array(value, _SCALARS[kind]).tobytes()
 

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from weightcast.errors import FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
-from weightcast.formats.jax import latin1
 from weightcast.formats.jax.unpickler import Bytes, Global, Machine, Text
 
 _RECONSTRUCT = {
@@ -128,7 +127,9 @@ def _located(fd: int, path: Path, array: _Array) -> StoredArray:
     text = None
     nbytes = payload.nbytes
     if payload.is_latin1_text:
-        text = latin1.scan(fd, path, payload.offset, payload.nbytes)
+        from weightcast.formats.jax.latin1 import scan  # only protocol 2 has such
+
+        text = scan(fd, path, payload.offset, payload.nbytes)
         nbytes = text.nbytes
     expected = ITEM_BYTES[array.dtype] * prod(array.shape)
     if nbytes != expected:
