@@ -20,7 +20,7 @@ from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
 from weightcast.formats.directory import files_ending
 from weightcast.formats.foreign import refuse_foreign, require_file
-from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text
+from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text, by_name
 from weightcast.formats.safetensors import merge, read_indexed
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ _DTYPES: Final = {
 _ORDERED: Final = Global("collections", "OrderedDict")
 _TENSOR: Final = Global("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER: Final = Global("torch._utils", "_rebuild_parameter")
-_ALLOWED: Final = frozenset(
-    (named.module, named.name) for named in (*_DTYPES, _ORDERED, _TENSOR, _PARAMETER)
-)
+_ALLOWED: Final = by_name(*_DTYPES, _ORDERED, _TENSOR, _PARAMETER)
 
 
 @dataclass(frozen=True, slots=True)

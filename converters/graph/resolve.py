@@ -105,7 +105,8 @@ def check_readable(tensor: Tensor, name: str = "") -> None:
     for view in windows(tensor):
         if not view.is_readable:
             raise LayoutError(
-                f"{view.path}: {name or tensor.name} is stored as {view.dtype}, which cannot be converted"
+                f"{view.path}: {name or tensor.name} is stored as {view.dtype}, which cannot be "
+                "converted"
             )
 
 

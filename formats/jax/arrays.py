@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from weightcast.errors import FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
-from weightcast.formats.jax.unpickler import Bytes, Global, Machine, Text
+from weightcast.formats.jax.unpickler import Bytes, Global, Machine, Text, by_name
 
 _RECONSTRUCT = {
     Global("numpy.core.multiarray", "_reconstruct"),
@@ -53,19 +53,16 @@ _NUMPY_DTYPES: Final = {
     "u8": "U64",
     "f8": "F64",
 }
-_ALLOWED: Final = frozenset(
-    (g.module, g.name)
-    for g in (
-        *_RECONSTRUCT,
-        *_FROMBUFFER,
-        *_EMPTY_BYTES,
-        *_QUANTIZED,
-        *_ML_DTYPES,
-        _NDARRAY,
-        _DTYPE,
-        _ENCODE,
-        _JAX_ARRAY,
-    )
+_ALLOWED: Final = by_name(
+    *_RECONSTRUCT,
+    *_FROMBUFFER,
+    *_EMPTY_BYTES,
+    *_QUANTIZED,
+    *_ML_DTYPES,
+    _NDARRAY,
+    _DTYPE,
+    _ENCODE,
+    _JAX_ARRAY,
 )
 # numpy itself allows 64 axes; shapes of weights have at most a handful.
 _MAX_AXES = 64
