@@ -147,8 +147,6 @@ class Gguf:
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
         """Open a file of an architecture that a family has a table of."""
-        from weightcast.converters.sources.weights import left_out
-
         index = _index_of_model(source)
         architecture = index.metadata.get("general.architecture")
         family = of_architecture(architecture)
@@ -180,7 +178,11 @@ class Gguf:
             told,
             factors=factors.of,
         )
-        notes = _dialect_note(convention, self.name) + left_out(len(factors.input_scales))
+        notes = _dialect_note(convention, self.name)
+        if factors.input_scales:
+            from weightcast.converters.sources.weights import left_out
+
+            notes += left_out(len(factors.input_scales))
         return replace(graph, files=index.paths, notes=notes)
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:

@@ -37,8 +37,10 @@ def test_help_imports_no_command() -> None:
         assert done.stdout.endswith(b"[]\n")
 
 
-def test_looking_at_shards_imports_nothing_that_computes(tiny: Path) -> None:
-    """Some packages take longer to import than the files of a checkpoint to describe."""
+def test_looking_at_files_imports_nothing_that_computes(tiny: Path, tmp_path: Path) -> None:
+    """Some packages take longer to import than a checkpoint takes to describe."""
+    x = gguf_files.floats(np.ones((2, 256), np.float32))
+    gguf = gguf_files.write(tmp_path / "m.gguf", {"key": gguf_files.u32(1)}, {"w.weight": x})
     script = (
         "import atexit, sys\n"
         "from weightcast.start import main\n"
@@ -46,9 +48,12 @@ def test_looking_at_shards_imports_nothing_that_computes(tiny: Path) -> None:
         "atexit.register(lambda: print([name for name in slow if name in sys.modules]))\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, "inspect", tiny], capture_output=True)
-    assert done.stdout.startswith(bytes(tiny))
-    assert done.stdout.endswith(b"\n[]\n")
+    for source in (tiny, gguf):
+        done = subprocess.run(
+            [sys.executable, "-c", script, "inspect", source], capture_output=True
+        )
+        assert done.stdout.startswith(bytes(source))
+        assert done.stdout.endswith(b"\n[]\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
