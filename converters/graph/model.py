@@ -249,7 +249,7 @@ class Family:
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
     type; `companions` the small files of a directory, given the float type; `notes` what a user of
     a target ("gguf", "safetensors") must know. `code` is what transformers runs,
-    `download` where the release comes from.
+    `download` where the release comes from. `example` imports its mathematics.
     """
 
     name: str
