@@ -153,7 +153,7 @@ def _run_random(folder: Path) -> Iterator[str]:
 def _example() -> Example:
     example = FAMILIES["grok-1"].example
     assert example is not None
-    return example
+    return example()
 
 
 def _described(source: Path, what: str) -> Iterator[str]:

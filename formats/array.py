@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import copysign, inf
 from pathlib import Path
-from typing import Any, Final, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from weightcast.errors import FormatError
 from weightcast.quant.types import WeightType
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Bytes of one element, for dtypes stored element by element. Names as in safetensors.
 ITEM_BYTES: Final = {
@@ -33,7 +36,7 @@ ITEM_BYTES: Final = {
     "U64": 8,
     "F64": 8,
 }
-Decode = Callable[[int, int], NDArray[np.float32]]
+Decode = Callable[[int, int], "NDArray[np.float32]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,15 @@ def dense_strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int
         strides.append(step)
         step *= size
     return tuple(strides if fortran else reversed(strides))
+
+
+def rounded_float32(value: float) -> float:
+    """Round to float32, to nearest even; what is beyond becomes infinite."""
+    try:
+        (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    except OverflowError:
+        return copysign(inf, value)
+    return float(rounded)
 
 
 def read_into(fd: int, path: Path, offset: int, buffer: memoryview) -> None:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import os
 import re
 import struct
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
 from weightcast.formats.directory import files_ending
 from weightcast.formats.foreign import refuse_foreign, require_file
-from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text
+from weightcast.formats.jax.unpickler import Global, Limits, Machine, Text, by_name
 from weightcast.formats.safetensors import merge, read_indexed
+
+if TYPE_CHECKING:
+    import zipfile
 
 INDEX_NAME: Final = "pytorch_model.bin.index.json"
 # Beside such, other files of the suffix are of optimizers and of arguments.
@@ -59,9 +61,7 @@ _DTYPES: Final = {
 _ORDERED: Final = Global("collections", "OrderedDict")
 _TENSOR: Final = Global("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER: Final = Global("torch._utils", "_rebuild_parameter")
-_ALLOWED: Final = frozenset(
-    (named.module, named.name) for named in (*_DTYPES, _ORDERED, _TENSOR, _PARAMETER)
-)
+_ALLOWED: Final = by_name(*_DTYPES, _ORDERED, _TENSOR, _PARAMETER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,8 @@ def read_directory(path: Path) -> dict[str, StoredArray]:
 
 def read_torch(path: Path) -> dict[str, StoredArray]:
     """Index the tensors of one file. Raises FormatError, UnsafePickleError."""
+    import zipfile  # sources of other kinds need not wait for it
+
     require_file(path)
     try:
         with (
@@ -210,7 +212,9 @@ def _check_kind(path: Path, entries: Iterable[str]) -> None:
 
 def _data_at(fd: int, path: Path, entry: zipfile.ZipInfo) -> int:
     """Tell where an entry's bytes begin. Raises FormatError if they are compressed."""
-    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+    from zipfile import ZIP_STORED
+
+    if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size:
         raise FormatError(path, entry.header_offset, f"{entry.filename} is compressed")
     size = os.fstat(fd).st_size
     raw = b""

@@ -23,7 +23,7 @@ import weightcast
 from weightcast import cli
 from weightcast.converters.families.grok1.forward import clear_tokens, logits
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.graph import load_float32
+from weightcast.converters.graph.read import load_float32
 from weightcast.quant import config
 from weightcast.quant.types import TYPES
 

@@ -40,13 +40,8 @@ from weightcast.converters.report import (
     json_values,
     parse_baseline,
 )
-from weightcast.converters.sources import (
-    CONTAINERS,
-    Adapters,
-    listed_lora,
-    parse_layers,
-    renumbered,
-)
+from weightcast.converters.sources import CONTAINERS, Adapters, listed_lora, parse_layers
+from weightcast.converters.sources.prune import renumbered
 from weightcast.converters.targets import TARGETS
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.imatrix import read_imatrix

@@ -12,15 +12,9 @@ from pathlib import Path
 
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import Tensor, TensorGraph, check_readable, stored_as, stored_bytes
-from weightcast.converters.sources import (
-    CONTAINERS,
-    are_last_layers,
-    open_as_it_is,
-    open_family,
-    pruned,
-    resolve_source,
-)
+from weightcast.converters.sources import CONTAINERS, open_as_it_is, open_family, resolve_source
 from weightcast.converters.sources.adapters import with_adapters
+from weightcast.converters.sources.prune import are_last_layers, pruned
 from weightcast.errors import CheckpointError, LayoutError, RequestError
 from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.text import option

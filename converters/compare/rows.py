@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph import Slab, StoredMatrix, forget_rows, read_slab
+from weightcast.converters.graph import StoredMatrix
+from weightcast.converters.graph.read import Slab, forget_rows, read_slab
 from weightcast.converters.plan import SLAB_BYTES, whole
 from weightcast.errors import CheckpointError
 from weightcast.formats.packed.layout import NUMPY_DTYPES

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from weightcast.converters.compare.rows import PairedRows, read_rows
 from weightcast.converters.engine import Stream, slab_buffer
 from weightcast.converters.files import page_cache
-from weightcast.converters.graph import Slab
+from weightcast.converters.graph.read import Slab
 from weightcast.converters.plan import Tiling
 from weightcast.converters.plan import budget as memory
 

@@ -24,7 +24,7 @@ from weightcast.converters.engine.rows import RowConverter
 from weightcast.converters.engine.stream import Stream
 from weightcast.converters.engine.tasks import ItemResult, Task, TaskResult, Worker
 from weightcast.converters.files import ReleaseStack
-from weightcast.converters.graph import Slab, forget_rows, read_slab
+from weightcast.converters.graph.read import Slab, forget_rows, read_slab
 from weightcast.converters.output import FinishedRows, MatrixRecord, OutputFiles, remainder, rows_of
 from weightcast.converters.plan import (
     Plan,

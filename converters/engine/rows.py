@@ -9,7 +9,7 @@ import numpy as np
 
 from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
-from weightcast.converters.graph import Slab, named, read_run
+from weightcast.converters.graph.read import Slab, named, read_run
 from weightcast.converters.output import OutputFiles
 from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured, keeps_bytes
 from weightcast.converters.report.collector import Measuring

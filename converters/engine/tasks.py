@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from weightcast.converters.engine.panels import Panel
-from weightcast.converters.graph import Slab
+from weightcast.converters.graph.read import Slab
 from weightcast.converters.output import Write
 from weightcast.converters.plan import WorkItem
 from weightcast.quant.backend import Backend

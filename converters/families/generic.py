@@ -9,8 +9,6 @@ from math import gcd
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from weightcast.converters.graph import Family, Rows, Tensor, TensorGraph, scaled, stored
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.factors import read_factors
@@ -70,11 +68,10 @@ class GGUFModel:
         if array is not None and array[1] > _MAX_LISTED:
             return {"array": array[0], "length": array[1]}
         value = self.metadata[key]
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if isinstance(value, list):
-            return [_finite(element) for element in value]
-        return _finite(value)
+        if array is None:
+            return _finite(value)
+        # Texts are in a list, numbers in an array.
+        return list(map(_finite, value if isinstance(value, list) else value.tolist()))
 
 
 def _finite(value: Any) -> Any:

@@ -234,7 +234,7 @@ def _checked(
                 raise LayoutError(f"{axis} is {size} by {where}")
             dimensions.check(axis, size, where)
         renamed = Tensor(place.name, tensor.shape, tensor.dtype, tensor.origin)
-        check_readable(Tensor(name, tensor.shape, tensor.dtype, tensor.origin))
+        check_readable(renamed, name)
         ordered[place.name] = renamed
     spec = family.solve(dimensions, told.values)
     return TensorGraph(family, source, spec, ordered, container)

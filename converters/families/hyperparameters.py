@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from weightcast.converters.graph import Family, Hyperparameter, Key, Number
 from weightcast.errors import FormatError
+from weightcast.formats.array import rounded_float32
 from weightcast.formats.foreign import refuse_foreign
 from weightcast.formats.reading import read_json_object
 from weightcast.text import closest, shown
@@ -153,6 +152,6 @@ def _values(values: Mapping[str, Any], key: Key) -> Iterator[tuple[str, Any]]:
 def _unrounded(row: Hyperparameter, value: Number) -> Number:
     """Undo the rounding to float32 where the release's own constant was meant."""
     known = row.default if row.released is None else row.released
-    if isinstance(value, float) and known is not None and np.float32(known) == np.float32(value):
-        return float(known)
-    return value
+    if known is None or not isinstance(value, float):
+        return value
+    return float(known) if rounded_float32(known) == rounded_float32(value) else value

@@ -5,7 +5,6 @@ They lie in a directory, or beside a GGUF file under its name without the ending
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -76,6 +75,8 @@ def foreign_files(paths: BundlePaths) -> list[Path]:
 
 
 def sha256(content: bytes) -> str:
+    import hashlib  # OpenSSL takes a moment to load
+
     return hashlib.sha256(content).hexdigest()
 
 

@@ -3,6 +3,8 @@
 The graph knows stored arrays and operations on tensors (transpose, concatenate, scale, ...), how
 these resolve to windows on files, how rows of a matrix come into memory, and in which terms a
 family of models is described. It knows no concrete family, no recipe and no output.
+
+What reads (`read`, `gather`, `values`) is imported from there: who only describes needs no numpy.
 """
 
 from weightcast.converters.graph.assembly import Assembly
@@ -22,14 +24,6 @@ from weightcast.converters.graph.model import (
     Spec,
     Stored,
     TensorGraph,
-)
-from weightcast.converters.graph.read import (
-    Slab,
-    forget_rows,
-    load_float32,
-    named,
-    read_run,
-    read_slab,
 )
 from weightcast.converters.graph.resolve import (
     check_readable,
@@ -86,7 +80,6 @@ __all__ = [
     "Role",
     "Rows",
     "Scaled",
-    "Slab",
     "Spec",
     "Stored",
     "StoredMatrix",
@@ -98,17 +91,12 @@ __all__ = [
     "concatenated",
     "dequantized",
     "first_array",
-    "forget_rows",
     "interleaved_halves",
     "is_stored_as",
     "is_sum",
-    "load_float32",
     "matrices",
-    "named",
     "permuted",
     "quantized",
-    "read_run",
-    "read_slab",
     "reshaped",
     "scaled",
     "sliced",

@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from weightcast.converters.graph.dimensions import Dimensions, Number
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.factors import Factors
 from weightcast.formats.gguf.header import Metadata
-from weightcast.formats.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from weightcast.formats.tokenizer import Vocabulary
 
 Storage = Literal["packed", "float", "float32"]
 
@@ -247,7 +249,7 @@ class Family:
     was told and what shapes say. `metadata` makes raw GGUF metadata, given the number of the file
     type; `companions` the small files of a directory, given the float type; `notes` what a user of
     a target ("gguf", "safetensors") must know. `code` is what transformers runs,
-    `download` where the release comes from.
+    `download` where the release comes from. `example` imports its mathematics.
     """
 
     name: str
@@ -272,7 +274,7 @@ class Family:
     card: Card | None = None
     download: Download | None = None
     code: tuple[Path, ...] = ()
-    example: Example | None = None
+    example: Callable[[], Example] | None = None
 
     def __repr__(self) -> str:
         return f"Family({self.name!r})"

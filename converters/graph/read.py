@@ -18,6 +18,7 @@ from weightcast.converters.graph.assembly import Assembly, Region
 from weightcast.converters.graph.gather import (
     AssembledRows,
     EncodedRows,
+    LoadedFactors,
     PartRows,
     PlainRows,
     array_of,
@@ -25,7 +26,7 @@ from weightcast.converters.graph.gather import (
     floats_into,
 )
 from weightcast.converters.graph.resolve import matrices
-from weightcast.converters.graph.sums import LoadedFactors, StoredMatrix, Sum
+from weightcast.converters.graph.sums import StoredMatrix, Sum
 from weightcast.converters.graph.tensor import Tensor
 from weightcast.converters.graph.view import Runs, View, runs_of
 from weightcast.errors import CheckpointError, LayoutError

@@ -97,12 +97,16 @@ def first_array(tensor: Tensor) -> StoredArray:
     return origin
 
 
-def check_readable(tensor: Tensor) -> None:
-    """Raise LayoutError if the kernels cannot read a tensor's stored dtype."""
+def check_readable(tensor: Tensor, name: str = "") -> None:
+    """Raise LayoutError if the kernels cannot read a tensor's stored dtype.
+
+    The message calls it by `name`, if it is another than its own.
+    """
     for view in windows(tensor):
         if not view.is_readable:
             raise LayoutError(
-                f"{view.path}: {tensor.name} is stored as {view.dtype}, which cannot be converted"
+                f"{view.path}: {name or tensor.name} is stored as {view.dtype}, which cannot be "
+                "converted"
             )
 
 

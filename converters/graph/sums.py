@@ -1,7 +1,7 @@
 """Matrices to which low-rank products are added: what of the factors goes where, and its memory.
 
 The matrix itself is read as any other, a slab at a time. Of the factors a slab has, as float32, all
-of a [rank, in] and the rows of b [out, rank] that it needs; workers add the products.
+of a [rank, in] and the rows of b [out, rank] that it needs; workers add the products (`gather`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from weightcast.converters.graph.assembly import Assembly, Part
 from weightcast.converters.graph.view import View
 from weightcast.quant.types import F32
 
 _FLOAT_BYTES: Final = 4
-# Of products at a time, 256 KiB with what is added to them: they stay in a core's cache, and take
-# long enough that other threads get their turn.
-_TILE_ROWS: Final = 16
-_TILE_COLUMNS: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,57 +177,3 @@ class Sum:
 
 # A matrix as it is read: windows, assemblies and sums have all else in common.
 StoredMatrix = View | Assembly | Sum
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedFactors:
-    """Factors in memory, float32: all of each a, and the rows of each b from `row0` on."""
-
-    a: tuple[NDArray[np.float32], ...]
-    b: tuple[NDArray[np.float32], ...]
-    row0: int
-    factors: Factors
-    patches: tuple[Patch, ...]
-
-    def add_to(self, values: NDArray[np.float32], out0: int) -> None:
-        """Add the products to rows [out0, out0 + n) of the matrix, in place."""
-        for patch in self.patches:
-            part = patch.part
-            here = part.rows_in(out0, out0 + len(values))
-            if not here:
-                continue
-            first = part.row0 + here.start * part.row_step - out0
-            target = values[first :: part.row_step, part.col0 :: part.col_step]
-            target = target[: len(here), : part.shape[1]]
-            wanted = patch.rows_for(out0, out0 + len(values))
-            columns = patch.columns[here.start : here.stop] if patch.is_turned else patch.columns
-            for a, b, by in zip(self.a, self.b, self.factors.multipliers, strict=True):
-                of_b = b[wanted.start - self.row0 :: wanted.step][: len(wanted)]
-                of_a = a[:, columns.start :: columns.step][:, : len(columns)]
-                left, right = (of_a.T, of_b.T) if patch.is_turned else (of_b, of_a)
-                add_product(target, left, right, by)
-
-
-def add_product(
-    target: NDArray[np.float32],
-    left: NDArray[np.float32],
-    right: NDArray[np.float32],
-    multiplier: float,
-) -> None:
-    """Add multiplier * left [n, rank] @ right [rank, m] to [n, m], in place.
-
-    Not by a library's matrix product, whose rounding depends on the processor and on the shape.
-    """
-    n_out, n_in = target.shape
-    with np.errstate(all="ignore"):  # what is not finite is found, and named, when it is used
-        for row0 in range(0, n_out, _TILE_ROWS):
-            of_rows = np.ascontiguousarray(left[row0 : row0 + _TILE_ROWS].T)[:, :, None]
-            for col0 in range(0, n_in, _TILE_COLUMNS):
-                of_columns = right[:, col0 : col0 + _TILE_COLUMNS]
-                total = of_rows[0] * of_columns[0]
-                product = np.empty_like(total)
-                for rank in range(1, len(of_columns)):
-                    np.multiply(of_rows[rank], of_columns[rank], out=product)
-                    total += product
-                total *= np.float32(multiplier)
-                target[row0 : row0 + _TILE_ROWS, col0 : col0 + _TILE_COLUMNS] += total

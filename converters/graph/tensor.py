@@ -14,10 +14,8 @@ from dataclasses import dataclass, fields, replace
 from math import isfinite, prod
 from typing import Any, Final
 
-import numpy as np
-
 from weightcast.errors import LayoutError
-from weightcast.formats.array import StoredArray
+from weightcast.formats.array import StoredArray, rounded_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,8 +375,7 @@ def affine(source: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
 
     The constants are rounded to float32 first. Raises LayoutError if they are not finite then.
     """
-    with np.errstate(over="ignore"):
-        constants = [float(np.float32(constant)) for constant in (scale, shift)]
+    constants = rounded_float32(scale), rounded_float32(shift)
     if not all(map(isfinite, constants)):
         raise LayoutError(f"{source.name}: x * {scale} + {shift} is beyond float32")
     return Tensor(source.name, source.shape, "F32", Affine(source, *constants))
@@ -431,8 +428,7 @@ def with_low_rank(source: Tensor, a: Tensor, b: Tensor, multiplier: float) -> Te
         )
     if isinstance(source.origin, Rows) or len(source.shape) > 3:
         raise LayoutError(f"{_told(source)} is no matrix, and no stack of matrices")
-    with np.errstate(over="ignore"):
-        by = float(np.float32(multiplier))
+    by = rounded_float32(multiplier)
     if not isfinite(by):
         raise LayoutError(f"{source.name}: a multiplier of {multiplier} is beyond float32")
     origin = source.origin

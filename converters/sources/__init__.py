@@ -39,12 +39,8 @@ from weightcast.converters.sources.options import (
     parse_size,
     written_size,
 )
-from weightcast.converters.sources.packed import join_packed
-from weightcast.converters.sources.prune import BLOCK_COUNT, are_last_layers, pruned, renumbered
-from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
 
 __all__ = [
-    "BLOCK_COUNT",
     "CONTAINERS",
     "SOURCE",
     "Adapters",
@@ -56,14 +52,10 @@ __all__ = [
     "Kind",
     "Row",
     "SourceOptions",
-    "Weights",
-    "are_last_layers",
     "checkpoint_directory",
     "container_of",
     "find_unwritten",
     "hub_repository",
-    "is_of_ranks",
-    "join_packed",
     "list_inputs",
     "listed_lora",
     "listed_texts",
@@ -75,12 +67,9 @@ __all__ = [
     "parse_layers",
     "parse_share",
     "parse_size",
-    "pruned",
-    "renumbered",
     "resolve_source",
     "source_files",
     "unwritten_note",
-    "weights_of",
     "without_folders",
     "written_size",
 ]

@@ -2,6 +2,8 @@
 
 A container knows how its files are found and indexed, which files beside the tensors belong to a
 model, and which convention of names its tensors follow. What the names mean, a family says.
+
+What only some containers need is imported where they are opened.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from weightcast.converters.families import FAMILIES, any_gguf, of_architecture
 from weightcast.converters.families.graphs import Told, graph_from_names, graph_from_shards
@@ -35,7 +37,6 @@ from weightcast.converters.sources.foreign_models import (
     foreign_gguf,
     foreign_tensors,
 )
-from weightcast.converters.sources.weights import is_of_ranks, left_out, weights_of
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.formats import peft, safetensors, torch_zip
 from weightcast.formats.array import StoredArray
@@ -44,8 +45,10 @@ from weightcast.formats.foreign import require_file
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.factors import read_factors
 from weightcast.formats.jax import shards
-from weightcast.formats.tokenizer import Vocabulary, from_gguf
 from weightcast.text import option, shown
+
+if TYPE_CHECKING:
+    from weightcast.formats.tokenizer import Vocabulary
 
 StoredEntry = tuple[str, StoredArray]
 
@@ -175,7 +178,11 @@ class Gguf:
             told,
             factors=factors.of,
         )
-        notes = _dialect_note(convention, self.name) + left_out(len(factors.input_scales))
+        notes = _dialect_note(convention, self.name)
+        if factors.input_scales:
+            from weightcast.converters.sources.weights import left_out
+
+            notes += left_out(len(factors.input_scales))
         return replace(graph, files=index.paths, notes=notes)
 
     def open_as_it_is(self, source: Path) -> TensorGraph | None:
@@ -184,6 +191,8 @@ class Gguf:
 
     def vocabulary(self, source: Path) -> Vocabulary | None:
         """Read the tokenizer in the metadata."""
+        from weightcast.formats.tokenizer import from_gguf
+
         return from_gguf(source, gguf.read_file(source).metadata)
 
     def file_type(self, source: Path) -> int | None:
@@ -215,6 +224,8 @@ class Safetensors:
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
         """Open a directory whose config.json is a family's."""
+        from weightcast.converters.sources.weights import weights_of
+
         config = _folder(source) / "config.json"
         if spec is None:
             family = self._family(source, config)
@@ -257,6 +268,8 @@ class Safetensors:
 
     def index(self, source: Path) -> Iterable[StoredEntry]:
         """List where the tensors lie. Raises CheckpointError."""
+        from weightcast.converters.sources.weights import is_of_ranks
+
         files = files_ending(source, ".safetensors") if source.is_dir() else []
         if any(map(is_of_ranks, files)):
             return [entry for file in files for entry in safetensors.read_index(file).items()]
@@ -313,7 +326,7 @@ class Peft:
 
     def open(self, source: Path, spec: Path | None) -> TensorGraph:
         """Refuse: it is no model. Raises FormatError."""
-        from weightcast.converters.sources.adapters import not_a_model  # few sources are any
+        from weightcast.converters.sources.adapters import not_a_model
 
         raise not_a_model(peft.read_adapter(source))
 

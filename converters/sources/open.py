@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightcast.converters.families import of_architecture
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources.containers import Peft, container
 from weightcast.converters.sources.detect import resolve_source, unreadable
 from weightcast.errors import CheckpointError, RequestError
-from weightcast.formats.tokenizer import Vocabulary, read_sentencepiece
 from weightcast.text import option
+
+if TYPE_CHECKING:
+    from weightcast.formats.tokenizer import Vocabulary
 
 
 def open_graph(path: str | Path, spec: str | Path | None = None) -> TensorGraph:
@@ -79,6 +82,8 @@ def open_vocabulary(path: str | Path, tokenizer: str | Path | None = None) -> Vo
 
     None if there is none. Raises CheckpointError.
     """
+    from weightcast.formats.tokenizer import read_sentencepiece
+
     source = _found(path)
     with _readable(Path(tokenizer or source)):
         if tokenizer is not None:

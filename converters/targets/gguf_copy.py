@@ -29,7 +29,7 @@ from weightcast.converters.recipes import (
     match_importance,
     provenance_metadata,
 )
-from weightcast.converters.sources import pruned, renumbered
+from weightcast.converters.sources.prune import pruned, renumbered
 from weightcast.converters.targets.gguf_factors import factor_notes, written_factors
 from weightcast.converters.targets.gguf_files import (
     QUANTIZE_KEYS,

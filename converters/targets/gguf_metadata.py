@@ -13,7 +13,7 @@ from typing import Final
 from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.graph.layers import llama_cpp_order
 from weightcast.converters.recipes import COPY, RECIPES, Recipe, recipe_named
-from weightcast.converters.sources import BLOCK_COUNT
+from weightcast.converters.sources.prune import BLOCK_COUNT
 from weightcast.converters.targets.search_record import SEARCH_KEYS
 from weightcast.converters.targets.target import Request
 from weightcast.formats.gguf.header import TYPE_NAMES, Metadata, raw_uint

@@ -30,7 +30,7 @@ from weightcast.converters.compare import (
     stream_rows,
     tiling_of,
 )
-from weightcast.converters.graph import Slab
+from weightcast.converters.graph.read import Slab
 from weightcast.converters.plan import Tiling
 from weightcast.converters.report.collector import Collector, MatrixErrors
 from weightcast.converters.verify.match import TensorMatch

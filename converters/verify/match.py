@@ -24,7 +24,8 @@ from weightcast.converters.graph import (
     unscaled,
     windows,
 )
-from weightcast.converters.sources import Weights, are_last_layers
+from weightcast.converters.sources.prune import are_last_layers
+from weightcast.converters.sources.weights import Weights
 from weightcast.converters.verify.result import MOST_ALIKE, Problem, plain
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from weightcast.converters.sources import is_of_ranks
+from weightcast.converters.sources.weights import is_of_ranks
 from weightcast.converters.targets.target import Target
 from weightcast.converters.verify.result import Problem, plain, refusal
 from weightcast.errors import CheckpointError

@@ -23,10 +23,8 @@ from weightcast.converters.sources import (
     CONTAINERS,
     Adapters,
     SourceOptions,
-    Weights,
     checkpoint_directory,
     container_of,
-    is_of_ranks,
     listed_lora,
     listed_texts,
     open_as_it_is,
@@ -34,12 +32,11 @@ from weightcast.converters.sources import (
     open_graph,
     parse_layers,
     parse_share,
-    pruned,
-    renumbered,
     resolve_source,
-    weights_of,
 )
 from weightcast.converters.sources.adapters import with_adapters
+from weightcast.converters.sources.prune import pruned, renumbered
+from weightcast.converters.sources.weights import Weights, is_of_ranks, weights_of
 from weightcast.converters.targets import TARGETS
 from weightcast.converters.targets.search_record import recorded_search
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded

@@ -16,15 +16,14 @@ https://github.com/ggml-org/llama.cpp (November 2026)
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Final
 
-import numpy as np
-
 from weightcast.errors import LayoutError
-from weightcast.formats.array import StoredArray
-from weightcast.formats.packed.find import read_bytes
+from weightcast.formats.array import StoredArray, read_stored
 from weightcast.quant.types import F32, NVFP4
 from weightcast.text import shown
 
@@ -139,12 +138,15 @@ def _fits(array: StoredArray, scale: StoredArray) -> bool:
 
 
 def _values(weight: str, scale: StoredArray) -> tuple[float, ...]:
-    values = read_bytes(scale, 0, scale.nbytes).view("<f4")
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        of = f" of expert {bad[0]}" if len(values) > 1 else ""
+    raw = bytearray(scale.nbytes)
+    with scale.path.open("rb") as file:
+        read_stored(file.fileno(), scale, 0, memoryview(raw))
+    values = struct.unpack(f"<{len(raw) // 4}f", raw)
+    bad = next((n for n, value in enumerate(values) if not isfinite(value)), None)
+    if bad is not None:
+        of = f" of expert {bad}" if len(values) > 1 else ""
         raise LayoutError(
-            f"{scale.path}: {shown(factor_name(weight))}{of} is {values[bad[0]]}, by which "
+            f"{scale.path}: {shown(factor_name(weight))}{of} is {values[bad]}, by which "
             f"{shown(weight)} would be multiplied; {_AGAIN}"
         )
-    return tuple(values.tolist())
+    return values

@@ -11,13 +11,13 @@ import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from weightcast.errors import FormatError
 from weightcast.text import shown
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # The tokenizer of a 256k vocabulary takes 15 MB; nothing that belongs in a header is larger.
 MAX_HEADER_BYTES: Final = 1 << 28
@@ -27,20 +27,21 @@ MAX_NAME_BYTES: Final = 65535
 MAX_VALUES: Final = 1 << 16
 MAX_STRINGS: Final = 1 << 22
 DAMAGED: Final = "cut or damaged: download the file again"
-_SCALARS: Final = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "u1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+# As struct and numpy call them.
+_SCALARS: Final = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    _BOOL: "<B",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 TYPE_NAMES: Final = {
     0: "uint8",
     1: "int8",
@@ -110,7 +111,7 @@ class HeaderReader:
         head = self.take(4)
         kind = int.from_bytes(head, "little")
         if kind in _SCALARS:
-            return head + self.take(np.dtype(_SCALARS[kind]).itemsize)
+            return head + self.take(struct.calcsize(_SCALARS[kind]))
         if kind == _STRING:
             length = self.take(8)
             return head + length + self.take(int.from_bytes(length, "little"))
@@ -119,7 +120,7 @@ class HeaderReader:
         inner = self.take(12)
         element, count = struct.unpack("<IQ", inner)
         if element in _SCALARS:
-            return head + inner + self.take(count * np.dtype(_SCALARS[element]).itemsize)
+            return head + inner + self.take(count * struct.calcsize(_SCALARS[element]))
         if element == _ARRAY:
             raise self.error(
                 f"metadata key {shown(key)} is an array of arrays, which llama.cpp does not read "
@@ -175,7 +176,8 @@ class Metadata(Mapping[str, Any]):
             return _numbers(raw, element, count, 16)
         if kind == _STRING:
             return decoded(raw[12:])
-        return _numbers(raw, kind, 1, 4)[0].item()
+        (value,) = struct.unpack_from(_SCALARS[kind], raw, 4)
+        return value != 0 if kind == _BOOL else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)
@@ -204,6 +206,8 @@ def _strings(raw: bytes, start: int, count: int) -> Iterator[str]:
 
 def _numbers(raw: bytes, kind: int, count: int, start: int) -> NDArray[Any]:
     """Decode numbers; of a bool any byte but 0 is true, as for ggml."""
+    import numpy as np  # who looks at no arrays need not wait for it
+
     found = np.frombuffer(raw, np.dtype(_SCALARS[kind]), count, start)
     return found != 0 if kind == _BOOL else found
 
@@ -221,6 +225,8 @@ def encoded(text: str) -> bytes:
 
 def raw_number(type_name: str, value: float) -> bytes:
     """Encode a number as a metadata value of one of TYPE_NAMES."""
+    import numpy as np
+
     kind = _NUMBERS[type_name]
     return struct.pack("<I", kind) + np.array(value, _SCALARS[kind]).tobytes()
 

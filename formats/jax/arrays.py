@@ -17,8 +17,7 @@ from typing import Any, Final
 
 from weightcast.errors import FormatError
 from weightcast.formats.array import ITEM_BYTES, StoredArray, dense_strides
-from weightcast.formats.jax import latin1
-from weightcast.formats.jax.unpickler import Bytes, Global, Machine, Text
+from weightcast.formats.jax.unpickler import Bytes, Global, Machine, Text, by_name
 
 _RECONSTRUCT = {
     Global("numpy.core.multiarray", "_reconstruct"),
@@ -54,19 +53,16 @@ _NUMPY_DTYPES: Final = {
     "u8": "U64",
     "f8": "F64",
 }
-_ALLOWED: Final = frozenset(
-    (g.module, g.name)
-    for g in (
-        *_RECONSTRUCT,
-        *_FROMBUFFER,
-        *_EMPTY_BYTES,
-        *_QUANTIZED,
-        *_ML_DTYPES,
-        _NDARRAY,
-        _DTYPE,
-        _ENCODE,
-        _JAX_ARRAY,
-    )
+_ALLOWED: Final = by_name(
+    *_RECONSTRUCT,
+    *_FROMBUFFER,
+    *_EMPTY_BYTES,
+    *_QUANTIZED,
+    *_ML_DTYPES,
+    _NDARRAY,
+    _DTYPE,
+    _ENCODE,
+    _JAX_ARRAY,
 )
 # numpy itself allows 64 axes; shapes of weights have at most a handful.
 _MAX_AXES = 64
@@ -128,7 +124,9 @@ def _located(fd: int, path: Path, array: _Array) -> StoredArray:
     text = None
     nbytes = payload.nbytes
     if payload.is_latin1_text:
-        text = latin1.scan(fd, path, payload.offset, payload.nbytes)
+        from weightcast.formats.jax.latin1 import scan  # only protocol 2 has such
+
+        text = scan(fd, path, payload.offset, payload.nbytes)
         nbytes = text.nbytes
     expected = ITEM_BYTES[array.dtype] * prod(array.shape)
     if nbytes != expected:

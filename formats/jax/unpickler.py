@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,15 +28,16 @@ MAX_SHORT_TEXT = 256
 _WINDOW = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Global:
-    """A class or function that a pickle names."""
+    """A class or function that a pickle may name; there is one object for each."""
 
     module: str
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as checkpoints have ten thousands of texts: frozen ones take three times as long.
+@dataclass(slots=True, eq=False)
 class Text:
     """A string: its UTF-8 bytes in the file, and its value if it is short."""
 
@@ -44,7 +46,7 @@ class Text:
     value: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Bytes:
     """A bytes or bytearray payload, left in the file; `is_latin1_text` for protocol 2."""
 
@@ -60,6 +62,11 @@ class Limits:
     opcodes: int = MAX_OPCODES
     stack: int = MAX_STACK
     memo: int = MAX_MEMO
+
+
+def by_name(*listed: Global) -> dict[tuple[str, str], Global]:
+    """Make a closed list of what a pickle may name."""
+    return {(each.module, each.name): each for each in listed}
 
 
 class _Mark:
@@ -79,7 +86,7 @@ class Machine:
         self,
         fd: int,
         path: Path,
-        allowed: Set[tuple[str, str]],
+        allowed: Mapping[tuple[str, str], Global],
         construct: Callable[[Global, tuple[Any, ...]], Any],
         build: Callable[[Any, Any], None],
         *,
@@ -98,7 +105,7 @@ class Machine:
         self._limits = limits
         self._persistent = persistent
         self._opcode_at = self._position
-        self._frame_end: int | None = None
+        self._frame_end = inf  # of the frame that is open
         self._window = b""
         self._window_at = 0
         self._stack: list[Any] = []
@@ -131,11 +138,10 @@ class Machine:
             handler(self)
             if len(stack) > most:
                 raise self._error(f"more than {most} values on the stack")
-            if self._frame_end is not None:
+            if self._position >= self._frame_end:
                 if self._position > self._frame_end:
                     raise self._error(f"an opcode crosses the end of its frame, {self._frame_end}")
-                if self._position == self._frame_end:
-                    self._frame_end = None
+                self._frame_end = inf
         raise self._error(f"more than {self._limits.opcodes} opcodes")
 
     def _stop(self) -> Any:
@@ -187,11 +193,12 @@ class Machine:
 
     def _byte(self) -> int:
         """Read one byte; most of a pickle is single bytes."""
-        start = self._position - self._window_at
-        if not 0 <= start < len(self._window):
+        try:
+            byte = self._window[self._position - self._window_at]
+        except IndexError:
             return self._take(1)[0]
         self._position += 1
-        return self._window[start]
+        return byte
 
     def _skip(self, count: int) -> int:
         """Pass over a payload; return where it starts."""
@@ -221,9 +228,6 @@ class Machine:
 
     # The stack.
 
-    def _push(self, value: Any) -> None:
-        self._stack.append(value)
-
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
             raise self._error("an opcode needs a value that is not on the stack")
@@ -239,7 +243,7 @@ class Machine:
 
     def _frame(self) -> None:
         length = self._unsigned(8)
-        if self._frame_end is not None:
+        if self._frame_end != inf:
             raise self._error("a frame inside a frame")
         self._require(length)
         self._frame_end = self._position + length
@@ -247,27 +251,26 @@ class Machine:
     def _text(self, width: int) -> None:
         nbytes = self._unsigned(width)
         offset = self._position
-        short = nbytes <= MAX_SHORT_TEXT
-        self._require(nbytes)
-        value = self._decode(self._take(nbytes)) if short else None
-        if not short:
-            self._skip(nbytes)
-        self._push(Text(offset, nbytes, value))
+        if nbytes <= MAX_SHORT_TEXT:
+            self._stack.append(Text(offset, nbytes, self._decode(self._take(nbytes))))
+        else:
+            self._stack.append(Text(self._skip(nbytes), nbytes, None))
 
     def _bytes(self, width: int) -> None:
         nbytes = self._unsigned(width)
-        self._push(Bytes(self._skip(nbytes), nbytes))
+        self._stack.append(Bytes(self._skip(nbytes), nbytes))
 
     def _long(self) -> None:
         width = self._unsigned(1)
         if width > 9:
             raise self._error(f"an integer of {width} bytes")
-        self._push(int.from_bytes(self._take(width), "little", signed=True))
+        self._stack.append(int.from_bytes(self._take(width), "little", signed=True))
 
     def _global(self, module: str | None, name: str | None) -> None:
         if module is None or name is None:
             raise self._error("a global's name is not a short string")
-        if (module, name) not in self._allowed:
+        found = self._allowed.get((module, name))
+        if found is None:
             only = "; save the weights alone: torch.save(model.state_dict(), NEW)"
             raise UnsafePickleError(
                 self._path,
@@ -276,7 +279,7 @@ class Machine:
                 "type of a checkpoint; it was not imported and nothing was run"
                 f"{only if self._what == 'pickle' else ''}",
             )
-        self._push(Global(module, name))
+        self._stack.append(found)
 
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
@@ -287,7 +290,7 @@ class Machine:
 
     def _tuple(self, count: int) -> None:
         items = [self._pop() for _ in range(count)]
-        self._push(tuple(reversed(items)))
+        self._stack.append(tuple(reversed(items)))
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1] if self._stack else None
@@ -307,14 +310,14 @@ class Machine:
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise self._error("a call of something that is not a named global")
         try:
-            self._push(self._construct(function, args))
+            self._stack.append(self._construct(function, args))
         except ValueError as problem:
             raise self._error(str(problem)) from None
 
     def _persistent_id(self) -> None:
         assert self._persistent is not None
         try:
-            self._push(self._persistent(self._pop()))
+            self._stack.append(self._persistent(self._pop()))
         except ValueError as problem:
             raise self._error(str(problem)) from None
 
@@ -327,30 +330,34 @@ class Machine:
         except ValueError as problem:
             raise self._error(str(problem)) from None
 
-    def _remember(self, key: int) -> None:
-        if not self._stack or self._stack[-1] is _MARK:
+    def _remember(self, key: int | None = None) -> None:
+        """Note the last value on the stack under a key, or under the next number."""
+        stack, memo = self._stack, self._memo
+        if not stack or stack[-1] is _MARK:
             raise self._error("nothing to remember on the stack")
-        if key not in self._memo and len(self._memo) >= self._limits.memo:
+        if key is None:
+            key = len(memo)
+        if len(memo) >= self._limits.memo and key not in memo:
             raise self._error(f"more than {self._limits.memo} memo entries")
-        self._memo[key] = self._stack[-1]
+        memo[key] = stack[-1]
 
     def _recall(self, key: int) -> None:
         if key not in self._memo:
             raise self._error(f"memo entry {key} was never set")
-        self._push(self._memo[key])
+        self._stack.append(self._memo[key])
 
 
 _STOP: Final = ord(".")
 _PERSISTENT_ID: Final = ord("Q")
 _NAMED: Final[dict[bytes, Callable[[Machine], None]]] = {
     b"\x95": Machine._frame,
-    b"(": lambda m: m._push(_MARK),
-    b"N": lambda m: m._push(None),
-    b"\x88": lambda m: m._push(True),
-    b"\x89": lambda m: m._push(False),
-    b"K": lambda m: m._push(m._unsigned(1)),
-    b"M": lambda m: m._push(m._unsigned(2)),
-    b"J": lambda m: m._push(struct.unpack("<i", m._take(4))[0]),
+    b"(": lambda m: m._stack.append(_MARK),
+    b"N": lambda m: m._stack.append(None),
+    b"\x88": lambda m: m._stack.append(True),
+    b"\x89": lambda m: m._stack.append(False),
+    b"K": lambda m: m._stack.append(m._unsigned(1)),
+    b"M": lambda m: m._stack.append(m._unsigned(2)),
+    b"J": lambda m: m._stack.append(struct.unpack("<i", m._take(4))[0]),
     b"\x8a": Machine._long,
     b"\x8c": lambda m: m._text(1),
     b"X": lambda m: m._text(4),
@@ -359,12 +366,12 @@ _NAMED: Final[dict[bytes, Callable[[Machine], None]]] = {
     b"B": lambda m: m._bytes(4),
     b"\x8e": lambda m: m._bytes(8),
     b"\x96": lambda m: m._bytes(8),
-    b")": lambda m: m._push(()),
+    b")": lambda m: m._stack.append(()),
     b"\x85": lambda m: m._tuple(1),
     b"\x86": lambda m: m._tuple(2),
     b"\x87": lambda m: m._tuple(3),
-    b"t": lambda m: m._push(tuple(m._pop_to_mark())),
-    b"}": lambda m: m._push({}),
+    b"t": lambda m: m._stack.append(tuple(m._pop_to_mark())),
+    b"}": lambda m: m._stack.append({}),
     b"s": Machine._set_item,
     b"u": lambda m: m._set_items(m._pop_to_mark()),
     b"c": lambda m: m._global(m._line(), m._line()),
@@ -375,7 +382,7 @@ _NAMED: Final[dict[bytes, Callable[[Machine], None]]] = {
     b"Q": Machine._persistent_id,
     b"q": lambda m: m._remember(m._unsigned(1)),
     b"r": lambda m: m._remember(m._unsigned(4)),
-    b"\x94": lambda m: m._remember(len(m._memo)),
+    b"\x94": Machine._remember,
     b"h": lambda m: m._recall(m._unsigned(1)),
     b"j": lambda m: m._recall(m._unsigned(4)),
 }

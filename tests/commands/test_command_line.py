@@ -37,6 +37,25 @@ def test_help_imports_no_command() -> None:
         assert done.stdout.endswith(b"[]\n")
 
 
+def test_looking_at_files_imports_nothing_that_computes(tiny: Path, tmp_path: Path) -> None:
+    """Some packages take longer to import than a checkpoint takes to describe."""
+    x = gguf_files.floats(np.ones((2, 256), np.float32))
+    gguf = gguf_files.write(tmp_path / "m.gguf", {"key": gguf_files.u32(1)}, {"w.weight": x})
+    script = (
+        "import atexit, sys\n"
+        "from weightcast.start import main\n"
+        "slow = 'numpy', 'ml_dtypes', 'gguf', 'hashlib', 'zipfile', 'weightcast.formats.packed'\n"
+        "atexit.register(lambda: print([name for name in slow if name in sys.modules]))\n"
+        "main()\n"
+    )
+    for source in (tiny, gguf):
+        done = subprocess.run(
+            [sys.executable, "-c", script, "inspect", source], capture_output=True
+        )
+        assert done.stdout.startswith(bytes(source))
+        assert done.stdout.endswith(b"\n[]\n")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_table_has_the_first_sentence_of_help(name: str) -> None:
     text = " ".join(cli.load(name).help.split())
@@ -52,7 +71,7 @@ def test_the_command_starts_there() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("module", "arguments"),
-    [("click", ["--version"]), ("numpy", ["inspect", "."])],
+    [("click", ["--version"]), ("numpy", ["convert", ".", "m-F16.gguf"])],
 )
 def test_ctrl_c_in_the_first_moment(number: int, module: str, arguments: list[str]) -> None:
     """While the command is imported, wherever that is: no traceback."""
@@ -76,7 +95,7 @@ def test_ctrl_c_in_the_first_moment(number: int, module: str, arguments: list[st
 IMPORTING = """
 class Stop:
     def find_spec(self, name, path=None, target=None):
-        if name == "numpy":
+        if name == "weightcast.converters":
             interrupt()
 sys.meta_path.insert(0, Stop())
 """

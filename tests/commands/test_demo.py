@@ -23,7 +23,8 @@ from weightcast.commands.generation import (
 from weightcast.commands.text.demo import Spoken, Table
 from weightcast.commands.text.demo import quality as quality_lines
 from weightcast.converters.families.grok1 import forward
-from weightcast.converters.graph import load_float32, take
+from weightcast.converters.graph import take
+from weightcast.converters.graph.read import load_float32
 
 HELD_OUT = (demo.TRAINED / "held-out.txt").read_text()
 TYPES = ("F32", "Q8_0", "Q4_K_M", "Q2_K")

@@ -21,7 +21,7 @@ from tests import gguf_files
 from tests.public.conftest import CONTAINERS
 from tests.support import Golden
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
-from weightcast.converters.graph import load_float32
+from weightcast.converters.graph.read import load_float32
 from weightcast.formats import array as array_of_file
 from weightcast.quant.types import TYPES
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from weightcast.converters.families.grok1 import forward, synthetic
 from weightcast.converters.families.grok1.gguf import ARCHITECTURE, llama_cpp_notes, metadata
 from weightcast.converters.families.grok1.hugging_face import (
     CODE,
@@ -28,6 +27,13 @@ from weightcast.converters.graph import (
 
 def _notes(graph: TensorGraph, target: str) -> Iterator[str]:
     return llama_cpp_notes(graph) if target == "gguf" else runtime_notes(graph)
+
+
+def _example() -> Example:
+    # Who only describes a checkpoint needs none of the mathematics, and no numpy.
+    from weightcast.converters.families.grok1 import forward, synthetic
+
+    return Example(synthetic.write_tiny, forward.clear_tokens, forward.logits)
 
 
 GROK_1: Final = Family(
@@ -77,5 +83,5 @@ GROK_1: Final = Family(
         code=("run.py", "model.py", "checkpoint.py"),
     ),
     code=CODE,
-    example=Example(synthetic.write_tiny, forward.clear_tokens, forward.logits),
+    example=_example,
 )

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from weightcast.converters.families.grok1.spec import Grok1Spec, grok1_spec
 from weightcast.converters.families.grok1.synthetic import sample_tokens
-from weightcast.converters.graph import TensorGraph, load_float32, take
+from weightcast.converters.graph import TensorGraph, take
+from weightcast.converters.graph.read import load_float32
 from weightcast.errors import CheckpointError, LayoutError
 
 # Float32 throughout; numpy's stubs lose track of it in mixed expressions.

@@ -6,12 +6,14 @@ Source of the keys: conversion/grok.py and src/models/grok.cpp in llama.cpp.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from weightcast.converters.families.grok1.spec import grok1_spec
 from weightcast.converters.graph import TensorGraph
 from weightcast.formats.gguf.header import raw_float, raw_string, raw_uint
-from weightcast.formats.tokenizer import Vocabulary, gguf_values
+
+if TYPE_CHECKING:
+    from weightcast.formats.tokenizer import Vocabulary
 
 ARCHITECTURE: Final = "grok"
 
@@ -22,6 +24,8 @@ def metadata(graph: TensorGraph, vocabulary: Vocabulary | None, file_type: int) 
     `file_type` is llama.cpp's number for what the file is mostly.
     """
     from gguf import GGML_QUANT_VERSION
+
+    from weightcast.formats.tokenizer import gguf_values
 
     spec = grok1_spec(graph.spec)
     values = {

@@ -20,11 +20,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from weightcast.converters.families.grok1.spec import Grok1Spec, grok1_spec
 from weightcast.converters.graph import Spec, TensorGraph
-from weightcast.formats.tokenizer import Vocabulary, tokenizer_json
+
+if TYPE_CHECKING:
+    from weightcast.formats.tokenizer import Vocabulary
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # What transformers runs with trust_remote_code=True: not imported here, written into directories.
@@ -123,6 +125,8 @@ def companion_files(
         **{file.name: file.read_bytes() for file in CODE},
     }
     if vocabulary is not None and vocabulary.model_file is not None:
+        from weightcast.formats.tokenizer import tokenizer_json
+
         files["tokenizer.model"] = vocabulary.model_file.read_bytes()
         files["tokenizer.json"] = tokenizer_json(vocabulary)
         files["tokenizer_config.json"] = _json(_tokenizer_config(model, vocabulary))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.converters.graph import StoredMatrix, read_slab
+from weightcast.converters.graph import StoredMatrix
+from weightcast.converters.graph.read import read_slab
 from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import Matrix, quantize_matrix
 from weightcast.quant.types import F32, STORED_TYPES

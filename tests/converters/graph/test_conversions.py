@@ -25,11 +25,11 @@ from weightcast.converters.graph import (
     TensorGraph,
     affine,
     concatenated,
-    load_float32,
     matrices,
     sliced,
     split_pairs,
 )
+from weightcast.converters.graph.read import load_float32
 from weightcast.converters.plan import budget as memory
 from weightcast.converters.sources import open_graph
 from weightcast.converters.sources.containers import Shards

@@ -16,16 +16,15 @@ from tests.support import Golden
 from weightcast.converters.graph import (
     concatenated,
     is_stored_as,
-    load_float32,
     matrices,
     permuted,
-    read_slab,
     reshaped,
     sliced,
     stacked,
     take,
     transposed,
 )
+from weightcast.converters.graph.read import load_float32, read_slab
 from weightcast.converters.sources import open_graph
 from weightcast.errors import LayoutError
 from weightcast.quant.cpu.library import Blocks

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tests.converters.graph.operations import Files, draw_known
 from tests.converters.graph.slabs import bits, check_slabs
-from weightcast.converters.graph import load_float32, matrices, read_slab, reshaped
+from weightcast.converters.graph import matrices, reshaped
+from weightcast.converters.graph.read import load_float32, read_slab
 from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import Matrix, ScaleOverflowError, quantize_matrix
 from weightcast.quant.types import BF16, Q4_0, Q4_K, Q5_1, Q6_K, Q8_0, QuantType

@@ -22,13 +22,10 @@ from weightcast.converters.graph import (
     concatenated,
     dequantized,
     first_array,
-    forget_rows,
     interleaved_halves,
-    load_float32,
     matrices,
     permuted,
     read,
-    read_slab,
     reshaped,
     sliced,
     split_pairs,
@@ -39,6 +36,7 @@ from weightcast.converters.graph import (
     take,
     transposed,
 )
+from weightcast.converters.graph.read import forget_rows, load_float32, read_slab
 from weightcast.converters.graph.tensor import Rows
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray

@@ -25,7 +25,6 @@ from weightcast.converters.graph import (
     StoredMatrix,
     Tensor,
     interleaved_halves,
-    load_float32,
     matrices,
     stored,
     stored_as,
@@ -34,7 +33,9 @@ from weightcast.converters.graph import (
     transposed,
     with_low_rank,
 )
-from weightcast.converters.graph.sums import Sum, add_product
+from weightcast.converters.graph.gather import add_product
+from weightcast.converters.graph.read import load_float32
+from weightcast.converters.graph.sums import Sum
 from weightcast.errors import LayoutError
 
 SETTINGS = settings(max_examples=150, suppress_health_check=[HealthCheck.data_too_large])

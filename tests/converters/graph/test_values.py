@@ -15,7 +15,6 @@ from weightcast.converters.graph import (
     affine,
     concatenated,
     interleaved_halves,
-    load_float32,
     permuted,
     reshaped,
     sliced,
@@ -23,6 +22,7 @@ from weightcast.converters.graph import (
     take,
     transposed,
 )
+from weightcast.converters.graph.read import load_float32
 from weightcast.converters.graph.values import chunks, load, load_stored, select
 from weightcast.converters.sources import open_graph
 from weightcast.errors import LayoutError

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from weightcast.converters.compare import rows_float32
 from weightcast.converters.graph import stored, windows
-from weightcast.converters.sources import join_packed
+from weightcast.converters.sources.packed import join_packed
 from weightcast.errors import CheckpointError
 from weightcast.formats.safetensors import read_directory
 
