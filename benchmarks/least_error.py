@@ -22,6 +22,9 @@ import importlib
 import inspect
 import itertools
 import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -79,7 +82,7 @@ class Measured:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unnamed = path.with_name(f"partial-{path.name}")
+        unnamed = path.with_name(f"partial-{os.getpid()}-{path.name}")
         numbers = {name: value for name, value in asdict(self).items() if name != "samples"}
         np.savez(unnamed, numbers=json.dumps(numbers), **self.samples)
         unnamed.rename(path)
@@ -268,6 +271,7 @@ def main(
     output: Path | None,
 ) -> None:
     """Measure what is selected and not there yet, in the order of the models."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies of models are removed
     weighed = {"both": [False, True], "with": [True], "without": [False]}[importance]
     functions = {search: quantizer(search) for search in searches}
     subjects = {}

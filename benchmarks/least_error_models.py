@@ -8,9 +8,12 @@ help (PSF license).
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,13 +132,18 @@ class LanguageModel:
     def base(self) -> Path:
         return self.folder / "base-F32.gguf"
 
+    @property
+    def _reference(self) -> Path:
+        """Log-probabilities, float32 [windows, predictions, vocab]."""
+        return self.folder / f"reference-{self.windows}.npy"
+
     def prepare(self) -> None:
         """Make what all cells share: the file, tokens, importance, the reference's predictions."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _once(self.base, self.make)
-        _once(self.folder / "held-out.npy", self._save_tokens)
+        _once(self.folder / f"held-out-{self.windows}.npy", self._save_tokens)
         _once(self.folder / "importance.npz", self._save_importance)
-        _once(self.folder / "reference.npy", self._save_reference)
+        _once(self._reference, self._save_reference)
 
     @cached_property
     def identity(self) -> str:
@@ -158,11 +166,11 @@ class LanguageModel:
 
     @cached_property
     def tokens(self) -> NDArray[np.int32]:
-        found: NDArray[np.int32] = np.load(self.folder / "held-out.npy")
+        found: NDArray[np.int32] = np.load(self.folder / f"held-out-{self.windows}.npy")
         return found
 
     def measure(self, values: Mapping[str, F32]) -> dict[str, F64]:
-        reference = np.load(self.folder / "reference.npy", mmap_mode="r")
+        reference = np.load(self._reference, mmap_mode="r")
         self._put(values)
         found: dict[str, list[F64]] = {"divergence": [], "loss": []}
         for number, logits in enumerate(self._run(self._other)):
@@ -174,17 +182,19 @@ class LanguageModel:
     @property
     def reference(self) -> dict[str, F64]:
         """Give the losses [tokens] of the model as it is."""
-        saved = np.load(self.folder / "reference.npy", mmap_mode="r")
+        saved = np.load(self._reference, mmap_mode="r")
         pairs = zip(saved, self._predicted, strict=True)
         return {"loss": np.concatenate([losses(np.asarray(p), t) for p, t in pairs])}
 
-    @property
+    @cached_property
     def _other(self) -> Path:
-        return self.folder / "other-F32.gguf"
+        """Copy the file; another run in this folder has its own copy."""
+        folder = tempfile.TemporaryDirectory(prefix="run-", dir=self.folder)
+        atexit.register(folder.cleanup)
+        return Path(shutil.copy(self.base, folder.name))
 
     def _put(self, values: Mapping[str, F32]) -> None:
-        """Write values, and those of the model for all other matrices, into the other file."""
-        _once(self._other, lambda path: shutil.copyfile(self.base, path))
+        """Write values, and those of the model for all other matrices, into the copy."""
         views = _views(self._other, "r+")
         for name, matrix in self.matrices.items():
             views[name][:] = values.get(name, matrix)
@@ -231,7 +241,7 @@ def _is_quantized(name: str) -> bool:
 def _once(path: Path, make: Callable[[Path], object]) -> None:
     """Make a file unless it is there; it gets its name when it is complete."""
     if not path.exists():
-        unnamed = path.with_name(f"partial-{path.name}")
+        unnamed = path.with_name(f"partial-{os.getpid()}-{path.name}")
         make(unnamed)
         unnamed.rename(path)
 
@@ -266,20 +276,21 @@ def grok(folder: Path, source: Path) -> LanguageModel:
 
     The larger one's folder has `calibration.txt` and `test.txt`.
     """
-    own = source / "test.txt"
+    text = source / "test.txt"
     parameters = weightcast.open(source).parameters
+    own = folder / str(parameters)
     note = f"a trained Grok-1 of {parameters / 1e6:.1f} M weights; int8 codes as released"
 
     def make(path: Path) -> None:
         weightcast.convert(source, path, types="F32")
 
     def held_out() -> str:
-        return own.read_text() if own.exists() else _halves()[1]
+        return text.read_text() if text.exists() else _halves()[1]
 
     def calibration() -> list[str]:
-        return [(source / "calibration.txt").read_text() if own.exists() else _halves()[0]]
+        return [(source / "calibration.txt").read_text() if text.exists() else _halves()[0]]
 
-    return LanguageModel(folder, note, make, held_out, calibration, windows=8)
+    return LanguageModel(own, note, make, held_out, calibration, windows=16)
 
 
 def _halves() -> tuple[str, str]:
