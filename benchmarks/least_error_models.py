@@ -58,8 +58,8 @@ class Subject(Protocol):
     def note(self) -> str: ...
 
     @property
-    def reference(self) -> Mapping[str, F64]:
-        """Give samples of the model as it is: "loss" [tokens] of a language model."""
+    def reference_losses(self) -> F64 | None:
+        """Give negative log-probabilities [tokens] by a language model as it is."""
         ...
 
     @property
@@ -106,8 +106,8 @@ class Columns:
         return {"columns": np.square(np.random.default_rng(2).standard_normal(n_in, np.float32))}
 
     @property
-    def reference(self) -> dict[str, F64]:
-        return {}
+    def reference_losses(self) -> None:
+        return None
 
     def measure(self, values: Mapping[str, F32]) -> dict[str, F64]:
         return {}
@@ -180,11 +180,10 @@ class LanguageModel:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     @property
-    def reference(self) -> dict[str, F64]:
-        """Give the losses [tokens] of the model as it is."""
+    def reference_losses(self) -> F64:
         saved = np.load(self._reference, mmap_mode="r")
         pairs = zip(saved, self._predicted, strict=True)
-        return {"loss": np.concatenate([losses(np.asarray(p), t) for p, t in pairs])}
+        return np.concatenate([losses(np.asarray(p), tokens) for p, tokens in pairs])
 
     @cached_property
     def _other(self) -> Path:
@@ -353,8 +352,8 @@ class Encoder:
         return found
 
     @property
-    def reference(self) -> dict[str, F64]:
-        return {}
+    def reference_losses(self) -> None:
+        return None
 
     @cached_property
     def _reference(self) -> F32:

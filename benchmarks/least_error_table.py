@@ -64,8 +64,8 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 def _described(model: Mapping[str, Any]) -> str:
     words = [f"{model['note']}. {model['weights'] / 1e6:.1f} M weights in matrices of layers."]
-    if "loss" in model["reference"]:
-        reference = model["reference"]["loss"]
+    if model["perplexity"] is not None:
+        reference = model["perplexity"]
         words.append(f"Perplexity {reference['value']:.2f} +- {reference['error']:.2f} as it is.")
     return " ".join(words)
 
