@@ -10,18 +10,22 @@ paired, token by token or text by text.
 
     .venv/bin/python -m benchmarks.least_error --folder build/least-error
 
-What was measured is kept in the folder, and a run goes on from there; `--refresh` measures again
-what is selected. `--output` writes results of all that the folder has. A search can also be a
-function of a module, MODULE:NAME, which makes uint8 blocks of (x [out, in], type name, importance
-[in] or None).
+What was measured is kept in the folder, and a run goes on from there. `--refresh` quantizes again
+what is selected, and runs a model again if blocks differ. `--output` writes all that the folder has
+of the selected models. A search can also be a function of a module, MODULE:NAME, which makes uint8
+blocks of (x [out, in], type name, importance [in] or None).
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import itertools
 import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -68,18 +72,19 @@ class Cell:
 class Measured:
     """What a cell gave: errors of all weights together, and samples by what they are.
 
-    The weighted error counts each matrix with importance of the mean 1.
+    The weighted error counts each matrix with importance of the mean 1. `blocks` is a digest.
     """
 
     weights: int
     relative_rms: float
     weighted_relative_rms: float
     mweights_per_s: float
+    blocks: str
     samples: dict[str, F64]
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unnamed = path.with_name(f"partial-{path.name}")
+        unnamed = path.with_name(f"partial-{os.getpid()}-{path.name}")
         numbers = {name: value for name, value in asdict(self).items() if name != "samples"}
         np.savez(unnamed, numbers=json.dumps(numbers), **self.samples)
         unnamed.rename(path)
@@ -138,8 +143,14 @@ def cells(
         yield Cell(model, name, search, weighed)
 
 
-def measure(cell: Cell, model: Subject, quantize: Quantizer) -> Measured:
-    """Quantize the matrices that fit, and run the model with them."""
+def measure(
+    cell: Cell, model: Subject, quantize: Quantizer, kept: Measured | None = None
+) -> Measured:
+    """Quantize the matrices that fit, and run the model with them, or take the samples kept.
+
+    Those are taken if they are of the same blocks.
+    """
+    digest = hashlib.sha256()
     values: dict[str, F32] = {}
     errors, squares = np.zeros(2), np.zeros(2)
     seconds = 0.0
@@ -153,6 +164,7 @@ def measure(cell: Cell, model: Subject, quantize: Quantizer) -> Measured:
             weights = factors if cell.importance else None
             blocks, took = _quantized(quantize, x, cell.type, weights)
             seconds += took
+            digest.update(np.ascontiguousarray(blocks))
             made[index] = weightcast.dequantize(blocks, cell.type)
             relative = factors / factors.mean() if factors.any() else np.ones_like(factors)
             for total, array in ((errors, x - made[index]), (squares, x)):
@@ -162,7 +174,10 @@ def measure(cell: Cell, model: Subject, quantize: Quantizer) -> Measured:
     count = sum(matrix.size for matrix in values.values())
     rms, weighted = np.sqrt(errors / squares)
     speed = count / max(seconds, 1e-9) / 1e6
-    return Measured(count, float(rms), float(weighted), speed, model.measure(values))
+    blocks_digest = digest.hexdigest()
+    same = kept is not None and kept.blocks == blocks_digest
+    samples = kept.samples if same else model.measure(values)
+    return Measured(count, float(rms), float(weighted), speed, blocks_digest, samples)
 
 
 def _quantized(
@@ -195,25 +210,25 @@ def summary(cell: Cell, found: Measured, ggml: Measured | None) -> dict[str, Any
     return line
 
 
+def line_of(cell: Cell, folder: Path, identity: str) -> dict[str, Any]:
+    """Give the line of a cell that the folder has, beside ggml's if that is there, too."""
+    ggml = cell_of_ggml(cell).path(folder, identity)
+    beside = Measured.load(ggml) if ggml.exists() else None
+    return summary(cell, Measured.load(cell.path(folder, identity)), beside)
+
+
 def results(folder: Path, subjects: Mapping[str, Subject]) -> dict[str, Any]:
-    """Gather what the folder has of these models."""
+    """Gather what the folder has of these models, whenever it was measured."""
     found: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine(), "models": {}}
     for name, model in subjects.items():
-        lines = []
-        importance, searches = [False, True], [*SEARCHES]
-        for cell in cells(name, NAMES, searches, importance):
-            path = cell.path(folder, model.identity)
-            if path.exists():
-                ggml = cell_of_ggml(cell).path(folder, model.identity)
-                beside = Measured.load(ggml) if ggml.exists() else None
-                lines.append(summary(cell, Measured.load(path), beside))
+        every = cells(name, NAMES, list(SEARCHES), [False, True])
+        kept = [cell for cell in every if cell.path(folder, model.identity).exists()]
+        reference = model.reference_losses
         found["models"][name] = {
             "note": model.note,
             "weights": sum(matrix.size for matrix in model.matrices.values()),
-            "reference": {
-                key: asdict(perplexity(samples)) for key, samples in model.reference.items()
-            },
-            "cells": lines,
+            "perplexity": asdict(perplexity(reference)) if reference is not None else None,
+            "cells": [line_of(cell, folder, model.identity) for cell in kept],
         }
     return found
 
@@ -240,7 +255,7 @@ def _said(line: Mapping[str, Any]) -> str:
 
 def _split(_context: click.Context, option: click.Parameter, value: str) -> list[str]:
     """Split a list at its commas, and refuse what is not known."""
-    known = {"models": MODELS, "types": NAMES}.get(str(option.name))
+    known = {"names": MODELS, "types": NAMES}.get(str(option.name))
     found = value.split(",")
     for name in found:
         if known and name not in known:
@@ -268,6 +283,7 @@ def main(
     output: Path | None,
 ) -> None:
     """Measure what is selected and not there yet, in the order of the models."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies of models are removed
     weighed = {"both": [False, True], "with": [True], "without": [False]}[importance]
     functions = {search: quantizer(search) for search in searches}
     subjects = {}
@@ -275,16 +291,15 @@ def main(
         subjects[name] = model = subject(name, folder, grok)
         for cell in cells(name, types, searches, weighed):
             path = cell.path(folder, model.identity)
-            if refresh or not path.exists():
+            kept = Measured.load(path) if path.exists() else None
+            if refresh or kept is None:
                 try:
-                    measure(cell, model, functions[cell.search]).save(path)
+                    measure(cell, model, functions[cell.search], kept).save(path)
                 except CheckpointError as problem:
                     click.echo(f"{cell}: {problem}", err=True)
                     continue
-            ggml = cell_of_ggml(cell).path(folder, model.identity)
-            beside = Measured.load(ggml) if ggml.exists() else None
             how = "with importance" if cell.importance else "plain"
-            line = summary(cell, Measured.load(path), beside)
+            line = line_of(cell, folder, model.identity)
             click.echo(f"{name} {cell.type} {cell.search} {how}: {_said(line)}")
     if output:
         report = results(folder, subjects)

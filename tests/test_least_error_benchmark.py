@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -25,7 +25,7 @@ from benchmarks.divergence import (
     perplexity,
 )
 from benchmarks.least_error import Cell, Measured, cells, measure, summary
-from benchmarks.least_error_models import EXAMPLE, calibration_texts, passages
+from benchmarks.least_error_models import EXAMPLE, passages
 from benchmarks.least_error_table import geometric_mean, markdown
 from benchmarks.second_moments import Moments, second_moments
 from benchmarks.shuffled_channels import shuffle_channels
@@ -108,11 +108,8 @@ def test_moments_of_experts_are_of_their_own_tokens(tmp_path: Path) -> None:
     assert moments.means()["blk.0.ffn_up_exps.weight"].shape == (8, 256)
 
 
-def test_texts() -> None:
+def test_passages() -> None:
     assert passages("a b c d e", words=2) == ["a b", "c d"]
-    texts = calibration_texts(5)
-    assert len(set(texts)) == 5
-    assert min(map(len, texts)) > 1000
 
 
 @dataclass(frozen=True)
@@ -125,8 +122,8 @@ class Fake:
     identity: str = "1"
 
     @property
-    def reference(self) -> dict[str, F64]:
-        return {"loss": np.arange(3.0)}
+    def reference_losses(self) -> F64:
+        return np.arange(3.0)
 
     def measure(self, values: Mapping[str, F32]) -> dict[str, F64]:
         error = np.square(values["a"] - self.matrices["a"]).sum(-1, dtype=np.float64)
@@ -169,23 +166,30 @@ def test_results_are_kept(tmp_path: Path) -> None:
     found = measure(cell, model, weightcast.quantize)
     path = cell.path(tmp_path, model.identity)
     found.save(path)
-    assert summary(cell, Measured.load(path), None) == summary(cell, found, None)
+    kept = Measured.load(path)
+    assert summary(cell, kept, None) == summary(cell, found, None)
+    other = replace(kept, samples={"loss": np.arange(4.0)})
+    again = measure(cell, model, weightcast.quantize, other)
+    assert again.samples is other.samples
+    assert measure(replace(cell, importance=True), model, weightcast.quantize, other).samples != (
+        other.samples
+    )
 
 
 def test_a_table_says_how_searches_differ() -> None:
     """In pairs: a difference that hardly varies is sure, however much the samples do."""
     rng = np.random.default_rng(RNG_SEED)
     divergence = rng.uniform(1, 5, 100)
-    ggml = Measured(1000, 0.2, 0.3, 50, {"divergence": divergence, "loss": np.full(100, 3.0)})
+    ggml = Measured(1000, 0.2, 0.3, 50, "", {"divergence": divergence, "loss": np.full(100, 3.0)})
     less = {"divergence": divergence - rng.uniform(0.2, 0.3, 100), "loss": np.full(100, 2.9)}
-    better = Measured(1000, 0.15, 0.1, 10, less)
+    better = Measured(1000, 0.15, 0.1, 10, "", less)
     plain, effort = Cell("m", "Q4_K", "ggml", False), Cell("m", "Q4_K", "effort-1", False)
     line = summary(effort, better, ggml)
     assert line["divergence_difference"]["z"] < -50
     model = {
         "note": "drawn",
         "weights": 2e6,
-        "reference": {"loss": {"value": 20.0, "error": 1.0}},
+        "perplexity": {"value": 20.0, "error": 1.0},
         "cells": [summary(plain, ggml, None), line],
     }
     machine = {"processor": "one", "ggml": "another"}
@@ -217,5 +221,5 @@ def test_the_example_is_measured(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "r.json").read_text())
     low, high = report["models"]["grok"]["cells"][::-1]
     assert high["divergence"]["value"] < low["divergence"]["value"] / 50
-    as_it_is = report["models"]["grok"]["reference"]["loss"]["value"]
+    as_it_is = report["models"]["grok"]["perplexity"]["value"]
     assert high["perplexity"]["value"] == pytest.approx(as_it_is, rel=0.01)
