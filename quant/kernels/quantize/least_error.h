@@ -6,7 +6,7 @@
 //
 // LeastError<Type> makes a block of a type by its own search:
 //   struct Scratch;  // memory that it needs beyond the stack, if any
-//   static void quantize(Strip x, const float* w, int effort, Scratch&, Bytes start, Bytes out);
+//   static void quantize(Strip x, const float* w, Effort effort, Scratch&, Bytes start, Bytes out);
 // `w` [elements] has a mean of 1; `start` is the block that ggml's rule makes. keep_better compares the two,
 // so that no block is ever worse than ggml's. Sums run in order within a lane and products are not
 // contracted, so that all forms of F make the same bytes.
@@ -20,14 +20,20 @@
 namespace weightcast {
 namespace {
 
+// How much is tried: a level from 0 on, and whether importance differs within the block. Then the largest weight
+// may be the least important, and best be cut off far.
 constexpr int kEfforts = 3;
+struct Effort {
+  int level;
+  bool is_weighed;
+};
 
 WC_INLINE F infinity() { return of_bits(I(0x7f800000)); }
 
 // Copy the importance of n in-rows, normalized to a mean of 1. Without an importance, and where all of it
-// is 0, all are 1.
+// is 0, all are 1. Returns whether they differ.
 template <int n>
-WC_INLINE void normalize_importance(const float* importance, float (&w)[n]) {
+WC_INLINE bool normalize_importance(const float* importance, float (&w)[n]) {
   float largest = 0.0f;
   if (importance != nullptr) {
     for (int i = 0; i < n; ++i) largest = largest > importance[i] ? largest : importance[i];
@@ -38,7 +44,12 @@ WC_INLINE void normalize_importance(const float* importance, float (&w)[n]) {
     sum += w[i];
   }
   const float mean = sum / static_cast<float>(n);
-  for (float& v : w) v = v / mean;
+  bool differ = false;
+  for (float& v : w) {
+    v = v / mean;
+    differ |= v != w[0];
+  }
+  return differ;
 }
 
 // Compute the sum of w * (y - x)^2 over a block, a column at a time.
@@ -127,8 +138,8 @@ struct LeastErrorRule {
 
   void operator()(Strip x, const float* importance, F sigma2, Scratch& scratch, Bytes out) const {
     by_ggml(x, importance, sigma2, out);
-    normalize_importance(importance, scratch.w);
-    search(x, scratch, out);
+    const bool is_weighed = normalize_importance(importance, scratch.w);
+    search(x, {effort - 1, is_weighed}, scratch, out);
     keep_better<Type>(x, scratch.w, Bytes{scratch.made}, out);
   }
 
@@ -137,7 +148,7 @@ struct LeastErrorRule {
     Type::quantize(x, importance, sigma2, out);
   }
 
-  WC_OUT_OF_LINE void search(Strip x, Scratch& scratch, Bytes start) const {
+  WC_OUT_OF_LINE static void search(Strip x, Effort effort, Scratch& scratch, Bytes start) {
     const Bytes out{scratch.made};
     if constexpr (std::is_same_v<OwnScratch, NoScratch>) {
       LeastError<Type>::quantize(x, scratch.w, effort, start, out);

@@ -34,7 +34,7 @@ struct Steps {
   int below, above;
 };
 constexpr Steps kMxfp4Steps[kEfforts] = {{1, 1}, {1, 1}, {2, 2}};
-constexpr Steps kNvfp4Steps[kEfforts] = {{1, 5}, {2, 6}, {4, 9}};
+constexpr Steps kNvfp4Steps[kEfforts] = {{2, 5}, {4, 6}, {8, 10}};
 
 // Choose among the codes of scales next to `base`, which value_of turns into half a scale.
 template <int n, class ValueOf>
@@ -54,9 +54,9 @@ WC_INLINE I best_fp4_scale(Strip x, const float* w, I base, const Steps& steps, 
 
 template <>
 struct LeastError<MXFP4> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const auto half_of = [](I e) { return of_bits((e - 1) << 23); };
-    const I e = best_fp4_scale<32>(x, w, load_bytes(start[0]), kMxfp4Steps[effort - 1], 2, 254, half_of);
+    const I e = best_fp4_scale<32>(x, w, load_bytes(start[0]), kMxfp4Steps[effort.level], 2, 254, half_of);
     const Fp4Scaled scaled(half_of(e));
     store_bytes(out[0], e);
     for (int j = 0; j < 16; ++j) {
@@ -67,11 +67,11 @@ struct LeastError<MXFP4> {
 
 template <>
 struct LeastError<NVFP4> {
-  static void quantize(Strip block, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip block, const float* w, Effort effort, Bytes start, Bytes out) {
     const auto half_of = [](I d) { return of_bits(d << 20) * 0x1p119f; };
     for (int s = 0; s < 4; ++s) {
       const Strip x = block + 16 * s;
-      const I d = best_fp4_scale<16>(x, w + 16 * s, load_bytes(start[s]), kNvfp4Steps[effort - 1], 0, 0x7e, half_of);
+      const I d = best_fp4_scale<16>(x, w + 16 * s, load_bytes(start[s]), kNvfp4Steps[effort.level], 0, 0x7e, half_of);
       const Fp4Scaled scaled(half_of(d));
       store_bytes(out[s], d);
       for (int j = 0; j < 8; ++j) {

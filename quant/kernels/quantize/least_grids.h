@@ -403,11 +403,11 @@ struct GridSuper {
 template <>
 struct LeastError<IQ2XXS> {
   using Scratch = GridScratch<GridTraits<IQ2XXS>>;
-  static void quantize(Strip x, const float* w, int effort, Scratch& scratch, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Scratch& scratch, Bytes start, Bytes out) {
     GridSuper<IQ2XXS> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[2 + 8 * b + 7]) >> 4) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort - 1]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level]);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ2XXS>::scale(super.d, super.s[b]));
@@ -424,11 +424,11 @@ struct LeastError<IQ2XXS> {
 template <>
 struct LeastError<IQ2XS> {
   using Scratch = GridScratch<GridTraits<IQ2XS>>;
-  static void quantize(Strip x, const float* w, int effort, Scratch& scratch, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Scratch& scratch, Bytes start, Bytes out) {
     GridSuper<IQ2XS> super(x, w, scratch);
     I ls[16];
     for (int b = 0; b < 16; ++b) ls[b] = (load_bytes(start[66 + b / 2]) >> 4 * (b % 2)) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort - 1]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level]);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 16; ++b) {
       super.choose(b, GridTraits<IQ2XS>::scale(super.d, super.s[b]));
@@ -444,11 +444,11 @@ struct LeastError<IQ2XS> {
 template <>
 struct LeastError<IQ2S> {
   using Scratch = GridScratch<GridTraits<IQ2S>>;
-  static void quantize(Strip x, const float* w, int effort, Scratch& scratch, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Scratch& scratch, Bytes start, Bytes out) {
     GridSuper<IQ2S> super(x, w, scratch);
     I ls[16];
     for (int b = 0; b < 16; ++b) ls[b] = (load_bytes(start[74 + b / 2]) >> 4 * (b % 2)) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort - 1]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level]);
     store_half(out, to_f16(super.d));
     I high[8];
     for (int b = 0; b < 16; ++b) {
@@ -469,11 +469,11 @@ struct LeastError<IQ2S> {
 template <>
 struct LeastError<IQ3XXS> {
   using Scratch = GridScratch<GridTraits<IQ3XXS>>;
-  static void quantize(Strip x, const float* w, int effort, Scratch& scratch, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Scratch& scratch, Bytes start, Bytes out) {
     GridSuper<IQ3XXS> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[66 + 4 * b + 3]) >> 4) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort - 1]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level]);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ3XXS>::scale(super.d, super.s[b]));
@@ -491,11 +491,11 @@ struct LeastError<IQ3XXS> {
 template <>
 struct LeastError<IQ3S> {
   using Scratch = GridScratch<GridTraits<IQ3S>>;
-  static void quantize(Strip x, const float* w, int effort, Scratch& scratch, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Scratch& scratch, Bytes start, Bytes out) {
     GridSuper<IQ3S> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[106 + b / 2]) >> 4 * (b % 2)) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort - 1]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level]);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ3S>::scale(super.d, super.s[b]));
@@ -517,11 +517,11 @@ struct LeastError<IQ3S> {
 template <>
 struct LeastError<IQ1S> {
   using Scratch = GridScratch<GridTraits<IQ1S>>;
-  static void quantize(Strip x, const float* w, int effort, Scratch& scratch, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Scratch& scratch, Bytes start, Bytes out) {
     GridSuper<IQ1S> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[34 + 2 * b + 1]) >> 4) & 7;
-    super.search(read_half(start), ls, kIQ1Efforts[effort - 1]);
+    super.search(read_half(start), ls, kIQ1Efforts[effort.level]);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ1S>::scale(super.d, super.s[b]));
@@ -538,12 +538,12 @@ struct LeastError<IQ1S> {
 template <>
 struct LeastError<IQ1M> {
   using Scratch = GridScratch<GridTraits<IQ1M>>;
-  static void quantize(Strip x, const float* w, int effort, Scratch& scratch, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Scratch& scratch, Bytes start, Bytes out) {
     GridSuper<IQ1M> super(x, w, scratch);
     I ls[16], half = 0;
     for (int b = 0; b < 16; ++b) ls[b] = (load_half(start + 48 + 2 * (b / 4)) >> 3 * (b % 4)) & 7;
     for (int i = 0; i < 4; ++i) half = half | (load_half(start + 48 + 2 * i) >> 12) << 4 * i;
-    super.search(from_f16(half), ls, kIQ1Efforts[effort - 1]);
+    super.search(from_f16(half), ls, kIQ1Efforts[effort.level]);
     for (int b = 0; b < 16; ++b) {
       super.choose(b, GridTraits<IQ1M>::scale(super.d, super.s[b]));
       ls[b] = truncated(super.s[b]);

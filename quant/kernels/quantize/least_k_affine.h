@@ -279,7 +279,7 @@ struct AffineSuper {
 // Q4_K and Q5_K, up to the codes.
 template <int nmax, const AffineEffort (&efforts)[kEfforts]>
 struct LeastAffineK {
-  static void quantize_levels(Strip x, const float* w, int effort, Bytes start, Levels& levels, Bytes out) {
+  static void quantize_levels(Strip x, const float* w, Effort effort, Bytes start, Levels& levels, Bytes out) {
     AffineSuper<32, 8, nmax, 63> super(x, w);
     const F d = read_half(start), dmin = read_half(start + 2);
     SubScales<8> small;
@@ -289,7 +289,7 @@ struct LeastAffineK {
       scale[b] = d * floats(small.scale[b]);
       min[b] = dmin * floats(small.min[b]);
     }
-    super.search(scale, min, efforts[effort - 1]);
+    super.search(scale, min, efforts[effort.level]);
     store_half(out, to_f16(super.d));
     store_half(out + 2, to_f16(super.dmin));
     I ls[8], lm[8];
@@ -304,7 +304,7 @@ struct LeastAffineK {
 
 template <>
 struct LeastError<Q4K> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     Levels levels;
     LeastAffineK<15, kAffineEfforts>::quantize_levels(x, w, effort, start, levels, out);
     pack_nibbles(levels, out + 16);
@@ -313,7 +313,7 @@ struct LeastError<Q4K> {
 
 template <>
 struct LeastError<Q5K> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     Levels levels;
     LeastAffineK<31, kAffineEffortsQ5K>::quantize_levels(x, w, effort, start, levels, out);
     Q5K::pack(levels, out);
@@ -322,7 +322,7 @@ struct LeastError<Q5K> {
 
 template <>
 struct LeastError<Q2K> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     AffineSuper<16, 16, 3, 15> super(x, w);
     const F d = read_half(start + 80), dmin = read_half(start + 82);
     F scale[16], min[16];
@@ -331,7 +331,7 @@ struct LeastError<Q2K> {
       scale[b] = d * floats(both & 15);
       min[b] = dmin * floats(both >> 4);
     }
-    super.search(scale, min, kAffineEfforts[effort - 1]);
+    super.search(scale, min, kAffineEfforts[effort.level]);
     store_half(out + 80, to_f16(super.d));
     store_half(out + 82, to_f16(super.dmin));
     for (int b = 0; b < 16; ++b) {
@@ -343,12 +343,15 @@ struct LeastError<Q2K> {
   }
 };
 
+constexpr Cuts kAffineBlockCuts[kEfforts] = {
+    {3, -0.02f, 0.10f, 2}, {8, -0.04f, 0.16f, 4}, {16, -0.05f, 0.20f, 12}};
+
 // Q4_1 and Q5_1: one range, whose ends are stored as they are. Returns d, and m in `min`.
 template <int nmax>
-WC_INLINE F least_affine(Strip x, const float* w, int effort, Bytes start, I (&level)[32], F& min) {
+WC_INLINE F least_affine(Strip x, const float* w, Effort effort, Bytes start, I (&level)[32], F& min) {
   AffineSearch<32, nmax, false> search(x, w);
   search.attempt(inverse_of(read_half(start)), -read_half(start + 2));
-  search.try_cuts(kAffineEfforts[effort - 1].cuts);
+  search.try_cuts(kAffineBlockCuts[effort.level]);
   search.attempt(inverse_of(search.found.scale), search.found.min);
   const F d = from_f16(to_f16(search.found.scale));
   min = from_f16(to_f16(-search.found.min));
@@ -359,7 +362,7 @@ WC_INLINE F least_affine(Strip x, const float* w, int effort, Bytes start, I (&l
 
 template <>
 struct LeastError<Q41> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     I level[32];
     F min;
     store_half(out, to_f16(least_affine<15>(x, w, effort, start, level, min)));
@@ -370,7 +373,7 @@ struct LeastError<Q41> {
 
 template <>
 struct LeastError<Q51> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     I level[32];
     F min;
     store_half(out, to_f16(least_affine<31>(x, w, effort, start, level, min)));

@@ -51,10 +51,12 @@ WC_INLINE void scale_sums(const Codes& codes, Strip x, const float* w, F inverse
   }
 }
 
-// Scales that bring the largest value to `least` up to `most` times the end of the codes.
+// Scales that bring the largest value to `least` up to `most` times the end of the codes, and half as many beyond,
+// up to `farthest`, where weights of errors differ.
 struct Span {
   float least, most;
   int tries;
+  float farthest;
 };
 
 // The best scale of n weights so far, and by how much it lowers their error.
@@ -80,7 +82,7 @@ struct ScaleSearch {
 
   // Try scales that bring the largest value to the low end of the codes and, unless the codes are symmetric,
   // half as many that bring it to the high end.
-  WC_INLINE void try_span(const Span& span) {
+  WC_INLINE void try_span(const Span& span, bool is_weighed) {
     F largest = 0.0f, size = 0.0f;
     for (int i = 0; i < n; ++i) {
       const F xi = x[i];
@@ -89,9 +91,13 @@ struct ScaleSearch {
       largest = select(larger, xi, largest);
     }
     const F inverse = inverse_of(largest);
-    for (int k = 0; k < span.tries; ++k) {
-      const float part = static_cast<float>(k) / static_cast<float>(span.tries - 1);
-      const float to = span.least + (span.most - span.least) * part;
+    const int far_tries = is_weighed ? span.tries / 2 : 0;
+    for (int k = 0; k < span.tries + far_tries; ++k) {
+      const int beyond = k + 1 - span.tries;
+      const float to =
+          beyond <= 0
+              ? span.least + (span.most - span.least) * static_cast<float>(k) / static_cast<float>(span.tries - 1)
+              : span.most + (span.farthest - span.most) * static_cast<float>(beyond) / static_cast<float>(far_tries);
       attempt(inverse * (Codes::low * to));
       if (Codes::low + Codes::high != 0.0f && k % 2 == 0) attempt(inverse * (Codes::high * to));
     }
@@ -105,11 +111,11 @@ struct ScaleEffort {
   int rounds, reach, ends;
 };
 constexpr ScaleEffort kQ3KEfforts[kEfforts] = {
-    {{0.8f, 1.1f, 6}, 1, 1, 1}, {{0.7f, 1.2f, 10}, 2, 2, 2}, {{0.6f, 1.25f, 40}, 3, 4, 2}};
+    {{0.8f, 1.1f, 6, 1.3f}, 1, 1, 1}, {{0.7f, 1.2f, 10, 2.0f}, 2, 2, 2}, {{0.6f, 1.25f, 40, 2.5f}, 3, 4, 2}};
 constexpr ScaleEffort kQ6KEfforts[kEfforts] = {
-    {{0.8f, 1.1f, 6}, 1, 1, 1}, {{0.7f, 1.2f, 16}, 2, 2, 1}, {{0.6f, 1.25f, 40}, 3, 6, 2}};
+    {{0.8f, 1.1f, 6, 1.3f}, 1, 1, 1}, {{0.7f, 1.2f, 16, 2.0f}, 2, 2, 1}, {{0.6f, 1.25f, 40, 2.5f}, 3, 6, 2}};
 constexpr ScaleEffort kIq4XsEfforts[kEfforts] = {
-    {{0.8f, 1.1f, 6}, 1, 1, 1}, {{0.7f, 1.2f, 12}, 2, 1, 2}, {{0.6f, 1.25f, 40}, 3, 3, 2}};
+    {{0.8f, 1.1f, 6, 1.3f}, 1, 1, 1}, {{0.7f, 1.2f, 12, 2.0f}, 2, 1, 2}, {{0.6f, 1.25f, 40, 2.5f}, 3, 3, 2}};
 
 // Sub-blocks of n whose scale is d * s, with s from slo to shi.
 template <class Codes, int n, int blocks, int slo, int shi>
@@ -124,13 +130,13 @@ struct ScaleSuper {
 
   // Fit each sub-block by itself, from ggml's scales on, then choose the small scales and d, which fits the
   // codes that follow best, in turns.
-  void search(const F (&start)[blocks], const ScaleEffort& effort) {
+  WC_OUT_OF_LINE void search(const F (&start)[blocks], const ScaleEffort& effort, bool is_weighed) {
     F scale[blocks];
     F largest = 0.0f;
     for (int b = 0; b < blocks; ++b) {
       ScaleSearch<n, Codes> search(codes, x + n * b, w + n * b);
       search.attempt(inverse_of(start[b]));
-      search.try_span(effort.span);
+      search.try_span(effort.span, is_weighed);
       scale[b] = search.scale;
       largest = select(magnitude(scale[b]) > magnitude(largest), scale[b], largest);
     }
@@ -198,12 +204,12 @@ struct ScaleSuper {
 
 template <>
 struct LeastError<Q6K> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     ScaleSuper<Integers<-32, 31>, 16, 16, -128, 127> super(x, w);
     const F d = read_half(start + 208);
     F scale[16];
     for (int b = 0; b < 16; ++b) scale[b] = d * floats(as_int8(load_bytes(start[192 + b])));
-    super.search(scale, kQ6KEfforts[effort - 1]);
+    super.search(scale, kQ6KEfforts[effort.level], effort.is_weighed);
     store_half(out + 208, to_f16(super.d));
     for (int b = 0; b < 16; ++b) store_bytes(out[192 + b], truncated(super.s[b]));
     Levels levels;
@@ -214,12 +220,12 @@ struct LeastError<Q6K> {
 
 template <>
 struct LeastError<Q3K> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     ScaleSuper<Integers<-4, 3>, 16, 16, -32, 31> super(x, w);
     const F d = read_half(start + 108);
     F scale[16];
     for (int b = 0; b < 16; ++b) scale[b] = d * floats(Reader<Q3K>::scale_of(start, b) - 32);
-    super.search(scale, kQ3KEfforts[effort - 1]);
+    super.search(scale, kQ3KEfforts[effort.level], effort.is_weighed);
     store_half(out + 108, to_f16(super.d));
     I ls[16];
     for (int b = 0; b < 16; ++b) ls[b] = truncated(super.s[b]) + 32;
@@ -232,12 +238,12 @@ struct LeastError<Q3K> {
 
 template <>
 struct LeastError<IQ4XS> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     ScaleSuper<Iq4Codebook, 32, 8, -32, 31> super(x, w);
     const F d = read_half(start);
     F scale[8];
     for (int b = 0; b < 8; ++b) scale[b] = d * floats(Reader<IQ4XS>::scale_of(start, b) - 32);
-    super.search(scale, kIq4XsEfforts[effort - 1]);
+    super.search(scale, kIq4XsEfforts[effort.level], effort.is_weighed);
     store_half(out, to_f16(super.d));
     I ls[8];
     for (int b = 0; b < 8; ++b) {
@@ -248,24 +254,26 @@ struct LeastError<IQ4XS> {
   }
 };
 
-constexpr Span kSpans[kEfforts] = {{0.7f, 1.15f, 8}, {0.6f, 1.25f, 20}, {0.6f, 1.25f, 40}};
+constexpr Span kSpans[kEfforts] = {
+    {0.7f, 1.15f, 8, 1.6f}, {0.6f, 1.25f, 20, 2.2f}, {0.6f, 1.25f, 40, 3.0f}};
 // A few large values are better cut off than that all others become 0.
-constexpr Span kTernarySpans[kEfforts] = {{0.8f, 4.0f, 6}, {0.8f, 4.0f, 12}, {0.8f, 6.0f, 40}};
+constexpr Span kTernarySpans[kEfforts] = {
+    {0.8f, 4.0f, 6, 6.0f}, {0.8f, 4.0f, 20, 8.0f}, {0.8f, 6.0f, 40, 12.0f}};
 
 // Types with one scale: the best scale as it is stored, from ggml's on.
 template <int n, class Codes>
-WC_INLINE F best_scale(const Codes& codes, Strip x, const float* w, F start, const Span& span) {
+WC_INLINE F best_scale(const Codes& codes, Strip x, const float* w, F start, const Span& span, bool is_weighed) {
   ScaleSearch<n, Codes> search(codes, x, w);
   search.attempt(inverse_of(start));
-  search.try_span(span);
+  search.try_span(span, is_weighed);
   search.attempt(inverse_of(search.scale));
   return from_f16(to_f16(search.scale));
 }
 
 template <int nmax>
-WC_INLINE F least_symmetric(Strip x, const float* w, int effort, Bytes start, I (&level)[32]) {
+WC_INLINE F least_symmetric(Strip x, const float* w, Effort effort, Bytes start, I (&level)[32]) {
   const Integers<-nmax, nmax - 1> codes;
-  const F d = best_scale<32>(codes, x, w, read_half(start), kSpans[effort - 1]);
+  const F d = best_scale<32>(codes, x, w, read_half(start), kSpans[effort.level], effort.is_weighed);
   const F inverse = inverse_of(d);
   for (int i = 0; i < 32; ++i) level[i] = truncated(codes.nearest(inverse * x[i])) + nmax;
   return d;
@@ -273,7 +281,7 @@ WC_INLINE F least_symmetric(Strip x, const float* w, int effort, Bytes start, I 
 
 template <>
 struct LeastError<Q40> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     I level[32];
     store_half(out, to_f16(least_symmetric<8>(x, w, effort, start, level)));
     store_nibbles(level, out + 2);
@@ -282,7 +290,7 @@ struct LeastError<Q40> {
 
 template <>
 struct LeastError<Q50> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     I level[32];
     store_half(out, to_f16(least_symmetric<16>(x, w, effort, start, level)));
     store_fifth_bits(level, out + 2);
@@ -292,24 +300,31 @@ struct LeastError<Q50> {
 
 template <>
 struct LeastError<IQ4NL> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Iq4Codebook codes;
-    const F d = best_scale<32>(codes, x, w, read_half(start), kSpans[effort - 1]);
+    const F d = best_scale<32>(codes, x, w, read_half(start), kSpans[effort.level], effort.is_weighed);
     store_half(out, to_f16(d));
     store_iq4_codes(codes.search, x, inverse_of(d), out + 2);
   }
 };
 
-// Q8_0: the float16 scales next to ggml's, by the errors that they give: so many steps below and above.
-constexpr int kQ80Steps[kEfforts][2] = {{10, 8}, {20, 10}, {44, 22}};
+// Q8_0: the float16 scales next to the best of a few, by the errors that they give: so many steps below and above.
+// The errors of so many levels are all but random next to each other, so that more tries always gain.
+constexpr int kQ80Steps[kEfforts][2] = {{10, 8}, {20, 10}, {100, 260}};
+constexpr Span kQ80Spans[kEfforts] = {{0.9f, 1.0f, 2, 1.2f}, {0.9f, 1.1f, 6, 2.0f}, {0.8f, 1.2f, 20, 3.0f}};
+
 template <>
 struct LeastError<Q80> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Integers<-128, 127> codes;
-    const I first = load_half(start);
+    I first = load_half(start);
+    if (effort.is_weighed) {
+      const F d = best_scale<32>(codes, x, w, from_f16(first), kQ80Spans[effort.level], true);
+      first = to_f16(magnitude(d));
+    }
     F best = infinity();
     I found = first;
-    for (int k = -kQ80Steps[effort - 1][0]; k <= kQ80Steps[effort - 1][1]; ++k) {
+    for (int k = -kQ80Steps[effort.level][0]; k <= kQ80Steps[effort.level][1]; ++k) {
       const I half = first + k;
       const F error = scale_error<32>(codes, x, w, from_f16(half));
       const M better = (error < best) & (half > I(0));
@@ -324,9 +339,9 @@ struct LeastError<Q80> {
 
 template <>
 struct LeastError<Q20> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Integers<-1, 2> codes;
-    const F d = best_scale<64>(codes, x, w, read_half(start), kTernarySpans[effort - 1]);
+    const F d = best_scale<64>(codes, x, w, read_half(start), kTernarySpans[effort.level], effort.is_weighed);
     const F inverse = inverse_of(d);
     store_half(out, to_f16(d));
     for (int b = 0; b < 16; ++b) {
@@ -340,7 +355,7 @@ struct LeastError<Q20> {
 // Q1_0: d is the weighted mean of the magnitudes.
 template <>
 struct LeastError<Q10> {
-  static void quantize(Strip x, const float* w, int, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort, Bytes start, Bytes out) {
     F sum = 0.0f;
     float sum_w = 0.0f;
     for (int i = 0; i < Q10::elements; ++i) {
@@ -354,18 +369,18 @@ struct LeastError<Q10> {
 
 template <>
 struct LeastError<TQ20> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Integers<-1, 1> codes;
-    const F d = best_scale<256>(codes, x, w, read_half(start + 64), kTernarySpans[effort - 1]);
+    const F d = best_scale<256>(codes, x, w, read_half(start + 64), kTernarySpans[effort.level], effort.is_weighed);
     TQ20::store(x, d, nearest_trit, out);
   }
 };
 
 template <>
 struct LeastError<TQ10> {
-  static void quantize(Strip x, const float* w, int effort, Bytes start, Bytes out) {
+  static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Integers<-1, 1> codes;
-    const F d = best_scale<256>(codes, x, w, read_half(start + 52), kTernarySpans[effort - 1]);
+    const F d = best_scale<256>(codes, x, w, read_half(start + 52), kTernarySpans[effort.level], effort.is_weighed);
     TQ10::store(x, d, nearest_trit, out);
   }
 };
