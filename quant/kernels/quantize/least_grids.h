@@ -188,6 +188,8 @@ struct GridEffort {
 constexpr GridEffort kGridEfforts[kEfforts] = {{3, 1, 1}, {5, 2, 1}, {17, 3, 2}};
 constexpr GridEffort kIQ1Efforts[kEfforts] = {{0, 1, 0}, {0, 1, 1}, {5, 2, 1}};
 constexpr float kLeastFactor = 0.8f, kMostFactor = 1.25f;
+// Where importance differs, twice as many are tried: large weights may be best cut off.
+constexpr float kLeastFactorWeighed = 0.4f;
 
 template <class Type>
 struct GridSuper {
@@ -276,16 +278,18 @@ struct GridSuper {
 
   WC_INLINE static F small(F value) { return nearest_small(lesser(greater(value, 0.0f), Traits::top)); }
 
-  void search(F start_d, const I (&start)[blocks], const GridEffort& effort) {
+  void search(F start_d, const I (&start)[blocks], const GridEffort& effort, bool is_weighed) {
     F largest = 0.0f;
+    const int tries = is_weighed ? effort.tries * 2 : effort.tries;
+    const float least = is_weighed ? kLeastFactorWeighed : kLeastFactor;
     F wanted[blocks];
     for (int b = 0; b < blocks; ++b) {
       const F first = Traits::scale(start_d, floats(start[b]));
       wanted[b] = first;
       F best = infinity();
-      for (int k = 0; k < effort.tries; ++k) {
-        const float part = static_cast<float>(k) / static_cast<float>(effort.tries - 1);
-        const F scale = first * (kLeastFactor + (kMostFactor - kLeastFactor) * part);
+      for (int k = 0; k < tries; ++k) {
+        const float part = static_cast<float>(k) / static_cast<float>(tries - 1);
+        const F scale = first * (least + (kMostFactor - least) * part);
         const F error = choose(b, scale);
         const M better = error < best;
         best = select(better, error, best);
@@ -407,7 +411,7 @@ struct LeastError<IQ2XXS> {
     GridSuper<IQ2XXS> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[2 + 8 * b + 7]) >> 4) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort.level]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level], effort.is_weighed);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ2XXS>::scale(super.d, super.s[b]));
@@ -428,7 +432,7 @@ struct LeastError<IQ2XS> {
     GridSuper<IQ2XS> super(x, w, scratch);
     I ls[16];
     for (int b = 0; b < 16; ++b) ls[b] = (load_bytes(start[66 + b / 2]) >> 4 * (b % 2)) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort.level]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level], effort.is_weighed);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 16; ++b) {
       super.choose(b, GridTraits<IQ2XS>::scale(super.d, super.s[b]));
@@ -448,7 +452,7 @@ struct LeastError<IQ2S> {
     GridSuper<IQ2S> super(x, w, scratch);
     I ls[16];
     for (int b = 0; b < 16; ++b) ls[b] = (load_bytes(start[74 + b / 2]) >> 4 * (b % 2)) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort.level]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level], effort.is_weighed);
     store_half(out, to_f16(super.d));
     I high[8];
     for (int b = 0; b < 16; ++b) {
@@ -473,7 +477,7 @@ struct LeastError<IQ3XXS> {
     GridSuper<IQ3XXS> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[66 + 4 * b + 3]) >> 4) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort.level]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level], effort.is_weighed);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ3XXS>::scale(super.d, super.s[b]));
@@ -495,7 +499,7 @@ struct LeastError<IQ3S> {
     GridSuper<IQ3S> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[106 + b / 2]) >> 4 * (b % 2)) & 15;
-    super.search(read_half(start), ls, kGridEfforts[effort.level]);
+    super.search(read_half(start), ls, kGridEfforts[effort.level], effort.is_weighed);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ3S>::scale(super.d, super.s[b]));
@@ -521,7 +525,7 @@ struct LeastError<IQ1S> {
     GridSuper<IQ1S> super(x, w, scratch);
     I ls[8];
     for (int b = 0; b < 8; ++b) ls[b] = (load_bytes(start[34 + 2 * b + 1]) >> 4) & 7;
-    super.search(read_half(start), ls, kIQ1Efforts[effort.level]);
+    super.search(read_half(start), ls, kIQ1Efforts[effort.level], effort.is_weighed);
     store_half(out, to_f16(super.d));
     for (int b = 0; b < 8; ++b) {
       super.choose(b, GridTraits<IQ1S>::scale(super.d, super.s[b]));
@@ -543,7 +547,7 @@ struct LeastError<IQ1M> {
     I ls[16], half = 0;
     for (int b = 0; b < 16; ++b) ls[b] = (load_half(start + 48 + 2 * (b / 4)) >> 3 * (b % 4)) & 7;
     for (int i = 0; i < 4; ++i) half = half | (load_half(start + 48 + 2 * i) >> 12) << 4 * i;
-    super.search(from_f16(half), ls, kIQ1Efforts[effort.level]);
+    super.search(from_f16(half), ls, kIQ1Efforts[effort.level], effort.is_weighed);
     for (int b = 0; b < 16; ++b) {
       super.choose(b, GridTraits<IQ1M>::scale(super.d, super.s[b]));
       ls[b] = truncated(super.s[b]);
