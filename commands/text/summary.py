@@ -58,7 +58,7 @@ def summary_lines(summary: Summary, *, all_tensors: bool = False) -> Iterator[st
             yield f"  {name}: {requantized:,} of {total} requantized{reason}"
         if (errors := summary.errors) is not None:
             yield error_line(errors.outputs[number], errors.baseline)
-            if told := search_text(errors.outputs[number].total):
+            if told := search_text(errors.outputs[number]):
                 yield f"  least-error search: {told}"
     rate = size_text(plan.read_bytes / max(summary.seconds, 1e-9))
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""

@@ -61,7 +61,7 @@ def card_lines(report: Report, number: int) -> list[str]:
         f"{COLUMNS[key].label} {metric_text(output.total, key)}"
         for key in ("relative_rms", "sqnr_db", "cosine")
     )
-    gain = search_text(output.total)
+    gain = search_text(output)
     searched = f" Least-error search: {gain}." if gain else ""
     return [f"{against} {', '.join(told)}.{searched}", "", *_roles(output)]
 

@@ -131,26 +131,28 @@ def gain_text(metrics: Metrics) -> str:
     return "" if gained is None else f"{gained + 0:+.2f} dB"
 
 
-def search_text(metrics: Metrics) -> str:
+def search_text(output: OutputErrors) -> str:
     """Say how much better a search is, by importance first if that was minimized; or nothing."""
-    search = metrics.search
+    search = output.total.search
     gained = None if search is None else gain_of(search)
     if search is None or gained is None:
         return ""
-    if search.weighted_gained_db is None:
-        return _better(gained)
-    plain = (
-        "" if search.gained_db is None else f", {_better(search.gained_db, '')} by plain squares"
-    )
-    return f"{_better(gained)} by importance{plain}"
+    than = "ggml's rule" if output.container == "gguf" else "the plain rule"
+    told = _better(gained, than)
+    if search.weighted_gained_db is not None:
+        told += " by importance"
+        if search.gained_db is not None:
+            told += f", {_better(search.gained_db)} by plain squares"
+    return told
 
 
-def _better(decibels: float, than: str = " than ggml's rule") -> str:
+def _better(decibels: float, than: str = "") -> str:
     """Say how much better something is, in hundredths of a dB."""
     size = f"{abs(decibels):.2f}"
     if float(size) == 0:
-        return f"as good{than.replace('than', 'as')}"
-    return f"{size} dB {'better' if decibels > 0 else 'worse'}{than}"
+        return f"as good as {than}" if than else "as good"
+    better = "better" if decibels > 0 else "worse"
+    return f"{size} dB {better} than {than}" if than else f"{size} dB {better}"
 
 
 def gain_of(search: SearchGain) -> float | None:

@@ -129,7 +129,7 @@ def _kept(entry: Entry) -> Sentence:
 
 
 def _searched(output: OutputErrors) -> Iterator[Sentence]:
-    if told := search_text(output.total):
+    if told := search_text(output):
         yield (Piece(f"Least-error search: {told}."),)
 
 

@@ -126,6 +126,19 @@ def test_directories_of_4_bit_floats_are_compared(imatrix: Path, tmp_path: Path)
     assert compared
 
 
+@pytest.mark.parametrize("name", ["fp8", "fp8-block"])
+def test_8_bit_floats_gain(name: str, tmp_path: Path) -> None:
+    by_ggml = convert(tmp_path / f"g-{name}", tmp_path / "g.json")
+    searched = convert(tmp_path / f"s-{name}", tmp_path / "s.json", search="least-error")
+    for tensor, other in zip(searched["tensors"], by_ggml["tensors"], strict=True):
+        if tensor["type"] == name.upper():
+            check_gain(tensor["metrics"], other["metrics"])
+    total = searched["total"]["search"]
+    assert total["gained_db"] > 0
+    text = summary([read_report(tmp_path / "s.json")])
+    assert f"Least-error search: {total['gained_db']:.2f} dB better than the plain rule." in text
+
+
 @pytest.mark.parametrize("name", ["m-int4-g32", "m-F16.gguf", "m-int8-g32-gptq"])
 def test_what_both_rules_make_alike_is_not_compared(name: str, tmp_path: Path) -> None:
     found = convert(tmp_path / name, tmp_path / "r.json", search="least-error")
@@ -172,7 +185,7 @@ def test_every_form_tells_the_gain(imatrix: Path, tmp_path: Path) -> None:
         bundle=True,
     )
     assert done.errors is not None
-    told = search_text(done.errors.outputs[0].total)
+    told = search_text(done.errors.outputs[0])
     assert "dB worse than ggml's rule by importance, " in told
     assert f"  least-error search: {told}" in list(summary_lines(done))
     text = summary([read_report(report)])
