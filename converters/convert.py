@@ -358,7 +358,8 @@ def convert(
     Errors: `report` is a file for the errors that were made, in the form that its ending says:
     .json, .html for a page, .md for a summary. They are measured against the `baseline` "stored",
     the exact values (the default), or "bf16", these rounded to bfloat16; with either of the two
-    `Summary.errors` has them too.
+    `Summary.errors` has them too. The report of a search says what it gains against ggml's rule,
+    by which all is made once more for that.
 
     Outputs get their names only when they are complete; finished work of a run that failed is kept
     beside them for the next one. Raises CheckpointError, or a child of it: RequestError for what
@@ -453,7 +454,10 @@ def plan_conversion(
         on_note(devices.note)
     measuring = None
     if options.report or options.baseline is not None or limits:
-        measuring = Measuring(parse_baseline(options.baseline or "stored"))
+        compares = options.report is not None and options.rule.is_least_error
+        measuring = Measuring(
+            parse_baseline(options.baseline or "stored"), compares_search=compares
+        )
     plan = prepare(source, outputs, options)
     if options.report is not None:
         overwrite.check_report_path(Path(options.report), overwrite.taken_paths(plan))

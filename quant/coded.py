@@ -230,5 +230,5 @@ def _coded(
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         raise SourceValueError("NaN or infinity", *map(int, bad[0]))
-    rows = quantize_fp8(values, weight_type)
+    rows = quantize_fp8(values, weight_type, importance, search)
     return Groups(rows.weights, rows.scales, None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from weightcast.commands.text.graph import sparse_notes
 from weightcast.commands.text.plan import bundle_lines, output_lines
 from weightcast.converters.convert import Summary
-from weightcast.converters.report import Metrics, OutputErrors
+from weightcast.converters.report import Metrics, OutputErrors, search_text
 from weightcast.text import count, size_text, some
 
 
@@ -58,6 +58,8 @@ def summary_lines(summary: Summary, *, all_tensors: bool = False) -> Iterator[st
             yield f"  {name}: {requantized:,} of {total} requantized{reason}"
         if (errors := summary.errors) is not None:
             yield error_line(errors.outputs[number], errors.baseline)
+            if told := search_text(errors.outputs[number]):
+                yield f"  least-error search: {told}"
     rate = size_text(plan.read_bytes / max(summary.seconds, 1e-9))
     place = f" on {summary.devices.text}" if summary.devices.cuda else ""
     hashing = f", bundles in {summary.bundle_seconds:.1f} s" if summary.bundles else ""

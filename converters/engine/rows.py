@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
@@ -19,6 +20,7 @@ from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.groups import InexactScaleError, NotCarriedError
 from weightcast.quant.cpu.library import BlockCounts, RangeError, SourceValueError
 from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import BF16, F32, TYPES
 from weightcast.text import option
 
@@ -88,6 +90,7 @@ class RowConverter:
         rows = np.frombuffer(target, np.uint8, nbytes)
         source, importance = task.matrix, destination.importance
         backend = worker.backend
+        baseline = Baseline.STORED
         if self.measuring is None:
             counts = backend.quantize(
                 source, destination.type, rows, importance, destination.search
@@ -99,6 +102,9 @@ class RowConverter:
             )
             self.measuring.add(destination, task.out0, errors)
         write = self.files.write(destination, rows.data, _offset(task, destination))
+        if self.measuring is not None and self.measuring.compares(destination):
+            errors = _errors_by_ggml(worker, task, destination, rows, baseline)
+            self.measuring.add_ggmls(destination, task.out0, errors)
         return TaskResult(counts, [write])
 
     def _pack(
@@ -122,6 +128,15 @@ class RowConverter:
         ]
         if measuring is not None and made.errors is not None:
             measuring.add(destination, task.out0, made.errors)
+        if measuring is not None and measuring.compares(destination):
+            by_ggml = packed.packing.errors_by_ggml(
+                task.matrix,
+                destination.importance,
+                worker.backend,
+                measuring.baseline_of(destination),
+            )
+            if by_ggml is not None:
+                measuring.add_ggmls(destination, task.out0, by_ggml)
         return TaskResult(made.counts, writes)
 
     def _explained(
@@ -152,6 +167,21 @@ class RowConverter:
             return ""
         wider = F32 if destination.type == BF16 else BF16
         return target.remedy(destination.tensor, wider, "gives it a wider range")
+
+
+def _errors_by_ggml(
+    worker: Worker,
+    task: Task,
+    destination: Destination,
+    rows: NDArray[np.uint8],
+    baseline: Baseline,
+) -> Errors:
+    """Measure what ggml's rule makes of rows that were searched and written, in the same room."""
+    source, importance, made = task.matrix, destination.importance, destination.type
+    try:
+        return worker.backend.quantize_and_measure(source, made, rows, importance, baseline)[1]
+    except RangeError:  # by ggml's rule a scale is infinite; the blocks are there all the same
+        return measure_matrix(as_matrix(source), made, rows, importance, baseline)
 
 
 def _offset(task: Task, destination: Destination) -> int:

@@ -120,14 +120,15 @@ def _is_cached(fd: int, position: int) -> bool:
 
 
 def _kernel_seconds(plan: Plan, devices: Devices) -> float:
-    """Seconds that all cores together compute; devices, not measured yet, count as none."""
-    if devices.cuda:
-        return 0.0
+    """Seconds that all cores together compute; devices, not measured yet, count as none.
+
+    Beside devices they search for the least error alone.
+    """
     weights: dict[object, int] = defaultdict(int)
     examples: dict[object, tuple[WorkItem, Destination]] = {}
     for item in plan.items:
         for destination in item.destinations:
-            if keeps_bytes(item, destination):
+            if keeps_bytes(item, destination) or (devices.cuda and not destination.is_searched):
                 continue
             packed = destination.packed
             kind = destination.type.name if packed is None else packed.packing.label

@@ -47,6 +47,13 @@ class Destination:
     factor: float = 1.0
     search: Search = GGML
 
+    @property
+    def is_searched(self) -> bool:
+        """True if a search for the least error makes the rows in place of ggml's rule."""
+        if self.packed is not None:
+            return self.packed.packing.is_least_error
+        return self.search.is_least_error and not self.type.is_plain
+
     def row_bytes(self, n_in: int) -> int:
         """Bytes that a row takes while it is made."""
         made = self.type if self.packed is None else self.packed.packing

@@ -46,6 +46,7 @@ from weightcast.converters.report.schema import (
     read_report,
 )
 from weightcast.converters.report.show import check_writable, show_reports, write_report
+from weightcast.converters.report.text import search_text
 
 __all__ = [
     "BASELINES",
@@ -79,6 +80,7 @@ __all__ = [
     "parse_baseline",
     "parse_limit",
     "read_report",
+    "search_text",
     "show_reports",
     "summary",
     "tensor_role",

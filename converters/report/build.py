@@ -20,6 +20,7 @@ from weightcast.converters.report.schema import (
     ReportSource,
     RoleErrors,
     Row,
+    SearchGain,
     TensorErrors,
     Weighted,
 )
@@ -56,6 +57,10 @@ class MeasuredTensor:
     @property
     def total(self) -> Errors:
         return merged(matrix.total for matrix in self.matrices).total()
+
+    @property
+    def by_ggml(self) -> Errors | None:
+        return _by_ggml(self.matrices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def _output(output: MeasuredOutput) -> OutputErrors:
         bytes=output.nbytes,
         tensor_bytes=tensor_bytes,
         bits_per_weight=_bits(tensor_bytes, total),
-        total=_metrics(total, is_weighted=_is_weighted(output.tensors)),
+        total=_total_metrics(total, output.tensors),
         roles=tuple(_role(role, tensors) for role, tensors in roles.items()),
         tensors=tuple(_tensor(tensor) for tensor in output.tensors),
     )
@@ -109,8 +114,7 @@ def _output(output: MeasuredOutput) -> OutputErrors:
 def _role(role: str, tensors: Sequence[MeasuredTensor]) -> RoleErrors:
     nbytes = sum(tensor.nbytes for tensor in tensors)
     total = _total(tensors)
-    metrics = _metrics(total, is_weighted=_is_weighted(tensors))
-    return RoleErrors(role, nbytes, _bits(nbytes, total), metrics)
+    return RoleErrors(role, nbytes, _bits(nbytes, total), _total_metrics(total, tensors))
 
 
 def _tensor(tensor: MeasuredTensor) -> TensorErrors:
@@ -123,14 +127,20 @@ def _tensor(tensor: MeasuredTensor) -> TensorErrors:
         shape=tensor.shape,
         bytes=tensor.nbytes,
         bits_per_weight=_bits(tensor.nbytes, total),
-        metrics=_metrics(total, _largest_at(tensor, total), is_weighted=tensor.is_weighted),
-        experts=tuple(_expert(matrix.total, tensor) for matrix in tensor.matrices if has_experts),
+        metrics=_metrics(
+            total,
+            _largest_at(tensor, total),
+            is_weighted=tensor.is_weighted,
+            by_ggml=tensor.by_ggml,
+        ),
+        experts=tuple(_expert(matrix, tensor) for matrix in tensor.matrices if has_experts),
         worst_rows=tuple(_worst_rows(tensor)),
     )
 
 
-def _expert(total: Errors, tensor: MeasuredTensor) -> Metrics:
-    return _metrics(total, _position(total), is_weighted=tensor.is_weighted)
+def _expert(matrix: MatrixErrors, tensor: MeasuredTensor) -> Metrics:
+    total, is_weighted = matrix.total, tensor.is_weighted
+    return _metrics(total, _position(total), is_weighted=is_weighted, by_ggml=matrix.by_ggml)
 
 
 def _largest_at(tensor: MeasuredTensor, total: Errors) -> tuple[int, ...] | None:
@@ -166,8 +176,22 @@ def _total(tensors: Iterable[MeasuredTensor]) -> Errors:
     return merged(matrix.total for tensor in tensors for matrix in tensor.matrices).total()
 
 
-def _is_weighted(tensors: Iterable[MeasuredTensor]) -> bool:
-    return any(tensor.is_weighted for tensor in tensors)
+def _by_ggml(matrices: Sequence[MatrixErrors]) -> Errors | None:
+    """Add up what ggml's rule makes of matrices; None if none of them was searched.
+
+    Those that were not are the same by either rule.
+    """
+    if all(matrix.by_ggml is None for matrix in matrices):
+        return None
+    each = (m.total if m.by_ggml is None else m.by_ggml for m in matrices)
+    return merged(each).total()
+
+
+def _total_metrics(total: Errors, tensors: Sequence[MeasuredTensor]) -> Metrics:
+    """Give the errors of several tensors together."""
+    is_weighted = any(tensor.is_weighted for tensor in tensors)
+    matrices = [matrix for tensor in tensors for matrix in tensor.matrices]
+    return _metrics(total, is_weighted=is_weighted, by_ggml=_by_ggml(matrices))
 
 
 def _bits(nbytes: int, total: Errors) -> float:
@@ -175,7 +199,11 @@ def _bits(nbytes: int, total: Errors) -> float:
 
 
 def _metrics(
-    total: Errors, largest_at: tuple[int, ...] | None = None, *, is_weighted: bool
+    total: Errors,
+    largest_at: tuple[int, ...] | None = None,
+    *,
+    is_weighted: bool,
+    by_ggml: Errors | None = None,
 ) -> Metrics:
     return Metrics(
         weights=int(total.weights),
@@ -192,6 +220,7 @@ def _metrics(
         share_clipped=float(total.share_clipped),
         weighted=_weighted(total) if is_weighted else None,
         histogram=tuple(total.histogram.tolist()),
+        search=None if by_ggml is None else _gain(total, by_ggml, is_weighted=is_weighted),
     )
 
 
@@ -202,6 +231,22 @@ def _weighted(total: Errors) -> Weighted:
         relative_rms=_finite(total.weighted_relative_rms),
         sqnr_db=_finite(total.weighted_sqnr_db),
     )
+
+
+def _gain(total: Errors, by_ggml: Errors, *, is_weighted: bool) -> SearchGain:
+    """Compare the errors of a search with those of ggml's rule."""
+    plain = _finite(by_ggml.error_squares)
+    weighted = _finite(by_ggml.weighted_error_squares) if is_weighted else None
+    return SearchGain(
+        ggml_error_squares=plain,
+        gained_db=_decibels(plain, _finite(total.error_squares)),
+        ggml_weighted_error_squares=weighted,
+        weighted_gained_db=_decibels(weighted, _finite(total.weighted_error_squares)),
+    )
+
+
+def _decibels(before: float | None, after: float | None) -> float | None:
+    return 10 * math.log10(before / after) if before and after else None
 
 
 def _finite(value: Any) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Hashable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -34,29 +34,45 @@ def parse_baseline(name: str) -> Baseline:
 
 @dataclass(frozen=True, slots=True)
 class MatrixErrors:
-    """Errors of a matrix against its source, and its rows with the largest relative errors."""
+    """Errors of a matrix against its source, and its rows with the largest relative errors.
+
+    `by_ggml` are those that ggml's rule makes of it, where a search was compared with that.
+    """
 
     total: Errors
     worst: tuple[tuple[int, float], ...] = ()
+    by_ggml: Errors | None = None
 
     def values(self) -> dict[str, Any]:
         """Turn all of it, exactly, into JSON values."""
-        total = {field.name: getattr(self.total, field.name).tolist() for field in fields(Errors)}
-        return {"total": total, "worst": self.worst}
+        by_ggml = None if self.by_ggml is None else _sums(self.by_ggml)
+        return {"total": _sums(self.total), "worst": self.worst, "by_ggml": by_ggml}
+
+
+def _sums(errors: Errors) -> dict[str, Any]:
+    return {field.name: getattr(errors, field.name).tolist() for field in fields(Errors)}
 
 
 def matrix_errors(values: dict[str, Any]) -> MatrixErrors | None:
     """Undo `MatrixErrors.values`. Returns None if these are no such values."""
-    empty = of_moments(np.zeros(0, MOMENTS), 0)
     try:
-        total = {
-            field.name: np.array(values["total"][field.name], getattr(empty, field.name).dtype)[()]
-            for field in fields(Errors)
-        }
+        total, by_ggml = values["total"], values["by_ggml"]
         worst = tuple((int(row), float(size)) for row, size in values["worst"])
+        compared = None if by_ggml is None else _of_sums(by_ggml)
+        return MatrixErrors(_of_sums(total), worst, compared)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return MatrixErrors(Errors(**total), worst)
+
+
+def _of_sums(values: dict[str, Any]) -> Errors:
+    """Undo `_sums`. Raises KeyError, TypeError, ValueError or OverflowError."""
+    empty = of_moments(np.zeros(0, MOMENTS), 0)
+    return Errors(
+        **{
+            field.name: np.array(values[field.name], getattr(empty, field.name).dtype)[()]
+            for field in fields(Errors)
+        }
+    )
 
 
 @dataclass(slots=True)
@@ -105,11 +121,18 @@ class Collector(Generic[_Key]):
 
 
 class Measuring:
-    """The errors that a conversion measures against a baseline, by output, tensor and expert."""
+    """The errors that a conversion measures against a baseline, by output, tensor and expert.
 
-    def __init__(self, baseline: Baseline = Baseline.STORED) -> None:
+    With `compares_search`, what is searched for is made by ggml's rule as well, to be compared.
+    """
+
+    def __init__(
+        self, baseline: Baseline = Baseline.STORED, *, compares_search: bool = False
+    ) -> None:
         self.baseline = baseline
+        self._compares_search = compares_search
         self._collector: Collector[MatrixKey] = Collector()
+        self._by_ggml: Collector[MatrixKey] = Collector()
 
     def baseline_of(self, destination: Destination) -> Baseline:
         """Give the baseline for the rows of a destination: norms and routers are never rounded."""
@@ -119,17 +142,37 @@ class Measuring:
         """Add rows [row0, ...) of a matrix that went to a destination, an entry each."""
         self._collector.add(_key(destination), row0, errors.times(destination.factor))
 
+    def compares(self, destination: Destination) -> bool:
+        """Tell whether rows for a destination are made by ggml's rule as well."""
+        return self._compares_search and destination.is_searched
+
+    def add_ggmls(self, destination: Destination, row0: int, errors: Errors) -> None:
+        """Add the errors of rows [row0, ...) as ggml's rule makes them."""
+        self._by_ggml.add(_key(destination), row0, errors.times(destination.factor))
+
     def matrix(self, destination: Destination, n_out: int) -> MatrixErrors | None:
         """Give the errors of a matrix; None before all its rows were added."""
-        return self._collector.matrix(_key(destination), n_out)
+        key = _key(destination)
+        found = self._collector.matrix(key, n_out)
+        if found is None or not self.compares(destination):
+            return found
+        by_ggml = self._by_ggml.matrix(key, n_out)
+        return None if by_ggml is None else replace(found, by_ggml=by_ggml.total)
 
     def restore(self, destination: Destination, errors: MatrixErrors, n_out: int) -> None:
         """Take the errors of a whole matrix from an earlier run."""
-        self._collector.restore(_key(destination), errors, n_out)
+        key = _key(destination)
+        self._collector.restore(key, errors, n_out)
+        if errors.by_ggml is not None:
+            self._by_ggml.restore(key, MatrixErrors(errors.by_ggml), n_out)
 
     def finished(self) -> dict[MatrixKey, MatrixErrors]:
         """Give the errors of each matrix."""
-        return self._collector.finished()
+        by_ggml = {key: errors.total for key, errors in self._by_ggml.finished().items()}
+        return {
+            key: replace(errors, by_ggml=by_ggml.get(key))
+            for key, errors in self._collector.finished().items()
+        }
 
 
 def _key(destination: Destination) -> MatrixKey:

@@ -56,6 +56,7 @@ def page(reports: Sequence[Report]) -> str:
     shown = _Shown.of(entries)
     data = {
         "columns": [_column(key) for key in _COLUMNS],
+        "gain": text.title("gained_db"),
         "outputs": [_entry(entry) for entry in entries],
     }
     return environment.get_template("page.html").render(
@@ -78,6 +79,7 @@ def page(reports: Sequence[Report]) -> str:
         has_layers=shown.has_layers,
         has_experts=shown.has_experts,
         has_weighted=any(entry.output.total.weighted for entry in entries),
+        has_search=any(entry.output.total.search for entry in entries),
         data=data,
     )
 

@@ -17,9 +17,11 @@ from weightcast.converters.report.text import (
     Entry,
     entries,
     file_name,
+    gain_text,
     is_lossless,
     metric_text,
     recipe_text,
+    search_text,
     sqnr_text,
     warnings,
     worst_tensors,
@@ -59,7 +61,9 @@ def card_lines(report: Report, number: int) -> list[str]:
         f"{COLUMNS[key].label} {metric_text(output.total, key)}"
         for key in ("relative_rms", "sqnr_db", "cosine")
     )
-    return [f"{against} {', '.join(told)}.", "", *_roles(output)]
+    gain = search_text(output)
+    searched = f" Least-error search: {gain}." if gain else ""
+    return [f"{against} {', '.join(told)}.{searched}", "", *_roles(output)]
 
 
 def _lines(reports: Sequence[Report]) -> Iterator[str]:
@@ -119,10 +123,13 @@ def _limit(report: Report, limit: Limit) -> Iterator[str]:
 
 def _outputs(labelled: Sequence[Entry]) -> Iterator[str]:
     has_weighted = any(entry.output.total.weighted for entry in labelled)
+    has_search = any(entry.output.total.search for entry in labelled)
     columns = ["output", "type", "size", "bits/weight"]
     columns += _labels("sqnr_db", "relative_rms", "cosine")
     if has_weighted:
         columns.append("SQNR, weighted")
+    if has_search:
+        columns.append(COLUMNS["gained_db"].label)
     yield _row([*columns, "worst tensor"])
     yield _row(["---"] * 2 + ["---:"] * (len(columns) - 2) + [":---"])
     for entry in labelled:
@@ -138,6 +145,8 @@ def _outputs(labelled: Sequence[Entry]) -> Iterator[str]:
         ]
         if has_weighted:
             cells.append(sqnr_text(total.weighted) if total.weighted else "")
+        if has_search:
+            cells.append(gain_text(total))
         worst = worst_tensors(output, 1)
         cells.append(f"{_code(worst[0].name)}, {sqnr_text(worst[0].metrics)}" if worst else "none")
         yield _row(cells)
@@ -180,13 +189,16 @@ def _proposed(proposal: Proposal) -> Iterator[str]:
 
 def _roles(output: OutputErrors) -> Iterator[str]:
     keys = ("sqnr_db", "relative_rms")
-    yield from _header(["kind", "size", "bits/weight", *_labels(*keys), "share of error"])
+    has_search = output.total.search is not None
+    gains = _labels("gained_db") if has_search else []
+    yield from _header(["kind", "size", "bits/weight", *_labels(*keys), "share of error", *gains])
     whole = output.total.error_squares
     for role in output.roles:
         part = role.metrics.error_squares
         share = f"{100 * part / whole:.1f} %" if whole and part is not None else ""
         cells = [_code(role.role), size_text(role.bytes), f"{role.bits_per_weight:.3f}"]
-        yield _row([*cells, *(metric_text(role.metrics, key) for key in keys), share])
+        gain = [gain_text(role.metrics)] if has_search else []
+        yield _row([*cells, *(metric_text(role.metrics, key) for key in keys), share, *gain])
 
 
 def _worst(output: OutputErrors) -> Iterator[str]:

@@ -55,8 +55,8 @@ class About:
     """Facts about a field that its type does not tell.
 
     `key` is its name in JSON if that is another, `label` and `unit` are for tables. A field with
-    `better` is a metric that can be limited: less of it is better, or more. An `optional` list may
-    be absent in JSON, and is if it is empty: files of before it was added stay as good.
+    `better` is a metric that can be limited: less of it is better, or more. An `optional` field may
+    be absent in JSON, and is if it is empty or None: files of before it was added stay as good.
     """
 
     description: str = ""

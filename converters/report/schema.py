@@ -86,6 +86,28 @@ class Weighted:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchGain:
+    """Errors of the blocks that ggml's rule makes of the same weights, and what the search gains.
+
+    A search that is weighted by importance gains by that measure, and may lose by plain squares.
+    """
+
+    ggml_error_squares: Annotated[Finite, About("sum of (y - x)^2 by ggml's rule")]
+    gained_db: Annotated[
+        Finite,
+        About(
+            "10 log10(ggml_error_squares / error_squares); null if either is 0 or not finite",
+            label="gain of the search",
+            unit="decibels",
+        ),
+    ]
+    ggml_weighted_error_squares: Annotated[
+        Finite, About("the same weighted by importance; null without, too")
+    ]
+    weighted_gained_db: Annotated[Finite, About("the gain by these")]
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """Errors of some weights. Numbers that are not finite are null, None in Python.
 
@@ -94,7 +116,8 @@ class Metrics:
     `mean_error` the mean of y - x, `largest_error` the largest |y - x|, first found at
     `largest_at`. `share_exact` of the `weights` did not change; `share_zeroed` and `share_clipped`
     of runs of 32 became all zeros, or lost over 1/8 of their largest magnitude. `weighted` are
-    errors by importance, and `histogram` counts runs by their own ratio.
+    errors by importance, and `histogram` counts runs by their own ratio. `search` compares what a
+    search for the least error made with what ggml's rule makes.
     """
 
     weights: Count
@@ -155,6 +178,10 @@ class Metrics:
             "to 3.01 k dB, [30] all that is smaller, [31] no error at all"
         ),
     ]
+    search: Annotated[
+        SearchGain | None,
+        About("of what the least-error search made; absent for all else", optional=True),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from weightcast.converters.report.schema import (
     Metrics,
     OutputErrors,
     Report,
+    SearchGain,
     TensorErrors,
     Weighted,
 )
@@ -26,7 +27,7 @@ NOT_FINITE: Final = "not finite"
 # Fields of tensors and of their metrics that tables show, by their keys in JSON.
 COLUMNS: Final[dict[str, About]] = {
     field.key: field.about
-    for record in (TensorErrors, Metrics)
+    for record in (TensorErrors, Metrics, SearchGain)
     for field in fields_of(record).values()
     if field.about.label
 }
@@ -122,6 +123,42 @@ def sqnr_text(metrics: Metrics | Weighted) -> str:
     if metrics.sqnr_db is not None:
         return f"{metrics.sqnr_db:.2f} dB"
     return LOSSLESS if metrics.relative_rms == 0 else NOT_FINITE
+
+
+def gain_text(metrics: Metrics) -> str:
+    """Write what a search gains on ggml's rule by what it minimizes; nothing without a search."""
+    gained = None if metrics.search is None else gain_of(metrics.search)
+    return "" if gained is None else f"{gained + 0:+.2f} dB"
+
+
+def search_text(output: OutputErrors) -> str:
+    """Say how much better a search is, by importance first if that was minimized; or nothing."""
+    search = output.total.search
+    gained = None if search is None else gain_of(search)
+    if search is None or gained is None:
+        return ""
+    than = "ggml's rule" if output.container == "gguf" else "the plain rule"
+    told = _better(gained, than)
+    if search.weighted_gained_db is not None:
+        told += " by importance"
+        if search.gained_db is not None:
+            told += f", {_better(search.gained_db)} by plain squares"
+    return told
+
+
+def _better(decibels: float, than: str = "") -> str:
+    """Say how much better something is, in hundredths of a dB."""
+    size = f"{abs(decibels):.2f}"
+    if float(size) == 0:
+        return f"as good as {than}" if than else "as good"
+    better = "better" if decibels > 0 else "worse"
+    return f"{size} dB {better} than {than}" if than else f"{size} dB {better}"
+
+
+def gain_of(search: SearchGain) -> float | None:
+    """Give the gain by importance where that is what was minimized, else by plain squares."""
+    weighted = search.weighted_gained_db
+    return search.gained_db if weighted is None else weighted
 
 
 def _percent_text(share: float | None) -> str:

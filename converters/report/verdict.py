@@ -16,6 +16,7 @@ from weightcast.converters.report.schema import Metrics, OutputErrors
 from weightcast.converters.report.text import (
     Entry,
     is_lossless,
+    search_text,
     sqnr_text,
     worst_tensors,
 )
@@ -88,7 +89,7 @@ def _verdict(entry: Entry, entries: Sequence[Entry]) -> Verdict:
     if output.total.relative_rms is None:
         return Verdict(entry, (_not_finite(entry),))
     proposals = propose(entry, entries)
-    sentences = [_kept(entry), *_beaten(entry, entries), *_worst(output)]
+    sentences = [_kept(entry), *_searched(output), *_beaten(entry, entries), *_worst(output)]
     if proposals:
         sentences.append(_proposed(proposals[0]))
     return Verdict(entry, tuple(sentences), tuple(proposals))
@@ -125,6 +126,11 @@ def _kept(entry: Entry) -> Sentence:
     else:
         text = f" keeps {kept_text(total)} of the signal {sqnr}"
     return _name(entry.label), Piece(text + at)
+
+
+def _searched(output: OutputErrors) -> Iterator[Sentence]:
+    if told := search_text(output):
+        yield (Piece(f"Least-error search: {told}."),)
 
 
 def _beaten(entry: Entry, entries: Sequence[Entry]) -> Iterator[Sentence]:

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from weightcast.converters.files import as_path
 from weightcast.errors import RequestError
-from weightcast.quant.search import LEAST_ERROR, USUAL_EFFORT, Search, parse_search
+from weightcast.quant.search import Search, parse_search
 from weightcast.text import option, shown
 
 # Values as the command line reads them; an "input" is a file that the conversion reads,
@@ -287,8 +287,7 @@ class SourceOptions:
 class ConvertOptions:
     """The options of a conversion, as the caller gave them; the rows are in the order of help.
 
-    `types` has one type for each output, or none. Where an effort makes a difference it has one, so
-    that records tell it.
+    `types` has one type for each output, or none.
     """
 
     types: tuple[str, ...] = field(
@@ -705,10 +704,6 @@ class ConvertOptions:
         ).metadata,
     )
 
-    def __post_init__(self) -> None:
-        if self.search == LEAST_ERROR and self.effort is None:
-            object.__setattr__(self, "effort", USUAL_EFFORT)
-
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
         """List all options in the order of help."""
@@ -731,6 +726,8 @@ class ConvertOptions:
 
     def recorded(self, row: Row) -> Any:
         """Give the value of an option as records have it. Raises RequestError."""
+        if row.name == "effort":  # the usual one is recorded, too
+            return self.rule.effort or None
         return row.option.recorded(getattr(self, row.name))
 
     def is_given(self, row: Row) -> bool:

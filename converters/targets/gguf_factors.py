@@ -16,6 +16,9 @@ which dividing is exact. As SQNR of normally distributed weights of an RMS:
     without      20.4 dB  19.7 dB  18.0 dB  17.4 dB   4.7 dB     0 dB
     with         20.4 dB  20.4 dB  20.4 dB  20.4 dB  20.4 dB  20.1 dB
 
+With a search for the least error, factors between these gain 0.01 dB at most (eight an octave,
+matrices of a transformer and Gaussians, the best scale of every block), and are not tried.
+
 llama.cpp's tools write factors only of models that were trained in NVFP4, and llama-quantize none.
 """
 

@@ -63,6 +63,14 @@ class Packing:
         """Tell whether scales are fitted to the weights, so that an importance counts."""
         return self.layout.coding.is_searched(self.search) and not self.keeps_codes
 
+    @property
+    def is_least_error(self) -> bool:
+        """Tell whether a search for the least error takes the place of ggml's rule.
+
+        Groups are searched by any rule.
+        """
+        return self.is_searched and not self.layout.coding.is_searched(GGML)
+
     def parts(self, n_out: int, n_in: int) -> tuple[Part, ...]:
         """Name the tensors. Raises LayoutError if the matrix cannot be made or stored so."""
         parts = self.layout.parts(self._shape(n_out, n_in))
@@ -111,6 +119,17 @@ class Packing:
         shape = self._shape(n_out, rows.n_in)
         segments = tuple(place(segment) for segment in self.layout.pack(made.rows, shape, row0))
         return PackedRows(segments, made.errors, made.counts)
+
+    def errors_by_ggml(
+        self,
+        rows: Matrix | Blocks,
+        importance: NDArray[np.float32] | None,
+        backend: Backend,
+        baseline: Baseline,
+    ) -> Errors | None:
+        """Measure what ggml's rule makes of rows. Raises as `pack` does."""
+        coding = self.layout.coding
+        return coding.quantize(rows, self.type, importance, backend, baseline, GGML).errors
 
     def _keep(
         self,

@@ -12,7 +12,7 @@ from weightcast.formats.array import LoadedRows
 from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.search import Search
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType, WeightType
 
 # The dtype in memory of bytes that mean nothing until they are decoded.
@@ -50,7 +50,7 @@ class Coding(Protocol[T_contra, CodedRows]):
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
-        search: Search,
+        search: Search = GGML,
     ) -> Quantized[CodedRows]:
         """Quantize rows and compare them with `baseline`, or with nothing.
 

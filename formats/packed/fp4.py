@@ -38,7 +38,7 @@ from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.fp4 import join_blocks, split_blocks
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.search import Search
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import MXFP4, NVFP4, QuantType, WeightType
 
 PACKED: Final = ".weight_packed"
@@ -62,7 +62,7 @@ class BlockCoding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
-        search: Search,
+        search: Search = GGML,
     ) -> Quantized[NDArray[np.uint8]]:
         row_bytes = weight_type.row_bytes(source.n_in)
         if isinstance(source, Blocks) and source.type == weight_type:

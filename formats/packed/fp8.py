@@ -38,7 +38,7 @@ from weightcast.formats.packed.layout import (
     check_parts,
 )
 from weightcast.quant.backend import Backend, as_matrix
-from weightcast.quant.cpu.library import Blocks, Matrix, quantize_matrix
+from weightcast.quant.cpu.library import Blocks, Matrix, quantize_matrix, shaped_importance
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.fp8 import (
     MXFP8,
@@ -49,7 +49,7 @@ from weightcast.quant.fp8 import (
     quantize_fp8,
 )
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.search import Search
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import F32, Fp8Type, QuantType, WeightType
 from weightcast.text import shown
 
@@ -65,7 +65,7 @@ class Fp8Coding:
     working_bytes: Final = 16  # float32, its magnitude, quotient and scale
 
     def is_searched(self, search: Search) -> bool:
-        return False
+        return search.is_least_error
 
     def quantize(
         self,
@@ -74,12 +74,14 @@ class Fp8Coding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
-        search: Search,
+        search: Search = GGML,
     ) -> Quantized[Fp8Rows]:
         matrix = as_matrix(source)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)
         quantize_matrix(matrix, F32, values.view(np.uint8))
-        rows = quantize_fp8(values, weight_type)
+        if importance is not None:
+            importance = shaped_importance(importance, matrix.n_in)
+        rows = quantize_fp8(values, weight_type, importance, search)
         if baseline is None:
             return Quantized(rows)
         return Quantized(rows, self.measure(matrix, rows, weight_type, importance, baseline))

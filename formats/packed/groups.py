@@ -27,7 +27,7 @@ from weightcast.quant.groups import (
     measure_groups,
 )
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.search import Search
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import F32, I8, GroupType, QuantType, WeightType
 
 _SIGN: Final = np.uint8(128)
@@ -48,7 +48,7 @@ class GroupCoding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
-        search: Search,
+        search: Search = GGML,
     ) -> Quantized[Groups]:
         errors = None
         if baseline is None:

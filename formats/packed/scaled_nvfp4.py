@@ -36,7 +36,7 @@ from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.search import Search
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import F32, NVFP4, QuantType, WeightType
 
 _UNSCALED: Final = FP4_LAYOUTS[NVFP4.name]
@@ -76,7 +76,7 @@ class ScaledCoding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
-        search: Search,
+        search: Search = GGML,
     ) -> Quantized[ScaledRows]:
         made = BLOCKS.quantize(source, weight_type, importance, backend, baseline, search)
         shape = MatrixShape(weight_type, source.n_out, source.n_in)

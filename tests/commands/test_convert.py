@@ -74,6 +74,20 @@ def test_dry_run_writes_nothing(run, tiny: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a-F16.gguf").stat().st_size == size
 
 
+def test_a_search_is_planned_and_told(run, tiny: Path, tmp_path: Path) -> None:
+    asked = ("convert", tiny, tmp_path / "a-Q4_K.gguf", "--no-tokenizer")
+    searched = (*asked, "--search", "least-error")
+    assert "  search: least-error, effort 2\n" in run(*searched, "-n").out
+    assert "  search: least-error, effort 3\n" in run(*searched, "--effort", "3").out
+    assert "search:" not in run(*asked, "-n").out
+    for options, said in (
+        (searched, {"name": "least-error", "effort": 2}),
+        (asked, {"name": "ggml", "effort": None}),
+    ):
+        (output,) = json.loads(run(*options, "-n", "--json").out)["outputs"]
+        assert output["search"] == said
+
+
 def test_types_by_option(run, tiny: Path, tmp_path: Path) -> None:
     arguments = ["--type", "q8_0", "--type", "BF16", tiny, tmp_path / "a.gguf", tmp_path / "b"]
     assert run("convert", "--no-tokenizer", *arguments).code == 0

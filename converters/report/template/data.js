@@ -2,7 +2,7 @@
 // shown as text.
 "use strict";
 const byId = (id) => document.getElementById(id);
-const { outputs, columns: COLUMNS } = JSON.parse(document.getElementById("data").textContent);
+const { outputs, columns: COLUMNS, gain: GAIN_TITLE } = JSON.parse(document.getElementById("data").textContent);
 const LABELS = Object.fromEntries(COLUMNS.map(({ key, label }) => [key, label]));
 const NO_LAYER = "–";
 
@@ -20,6 +20,9 @@ const percentText = (share) =>
 const numberText = (number) =>
   number === null ? "not finite" : number === 0 ? "0" : threeDigits(number);
 const countText = (number) => number.toLocaleString("en");
+
+// What a search gains, by importance where that is what was minimized.
+const gainOf = ({ search }) => (search ? search.weighted_gained_db ?? search.gained_db : null);
 
 function sizeText(bytes) {
   for (const [unit, size] of [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]])

@@ -32,6 +32,8 @@ const columnOf = ({ key, title, unit }) => column(title, ...UNITS[unit](key));
 const TITLES = Object.fromEntries(COLUMNS.map(({ key, title }) => [key, title]));
 const WEIGHTED = column(`${TITLES.sqnr_db}, weighted`, (t) => (t.weighted ? sqnrText(t.weighted) : ""),
   (t) => (t.weighted ? sqnrOrder(t.weighted) : Infinity));
+const GAIN = column(GAIN_TITLE, (t) => (gainOf(t) === null ? "" : differenceText(gainOf(t))),
+  (t) => gainOf(t) ?? -Infinity);
 const WORST_COLUMNS = [
   ...COLUMNS.filter(({ key }) => ["name", "type", "sqnr_db", "relative_rms"].includes(key)).map(columnOf),
   column(TITLES.largest_error, (t) =>
@@ -316,7 +318,13 @@ if (outputs.length) {
   const weighed = outputs.some((output) => output.total.weighted !== null);
   const columns = COLUMNS.map(columnOf);
   if (weighed) columns.splice(COLUMNS.findIndex(({ key }) => key === "sqnr_db") + 1, 0, WEIGHTED);
-  const fields = weighed ? [...CSV_FIELDS, ["weighted_sqnr_db", (tensor) => tensor.weighted?.sqnr_db]] : CSV_FIELDS;
+  const searched = outputs.some((output) => output.total.search);
+  if (searched) columns.push(GAIN);
+  const fields = [
+    ...CSV_FIELDS,
+    ...(weighed ? [["weighted_sqnr_db", (tensor) => tensor.weighted?.sqnr_db]] : []),
+    ...(searched ? ["gained_db", "weighted_gained_db"].map((key) => [key, (tensor) => tensor.search?.[key]]) : []),
+  ];
   tensors = new SortedTable(byId("tensors"), byId("filter"), byId("shown"), columns);
   byId("output").append(...labels.map((label) => element("option", label)));
   byId("output").selectedIndex = outputs.indexOf(first);

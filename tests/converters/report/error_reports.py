@@ -81,6 +81,16 @@ def _weighted(source: float, relative: float) -> Json:
     }
 
 
+def search_gain(gained_db: float, weighted_gained_db: float | None) -> Json:
+    """A search that gains so much, by plain squares and by importance."""
+    return {
+        "ggml_error_squares": 1.0,
+        "gained_db": gained_db,
+        "ggml_weighted_error_squares": None if weighted_gained_db is None else 2.0,
+        "weighted_gained_db": weighted_gained_db,
+    }
+
+
 def _histogram(runs: int, sqnr_db: float | None) -> list[int]:
     bins = [0] * 32
     if sqnr_db is None:

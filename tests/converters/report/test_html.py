@@ -662,3 +662,27 @@ def test_limits_that_were_set(browser: Browser, tmp_path: Path) -> None:
     assert failed.startswith("Limit sqnr_db at least 22: failed, beyond it blk.0.attn_k.weight (2")
     assert failed.endswith(f" and {len(sqnr) - 10} more.")
     assert passed == "Limit attn_v:relative_rms at most 0.5: passed."
+
+
+def test_gains_of_a_search(browser: Browser, tmp_path: Path) -> None:
+    gains = {"a": (0.25, None), "b": (-0.125, 0.5), "c": None}
+    tensors = [error_reports.tensor(name, "k", None, "Q4_K", (1, 256)) for name in gains]
+    value = error_reports.output("a", "Q4_K", tensors)
+    for tensor, gain in zip(tensors, gains.values(), strict=True):
+        if gain is not None:
+            tensor["metrics"]["search"] = error_reports.search_gain(*gain)
+    value["total"]["search"] = error_reports.search_gain(0.1, None)
+    browser.open(saved(tmp_path, error_reports.report([value])))
+    told = browser.texts("#verdict")[0].replace("\u00a0", " ")
+    assert "Least-error search: 0.10 dB better than ggml's rule." in told
+    assert browser.texts("#outputs tbody td")[4] == "+0.10 dB"
+    column_button(browser, "Gain of the search")
+    assert browser.texts("#tensors tbody th") == ["c", "a", "b"]
+    assert browser.texts("#tensors tbody td:last-child") == ["", "+0.25 dB", "+0.50 dB"]
+    browser.downloads(tmp_path)
+    browser.find("#csv").click()
+    found = [
+        (r["gained_db"], r["weighted_gained_db"]) for r in csv_rows(browser, tmp_path / "a.csv")
+    ]
+    assert found == [("", ""), ("0.25", ""), ("-0.125", "0.5")]
+    assert browser.complaints() == []

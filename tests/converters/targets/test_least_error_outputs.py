@@ -159,7 +159,7 @@ def test_nothing_is_recorded_where_nothing_is_searched(searched: list[Any], tmp_
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("m-bf16", {"search": "least-error"}, "search, effort: of use for GGUF or packed outputs"),
+        ("m-bf16", {"search": "least-error"}, "^search: of use for GGUF or packed outputs"),
         ("m-Q4_K_M.gguf", {"effort": 2}, "effort: of use with search='least-error' only"),
         (
             "m-Q4_K_M.gguf",
