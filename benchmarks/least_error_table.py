@@ -14,14 +14,15 @@ SEARCHES = (GGML, *EFFORTS)
 _MEASURES = {"divergence": "KL divergence", "distance": "1 - cosine"}
 _NOTE = """\
 RMS errors are relative to the weights, of all matrices together that fill a type's blocks; with
-importance they are weighted by it, each matrix with the mean 1. Efforts are given as ratios to
-ggml's search, and behind a ratio of means stands z: the mean difference of pairs, in its standard
-errors; below -2 the search for the least error is surely better, above 2 surely worse. Standard
-errors take tokens and texts as independent. Where ggml's search ignores importance, it stands
-beside efforts that do not. Speeds are millions of weights per second of thread CPU time.
+importance they are weighted by it, each matrix with the mean 1. Columns 1, 2 and 3 are efforts of
+the search for the least error, as ratios to what ggml's search gives, in the column before them.
+Behind a ratio of means stands z: the mean difference of pairs, in its standard errors, which take
+tokens and texts as independent. Beyond 2 or -2 it is rarely chance, but now and then among so many.
+Where ggml's search ignores importance, it stands beside efforts that do not. Speeds are millions of
+weights per second of thread CPU time.
 
-Embedding, output and routers stay float32, and so do matrices that do not fill blocks: K- and
-I-quants need rows of whole 256. Weights out of a 4-bit file lie on the grids of its blocks, which a
+Embedding, output and routers stay float32, and so do matrices that do not fill blocks: those of
+most types have 32 weights, of K- and I-quants, but for IQ4_NL, 256. Weights out of a 4-bit file lie on the grids of its blocks, which a
 search with the same blocks would find again; with the channels in another order, which changes no
 result of the model, a block has values of many grids, as if it had never been quantized. Language
 models are run by llama.cpp with the quantized matrices dequantized to float32, in windows of 256
@@ -66,7 +67,9 @@ def _described(model: Mapping[str, Any]) -> str:
     words = [f"{model['note']}. {model['weights'] / 1e6:.1f} M weights in matrices of layers."]
     if model["perplexity"] is not None:
         reference = model["perplexity"]
-        words.append(f"Perplexity {reference['value']:.2f} +- {reference['error']:.2f} as it is.")
+        words.append(
+            f"Perplexity of the model as it is: {reference['value']:.2f} +- {reference['error']:.2f}."
+        )
     return " ".join(words)
 
 
@@ -74,7 +77,7 @@ def _table(rows: Mapping[str, Mapping[str, Line]], weighed: bool) -> Iterator[st
     error = "weighted_relative_rms" if weighed else "relative_rms"
     sample = next(iter(next(iter(rows.values())).values()))
     measures = [name for name in _MEASURES if name in sample]
-    heads = ["type", "M weights", "RMS error", "1", "2", "3"]
+    heads = ["type", "M weights", "weighted RMS error" if weighed else "RMS error", "1", "2", "3"]
     for name in measures:
         heads += [_MEASURES[name], "1", "2", "3"]
     if "perplexity" in sample:

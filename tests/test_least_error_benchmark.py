@@ -194,7 +194,7 @@ def test_a_table_says_how_searches_differ() -> None:
     }
     machine = {"processor": "one", "ggml": "another"}
     text = markdown({"date": "2026-12-01", "machine": machine, "models": {"m": model}})
-    assert "Perplexity 20.00 +- 1.00" in text
+    assert "as it is: 20.00 +- 1.00" in text
     (row,) = [row.split(" | ") for row in text.splitlines() if row.startswith("| Q4_K |")]
     assert row[2:5] == ["0.20000", "0.7500", ""]
     ratio = less["divergence"].mean() / divergence.mean()
