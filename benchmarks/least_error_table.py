@@ -22,11 +22,11 @@ Where ggml's search ignores importance, it stands beside efforts that do not. Sp
 weights per second of thread CPU time.
 
 Embedding, output and routers stay float32, and so do matrices that do not fill blocks: those of
-most types have 32 weights, of K- and I-quants, but for IQ4_NL, 256. Weights out of a 4-bit file lie on the grids of its blocks, which a
-search with the same blocks would find again; with the channels in another order, which changes no
-result of the model, a block has values of many grids, as if it had never been quantized. Language
-models are run by llama.cpp with the quantized matrices dequantized to float32, in windows of 256
-tokens, of which the first 32 predictions do not count."""
+most types have 32 weights, of K- and I-quants, but for IQ4_NL, 256. Weights out of a 4-bit file lie
+on the grids of its blocks, which a search with the same blocks would find again; with the channels
+in another order, which changes no result of the model, a block has values of many grids, as if it
+had never been quantized. Language models are run by llama.cpp with the quantized matrices
+dequantized to float32, in windows of 256 tokens, of which the first 32 predictions do not count."""
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -66,10 +66,8 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 def _described(model: Mapping[str, Any]) -> str:
     words = [f"{model['note']}. {model['weights'] / 1e6:.1f} M weights in matrices of layers."]
     if model["perplexity"] is not None:
-        reference = model["perplexity"]
-        words.append(
-            f"Perplexity of the model as it is: {reference['value']:.2f} +- {reference['error']:.2f}."
-        )
+        value, error = model["perplexity"]["value"], model["perplexity"]["error"]
+        words.append(f"Perplexity of the model as it is: {value:.2f} +- {error:.2f}.")
     return " ".join(words)
 
 
