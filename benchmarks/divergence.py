@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+# What rounding in float32 makes of a divergence of 0; ratios of less than that mean nothing.
+_FLOOR = 1e-7
 _ROWS = 64  # that are worked on at once: a vocabulary can be 262,144 wide
 
 
@@ -30,6 +32,15 @@ def mean_of(samples: F64) -> Mean:
     n = len(samples)
     error = float(samples.std(ddof=1)) / n**0.5 if n > 1 else float("inf")
     return Mean(float(samples.mean()), error)
+
+
+def log_ratio(samples: F64, others: F64) -> Mean:
+    """Average log(sample / other) over pairs of positive samples [n].
+
+    Means are of few large samples, such as tokens that another expert gets; this is of all.
+    """
+    ratios = np.maximum(samples, _FLOOR) / np.maximum(others, _FLOOR)
+    return mean_of(np.log(ratios))
 
 
 def perplexity(losses: F64) -> Mean:

@@ -23,6 +23,7 @@ import importlib
 import inspect
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -39,7 +40,7 @@ from numpy.typing import NDArray
 
 import weightcast
 from benchmarks import least_error_models as models
-from benchmarks.divergence import F32, F64, mean_of, perplexity
+from benchmarks.divergence import F32, F64, log_ratio, mean_of, perplexity
 from benchmarks.kernels import machine
 from benchmarks.least_error_models import Subject
 from benchmarks.least_error_table import markdown
@@ -205,6 +206,9 @@ def summary(cell: Cell, found: Measured, ggml: Measured | None) -> dict[str, Any
         if ggml is not None and cell.search != GGML:
             difference = mean_of(samples - ggml.samples[name])
             line[f"{name}_difference"] = asdict(difference) | {"z": difference.z}
+            if name != "loss":
+                ratio = log_ratio(samples, ggml.samples[name])
+                line[f"{name}_log_ratio"] = asdict(ratio) | {"z": ratio.z}
     if "loss" in found.samples:
         line["perplexity"] = asdict(perplexity(found.samples["loss"]))
     return line
@@ -246,8 +250,9 @@ def _said(line: Mapping[str, Any]) -> str:
         if name in line:
             words.append(f"{name} {line[name]['value']:.3e} +- {line[name]['error']:.1e}")
         if f"{name}_difference" in line:
-            beside = line[f"{name}_difference"]
+            beside, ratio = line[f"{name}_difference"], line[f"{name}_log_ratio"]
             words.append(f"beside ggml {beside['value']:+.2e}, z {beside['z']:+.1f}")
+            words.append(f"typically {math.exp(ratio['value']):.3f} of it, z {ratio['z']:+.1f}")
     if "perplexity" in line:
         words.append(f"perplexity {line['perplexity']['value']:.3f}")
     return ", ".join([*words, f"{line['mweights_per_s']:.0f} Mw/s"])

@@ -14,18 +14,21 @@ SEARCHES = (GGML, *EFFORTS)
 _MEASURES = {"divergence": "KL divergence", "distance": "1 - cosine"}
 _NOTE = """\
 RMS errors are relative to the weights, of all matrices together that fill a type's blocks; with
-importance they are weighted by it, each matrix with the mean 1. Efforts are given as ratios to
-ggml's search, and behind a ratio of means stands z: the mean difference of pairs, in its standard
-errors; below -2 the search for the least error is surely better, above 2 surely worse. Standard
-errors take tokens and texts as independent. Where ggml's search ignores importance, it stands
-beside efforts that do not. Speeds are millions of weights per second of thread CPU time.
+importance they are weighted by it, each matrix with the mean 1. Columns 1, 2 and 3 are efforts of
+the search for the least error, as ratios to what ggml's search gives, in the column before them.
+Behind a ratio of means stands z: the mean difference of pairs, in its standard errors, which take
+tokens and texts as independent. Beyond 2 or -2 it is rarely chance, but now and then among so many.
+"Typical" is the geometric mean of the ratios of pairs, with z of their logarithms: means are those
+of a few tokens, where a model of experts chooses another one, and say less of all others.
+Where ggml's search ignores importance, it stands beside efforts that do not. Speeds are millions of
+weights per second of thread CPU time.
 
-Embedding, output and routers stay float32, and so do matrices that do not fill blocks: K- and
-I-quants need rows of whole 256. Weights out of a 4-bit file lie on the grids of its blocks, which a
-search with the same blocks would find again; with the channels in another order, which changes no
-result of the model, a block has values of many grids, as if it had never been quantized. Language
-models are run by llama.cpp with the quantized matrices dequantized to float32, in windows of 256
-tokens, of which the first 32 predictions do not count."""
+Embedding, output and routers stay float32, and so do matrices that do not fill blocks: those of
+most types have 32 weights, of K- and I-quants, but for IQ4_NL, 256. Weights out of a 4-bit file lie
+on the grids of its blocks, which a search with the same blocks would find again; with the channels
+in another order, which changes no result of the model, a block has values of many grids, as if it
+had never been quantized. Language models are run by llama.cpp with the quantized matrices
+dequantized to float32, in windows of 256 tokens, of which the first 32 predictions do not count."""
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -65,23 +68,20 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 def _described(model: Mapping[str, Any]) -> str:
     words = [f"{model['note']}. {model['weights'] / 1e6:.1f} M weights in matrices of layers."]
     if model["perplexity"] is not None:
-        reference = model["perplexity"]
-        words.append(f"Perplexity {reference['value']:.2f} +- {reference['error']:.2f} as it is.")
+        value, error = model["perplexity"]["value"], model["perplexity"]["error"]
+        words.append(f"Perplexity of the model as it is: {value:.2f} +- {error:.2f}.")
     return " ".join(words)
 
 
 def _table(rows: Mapping[str, Mapping[str, Line]], weighed: bool) -> Iterator[str]:
+    """Give a table of errors and what models make of them, and one of perplexities and speeds."""
     error = "weighted_relative_rms" if weighed else "relative_rms"
     sample = next(iter(next(iter(rows.values())).values()))
     measures = [name for name in _MEASURES if name in sample]
-    heads = ["type", "M weights", "RMS error", "1", "2", "3"]
+    heads = ["type", "M weights", "weighted RMS error" if weighed else "RMS error", *"123"]
     for name in measures:
-        heads += [_MEASURES[name], "1", "2", "3"]
-    if "perplexity" in sample:
-        heads += ["perplexity", "1", "2", "3"]
-    heads += ["Mw/s", "1", "2", "3"]
-    yield _row(heads)
-    yield _row(["---", *["---:"] * (len(heads) - 1)])
+        heads += [_MEASURES[name], *"123", *(f"typical, {effort}" for effort in "123")]
+    yield from _heads(heads)
     for name, row in rows.items():
         ggml = row[GGML]
         cells = [name, f"{ggml['weights'] / 1e6:.1f}", f"{ggml[error]:.5f}"]
@@ -90,30 +90,44 @@ def _table(rows: Mapping[str, Mapping[str, Line]], weighed: bool) -> Iterator[st
             mean = ggml[measure]
             cells.append(f"{mean['value']:.3g} +- {mean['error']:.1g}")
             cells += _each(row, lambda line, g=ggml, m=measure: _compared(line, g, m))
-        if "perplexity" in sample:
-            cells.append(f"{ggml['perplexity']['value']:.2f}")
+            cells += _each(row, lambda line, m=measure: _typical(line, m))
+        yield _row(cells)
+    if any(effort in row for row in rows.values() for effort in EFFORTS):
+        yield _row(_means(rows, error, measures))
+    yield ""
+    with_perplexity = "perplexity" in sample
+    heads = ["type", *(["perplexity", *"123"] if with_perplexity else []), "Mw/s", *"123"]
+    yield from _heads(heads)
+    for name, row in rows.items():
+        cells = [name]
+        if with_perplexity:
+            cells.append(f"{row[GGML]['perplexity']['value']:.2f}")
             cells += _each(row, lambda line: f"{line['perplexity']['value']:.2f}")
-        cells.append(f"{ggml['mweights_per_s']:.0f}")
+        cells.append(f"{row[GGML]['mweights_per_s']:.0f}")
         cells += _each(row, lambda line: f"{line['mweights_per_s']:.0f}")
         yield _row(cells)
-    yield from _means(rows, error, measures, len(heads))
+
+
+def _heads(names: list[str]) -> Iterator[str]:
+    yield _row(names)
+    yield _row(["---", *["---:"] * (len(names) - 1)])
 
 
 def _means(
-    rows: Mapping[str, Mapping[str, Line]], error: str, measures: list[str], width: int
+    rows: Mapping[str, Mapping[str, Line]], error: str, measures: list[str]
 ) -> Iterator[str]:
-    """Give the geometric means of the ratios, if any effort was measured."""
-    if not any(effort in row for row in rows.values() for effort in EFFORTS):
-        return
-    cells = ["geometric mean", "", ""]
-    cells += [_mean_ratio(rows, effort, lambda line: line[error]) for effort in EFFORTS]
+    """Give the geometric means of the ratios over the types."""
+    yield from ("geometric mean", "", "")
+    for effort in EFFORTS:
+        yield _mean_ratio(rows, effort, lambda line: line[error])
     for measure in measures:
-        cells.append("")
-        cells += [
-            _mean_ratio(rows, effort, lambda line, m=measure: line[m]["value"])
-            for effort in EFFORTS
-        ]
-    yield _row([*cells, *[""] * (width - len(cells))])
+        yield ""
+        for effort in EFFORTS:
+            yield _mean_ratio(rows, effort, lambda line, m=measure: line[m]["value"])
+        for effort in EFFORTS:
+            lines = [row[effort] for row in rows.values() if effort in row]
+            typical = [math.exp(line[f"{measure}_log_ratio"]["value"]) for line in lines]
+            yield f"**{geometric_mean(typical):.3f}**" if lines else ""
 
 
 def _mean_ratio(
@@ -135,6 +149,11 @@ def _ratio(ours: float, theirs: float) -> str:
 def _compared(line: Line, ggml: Line, measure: str) -> str:
     ratio = line[measure]["value"] / ggml[measure]["value"]
     return f"{ratio:.3f} (z {line[f'{measure}_difference']['z']:+.1f})"
+
+
+def _typical(line: Line, measure: str) -> str:
+    ratio = line[f"{measure}_log_ratio"]
+    return f"{math.exp(ratio['value']):.3f} (z {ratio['z']:+.1f})"
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from benchmarks.divergence import (
     F64,
     cosine_distances,
     divergences,
+    log_ratio,
     log_softmax,
     losses,
     mean_of,
@@ -67,6 +68,16 @@ def test_means_have_standard_errors() -> None:
     whole = perplexity(samples)
     assert whole.value == pytest.approx(np.exp(3))
     assert whole.error == pytest.approx(np.exp(3) * mean.error)
+
+
+def test_ratios_of_pairs_are_of_most_samples_and_not_of_the_largest() -> None:
+    others = np.array([1e-3] * 99 + [10.0])
+    samples = others * np.array([0.5] * 99 + [1.2])
+    assert mean_of(samples - others).value > 0
+    ratio = log_ratio(samples, others)
+    assert np.exp(ratio.value) == pytest.approx(0.5 * 2.4**0.01)
+    assert ratio.z < -50
+    assert log_ratio(np.zeros(3), np.full(3, 1e-9)).value == 0
 
 
 def test_shuffled_channels_change_no_result(tmp_path: Path) -> None:
@@ -194,13 +205,16 @@ def test_a_table_says_how_searches_differ() -> None:
     }
     machine = {"processor": "one", "ggml": "another"}
     text = markdown({"date": "2026-12-01", "machine": machine, "models": {"m": model}})
-    assert "Perplexity 20.00 +- 1.00" in text
-    (row,) = [row.split(" | ") for row in text.splitlines() if row.startswith("| Q4_K |")]
+    assert "as it is: 20.00 +- 1.00" in text
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines()]
+    row, other = (row for row in rows if row[0] == "Q4_K")
     assert row[2:5] == ["0.20000", "0.7500", ""]
     ratio = less["divergence"].mean() / divergence.mean()
     z = line["divergence_difference"]["z"]
     assert row[7] == f"{ratio:.3f} (z {z:+.1f})"
-    assert row[10:12] == [f"{np.exp(3):.2f}", f"{np.exp(2.9):.2f}"]
+    typical = np.exp(np.log(less["divergence"] / divergence).mean())
+    assert row[10].startswith(f"{typical:.3f} (z -")
+    assert other[1:3] == [f"{np.exp(3):.2f}", f"{np.exp(2.9):.2f}"]
     assert "| geometric mean | " in text
 
 
@@ -217,7 +231,7 @@ def test_the_example_is_measured(tmp_path: Path) -> None:
     for _ in range(2):
         result = CliRunner().invoke(least_error.main, options, catch_exceptions=False)
         assert result.exit_code == 0
-        assert result.output.count("z +0.0") == 2
+        assert result.output.count("typically 1.000 of it, z +0.0") == 2
     report = json.loads((tmp_path / "r.json").read_text())
     low, high = report["models"]["grok"]["cells"][::-1]
     assert high["divergence"]["value"] < low["divergence"]["value"] / 50
