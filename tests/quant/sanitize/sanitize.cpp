@@ -72,7 +72,7 @@ uint32_t random_value(int32_t type) {
 }
 
 // Values that take the rare paths of a quantizer: sums that overflow or vanish, scales of zero.
-enum Values { kModerate, kZero, kConstant, kSubnormal, kHuge, kAnyFinite, kValues };
+enum Values { kModerate, kZero, kConstant, kSubnormal, kHuge, kAnyFinite, kValues, kLarge };
 
 uint32_t hard_value(int values) {  // the bits of a float32
   const uint32_t sign = random_bits() & 0x80000000u;
@@ -80,6 +80,7 @@ uint32_t hard_value(int values) {  // the bits of a float32
     case kZero: return sign;
     case kConstant: return 0xbf000000u;
     case kSubnormal: return sign | (random_bits() & 0x7fffffu) >> random_bits() % 24;
+    case kLarge: return sign | (0x48000000u + random_bits() % 0x10000000u);  // 2^17 to 2^49
     case kHuge: return sign | (0x7e000000u + (random_bits() & 0x17fffffu));  // to 2^128
     case kAnyFinite: {
       const uint32_t bits = random_bits();
@@ -151,8 +152,8 @@ int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
   for (int64_t out = 0; out + 1 < source.n_out; ++out) {
     for (int64_t i = row; i < stride; ++i) CHECK(dst.get()[out * stride + i] == 0xa5);
   }
-  // Blocks whose scale overflowed are complete too, but processors differ in the sign of NaN.
-  if (status == WEIGHTCAST_OK) add_to_checksum(dst.get(), size);
+  // Blocks whose scale overflowed, to infinity or to NaN, are complete too.
+  if (status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW) add_to_checksum(dst.get(), size);
   if (status == WEIGHTCAST_OVERFLOW) {
     CHECK(result.bad_out >= 0 && result.bad_out < source.n_out);
     CHECK(result.bad_in >= 0 && result.bad_in < source.n_in && result.bad_in % elements == 0);
@@ -237,6 +238,33 @@ void check_type(int32_t type, int rounds) {
     weightcast_result result;
     const int32_t status = quantize(source.view, type, round % 5, result, factors);
     CHECK(status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW);
+  }
+}
+
+// Factors from 2^-126 to 2^127, whose sums overflow.
+Bytes make_wild_importance(int64_t n_in) {
+  Bytes bytes = allocate(n_in * 4, 0);
+  for (int64_t i = 0; i < n_in; ++i) {
+    const uint32_t factor = 0x00800000u + random_bits() % 0x7e800000u;
+    std::memcpy(bytes.get() + i * 4, &factor, 4);
+  }
+  return bytes;
+}
+
+// Blocks whose scale is infinite or NaN, which processors make with different signs.
+void check_type_overflows(int32_t type) {
+  const int64_t n_in = 3 * weightcast_block_elements(type);
+  for (int values : {kLarge, kHuge, kAnyFinite}) {
+    for (int factors = 0; factors < 3; ++factors) {
+      if (factors == 0 && needs_importance(type)) continue;
+      Source source = make_source(WEIGHTCAST_F32, 33, n_in, kOutIn, 1, values);
+      const Bytes importance = factors == 1 ? make_importance(n_in) : make_wild_importance(n_in);
+      weightcast_result result;
+      const int32_t status =
+          quantize(source.view, type, 0, result,
+                   factors == 0 ? nullptr : reinterpret_cast<const float*>(importance.get()));
+      CHECK(status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW);
+    }
   }
 }
 
@@ -645,6 +673,7 @@ int main(int argc, char** argv) {
     if (weightcast_block_elements(type) < 2) continue;
     CHECK(weightcast_self_test(type) == WEIGHTCAST_OK);
     check_type(type, brief ? 12 : 24);
+    check_type_overflows(type);
     check_type_refusals(type);
     report(weightcast_type_name(type));
   }
