@@ -368,7 +368,7 @@ void check_groups() {
   for (int round = 0; round < 96; ++round) {
     const int64_t size = sizes[round % 6], n_in = size * (1 + round % 3), n_out = widths[round % 8];
     const weightcast_group_type type{round % 2 == 0 ? 4 : 8, round / 2 % 2, scale_types[round % 3],
-                                     round % 5 != 0, size};
+                                     round / 4 % WEIGHTCAST_GROUP_EFFORTS, size};
     Source source = make_source(sources[round % 7], n_out, n_in,
                                 static_cast<int>(random_bits() % kLayouts),
                                 1 + round % 2 * (n_in / 16 - 1), round % kValues);
@@ -455,6 +455,11 @@ void check_group_refusals() {
     CHECK(status() == WEIGHTCAST_BAD_TYPE);
   }
   type.scale_type = WEIGHTCAST_F32;
+  for (int32_t effort : {-1, WEIGHTCAST_GROUP_EFFORTS}) {
+    type.search = effort;
+    CHECK(status() == WEIGHTCAST_BAD_ARGUMENT);
+  }
+  type.search = 0;
   // Floats have no codes to carry.
   CHECK(weightcast_carry_groups(&s, &type, &groups, &result) == WEIGHTCAST_BAD_TYPE);
   CHECK(weightcast_check_carried(&s, &type, &groups, &result) == WEIGHTCAST_BAD_TYPE);
@@ -526,7 +531,7 @@ void check_groups_measured_at_once() {
   const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F16, WEIGHTCAST_BF16};
   for (int round = 0; round < 24; ++round) {
     const int64_t n_out = widths[round * 5 % 6], n_in = 2304;
-    const weightcast_group_type type{round % 4 == 0 ? 8 : 4, round / 2 % 2, WEIGHTCAST_F32, round % 3 == 0,
+    const weightcast_group_type type{round % 4 == 0 ? 8 : 4, round / 2 % 2, WEIGHTCAST_F32, round % 3,
                                      sizes[round % 6]};
     Source source = make_source(sources[round / 6], n_out, n_in, round % kLayouts, 2);
     const Bytes importance = make_importance(n_in);
