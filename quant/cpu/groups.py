@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from weightcast.quant.cpu import library
 from weightcast.quant.cpu.library import Matrix
 from weightcast.quant.metrics import MOMENTS, Baseline
 from weightcast.quant.types import SOURCE_TYPES
+
+EFFORTS: Final = range(4)  # WEIGHTCAST_GROUP_EFFORTS
 
 
 class _GroupType(ctypes.Structure):
@@ -43,14 +45,18 @@ class NotCarriedError(library.SourceValueError):
 
 
 def group_type(
-    bits: int, group_size: int, symmetric: bool, scale_dtype: str, search: bool
+    bits: int, group_size: int, symmetric: bool, scale_dtype: str, effort: int
 ) -> _GroupType:
-    """Describe groups to the kernels; `group_size` is a number of values, never 0."""
+    """Describe groups to the kernels; `group_size` is a number of values, never 0.
+
+    `effort` is from 0, no search, to 3.
+    """
+    assert effort in EFFORTS
     return _GroupType(
         bits=bits,
         symmetric=symmetric,
         scale_type=SOURCE_TYPES[scale_dtype].ggml_id,
-        search=search,
+        search=effort,
         group_size=group_size,
     )
 

@@ -149,7 +149,7 @@ class CudaBackend:
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
         *,
-        search: bool = True,
+        effort: int = 2,
     ) -> Groups:
         """Make groups of a matrix in host memory, there too: `groups.quantize_groups` elsewhere.
 
@@ -167,7 +167,7 @@ class CudaBackend:
             self._rows.address(made_bytes(groups)),
             self._scratch.address(FOUND_BYTES),
             self._copy(self._importance, importance),
-            search,
+            effort,
         )
         enqueue_groups(self._stream, kernels, job, groups)
         copy_groups_out(self._stream, job, groups)
@@ -180,9 +180,11 @@ class CudaBackend:
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
+        *,
+        effort: int = 2,
     ) -> tuple[Groups, Errors]:
         """Do as `quantize_groups` does, and compare the groups with the matrix on the processor."""
-        groups = self.quantize_groups(source, group_type, importance)
+        groups = self.quantize_groups(source, group_type, importance, effort=effort)
         matrix = source.dequantized() if isinstance(source, Blocks) else source
         return groups, measure_groups(matrix, groups, group_type, importance, baseline)
 

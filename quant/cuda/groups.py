@@ -51,7 +51,7 @@ class GroupJob:
     made: int
     found: int
     importance: int = 0
-    search: bool = True
+    effort: int = 2
 
 
 def _parts(groups: Groups) -> list[NDArray[np.generic]]:
@@ -100,7 +100,7 @@ def enqueue_groups(stream: Stream, kernels: Quantizer, job: GroupJob, groups: Gr
         bits=group_type.bits,
         symmetric=group_type.symmetric,
         scale_type=SOURCE_TYPES[group_type.scale_dtype].ggml_id,
-        search=job.search,
+        search=job.effort,
     )
     launch = cuda_launch.group_launch(matrix.n_out * n_groups)
     enqueue_launch(stream, kernels.quantize, launch, arguments)

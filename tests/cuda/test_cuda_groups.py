@@ -16,6 +16,7 @@ from tests.quant.codes import SCALES, random_codes
 from tests.quant.families import FAMILIES, gaussian, grok_like
 from tests.quant.sources import DTYPES, LAYOUTS, matrix, place, source_of
 from weightcast.errors import DeviceError, LayoutError
+from weightcast.quant.cpu.groups import EFFORTS
 from weightcast.quant.cpu.library import (
     Blocks,
     Matrix,
@@ -114,18 +115,18 @@ def test_sources(backend, group_type, weighed):
         assert assert_same(backend, matrix(codes, scales), group_type, importance)
 
 
-@pytest.mark.parametrize("search", [True, False], ids=["search", "plain"])
+@pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_families(backend, bits, symmetric, scale_dtype, search):
+def test_families(backend, bits, symmetric, scale_dtype, effort):
     rng = np.random.default_rng(81)
     group_type = GroupType(bits, 64, symmetric, scale_dtype)
     made = []
     for family in FAMILIES.values():
         x = place(family(rng, (5, 384)), LAYOUTS[len(made) % 2])
         for importance in (None, importance_of(384)):
-            made.append(assert_same(backend, matrix(x), group_type, importance, search=search))
+            made.append(assert_same(backend, matrix(x), group_type, importance, effort=effort))
     assert sum(made) >= len(made) - 8  # the others overflow
 
 

@@ -43,6 +43,22 @@ OPPOSITE = {4: [0.95, 1.1, 1.3, 1.6], 8: [0.992, 1.012, 1.036, 1.08]}
 ONE_SIDED = {4: [0.85, 0.7, 0.55, 0.4], 8: [0.985, 0.97, 0.94, 0.9]}
 
 
+# Factors, factors of the other kinds and refinements that are tried at an effort; where in the
+# tables, in quarters of a step: the first, and the distance to the next.
+EFFORTS = {1: (8, 0, 1, 4, 8), 2: (16, 4, 3, 0, 4), 3: (64, 16, 6, 0, 1)}
+
+
+def between(table: list[float], count: int, first: int, step: int) -> list[np.float32]:
+    """Take `count` values of a table and between its entries; past its end with its last step."""
+    values = np.array(table, np.float32)
+    found = []
+    for quarter in range(first, first + count * step, step):
+        i, share = quarter // 4, np.float32(quarter % 4 / 4)
+        start = min(i, len(values) - 2)
+        found.append(values[i] + (values[start + 1] - values[start]) * share)
+    return found
+
+
 def lesser(a: F32, b: object) -> F32:
     return np.where(a < b, a, np.float32(b))
 
@@ -69,8 +85,14 @@ class Reference:
     x: F32
     w: F32 | None
     type: GroupType
+    effort: int
 
     def __post_init__(self) -> None:
+        if self.effort > 0:
+            factors, sides, self.refinements, *steps = EFFORTS[self.effort]
+            self.factors = between(FACTORS[self.type.bits], factors, *steps)
+            self.opposite = between(OPPOSITE[self.type.bits], sides, *steps)
+            self.kept = between(ONE_SIDED[self.type.bits], sides, *steps)
         self.levels = np.float32(2**self.type.bits - 1)
         self.middle = np.float32(2 ** (self.type.bits - 1))
 
@@ -111,7 +133,11 @@ class Reference:
         self.lowest, self.highest = np.minimum(self.lowest, 0), np.maximum(self.highest, 0)
         self.scale, self.low = self.plain()
         self.best = np.full(len(self.x), np.inf, np.float32)
-        for propose in (self.clipped, self.one_sided, *map(self.neighbours, range(3))):
+        for propose in (
+            self.clipped,
+            self.one_sided,
+            *map(self.neighbours, range(self.refinements)),
+        ):
             for scale, low in propose():
                 self.attempt(scale, low)
         plain_scale, plain_low = self.plain()
@@ -119,25 +145,24 @@ class Reference:
         return np.where(better, self.scale, plain_scale), np.where(better, self.low, plain_low)
 
     def clipped(self) -> list[tuple[F32, F32]]:
-        factors = [np.float32(f) for f in FACTORS[self.type.bits]]
         if not self.type.symmetric:
-            return [self.spanning(self.lowest / f, self.highest / f) for f in factors]
-        factors = [-f for f in factors] + [np.float32(f) for f in OPPOSITE[self.type.bits]]
+            return [self.spanning(self.lowest / f, self.highest / f) for f in self.factors]
+        factors = [-f for f in self.factors] + self.opposite
         low = np.full(len(self.x), -self.middle)
         return [(self.stored(self.max / (self.middle * f)), low) for f in factors]
 
     def one_sided(self) -> list[tuple[F32, F32]]:
         if self.type.symmetric:
             return []
-        kept = [np.float32(k) for k in ONE_SIDED[self.type.bits]]
         return [
-            *(self.spanning(self.lowest, self.highest * k) for k in kept),
-            *(self.spanning(self.lowest * k, self.highest) for k in kept),
+            *(self.spanning(self.lowest, self.highest * k) for k in self.kept),
+            *(self.spanning(self.lowest * k, self.highest) for k in self.kept),
         ]
 
     def neighbours(self, turn: int) -> Callable[[], list[tuple[F32, F32]]]:
         def propose() -> list[tuple[F32, F32]]:
-            step, one = np.float32(STEPS[self.type.bits][turn]), np.float32(1)
+            step, one = np.float32(STEPS[self.type.bits][turn % 3]), np.float32(1)
+            step *= one if turn < 3 else np.float32(0.5)
             moved = np.clip(self.low + (1 if turn % 2 == 0 else -1), -self.levels, 0)
             return [
                 (self.scale, self.low),
@@ -165,7 +190,7 @@ class Reference:
 
 
 def quantize(
-    values: F32, group_type: GroupType, importance: F32 | None = None, *, search: bool = True
+    values: F32, group_type: GroupType, importance: F32 | None = None, *, effort: int = 2
 ) -> Groups:
     """Make groups of values [n_out, n_in]."""
     n_out, n_in = values.shape
@@ -174,9 +199,9 @@ def quantize(
     w = None
     if importance is not None:
         w = np.broadcast_to(importance, values.shape).reshape(-1, size)
-    reference = Reference(x, w, group_type)
+    reference = Reference(x, w, group_type, effort)
     with np.errstate(all="ignore"):
-        scale, low = reference.search() if search else reference.plain()
+        scale, low = reference.search() if effort > 0 else reference.plain()
         codes = reference.level(x / scale[:, None], low) - low[:, None]
     shape = (n_out, n_in // size)
     return Groups(

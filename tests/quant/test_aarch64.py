@@ -1,4 +1,4 @@
-"""The kernels cross-compiled for aarch64 give the bytes of x86, under an emulator.
+"""The NEON and the scalar kernels, cross-compiled for aarch64, make x86's bytes under an emulator.
 
 Needs Debian's g++-aarch64-linux-gnu and qemu-user, which .ci/run installs; skipped without them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,18 @@ DRIVER = compilers.SOURCES / "sanitize.cpp"
     reason=f"no {' and '.join(MISSING)}: apt-get install g++-aarch64-linux-gnu qemu-user",
 )
 def test_same_bytes_as_x86(tmp_path: Path) -> None:
-    gxx = (COMPILER, *FLAGS, "-c")
-    objects = {name: tmp_path / f"{name}.o" for name in ("cpu", *compilers.COMMON_SOURCES)}
-    define = {"cpu": ("-DWC_ISA=scalar",)}
+    gxx = (COMPILER, *FLAGS, "-DWEIGHTCAST_NEON=1", "-c")
+    kernels = {"scalar": (), "neon": ("-DWC_VECTORS_128",)}  # as CMakeLists.txt compiles them
+    objects = {name: tmp_path / f"{name}.o" for name in (*kernels, *compilers.COMMON_SOURCES)}
     compilers.run_all(
         [
             *(
-                (*gxx, *define.get(name, ()), compilers.ABI / f"{name}.cpp", "-o", path)
-                for name, path in objects.items()
+                (*gxx, f"-DWC_ISA={isa}", *flags, compilers.ABI / "cpu.cpp", "-o", objects[isa])
+                for isa, flags in kernels.items()
+            ),
+            *(
+                (*gxx, compilers.ABI / f"{name}.cpp", "-o", objects[name])
+                for name in compilers.COMMON_SOURCES
             ),
             (*gxx, DRIVER, "-o", tmp_path / "driver.o"),
             ("g++", *FLAGS, DRIVER, *config.libs(), "-o", tmp_path / "here"),
@@ -42,8 +47,13 @@ def test_same_bytes_as_x86(tmp_path: Path) -> None:
     )
     there = tmp_path / "there"
     compilers.run(COMPILER, "-static", tmp_path / "driver.o", *objects.values(), "-o", there)
-    expected = compilers.run(tmp_path / "here", "brief", env=dict(os.environ)).splitlines()
-    said = compilers.run(EMULATOR, there, "brief").splitlines()
-    assert said[0] == "scalar"
-    assert len(said) > 20
-    assert said[1:] == expected[1:]
+
+    def said(isa: str) -> list[str]:
+        env = {**os.environ, "WEIGHTCAST_ISA": isa}
+        return compilers.run(EMULATOR, there, "brief", env=env).splitlines()
+
+    expected = compilers.run(tmp_path / "here", "brief").splitlines()
+    assert len(expected) > 20
+    with ThreadPoolExecutor(2) as pool:
+        for isa, lines in zip(kernels, pool.map(said, kernels), strict=True):
+            assert lines == [isa, *expected[1:]]

@@ -163,6 +163,7 @@ int32_t check_groups(const weightcast_group_type* type, const weightcast_groups*
   if (type == nullptr || groups == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   if (type->bits != 4 && type->bits != 8) return WEIGHTCAST_BAD_TYPE;
   if (!is_float_type(type->scale_type)) return WEIGHTCAST_BAD_TYPE;
+  if (type->search < 0 || type->search >= WEIGHTCAST_GROUP_EFFORTS) return WEIGHTCAST_BAD_ARGUMENT;
   if (type->group_size < kGroupMultiple || type->group_size % kGroupMultiple != 0) return WEIGHTCAST_BAD_SHAPE;
   const bool fits = n_in % type->group_size == 0 && n_in / type->group_size == groups->groups;
   return fits ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;

@@ -73,7 +73,7 @@ const char* weightcast_strerror(int32_t status) {
     case WEIGHTCAST_NOT_CARRIED: return "a code or scale differs from the source's";
     case WEIGHTCAST_NULL_ARGUMENT: return "a pointer is NULL";
     case WEIGHTCAST_NO_MEMORY: return "out of memory";
-    case WEIGHTCAST_BAD_ARGUMENT: return "the baseline is unknown, or a reserved field is not 0";
+    case WEIGHTCAST_BAD_ARGUMENT: return "the baseline or the effort is unknown, or a reserved field is not 0";
     default: return "unknown status";
   }
 }

@@ -80,7 +80,7 @@ WC_UNROLL
 
   WC_INLINE void make() const {
     if (group >= a.groups) return;
-    const GroupRule rule = group_rule(a.bits, a.symmetric != 0, a.scale_type, a.search != 0);
+    const GroupRule rule = group_rule(a.bits, a.symmetric != 0, a.scale_type, a.search);
     GroupFit fit;
     fit.begin();
     for (int pass = 0; pass < rule.passes; ++pass) {

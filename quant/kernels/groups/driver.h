@@ -202,7 +202,7 @@ int32_t quantize_small_groups(GroupJob& job, GroupWorkspace& work, Watch& watch)
 inline GroupJob group_job(const weightcast_source& s, const float* importance,
                           const weightcast_group_type& type, const weightcast_groups& dst,
                           weightcast_result& result) {
-  const GroupRule rule = group_rule(type.bits, type.symmetric != 0, type.scale_type, type.search != 0);
+  const GroupRule rule = group_rule(type.bits, type.symmetric != 0, type.scale_type, type.search);
   return {s, importance, type, dst, result, rule, false};
 }
 

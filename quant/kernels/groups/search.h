@@ -3,8 +3,9 @@
 //
 // The best scale and zero point are found by trial. A candidate is a scale as it is stored, rounded. It
 // gets codes, their error, and the scale that least squares gives for these codes, rounded again. The
-// first candidates clip the extremes more or less; the next are neighbours of the best so far. The
-// plain choice, from the extremes alone, is compared last, so that no result is worse than it.
+// first candidates clip the extremes more or less; the next are neighbours of the best so far. How many
+// there are is the effort. The plain choice, from the extremes alone, is compared last, so that no result
+// is worse than it at any effort.
 //
 // A group may be a whole row, longer than a tile, so it is visited in passes, kGroupChunk rows at a time:
 //   GroupFit fit;  fit.begin();
@@ -32,24 +33,36 @@ namespace {
 constexpr int kGroupChunk = 32;  // in-rows that are visited at once; groups are whole chunks
 constexpr int kGroupWays = 4;    // candidates of a pass
 
+// How much is tried at an effort, in passes of kGroupWays candidates, after the extremes.
+struct GroupEffort {
+  int main;         // symmetrically clipped; with each, `quarters` of a step go through the tables below
+  int sides;        // of each other kind: the opposite sign, or one side clipped
+  int refinements;  // neighbours of the best
+  int quarters;
+  int first;        // quarter of the tables
+};
+constexpr GroupEffort kGroupEfforts[] = {{0, 0, 0, 0, 0}, {2, 0, 1, 8, 4}, {4, 1, 3, 4, 0}, {16, 4, 6, 1, 0}};
+static_assert(sizeof kGroupEfforts / sizeof *kGroupEfforts == WEIGHTCAST_GROUP_EFFORTS, "one each");
+
 // Parameters that all groups of a matrix share.
 struct GroupRule {
   int32_t bits, scale_type;
   bool symmetric;
-  int passes;
-  int grid_passes;  // 0: no search
+  GroupEffort effort;
+  int grid_passes;  // of candidates that do not depend on better ones
+  int passes;       // 1: no search
   float levels;     // 2^bits - 1
   float middle;     // 2^(bits - 1)
 };
 
-constexpr int kGroupRefinements = 3;
+constexpr int kGroupSteps = 3;
 
 // The first candidates. The finer the levels, the less clipping pays.
 struct GroupGrid {
-  float factors[4 * kGroupWays];   // by which the extremes are divided
-  float opposite[kGroupWays];      // the same, where the largest magnitude gets the highest level: symmetric
-  float one_sided[kGroupWays];     // by which one extreme is multiplied: with a zero point
-  float steps[kGroupRefinements];  // relative, of the neighbours of the best scale
+  float factors[4 * kGroupWays];  // by which the extremes are divided
+  float opposite[kGroupWays];     // the same, where the largest magnitude gets the highest level: symmetric
+  float one_sided[kGroupWays];    // by which one extreme is multiplied: with a zero point
+  float steps[kGroupSteps];       // relative, of the neighbours of the best scale
 };
 constexpr GroupGrid kGrid4 = {{0.80f, 0.85f, 0.90f, 0.95f, 1.00f, 1.05f, 1.10f, 1.15f, 1.20f, 1.25f, 1.30f,
                                1.40f, 1.55f, 1.75f, 2.05f, 2.60f},
@@ -61,18 +74,26 @@ constexpr GroupGrid kGrid8 = {{0.952f, 0.960f, 0.968f, 0.976f, 0.984f, 0.992f, 1
                               {0.992f, 1.012f, 1.036f, 1.08f},
                               {0.985f, 0.97f, 0.94f, 0.90f},
                               {0.006f, 0.004f, 0.002f}};
-constexpr int kGroupMainPasses = 4;
 
-inline GroupRule group_rule(int32_t bits, bool symmetric, int32_t scale_type, bool search) {
+// The value `quarters` of a step into a table; past its end with the last step.
+template <int n>
+WC_INLINE float table_value(const float (&table)[n], int quarters) {
+  const int i = quarters / 4, from = i + 1 < n ? i : n - 2;
+  return table[i] + (table[from + 1] - table[from]) * (0.25f * static_cast<float>(quarters % 4));
+}
+
+// `effort` is below WEIGHTCAST_GROUP_EFFORTS.
+inline GroupRule group_rule(int32_t bits, bool symmetric, int32_t scale_type, int32_t effort) {
   GroupRule rule{};
   rule.bits = bits;
   rule.scale_type = scale_type;
   rule.symmetric = symmetric;
   rule.levels = static_cast<float>((1 << bits) - 1);
   rule.middle = static_cast<float>(1 << (bits - 1));
-  rule.grid_passes = search ? kGroupMainPasses + (symmetric ? 1 : 2) : 0;
+  rule.effort = kGroupEfforts[effort];
+  rule.grid_passes = rule.effort.main + rule.effort.sides * (symmetric ? 1 : 2);
   // Extremes, candidates, the comparison with the plain choice.
-  rule.passes = search ? 1 + rule.grid_passes + kGroupRefinements + 1 : 1;
+  rule.passes = effort > 0 ? 1 + rule.grid_passes + rule.effort.refinements + 1 : 1;
   return rule;
 }
 
@@ -219,26 +240,32 @@ WC_UNROLL
     return rule.bits == 4 ? kGrid4 : kGrid8;
   }
 
+  // Main candidates, then those of the other kinds.
   WC_INLINE void propose_clipped(const GroupRule& rule, int pass) {
     const GroupGrid& grid = grid_of(rule);
+    const int side = pass - rule.effort.main;
     for (int way = 0; way < kGroupWays; ++way) {
+      const int candidate = kGroupWays * (side < 0 ? pass : side % rule.effort.sides) + way;
+      const int at = rule.effort.first + rule.effort.quarters * candidate;
       if (rule.symmetric) {
         // The largest magnitude gets the level that has no opposite, whatever its sign.
-        const float factor = pass < kGroupMainPasses ? 0.0f - grid.factors[kGroupWays * pass + way] : grid.opposite[way];
+        const float factor = side < 0 ? 0.0f - table_value(grid.factors, at) : table_value(grid.opposite, at);
         try_code(way, {stored_scale(rule, max / (rule.middle * factor)), 0.0f - F(rule.middle)});
-      } else if (pass < kGroupMainPasses) {
-        const float factor = grid.factors[kGroupWays * pass + way];
+      } else if (side < 0) {
+        const float factor = table_value(grid.factors, at);
         try_code(way, spanning(rule, lowest / factor, highest / factor));
-      } else if (pass == kGroupMainPasses) {
-        try_code(way, spanning(rule, lowest, highest * grid.one_sided[way]));
+      } else if (side < rule.effort.sides) {
+        try_code(way, spanning(rule, lowest, highest * table_value(grid.one_sided, at)));
       } else {
-        try_code(way, spanning(rule, lowest * grid.one_sided[way], highest));
+        try_code(way, spanning(rule, lowest * table_value(grid.one_sided, at), highest));
       }
     }
   }
 
   WC_INLINE void propose_neighbours(const GroupRule& rule, int round) {
-    const float step = grid_of(rule).steps[round];
+    // Beyond the table, its steps again, halved.
+    const float halves = round < kGroupSteps ? 1.0f : 0.5f;
+    const float step = grid_of(rule).steps[round % kGroupSteps] * halves;
     try_code(0, best);
     try_code(1, {stored_scale(rule, best.scale * (1.0f - step)), best.low});
     try_code(2, {stored_scale(rule, best.scale * (1.0f + step)), best.low});

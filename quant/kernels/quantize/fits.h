@@ -59,12 +59,17 @@ struct Candidates {
   int steps;
 };
 
-// Compute the levels of one candidate and their sums. `below`: no level needs the upper clamp.
-// `exact`: all levels are below 2^22 before they are clamped, so that rounding in float gives what
-// nearest_int does.
+// What is known of all levels of one candidate before they are clamped.
+struct AffineBounds {
+  bool exact;     // below 2^22, so that rounding in float gives what nearest_int does
+  bool positive;  // no level needs the lower clamp: -0 counts as 0 in all sums
+  bool below;     // no level needs the upper clamp
+};
+
+// Compute the levels of one candidate and their sums.
 template <int n, bool weighed>
-WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, bool exact, bool below,
-                             F* level, F& sum_l, F& sum_l2, F& sum_xl) {
+WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, AffineBounds bounds, F* level,
+                             F& sum_l, F& sum_l2, F& sum_xl) {
   sum_l = sum_l2 = sum_xl = 0.0f;
   const auto add = [&](int i) {
     const F wl = w[i] * level[i];
@@ -75,16 +80,21 @@ WC_INLINE void affine_levels(const F* x, const F* w, F iscale, F min, int nmax, 
   const float top = static_cast<float>(nmax);
   if constexpr (weighed) {
     for (int i = 0; i < n; ++i) {
-      level[i] = below ? nearest_small(greater(iscale * (x[i] - min), 0.0f))
-                       : affine_level_clamped(x[i], iscale, min, top);
+      level[i] = bounds.below ? nearest_small(greater(iscale * (x[i] - min), 0.0f))
+                              : affine_level_clamped(x[i], iscale, min, top);
       add(i);
     }
-  } else if (exact && below) {
+  } else if (bounds.exact && bounds.positive && bounds.below) {
     for (int i = 0; i < n; ++i) {
-      level[i] = greater(nearest_small(iscale * (x[i] - min)), 0.0f);
+      level[i] = nearest_small(iscale * (x[i] - min));
       add(i);
     }
-  } else if (exact) {
+  } else if (bounds.exact && bounds.positive) {
+    for (int i = 0; i < n; ++i) {
+      level[i] = lesser(nearest_small(iscale * (x[i] - min)), top);
+      add(i);
+    }
+  } else if (bounds.exact) {
     for (int i = 0; i < n; ++i) {
       level[i] = clamped(nearest_small(iscale * (x[i] - min)), 0.0f, top);
       add(i);
@@ -140,19 +150,20 @@ inline AffineFit fit_affine(const F* x, const F* w, int nmax, Candidates candida
     // `min` may have come to lie above all values: then the smallest of them has the highest level.
     const F first = iscale * (smallest - min), last = iscale * (high - min);
     const M small = (magnitude(first) < 0x1p22f) & (magnitude(last) < 0x1p22f);
-    const M unclamped = greater(first, last) < static_cast<float>(nmax) + 0.5f;
-    const bool below = !any(!(unclamped | fit.flat));
+    const M positive = lesser(first, last) > -0.5f;
+    const M below = greater(first, last) < static_cast<float>(nmax) + 0.5f;
+    const AffineBounds bounds = {!any(!(small | fit.flat)), !any(!(positive | fit.flat)),
+                                 !any(!(below | fit.flat))};
     F sum_l, sum_l2, sum_xl;
-    affine_levels<n, weighed>(x, w, iscale, min, nmax, !any(!(small | fit.flat)), below, level, sum_l, sum_l2,
-                     sum_xl);
+    affine_levels<n, weighed>(x, w, iscale, min, nmax, bounds, level, sum_l, sum_l2, sum_xl);
     const F det = fit.sum_w * sum_l2 - sum_l * sum_l;
     const M solvable = (det > 0.0f) & !fit.flat;
     if (!any(solvable)) continue;
     F this_scale = (fit.sum_w * sum_xl - sum_x * sum_l) / det;
     F this_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
-    const M positive = this_min > 0.0f;
-    this_scale = select(positive, sum_xl / sum_l2, this_scale);
-    this_min = select(positive, 0.0f, this_min);
+    const M above_zero = this_min > 0.0f;
+    this_scale = select(above_zero, sum_xl / sum_l2, this_scale);
+    this_min = select(above_zero, 0.0f, this_min);
     const F error = affine_error<n, absolute>(x, w, level, this_scale, this_min);
     const M better = solvable & (error < best);
     best = select(better, error, best);
@@ -191,25 +202,52 @@ WC_INLINE F signed_maximum(const F* x, F& amax) {
   return max;
 }
 
-// Compute the sums of one candidate. |iscale * x| is at most nmax + 1 for finite x, so that weights can
-// be rounded in float; scales of super-blocks can be infinite and need `any_size`.
-template <int n, bool any_size>
-WC_INLINE void symmetric_sums(const F* x, const F* w, F iscale, int nmax, F& sumlx, F& suml2) {
+// The ends of the range beyond which the levels of a candidate can lie, so that they are clamped there.
+// Levels of kUnbounded can be anything, infinities and NaN too.
+enum class Beyond { kNeither, kHighest, kBoth, kUnbounded };
+
+template <Beyond beyond>
+WC_INLINE F symmetric_candidate_level(F quotient, int nmax) {
+  if constexpr (beyond == Beyond::kUnbounded) {
+    return floats(clamped(nearest_int(quotient), -nmax, nmax - 1));
+  } else {
+    F level = nearest_small(quotient);
+    if constexpr (beyond != Beyond::kNeither) level = lesser(level, static_cast<float>(nmax - 1));
+    if constexpr (beyond == Beyond::kBoth) level = greater(level, static_cast<float>(-nmax));
+    return level;
+  }
+}
+
+template <int n, Beyond beyond>
+WC_INLINE void symmetric_sums(const F* x, const F* w, const F* wx, F iscale, int nmax, F& sumlx, F& suml2) {
   sumlx = suml2 = 0.0f;
-  const float low = static_cast<float>(-nmax), high = static_cast<float>(nmax - 1);
   for (int i = 0; i < n; ++i) {
-    F l;
-    if constexpr (any_size) {
-      l = floats(clamped(nearest_int(iscale * x[i]), -nmax, nmax - 1));
-    } else {
-      l = clamped(nearest_small(iscale * x[i]), low, high);
-    }
-    sumlx += w[i] * x[i] * l;
+    const F l = symmetric_candidate_level<beyond>(iscale * x[i], nmax);
+    sumlx += wx[i] * l;
     suml2 += w[i] * l * l;
   }
 }
 
-// make_qx_quants with rmse_type 1; w is x * x if there is no importance.
+// Try -(nmax + 0.1 * is) / max as inverse scales, is from `first` to `last` without 0.
+template <int n, Beyond beyond>
+WC_INLINE void try_symmetric(int first, int last, const F* x, const F* w, const F* wx, F max, int nmax,
+                             SymmetricFit& fit, F& best) {
+  for (int is = first; is <= last; ++is) {
+    if (is == 0) continue;
+    const F iscale = -(static_cast<float>(nmax) + 0.1f * static_cast<float>(is)) / max;
+    F sumlx, suml2;
+    symmetric_sums<n, beyond>(x, w, wx, iscale, nmax, sumlx, suml2);
+    const M better = (suml2 > 0.0f) & (sumlx * sumlx > best * suml2);
+    if (!any(better)) continue;
+    const F scale = sumlx / suml2;
+    fit.scale = select(better, scale, fit.scale);
+    fit.iscale = select(better, iscale, fit.iscale);
+    best = select(better, scale * sumlx, best);
+  }
+}
+
+// make_qx_quants with rmse_type 1; w is x * x if there is no importance. `any_size`: x can be infinite or
+// NaN, as scales of super-blocks can.
 template <int n, bool any_size = false>
 inline SymmetricFit fit_symmetric(const F* x, const F* w, int nmax) {
   F amax;
@@ -217,20 +255,20 @@ inline SymmetricFit fit_symmetric(const F* x, const F* w, int nmax) {
   SymmetricFit fit;
   fit.zero = amax < kGroupMaxEps;
   fit.iscale = static_cast<float>(-nmax) / max;
+  F wx[n];
+  for (int i = 0; i < n; ++i) wx[i] = w[i] * x[i];
   F sumlx, suml2;
-  symmetric_sums<n, any_size>(x, w, fit.iscale, nmax, sumlx, suml2);
+  symmetric_sums<n, any_size ? Beyond::kUnbounded : Beyond::kHighest>(x, w, wx, fit.iscale, nmax, sumlx, suml2);
   fit.scale = select(suml2 == 0.0f, 0.0f, sumlx / suml2);
   F best = fit.scale * sumlx;
-  for (int is = -9; is <= 9; ++is) {
-    if (is == 0) continue;
-    const F iscale = -(static_cast<float>(nmax) + 0.1f * static_cast<float>(is)) / max;
-    symmetric_sums<n, any_size>(x, w, iscale, nmax, sumlx, suml2);
-    const M better = (suml2 > 0.0f) & (sumlx * sumlx > best * suml2);
-    if (!any(better)) continue;
-    const F scale = sumlx / suml2;
-    fit.scale = select(better, scale, fit.scale);
-    fit.iscale = select(better, iscale, fit.iscale);
-    best = select(better, scale * sumlx, best);
+  if constexpr (any_size) {
+    try_symmetric<n, Beyond::kUnbounded>(-9, 9, x, w, wx, max, nmax, fit, best);
+  } else {
+    // Quotients are at most nmax + 0.1 * is, with the sign of the lowest level where x is max: below
+    // nmax - 0.5 they round to nmax - 1, and to -nmax below nmax + 0.5.
+    try_symmetric<n, Beyond::kNeither>(-9, -6, x, w, wx, max, nmax, fit, best);
+    try_symmetric<n, Beyond::kHighest>(-5, 4, x, w, wx, max, nmax, fit, best);
+    try_symmetric<n, Beyond::kBoth>(5, 9, x, w, wx, max, nmax, fit, best);
   }
   fit.scale = select(fit.zero, 0.0f, fit.scale);
   return fit;

@@ -192,9 +192,12 @@ WC_INLINE I round_away(F x) {
 // Convert to float16 (in the low 16 bits) and back, as f32_to_f16 and f16_to_f32 do.
 WC_INLINE I to_f16(F x) {
   const I size = bits(x) & 0x7fffffff;
-#ifdef __CUDACC__
+#if defined(__CUDACC__)
   // x86 makes negative NaNs, a CUDA device positive ones.
   const I sign = select(size > 0x7f800000, 0x8000, (bits(x) >> 16) & 0x8000);
+#elif defined(__aarch64__)
+  // Arm makes positive NaNs, whose sign changes where x86's does.
+  const I sign = ((bits(x) >> 16) & 0x8000) ^ select(size > I(0x7f800000), I(0x8000), I(0));
 #else
   const I sign = (bits(x) >> 16) & 0x8000;
 #endif

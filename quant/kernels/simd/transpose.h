@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace weightcast {
 namespace {
@@ -10,14 +11,6 @@ namespace {
 template <class T>
 constexpr int kSquare = 16 / static_cast<int>(sizeof(T));  // elements in a 16-byte vector
 
-#if defined(__clang__) || !defined(__GNUC__)
-template <class T>
-inline void transpose_square(const T* src, int64_t src_stride, T* dst, int64_t dst_stride) {
-  for (int c = 0; c < kSquare<T>; ++c) {
-    for (int i = 0; i < kSquare<T>; ++i) dst[c * dst_stride + i] = src[i * src_stride + c];
-  }
-}
-#else
 template <int size>
 struct UnsignedOf;
 template <>
@@ -33,30 +26,30 @@ struct UnsignedOf<4> {
   using type = uint32_t;
 };
 
-// Interleaving rows i and i + N/2 (punpckl and punpckh, or zip1 and zip2) rotates the index
-// (row, column) of an element by one bit; log2 N rounds of it exchange row and column.
+// Elements `first` to `first` + n / 2 of two vectors of n, in turn: punpckl and punpckh, or zip1 and zip2.
+template <int first, class Vector, int... i>
+inline Vector interleaved(const Vector& a, const Vector& b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (first + i / 2 + i % 2 * static_cast<int>(sizeof...(i)))...);
+}
+
+// Interleaving rows i and i + N/2 rotates the index (row, column) of an element by one bit; log2 N rounds
+// of it exchange row and column.
 template <class T>
 inline void transpose_square(const T* src, int64_t src_stride, T* dst, int64_t dst_stride) {
   constexpr int n = kSquare<T>;
-  using U = typename UnsignedOf<sizeof(T)>::type;
-  typedef U Vector __attribute__((vector_size(16)));
-  Vector low, high;
-  for (int i = 0; i < n; ++i) {
-    low[i] = static_cast<U>(i / 2 + i % 2 * n);
-    high[i] = static_cast<U>(low[i] + n / 2);
-  }
+  typedef typename UnsignedOf<sizeof(T)>::type Vector __attribute__((vector_size(16)));
+  constexpr std::make_integer_sequence<int, n> places{};
   Vector a[n], b[n];
   for (int i = 0; i < n; ++i) std::memcpy(&a[i], src + i * src_stride, 16);
   for (int half = n; half > 1; half /= 2) {
     for (int i = 0; i < n / 2; ++i) {
-      b[2 * i] = __builtin_shuffle(a[i], a[i + n / 2], low);
-      b[2 * i + 1] = __builtin_shuffle(a[i], a[i + n / 2], high);
+      b[2 * i] = interleaved<0>(a[i], a[i + n / 2], places);
+      b[2 * i + 1] = interleaved<n / 2>(a[i], a[i + n / 2], places);
     }
     for (int i = 0; i < n; ++i) a[i] = b[i];
   }
   for (int c = 0; c < n; ++c) std::memcpy(dst + c * dst_stride, &a[c], 16);
 }
-#endif
 
 // Transpose [rows, columns] to [columns, rows], both densely packed multiples of kSquare<T>.
 template <class T, int rows, int columns>

@@ -72,7 +72,7 @@ uint32_t random_value(int32_t type) {
 }
 
 // Values that take the rare paths of a quantizer: sums that overflow or vanish, scales of zero.
-enum Values { kModerate, kZero, kConstant, kSubnormal, kHuge, kAnyFinite, kValues };
+enum Values { kModerate, kZero, kConstant, kSubnormal, kHuge, kAnyFinite, kValues, kLarge };
 
 uint32_t hard_value(int values) {  // the bits of a float32
   const uint32_t sign = random_bits() & 0x80000000u;
@@ -80,6 +80,7 @@ uint32_t hard_value(int values) {  // the bits of a float32
     case kZero: return sign;
     case kConstant: return 0xbf000000u;
     case kSubnormal: return sign | (random_bits() & 0x7fffffu) >> random_bits() % 24;
+    case kLarge: return sign | (0x48000000u + random_bits() % 0x10000000u);  // 2^17 to 2^49
     case kHuge: return sign | (0x7e000000u + (random_bits() & 0x17fffffu));  // to 2^128
     case kAnyFinite: {
       const uint32_t bits = random_bits();
@@ -155,8 +156,8 @@ int32_t quantize_by(int32_t effort, const weightcast_source& source, int32_t typ
   for (int64_t out = 0; out + 1 < source.n_out; ++out) {
     for (int64_t i = row; i < stride; ++i) CHECK(dst.get()[out * stride + i] == 0xa5);
   }
-  // Blocks whose scale overflowed are complete too, but processors differ in the sign of NaN.
-  if (status == WEIGHTCAST_OK) add_to_checksum(dst.get(), size);
+  // Blocks whose scale overflowed, to infinity or to NaN, are complete too.
+  if (status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW) add_to_checksum(dst.get(), size);
   if (status == WEIGHTCAST_OVERFLOW) {
     CHECK(result.bad_out >= 0 && result.bad_out < source.n_out);
     CHECK(result.bad_in >= 0 && result.bad_in < source.n_in && result.bad_in % elements == 0);
@@ -253,6 +254,33 @@ void check_type(int32_t type, int rounds) {
     weightcast_result result;
     const int32_t status = quantize(source.view, type, round % 5, result, factors);
     CHECK(status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW);
+  }
+}
+
+// Factors from 2^-126 to 2^127, whose sums overflow.
+Bytes make_wild_importance(int64_t n_in) {
+  Bytes bytes = allocate(n_in * 4, 0);
+  for (int64_t i = 0; i < n_in; ++i) {
+    const uint32_t factor = 0x00800000u + random_bits() % 0x7e800000u;
+    std::memcpy(bytes.get() + i * 4, &factor, 4);
+  }
+  return bytes;
+}
+
+// Blocks whose scale is infinite or NaN, which processors make with different signs.
+void check_type_overflows(int32_t type) {
+  const int64_t n_in = 3 * weightcast_block_elements(type);
+  for (int values : {kLarge, kHuge, kAnyFinite}) {
+    for (int factors = 0; factors < 3; ++factors) {
+      if (factors == 0 && needs_importance(type)) continue;
+      Source source = make_source(WEIGHTCAST_F32, 33, n_in, kOutIn, 1, values);
+      const Bytes importance = factors == 1 ? make_importance(n_in) : make_wild_importance(n_in);
+      weightcast_result result;
+      const int32_t status =
+          quantize(source.view, type, 0, result,
+                   factors == 0 ? nullptr : reinterpret_cast<const float*>(importance.get()));
+      CHECK(status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW);
+    }
   }
 }
 
@@ -356,7 +384,7 @@ void check_groups() {
   for (int round = 0; round < 96; ++round) {
     const int64_t size = sizes[round % 6], n_in = size * (1 + round % 3), n_out = widths[round % 8];
     const weightcast_group_type type{round % 2 == 0 ? 4 : 8, round / 2 % 2, scale_types[round % 3],
-                                     round % 5 != 0, size};
+                                     round / 4 % WEIGHTCAST_GROUP_EFFORTS, size};
     Source source = make_source(sources[round % 7], n_out, n_in,
                                 static_cast<int>(random_bits() % kLayouts),
                                 1 + round % 2 * (n_in / 16 - 1), round % kValues);
@@ -443,6 +471,11 @@ void check_group_refusals() {
     CHECK(status() == WEIGHTCAST_BAD_TYPE);
   }
   type.scale_type = WEIGHTCAST_F32;
+  for (int32_t effort : {-1, WEIGHTCAST_GROUP_EFFORTS}) {
+    type.search = effort;
+    CHECK(status() == WEIGHTCAST_BAD_ARGUMENT);
+  }
+  type.search = 0;
   // Floats have no codes to carry.
   CHECK(weightcast_carry_groups(&s, &type, &groups, &result) == WEIGHTCAST_BAD_TYPE);
   CHECK(weightcast_check_carried(&s, &type, &groups, &result) == WEIGHTCAST_BAD_TYPE);
@@ -514,7 +547,7 @@ void check_groups_measured_at_once() {
   const int32_t sources[] = {WEIGHTCAST_F32, WEIGHTCAST_I8, WEIGHTCAST_F16, WEIGHTCAST_BF16};
   for (int round = 0; round < 24; ++round) {
     const int64_t n_out = widths[round * 5 % 6], n_in = 2304;
-    const weightcast_group_type type{round % 4 == 0 ? 8 : 4, round / 2 % 2, WEIGHTCAST_F32, round % 3 == 0,
+    const weightcast_group_type type{round % 4 == 0 ? 8 : 4, round / 2 % 2, WEIGHTCAST_F32, round % 3,
                                      sizes[round % 6]};
     Source source = make_source(sources[round / 6], n_out, n_in, round % kLayouts, 2);
     const Bytes importance = make_importance(n_in);
@@ -665,6 +698,7 @@ int main(int argc, char** argv) {
     if (weightcast_block_elements(type) < 2) continue;
     CHECK(weightcast_self_test(type) == WEIGHTCAST_OK);
     check_type(type, brief ? 12 : 24);
+    check_type_overflows(type);
     check_type_refusals(type);
     report(weightcast_type_name(type));
   }
