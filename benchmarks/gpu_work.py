@@ -119,7 +119,6 @@ def block_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
     """Make rows of blocks."""
     quant_type, gpu = TYPES[row.split()[0]], stream.gpu
     factors = importance_for(quant_type, weighed)
-    kernels = cuda_kernels.quantizer(gpu, quant_type, factors is not None)
     row_bytes = quant_type.row_bytes(N_IN)
     target = gpu.allocate(n_out * row_bytes)
     scratch = gpu.allocate(scratch_bytes(quant_type, n_out, weighed=factors is not None))
@@ -128,6 +127,7 @@ def block_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
     def start(source: Source) -> None:
         importance = 0 if uploaded is None else uploaded.address
         addresses = (target.address, row_bytes, scratch.address, importance)
+        kernels = cuda_kernels.quantizer(gpu, quant_type, factors is not None, source.device.dtype)
         enqueue(stream, kernels, Job(source.device, quant_type, *addresses))
 
     def on_cpu(matrix: Matrix) -> NDArray[np.uint8]:
@@ -148,7 +148,6 @@ def group_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
     """Make groups, searched for."""
     group_type, gpu = GROUP_ROWS[row], stream.gpu
     factors = noise_importance() if weighed else None
-    kernels = cuda_kernels.group_quantizer(gpu, weighed)
     made = empty_groups(group_type, n_out, N_IN)
     target, scratch = gpu.allocate(made_bytes(made)), gpu.allocate(FOUND_BYTES)
     uploaded = None if factors is None else upload(stream, factors)
@@ -172,6 +171,7 @@ def group_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
         return same_groups(some, on_cpu(part(source.host, row0, row1)))
 
     def start(source: Source) -> None:
+        kernels = cuda_kernels.group_quantizer(gpu, weighed, source.device.dtype)
         enqueue_groups(stream, kernels, job(source), made)
 
     return Work(made_bytes(made), start, same, on_cpu)

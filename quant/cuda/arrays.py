@@ -193,7 +193,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     each = scratch_bytes(quant_type, n_out, weighed=importance is not None)
     _scratch, scratch = array.empty((prod(planes) * each,), "U8")
     _factors, factors = _factors_beside(array, importance)
-    kernels = cuda_kernels.quantizer(array.gpu, quant_type, importance is not None)
+    kernels = cuda_kernels.quantizer(array.gpu, quant_type, importance is not None, array.dtype)
     jobs = []
     for number, index in enumerate(np.ndindex(planes)):
         job = Job(
@@ -263,7 +263,7 @@ def _enqueue_measures(
     each = moments_bytes(n_out, n_in)
     _parts, parts = array.empty((prod(planes) * each,), "U8")
     _factors, factors = _factors_beside(array, importance)
-    kernels = cuda_kernels.measurer(array.gpu, quant_type)
+    kernels = cuda_kernels.measurer(array.gpu, quant_type, array.dtype)
     array.stream.wait(rows.stream.record())
     by_plane = moments.reshape(-1, n_out)
     for number, index in enumerate(np.ndindex(planes)):

@@ -69,6 +69,11 @@ class _Room:
             self._memory = None
 
 
+def _dtype(source: Matrix | Blocks) -> str:
+    """The type of a source's elements on a device, where blocks are unpacked."""
+    return F32.name if isinstance(source, Blocks) else source.dtype
+
+
 def _no_errors(source: Matrix | Blocks) -> Errors:
     """The errors of rows without weights, or of no rows."""
     return of_moments(np.zeros(source.n_out, MOMENTS), source.n_in)
@@ -116,7 +121,7 @@ class CudaBackend:
 
         The importance weighs the weighted sums, whether the type uses it or not.
         """
-        kernels = cuda_kernels.measurer(self._gpu, quant_type)
+        kernels = cuda_kernels.measurer(self._gpu, quant_type, _dtype(source))
         job = self._quantize(source, quant_type, dst, importance)
         if job is None:
             return BlockCounts(), _no_errors(source)
@@ -144,7 +149,8 @@ class CudaBackend:
             importance = shaped_importance(importance, source.n_in)
         if groups.codes.size == 0:
             return groups
-        kernels = cuda_kernels.group_quantizer(self._gpu, importance is not None)
+        weighed = importance is not None
+        kernels = cuda_kernels.group_quantizer(self._gpu, weighed, _dtype(source))
         job = GroupJob(
             self._copied_in(source),
             group_type,
@@ -188,7 +194,7 @@ class CudaBackend:
             return _no_errors(source)
         assert rows.flags.c_contiguous
         assert rows.nbytes >= nbytes
-        kernels = cuda_kernels.measurer(self._gpu, quant_type)
+        kernels = cuda_kernels.measurer(self._gpu, quant_type, _dtype(source))
         matrix = self._copied_in(source)
         blocks = self._copy(self._rows, rows.reshape(-1).view(np.uint8)[:nbytes])
         if importance is not None:
@@ -214,7 +220,7 @@ class CudaBackend:
         if nbytes == 0:
             return None
         weighed = importance is not None
-        kernels = cuda_kernels.quantizer(self._gpu, quant_type, weighed)
+        kernels = cuda_kernels.quantizer(self._gpu, quant_type, weighed, _dtype(source))
         size = scratch_bytes(quant_type, source.n_out, weighed=weighed)
         job = Job(
             self._copied_in(source),

@@ -97,7 +97,7 @@ class DeviceMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """The kernels that one type, or groups, take on one device.
+    """The kernels that one type, or groups, take on one device, from one type of source ("F32").
 
     `tables` are kept while they are in use.
     """
@@ -106,15 +106,17 @@ class Quantizer:
     check_scales: Kernel
     check_importance: Kernel
     row_means: Kernel
+    source: str
     tables: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurer:
-    """The kernels that measure the errors of one type on one device."""
+    """The kernels that measure one type's errors on one device, against one type of source."""
 
     measure: Kernel
     add_chunks: Kernel
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def enqueue_checks(
 
     Raises LayoutError if int8 has no scales, or as many as do not divide a row.
     """
+    assert matrix.dtype == quantizer.source
     stream.fill(found, FOUND_BYTES)
     if matrix.dtype == I8.name:
         if not matrix.scales or matrix.n_in % matrix.groups:
@@ -241,6 +244,7 @@ def enqueue_measure(
     scratch is not used. Raises LayoutError if scales do not divide rows.
     """
     matrix = job.matrix
+    assert matrix.dtype == measurer.source
     if matrix.dtype == I8.name and (not matrix.scales or matrix.n_in % matrix.groups):
         raise bad_groups(matrix.n_in)
     chunks = cuda_launch.chunks_of(matrix.n_in)

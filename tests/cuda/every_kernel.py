@@ -13,7 +13,7 @@ from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.groups import same_groups
 from weightcast.quant.cuda.kernels import dequantizer, measurer
 from weightcast.quant.groups import quantize_groups
-from weightcast.quant.types import TYPES, GroupType
+from weightcast.quant.types import SOURCE_TYPES, TYPES, GroupType
 
 
 def main() -> None:
@@ -44,7 +44,8 @@ def main() -> None:
                 backend.measure(source, quant_type, made)
         # These compare with the CPU's by themselves.
         dequantizer(open_gpu(0), quant_type)
-        measurer(open_gpu(0), quant_type)
+        for source in SOURCE_TYPES:
+            measurer(open_gpu(0), quant_type, source)
     for group_type in (GroupType(4, 128), GroupType(8, 0, symmetric=False, scale_dtype="F32")):
         for given, source in product((None, importance), sources):
             wanted = quantize_groups(source, group_type, given)

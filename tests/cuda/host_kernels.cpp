@@ -40,6 +40,11 @@ void require(bool condition, const char* what) {
   std::abort();
 }
 
+// All kernels that read a source have its description first.
+void require_source(int32_t type, void** parameters) {
+  require(static_cast<const QuantizeArguments*>(parameters[0])->source_type == type, "type of source");
+}
+
 // Shared memory of just the size that a launch asked for, not cleared.
 struct Shared {
   uint8_t* bytes;
@@ -119,20 +124,24 @@ void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_by
 #define WC_KERNEL extern "C" __attribute__((visibility("default"))) void
 #define WC_LAUNCH const uint32_t *grid, const uint32_t *block, uint32_t shared_bytes, void **parameters
 
+// A device has a kernel for each type of source; here one form serves them all, under four names.
+#define WC_FROM_SOURCE(source, name, ...)                                                   \
+  WC_KERNEL name##_from_##source(WC_LAUNCH) {                                               \
+    weightcast::require_source(WEIGHTCAST_##source, parameters);                            \
+    __VA_ARGS__(grid, block, shared_bytes, parameters);                                     \
+  }
+#define WC_FROM_SOURCES(name, ...)                                                          \
+  WC_FROM_SOURCE(F32, name, __VA_ARGS__)                                                    \
+  WC_FROM_SOURCE(F16, name, __VA_ARGS__)                                                    \
+  WC_FROM_SOURCE(BF16, name, __VA_ARGS__)                                                   \
+  WC_FROM_SOURCE(I8, name, __VA_ARGS__)
 #define WC_QUANTIZER(name)                                                                  \
-  WC_KERNEL weightcast_quantize_##name(WC_LAUNCH) {                                         \
-    using Tile = weightcast::QuantizeTile<weightcast::Quantizer_##name, false>;             \
-    weightcast::quantize<Tile>(grid, block, shared_bytes, parameters);                      \
-  }
+  WC_FROM_SOURCES(weightcast_quantize_##name,                                               \
+                  weightcast::quantize<weightcast::QuantizeTile<weightcast::Quantizer_##name, false>>)
 #define WC_WEIGHED_QUANTIZER(name)                                                          \
-  WC_KERNEL weightcast_quantize_weighed_##name(WC_LAUNCH) {                                 \
-    using Tile = weightcast::QuantizeTile<weightcast::Quantizer_##name, true>;              \
-    weightcast::quantize<Tile>(grid, block, shared_bytes, parameters);                      \
-  }
-#define WC_GROUPS(name, weighed)                                                            \
-  WC_KERNEL name(WC_LAUNCH) {                                                               \
-    weightcast::make_groups<weighed>(grid, block, shared_bytes, parameters);                \
-  }
+  WC_FROM_SOURCES(weightcast_quantize_weighed_##name,                                       \
+                  weightcast::quantize<weightcast::QuantizeTile<weightcast::Quantizer_##name, true>>)
+#define WC_GROUPS(name, weighed) WC_FROM_SOURCES(name, weightcast::make_groups<weighed>)
 #define WC_DEQUANTIZER(name)                                                                \
   WC_KERNEL weightcast_dequantize_##name(WC_LAUNCH) {                                       \
     using Tile = weightcast::DequantizeTile<weightcast::Block##name>;                       \
@@ -140,9 +149,7 @@ void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_by
   }
 
 #define WC_MEASURER(name)                                                                   \
-  WC_KERNEL weightcast_measure_##name(WC_LAUNCH) {                                          \
-    weightcast::measure<weightcast::Block##name>(grid, block, shared_bytes, parameters);    \
-  }
+  WC_FROM_SOURCES(weightcast_measure_##name, weightcast::measure<weightcast::Block##name>)
 
 // The quantizers of a type by what types.inc says of importance.
 #define WC_IGNORED(name) WC_QUANTIZER(name)

@@ -59,7 +59,7 @@ def test_rows_anywhere(quant_type, kind, gpu):
     """Rows at any address and distance are whole, and the bytes between them are not touched."""
     e = max(32, quant_type.block_elements)
     stream = gpu.stream()
-    kernels = cuda_kernels.quantizer(gpu, quant_type, kind != "none")
+    kernels = cuda_kernels.quantizer(gpu, quant_type, kind != "none", "F32")
     for number, (n_out, n_blocks, layout) in enumerate(
         [(5, 1, "out_in"), (33, 2, "in_out"), (9, 3, "in_out"), (9, 18, "out_in")]
     ):
@@ -153,7 +153,7 @@ def test_a_part_of_a_matrix():
 
 def test_only_the_matrix_is_copied(only_stand_in: StandIn):
     x = gaussian(np.random.default_rng(63), (64, 1024))
-    cuda_kernels.quantizer(open_gpu(0), Q8_0, False)
+    cuda_kernels.quantizer(open_gpu(0), Q8_0, False, "F32")
     before = only_stand_in.counter("bytes_in")
     assert_same_of(x[:, 32:96], Q8_0)
     assert_same_of(np.asfortranarray(x)[5:9, :64], Q8_0)

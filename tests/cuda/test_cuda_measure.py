@@ -135,7 +135,7 @@ def test_refusals(backend: CudaBackend) -> None:
 
 
 def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda_kernels.measurer.cache_clear()
+    cuda_kernels._measurer.cache_clear()
     enqueue_measure = cuda_kernels.enqueue_measure
 
     def and_forget_a_row(stream, measurer, job, moments, baseline):  # type: ignore[no-untyped-def]
@@ -143,8 +143,8 @@ def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch
         stream.fill(moments + 36 * MOMENTS.itemsize, 8)
 
     monkeypatch.setattr(cuda_kernels, "enqueue_measure", and_forget_a_row)
-    with pytest.raises(DeviceError, match="weightcast_measure_Q4_K makes other bytes"):
-        cuda_kernels.measurer(open_gpu(0), Q4_K)
+    with pytest.raises(DeviceError, match="weightcast_measure_Q4_K_from_F32 makes other bytes"):
+        cuda_kernels.measurer(open_gpu(0), Q4_K, "F32")
 
 
 @pytest.mark.parametrize("speaker", [DlpackArray, InterfaceArray])

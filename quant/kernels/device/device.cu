@@ -1,5 +1,6 @@
 // Entry points of the device kernels. NVRTC compiles one unit per type and operation. A macro selects the
 // unit: WC_QUANTIZE, WC_DEQUANTIZE or WC_MEASURE, each with the name of a type, WC_GROUPS or WC_CHECKS.
+// WC_SOURCE, the name of the source's element type, goes with all that read weights but the checks.
 // WC_WEIGHED makes quantizers and groups use an importance. All arithmetic is in headers that the CPU
 // library shares; the Python module that runs NVRTC sets the options that keep its bits.
 #define WC_DEVICE __device__
@@ -9,6 +10,11 @@
 
 #define WC_JOIN_2(a, b) a##b
 #define WC_JOIN(a, b) WC_JOIN_2(a, b)
+
+#ifdef WC_SOURCE
+#define WC_SOURCE_NUMBER WC_JOIN(WEIGHTCAST_, WC_SOURCE)
+#define WC_FROM_SOURCE(name) WC_JOIN(WC_JOIN(name, _from_), WC_SOURCE)
+#endif
 
 #if defined(WC_QUANTIZE)
 enum { MEMORY, REGISTERS };
@@ -20,10 +26,10 @@ enum {
 #include "device/types.h"
 
 #ifdef WC_WEIGHED
-#define WC_SYMBOL WC_JOIN(weightcast_quantize_weighed_, WC_QUANTIZE)
+#define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_quantize_weighed_, WC_QUANTIZE))
 constexpr bool kWeighed = true;
 #else
-#define WC_SYMBOL WC_JOIN(weightcast_quantize_, WC_QUANTIZE)
+#define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_quantize_, WC_QUANTIZE))
 constexpr bool kWeighed = false;
 #endif
 using Tile = weightcast::QuantizeTile<weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE), kWeighed>;
@@ -47,10 +53,10 @@ extern "C" __global__ void weightcast_set_tables(const void* tables) {
 #include "device/groups.h"
 
 #ifdef WC_WEIGHED
-#define WC_SYMBOL weightcast_make_weighed_groups
+#define WC_SYMBOL WC_FROM_SOURCE(weightcast_make_weighed_groups)
 constexpr bool kWeighed = true;
 #else
-#define WC_SYMBOL weightcast_make_groups
+#define WC_SYMBOL WC_FROM_SOURCE(weightcast_make_groups)
 constexpr bool kWeighed = false;
 #endif
 
@@ -82,8 +88,9 @@ extern "C" __global__ void __launch_bounds__(Tile::threads)
 #include "device/errors.h"
 
 extern "C" __global__ void __launch_bounds__(128)
-    WC_JOIN(weightcast_measure_, WC_MEASURE)(const __grid_constant__ weightcast::QuantizeArguments a,
-                                             int32_t rounded, weightcast_moments* parts) {
+    WC_FROM_SOURCE(WC_JOIN(weightcast_measure_, WC_MEASURE))(
+        const __grid_constant__ weightcast::QuantizeArguments a, int32_t rounded,
+        weightcast_moments* parts) {
   weightcast::measure_chunk<weightcast::WC_JOIN(Block, WC_MEASURE)>(a, rounded != 0, parts, WC_PLACE);
 }
 

@@ -15,6 +15,14 @@
 namespace weightcast {
 namespace {
 
+// The element type of a source. A unit that reads one is compiled for its type, WC_SOURCE_NUMBER, so
+// that no load has to ask. What is compiled for all of them goes by the argument of the launch.
+#ifdef WC_SOURCE_NUMBER
+constexpr int32_t source_type(int32_t) { return WC_SOURCE_NUMBER; }
+#else
+constexpr int32_t source_type(int32_t launched) { return launched; }
+#endif
+
 // The in-rows of one block in one output column of a source in device memory.
 struct Column {
   const uint8_t* first;  // row 0
@@ -25,7 +33,8 @@ struct Column {
   float scale;
   int32_t left;
   const float* scales;   // of the group of row 0, groups scale_stride apart
-  int64_t scale_stride, group_rows;
+  int64_t scale_stride;
+  int32_t group_rows;    // or the rows of the block, if those are fewer
 
   template <int element>
   WC_INLINE float stored(int i) const {
@@ -33,13 +42,18 @@ struct Column {
     return Element<element>::value(data[(row + i) * stride]);
   }
 
+  // Steps through the groups: rows beyond the first are rare, and a division makes more code.
   WC_INLINE float scale_of(int i) const {
-    const int32_t beyond = row + i - left;
-    return beyond < 0 ? scale : scales[(beyond / group_rows + 1) * scale_stride];
+    int32_t beyond = row + i - left;
+    if (beyond < 0) return scale;
+    const float* found = scales + scale_stride;
+#pragma unroll 1
+    for (; beyond >= group_rows; beyond -= group_rows) found += scale_stride;
+    return *found;
   }
 
   WC_INLINE float operator[](int i) const {
-    switch (type) {
+    switch (source_type(type)) {
       case WEIGHTCAST_F32: return stored<WEIGHTCAST_F32>(i);
       case WEIGHTCAST_F16: return stored<WEIGHTCAST_F16>(i);
       case WEIGHTCAST_BF16: return stored<WEIGHTCAST_BF16>(i);
@@ -100,7 +114,7 @@ WC_UNROLL
 // Load the first `rows` of n rows as floats into registers; the others become zeros.
 template <int n>
 WC_INLINE void load_rows(const Column& column, int rows, float (&x)[n]) {
-  switch (column.type) {
+  switch (source_type(column.type)) {
     case WEIGHTCAST_F32: return read_rows<WEIGHTCAST_F32>(column, rows, x);
     case WEIGHTCAST_F16: return read_rows<WEIGHTCAST_F16>(column, rows, x);
     case WEIGHTCAST_BF16: return read_rows<WEIGHTCAST_BF16>(column, rows, x);
@@ -110,9 +124,18 @@ WC_INLINE void load_rows(const Column& column, int rows, float (&x)[n]) {
   if (rows <= column.left) {
 WC_UNROLL
     for (int i = 0; i < n; ++i) x[i] *= column.scale;
-  } else {
+    return;
+  }
+  const float* scale = column.scales;
+  float factor = column.scale;
+  int32_t next = column.left;  // the first row of the next group
 WC_UNROLL
-    for (int i = 0; i < n; ++i) x[i] *= i < rows ? column.scale_of(i) : 0.0f;
+  for (int i = 0; i < n; ++i) {
+    if (i == next && i < rows) {
+      factor = *(scale += column.scale_stride);
+      next += column.group_rows;
+    }
+    x[i] *= factor;
   }
 }
 

@@ -21,6 +21,14 @@ WC_INLINE void symmetric_levels_stored(Strip x, F d, int nmax, Searched searched
   }
 }
 
+// Blocks that descend side by side, to hide the latency of each; on a device other threads hide it, and
+// the registers of a second block would cost more.
+#ifdef WC_DEVICE
+constexpr int kDescentWays = 1;
+#else
+constexpr int kDescentWays = 2;
+#endif
+
 // Q3_K: hmask[32], qs[64], scales[12], d; x = d * (scale - 32) * (q - 4), scales of six bits for
 // each 16; effectively 3.4375 bits per weight.
 struct Q3K {
@@ -32,7 +40,7 @@ struct Q3K {
 
   // Choose scales from 0 to 63 and return d; the levels of the search go to `levels`.
   static F by_descent(Strip strip, I (&ls)[16], Levels& levels) {
-    constexpr int ways = 2;
+    constexpr int ways = kDescentWays;
     F scales[16];
     for (int j = 0; j < 16; j += ways) {
       F x[ways][16], scale[ways];
