@@ -23,6 +23,12 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long v
   return before;
 }
 
+static unsigned atomicAdd(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at += value;
+  return before;
+}
+
 #include "device/blocks.h"
 #include "device/checks.h"
 #include "device/errors.h"
@@ -191,7 +197,14 @@ WC_KERNEL weightcast_set_tables(const uint32_t*, const uint32_t*, uint32_t, void
 
 WC_KERNEL weightcast_check_scales(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
   const auto& a = *static_cast<const weightcast::CheckArguments*>(parameters[0]);
-  weightcast::each_thread(grid, block, [&](int64_t n) { weightcast::check_scale(a, n); });
+  weightcast::require(block[0] == weightcast::kCheckThreads, "threads");
+  for (uint32_t n = 0; n < grid[0]; ++n) {
+    weightcast::ScaleCounts counts{};
+    for (uint32_t thread = 0; thread < block[0]; ++thread) {
+      weightcast::check_scale(a, int64_t{n} * block[0] + thread, counts);
+    }
+    weightcast::add_counts(a, counts);
+  }
 }
 
 WC_KERNEL weightcast_check_importance(const uint32_t* grid, const uint32_t* block, uint32_t,

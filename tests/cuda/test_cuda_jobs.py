@@ -27,7 +27,7 @@ from weightcast.quant.cuda.jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.cuda.launch import dequantize_launch
+from weightcast.quant.cuda.launch import dequantized_together
 from weightcast.quant.types import F32, Q4_0, Q4_K, Q8_0, TYPES
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -103,8 +103,8 @@ def test_dequantizers(quant_type, gpu):
     """Any bytes, at any address; counts of blocks around those of a thread block."""
     stream = gpu.stream()
     kernel = cuda_kernels.dequantizer(gpu, quant_type)
-    threads = dequantize_launch(quant_type, 1, 0).threads
-    counts = (1, 2, threads - 1, threads, threads + 1, 2 * threads + 3)
+    full = dequantized_together(quant_type)
+    counts = (1, 2, full - 1, full, full + 1, 2 * full + 3)
     for n_blocks, shift in zip(counts, (0, 1, 2, 3, 4, 6), strict=True):
         blocks = random_rows(n_blocks, quant_type, 1, n_blocks).reshape(-1)
         n = n_blocks * quant_type.block_elements

@@ -7,6 +7,7 @@
 #define WC_DEVICE
 unsigned long long atomicMax(unsigned long long*, unsigned long long);
 unsigned long long atomicAdd(unsigned long long*, unsigned long long);
+unsigned atomicAdd(unsigned*, unsigned);
 
 #include "device/blocks.h"
 #include "device/tile.h"

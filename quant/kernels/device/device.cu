@@ -32,9 +32,15 @@ constexpr bool kWeighed = true;
 #define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_quantize_, WC_QUANTIZE))
 constexpr bool kWeighed = false;
 #endif
-using Tile = weightcast::QuantizeTile<weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE), kWeighed>;
+using Type = weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE);
+using Tile = weightcast::QuantizeTile<Type, kWeighed>;
 
-extern "C" __global__ void __launch_bounds__(Tile::threads)
+// Measurements compare other numbers of thread blocks.
+#ifndef WC_RESIDENT_BLOCKS
+#define WC_RESIDENT_BLOCKS weightcast::kResidentBlocks<Type>
+#endif
+
+extern "C" __global__ void __launch_bounds__(Tile::threads, WC_RESIDENT_BLOCKS)
     WC_SYMBOL(const __grid_constant__ weightcast::QuantizeArguments a) {
   extern __shared__ __align__(16) uint8_t staged[];
   const Tile tile(a, blockIdx.x);
@@ -102,17 +108,23 @@ extern "C" __global__ void __launch_bounds__(128)
 #elif defined(WC_CHECKS)
 #include "device/checks.h"
 
-extern "C" __global__ void weightcast_check_scales(const __grid_constant__ weightcast::CheckArguments a) {
-  weightcast::check_scale(a, WC_PLACE);
+extern "C" __global__ void __launch_bounds__(weightcast::kCheckThreads)
+    weightcast_check_scales(const __grid_constant__ weightcast::CheckArguments a) {
+  __shared__ weightcast::ScaleCounts counts;
+  if (threadIdx.x == 0) counts = {};
+  __syncthreads();
+  weightcast::check_scale(a, WC_PLACE, counts);
+  __syncthreads();
+  if (threadIdx.x == 0) weightcast::add_counts(a, counts);
 }
 
-extern "C" __global__ void weightcast_check_importance(
-    const __grid_constant__ weightcast::CheckArguments a) {
+extern "C" __global__ void __launch_bounds__(weightcast::kCheckThreads)
+    weightcast_check_importance(const __grid_constant__ weightcast::CheckArguments a) {
   weightcast::check_importance(a, WC_PLACE);
 }
 
-extern "C" __global__ void weightcast_row_means(const __grid_constant__ weightcast::QuantizeArguments a,
-                                                float* means) {
+extern "C" __global__ void __launch_bounds__(weightcast::kCheckThreads)
+    weightcast_row_means(const __grid_constant__ weightcast::QuantizeArguments a, float* means) {
   weightcast::row_mean(a, means, WC_PLACE);
 }
 #endif

@@ -109,8 +109,14 @@ WC_UNROLL
 }
 template <int n>
 WC_INLINE int first_not_finite(Column x) {
+  constexpr int run = 32;
+  static_assert(n % run == 0, "blocks are whole runs");
   int32_t worst = 0;
-  for (int i = 0; i < n; ++i) worst = greater(worst, bits(magnitude(x[i])));
+  for (int i = 0; i < n; i += run) {
+    const auto rows = read<run>(x + i);
+WC_UNROLL
+    for (int j = 0; j < run; ++j) worst = greater(worst, bits(magnitude(rows[j])));
+  }
   if (worst < 0x7f800000) return -1;
   int first = 0;
   for (int i = n - 1; i >= 0; --i) first = is_finite(x[i]) ? first : i;
@@ -138,6 +144,18 @@ WC_UNROLL
   }
   return true;
 }
+
+// Thread blocks that must fit a multiprocessor, 0 for what the compiler finds best. Held to 512 threads
+// are types that would be left with fewer, and spill little.
+template <class Type>
+constexpr int kResidentBlocks = Type::elements == 64 ? 2 : 0;
+
+// Measurements leave out the checks of values, to know what these take.
+#ifdef WC_UNCHECKED
+constexpr bool kChecked = false;
+#else
+constexpr bool kChecked = true;
+#endif
 
 // `weighed`: there is an importance. Kernels without it need fewer registers.
 template <class Type, bool weighed>
@@ -173,7 +191,7 @@ struct QuantizeTile {
     }
     const SourceRows<elements> block(column, rows);
     const Strip x = block.strip();
-    if (!has_codes(a)) {
+    if (kChecked && !has_codes(a)) {
       const int bad = first_not_finite<elements>(x);
       if (bad >= 0) return note(a.found->not_finite, out * a.n_in + in0 + bad);
     }
@@ -183,7 +201,7 @@ struct QuantizeTile {
     } else {
       Type::quantize(x, nullptr, 0.0f, made);
     }
-    const int bad = Overflow<Type>::first(made, rows);
+    const int bad = kChecked ? Overflow<Type>::first(made, rows) : -1;
     if (bad >= 0) note(a.found->overflow, out * a.n_in + in0 + bad);
   }
 
