@@ -166,6 +166,8 @@ def test_usage_is_read_from_the_log(tmp_path: Path) -> None:
     assert found["stacks"].threads is None
     assert found["stacks"].stack_bytes >= 200
     assert found["shares"].stack_bytes == found["shares"].spill_store_bytes == 0
+    # Each value is multiplied and added to, and stored in the end.
+    assert found["spills"].instructions > 300 > found["shares"].instructions > 3
 
 
 @pytest.mark.parametrize("quant_type", TYPES.values(), ids=TYPES)
