@@ -241,11 +241,16 @@ def nvrtc_build() -> tuple[str, ...]:
     return version, str(status.st_size), str(status.st_mtime_ns)
 
 
+# Threads that import cuda.core at the same time can see a part of it.
+_importing = threading.Lock()
+
+
 def _call(function: str) -> tuple[Any, ...]:
     """Call a function of NVRTC that needs no program. Raises DeviceError if it is not there."""
     try:
-        import cuda.core  # noqa: F401  (a missing one is to show here)
-        from cuda.bindings import nvrtc
+        with _importing:
+            import cuda.core  # noqa: F401  (a missing one is to show here)
+            from cuda.bindings import nvrtc
     except ImportError as error:
         raise DeviceError(f"cuda-core is not installed ({error}): {REMEDY}") from error
     try:

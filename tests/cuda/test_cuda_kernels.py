@@ -309,6 +309,19 @@ def test_processes_share_the_folder(source: Path) -> None:
     assert names == []
 
 
+def test_threads_that_are_the_first_to_compile_import_the_packages(source: Path) -> None:
+    script = (
+        "import pathlib, sys; from concurrent.futures import ThreadPoolExecutor\n"
+        "from weightcast.quant.cuda.compile import image_of\n"
+        "units = ('quantize_Q4_K_from_F32', 'checks', 'dequantize_Q4_K', 'dequantize_F16')\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    list(pool.map(lambda u: image_of(pathlib.Path(sys.argv[1]), u, 'sm_90'), units))\n"
+    )
+    command = [sys.executable, "-c", script, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_compiler_errors_name_the_place_in_one_line(source: Path) -> None:
     header = header_of(source)
     header.write_text("\ninline float combine(float a, float b) { return a + c + d; }\n")
