@@ -11,6 +11,7 @@ from weightcast.commands.options import PATH, Decorated, listed_option
 from weightcast.converters.plan import MAX_WORKERS
 from weightcast.converters.report import BASELINES
 from weightcast.converters.sources import ConvertOptions, Group, Kind, Row
+from weightcast.quant.search import EFFORTS, SEARCHES
 
 WORKERS: Final = click.IntRange(1, MAX_WORKERS)
 BASELINE: Final = click.Choice(list(BASELINES))
@@ -26,6 +27,8 @@ _TYPES: Final[dict[Kind, Any]] = {
     "workers": WORKERS,
     "baseline": BASELINE,
     "layers": str,
+    "search": click.Choice(SEARCHES),
+    "effort": click.Choice(list(map(str, EFFORTS))),
 }
 
 
@@ -50,6 +53,10 @@ def _listed_layers(
     return ",".join(given) if given else None
 
 
+def _as_number(_ctx: click.Context, _param: click.Parameter, given: str | None) -> int | None:
+    return None if given is None else int(given)
+
+
 def _click_option(row: Row) -> Callable[[Decorated], Decorated]:
     said = row.option
     settings: dict[str, Any] = {"help": said.help, "metavar": said.metavar}
@@ -60,6 +67,8 @@ def _click_option(row: Row) -> Callable[[Decorated], Decorated]:
         settings["multiple"] = said.kind in ("texts", "layers")
     if said.kind == "layers":
         settings["callback"] = _listed_layers
+    if said.kind == "effort":
+        settings["callback"] = _as_number
     if row.default:
         settings.update(default=row.default, show_default=said.shows_default)
     flags = (said.flag,) if said.short is None else (said.short, said.flag)

@@ -217,7 +217,7 @@ class Conversion:
     @property
     def workers(self) -> Workers:
         """Choose the workers that will run."""
-        return choose_workers(self.options.jobs, self.devices)
+        return choose_workers(self.options.jobs, self.devices, self.options.rule)
 
     def run(
         self,
@@ -292,6 +292,8 @@ def convert(
     override_kv: str | Sequence[str] | None = (),
     prune_layers: str | Sequence[int] | None = None,
     importance_floor: str | float | None = None,
+    search: str = "ggml",
+    effort: int | None = None,
     nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
@@ -326,7 +328,10 @@ def convert(
     is stored. `pure` gives all other quantized tensors of GGUF outputs that no rule names the
     recipe's base type. With `nvfp4_factors` GGUF outputs of any model get factors beside weights
     that become NVFP4, where llama.cpp multiplies by them: small weights keep their precision, and
-    these are read once more when the conversion is planned.
+    these are read once more when the conversion is planned. `search` chooses scales and codes:
+    by "ggml"'s rule, to llama.cpp's bytes, or with "least-error" for the least squared error in the
+    same formats, which the same runtimes read. `effort` is 1, 2 (the default) or 3: more takes
+    longer and gains a little.
 
     Importance: `imatrix` is an importance matrix in llama.cpp's format; `include_weights` or
     `exclude_weights`, parts of names, say which of its entries are used; `importance_floor`, such
@@ -397,6 +402,8 @@ def plan(
     override_kv: str | Sequence[str] | None = (),
     prune_layers: str | Sequence[int] | None = None,
     importance_floor: str | float | None = None,
+    search: str = "ggml",
+    effort: int | None = None,
     nvfp4_factors: bool = False,
     allow_requantize: bool = False,
     allow_holes: bool = False,
@@ -440,7 +447,7 @@ def plan_conversion(
     Errors are measured if a report or a baseline is asked for, or if there are `limits`.
     `on_note` gets a note on the choice of devices, before the source is read.
     """
-    devices = choose_devices(options.device)
+    devices = _devices(options)
     choose_workers(options.jobs, devices)  # refuses what would be refused when it runs
     if devices.note:
         on_note(devices.note)
@@ -451,6 +458,16 @@ def plan_conversion(
     if options.report is not None:
         overwrite.check_report_path(Path(options.report), overwrite.taken_paths(plan))
     return Conversion(plan, options, devices, measuring, tuple(limits))
+
+
+def _devices(options: ConvertOptions) -> Devices:
+    """Choose devices, and say so if they do not make what is asked for. Raises CheckpointError."""
+    devices = choose_devices(options.device)
+    if not (options.rule.is_least_error and devices.cuda):
+        return devices
+    ids = ", ".join(device.id for device in devices.cuda)
+    note = f"the processor searches for the least error; {ids} makes what is not searched for"
+    return replace(devices, note="; ".join(filter(None, (devices.note, note))))
 
 
 def prepare(
@@ -518,6 +535,8 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
     ]
     if options.allow_requantize:
         requests = [request.that_may_change() for request in requests]
+    search = options.rule
+    requests = [r if r.form in ("copy", "plain") else replace(r, search=search) for r in requests]
     return [replace(request, nvfp4_factors=options.nvfp4_factors) for request in requests]
 
 
@@ -622,7 +641,7 @@ def run(
     gets it when the outputs are complete, before they get their names.
     """
     meter = Meter(on_progress)
-    workers = choose_workers(jobs, devices)
+    workers = choose_workers(jobs, devices, plan.inputs.options.rule)
     plan.inputs.check(_CHANGED_SINCE)
     plan.inputs.check_blanks()
     for output in plan.outputs:

@@ -21,6 +21,7 @@ from weightcast.quant.cuda import arrays as cuda_arrays
 from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
 from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
 from weightcast.quant.names import type_named, weight_type_named
+from weightcast.quant.search import Search, parse_search
 from weightcast.quant.types import QuantType
 
 # Types with scales apart that type checkers know; others of the kind work alike.
@@ -49,18 +50,41 @@ Coded = Literal[
     "fp8-block",
     "fp8-tensor",
 ]
+Rule = Literal["ggml", "least-error"]
 Importance = Sequence[Any] | NDArray[Any] | Any  # Any: an array of torch or on a device
 
 
 @overload
-def quantize(x: Any, type_name: Coded, importance: Importance | None = None) -> Quantized: ...
+def quantize(
+    x: Any,
+    type_name: Coded,
+    importance: Importance | None = None,
+    search: Rule = "ggml",
+    effort: int | None = None,
+) -> Quantized: ...
 @overload
 def quantize(
-    x: NDArray[Any], type_name: str, importance: Importance | None = None
+    x: NDArray[Any],
+    type_name: str,
+    importance: Importance | None = None,
+    search: Rule = "ggml",
+    effort: int | None = None,
 ) -> NDArray[np.uint8]: ...
 @overload
-def quantize(x: Any, type_name: str, importance: Importance | None = None) -> Any: ...
-def quantize(x: Any, type_name: str, importance: Importance | None = None) -> Any:
+def quantize(
+    x: Any,
+    type_name: str,
+    importance: Importance | None = None,
+    search: Rule = "ggml",
+    effort: int | None = None,
+) -> Any: ...
+def quantize(
+    x: Any,
+    type_name: str,
+    importance: Importance | None = None,
+    search: Rule = "ggml",
+    effort: int | None = None,
+) -> Any:
     """Quantize weights [..., out, in] of float32, float16 or bfloat16; [in] is one row.
 
     GGUF's types ("Q4_K", "Q8_0", "MXFP4", in any case) give the bytes of a file, uint8 [..., out,
@@ -76,41 +100,54 @@ def quantize(x: Any, type_name: str, importance: Importance | None = None) -> An
     all matrices, or [..., in] with one row for each, say [experts, in]. Types that do not use it
     ignore its values; IQ2_XXS, IQ2_XS and IQ1_S cannot be made without.
 
+    `search` chooses scales and codes: by "ggml"'s rule, to llama.cpp's bytes, or with "least-error"
+    for the least squared error in the same format, weighted if there is an importance, which all
+    types use then but plain floats. `effort` is 1, 2 (the default) or 3: more takes longer and
+    gains a little. Arrays on a device are quantized by "ggml"'s rule alone.
+
     Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN,
     infinity and values beyond the type's range with their place, and importance that is missing,
-    negative or of another shape; DeviceError if a device cannot be used.
+    negative or of another shape; RequestError for another search or effort; DeviceError if a device
+    cannot be used.
 
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> weightcast.quantize(weights, "Q4_K").shape
     (4, 144)
+    >>> weightcast.quantize(weights, "Q4_K", search="least-error", effort=3).shape
+    (4, 144)
     >>> weightcast.quantize(weights, "int4-g128").scales.shape
     (4, 2)
     """
-    weight_type = weight_type_named(type_name)
+    weight_type, rule = weight_type_named(type_name), parse_search(search, effort)
     if cuda_arrays.is_on_device(importance):
         importance = cuda_arrays.to_host(importance)
     if not isinstance(weight_type, QuantType):
         if cuda_arrays.is_on_device(x):
             raise LayoutError(f"{type_name} is made in this machine's memory: copy the array there")
-        return quantize_coded(x, weight_type, importance)
+        return quantize_coded(x, weight_type, importance, rule)
     if cuda_arrays.is_on_device(x):
+        if rule.is_least_error and not weight_type.is_plain:
+            raise LayoutError(
+                "the least-error search runs on the processor: copy the array to this machine's "
+                "memory"
+            )
         shape = cuda_arrays.shape_of(x)
         weights = None if importance is None else as_importance(importance, shape)
         return cuda_arrays.quantize(x, weight_type, weights)
-    return like(x, _quantized(as_source(x), weight_type, importance))
+    return like(x, _quantized(as_source(x), weight_type, importance, rule))
 
 
 def _quantized(
-    array: NDArray[Any], quant_type: QuantType, importance: Importance | None
+    array: NDArray[Any], quant_type: QuantType, importance: Importance | None, search: Search
 ) -> NDArray[np.uint8]:
     if array.ndim == 1:
-        return _quantized(array[None, :], quant_type, importance).reshape(-1)
+        return _quantized(array[None, :], quant_type, importance, search).reshape(-1)
     factors = None if importance is None else as_importance(importance, array.shape)
     result = np.empty((*array.shape[:-1], quant_type.row_bytes(array.shape[-1])), np.uint8)
     for index in np.ndindex(array.shape[:-2]):
         weights = None if factors is None else factors[index]
         try:
-            quantize_matrix(matrix_of(array[index]), quant_type, result[index], weights)
+            quantize_matrix(matrix_of(array[index]), quant_type, result[index], weights, search)
         except SourceValueError as error:
             raise error.at(index) from None
     return result

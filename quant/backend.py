@@ -11,6 +11,7 @@ from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_m
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.groups import Groups, quantize_and_measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import GroupType, QuantType
 
 
@@ -23,6 +24,7 @@ class Backend(Protocol):
         quant_type: QuantType,
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
+        search: Search = GGML,
     ) -> BlockCounts:
         """Write the rows of a matrix [n_out, n_in] into dst, as `library.quantize_matrix` does.
 
@@ -37,6 +39,7 @@ class Backend(Protocol):
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
+        search: Search = GGML,
     ) -> tuple[BlockCounts, Errors]:
         """Quantize, and measure the errors of the rows against the matrix.
 
@@ -73,8 +76,9 @@ class CpuBackend:
         quant_type: QuantType,
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
+        search: Search = GGML,
     ) -> BlockCounts:
-        return quantize_matrix(as_matrix(source), quant_type, dst, importance)
+        return quantize_matrix(as_matrix(source), quant_type, dst, importance, search)
 
     def quantize_and_measure(
         self,
@@ -83,9 +87,10 @@ class CpuBackend:
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
+        search: Search = GGML,
     ) -> tuple[BlockCounts, Errors]:
         matrix = as_matrix(source)
-        counts = quantize_matrix(matrix, quant_type, dst, importance)
+        counts = quantize_matrix(matrix, quant_type, dst, importance, search)
         return counts, measure_matrix(matrix, quant_type, dst, importance, baseline)
 
     def quantize_groups(

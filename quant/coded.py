@@ -18,6 +18,7 @@ from weightcast.quant.groups import Groups, dequantize_groups, quantize_groups
 from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
 from weightcast.quant.metrics import check_bytes
 from weightcast.quant.names import CodedType, weight_type_named
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import MXFP4, NVFP4, Fp8Type, GroupType, QuantType
 
 _FP4_SCALES: Final[dict[object, Any]] = {MXFP4: np.uint8, NVFP4: ml_dtypes.float8_e4m3fn}
@@ -184,7 +185,9 @@ def _values(
     return dequantize_bytes(weight_type, blocks.reshape(-1), codes.size).reshape(codes.shape)
 
 
-def quantize_coded(x: Any, weight_type: CodedType, importance: Any | None) -> Quantized:
+def quantize_coded(
+    x: Any, weight_type: CodedType, importance: Any | None, search: Search = GGML
+) -> Quantized:
     """Quantize weights [..., out, in] of this machine's memory; see `arrays.quantize`."""
     array = as_source(x)
     if array.size == 0:
@@ -195,7 +198,7 @@ def quantize_coded(x: Any, weight_type: CodedType, importance: Any | None) -> Qu
     for index in np.ndindex(planes.shape[:-2]):
         weights = None if factors is None else factors[index]
         try:
-            found.append(_coded(planes[index], weight_type, weights))
+            found.append(_coded(planes[index], weight_type, weights, search))
         except SourceValueError as error:
             raise error.at(index) from None
     shape = array.shape[: max(array.ndim - 2, 0)]
@@ -216,7 +219,10 @@ def _zero_points(groups: Groups) -> NDArray[np.uint8]:
 
 
 def _coded(
-    plane: NDArray[Any], weight_type: CodedType, importance: NDArray[np.float32] | None
+    plane: NDArray[Any],
+    weight_type: CodedType,
+    importance: NDArray[np.float32] | None,
+    search: Search,
 ) -> Groups:
     if isinstance(weight_type, GroupType):
         return quantize_groups(matrix_of(plane), weight_type, importance)

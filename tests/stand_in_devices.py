@@ -24,6 +24,7 @@ from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.groups import Groups, measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import GroupType, QuantType
 
 
@@ -140,12 +141,13 @@ class Backend:
         quant_type: QuantType,
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
+        search: Search = GGML,
     ) -> BlockCounts:
         self._check_rows(dst)
         dst[:] = 0xA5
         with self._at_work(source, quant_type.name) as matrix:
             on_device = np.full(dst.shape, 0x5A, np.uint8)
-            counts = quantize_matrix(matrix, quant_type, on_device, importance)
+            counts = quantize_matrix(matrix, quant_type, on_device, importance, search)
             self._check_rows(dst)  # still
             dst[:] = on_device
             return counts

@@ -26,6 +26,8 @@ def output_lines(output: Output, *, all_tensors: bool = False) -> Iterator[str]:
         f"{output.bits_per_weight:.2f} bits per weight; "
         f"{count(len(output.tensors), 'tensor')} ({listed}) in {count(len(output.files), 'file')}"
     )
+    if output.request.search.is_least_error:
+        yield f"  search: {output.request.search}"
     if len(output.files) > 1:
         yield from (f"    {file.path.name}: {file.size:,} bytes" for file in output.files)
     if all_tensors:

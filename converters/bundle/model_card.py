@@ -230,7 +230,7 @@ def _options(options: ConvertOptions, form: Form, names: Mapping[str, str]) -> I
         flag, value = row.option.flag, options.recorded(row)
         if row.is_input:
             value = names.get(row.name)
-        if not value or not row.option.is_for(form):
+        if not value or value == row.default or not row.option.is_for(form):
             continue
         if row.option.kind == "flag":
             yield flag

@@ -89,11 +89,13 @@ class RowConverter:
         source, importance = task.matrix, destination.importance
         backend = worker.backend
         if self.measuring is None:
-            counts = backend.quantize(source, destination.type, rows, importance)
+            counts = backend.quantize(
+                source, destination.type, rows, importance, destination.search
+            )
         else:
             baseline = self.measuring.baseline_of(destination)
             counts, errors = backend.quantize_and_measure(
-                source, destination.type, rows, importance, baseline
+                source, destination.type, rows, importance, baseline, destination.search
             )
             self.measuring.add(destination, task.out0, errors)
         write = self.files.write(destination, rows.data, _offset(task, destination))

@@ -17,6 +17,7 @@ from weightcast.converters.sources import (
     SOURCE,
     ConvertOptions,
     Inputs,
+    Kind,
     Row,
     resolve_source,
 )
@@ -81,7 +82,7 @@ def changes(before: Fingerprint, now: Fingerprint, options: ConvertOptions = _NO
 
 
 def _changes(before: Fingerprint, now: Fingerprint, spelled: ConvertOptions) -> Iterator[str]:
-    flags = {row.record_name: option(row.name) for row in _rows(spelled)}
+    rows = {row.record_name: row for row in _rows(spelled)}
     if before.get("version") != now["version"]:
         yield f"weightcast was {before.get('version')} and is {now['version']}"
     if before.get("type") != now["type"]:
@@ -89,7 +90,9 @@ def _changes(before: Fingerprint, now: Fingerprint, spelled: ConvertOptions) -> 
     options = _part(before, "options")
     for name, value in now["options"].items():
         if options.get(name) != value:
-            yield f"{flags[name]} was {_shown(options.get(name))} and is {_shown(value)}"
+            row = rows[name]
+            was, is_now = (_shown(each, row.option.kind) for each in (options.get(name), value))
+            yield f"{option(row.name)} was {was} and is {is_now}"
     extras = _part(before, "extras")
     for role in sorted({*extras, *now["extras"]}):
         if extras.get(role) != now["extras"].get(role):
@@ -112,7 +115,7 @@ def _how(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
     return "has changed since" if name in now else "is no longer there"
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, kind: Kind) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "not given"
     if isinstance(value, bool):
@@ -121,7 +124,9 @@ def _shown(value: object) -> str:
         return f"{value:g}"
     if isinstance(value, str):
         return value
-    return f"{value:,} bytes" if value and isinstance(value, int) else "not given"
+    if not value or not isinstance(value, int):
+        return "not given"
+    return f"{value:,} bytes" if kind == "size" else str(value)
 
 
 def _json_value(value: object) -> object:

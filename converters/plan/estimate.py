@@ -131,7 +131,7 @@ def _kernel_seconds(plan: Plan, devices: Devices) -> float:
                 continue
             packed = destination.packed
             kind = destination.type.name if packed is None else packed.packing.label
-            key = item.view.dtype, kind, destination.importance is None
+            key = item.view.dtype, kind, destination.importance is None, destination.search
             weights[key] += (item.out1 - item.out0) * item.view.shape[1]
             examples.setdefault(key, (item, destination))
     seconds = sum(n * _seconds_a_weight(*examples[key]) for key, n in weights.items())
@@ -161,7 +161,7 @@ def _make(matrix: Matrix, destination: Destination) -> None:
         if destination.packed is None:
             row_bytes = destination.type.row_bytes(matrix.n_in)
             dst = np.empty(matrix.n_out * row_bytes, np.uint8)
-            backend.quantize(matrix, destination.type, dst, importance)
+            backend.quantize(matrix, destination.type, dst, importance, destination.search)
             return
         made = destination.packed.packing.pack(matrix, matrix.n_out, 0, importance, backend)
         for _ in made.segments:

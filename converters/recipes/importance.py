@@ -14,6 +14,8 @@ from weightcast.converters.recipes.decide import Decision, category
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.header import raw_string, raw_uint
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.quant.cpu.library import uses_importance
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import FLOAT_TYPES
 from weightcast.text import count, option, some
 
@@ -134,8 +136,9 @@ def match_importance(
     tensors: Sequence[tuple[str, tuple[int, ...]]],
     decisions: Sequence[Decision],
     copied: Collection[str] = (),
+    search: Search = GGML,
 ) -> ImportanceMap:
-    """Find the importance of every tensor whose type can use it, as llama-quantize does.
+    """Find the importance of every tensor whose type can use it by the rule of `search`.
 
     Of those that are `copied`, by name, nothing is made that could lack importance: they are
     weighed only where their errors are measured. Where all is plain floats there is nothing to
@@ -149,12 +152,12 @@ def match_importance(
     rows, missing, refused = {}, [], []
     faint, huge = {}, {}
     for (name, shape), decision in zip(tensors, decisions, strict=True):
-        if decision.type is None or decision.type.importance == "ignored":
+        if decision.type is None or not uses_importance(decision.type, search):
             continue
         found = None if matrix is None else _rows(matrix, name, shape)
         if found is not None:
             rows[name] = found
-            if name not in copied:
+            if name not in copied and not search.is_least_error:  # which normalizes blocks
                 least, most = IN_RANGE[decision.type.name]
                 faint[name], huge[name] = _faint(found, 10.0**least), _huge(found, 10.0**most)
         elif name in copied:

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from weightcast.converters.files import as_path
 from weightcast.errors import RequestError
+from weightcast.quant.search import LEAST_ERROR, USUAL_EFFORT, Search, parse_search
 from weightcast.text import option, shown
 
 # Values as the command line reads them; an "input" is a file that the conversion reads,
@@ -35,6 +36,8 @@ Kind = Literal[
     "workers",
     "baseline",
     "layers",
+    "search",
+    "effort",
 ]
 
 # Sections of the command line's help page.
@@ -227,7 +230,7 @@ def _checked(row: Row, given: Any) -> Any:
         return parse_layers(given)
     if kind in ("input", "model", "report"):
         return as_path(given, name)
-    if kind in ("text", "baseline") and not isinstance(given, str):
+    if kind in ("text", "baseline", "search") and not isinstance(given, str):
         raise RequestError(f"{name}: give a text, not {shown(given)}")
     return given
 
@@ -284,7 +287,8 @@ class SourceOptions:
 class ConvertOptions:
     """The options of a conversion, as the caller gave them; the rows are in the order of help.
 
-    `types` has one type for each output, or none.
+    `types` has one type for each output, or none. Where an effort makes a difference it has one, so
+    that records tell it.
     """
 
     types: tuple[str, ...] = field(
@@ -586,6 +590,35 @@ class ConvertOptions:
             card=27,
         ).metadata,
     )
+    search: str = field(
+        default="ggml",
+        metadata=Option(
+            "--search",
+            "What chooses scales and codes: ggml's rule, or a search for the least error.",
+            "search",
+            metavar="ggml|least-error",
+            shows_default=True,
+            forms=("gguf", "packed"),
+            fingerprint=31,
+            provenance=32,
+            card=32,
+            group="precision",
+        ).metadata,
+    )
+    effort: int | None = field(
+        default=None,
+        metadata=Option(
+            "--effort",
+            "With --search least-error: more tries more and takes longer (default: 2).",
+            "effort",
+            metavar="1|2|3",
+            forms=("gguf", "packed"),
+            fingerprint=32,
+            provenance=33,
+            card=33,
+            group="precision",
+        ).metadata,
+    )
     nvfp4_factors: bool = field(
         default=False,
         metadata=Option(
@@ -672,6 +705,10 @@ class ConvertOptions:
         ).metadata,
     )
 
+    def __post_init__(self) -> None:
+        if self.search == LEAST_ERROR and self.effort is None:
+            object.__setattr__(self, "effort", USUAL_EFFORT)
+
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
         """List all options in the order of help."""
@@ -697,8 +734,14 @@ class ConvertOptions:
         return row.option.recorded(getattr(self, row.name))
 
     def is_given(self, row: Row) -> bool:
-        """Tell whether an option has a value at all, or is on."""
-        return bool(getattr(self, row.name))
+        """Tell whether an option has a value of its own, or is on."""
+        value = getattr(self, row.name)
+        return bool(value) and value != row.default
+
+    @property
+    def rule(self) -> Search:
+        """The rule by which scales and codes are chosen. Raises RequestError."""
+        return parse_search(self.search, self.effort)
 
     @property
     def source(self) -> SourceOptions:

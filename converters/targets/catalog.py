@@ -26,6 +26,7 @@ from weightcast.converters.recipes.decide import Decision, decide
 from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.rules import by_directory
 from weightcast.formats.packed import LAYOUTS
+from weightcast.quant.search import GGML
 from weightcast.quant.types import F32, TYPES, WeightType
 
 # The model whose bits per weight are told beside those of each type.
@@ -166,7 +167,7 @@ def _of_directory(directory: DirectoryType) -> TypeInfo:
     searched = False
     if directory.is_packed:
         layout = LAYOUTS[directory.layout].matrix_layout(directory.experts)
-        searched = layout.coding.is_searched and not directory.keeps_codes
+        searched = layout.coding.is_searched(GGML) and not directory.keeps_codes
     return TypeInfo(
         directory.name,
         "safetensors",

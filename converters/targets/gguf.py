@@ -28,6 +28,7 @@ from weightcast.converters.targets.names import (
     impossible,
     plain_path,
 )
+from weightcast.converters.targets.search_record import search_metadata, search_of
 from weightcast.converters.targets.target import (
     Codes,
     Context,
@@ -182,11 +183,13 @@ def _lay_out_anew(graph: TensorGraph, request: Request, context: Context) -> Out
     tensors = {p.name: family.written(p, GGUF.convention, graph[p.name]) for p, _ in chosen}
     copied = {p.name for p, d in chosen if is_stored_as(tensors[p.name], type_of(d).name)}
     decisions = [decision for _, decision in chosen]
-    importance = match_importance(context.imatrix, shapes_of(graph), decisions, copied)
+    search = search_of(request.search, (type_of(d) for p, d in chosen if p.name not in copied))
+    importance = match_importance(context.imatrix, shapes_of(graph), decisions, copied, search)
     entries = [Entry(p.name, type_of(d), tensors[p.name].shape) for p, d in chosen]
     assert family.metadata is not None
     metadata = family.metadata(graph, context.vocabulary, recipe.file_type)
-    metadata |= provenance_metadata(context.imatrix) | dict(request.metadata)
+    metadata |= provenance_metadata(context.imatrix) | search_metadata(search)
+    metadata |= dict(request.metadata)
     made = lay_out_files(request.path, metadata, entries, split_bytes)
     planned = tuple(
         PlannedTensor(

@@ -17,6 +17,7 @@ from weightcast.converters.recipes import (
     unfollowed_notes,
 )
 from weightcast.converters.targets.gguf_files import lay_out_files
+from weightcast.converters.targets.search_record import search_metadata, search_of
 from weightcast.converters.targets.target import (
     Context,
     Output,
@@ -59,7 +60,8 @@ def lay_out_adapter(
         for tensor, decision in zip(graph.values(), decisions, strict=True)
     ]
     entries = [Entry(t.name, type_of(d), t.shape) for t, d in zip(made, decisions, strict=True)]
-    raw = {**metadata.raw, **request.metadata}
+    search = search_of(request.search, map(type_of, decisions))
+    raw = {**metadata.raw, **search_metadata(search), **request.metadata}
     placed = lay_out_files(request.path, raw, entries, context.split_bytes)
     tensors = tuple(
         PlannedTensor(tensor, entry.type, *placed.offsets[entry.name])

@@ -27,6 +27,7 @@ from weightcast.converters.recipes import (
     Decision,
     ImportanceMap,
     match_importance,
+    provenance_metadata,
 )
 from weightcast.converters.sources import pruned, renumbered
 from weightcast.converters.targets.gguf_factors import factor_notes, written_factors
@@ -43,6 +44,7 @@ from weightcast.converters.targets.gguf_metadata import (
     renewed_metadata,
 )
 from weightcast.converters.targets.gguf_readers import unread_notes
+from weightcast.converters.targets.search_record import search_metadata, search_of
 from weightcast.converters.targets.target import (
     Context,
     Output,
@@ -75,12 +77,14 @@ def lay_out_copy(
     factors = written_factors(graph, chosen, request)
     chosen = {name: d for name, d in chosen.items() if name not in factors.left_out}
     made = [_made(factors.divided(graph[name]), decision) for name, decision in chosen.items()]
-    importance = _match_importance(graph, chosen, made, context)
+    copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
+    search = search_of(request.search, (TYPES[t.dtype] for t in made if t.name not in copied))
+    shapes = [(name, graph[name].shape) for name in chosen]
+    importance = match_importance(context.imatrix, shapes, list(chosen.values()), copied, search)
     is_copy = request.recipe == COPY
     file_type = copied_file_type(source) if is_copy else file_type_of(request.recipe, made)
-    raw = renewed_metadata(
-        graph, request, file_type, context.imatrix, keep_order=context.keep_order
-    )
+    provenance = provenance_metadata(context.imatrix) | search_metadata(search)
+    raw = renewed_metadata(graph, request, file_type, provenance, keep_order=context.keep_order)
     entries = [
         entry
         for tensor in made
@@ -117,14 +121,6 @@ def _choose(
     )
     pairs = zip(names, decisions, strict=True)
     return {name: _possible(graph[name], decision) for name, decision in pairs}, unchanged
-
-
-def _match_importance(
-    graph: TensorGraph, chosen: Mapping[str, Decision], made: Sequence[Tensor], context: Context
-) -> ImportanceMap:
-    shapes = [(name, graph[name].shape) for name in chosen]
-    copied = {tensor.name for tensor in made if not isinstance(tensor.origin, Quantize)}
-    return match_importance(context.imatrix, shapes, list(chosen.values()), copied)
 
 
 def _planned(

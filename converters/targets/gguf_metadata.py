@@ -7,16 +7,16 @@ src/llama-model-loader.cpp of llama.cpp.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from weightcast.converters.graph import Tensor, TensorGraph
 from weightcast.converters.graph.layers import llama_cpp_order
-from weightcast.converters.recipes import RECIPES, Recipe, provenance_metadata, recipe_named
+from weightcast.converters.recipes import COPY, RECIPES, Recipe, recipe_named
 from weightcast.converters.sources import BLOCK_COUNT
+from weightcast.converters.targets.search_record import SEARCH_KEYS
 from weightcast.converters.targets.target import Request
 from weightcast.formats.gguf.header import TYPE_NAMES, Metadata, raw_uint
-from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.gguf.read import ALIGNMENT_KEY, SPLIT_KEYS, whole_number
 from weightcast.quant.types import FLOAT_NAMES, FLOAT_TYPES, LOSSY_NAMES
 
@@ -42,24 +42,27 @@ def renewed_metadata(
     graph: TensorGraph,
     request: Request,
     file_type: int,
-    imatrix: ImportanceMatrix | None,
+    provenance: Mapping[str, bytes],
     *,
     keep_order: bool,
 ) -> dict[str, bytes]:
     """Keep all metadata of a graph, and renew what is asked for or says how tensors are stored.
 
     llama-quantize sets these keys anew, one after the other, which puts each behind all others.
-    Values that are asked for are those of the matrix and the layers, too.
+    Values that are asked for are those of the matrix and the layers, too. `provenance` says by what
+    matrix and rule tensors were made.
     """
     from gguf import GGML_QUANT_VERSION
 
     assert graph.metadata is not None
     there = {key: raw for key, raw in graph.metadata.raw.items() if key not in SPLIT_KEYS}
+    if request.recipe != COPY:  # what is made anew is made by another rule, unless that is said
+        there = {key: raw for key, raw in there.items() if key not in SEARCH_KEYS}
     renewed = {
         QUANTIZATION_VERSION_KEY: raw_uint(GGML_QUANT_VERSION),
         FILE_TYPE_KEY: raw_uint(file_type),
     }
-    asked, provenance = request.metadata, provenance_metadata(imatrix)
+    asked = request.metadata
     key = f"{graph.family.architecture}.{BLOCK_COUNT}"
     layers = {key: there[key]} if request.pruned and key in there else {}
     for key, raw in (*asked.items(), *provenance.items(), *layers.items()):

@@ -14,6 +14,7 @@ from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.groups import InexactScaleError
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import WeightType
 
 PlaceSegment = Callable[[Segment], Segment]
@@ -42,13 +43,15 @@ class Packing:
 
     `keeps_codes`: the source's own int8 codes and scales go to the file unchanged. That they do is
     proved for all rows, on the bytes that go there. Rows whose scales the type cannot hold are
-    refused unless `allow_requantize` is set: then they are quantized anew.
+    refused unless `allow_requantize` is set: then they are quantized anew. `search` is the rule
+    by which that is done.
     """
 
     layout: AnyMatrixLayout
     type: WeightType
     keeps_codes: bool = False
     allow_requantize: bool = False
+    search: Search = GGML
 
     @property
     def label(self) -> str:
@@ -58,7 +61,7 @@ class Packing:
     @property
     def is_searched(self) -> bool:
         """Tell whether scales are fitted to the weights, so that an importance counts."""
-        return self.layout.coding.is_searched and not self.keeps_codes
+        return self.layout.coding.is_searched(self.search) and not self.keeps_codes
 
     def parts(self, n_out: int, n_in: int) -> tuple[Part, ...]:
         """Name the tensors. Raises LayoutError if the matrix cannot be made or stored so."""
@@ -104,7 +107,7 @@ class Packing:
                 if not self.allow_requantize:
                     raise
         coding = self.layout.coding
-        made = coding.quantize(rows, self.type, importance, backend, baseline)
+        made = coding.quantize(rows, self.type, importance, backend, baseline, self.search)
         shape = self._shape(n_out, rows.n_in)
         segments = tuple(place(segment) for segment in self.layout.pack(made.rows, shape, row0))
         return PackedRows(segments, made.errors, made.counts)

@@ -40,6 +40,7 @@ from weightcast.converters.targets.names import (
 from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.quantization_config import quantization_config, reader_notes
 from weightcast.converters.targets.rules import CONVENTION, TypeChoice, choose_types, rule_notes
+from weightcast.converters.targets.search_record import search_of, search_texts
 from weightcast.converters.targets.target import (
     Codes,
     Context,
@@ -57,6 +58,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import Fp4
 from weightcast.formats.packed.layout import MatrixShape
+from weightcast.quant.search import Search
 from weightcast.quant.types import QuantType, WeightType
 from weightcast.text import option
 
@@ -201,7 +203,8 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     chosen, unfollowed = choose_types(graph.family, plain, kind, request.overrides)
     notes = (*rule_notes(chosen), *unfollowed)
     types = _module_types(chosen)
-    items = list(_items(graph, kind, chosen))
+    items = list(_items(graph, kind, chosen, request.search))
+    search = search_of(request.search, (i.packing.type for i in items if i.packing is not None))
     importance = ImportanceMap()
     if kind.is_packed and context.imatrix is not None:
         searched = {i.place.name for i in items if _is_searched(i)}
@@ -212,7 +215,8 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     constants: list[tuple[int, int, bytes]] = []
     for n, shard in enumerate(shards):
         entries = [entry for item in shard for entry in item.entries]
-        layout = safetensors.lay_out(entries, {"format": "pt", **_metadata(shard, kind)})
+        told = {**_metadata(shard, kind), **search_texts(search)}
+        layout = safetensors.lay_out(entries, {"format": "pt", **told})
         name = safetensors.shard_name(n, len(shards))
         files.append(PlannedFile(request.path / name, layout.header, layout.size))
         weight_map.update({entry.name: name for entry in entries})
@@ -295,7 +299,9 @@ def _is_searched(item: _Item) -> bool:
     return item.packing is not None and item.packing.is_searched
 
 
-def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[TypeChoice]) -> Iterator[_Item]:
+def _items(
+    graph: TensorGraph, kind: DirectoryType, chosen: list[TypeChoice], search: Search
+) -> Iterator[_Item]:
     """The tensors of a directory, layers in order: one for each expert, the tied head twice.
 
     model.norm.weight comes last, because llama.cpp's converter drops the experts of a layer after
@@ -305,7 +311,7 @@ def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[TypeChoice]) ->
     for choice in chosen:
         tensor = graph[choice.place.name]
         source = tensor if choice.expert is None else take(tensor, choice.expert)
-        yield _item(choice, family.written(choice.place, CONVENTION, source), kind)
+        yield _item(choice, family.written(choice.place, CONVENTION, source), kind, search)
         tied = family.ties.get(choice.place.name)
         if tied is not None and tied.role.name in family.names[CONVENTION]:
             name = family.name_in(tied, CONVENTION)
@@ -313,11 +319,11 @@ def _items(graph: TensorGraph, kind: DirectoryType, chosen: list[TypeChoice]) ->
             yield _Item(quantized(name, copy, choice.plain.name), choice.plain, tied, None)
 
 
-def _item(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> _Item:
+def _item(choice: TypeChoice, source: Tensor, kind: DirectoryType, search: Search) -> _Item:
     name, plain, place = choice.name, choice.plain, choice.place
     if choice.type.is_plain:
         return _Item(quantized(name, source, plain.name), plain, place, choice.expert)
-    packing = _packing(choice, source, kind)
+    packing = _packing(choice, source, kind, search)
     blocks, factor = split_factor(source)
     under = _under(packing, blocks, factor)
     if under is None:
@@ -343,10 +349,10 @@ def _module_types(chosen: Iterable[TypeChoice]) -> dict[Module, WeightType]:
     }
 
 
-def _packing(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> Packing:
+def _packing(choice: TypeChoice, source: Tensor, kind: DirectoryType, search: Search) -> Packing:
     """Choose the packing of a matrix. Raises LayoutError if it cannot be stored so."""
     try:
-        packing = _packing_of(source, choice.type, kind)
+        packing = _packing_of(source, choice.type, kind, search)
         packing.parts(*source.shape)
     except LayoutError as problem:
         asked = "" if choice.override is None else f"{choice.override}: "
@@ -354,7 +360,9 @@ def _packing(choice: TypeChoice, source: Tensor, kind: DirectoryType) -> Packing
     return packing
 
 
-def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) -> Packing:
+def _packing_of(
+    source: Tensor, weight_type: WeightType, kind: DirectoryType, search: Search
+) -> Packing:
     layout = LAYOUTS[kind.layout].matrix_layout(weight_type)
     keeps_codes = weight_type.carries_codes and matrices(source)[0].group_size is not None
     if keeps_codes:
@@ -362,7 +370,7 @@ def _packing_of(source: Tensor, weight_type: WeightType, kind: DirectoryType) ->
         if problem is not None and not kind.allow_requantize:
             raise LayoutError(problem)
         keeps_codes = problem is None
-    return Packing(layout, weight_type, keeps_codes, kind.allow_requantize)
+    return Packing(layout, weight_type, keeps_codes, kind.allow_requantize, search)
 
 
 def _why_not_carried(source: Tensor, weight_type: WeightType) -> str | None:

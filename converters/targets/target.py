@@ -32,6 +32,7 @@ from weightcast.converters.targets.packing import Packing
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.tokenizer import Vocabulary
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType, WeightType
 from weightcast.text import bytes_text, count, option
 
@@ -134,7 +135,8 @@ class Request:
     `overrides` ask for types that the output can hold, `ends` for those of a GGUF file's ends. If
     the name `says_imatrix`, the errors must be weighed by one. `metadata` are raw values that a
     GGUF file is to have in the place of others, `pruned` the numbers of layers that are left out.
-    With `nvfp4_factors` copies of GGUF get factors beside what becomes NVFP4.
+    With `nvfp4_factors` copies of GGUF get factors beside what becomes NVFP4. Scales and codes are
+    chosen as `search` says.
     """
 
     path: Path
@@ -148,6 +150,7 @@ class Request:
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     pruned: tuple[int, ...] = ()
     nvfp4_factors: bool = False
+    search: Search = GGML
 
     @property
     def type_name(self) -> str:
@@ -267,6 +270,7 @@ class Output:
             "tensors": len(self.tensors),
             "types": dict(sorted(Counter(t.type_name for t in self.tensors).items())),
             "files": [{"name": file.path.name, "bytes": file.size} for file in self.files],
+            "search": self.request.search.describe(),
             "importance": self.importance.describe(),
             "notes": list(self.notes),
         }

@@ -37,6 +37,7 @@ from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.rows import RowComparison, compare, packing_of
 from weightcast.errors import CheckpointError
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
+from weightcast.quant.search import GGML, Search
 
 # Rows that are this much worse than those that their type makes are reported.
 _OUTLIER: Final = 4.0
@@ -95,13 +96,14 @@ def check_content(
     jobs: int,
     sample: Sample = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
+    search: Search = GGML,
 ) -> dict[Key, MatrixCheck]:
     """Compare tensors with what they ought to hold; `importance` is by name, [matrices, in].
 
     `sample` is `chosen_rows`'s. Holds two slabs of each side and a few tasks. Raises
     CheckpointError if the source cannot be read or converted.
     """
-    check = _ContentCheck(tensors, importance, tiling_of(jobs))
+    check = _ContentCheck(tensors, importance, tiling_of(jobs), search)
     work = list(_work(tensors, sample))
     stream_rows(work, check.read, check.compare, jobs, on_progress)
     return check.finished()
@@ -115,10 +117,12 @@ class _ContentCheck:
         tensors: Sequence[TensorMatch],
         importance: Mapping[str, NDArray[np.float32]],
         tiling: Tiling,
+        search: Search,
     ) -> None:
         self._tensors = tensors
         self._importance = importance
         self._tiling = tiling
+        self._search = search
         self._lock = Lock()
         self._matrices: dict[Key, MatrixCheck] = {}
         self._made: Collector[Key] = Collector()
@@ -143,7 +147,7 @@ class _ContentCheck:
     def compare(self, task: PairedTask) -> None:
         """Compare rows with what they can have been made from, and measure them."""
         key = task.rows.key
-        comparison = compare(task, self._weights(key))
+        comparison = compare(task, self._weights(key), self._search)
         made = measure_rows(task.source, task.output, task.row0, task.row1, Baseline.STORED)
         factor = self._tensors[key[0]].factor_of(key[1])
         made = made.times(factor)

@@ -32,6 +32,7 @@ from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
 from weightcast.formats.split import SPLIT_NAME, PartLimits
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES, WeightType
 
 # Conversions set these, splitting and merging leave them as they are.
@@ -48,10 +49,11 @@ class ExpectedLayout:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a conversion was asked for that an artifact does not tell: see Request."""
+    """What a conversion was asked for that its tensors do not tell: see Request."""
 
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     pruned: tuple[int, ...] = ()
+    search: Search = GGML
 
 
 def expected_layout(
@@ -66,7 +68,12 @@ def expected_layout(
     given = replace(given, no_tokenizer=_has_no_tokenizer(structure))
     try:
         request = _request(structure, tensors)
-        request = replace(request.that_may_change(), metadata=asked.metadata, pruned=asked.pruned)
+        request = replace(
+            request.that_may_change(),
+            metadata=asked.metadata,
+            pruned=asked.pruned,
+            search=asked.search,
+        )
         copy = _copy(structure, tensors, source, request, imatrix)
         if copy is not None:
             return ExpectedLayout(copy)

@@ -23,6 +23,7 @@ from weightcast.quant.backend import CpuBackend, as_matrix
 from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Errors
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
 
 # Origins of rows: the source itself, or roundings that other tools start from.
@@ -52,9 +53,21 @@ class RowComparison:
     expected: Errors | None = None
 
 
-def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> RowComparison:
-    """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
-    made = _Requantized(task, importance)
+def compare(
+    task: PairedTask, importance: NDArray[np.float32] | None, search: Search = GGML
+) -> RowComparison:
+    """Make rows again and compare them; those of a `search` may be ggml's all the same.
+
+    Raises CheckpointError if the source cannot be read.
+    """
+    found = _compare(_Requantized(task, importance, search))
+    if found.origin is None and search != GGML:
+        by_ggml = _compare(_Requantized(task, importance, GGML))
+        found = found if by_ggml.origin is None else by_ggml
+    return found
+
+
+def _compare(made: _Requantized) -> RowComparison:
     likest: tuple[int, int | None] | None = None
     for origin in made.origins() if made.is_written else ():
         try:
@@ -78,12 +91,15 @@ def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> RowComp
 class _Requantized:
     """Rows of an artifact, quantized again from each origin."""
 
-    def __init__(self, task: PairedTask, importance: NDArray[np.float32] | None) -> None:
+    def __init__(
+        self, task: PairedTask, importance: NDArray[np.float32] | None, search: Search
+    ) -> None:
         self._task = task
+        self._search = search
         self._source = task.source.matrix(task.row0, task.row1)
         self._output = task.rows.output
         self._array = self._output.views[0].array
-        self._packing = packing_of(self._array)
+        self._packing = packing_of(self._array, search)
         self._importance = importance
         self._floats: NDArray[np.float32] | None = None
         self.nbytes = 0
@@ -172,7 +188,7 @@ class _Requantized:
         importance = self._importance
         if importance is None and quant_type.importance == "required":
             importance = np.ones(source.n_in, np.float32)
-        quantize_matrix(as_matrix(source), quant_type, made, importance)
+        quantize_matrix(as_matrix(source), quant_type, made, importance, self._search)
         return made
 
     def _packed_difference(self, origin: str) -> tuple[int, int, int | None]:
@@ -244,15 +260,17 @@ class _Requantized:
             return measure_matrix(matrix, quant_type, self._rows(origin))
         coding, weight_type = self._packing.layout.coding, self._packing.type
         source = as_matrix(self._made_of(origin))
-        made = coding.quantize(source, weight_type, self._importance, CpuBackend(), None)
+        made = coding.quantize(
+            source, weight_type, self._importance, CpuBackend(), None, self._search
+        )
         return measure_matrix(matrix, *coding.values(made.rows, weight_type))
 
 
-def packing_of(array: StoredArray) -> Packing | None:
+def packing_of(array: StoredArray, search: Search = GGML) -> Packing | None:
     """Tell how a matrix of a directory was packed; None for plain floats and GGUF."""
     if array.packed is None:
         return None
-    return Packing(array.packed.stored_as, array.packed.type)
+    return Packing(array.packed.stored_as, array.packed.type, search=search)
 
 
 def _stored_segment(array: StoredArray, segment: Segment) -> tuple[StoredArray, NDArray[np.uint8]]:

@@ -41,6 +41,7 @@ from weightcast.converters.sources import (
 )
 from weightcast.converters.sources.adapters import with_adapters
 from weightcast.converters.targets import TARGETS
+from weightcast.converters.targets.search_record import recorded_search
 from weightcast.converters.verify.checksums import Checksums, check_sums, find_sums, is_loaded
 from weightcast.converters.verify.content import check_content, read_bytes
 from weightcast.converters.verify.expected import (
@@ -63,6 +64,8 @@ from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.directory import entries
 from weightcast.formats.gguf.factors import Factors, read_factors
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
+from weightcast.formats.safetensors import read_header_metadata
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES
 from weightcast.text import count, option, shown, some
 
@@ -184,6 +187,7 @@ class _Verifier:
         self._used = structure.target.convention
         self._refused: set[str] = set()
         self._factors = Factors()
+        self._search = _recorded(structure)
 
     def run(
         self,
@@ -195,6 +199,11 @@ class _Verifier:
         structure = self._structure
         what = f"{count(len(structure.tensors), 'tensor')} in {count(len(structure.files), 'file')}"
         self._checked.append(f"structure: {what}, offsets, sizes, names, padding")
+        if self._search.is_least_error:
+            self._notes.append(
+                "scales and codes were searched for the least error instead of made by ggml's "
+                f"rule, as the file says: {self._search}"
+            )
         weights = self._weights()
         arrays = None if weights is None else weights.arrays
         sums = find_sums(self._path, structure.files)
@@ -373,6 +382,7 @@ class _Verifier:
         tensors: Sequence[TensorMatch],
         asked: Asked,
     ) -> Report:
+        asked = replace(asked, search=self._search)
         layout = expected_layout(self._structure, tensors, source, given, imatrix, asked)
         imatrix = renumbered(imatrix, asked.pruned)
         around = check_layout(self._structure, layout, graph)
@@ -385,6 +395,7 @@ class _Verifier:
             jobs=self._jobs,
             sample=self._sample,
             on_progress=self._meter.start("verify", read_bytes(tensors, self._sample)),
+            search=self._search,
         )
         found: Verdicts = judge(tensors, checks, Mistakes(graph, self._used))
         self._problems += found.problems
@@ -393,6 +404,18 @@ class _Verifier:
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
         return errors_report(self._structure, graph, imatrix, tensors, checks)
+
+
+def _recorded(structure: Structure) -> Search:
+    """Read by what rule the weights were made; ggml's if the file does not say another."""
+    if structure.metadata is not None:
+        return recorded_search(structure.metadata)
+    if not structure.target.is_directory or not structure.files:
+        return GGML
+    try:
+        return recorded_search(read_header_metadata(structure.files[0]))
+    except CheckpointError:  # of which the structure tells
+        return GGML
 
 
 def _pruned(source: Path, adapters: Sequence[str], layers: Sequence[int]) -> TensorGraph:

@@ -12,6 +12,7 @@ from weightcast.formats.array import LoadedRows
 from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import Search
 from weightcast.quant.types import QuantType, WeightType
 
 # The dtype in memory of bytes that mean nothing until they are decoded.
@@ -33,9 +34,8 @@ class Quantized(Generic[CodedRows]):
 class Coding(Protocol[T_contra, CodedRows]):
     """Arithmetic of a kind of weight types, whose quantized rows are `CodedRows`."""
 
-    @property
-    def is_searched(self) -> bool:
-        """Tell whether scales are fitted to the weights, so that an importance counts."""
+    def is_searched(self, search: Search) -> bool:
+        """Tell whether scales are fitted to the weights by a rule, so that an importance counts."""
         ...
 
     @property
@@ -50,6 +50,7 @@ class Coding(Protocol[T_contra, CodedRows]):
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
+        search: Search,
     ) -> Quantized[CodedRows]:
         """Quantize rows and compare them with `baseline`, or with nothing.
 

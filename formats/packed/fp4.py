@@ -38,6 +38,7 @@ from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.fp4 import join_blocks, split_blocks
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import Search
 from weightcast.quant.types import MXFP4, NVFP4, QuantType, WeightType
 
 PACKED: Final = ".weight_packed"
@@ -49,8 +50,10 @@ _NAN: Final = {"U8": 0xFF, "F8_E4M3": 0x7F}
 class BlockCoding:
     """GGUF blocks, uint8 [rows, row bytes]."""
 
-    is_searched: Final = False
     working_bytes: Final = 2
+
+    def is_searched(self, search: Search) -> bool:
+        return search.is_least_error
 
     def quantize(
         self,
@@ -59,13 +62,14 @@ class BlockCoding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
+        search: Search,
     ) -> Quantized[NDArray[np.uint8]]:
         row_bytes = weight_type.row_bytes(source.n_in)
         if isinstance(source, Blocks) and source.type == weight_type:
             blocks = source.data.reshape(source.n_out, row_bytes)
         else:
             blocks = np.empty((source.n_out, row_bytes), np.uint8)
-            backend.quantize(source, weight_type, blocks)
+            backend.quantize(source, weight_type, blocks, importance, search)
         if baseline is None:
             return Quantized(blocks)
         matrix = as_matrix(source)

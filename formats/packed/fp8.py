@@ -49,6 +49,7 @@ from weightcast.quant.fp8 import (
     quantize_fp8,
 )
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import Search
 from weightcast.quant.types import F32, Fp8Type, QuantType, WeightType
 from weightcast.text import shown
 
@@ -61,8 +62,10 @@ _EXPONENTS: Final = ("U8", "F8_E8M0")
 class Fp8Coding:
     """Floats of 8 bits and their scales, by numpy."""
 
-    is_searched: Final = False
     working_bytes: Final = 16  # float32, its magnitude, quotient and scale
+
+    def is_searched(self, search: Search) -> bool:
+        return False
 
     def quantize(
         self,
@@ -71,6 +74,7 @@ class Fp8Coding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
+        search: Search,
     ) -> Quantized[Fp8Rows]:
         matrix = as_matrix(source)
         values = np.empty((matrix.n_out, matrix.n_in), np.float32)

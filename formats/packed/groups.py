@@ -27,6 +27,7 @@ from weightcast.quant.groups import (
     measure_groups,
 )
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import Search
 from weightcast.quant.types import F32, I8, GroupType, QuantType, WeightType
 
 _SIGN: Final = np.uint8(128)
@@ -35,8 +36,10 @@ _SIGN: Final = np.uint8(128)
 class GroupCoding:
     """Codes a byte each, scales and maybe zero points."""
 
-    is_searched: Final = True
     working_bytes: Final = 2  # a code, and once more as it is packed
+
+    def is_searched(self, search: Search) -> bool:
+        return True
 
     def quantize(
         self,
@@ -45,6 +48,7 @@ class GroupCoding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
+        search: Search,
     ) -> Quantized[Groups]:
         errors = None
         if baseline is None:

@@ -36,6 +36,7 @@ from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Baseline, Errors
+from weightcast.quant.search import Search
 from weightcast.quant.types import F32, NVFP4, QuantType, WeightType
 
 _UNSCALED: Final = FP4_LAYOUTS[NVFP4.name]
@@ -63,8 +64,10 @@ class ScaledRows:
 class ScaledCoding:
     """NVFP4 under a global scale, by numpy."""
 
-    is_searched: Final = False
     working_bytes: Final = 6
+
+    def is_searched(self, search: Search) -> bool:
+        return BLOCKS.is_searched(search)
 
     def quantize(
         self,
@@ -73,8 +76,9 @@ class ScaledCoding:
         importance: NDArray[np.float32] | None,
         backend: Backend,
         baseline: Baseline | None,
+        search: Search,
     ) -> Quantized[ScaledRows]:
-        made = BLOCKS.quantize(source, weight_type, importance, backend, baseline)
+        made = BLOCKS.quantize(source, weight_type, importance, backend, baseline, search)
         shape = MatrixShape(weight_type, source.n_out, source.n_in)
         packed, scale = (segment.data for segment in _UNSCALED.pack(made.rows, shape, 0))
         scales = scale.view(NUMPY_DTYPES[_UNSCALED.scale_dtype]).astype(np.float32)

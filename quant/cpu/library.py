@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 import weightcast.quant
 from weightcast.errors import CheckpointError, LayoutError
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 LIBRARY_NAME = f"lib/libweightcast.so.{ABI_VERSION}"
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
 BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED, NULL_ARGUMENT, NO_MEMORY = range(6, 12)
@@ -32,6 +33,7 @@ _CHECKED: Final = (
     "quantize",
     "quantize_and_measure_groups",
     "quantize_groups",
+    "quantize_least_error",
     "self_test",
     "transpose",
 )
@@ -189,6 +191,15 @@ def load() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.POINTER(_Result),
     ]
+    library.weightcast_quantize_least_error.argtypes = [
+        ctypes.POINTER(_Source),
+        ctypes.c_void_p,
+        ctypes.c_int32,
+        ctypes.c_int32,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.POINTER(_Result),
+    ]
     library.weightcast_grid_tables.restype = ctypes.c_void_p
     library.weightcast_grid_tables.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
     library.weightcast_dequantize.argtypes = [
@@ -262,16 +273,26 @@ def _source(matrix: Matrix) -> _Source:
 
 
 def used_importance(
-    quant_type: QuantType, importance: NDArray[np.float32] | None, n_in: int
+    quant_type: QuantType,
+    importance: NDArray[np.float32] | None,
+    n_in: int,
+    search: Search = GGML,
 ) -> NDArray[np.float32] | None:
     """Importance [n_in] as a type uses it: none if it ignores it. Raises LayoutError."""
-    if quant_type.importance == "ignored":
+    if not uses_importance(quant_type, search):
         return None
     if importance is None:
         if quant_type.importance == "required":
             raise no_importance(quant_type)
         return None
     return shaped_importance(importance, n_in)
+
+
+def uses_importance(quant_type: QuantType, search: Search = GGML) -> bool:
+    """Tell whether an importance changes the bytes of a type: of any blocks, for least error."""
+    if search.is_least_error:
+        return not quant_type.is_plain
+    return quant_type.importance != "ignored"
 
 
 def shaped_importance(importance: NDArray[np.float32], n_in: int) -> NDArray[np.float32]:
@@ -286,14 +307,16 @@ def quantize_matrix(
     quant_type: QuantType,
     dst: NDArray[np.uint8],
     importance: NDArray[np.float32] | None = None,
+    search: Search = GGML,
 ) -> BlockCounts:
     """Write the rows of a matrix [n_out, n_in] into dst, `row_bytes` each.
 
     `importance`, float32 [n_in], weighs the errors of the input columns; types that do not use it
-    ignore it. Raises SourceValueError for NaN, infinity or a value beyond the type's range,
-    LayoutError if rows do not fill whole blocks or the importance is missing or not valid.
+    ignore it. `search` is the rule by which scales and codes are chosen. Raises SourceValueError
+    for NaN, infinity or a value beyond the type's range, LayoutError if rows do not fill whole
+    blocks or the importance is missing or not valid.
     """
-    importance = used_importance(quant_type, importance, matrix.n_in)
+    importance = used_importance(quant_type, importance, matrix.n_in, search)
     if matrix.n_out == 0 or matrix.n_in == 0:
         return BlockCounts()
     check_bounds(matrix, quant_type, dst)
@@ -301,14 +324,15 @@ def quantize_matrix(
     result = _Result()
     library = load()
     check_build(library, quant_type)
-    status = library.weightcast_quantize(
-        ctypes.byref(_source(matrix)),
-        None if importance is None else importance.ctypes.data,
-        quant_type.ggml_id,
-        dst.ctypes.data,
-        quant_type.row_bytes(matrix.n_in),
-        ctypes.byref(result),
-    )
+    source = ctypes.byref(_source(matrix))
+    factors = None if importance is None else importance.ctypes.data
+    rows = (dst.ctypes.data, quant_type.row_bytes(matrix.n_in), ctypes.byref(result))
+    if search.is_least_error:
+        status = library.weightcast_quantize_least_error(
+            source, factors, quant_type.ggml_id, search.effort, *rows
+        )
+    else:
+        status = library.weightcast_quantize(source, factors, quant_type.ggml_id, *rows)
     place = (result.bad_out, result.bad_in)
     if status == NOT_FINITE:
         raise not_finite(matrix.scales is not None, *place)

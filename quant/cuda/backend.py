@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import (
     BlockCounts,
     Blocks,
@@ -39,6 +40,7 @@ from weightcast.quant.cuda.jobs import (
 )
 from weightcast.quant.groups import Groups, empty_groups, measure_groups
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import F32, SOURCE_TYPES, GroupType, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
@@ -79,6 +81,11 @@ def _no_errors(source: Matrix | Blocks) -> Errors:
     return of_moments(np.zeros(source.n_out, MOMENTS), source.n_in)
 
 
+def has_kernels(quant_type: QuantType, search: Search) -> bool:
+    """Tell whether devices make a type by a rule; else the processor does."""
+    return quant_type.is_plain or not search.is_least_error
+
+
 class CudaBackend:
     """One stream of one device with buffers of its own, for one thread at a time.
 
@@ -87,6 +94,7 @@ class CudaBackend:
     """
 
     def __init__(self, device: int, source_bytes: int, blocks_bytes: int) -> None:
+        self._processor = CpuBackend()
         self._gpu = open_gpu(device)
         self._stream = self._gpu.stream()
         self._source = _Room(self._gpu, source_bytes)
@@ -100,12 +108,15 @@ class CudaBackend:
         quant_type: QuantType,
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
+        search: Search = GGML,
     ) -> BlockCounts:
         """Write the rows of a matrix in host memory into dst: `library.quantize_matrix` elsewhere.
 
         Both are free for other use at the return. Copies of page-locked memory run beside those of
         other backends. Raises DeviceError, and what `quantize_matrix` raises.
         """
+        if not has_kernels(quant_type, search):
+            return self._processor.quantize(source, quant_type, dst, importance, search)
         job = self._quantize(source, quant_type, dst, importance)
         return BlockCounts() if job is None else self._report(job)
 
@@ -116,11 +127,16 @@ class CudaBackend:
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
+        search: Search = GGML,
     ) -> tuple[BlockCounts, Errors]:
         """Do as `quantize` does, and compare the rows with the matrix while both are there.
 
         The importance weighs the weighted sums, whether the type uses it or not.
         """
+        if not has_kernels(quant_type, search):
+            return self._processor.quantize_and_measure(
+                source, quant_type, dst, importance, baseline, search
+            )
         kernels = cuda_kernels.measurer(self._gpu, quant_type, _dtype(source))
         job = self._quantize(source, quant_type, dst, importance)
         if job is None:

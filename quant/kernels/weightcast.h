@@ -34,8 +34,8 @@ extern "C" {
 #define WEIGHTCAST_STACK_BYTES 49152
 #define WEIGHTCAST_HEAP_BYTES 327680
 
-/* The version of this interface, which the library's name ends in: libweightcast.so.5. */
-#define WEIGHTCAST_ABI_VERSION 5
+/* The version of this interface, which the library's name ends in: libweightcast.so.6. */
+#define WEIGHTCAST_ABI_VERSION 6
 
 /* Types, numbered as ggml numbers them. WEIGHTCAST_I8 is a source type only and needs scales. */
 enum {
@@ -195,6 +195,17 @@ WEIGHTCAST_API int64_t weightcast_row_bytes(int32_t type, int64_t n_in);
 WEIGHTCAST_API int32_t weightcast_quantize(const weightcast_source* source, const float* importance,
                                            int32_t type, void* dst, int64_t dst_stride,
                                            weightcast_result* result);
+
+/* Quantize as weightcast_quantize does, but for the least error: blocks of the same types, whose scales and
+ * codes are searched to minimize the sum of importance * (y - x)^2 over each block, with 1 for each
+ * importance if that is NULL. y is what weightcast_dequantize gives. No block's sum exceeds that of the block
+ * that weightcast_quantize makes. `effort` is 1, 2 or 3: each tries more candidates than the one before, for
+ * a smaller gain. All types but plain floats use the importance, which is normalized for each block. Q8_0
+ * blocks that carry a source's own codes are as in weightcast_quantize. BAD_ARGUMENT: another effort. */
+WEIGHTCAST_API int32_t weightcast_quantize_least_error(const weightcast_source* source,
+                                                       const float* importance, int32_t type,
+                                                       int32_t effort, void* dst, int64_t dst_stride,
+                                                       weightcast_result* result);
 
 /* Dequantize n_elements, in whole blocks at any alignment, to float32 dst [n_elements], as ggml's
  * dequantize_row_* do. */

@@ -21,6 +21,7 @@ from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.jobs import moments_bytes
 from weightcast.quant.cuda.launch import chunks_of, error_launch
 from weightcast.quant.metrics import MOMENTS, Errors
+from weightcast.quant.search import Search
 from weightcast.quant.types import F16, Q4_K, Q8_0, TYPES, QuantType
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -114,6 +115,31 @@ def test_nothing_is_copied_twice(backend: CudaBackend, only_stand_in: StandIn) -
     assert only_stand_in.counter("bytes_in") == 40 * 2304 * 4
     found = only_stand_in.counter("bytes_out") - rows.nbytes - 40 * MOMENTS.itemsize
     assert 0 < found < 100
+
+
+@pytest.mark.parametrize("quant_type", [F16, Q8_0, Q4_K], ids=lambda t: t.name)
+def test_the_processor_searches_for_the_least_error(
+    backend: CudaBackend, quant_type: QuantType
+) -> None:
+    matrix = sources.matrix(values(33, 512))
+    importance = np.linspace(0, 2, 512, dtype=np.float32)
+    wanted, made, measured = (np.empty((33, quant_type.row_bytes(512)), np.uint8) for _ in "abc")
+    quantize_matrix(matrix, quant_type, wanted, importance, Search(1))
+    errors = measure_matrix(matrix, quant_type, wanted, importance)
+    backend.quantize(matrix, quant_type, made, importance, Search(1))
+    _, found = backend.quantize_and_measure(
+        matrix, quant_type, measured, importance, search=Search(1)
+    )
+    np.testing.assert_array_equal(made, wanted)
+    np.testing.assert_array_equal(measured, wanted)
+    require_same(found, errors)
+
+
+@pytest.mark.parametrize("speaker", [DlpackArray, InterfaceArray])
+def test_arrays_on_a_device_are_not_searched(speaker: type[DeviceArray]) -> None:
+    x = speaker.of(open_gpu(0), values(4, 256))
+    with pytest.raises(LayoutError, match="least-error search runs on the processor: copy the"):
+        quantize(x, "Q4_K", search="least-error")
 
 
 def test_nothing_to_measure(backend: CudaBackend) -> None:

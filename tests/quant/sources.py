@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tests.quant.families import BFLOAT16
 from weightcast.quant.cpu.library import BlockCounts, Matrix, ScaleOverflowError, quantize_matrix
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": BFLOAT16}
@@ -55,11 +56,12 @@ def quantized(
     quant_type: QuantType,
     scales: NDArray[np.float32] | None = None,
     importance: NDArray[np.float32] | None = None,
+    search: Search = GGML,
 ) -> tuple[NDArray[np.uint8], BlockCounts]:
     """Quantize [n_out, n_in] to uint8 [n_out, row bytes]; rows start as a pattern, not as zeros."""
     rows = np.full((x.shape[0], quant_type.row_bytes(x.shape[1])), 0xA5, np.uint8)
     try:
-        counts = quantize_matrix(matrix(x, scales), quant_type, rows, importance)
+        counts = quantize_matrix(matrix(x, scales), quant_type, rows, importance, search)
     except ScaleOverflowError as overflow:
         counts = overflow.counts  # the blocks are complete and ggml's all the same
     return rows, counts

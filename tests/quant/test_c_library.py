@@ -20,6 +20,7 @@ from tests.quant import compilers, instruction_sets
 from weightcast.quant import config
 from weightcast.quant.cpu import groups as group_library
 from weightcast.quant.cpu import library
+from weightcast.quant.search import EFFORTS
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,7 @@ RESULT = library._Result()
 # The arguments of each function; None stands for importance, which may be NULL.
 CALLS: dict[str, tuple[object, ...]] = {
     "quantize": (F32, None, 8, ROWS, 34 * 2, RESULT),
+    "quantize_least_error": (F32, None, 8, 2, ROWS, 34 * 2, RESULT),
     "dequantize": (8, ROWS, N, VALUES.copy()),
     "quantize_groups": (F32, None, GROUP, GROUPS, RESULT),
     "quantize_and_measure_groups": (F32, None, 0, GROUP, GROUPS, MOMENTS, RESULT),
@@ -195,6 +197,18 @@ def test_an_unknown_baseline_is_a_status(name, baseline, loaded):
     np.testing.assert_array_equal(CODES, codes)
 
 
+@pytest.mark.parametrize("effort", [-(2**31), -1, 0, 4, 2**31 - 1])
+def test_an_effort_that_is_none_is_a_status(effort, loaded):
+    arguments = [as_argument(value) for value in CALLS["quantize_least_error"]]
+    for known in EFFORTS:
+        arguments[3] = ctypes.c_int64(known)
+        assert loaded.weightcast_quantize_least_error(*arguments) == library.OK
+    before = ROWS.copy()
+    arguments[3] = ctypes.c_int64(effort)
+    assert loaded.weightcast_quantize_least_error(*arguments) == library.BAD_ARGUMENT
+    np.testing.assert_array_equal(ROWS, before)
+
+
 @pytest.mark.parametrize("reserved", [1, -1, 2**30])
 @pytest.mark.parametrize("name", TAKES_SOURCE)
 def test_a_reserved_field_that_is_not_zero_is_a_status(name, reserved, loaded):
@@ -206,8 +220,13 @@ def test_a_reserved_field_that_is_not_zero_is_a_status(name, reserved, loaded):
     assert getattr(loaded, f"weightcast_{name}")(*given) == library.BAD_ARGUMENT
 
 
-STRIDES = {"quantize": 4, "measure": 5, "transpose": 6}  # their places, after those of the source
-ROW = {"quantize": 34 * 2, "measure": 34 * 2, "transpose": N}
+STRIDES = {
+    "quantize": 4,
+    "quantize_least_error": 5,
+    "measure": 5,
+    "transpose": 6,
+}  # their places, after those of the source
+ROW = dict.fromkeys(STRIDES, 34 * 2) | {"transpose": N}
 
 
 @pytest.mark.parametrize("name", STRIDES)

@@ -16,6 +16,7 @@ from tests.quant.kernel_types import least_importance
 from tests.quant.sources import place, quantized
 from weightcast.quant.arrays import dequantize
 from weightcast.quant.cpu import library
+from weightcast.quant.search import EFFORTS, GGML, Search
 from weightcast.quant.types import Q8_0, TYPES
 
 # Bits of MXCSR, the control register of SSE and AVX.
@@ -68,6 +69,9 @@ def under(helper, isa):
 
             load.return_value = SimpleNamespace(
                 weightcast_quantize=caller(helper.quantize_under, loaded.weightcast_quantize),
+                weightcast_quantize_least_error=caller(
+                    helper.least_error_under, loaded.weightcast_quantize_least_error
+                ),
                 weightcast_dequantize=caller(helper.dequantize_under, loaded.weightcast_dequantize),
             )
             return after
@@ -96,8 +100,9 @@ def delicate_importance() -> np.ndarray:
 
 
 @on_x86
+@pytest.mark.parametrize("search", [GGML, *map(Search, EFFORTS)], ids=str)
 @pytest.mark.parametrize("target", TYPES)
-def test_quantize(target, under):
+def test_quantize(target, search, under):
     x = delicate_values()
     codes, scales = delicate_codes()
     quant_type = TYPES[target]
@@ -109,10 +114,10 @@ def test_quantize(target, under):
     ]
     for source, source_scales, importance in sources:
         under(DEFAULT)
-        expected = quantized(source, quant_type, source_scales, importance)
+        expected = quantized(source, quant_type, source_scales, importance, search)
         for mode in MODES.values():
             after = under(mode)
-            rows, counts = quantized(source, quant_type, source_scales, importance)
+            rows, counts = quantized(source, quant_type, source_scales, importance, search)
             assert np.array_equal(rows, expected[0])
             assert counts == expected[1]
             assert after.value == mode
@@ -147,7 +152,11 @@ def test_threads_do_not_disturb_each_other(isa):
         codes = place(rng.integers(-128, 128, (150, 256)).astype(np.int8), "in_out")
         scales = (10 ** rng.uniform(-9, -1, (2, 150))).astype(np.float32)
         importance = rng.random(256, np.float32)
-        made = [quantized(x, t, None, importance)[0] for t in TYPES.values()]
+        made = [
+            quantized(x, t, None, importance, search)[0]
+            for t in TYPES.values()
+            for search in (GGML, Search(1))
+        ]
         made.append(quantized(codes, Q8_0, scales)[0])
         return (*(rows.tobytes() for rows in made), dequantize(made[-1], "Q8_0").tobytes())
 

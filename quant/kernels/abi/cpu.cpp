@@ -1,8 +1,7 @@
 // The functions of one instruction set: each finds the quantizer or the layout of a type and hands over
 // to its driver. Compiled once per instruction set, which WC_ISA names. The arithmetic is in headers.
 #include "abi/cpu.h"
-
-#include <type_traits>
+#include "abi/rows.h"
 
 #include "dequantize/rows.h"
 #include "groups/driver.h"
@@ -17,22 +16,6 @@
 namespace weightcast {
 namespace {
 
-// Finds the tables of a type with a grid; other types have none.
-template <class Type, class = void>
-struct Tables {
-  static const void* of(int64_t& nbytes) {
-    nbytes = 0;
-    return nullptr;
-  }
-};
-template <class Type>
-struct Tables<Type, std::void_t<typename Type::Grid>> {
-  static const void* of(int64_t& nbytes) {
-    nbytes = sizeof(typename Type::Grid);
-    return &Type::tables();
-  }
-};
-
 // Makes rows of one type with its quantizer. Plain floats and Q8_0 have drivers of their own.
 template <class Type>
 struct Rows {
@@ -40,7 +23,7 @@ struct Rows {
                           int64_t dst_stride, weightcast_result& result) {
     int64_t nbytes;
     Tables<Type>::of(nbytes);  // made here, where little of the stack is used
-    return quantize_blocks<Type>(s, importance, dst, dst_stride, result);
+    return quantize_blocks<Type>(GgmlRule<Type>{}, s, importance, dst, dst_stride, result);
   }
 };
 template <class Emit>
@@ -54,11 +37,9 @@ template <>
 struct Rows<Q80> {
   static int32_t quantize(const weightcast_source& s, const float*, uint8_t* dst, int64_t dst_stride,
                           weightcast_result& result) {
-    return quantize_q8_0(s, dst, dst_stride, result);
+    return quantize_q8_0(GgmlRule<Q80>{}, s, nullptr, dst, dst_stride, result);
   }
 };
-
-enum class Need { IGNORED, OPTIONAL, REQUIRED };
 
 int32_t quantize(const weightcast_source& s, const float* importance, int32_t type, void* dst,
                  int64_t dst_stride, weightcast_result& result) {
@@ -106,11 +87,9 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
 
 }  // namespace
 
-#define WC_TABLE_OF(isa) kernels_##isa
-#define WC_TABLE(isa) WC_TABLE_OF(isa)
 #define WC_NAME_OF(isa) #isa
 #define WC_NAME(isa) WC_NAME_OF(isa)
-extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize, measure,
+extern const Kernels WC_OF_ISA(kernels) = {WC_NAME(WC_ISA), quantize, WC_OF_ISA(quantize_least_error), dequantize, measure,
                                          measure_groups, quantize_groups, quantize_and_measure_groups,
                                          carry_groups, check_carried, dequantize_groups, grid_tables};
 

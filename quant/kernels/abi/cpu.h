@@ -5,10 +5,17 @@
 
 namespace weightcast {
 
+// A name of one instruction set, which WC_ISA names: kernels_avx2 for `kernels`.
+#define WC_JOIN_ISA(name, isa) name##_##isa
+#define WC_JOINED_ISA(name, isa) WC_JOIN_ISA(name, isa)
+#define WC_OF_ISA(name) WC_JOINED_ISA(name, WC_ISA)
+
 struct Kernels {
   const char* isa;
   int32_t (*quantize)(const weightcast_source&, const float* importance, int32_t type, void* dst,
                       int64_t dst_stride, weightcast_result&);
+  int32_t (*quantize_least_error)(const weightcast_source&, const float* importance, int32_t type,
+                                  int32_t effort, void* dst, int64_t dst_stride, weightcast_result&);
   int32_t (*dequantize)(int32_t type, const void* src, int64_t n_elements, float* dst);
   int32_t (*measure)(const weightcast_source&, const float* importance, int32_t baseline, int32_t type,
                      const void* blocks, int64_t stride, weightcast_moments*);
@@ -29,6 +36,11 @@ struct Kernels {
                             float* dst);
   const void* (*grid_tables)(int32_t type, int64_t& nbytes);
 };
+
+#ifdef WC_ISA
+int32_t WC_OF_ISA(quantize_least_error)(const weightcast_source&, const float* importance, int32_t type,
+                                        int32_t effort, void* dst, int64_t dst_stride, weightcast_result&);
+#endif
 
 extern const Kernels kernels_scalar;
 #if defined(WEIGHTCAST_X86)

@@ -142,6 +142,16 @@ int32_t check_rows(int32_t type, int64_t n_out, int64_t n_in, int64_t stride) {
   return stride >= weightcast_row_bytes(type, n_in) ? WEIGHTCAST_OK : WEIGHTCAST_BAD_SHAPE;
 }
 
+// Check what quantizing to blocks requires. Sets `empty` if there is nothing to do.
+int32_t check_quantizing(const weightcast_source* source, const float* importance, int32_t type,
+                         const void* dst, int64_t dst_stride, weightcast_result* result, bool& empty) {
+  int32_t status = check_source(source, importance, result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  status = check_rows(type, source->n_out, source->n_in, dst_stride);
+  if (status != WEIGHTCAST_OK) return status;
+  return source->data != nullptr && dst != nullptr ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
+}
+
 bool is_float_type(int32_t type) {
   return type == WEIGHTCAST_F32 || type == WEIGHTCAST_F16 || type == WEIGHTCAST_BF16;
 }
@@ -199,12 +209,23 @@ int32_t weightcast_quantize(const weightcast_source* source, const float* import
                             void* dst, int64_t dst_stride, weightcast_result* result) {
   const weightcast::DefaultFloatEnvironment environment;
   bool empty;
-  int32_t status = weightcast::check_source(source, importance, result, empty);
+  const int32_t status =
+      weightcast::check_quantizing(source, importance, type, dst, dst_stride, result, empty);
   if (status != WEIGHTCAST_OK || empty) return status;
-  status = weightcast::check_rows(type, source->n_out, source->n_in, dst_stride);
-  if (status != WEIGHTCAST_OK) return status;
-  if (source->data == nullptr || dst == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   return weightcast::kernels().quantize(*source, importance, type, dst, dst_stride, *result);
+}
+
+int32_t weightcast_quantize_least_error(const weightcast_source* source, const float* importance,
+                                        int32_t type, int32_t effort, void* dst, int64_t dst_stride,
+                                        weightcast_result* result) {
+  const weightcast::DefaultFloatEnvironment environment;
+  if (effort < 1 || effort > 3) return WEIGHTCAST_BAD_ARGUMENT;
+  bool empty;
+  const int32_t status =
+      weightcast::check_quantizing(source, importance, type, dst, dst_stride, result, empty);
+  if (status != WEIGHTCAST_OK || empty) return status;
+  return weightcast::kernels().quantize_least_error(*source, importance, type, effort, dst, dst_stride,
+                                                    *result);
 }
 
 int32_t weightcast_dequantize(int32_t type, const void* src, int64_t n_elements, float* dst) {

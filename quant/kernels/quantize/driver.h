@@ -15,6 +15,7 @@
 #pragma once
 
 #include "quantize/overflow.h"
+#include "quantize/rules.h"
 #include "simd/lanes.h"
 #include "simd/transpose.h"
 #include "source/buffers.h"
@@ -33,6 +34,11 @@ struct Workspace {
   Stage stage;
   Tile tile;
   F means[kMaxRun / kLanes];
+};
+
+template <class Rule>
+struct RuleWorkspace : Workspace {
+  typename Rule::Scratch scratch;
 };
 
 // Compute the means of x * x over the rows [out0, out0 + columns), summed in order as ggml does.
@@ -99,9 +105,9 @@ void note_overflow(Bytes bytes, int blocks, int columns, int64_t out0,
 }
 
 // Make the blocks of one tile: columns [skip, skip + width) of a view that begins at (out0, in0).
-template <class Type>
-void quantize_tile(const float* importance, int skip, int width, int64_t out0, int64_t in0,
-                   int depth, const Workspace& work, uint8_t* dst, int64_t dst_stride,
+template <class Type, class Rule>
+void quantize_tile(Rule rule, const float* importance, int skip, int width, int64_t out0, int64_t in0,
+                   int depth, RuleWorkspace<Rule>& work, uint8_t* dst, int64_t dst_stride,
                    weightcast_result& result, bool& overflow) {
   constexpr int kRows = Type::depth / Type::elements * Type::bytes;
   alignas(64) uint8_t made[(kRows + 15) / 16 * 16 * kLanes];
@@ -111,9 +117,8 @@ void quantize_tile(const float* importance, int skip, int width, int64_t out0, i
   for (int c0 = 0; c0 < width; c0 += kLanes) {
     for (int block = 0; block < blocks; ++block) {
       const int in = block * Type::elements;
-      Type::quantize(Strip{&work.tile.x[in][c0]},
-                     importance == nullptr ? nullptr : importance + in0 + in,
-                     work.means[(skip + c0) / kLanes], bytes + block * Type::bytes);
+      rule(Strip{&work.tile.x[in][c0]}, importance == nullptr ? nullptr : importance + in0 + in,
+           work.means[(skip + c0) / kLanes], work.scratch, bytes + block * Type::bytes);
     }
     const int columns = at_most(width - c0, kLanes);
     note_overflow<Type>(bytes, blocks, columns, out0 + skip + c0, in0, result, overflow);
@@ -121,14 +126,15 @@ void quantize_tile(const float* importance, int skip, int width, int64_t out0, i
   }
 }
 
-template <class Type>
-int32_t quantize_blocks(const weightcast_source& s, const float* importance, uint8_t* dst,
+// Make the blocks of a source, each by `rule`.
+template <class Type, class Rule>
+int32_t quantize_blocks(Rule rule, const weightcast_source& s, const float* importance, uint8_t* dst,
                         int64_t dst_stride, weightcast_result& result) {
   static_assert(Type::depth % Type::elements == 0 && Type::depth <= kMaxDepth);
   if (s.n_in % Type::elements != 0) return WEIGHTCAST_BAD_SHAPE;
-  const OnHeap<Workspace> buffers;
+  const OnHeap<RuleWorkspace<Rule>> buffers;
   if (!buffers) return WEIGHTCAST_NO_MEMORY;
-  Workspace& work = *buffers;
+  RuleWorkspace<Rule>& work = *buffers;
   for (F& mean : work.means) mean = 0.0f;
   bool overflow = false;
   const int run = run_columns(s);
@@ -144,7 +150,7 @@ int32_t quantize_blocks(const weightcast_source& s, const float* importance, uin
         if (!tile_is_finite(s, work.tile, out0 + skip, in0, depth, result)) {
           return WEIGHTCAST_NOT_FINITE;
         }
-        quantize_tile<Type>(importance, skip, width, out0, in0, depth, work,
+        quantize_tile<Type>(rule, importance, skip, width, out0, in0, depth, work,
                             dst + (out0 + skip) * dst_stride + in0 / Type::elements * Type::bytes,
                             dst_stride, result, overflow);
       }

@@ -19,6 +19,7 @@ struct TypeIQ {
   static constexpr bool uses_row_sum = false;
   using halves = Halves<0>;
   using Grid = GridTables;
+  using Layout = Block;
   static const Grid& tables() { return tables_of<Grid>(entries); }
 };
 

@@ -276,15 +276,15 @@ struct IQ1M : TypeIQ<BlockIQ1_M, GridIQ1, kGridIQ1> {
       const I down = select(up[ib][0], I(0), I(0x08)) | select(up[ib][1], I(0), I(0x80));
       store_bytes(out[32 + ib], high[ib] | select(small.empty, 0, down));
     }
-    store_scales(small, select(sumq2 > 0.0f, sumqx / sumq2, small.d), out + 48);
+    const F d = select(sumq2 > 0.0f, sumqx / sumq2, small.d);
+    store_scales(small.s, select(small.empty, 0, to_f16(d * 1.1125f)), out + 48);
   }
 
   // Store four words, each with four scales of three bits and four bits of d.
-  static void store_scales(const SmallScales<16>& small, F d, Bytes out) {
-    const I half = select(small.empty, 0, to_f16(d * 1.1125f));
+  static void store_scales(const I (&ls)[16], I half, Bytes out) {
     for (int i = 0; i < 4; ++i) {
       I word = ((half >> 4 * i) & 15) << 12;
-      for (int j = 0; j < 4; ++j) word = word | small.s[4 * i + j] << 3 * j;
+      for (int j = 0; j < 4; ++j) word = word | ls[4 * i + j] << 3 * j;
       store_half(out + 2 * i, word);
     }
   }

@@ -146,17 +146,24 @@ struct IQ4XS {
     const F d = -signed_maximum<8>(scales, amax) / 32.0f;
     const F inverse = inverse_of(d);
     store_half(out, to_f16(d));
-    I high = 0, low = 0;
+    I ls[8];
     for (int b = 0; b < 8; ++b) {
       const I level = clamped(nearest_int(inverse * scales[b]), -32, 31);
       // As in ggml, d before it is rounded to float16.
       store_iq4_codes(search, strip + 32 * b, inverse_of(d * floats(level)), out + (8 + 16 * b));
-      const I stored = level + 32;
-      high = high | (stored >> 4) << 2 * b;
-      low = b % 2 == 0 ? stored & 15 : low | (stored & 15) << 4;
-      if (b % 2 == 1) store_bytes(out[4 + b / 2], low);
+      ls[b] = level + 32;
     }
-    store_half(out + 2, high);
+    store_scales(ls, out + 2);
+  }
+
+  // Store eight scales of six bits: their high two, then their low four.
+  static void store_scales(const I (&ls)[8], Bytes out) {
+    I high = 0;
+    for (int b = 0; b < 8; b += 2) {
+      high = high | (ls[b] >> 4) << 2 * b | (ls[b + 1] >> 4) << (2 * b + 2);
+      store_bytes(out[2 + b / 2], (ls[b] & 15) | (ls[b + 1] & 15) << 4);
+    }
+    store_half(out, high);
   }
 };
 

@@ -159,6 +159,10 @@ struct Q5K : AffineK<31> {
   static void quantize(Strip x, const float* importance, F, Bytes out) {
     Levels levels;
     quantize_levels(x, importance, levels, out);
+    pack(levels, out);
+  }
+
+  static void pack(const Levels& levels, Bytes out) {
     for (int i = 0; i < 32 * kLanes; ++i) {
       int high = 0;
       for (int j = 0; j < 8; ++j) high |= (levels.row(32 * j)[i] >> 4) << j;

@@ -113,6 +113,10 @@ struct Q3K {
       const auto searched = [&](int i, F) { return load_bytes(q[i]); };
       symmetric_levels_stored<16>(x + 16 * j, d * floats(ls[j] - 32), 4, searched, q);
     }
+    pack(levels, out);
+  }
+
+  static void pack(const Levels& levels, Bytes out) {
     for (int i = 0; i < 32 * kLanes; ++i) {
       int high = 0;
       for (int j = 0; j < 8; ++j) high |= (levels.row(32 * j)[i] >> 2) << j;

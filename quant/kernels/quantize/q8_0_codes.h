@@ -1,5 +1,5 @@
 // Driver of Q8_0. Blocks of int8 codes keep their codes if float16 holds their scale exactly, so that no
-// weight changes; all others are quantized by ggml's rule.
+// weight changes; all others are quantized by a rule, ggml's or another.
 #pragma once
 
 #include "quantize/driver.h"
@@ -70,14 +70,17 @@ struct Columns {
   ScalesF16 scales;
 };
 
-// Quantize a row of blocks by ggml's rule where the codes cannot be kept.
-inline void stage_mixed(const Columns& columns, const bool* keep, int block, const Tile& tile,
-                        int64_t in0, StagedQ8_0& staged, weightcast_result& result,
-                        bool& overflow) {
+// Quantize a row of blocks where the codes cannot be kept.
+template <class Rule>
+void stage_mixed(Rule rule, const float* importance, const Columns& columns, const bool* keep, int block,
+                 const Tile& tile, int64_t in0, StagedQ8_0& staged, weightcast_result& result,
+                 bool& overflow) {
   for (int c0 = 0; c0 < columns.width; c0 += kLanes) {
     alignas(64) uint8_t made[(Q80::bytes + 15) / 16 * 16 * kLanes] = {};
     alignas(64) uint8_t rows[kLanes][Q80::bytes];
-    Q80::quantize(Strip{&tile.x[0][c0]}, nullptr, 0.0f, Bytes{made});
+    typename Rule::Scratch scratch;
+    rule(Strip{&tile.x[0][c0]}, importance == nullptr ? nullptr : importance + in0, 0.0f, scratch,
+         Bytes{made});
     store_columns(made, Q80::bytes, kLanes, rows[0], Q80::bytes);
     for (int c = 0; c < kLanes && c0 + c < columns.width; ++c) {
       if (keep[c0 + c]) continue;
@@ -92,9 +95,10 @@ inline void stage_mixed(const Columns& columns, const bool* keep, int block, con
 }
 
 // Stage the blocks of some columns from row `i0` of a view, in-row `in0` of the source.
-inline void stage_block(const weightcast_source& s, const MemoryView& view, Columns& columns, int i0,
-                        int64_t in0, Tile& tile, StagedQ8_0& staged, weightcast_result& result,
-                        bool& overflow) {
+template <class Rule>
+void stage_block(Rule rule, const weightcast_source& s, const float* importance, const MemoryView& view,
+                 Columns& columns, int i0, int64_t in0, Tile& tile, StagedQ8_0& staged,
+                 weightcast_result& result, bool& overflow) {
   constexpr bool nothing[kWidth] = {};
   const int64_t group = in0 / group_rows(s);
   const bool one_group = group == (in0 + Q80::elements - 1) / group_rows(s);
@@ -117,7 +121,7 @@ inline void stage_block(const weightcast_source& s, const MemoryView& view, Colu
   const MemoryView rows{static_cast<const int8_t*>(view.first) + i0 * view.stride_in,
                         view.stride_out, view.stride_in};
   load_tile(s, rows, columns.skip, columns.out0, columns.width, in0, Q80::elements, tile);
-  stage_mixed(columns, keep, block, tile, in0, staged, result, overflow);
+  stage_mixed(rule, importance, columns, keep, block, tile, in0, staged, result, overflow);
   for (int c = 0; c < columns.width; ++c) {
     ++(keep[c] ? result.exact_blocks : result.requantized_blocks);
   }
@@ -140,9 +144,10 @@ struct CodesWorkspace {
 };
 
 // Make Q8_0 of int8 codes: unchanged (d = scale, q = code) where the block is within one group and the
-// scale is exact in float16, by ggml's rule elsewhere.
-inline int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
-                                   weightcast_result& result) {
+// scale is exact in float16, by `rule` elsewhere.
+template <class Rule>
+int32_t quantize_codes_q8_0(Rule rule, const weightcast_source& s, const float* importance, uint8_t* dst,
+                            int64_t dst_stride, weightcast_result& result) {
   if (s.n_in % Q80::elements != 0) return WEIGHTCAST_BAD_SHAPE;
   const OnHeap<CodesWorkspace> buffers;
   if (!buffers) return WEIGHTCAST_NO_MEMORY;
@@ -162,7 +167,7 @@ inline int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int
         columns.skip = skip;
         columns.width = at_most(count - skip, kWidth);
         for (int i0 = 0; i0 < depth; i0 += Q80::elements) {
-          stage_block(s, view, columns, i0, in0 + i0, tile, staged, result, overflow);
+          stage_block(rule, s, importance, view, columns, i0, in0 + i0, tile, staged, result, overflow);
         }
         uint8_t* rows = dst + columns.out0 * dst_stride + in0 / Q80::elements * Q80::bytes;
         const size_t bytes = static_cast<size_t>(depth / Q80::elements) * Q80::bytes;
@@ -175,10 +180,11 @@ inline int32_t quantize_codes_q8_0(const weightcast_source& s, uint8_t* dst, int
   return overflow ? WEIGHTCAST_OVERFLOW : WEIGHTCAST_OK;
 }
 
-inline int32_t quantize_q8_0(const weightcast_source& s, uint8_t* dst, int64_t dst_stride,
-                             weightcast_result& result) {
-  if (s.type == WEIGHTCAST_I8) return quantize_codes_q8_0(s, dst, dst_stride, result);
-  const int32_t status = quantize_blocks<Q80>(s, nullptr, dst, dst_stride, result);
+template <class Rule>
+int32_t quantize_q8_0(Rule rule, const weightcast_source& s, const float* importance, uint8_t* dst,
+                      int64_t dst_stride, weightcast_result& result) {
+  if (s.type == WEIGHTCAST_I8) return quantize_codes_q8_0(rule, s, importance, dst, dst_stride, result);
+  const int32_t status = quantize_blocks<Q80>(rule, s, importance, dst, dst_stride, result);
   if (status == WEIGHTCAST_OK || status == WEIGHTCAST_OVERFLOW) {
     result.requantized_blocks = s.n_out * (s.n_in / Q80::elements);
   }

@@ -11,10 +11,15 @@ namespace {
 // multiple of 2^31 here and to one of 2^63 in ggml, where lroundf returns a long.
 WC_INLINE I trit(F x, F inverse) { return (round_away(x * inverse) + 1) & 3; }
 
+// The same where magnitudes may exceed d.
+WC_INLINE I nearest_trit(F x, F inverse) {
+  return truncated(nearest_small(lesser(greater(x * inverse, -1.0f), 1.0f))) + 1;
+}
+
 // Store `trits` digits of rows m, m + bytes, m + 2 * bytes, ... as the fraction that starts with them,
 // for m from 0 to bytes - 1: ceil(q * 256 / 243), where q is the five-digit number.
-template <int bytes, int trits>
-WC_INLINE void store_trits(Strip x, F inverse, Bytes out) {
+template <int bytes, int trits, class Trit>
+WC_INLINE void store_trits(Strip x, F inverse, Trit trit, Bytes out) {
   for (int m = 0; m < bytes; ++m) {
     I q = 0;
     for (int n = 0; n < trits; ++n) q = q + q + q + trit(x[m + n * bytes], inverse);
@@ -32,11 +37,16 @@ struct TQ10 {
   using halves = Halves<52>;
 
   static void quantize(Strip x, const float*, F, Bytes out) {
-    const F d = magnitude_maximum<elements>(x);
+    store(x, magnitude_maximum<elements>(x), trit, out);
+  }
+
+  // Store d and a trit for each weight.
+  template <class Trit>
+  static void store(Strip x, F d, Trit trit, Bytes out) {
     const F inverse = inverse_of(d);
-    store_trits<32, 5>(x, inverse, out);
-    store_trits<16, 5>(x + 160, inverse, out + 32);
-    store_trits<4, 4>(x + 240, inverse, out + 48);
+    store_trits<32, 5>(x, inverse, trit, out);
+    store_trits<16, 5>(x + 160, inverse, trit, out + 32);
+    store_trits<4, 4>(x + 240, inverse, trit, out + 48);
     store_half(out + 52, to_f16(d));
   }
 };
@@ -49,7 +59,12 @@ struct TQ20 {
   using halves = Halves<64>;
 
   static void quantize(Strip x, const float*, F, Bytes out) {
-    const F d = magnitude_maximum<elements>(x);
+    store(x, magnitude_maximum<elements>(x), trit, out);
+  }
+
+  // Store d and a trit for each weight.
+  template <class Trit>
+  static void store(Strip x, F d, Trit trit, Bytes out) {
     const F inverse = inverse_of(d);
     for (int half = 0; half < 2; ++half) {
       for (int m = 0; m < 32; ++m) {

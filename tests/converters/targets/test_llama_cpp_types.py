@@ -141,9 +141,28 @@ def source_logits() -> Floats:
 
 @pytest.mark.parametrize("name", TYPES)
 def test_llama_cpp_agrees(name: str, imatrix: Path, source_logits: Floats, tmp_path: Path) -> None:
+    check_agreement(name, "ggml", imatrix, source_logits, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "Q4_K", "IQ4_XS", "IQ2_XXS", "MXFP4", "NVFP4"])
+def test_llama_cpp_agrees_with_least_error(
+    name: str, imatrix: Path, source_logits: Floats, tmp_path: Path
+) -> None:
+    """Blocks of the search mean to llama.cpp what they mean here."""
+    check_agreement(name, "least-error", imatrix, source_logits, tmp_path)
+
+
+def check_agreement(
+    name: str, search: str, imatrix: Path, source_logits: Floats, tmp_path: Path
+) -> None:
     path = tmp_path / "m-Q8_0.gguf"
     weightcast.convert(
-        WIDE.path, path, no_tokenizer=True, tensor_types=[f"{MATRICES}={name}"], imatrix=imatrix
+        WIDE.path,
+        path,
+        no_tokenizer=True,
+        tensor_types=[f"{MATRICES}={name}"],
+        imatrix=imatrix,
+        search=search,
     )
     found = llama_cpp.logits(path, TOKENS.tolist(), threads=1)
     activations = ACTIVATIONS.get(name, "Q8_K")

@@ -28,6 +28,9 @@ int main(void) {
     if (weightcast_type_name(type) == NULL || type == WEIGHTCAST_I8) continue;
     expect(weightcast_quantize(&s, values, type, rows, 4 * IN, &result));
     expect(weightcast_quantize(&carried, values, type, rows, 4 * IN, &result));
+    for (int effort = 1; effort <= 3; ++effort) {
+      expect(weightcast_quantize_least_error(&s, values, type, effort, rows, 4 * IN, &result));
+    }
     expect(weightcast_measure(&s, NULL, 0, type, rows, 4 * IN, moments));
     expect(weightcast_self_test(type));
   }

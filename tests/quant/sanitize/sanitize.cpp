@@ -139,15 +139,19 @@ Source make_source(int32_t type, int64_t n_out, int64_t n_in, int layout, int64_
   return s;
 }
 
-int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
-                 weightcast_result& result, const float* importance = nullptr) {
+// By ggml's rule, or with an effort for the least error.
+int32_t quantize_by(int32_t effort, const weightcast_source& source, int32_t type, int64_t gap,
+                    weightcast_result& result, const float* importance) {
   const int64_t elements = weightcast_block_elements(type);
   const int64_t row = elements > 0 ? source.n_in / elements * weightcast_block_bytes(type) : 0;
   const int64_t stride = row + gap;
   const int64_t size = (source.n_out - 1) * stride + row;
   Bytes dst = allocate(size, 0xa5);
   std::memset(&result, 0xff, sizeof result);
-  const int32_t status = weightcast_quantize(&source, importance, type, dst.get(), stride, &result);
+  const int32_t status =
+      effort == 0
+          ? weightcast_quantize(&source, importance, type, dst.get(), stride, &result)
+          : weightcast_quantize_least_error(&source, importance, type, effort, dst.get(), stride, &result);
   for (int64_t out = 0; out + 1 < source.n_out; ++out) {
     for (int64_t i = row; i < stride; ++i) CHECK(dst.get()[out * stride + i] == 0xa5);
   }
@@ -159,6 +163,18 @@ int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
   }
   ++calls;
   return status;
+}
+
+int32_t quantize(const weightcast_source& source, int32_t type, int64_t gap,
+                 weightcast_result& result, const float* importance = nullptr) {
+  // Of any calls, but the same on every instruction set.
+  if (random_bits() % 4 == 0) {
+    weightcast_result searched;
+    const int32_t effort = 1 + static_cast<int32_t>(random_bits() % 3);
+    const int32_t status = quantize_by(effort, source, type, gap, searched, importance);
+    CHECK(status == WEIGHTCAST_OK || searched.bad_out >= -1);
+  }
+  return quantize_by(0, source, type, gap, result, importance);
 }
 
 void check_shape(int64_t n_out, int64_t n_in) {
@@ -598,6 +614,10 @@ void check_refusals() {
     return weightcast_quantize(&s, nullptr, type, nullptr, 0, &result);
   };
   s.type = WEIGHTCAST_F32;
+  for (const int32_t effort : {INT32_MIN, -1, 0, 4, INT32_MAX}) {
+    CHECK(weightcast_quantize_least_error(&s, nullptr, WEIGHTCAST_Q8_0, effort, nullptr, 0, &result) ==
+          WEIGHTCAST_BAD_ARGUMENT);
+  }
   CHECK(status(WEIGHTCAST_F32) == WEIGHTCAST_OK);  // [0, 0]
   s.n_out = 5;
   CHECK(status(WEIGHTCAST_Q8_0) == WEIGHTCAST_OK);  // [5, 0]

@@ -71,6 +71,9 @@ static void quantize(const struct call* call) {
     s.n_in = BLOCKS_IN;
     fill(sources[k]);
     CHECK(weightcast_quantize(&s, importance, call->type, rows, bytes, &result) == WEIGHTCAST_OK);
+    for (int effort = 1; effort <= 3; ++effort) {
+      CHECK(weightcast_quantize_least_error(&s, importance, call->type, effort, rows, bytes, &result) == 0);
+    }
     if (call->type != WEIGHTCAST_IQ2_XXS && call->type != WEIGHTCAST_IQ2_XS && call->type != WEIGHTCAST_IQ1_S) {
       CHECK(weightcast_quantize(&s, NULL, call->type, rows, bytes, &result) == WEIGHTCAST_OK);
     }
