@@ -36,6 +36,7 @@ from benchmarks.gpu_work import (
     quantized_floats,
 )
 from weightcast.quant.cuda.device import open_gpu
+from weightcast.quant.search import Search
 from weightcast.quant.types import I_TYPES, K_TYPES, SIMPLE_TYPES
 
 N_OUT = 32768  # an expert matrix of Grok-1, with N_IN
@@ -50,10 +51,9 @@ CPU_COLUMNS = 1024  # of the matrix, for the processors
 
 
 def measure_row(
-    clock: Clock, sources: Sources, row: str, n_out: int, weighed: bool, copy_gb: float
+    clock: Clock, sources: Sources, work: Work, row: str, n_out: int, copy_gb: float
 ) -> dict[str, Any]:
     """Speeds of one row of the table, by source."""
-    work = (group_work if row in GROUP_ROWS else block_work)(clock.stream, row, n_out, weighed)
     result: dict[str, Any] = {}
     for dtype in SOURCES:
         if row == LOSSLESS and dtype != "I8":
@@ -133,6 +133,7 @@ def markdown(report: dict[str, Any]) -> str:
 @click.option("--columns", default=N_OUT, show_default=True, help="Columns of the matrix.")
 @click.option("--repeat", default=9, show_default=True)
 @click.option("--importance", is_flag=True, help="Give an importance to all that take one.")
+@click.option("--effort", default=0, help="Search blocks for the least error: 1, 2 or 3.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write JSON, row after row.")
 def main(
     device: int,
@@ -140,6 +141,7 @@ def main(
     columns: int,
     repeat: int,
     importance: bool,
+    effort: int,
     output: Path | None,
 ) -> None:
     gpu = open_gpu(device)
@@ -153,6 +155,7 @@ def main(
         "matrix": [columns, N_IN],
         "repeat": repeat,
         "importance": importance,
+        "effort": effort,
         "targets": {"share": TARGET_SHARE, "gweights_s": TARGET_GWEIGHTS},
         "copy_gb_s": copy_gb,
         "link_gb_s": clock.link_gb_s(columns * N_IN),
@@ -161,7 +164,12 @@ def main(
     }
     sources = Sources(clock.stream, columns)
     for row in rows:
-        found = measure_row(clock, sources, row, columns, importance, copy_gb)
+        if row in GROUP_ROWS:
+            work = group_work(clock.stream, row, columns, importance)
+        else:
+            search = Search(effort)
+            work = block_work(clock.stream, row, columns, importance, search=search)
+        found = measure_row(clock, sources, work, row, columns, copy_gb)
         report["kernels"][row] = found
         click.echo(f"{row}: {found['I8']['gweights_s']:.1f} Gweights/s", err=True)
         if output:

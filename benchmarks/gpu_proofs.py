@@ -21,6 +21,7 @@ from weightcast.errors import DeviceError
 from weightcast.quant.cuda import compile as cuda_compile
 from weightcast.quant.cuda import kernels as cuda_kernels
 from weightcast.quant.cuda.device import Gpu, open_gpu
+from weightcast.quant.search import Search
 from weightcast.quant.types import SOURCE_TYPES, TYPES, QuantType
 
 Proof = tuple[str, Callable[[], object]]
@@ -36,6 +37,9 @@ def proofs(gpu: Gpu, types: list[QuantType], sources: list[str]) -> Iterator[Pro
                 f"measure_{name}_from_{source}",
                 partial(cuda_kernels.measurer, gpu, quant_type, source),
             )
+            if not quant_type.is_plain:
+                search = partial(cuda_kernels.quantizer, gpu, quant_type, True, source, Search(1))
+                yield f"search_{name}_from_{source}", search
             for weighed in (False, True):
                 unit = f"quantize_{'weighed_' if weighed else ''}{name}_from_{source}"
                 if unit in cuda_compile.UNITS:

@@ -29,8 +29,9 @@ LIMIT_S: Final = 470  # of all parts together
 TAIL_CHARACTERS: Final = 3000
 SANITIZER: Final = "compute-sanitizer"
 SANITIZED: Final = "Q8_0,Q4_K,IQ3_S,BF16"  # by the slower tools
+SEARCHED: Final = "Q8_0,Q4_K,Q6_K,IQ4_XS,IQ3_S,NVFP4"  # for the least error
 # Of a dry run.
-FEW_TYPES: Final = "Q8_0,Q4_K"
+FEW_TYPES: Final = "Q8_0,Q4_0"
 FEW_ROWS: Final = "Q8_0 lossless,Q8_0,int4-g128"
 
 Markdown = Callable[[dict[str, Any]], str]
@@ -58,36 +59,40 @@ def proved(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sanitize(tool: str, limit_s: float, types: str = "") -> Part:
+def sanitize(tool: str, limit_s: float, *options: str) -> Part:
     program = shutil.which(SANITIZER) or f"/usr/local/cuda/bin/{SANITIZER}"
     watch = [program, "--tool", tool, "--error-exitcode", "9"]
-    return Part(f"{SANITIZER} {tool}", limit_s, [*watch, *python("tests.cuda.every_kernel"), types])
+    return Part(
+        f"{SANITIZER} {tool}", limit_s, [*watch, *python("tests.cuda.every_kernel"), *options]
+    )
 
 
 def parts(folder: Path, dry: bool) -> list[Part]:
     """List what to run, the surest and the most wanted first; each writes NAME.json in a folder."""
 
-    def written(name: str, limit_s: float, markdown: Markdown, *options: str) -> Part:
-        command = [*python(f"benchmarks.gpu_{name}" if name != "gpu" else "benchmarks.gpu")]
-        output = ["--output", str(folder / f"{name}.json")]
-        return Part(name, limit_s, [*command, *output, *options], markdown)
+    def written(module: str, limit_s: float, markdown: Markdown, *options: str) -> Part:
+        name = "searches" if "--effort" in options else module.removeprefix("gpu_")
+        command = [*python(f"benchmarks.{module}"), "--output", str(folder / f"{name}.json")]
+        return Part(name, limit_s, [*command, *options], markdown)
 
     if dry:
         small = ("--columns", "128", "--repeat", "1", "--types")
         few = ("--types", FEW_TYPES, "--sources", "I8")
         return [
-            written("proofs", 200, proved, *few),
+            written("gpu_proofs", 200, proved, *few),
             written("gpu", 100, gpu.markdown, *small, FEW_ROWS),
-            written("variants", 100, gpu_variants.markdown, *small, "NVFP4"),
-            written("pipeline", 100, gpu_pipeline.markdown, "--tiny", "--repeat", "1"),
+            written("gpu", 100, gpu.markdown, *small, "NVFP4", "--effort", "2"),
+            written("gpu_variants", 100, gpu_variants.markdown, *small, "NVFP4"),
+            written("gpu_pipeline", 100, gpu_pipeline.markdown, "--tiny", "--repeat", "1"),
         ]
     return [
         Part("nvidia-smi", 10, ["nvidia-smi"]),
         Part("nvcc", 10, ["nvcc", "--version"]),
-        written("proofs", 90, proved),
-        written("gpu", 120, gpu.markdown, "--repeat", "7"),
-        written("variants", 50, gpu_variants.markdown, "--repeat", "5"),
-        written("pipeline", 80, gpu_pipeline.markdown, "--repeat", "2"),
+        written("gpu_proofs", 90, proved),
+        written("gpu", 110, gpu.markdown, "--repeat", "7"),
+        written("gpu", 40, gpu.markdown, "--effort", "2", "--repeat", "3", "--types", SEARCHED),
+        written("gpu_variants", 50, gpu_variants.markdown, "--repeat", "5"),
+        written("gpu_pipeline", 70, gpu_pipeline.markdown, "--repeat", "2"),
         sanitize("racecheck", 30, SANITIZED),
         sanitize("initcheck", 30, SANITIZED),
         sanitize("memcheck", LIMIT_S),

@@ -31,6 +31,7 @@ from weightcast.quant.cuda.jobs import (
     scratch_bytes,
 )
 from weightcast.quant.groups import Groups, empty_groups, quantize_groups
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES, GroupType, QuantType
 
 N_IN: Final = 6144
@@ -155,6 +156,7 @@ def block_work(
     n_out: int,
     weighed: bool,
     kernels: Callable[[str], Quantizer] | None = None,
+    search: Search = GGML,
 ) -> Work:
     """Make rows of blocks, by the package's kernels or by others for a type of source."""
     quant_type, gpu = TYPES[row.split()[0]], stream.gpu
@@ -165,18 +167,18 @@ def block_work(
     uploaded = None if factors is None else upload(stream, factors)
 
     def own(dtype: str) -> Quantizer:
-        return cuda_kernels.quantizer(gpu, quant_type, factors is not None, dtype)
+        return cuda_kernels.quantizer(gpu, quant_type, factors is not None, dtype, search)
 
     def start(source: Source) -> None:
         importance = 0 if uploaded is None else uploaded.address
         addresses = (target.address, row_bytes, scratch.address, importance)
         dtype = source.device.dtype
         made_by = kernels(dtype) if kernels else own(dtype)
-        enqueue(stream, made_by, Job(source.device, quant_type, *addresses))
+        enqueue(stream, made_by, Job(source.device, quant_type, *addresses, search.effort))
 
     def on_cpu(matrix: Matrix) -> NDArray[np.uint8]:
         rows = np.zeros((matrix.n_out, row_bytes), np.uint8)
-        quantize_matrix(matrix, quant_type, rows, factors)
+        quantize_matrix(matrix, quant_type, rows, factors, search)
         return rows
 
     def same(source: Source, row0: int, row1: int) -> bool:

@@ -1,9 +1,10 @@
 """Compilation of the kernels for a device's architecture, kept in memory and on disk.
 
 One unit is kernels/device/device.cu compiled with some macros set: what quantizes to one type or
-makes groups, with or without an importance, or measures a type's errors, each from one type of
-source; what dequantizes a type; or what checks the input of all. NVRTC makes the device's own code
-(cubin), so neither a CUDA toolkit nor a host compiler is needed; without a driver it works too.
+makes groups, with or without an importance, searches for the least error or measures a type's
+errors, each from one type of source; what dequantizes a type; or what checks the input of all.
+NVRTC makes the device's own code (cubin), so neither a CUDA toolkit nor a host compiler is needed;
+without a driver it works too.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def _list_units() -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
                 yield f"quantize_{t.name}_from_{source}", (quantize, read)
             if t.importance != "ignored":
                 yield f"quantize_weighed_{t.name}_from_{source}", (quantize, weighed, read)
+            if not t.is_plain:
+                yield f"search_{t.name}_from_{source}", (quantize, ("WC_SEARCH", "1"), read)
             yield f"measure_{t.name}_from_{source}", (("WC_MEASURE", t.name), read)
         groups = ("WC_GROUPS", "1")
         yield f"make_groups_from_{source}", (groups, read)

@@ -50,7 +50,7 @@ class QuantizeArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("group_rows", "scale_stride")),
         *((name, ctypes.c_int64) for name in ("dst_stride", "row_bytes")),
         *((name, ctypes.c_int32) for name in ("source_type", "column_bits", "out_tiles")),
-        ("word_bytes", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("word_bytes", "effort", "reserved")),
     ]
 
 
@@ -99,7 +99,7 @@ class DeviceMatrix:
 class Quantizer:
     """The kernels that one type, or groups, take on one device, from one type of source ("F32").
 
-    `tables` are kept while they are in use.
+    `searches`: they search for the least error. `tables` are kept while they are in use.
     """
 
     quantize: Kernel
@@ -107,6 +107,7 @@ class Quantizer:
     check_importance: Kernel
     row_means: Kernel
     source: str
+    searches: bool = False
     tables: Memory | None = None
 
 
@@ -124,6 +125,7 @@ class Job:
     """The result of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
 
     `importance` is float32 [n_in], or 0 for none. `scratch` has `scratch_bytes` for the job alone.
+    `effort` is that of the search for the least error, 0 for ggml's rule.
     """
 
     matrix: DeviceMatrix
@@ -132,6 +134,7 @@ class Job:
     dst_stride: int
     scratch: int
     importance: int = 0
+    effort: int = 0
 
     @property
     def found(self) -> int:
@@ -181,6 +184,7 @@ def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
     launch that is refused.
     """
     matrix, quant_type = job.matrix, job.type
+    assert quantizer.searches == (job.effort > 0 and not quant_type.is_plain)
     enqueue_checks(stream, quantizer, matrix, job.importance, job.found)
     launch = cuda_launch.quantize_launch(
         quant_type,
@@ -208,6 +212,7 @@ def _arguments(job: Job, launch: Launch) -> QuantizeArguments:
     arguments.column_bits = launch.columns.bit_length() - 1
     arguments.out_tiles = -(-job.matrix.n_out // launch.columns)
     arguments.word_bytes = launch.word_bytes
+    arguments.effort = job.effort
     return arguments
 
 

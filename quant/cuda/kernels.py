@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Final
@@ -50,6 +51,7 @@ from weightcast.quant.cuda.jobs import (
 )
 from weightcast.quant.groups import empty_groups, quantize_groups
 from weightcast.quant.metrics import MOMENTS, Baseline
+from weightcast.quant.search import EFFORTS, GGML, Search
 from weightcast.quant.types import F32, I8, GroupType, QuantType
 from weightcast.text import option
 
@@ -77,11 +79,17 @@ def _lock(*made: object) -> threading.Lock:
     return _locks.setdefault(made, threading.Lock())
 
 
-def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool, source: str) -> Quantizer:
+def quantizer(
+    gpu: Gpu, quant_type: QuantType, weighed: bool, source: str, search: Search = GGML
+) -> Quantizer:
     """Give the kernels that make a type of a source's ("F32") with an importance or without.
 
-    Raises DeviceError if they cannot be compiled or loaded, or make other bytes than the CPU.
+    Those that search for the least error serve both, and all efforts. Raises DeviceError if they
+    cannot be compiled or loaded, or make other bytes than the CPU.
     """
+    if search.is_least_error and not quant_type.is_plain:
+        with _lock(gpu, quant_type, "search", source):
+            return _searcher(gpu, quant_type, source)
     # A second one would point the same module to tables of its own, and free them.
     with _lock(gpu, quant_type, weighed, source):
         return _quantizer(gpu, quant_type, weighed, source)
@@ -107,7 +115,23 @@ def measurer(gpu: Gpu, quant_type: QuantType, source: str) -> Measurer:
 
 @cache
 def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool, source: str) -> Quantizer:
-    name = f"quantize_{'weighed_' if weighed else ''}{quant_type.name}_from_{source}"
+    found = _loaded(gpu, quant_type, f"quantize_{'weighed_' if weighed else ''}", source)
+    _prove(found, quant_type, weighed=weighed)
+    return found
+
+
+@cache
+def _searcher(gpu: Gpu, quant_type: QuantType, source: str) -> Quantizer:
+    found = replace(_loaded(gpu, quant_type, "search_", source), searches=True)
+    for effort, weighed in product(EFFORTS, (False, True)):
+        if weighed or quant_type.importance != "required":
+            _prove(found, quant_type, weighed=weighed, search=Search(effort))
+    return found
+
+
+def _loaded(gpu: Gpu, quant_type: QuantType, unit: str, source: str) -> Quantizer:
+    """Load the kernels of a unit that begins so, with the tables that they search."""
+    name = f"{unit}{quant_type.name}_from_{source}"
     module = _module(gpu, name)
     tables = None
     if quant_type.has_grid:
@@ -117,9 +141,7 @@ def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool, source: str) -> Q
         setter = module.kernel("weightcast_set_tables")
         stream.launch(setter, (1,), (1,), 0, (ctypes.c_uint64(tables.address),))
         stream.synchronize()
-    found = _with_checks(module.kernel(f"weightcast_{name}"), source, tables)
-    _prove(found, quant_type, weighed=weighed)
-    return found
+    return _with_checks(module.kernel(f"weightcast_{name}"), source, tables)
 
 
 @cache
@@ -142,7 +164,7 @@ def _with_checks(kernel: Kernel, source: str, tables: Memory | None = None) -> Q
         checks.kernel("weightcast_check_importance"),
         checks.kernel("weightcast_row_means"),
         source,
-        tables,
+        tables=tables,
     )
 
 
@@ -276,7 +298,9 @@ def _prove_measures(found: Measurer, quant_type: QuantType) -> None:
         _require(same, gpu, found.measure)
 
 
-def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool) -> None:
+def _prove(
+    found: Quantizer, quant_type: QuantType, *, weighed: bool, search: Search = GGML
+) -> None:
     """Raise DeviceError unless a small matrix gets the CPU's bytes."""
     gpu = found.quantize.gpu
     matrix = _trial(3 * max(quant_type.block_elements, 32), found.source)
@@ -284,12 +308,13 @@ def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool) -> None:
     wanted, made = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
     importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
     with contextlib.suppress(ScaleOverflowError):  # the blocks are complete all the same
-        quantize_matrix(matrix, quant_type, wanted, importance)
+        quantize_matrix(matrix, quant_type, wanted, importance, search)
     target = gpu.allocate(made.nbytes)
     scratch = gpu.allocate(scratch_bytes(quant_type, matrix.n_out, weighed=weighed))
     stream = gpu.stream()
     on_device, factors, _source = _copied(stream, matrix, importance)
-    job = Job(on_device, quant_type, target.address, shape[1], scratch.address, factors)
+    addresses = (target.address, shape[1], scratch.address, factors)
+    job = Job(on_device, quant_type, *addresses, search.effort)
     enqueue(stream, found, job)
     stream.copy_out(made, target.address)
     stream.synchronize()

@@ -1,6 +1,6 @@
 """A program that runs every kernel once, for tools that watch a device: compute-sanitizer.
 
-Types as its argument, separated by commas, are all that it quantizes to.
+Its arguments: types to quantize to, separated by commas, instead of all; the effort of a search.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from weightcast.quant.cuda.device import open_gpu
 from weightcast.quant.cuda.groups import same_groups
 from weightcast.quant.cuda.kernels import dequantizer
 from weightcast.quant.groups import quantize_groups
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES, GroupType
 
 
-def main(types: Sequence[str] = tuple(TYPES)) -> None:
+def main(types: Sequence[str] = tuple(TYPES), search: Search = GGML) -> None:
     """Quantize to every type and to groups, with and without importance, unpack and measure."""
     rng = np.random.default_rng(0)
     n_out, n_in = 33, 768
@@ -45,7 +46,7 @@ def main(types: Sequence[str] = tuple(TYPES)) -> None:
                 made = np.ones_like(wanted)
                 for quantize, rows in ((quantize_matrix, wanted), (backend.quantize, made)):
                     with contextlib.suppress(RangeError):
-                        quantize(source, quant_type, rows, given)
+                        quantize(source, quant_type, rows, given, search)
                 assert np.array_equal(made, wanted), (quant_type.name, source.dtype)
                 backend.measure(source, quant_type, made)
         dequantizer(open_gpu(0), quant_type)  # compares with the CPU's by itself
@@ -59,4 +60,5 @@ def main(types: Sequence[str] = tuple(TYPES)) -> None:
 
 
 if __name__ == "__main__":
-    main(*(argument.split(",") for argument in sys.argv[1:] if argument))
+    chosen = sys.argv[1].split(",") if sys.argv[1:] else tuple(TYPES)
+    main(chosen, Search(int(sys.argv[2])) if sys.argv[2:] else GGML)

@@ -32,6 +32,7 @@ static unsigned atomicAdd(unsigned* at, unsigned value) {
 #include "device/blocks.h"
 #include "device/checks.h"
 #include "device/errors.h"
+#include "device/search.h"
 #include "device/types.h"
 #if WC_IN_REGISTERS
 #include "device/groups.h"
@@ -79,6 +80,25 @@ void quantize(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes
     for (int thread = 0; thread < Tile::threads; ++thread) tile.store(thread, staged.bytes);
   }
 }
+
+template <class Type, bool weighed>
+void quantize_by(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
+  quantize<QuantizeTile<Type, ByRule<Type, weighed>>>(grid, block, shared_bytes, parameters);
+}
+
+template <class Type>
+struct Searched {
+  static void quantize(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
+    const int effort = static_cast<const QuantizeArguments*>(parameters[0])->effort;
+    require(effort >= 1 && effort <= kEfforts, "effort");
+    weightcast::quantize<QuantizeTile<Type, BySearch<Type>>>(grid, block, shared_bytes, parameters);
+  }
+};
+// Plain floats have nothing to search.
+template <class Emit>
+struct Searched<FloatRows<Emit>> {
+  static void quantize(const uint32_t*, const uint32_t*, uint32_t, void**) { require(false, "search"); }
+};
 
 template <class Tile>
 void dequantize(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
@@ -143,10 +163,12 @@ void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_by
   WC_FROM_SOURCE(I8, name, __VA_ARGS__)
 #define WC_QUANTIZER(name)                                                                  \
   WC_FROM_SOURCES(weightcast_quantize_##name,                                               \
-                  weightcast::quantize<weightcast::QuantizeTile<weightcast::Quantizer_##name, false>>)
+                  weightcast::quantize_by<weightcast::Quantizer_##name, false>)
 #define WC_WEIGHED_QUANTIZER(name)                                                          \
   WC_FROM_SOURCES(weightcast_quantize_weighed_##name,                                       \
-                  weightcast::quantize<weightcast::QuantizeTile<weightcast::Quantizer_##name, true>>)
+                  weightcast::quantize_by<weightcast::Quantizer_##name, true>)
+#define WC_SEARCHER(name)                                                                   \
+  WC_FROM_SOURCES(weightcast_search_##name, weightcast::Searched<weightcast::Quantizer_##name>::quantize)
 #define WC_GROUPS(name, weighed) WC_FROM_SOURCES(name, weightcast::make_groups<weighed>)
 #define WC_DEQUANTIZER(name)                                                                \
   WC_KERNEL weightcast_dequantize_##name(WC_LAUNCH) {                                       \
@@ -158,9 +180,9 @@ void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_by
   WC_FROM_SOURCES(weightcast_measure_##name, weightcast::measure<weightcast::Block##name>)
 
 // The quantizers of a type by what types.inc says of importance.
-#define WC_IGNORED(name) WC_QUANTIZER(name)
-#define WC_OPTIONAL(name) WC_QUANTIZER(name) WC_WEIGHED_QUANTIZER(name)
-#define WC_REQUIRED(name) WC_WEIGHED_QUANTIZER(name)
+#define WC_IGNORED(name) WC_QUANTIZER(name) WC_SEARCHER(name)
+#define WC_OPTIONAL(name) WC_QUANTIZER(name) WC_WEIGHED_QUANTIZER(name) WC_SEARCHER(name)
+#define WC_REQUIRED(name) WC_WEIGHED_QUANTIZER(name) WC_SEARCHER(name)
 #if WC_IN_REGISTERS
 #define WC_REGISTERS(quantizers) quantizers
 #define WC_MEMORY(quantizers)

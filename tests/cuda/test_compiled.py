@@ -31,6 +31,11 @@ SPILL_LOAD_LIMIT_BYTES = 320
 STACK_LIMIT_BYTES = 1792
 RESIDENT_THREADS = 256  # a multiprocessor, as far as registers go
 
+# Searches for the least error hold candidates of all groups; compiling one takes seconds.
+SEARCH_STACK_LIMIT_BYTES = 6144
+SEARCH_SPILL_LIMIT_BYTES = 2048
+SEARCHES = ("search_Q4_0_from_F32", "search_Q4_0_from_I8", "search_Q4_K_from_I8")
+
 # Compiling takes a second for each. Of mistakes in the source or in the options one architecture
 # tells as much as three, and the stand-in's needs its code anyway.
 with_unit = pytest.mark.parametrize(
@@ -38,7 +43,9 @@ with_unit = pytest.mark.parametrize(
     some(
         product(UNITS, ARCHITECTURES),
         lambda unit, architecture: (
-            architecture == "sm_90" and not unit.endswith(("_from_F16", "_from_BF16"))
+            architecture == "sm_90"
+            and not unit.endswith(("_from_F16", "_from_BF16"))
+            and (not unit.startswith("search_") or unit in SEARCHES)
         ),
     ),
 )
@@ -119,9 +126,13 @@ def test_kernels_fit_a_multiprocessor(compiled: Compile, unit: str, architecture
         assert f".text.{kernel}\0".encode() in made.cubin
         assert resident_threads(usage) >= RESIDENT_THREADS, usage
         assert usage.shared_bytes <= MAX_SHARED_BYTES, usage
-        assert usage.spill_store_bytes <= SPILL_STORE_LIMIT_BYTES, usage
-        assert usage.spill_load_bytes <= SPILL_LOAD_LIMIT_BYTES, usage
-        assert usage.stack_bytes <= STACK_LIMIT_BYTES, usage
+        searches = unit.startswith("search_")
+        stack = SEARCH_STACK_LIMIT_BYTES if searches else STACK_LIMIT_BYTES
+        stores = SEARCH_SPILL_LIMIT_BYTES if searches else SPILL_STORE_LIMIT_BYTES
+        loads = SEARCH_SPILL_LIMIT_BYTES if searches else SPILL_LOAD_LIMIT_BYTES
+        assert usage.stack_bytes <= stack, usage
+        assert usage.spill_store_bytes <= stores, usage
+        assert usage.spill_load_bytes <= loads, usage
 
 
 def resident_threads(usage: Usage) -> int:

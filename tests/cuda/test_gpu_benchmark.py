@@ -50,7 +50,7 @@ def test_wrong_rows_are_not_timed(kernels: StandIn | None, monkeypatch: pytest.M
     def wrong_groups(matrix: Matrix, group_type: GroupType, _: object) -> Groups:
         return empty_groups(group_type, matrix.n_out, matrix.n_in)
 
-    monkeypatch.setattr(gpu_work, "quantize_matrix", lambda matrix, kind, rows, _: rows.fill(1))
+    monkeypatch.setattr(gpu_work, "quantize_matrix", lambda matrix, kind, rows, *_: rows.fill(1))
     monkeypatch.setattr(gpu_work, "quantize_groups", wrong_groups)
     for row in ("Q4_0", "int4-g128"):
         done = CliRunner().invoke(benchmark.main, ["--columns", "128", "--types", row])
@@ -87,6 +87,7 @@ def test_kernels_that_fail_are_told(
     assert set(report["found"]) == {
         "quantize_Q4_0_from_F32",
         "quantize_weighed_Q4_0_from_F32",
+        "search_Q4_0_from_F32",
         "measure_Q4_0_from_F32",
         "make_groups_from_F32",
         "make_weighed_groups_from_F32",
@@ -100,10 +101,11 @@ def test_a_session_on_the_stand_in(kernel_cache: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu-session.json").read_text())
     assert {name: one["status"] for name, one in found.items()} == dict.fromkeys(
-        ("proofs", "gpu", "variants", "pipeline"), "done"
+        ("proofs", "gpu", "searches", "variants", "pipeline"), "done"
     )
     assert set(found["proofs"]["result"]["found"].values()) == {"proven"}
     assert list(found["gpu"]["result"]["kernels"]) == ["Q8_0 lossless", "Q8_0", "int4-g128"]
+    assert found["searches"]["result"]["effort"] == 2
     assert set(found["pipeline"]["result"]["seconds"]) == {
         *("Q8_0 cuda", "Q8_0 cpu", "Q4_K_M cuda", "Q4_K_M cpu", "cp")
     }

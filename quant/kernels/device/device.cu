@@ -1,8 +1,9 @@
 // Entry points of the device kernels. NVRTC compiles one unit per type and operation. A macro selects the
 // unit: WC_QUANTIZE, WC_DEQUANTIZE or WC_MEASURE, each with the name of a type, WC_GROUPS or WC_CHECKS.
 // WC_SOURCE, the name of the source's element type, goes with all that read weights but the checks.
-// WC_WEIGHED makes quantizers and groups use an importance. All arithmetic is in headers that the CPU
-// library shares; the Python module that runs NVRTC sets the options that keep its bits.
+// WC_WEIGHED makes quantizers and groups use an importance; WC_SEARCH makes quantizers search for the least
+// error, with an importance or without. All arithmetic is in headers that the CPU library shares; the Python
+// module that runs NVRTC sets the options that keep its bits.
 #define WC_DEVICE __device__
 
 // The number of a thread in its launch.
@@ -25,18 +26,24 @@ enum {
 #define WC_IN_REGISTERS (WC_JOIN(rows_of_, WC_QUANTIZE) == REGISTERS)
 #include "device/types.h"
 
-#ifdef WC_WEIGHED
+using Type = weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE);
+#if defined(WC_SEARCH)
+#include "device/search.h"
+#define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_search_, WC_QUANTIZE))
+using Maker = weightcast::BySearch<Type>;
+#elif defined(WC_WEIGHED)
 #define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_quantize_weighed_, WC_QUANTIZE))
-constexpr bool kWeighed = true;
+using Maker = weightcast::ByRule<Type, true>;
 #else
 #define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_quantize_, WC_QUANTIZE))
-constexpr bool kWeighed = false;
+using Maker = weightcast::ByRule<Type, false>;
 #endif
-using Type = weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE);
-using Tile = weightcast::QuantizeTile<Type, kWeighed>;
+using Tile = weightcast::QuantizeTile<Type, Maker>;
 
 // Measurements compare other numbers of thread blocks.
-#ifndef WC_RESIDENT_BLOCKS
+#if defined(WC_SEARCH) && !defined(WC_RESIDENT_BLOCKS)
+#define WC_RESIDENT_BLOCKS 0
+#elif !defined(WC_RESIDENT_BLOCKS)
 #define WC_RESIDENT_BLOCKS weightcast::kResidentBlocks<Type>
 #endif
 

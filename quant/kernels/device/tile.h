@@ -30,6 +30,8 @@ struct QuantizeArguments {
   int32_t column_bits;
   int32_t out_tiles;
   int32_t word_bytes;  // 1, 2 or 4; divides dst, dst_stride, row_bytes and the bytes of a tile's row
+  int32_t effort;      // of the search for the least error
+  int32_t reserved;
 };
 
 inline bool has_codes(const QuantizeArguments& a) { return source_type(a.source_type) == WEIGHTCAST_I8; }
@@ -157,8 +159,20 @@ constexpr bool kChecked = false;
 constexpr bool kChecked = true;
 #endif
 
-// `weighed`: there is an importance. Kernels without it need fewer registers.
+// Makes a block by ggml's rule. `weighed`: there is an importance. Kernels without it need fewer registers.
 template <class Type, bool weighed>
+struct ByRule {
+  static WC_INLINE void quantize(const QuantizeArguments& a, Strip x, int64_t out, int64_t in0, Bytes made) {
+    if constexpr (weighed) {
+      WC_ASSUME(a.importance + in0 != nullptr);
+      Type::quantize(x, a.importance + in0, a.means == nullptr ? 0.0f : a.means[out], made);
+    } else {
+      Type::quantize(x, nullptr, 0.0f, made);
+    }
+  }
+};
+
+template <class Type, class Maker>
 struct QuantizeTile {
   // Small blocks need fewer registers.
   static constexpr int threads = Type::elements <= 128 ? 256 : 128;
@@ -195,12 +209,7 @@ struct QuantizeTile {
       const int bad = first_not_finite<elements>(x);
       if (bad >= 0) return note(a.found->not_finite, out * a.n_in + in0 + bad);
     }
-    if constexpr (weighed) {
-      WC_ASSUME(a.importance + in0 != nullptr);
-      Type::quantize(x, a.importance + in0, a.means == nullptr ? 0.0f : a.means[out], made);
-    } else {
-      Type::quantize(x, nullptr, 0.0f, made);
-    }
+    Maker::quantize(a, x, out, in0, made);
     const int bad = kChecked ? Overflow<Type>::first(made, rows) : -1;
     if (bad >= 0) note(a.found->overflow, out * a.n_in + in0 + bad);
   }
