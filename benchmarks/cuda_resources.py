@@ -2,8 +2,8 @@
 """What the kernels take of a device, as NVRTC's assembler counts it; no device is needed.
 
 Registers a thread, stack (local memory) and spills in bytes a thread, shared memory that is fixed
-at compile time in bytes a block; quantizers ask for more when they are launched. Threads a block
-are what the kernel is compiled for (its launch bounds).
+at compile time in bytes a block (quantizers ask for more when they are launched), and instructions
+of machine code. Threads a block are what the kernel is compiled for (its launch bounds).
 
     .venv/bin/python -m benchmarks.cuda_resources
 """
@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 
 import click
@@ -25,6 +27,7 @@ from weightcast.quant.cpu.library import installed
 from weightcast.quant.cuda.compile import SOURCE, UNITS, Compiled, compile_unit, nvrtc_version
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+INSTRUCTION_BYTES = 16  # since sm_70
 RESULTS = Path(__file__).with_name("results")
 ENTRY = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)' for '(?P<architecture>\w+)'"
@@ -48,10 +51,28 @@ class Usage:
     spill_store_bytes: int
     spill_load_bytes: int
     shared_bytes: int
+    instructions: int
+
+
+def code_bytes(cubin: bytes) -> dict[str, int]:
+    """Size of each kernel's machine code, a section of an ELF file of 64 bits."""
+    (sections,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    # Of each section: where its name is among the names, its place, its size.
+    headers = [struct.unpack_from("<I20xQQ", cubin, sections + size * n) for n in range(count)]
+    first_name = headers[names][1]
+    found = {}
+    for name, _, nbytes in headers:
+        begin = first_name + name
+        text = cubin[begin : cubin.index(b"\0", begin)].decode()
+        if text.startswith(".text."):
+            found[text.removeprefix(".text.")] = nbytes
+    return found
 
 
 def usages(compiled: Compiled) -> Iterator[Usage]:
     """Read what each kernel of a unit takes from the assembler's log."""
+    code = code_bytes(compiled.cubin)
     bounds = dict(LAUNCH_BOUNDS.findall(compiled.ptx.decode()))
     for match in ENTRY.finditer(compiled.log):
         shared = re.search(r"(\d+) bytes smem", match["rest"])
@@ -64,6 +85,7 @@ def usages(compiled: Compiled) -> Iterator[Usage]:
             spill_store_bytes=int(match["spill_store_bytes"]),
             spill_load_bytes=int(match["spill_load_bytes"]),
             shared_bytes=int(shared[1]) if shared else 0,
+            instructions=code[match["kernel"]] // INSTRUCTION_BYTES,
         )
 
 
@@ -80,9 +102,10 @@ def compile_all(
 
 def shown(usage: Usage | None) -> list[str]:
     if usage is None:
-        return ["-"] * 4
+        return ["-"] * 5
     spills = f"{usage.spill_store_bytes}/{usage.spill_load_bytes}"
-    return [str(usage.registers), str(usage.stack_bytes), spills, str(usage.shared_bytes)]
+    numbers = (usage.stack_bytes, spills, usage.shared_bytes, usage.instructions)
+    return [str(usage.registers), *map(str, numbers)]
 
 
 def markdown(all_usages: list[Usage], unit_count: int, seconds: float) -> str:
@@ -91,15 +114,16 @@ def markdown(all_usages: list[Usage], unit_count: int, seconds: float) -> str:
     lines = [
         "# What the CUDA kernels take",
         "",
-        f"Compiled by NVRTC {nvrtc_version()}: {unit_count} units for {len(ARCHITECTURES)} "
-        f"architectures in {seconds:.0f} s on {os.cpu_count()} processors. Registers and bytes of "
-        "stack and of spills (stores/loads) a thread, bytes of static shared memory a block. "
-        "Counted by the assembler, not measured on a device.",
+        f"Compiled by NVRTC {nvrtc_version()} on {date.today().isoformat()}: {unit_count} units "
+        f"for {len(ARCHITECTURES)} architectures in {seconds:.0f} s, {os.cpu_count()} processors. "
+        "Registers and bytes of stack and of spills (stores/loads) a thread, bytes of static "
+        "shared memory a block, instructions of code. Counted by the assembler, not measured on a "
+        "device.",
         "",
     ]
     header, groups = ["kernel", "threads a block"], []
     for architecture in ARCHITECTURES:
-        groups += [f"{architecture} registers", "stack", "spills", "shared"]
+        groups += [f"{architecture} registers", "stack", "spills", "shared", "code"]
     lines += [f"| {' | '.join([*header, *groups])} |"]
     lines += [f"| --- | {' | '.join(['---:'] * (1 + len(groups)))} |"]
     threads = {usage.kernel: usage.threads for usage in all_usages}
@@ -131,6 +155,7 @@ def main(output: Path) -> None:
     }
     table = [found[place] for place in sorted(found)]
     record = {
+        "date": date.today().isoformat(),
         "nvrtc": nvrtc_version(),
         "units": len(UNITS),
         "seconds": round(seconds, 1),

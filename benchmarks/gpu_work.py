@@ -1,7 +1,9 @@
-"""What benchmarks/gpu.py times: sources on a device, and blocks or groups that are made of them."""
+"""What benchmarks/gpu*.py time: sources on a device, and blocks or groups that are made of them."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,8 +22,16 @@ from weightcast.quant.cuda.groups import (
     made_bytes,
     same_groups,
 )
-from weightcast.quant.cuda.jobs import FOUND_BYTES, DeviceMatrix, Job, enqueue, scratch_bytes
+from weightcast.quant.cuda.jobs import (
+    FOUND_BYTES,
+    DeviceMatrix,
+    Job,
+    Quantizer,
+    enqueue,
+    scratch_bytes,
+)
 from weightcast.quant.groups import Groups, empty_groups, quantize_groups
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES, GroupType, QuantType
 
 N_IN: Final = 6144
@@ -33,6 +43,16 @@ GROUP_ROWS: Final = {
     "int8-g128": GroupType(8, 128),
 }
 DTYPES: Final = {"I8": np.int8, "F32": np.float32, "BF16": ml_dtypes.bfloat16}
+
+
+# Set by `gpu_session.sh --stand-in`.
+STAND_IN: Final = "WEIGHTCAST_STAND_IN"
+
+
+def python(module: str) -> list[str]:
+    """The command that runs a module, on the tests' stand-in for a driver if there is to be one."""
+    stand_in = ["tests.cuda.on_stand_in"] if os.environ.get(STAND_IN) else []
+    return [sys.executable, "-m", *stand_in, module]
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,21 @@ def make_source(stream: Stream, dtype: str, n_out: int, exact: bool) -> Source:
     return Source(host, device, values.nbytes, (memory,))
 
 
+class Sources:
+    """Matrices of one size on a device, each made at its first use."""
+
+    def __init__(self, stream: Stream, n_out: int) -> None:
+        self._stream, self._n_out = stream, n_out
+        self._made: dict[tuple[str, bool], Source] = {}
+
+    def source(self, dtype: str, *, exact: bool) -> Source:
+        """Give the matrix of a dtype; `exact`: with scales that float16 holds."""
+        key = (dtype, exact)
+        if key not in self._made:
+            self._made[key] = make_source(self._stream, dtype, self._n_out, exact)
+        return self._made[key]
+
+
 def part(matrix: Matrix, row0: int, row1: int) -> Matrix:
     """Rows of a matrix in host memory."""
     return Matrix(
@@ -115,24 +150,35 @@ def noise_importance() -> NDArray[np.float32]:
     return np.square(np.random.default_rng(2).standard_normal(N_IN, np.float32))
 
 
-def block_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
-    """Make rows of blocks."""
+def block_work(
+    stream: Stream,
+    row: str,
+    n_out: int,
+    weighed: bool,
+    kernels: Callable[[str], Quantizer] | None = None,
+    search: Search = GGML,
+) -> Work:
+    """Make rows of blocks, by the package's kernels or by others for a type of source."""
     quant_type, gpu = TYPES[row.split()[0]], stream.gpu
     factors = importance_for(quant_type, weighed)
-    kernels = cuda_kernels.quantizer(gpu, quant_type, factors is not None)
     row_bytes = quant_type.row_bytes(N_IN)
     target = gpu.allocate(n_out * row_bytes)
     scratch = gpu.allocate(scratch_bytes(quant_type, n_out, weighed=factors is not None))
     uploaded = None if factors is None else upload(stream, factors)
 
+    def own(dtype: str) -> Quantizer:
+        return cuda_kernels.quantizer(gpu, quant_type, factors is not None, dtype, search)
+
     def start(source: Source) -> None:
         importance = 0 if uploaded is None else uploaded.address
         addresses = (target.address, row_bytes, scratch.address, importance)
-        enqueue(stream, kernels, Job(source.device, quant_type, *addresses))
+        dtype = source.device.dtype
+        made_by = kernels(dtype) if kernels else own(dtype)
+        enqueue(stream, made_by, Job(source.device, quant_type, *addresses, search.effort))
 
     def on_cpu(matrix: Matrix) -> NDArray[np.uint8]:
         rows = np.zeros((matrix.n_out, row_bytes), np.uint8)
-        quantize_matrix(matrix, quant_type, rows, factors)
+        quantize_matrix(matrix, quant_type, rows, factors, search)
         return rows
 
     def same(source: Source, row0: int, row1: int) -> bool:
@@ -148,7 +194,6 @@ def group_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
     """Make groups, searched for."""
     group_type, gpu = GROUP_ROWS[row], stream.gpu
     factors = noise_importance() if weighed else None
-    kernels = cuda_kernels.group_quantizer(gpu, weighed)
     made = empty_groups(group_type, n_out, N_IN)
     target, scratch = gpu.allocate(made_bytes(made)), gpu.allocate(FOUND_BYTES)
     uploaded = None if factors is None else upload(stream, factors)
@@ -172,6 +217,7 @@ def group_work(stream: Stream, row: str, n_out: int, weighed: bool) -> Work:
         return same_groups(some, on_cpu(part(source.host, row0, row1)))
 
     def start(source: Source) -> None:
+        kernels = cuda_kernels.group_quantizer(gpu, weighed, source.device.dtype)
         enqueue_groups(stream, kernels, job(source), made)
 
     return Work(made_bytes(made), start, same, on_cpu)

@@ -217,7 +217,7 @@ class Conversion:
     @property
     def workers(self) -> Workers:
         """Choose the workers that will run."""
-        return choose_workers(self.options.jobs, self.devices, self.options.rule)
+        return choose_workers(self.options.jobs, self.devices)
 
     def run(
         self,
@@ -448,7 +448,7 @@ def plan_conversion(
     Errors are measured if a report or a baseline is asked for, or if there are `limits`.
     `on_note` gets a note on the choice of devices, before the source is read.
     """
-    devices = _devices(options)
+    devices = choose_devices(options.device)
     choose_workers(options.jobs, devices)  # refuses what would be refused when it runs
     if devices.note:
         on_note(devices.note)
@@ -462,16 +462,6 @@ def plan_conversion(
     if options.report is not None:
         overwrite.check_report_path(Path(options.report), overwrite.taken_paths(plan))
     return Conversion(plan, options, devices, measuring, tuple(limits))
-
-
-def _devices(options: ConvertOptions) -> Devices:
-    """Choose devices, and say so if they do not make what is asked for. Raises CheckpointError."""
-    devices = choose_devices(options.device)
-    if not (options.rule.is_least_error and devices.cuda):
-        return devices
-    ids = ", ".join(device.id for device in devices.cuda)
-    note = f"the processor searches for the least error; {ids} makes what is not searched for"
-    return replace(devices, note="; ".join(filter(None, (devices.note, note))))
 
 
 def prepare(
@@ -645,7 +635,7 @@ def run(
     gets it when the outputs are complete, before they get their names.
     """
     meter = Meter(on_progress)
-    workers = choose_workers(jobs, devices, plan.inputs.options.rule)
+    workers = choose_workers(jobs, devices)
     plan.inputs.check(_CHANGED_SINCE)
     plan.inputs.check_blanks()
     for output in plan.outputs:

@@ -103,7 +103,7 @@ def quantize(
     `search` chooses scales and codes: by "ggml"'s rule, to llama.cpp's bytes, or with "least-error"
     for the least squared error in the same format, weighted if there is an importance, which all
     types use then but plain floats. `effort` is 1, 2 (the default) or 3: more takes longer and
-    gains a little. Arrays on a device are quantized by "ggml"'s rule alone.
+    gains a little.
 
     Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN,
     infinity and values beyond the type's range with their place, and importance that is missing,
@@ -126,14 +126,9 @@ def quantize(
             raise LayoutError(f"{type_name} is made in this machine's memory: copy the array there")
         return quantize_coded(x, weight_type, importance, rule)
     if cuda_arrays.is_on_device(x):
-        if rule.is_least_error and not weight_type.is_plain:
-            raise LayoutError(
-                "the least-error search runs on the processor: copy the array to this machine's "
-                "memory"
-            )
         shape = cuda_arrays.shape_of(x)
         weights = None if importance is None else as_importance(importance, shape)
-        return cuda_arrays.quantize(x, weight_type, weights)
+        return cuda_arrays.quantize(x, weight_type, weights, rule)
     return like(x, _quantized(as_source(x), weight_type, importance, rule))
 
 

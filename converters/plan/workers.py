@@ -8,7 +8,6 @@ from typing import Final
 
 from weightcast.errors import RequestError
 from weightcast.quant.devices import PROCESSOR, Devices
-from weightcast.quant.search import GGML, Search
 
 # One copies in, one computes, one copies out, one writes.
 WORKERS_PER_DEVICE: Final = 4
@@ -24,19 +23,13 @@ class Workers:
     devices: Devices = PROCESSOR
 
 
-def choose_workers(
-    jobs: int | None = None, devices: Devices = PROCESSOR, search: Search = GGML
-) -> Workers:
+def choose_workers(jobs: int | None = None, devices: Devices = PROCESSOR) -> Workers:
     """Return `jobs` workers: by default 4 for each device, or one more than there are cores.
 
-    One more, because one usually waits for its turn to write. A search for the least error takes
-    all cores beside devices. Raises RequestError.
+    One more, because one usually waits for its turn to write. Raises RequestError.
     """
     if jobs is None:
-        of_cores = len(os.sched_getaffinity(0)) + 1
-        usual = WORKERS_PER_DEVICE * len(devices.cuda) or of_cores
-        if search.is_least_error:
-            usual = max(usual, of_cores)
+        usual = WORKERS_PER_DEVICE * len(devices.cuda) or len(os.sched_getaffinity(0)) + 1
         return Workers(min(usual, MAX_WORKERS), devices)
     if type(jobs) is not int or not 1 <= jobs <= MAX_WORKERS:
         raise RequestError(f"{jobs!r} jobs; 1 to {MAX_WORKERS} are possible")

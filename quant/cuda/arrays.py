@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.quant.cpu.library import SourceValueError, no_importance
+from weightcast.quant.cpu.library import SourceValueError, no_importance, uses_importance
 from weightcast.quant.cuda import kernels as cuda_kernels
 from weightcast.quant.cuda.device import Gpu, Stream, open_gpu
 from weightcast.quant.cuda.jobs import (
@@ -31,6 +31,7 @@ from weightcast.quant.cuda.jobs import (
     scratch_bytes,
 )
 from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType
 
 if TYPE_CHECKING:
@@ -169,11 +170,14 @@ def shape_of(x: Any) -> tuple[int, ...]:
     return tuple(x.shape) if hasattr(x, "shape") else _open(x, "quantize").shape
 
 
-def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | None) -> Any:
+def quantize(
+    x: Any, quant_type: QuantType, importance: NDArray[np.float32] | None, search: Search = GGML
+) -> Any:
     """Pack [..., out, in] on a device into uint8 [..., out, bytes per row] on the same.
 
-    `importance` is float32 [..., in] in host memory, a row for each matrix. Waits for the result,
-    so that what cannot be quantized is refused. Raises LayoutError, DeviceError.
+    `importance` is float32 [..., in] in host memory, a row for each matrix; `search` is the rule by
+    which scales and codes are chosen. Waits for the result, so that what cannot be quantized is
+    refused. Raises LayoutError, DeviceError.
     """
     array = _open(x, "quantize")
     if array.dtype not in ("F32", "F16", "BF16"):
@@ -182,7 +186,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
         raise LayoutError(f"cannot read {array.dtype} at an odd address: copy the array first")
     if importance is None and quant_type.importance == "required":
         raise no_importance(quant_type)
-    if quant_type.importance == "ignored":
+    if not uses_importance(quant_type, search):
         importance = None
     n_in = array.shape[-1]
     row_bytes = quant_type.row_bytes(n_in)
@@ -193,7 +197,8 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
     each = scratch_bytes(quant_type, n_out, weighed=importance is not None)
     _scratch, scratch = array.empty((prod(planes) * each,), "U8")
     _factors, factors = _factors_beside(array, importance)
-    kernels = cuda_kernels.quantizer(array.gpu, quant_type, importance is not None)
+    weighed = importance is not None
+    kernels = cuda_kernels.quantizer(array.gpu, quant_type, weighed, array.dtype, search)
     jobs = []
     for number, index in enumerate(np.ndindex(planes)):
         job = Job(
@@ -203,6 +208,7 @@ def quantize(x: Any, quant_type: QuantType, importance: NDArray[np.float32] | No
             row_bytes,
             scratch + number * each,
             factors + 4 * n_in * number if factors else 0,
+            search.effort,
         )
         enqueue(array.stream, kernels, job)
         jobs.append((index, job))
@@ -263,7 +269,7 @@ def _enqueue_measures(
     each = moments_bytes(n_out, n_in)
     _parts, parts = array.empty((prod(planes) * each,), "U8")
     _factors, factors = _factors_beside(array, importance)
-    kernels = cuda_kernels.measurer(array.gpu, quant_type)
+    kernels = cuda_kernels.measurer(array.gpu, quant_type, array.dtype)
     array.stream.wait(rows.stream.record())
     by_plane = moments.reshape(-1, n_out)
     for number, index in enumerate(np.ndindex(planes)):

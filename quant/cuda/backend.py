@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.quant.backend import CpuBackend
 from weightcast.quant.cpu.library import (
     BlockCounts,
     Blocks,
@@ -71,14 +70,14 @@ class _Room:
             self._memory = None
 
 
+def _dtype(source: Matrix | Blocks) -> str:
+    """The type of a source's elements on a device, where blocks are unpacked."""
+    return F32.name if isinstance(source, Blocks) else source.dtype
+
+
 def _no_errors(source: Matrix | Blocks) -> Errors:
     """The errors of rows without weights, or of no rows."""
     return of_moments(np.zeros(source.n_out, MOMENTS), source.n_in)
-
-
-def has_kernels(quant_type: QuantType, search: Search) -> bool:
-    """Tell whether devices make a type by a rule; else the processor does."""
-    return quant_type.is_plain or not search.is_least_error
 
 
 class CudaBackend:
@@ -89,7 +88,6 @@ class CudaBackend:
     """
 
     def __init__(self, device: int, source_bytes: int, blocks_bytes: int) -> None:
-        self._processor = CpuBackend()
         self._gpu = open_gpu(device)
         self._stream = self._gpu.stream()
         self._source = _Room(self._gpu, source_bytes)
@@ -110,9 +108,7 @@ class CudaBackend:
         Both are free for other use at the return. Copies of page-locked memory run beside those of
         other backends. Raises DeviceError, and what `quantize_matrix` raises.
         """
-        if not has_kernels(quant_type, search):
-            return self._processor.quantize(source, quant_type, dst, importance, search)
-        job = self._quantize(source, quant_type, dst, importance)
+        job = self._quantize(source, quant_type, dst, importance, search)
         return BlockCounts() if job is None else self._report(job)
 
     def quantize_and_measure(
@@ -128,12 +124,8 @@ class CudaBackend:
 
         The importance weighs the weighted sums, whether the type uses it or not.
         """
-        if not has_kernels(quant_type, search):
-            return self._processor.quantize_and_measure(
-                source, quant_type, dst, importance, baseline, search
-            )
-        kernels = cuda_kernels.measurer(self._gpu, quant_type)
-        job = self._quantize(source, quant_type, dst, importance)
+        kernels = cuda_kernels.measurer(self._gpu, quant_type, _dtype(source))
+        job = self._quantize(source, quant_type, dst, importance, search)
         if job is None:
             return BlockCounts(), _no_errors(source)
         if importance is not None and not job.importance:
@@ -160,7 +152,8 @@ class CudaBackend:
             importance = shaped_importance(importance, source.n_in)
         if groups.codes.size == 0:
             return groups
-        kernels = cuda_kernels.group_quantizer(self._gpu, importance is not None)
+        weighed = importance is not None
+        kernels = cuda_kernels.group_quantizer(self._gpu, weighed, _dtype(source))
         job = GroupJob(
             self._copied_in(source),
             group_type,
@@ -206,7 +199,7 @@ class CudaBackend:
             return _no_errors(source)
         assert rows.flags.c_contiguous
         assert rows.nbytes >= nbytes
-        kernels = cuda_kernels.measurer(self._gpu, quant_type)
+        kernels = cuda_kernels.measurer(self._gpu, quant_type, _dtype(source))
         matrix = self._copied_in(source)
         blocks = self._copy(self._rows, rows.reshape(-1).view(np.uint8)[:nbytes])
         if importance is not None:
@@ -223,16 +216,17 @@ class CudaBackend:
         quant_type: QuantType,
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None,
+        search: Search,
     ) -> Job | None:
         """Start making rows and copying them to dst; None if there are none."""
-        importance = used_importance(quant_type, importance, source.n_in)
+        importance = used_importance(quant_type, importance, source.n_in, search)
         nbytes = source.n_out * quant_type.row_bytes(source.n_in)
         assert dst.flags.c_contiguous
         assert dst.nbytes >= nbytes
         if nbytes == 0:
             return None
         weighed = importance is not None
-        kernels = cuda_kernels.quantizer(self._gpu, quant_type, weighed)
+        kernels = cuda_kernels.quantizer(self._gpu, quant_type, weighed, _dtype(source), search)
         size = scratch_bytes(quant_type, source.n_out, weighed=weighed)
         job = Job(
             self._copied_in(source),
@@ -241,6 +235,7 @@ class CudaBackend:
             nbytes // source.n_out,
             self._scratch.address(size),
             self._copy(self._importance, importance),
+            search.effort,
         )
         enqueue(self._stream, kernels, job)
         self._stream.copy_out(dst.reshape(-1).view(np.uint8)[:nbytes], job.dst)

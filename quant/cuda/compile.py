@@ -1,9 +1,10 @@
 """Compilation of the kernels for a device's architecture, kept in memory and on disk.
 
 One unit is kernels/device/device.cu compiled with some macros set: what quantizes to one type or
-makes groups, with or without an importance, what dequantizes a type or measures its errors, or
-what checks the input of all. NVRTC makes the device's own code (cubin), so neither a CUDA toolkit
-nor a host compiler is needed; without a driver it works too.
+makes groups, with or without an importance, searches for the least error or measures a type's
+errors, each from one type of source; what dequantizes a type; or what checks the input of all.
+NVRTC makes the device's own code (cubin), so neither a CUDA toolkit nor a host compiler is needed;
+without a driver it works too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import io
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weightcast.errors import DeviceError
 from weightcast.quant.cpu.library import installed
 from weightcast.quant.cuda import cache as cuda_cache
-from weightcast.quant.types import TYPES
+from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 if TYPE_CHECKING:
     from cuda.core import ProgramOptions
@@ -28,23 +30,31 @@ if TYPE_CHECKING:
 SOURCE: Final = "kernels/device/device.cu"
 STANDARD_HEADERS: Final = "nvrtc"  # beside the source, for a compiler that has none
 HOST_SUFFIX: Final = ".cpp"
-UNITS: Final = {
-    "checks": (("WC_CHECKS", "1"),),
-    **{
-        f"quantize_{t.name}": (("WC_QUANTIZE", t.name),)
-        for t in TYPES.values()
-        if t.importance != "required"
-    },
-    **{
-        f"quantize_weighed_{t.name}": (("WC_QUANTIZE", t.name), ("WC_WEIGHED", "1"))
-        for t in TYPES.values()
-        if t.importance != "ignored"
-    },
-    "make_groups": (("WC_GROUPS", "1"),),
-    "make_weighed_groups": (("WC_GROUPS", "1"), ("WC_WEIGHED", "1")),
-    **{f"dequantize_{name}": (("WC_DEQUANTIZE", name),) for name in TYPES},
-    **{f"measure_{name}": (("WC_MEASURE", name),) for name in TYPES},
-}
+
+
+def _list_units() -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Yield name and macros of every unit."""
+    yield "checks", (("WC_CHECKS", "1"),)
+    for name in TYPES:
+        yield f"dequantize_{name}", (("WC_DEQUANTIZE", name),)
+    weighed = ("WC_WEIGHED", "1")
+    for source in SOURCE_TYPES:
+        read = ("WC_SOURCE", source)
+        for t in TYPES.values():
+            quantize = ("WC_QUANTIZE", t.name)
+            if t.importance != "required":
+                yield f"quantize_{t.name}_from_{source}", (quantize, read)
+            if t.importance != "ignored":
+                yield f"quantize_weighed_{t.name}_from_{source}", (quantize, weighed, read)
+            if not t.is_plain:
+                yield f"search_{t.name}_from_{source}", (quantize, ("WC_SEARCH", "1"), read)
+            yield f"measure_{t.name}_from_{source}", (("WC_MEASURE", t.name), read)
+        groups = ("WC_GROUPS", "1")
+        yield f"make_groups_from_{source}", (groups, read)
+        yield f"make_weighed_groups_from_{source}", (groups, weighed, read)
+
+
+UNITS: Final = dict(_list_units())
 REMEDY: Final = "pip install 'weightcast[cuda]'"
 
 
@@ -234,11 +244,16 @@ def nvrtc_build() -> tuple[str, ...]:
     return version, str(status.st_size), str(status.st_mtime_ns)
 
 
+# Threads that import cuda.core at the same time can see a part of it.
+_importing = threading.Lock()
+
+
 def _call(function: str) -> tuple[Any, ...]:
     """Call a function of NVRTC that needs no program. Raises DeviceError if it is not there."""
     try:
-        import cuda.core  # noqa: F401  (a missing one is to show here)
-        from cuda.bindings import nvrtc
+        with _importing:
+            import cuda.core  # noqa: F401  (a missing one is to show here)
+            from cuda.bindings import nvrtc
     except ImportError as error:
         raise DeviceError(f"cuda-core is not installed ({error}): {REMEDY}") from error
     try:

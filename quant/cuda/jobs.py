@@ -50,7 +50,7 @@ class QuantizeArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("group_rows", "scale_stride")),
         *((name, ctypes.c_int64) for name in ("dst_stride", "row_bytes")),
         *((name, ctypes.c_int32) for name in ("source_type", "column_bits", "out_tiles")),
-        ("word_bytes", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("word_bytes", "effort", "reserved")),
     ]
 
 
@@ -97,24 +97,27 @@ class DeviceMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """The kernels that one type, or groups, take on one device.
+    """The kernels that one type, or groups, take on one device, from one type of source ("F32").
 
-    `tables` are kept while they are in use.
+    `searches`: they search for the least error. `tables` are kept while they are in use.
     """
 
     quantize: Kernel
     check_scales: Kernel
     check_importance: Kernel
     row_means: Kernel
+    source: str
+    searches: bool = False
     tables: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurer:
-    """The kernels that measure the errors of one type on one device."""
+    """The kernels that measure one type's errors on one device, against one type of source."""
 
     measure: Kernel
     add_chunks: Kernel
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class Job:
     """The result of a matrix, all in addresses: rows of blocks at `dst`, `dst_stride` apart.
 
     `importance` is float32 [n_in], or 0 for none. `scratch` has `scratch_bytes` for the job alone.
+    `effort` is that of the search for the least error, 0 for ggml's rule.
     """
 
     matrix: DeviceMatrix
@@ -130,6 +134,7 @@ class Job:
     dst_stride: int
     scratch: int
     importance: int = 0
+    effort: int = 0
 
     @property
     def found(self) -> int:
@@ -155,6 +160,7 @@ def enqueue_checks(
 
     Raises LayoutError if int8 has no scales, or as many as do not divide a row.
     """
+    assert matrix.dtype == quantizer.source
     stream.fill(found, FOUND_BYTES)
     if matrix.dtype == I8.name:
         if not matrix.scales or matrix.n_in % matrix.groups:
@@ -178,6 +184,7 @@ def enqueue(stream: Stream, quantizer: Quantizer, job: Job) -> None:
     launch that is refused.
     """
     matrix, quant_type = job.matrix, job.type
+    assert quantizer.searches == (job.effort > 0 and not quant_type.is_plain)
     enqueue_checks(stream, quantizer, matrix, job.importance, job.found)
     launch = cuda_launch.quantize_launch(
         quant_type,
@@ -205,6 +212,7 @@ def _arguments(job: Job, launch: Launch) -> QuantizeArguments:
     arguments.column_bits = launch.columns.bit_length() - 1
     arguments.out_tiles = -(-job.matrix.n_out // launch.columns)
     arguments.word_bytes = launch.word_bytes
+    arguments.effort = job.effort
     return arguments
 
 
@@ -241,6 +249,7 @@ def enqueue_measure(
     scratch is not used. Raises LayoutError if scales do not divide rows.
     """
     matrix = job.matrix
+    assert matrix.dtype == measurer.source
     if matrix.dtype == I8.name and (not matrix.scales or matrix.n_in % matrix.groups):
         raise bad_groups(matrix.n_in)
     chunks = cuda_launch.chunks_of(matrix.n_in)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,7 +51,8 @@ from weightcast.quant.cuda.jobs import (
 )
 from weightcast.quant.groups import empty_groups, quantize_groups
 from weightcast.quant.metrics import MOMENTS, Baseline
-from weightcast.quant.types import GroupType, QuantType
+from weightcast.quant.search import EFFORTS, GGML, Search
+from weightcast.quant.types import F32, I8, GroupType, QuantType
 from weightcast.text import option
 
 # Groups that a kernel is proven with: of one chunk, of some, of whole rows.
@@ -59,6 +62,7 @@ _TRIAL_GROUPS: Final = tuple(
         (4, 8), (True, False), ((32, "F32"), (96, "F16"), (0, "BF16"))
     )
 )
+_FLOATS: Final = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _TRIAL_GROUPS_IN: Final = 288  # half of it, where scales change, is within a chunk
 
 
@@ -67,59 +71,91 @@ def _module(gpu: Gpu, unit: str) -> Module:
     return gpu.module(cuda_compile.image(unit, gpu.architecture))
 
 
-_locks: dict[tuple[Gpu, QuantType | None, bool | None], threading.Lock] = {}
+_locks: dict[tuple[object, ...], threading.Lock] = {}
 
 
-def _lock(gpu: Gpu, quant_type: QuantType | None, weighed: bool | None) -> threading.Lock:
-    """A lock for each thing that is made once, whoever comes first; setdefault is atomic.
+def _lock(*made: object) -> threading.Lock:
+    """A lock for each thing that is made once, whoever comes first; setdefault is atomic."""
+    return _locks.setdefault(made, threading.Lock())
 
-    Groups are no type.
+
+def quantizer(
+    gpu: Gpu, quant_type: QuantType, weighed: bool, source: str, search: Search = GGML
+) -> Quantizer:
+    """Give the kernels that make a type of a source's ("F32") with an importance or without.
+
+    Those that search for the least error serve both, and all efforts. Raises DeviceError if they
+    cannot be compiled or loaded, or make other bytes than the CPU.
     """
-    return _locks.setdefault((gpu, quant_type, weighed), threading.Lock())
-
-
-def quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
-    """Give the kernels that make a type on a device, with an importance or without.
-
-    Raises DeviceError if they cannot be compiled or loaded, or make other bytes than the CPU.
-    """
+    if search.is_least_error and not quant_type.is_plain:
+        with _lock(gpu, quant_type, "search", source):
+            return _searcher(gpu, quant_type, source)
     # A second one would point the same module to tables of its own, and free them.
-    with _lock(gpu, quant_type, weighed):
-        return _quantizer(gpu, quant_type, weighed)
+    with _lock(gpu, quant_type, weighed, source):
+        return _quantizer(gpu, quant_type, weighed, source)
 
 
-def group_quantizer(gpu: Gpu, weighed: bool) -> Quantizer:
+def group_quantizer(gpu: Gpu, weighed: bool, source: str) -> Quantizer:
     """Give the kernels that make groups. Raises DeviceError as `quantizer` does."""
-    with _lock(gpu, None, weighed):
-        return _group_quantizer(gpu, weighed)
+    with _lock(gpu, "groups", weighed, source):
+        return _group_quantizer(gpu, weighed, source)
 
 
 def dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
     """Give the kernel that unpacks a type on a device. Raises DeviceError as `quantizer` does."""
-    with _lock(gpu, quant_type, None):
+    with _lock(gpu, quant_type):
         return _dequantizer(gpu, quant_type)
 
 
+def measurer(gpu: Gpu, quant_type: QuantType, source: str) -> Measurer:
+    """Give the kernels that measure a type's errors. Raises DeviceError as `quantizer` does."""
+    with _lock(gpu, quant_type, source):
+        return _measurer(gpu, quant_type, source)
+
+
 @cache
-def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool) -> Quantizer:
-    name = f"quantize_{'weighed_' if weighed else ''}{quant_type.name}"
-    module = _module(gpu, name)
-    stream = gpu.stream()
-    tables = None
-    if quant_type.has_grid:
-        values = library.grid_tables(quant_type)
-        tables = gpu.allocate(values.nbytes)
-        stream.copy_in(tables.address, values)
-        setter = module.kernel("weightcast_set_tables")
-        stream.launch(setter, (1,), (1,), 0, (ctypes.c_uint64(tables.address),))
-        stream.synchronize()
-    found = _with_checks(module.kernel(f"weightcast_{name}"), tables)
-    for codes in (False, True):
-        _prove(found, quant_type, weighed=weighed, codes=codes)
+def _quantizer(gpu: Gpu, quant_type: QuantType, weighed: bool, source: str) -> Quantizer:
+    found = _loaded(gpu, quant_type, f"quantize_{'weighed_' if weighed else ''}", source)
+    _prove(found, quant_type, weighed=weighed)
     return found
 
 
-def _with_checks(kernel: Kernel, tables: Memory | None = None) -> Quantizer:
+@cache
+def _searcher(gpu: Gpu, quant_type: QuantType, source: str) -> Quantizer:
+    found = replace(_loaded(gpu, quant_type, "search_", source), searches=True)
+    for effort, weighed in product(EFFORTS, (False, True)):
+        if weighed or quant_type.importance != "required":
+            _prove(found, quant_type, weighed=weighed, search=Search(effort))
+    return found
+
+
+def _loaded(gpu: Gpu, quant_type: QuantType, unit: str, source: str) -> Quantizer:
+    """Load the kernels of a unit that begins so, with the tables that they search."""
+    name = f"{unit}{quant_type.name}_from_{source}"
+    module = _module(gpu, name)
+    tables = None
+    if quant_type.has_grid:
+        with _lock(gpu, quant_type, "tables"):
+            tables = _tables(gpu, quant_type)
+        stream = gpu.stream()
+        setter = module.kernel("weightcast_set_tables")
+        stream.launch(setter, (1,), (1,), 0, (ctypes.c_uint64(tables.address),))
+        stream.synchronize()
+    return _with_checks(module.kernel(f"weightcast_{name}"), source, tables)
+
+
+@cache
+def _tables(gpu: Gpu, quant_type: QuantType) -> Memory:
+    """Copy the tables of a type with a grid to a device, once for all its kernels."""
+    values = library.grid_tables(quant_type)
+    tables = gpu.allocate(values.nbytes)
+    stream = gpu.stream()
+    stream.copy_in(tables.address, values)
+    stream.synchronize()
+    return tables
+
+
+def _with_checks(kernel: Kernel, source: str, tables: Memory | None = None) -> Quantizer:
     """A kernel that quantizes, with those that look at its input first."""
     checks = _module(kernel.gpu, "checks")
     return Quantizer(
@@ -127,17 +163,17 @@ def _with_checks(kernel: Kernel, tables: Memory | None = None) -> Quantizer:
         checks.kernel("weightcast_check_scales"),
         checks.kernel("weightcast_check_importance"),
         checks.kernel("weightcast_row_means"),
-        tables,
+        source,
+        tables=tables,
     )
 
 
 @cache
-def _group_quantizer(gpu: Gpu, weighed: bool) -> Quantizer:
-    name = f"make_{'weighed_' if weighed else ''}groups"
-    found = _with_checks(_module(gpu, name).kernel(f"weightcast_{name}"))
-    for codes in (False, True):
-        for group_type in _TRIAL_GROUPS:
-            _prove_groups(found, group_type, weighed=weighed, codes=codes)
+def _group_quantizer(gpu: Gpu, weighed: bool, source: str) -> Quantizer:
+    name = f"make_{'weighed_' if weighed else ''}groups_from_{source}"
+    found = _with_checks(_module(gpu, name).kernel(f"weightcast_{name}"), source)
+    for group_type in _TRIAL_GROUPS:
+        _prove_groups(found, group_type, weighed=weighed)
     return found
 
 
@@ -162,15 +198,12 @@ def _dequantizer(gpu: Gpu, quant_type: QuantType) -> Kernel:
 
 
 @cache
-def measurer(gpu: Gpu, quant_type: QuantType) -> Measurer:
-    """Give the kernels that measure a type's errors. Raises DeviceError as `quantizer` does."""
-    module = _module(gpu, f"measure_{quant_type.name}")
-    found = Measurer(
-        module.kernel(f"weightcast_measure_{quant_type.name}"),
-        module.kernel("weightcast_add_chunks"),
-    )
-    for codes in (False, True):
-        _prove_measures(found, quant_type, codes=codes)
+def _measurer(gpu: Gpu, quant_type: QuantType, source: str) -> Measurer:
+    name = f"measure_{quant_type.name}_from_{source}"
+    module = _module(gpu, name)
+    add_chunks = module.kernel("weightcast_add_chunks")
+    found = Measurer(module.kernel(f"weightcast_{name}"), add_chunks, source)
+    _prove_measures(found, quant_type)
     return found
 
 
@@ -188,11 +221,11 @@ def _noise(n: int) -> NDArray[np.uint8]:
     return np.random.default_rng(n).integers(0, 256, n, np.uint8)
 
 
-def _trial(n_in: int, *, codes: bool) -> Matrix:
+def _trial(n_in: int, dtype: str) -> Matrix:
     """Make a small matrix: sizes far apart, zeros, one sign, constants; tiles that are not full."""
     n_out = 37
     rng = np.random.default_rng(n_in)
-    if codes:
+    if dtype == I8.name:
         values = rng.integers(-128, 128, (n_in, n_out), np.int8)
         # Two groups, which split a block; every third scale is exact in float16.
         scales = (2.0 ** rng.uniform(-14, 3, (2, n_out))).astype(np.float32)
@@ -202,7 +235,9 @@ def _trial(n_in: int, *, codes: bool) -> Matrix:
     x[:4] = np.array([0.0, 1.0, -3.0, 1e-40])[:, None]
     x[4:8] = np.abs(x[4:8]) * np.array([1, -1, 1, -1])[:, None]
     x[8:16] = np.round(x[8:16] / np.abs(x[8:16]).max(axis=1, keepdims=True) * 8)
-    return Matrix(x.astype(np.float32).reshape(-1), "F32", n_out, n_in, n_in, 1)
+    stored = x.astype(_FLOATS[dtype]).reshape(-1)
+    values = stored if dtype == F32.name else stored.view(np.uint16)
+    return Matrix(values, dtype, n_out, n_in, n_in, 1)
 
 
 def _copied(
@@ -233,11 +268,11 @@ def _copied(
     return on_device, addresses[2], memory
 
 
-def _prove_measures(found: Measurer, quant_type: QuantType, *, codes: bool) -> None:
+def _prove_measures(found: Measurer, quant_type: QuantType) -> None:
     """Raise DeviceError unless the errors of any blocks are the CPU's, bit by bit."""
     gpu = found.measure.gpu
     # More than one chunk, the last not full; also infinite scales.
-    matrix = _trial(cuda_launch.CHUNK + 768, codes=codes)
+    matrix = _trial(cuda_launch.CHUNK + 768, found.source)
     row_bytes = quant_type.row_bytes(matrix.n_in)
     rows = _noise(matrix.n_out * row_bytes)
     rows[: row_bytes * 2] = 0  # blocks of zeros, of zeros and others
@@ -263,30 +298,33 @@ def _prove_measures(found: Measurer, quant_type: QuantType, *, codes: bool) -> N
         _require(same, gpu, found.measure)
 
 
-def _prove(found: Quantizer, quant_type: QuantType, *, weighed: bool, codes: bool) -> None:
+def _prove(
+    found: Quantizer, quant_type: QuantType, *, weighed: bool, search: Search = GGML
+) -> None:
     """Raise DeviceError unless a small matrix gets the CPU's bytes."""
     gpu = found.quantize.gpu
-    matrix = _trial(3 * max(quant_type.block_elements, 32), codes=codes)
+    matrix = _trial(3 * max(quant_type.block_elements, 32), found.source)
     shape = (matrix.n_out, quant_type.row_bytes(matrix.n_in))
     wanted, made = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
     importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
     with contextlib.suppress(ScaleOverflowError):  # the blocks are complete all the same
-        quantize_matrix(matrix, quant_type, wanted, importance)
+        quantize_matrix(matrix, quant_type, wanted, importance, search)
     target = gpu.allocate(made.nbytes)
     scratch = gpu.allocate(scratch_bytes(quant_type, matrix.n_out, weighed=weighed))
     stream = gpu.stream()
     on_device, factors, _source = _copied(stream, matrix, importance)
-    job = Job(on_device, quant_type, target.address, shape[1], scratch.address, factors)
+    addresses = (target.address, shape[1], scratch.address, factors)
+    job = Job(on_device, quant_type, *addresses, search.effort)
     enqueue(stream, found, job)
     stream.copy_out(made, target.address)
     stream.synchronize()
     _require(np.array_equal(made, wanted), gpu, found.quantize)
 
 
-def _prove_groups(found: Quantizer, group_type: GroupType, *, weighed: bool, codes: bool) -> None:
+def _prove_groups(found: Quantizer, group_type: GroupType, *, weighed: bool) -> None:
     """Raise DeviceError unless the groups of a small matrix are the CPU's bytes."""
     gpu = found.quantize.gpu
-    matrix = _trial(_TRIAL_GROUPS_IN, codes=codes)
+    matrix = _trial(_TRIAL_GROUPS_IN, found.source)
     importance = _noise(matrix.n_in).astype(np.float32) if weighed else None
     wanted = quantize_groups(matrix, group_type, importance)
     made = empty_groups(group_type, matrix.n_out, matrix.n_in)

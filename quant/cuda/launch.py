@@ -27,7 +27,7 @@ CHUNK: Final = 2048
 ERROR_THREADS: Final = 128
 # Threads of a thread block that makes groups, one each (device/groups.h).
 GROUP_THREADS: Final = 128
-# Threads of the kernels that look at one number each.
+# Threads of the kernels that look at one number each (device/checks.h).
 CHECK_THREADS: Final = 256
 
 
@@ -97,9 +97,14 @@ def quantize_launch(
 
 def dequantize_launch(quant_type: QuantType, n_blocks: int, src: int) -> Launch:
     """Launch a dequantizer of `n_blocks` blocks at address `src`."""
-    threads = min(256, max(32, 8192 // quant_type.block_elements))
-    word = word_of(src, threads * quant_type.block_bytes)
-    return _checked(Launch(_ceil_div(n_blocks, threads), threads, word_bytes=word))
+    blocks = dequantized_together(quant_type)
+    word = word_of(src, blocks * quant_type.block_bytes)
+    return _checked(Launch(_ceil_div(n_blocks, blocks), max(128, blocks), word_bytes=word))
+
+
+def dequantized_together(quant_type: QuantType) -> int:
+    """Blocks that one thread block unpacks: as many as leave room for their floats."""
+    return min(256, max(32, 8192 // quant_type.block_elements))
 
 
 def chunks_of(n_in: int) -> int:

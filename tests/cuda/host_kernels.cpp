@@ -23,9 +23,16 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long v
   return before;
 }
 
+static unsigned atomicAdd(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at += value;
+  return before;
+}
+
 #include "device/blocks.h"
 #include "device/checks.h"
 #include "device/errors.h"
+#include "device/search.h"
 #include "device/types.h"
 #if WC_IN_REGISTERS
 #include "device/groups.h"
@@ -38,6 +45,11 @@ void require(bool condition, const char* what) {
   if (condition) return;
   std::fprintf(stderr, "wrong launch: %s\n", what);
   std::abort();
+}
+
+// All kernels that read a source have its description first.
+void require_source(int32_t type, void** parameters) {
+  require(static_cast<const QuantizeArguments*>(parameters[0])->source_type == type, "type of source");
 }
 
 // Shared memory of just the size that a launch asked for, not cleared.
@@ -68,6 +80,25 @@ void quantize(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes
     for (int thread = 0; thread < Tile::threads; ++thread) tile.store(thread, staged.bytes);
   }
 }
+
+template <class Type, bool weighed>
+void quantize_by(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
+  quantize<QuantizeTile<Type, ByRule<Type, weighed>>>(grid, block, shared_bytes, parameters);
+}
+
+template <class Type>
+struct Searched {
+  static void quantize(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters) {
+    const int effort = static_cast<const QuantizeArguments*>(parameters[0])->effort;
+    require(effort >= 1 && effort <= kEfforts, "effort");
+    weightcast::quantize<QuantizeTile<Type, BySearch<Type>>>(grid, block, shared_bytes, parameters);
+  }
+};
+// Plain floats have nothing to search.
+template <class Emit>
+struct Searched<FloatRows<Emit>> {
+  static void quantize(const uint32_t*, const uint32_t*, uint32_t, void**) { require(false, "search"); }
+};
 
 template <class Tile>
 void dequantize(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
@@ -119,20 +150,26 @@ void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_by
 #define WC_KERNEL extern "C" __attribute__((visibility("default"))) void
 #define WC_LAUNCH const uint32_t *grid, const uint32_t *block, uint32_t shared_bytes, void **parameters
 
+// A device has a kernel for each type of source; here one form serves them all, under four names.
+#define WC_FROM_SOURCE(source, name, ...)                                                   \
+  WC_KERNEL name##_from_##source(WC_LAUNCH) {                                               \
+    weightcast::require_source(WEIGHTCAST_##source, parameters);                            \
+    __VA_ARGS__(grid, block, shared_bytes, parameters);                                     \
+  }
+#define WC_FROM_SOURCES(name, ...)                                                          \
+  WC_FROM_SOURCE(F32, name, __VA_ARGS__)                                                    \
+  WC_FROM_SOURCE(F16, name, __VA_ARGS__)                                                    \
+  WC_FROM_SOURCE(BF16, name, __VA_ARGS__)                                                   \
+  WC_FROM_SOURCE(I8, name, __VA_ARGS__)
 #define WC_QUANTIZER(name)                                                                  \
-  WC_KERNEL weightcast_quantize_##name(WC_LAUNCH) {                                         \
-    using Tile = weightcast::QuantizeTile<weightcast::Quantizer_##name, false>;             \
-    weightcast::quantize<Tile>(grid, block, shared_bytes, parameters);                      \
-  }
+  WC_FROM_SOURCES(weightcast_quantize_##name,                                               \
+                  weightcast::quantize_by<weightcast::Quantizer_##name, false>)
 #define WC_WEIGHED_QUANTIZER(name)                                                          \
-  WC_KERNEL weightcast_quantize_weighed_##name(WC_LAUNCH) {                                 \
-    using Tile = weightcast::QuantizeTile<weightcast::Quantizer_##name, true>;              \
-    weightcast::quantize<Tile>(grid, block, shared_bytes, parameters);                      \
-  }
-#define WC_GROUPS(name, weighed)                                                            \
-  WC_KERNEL name(WC_LAUNCH) {                                                               \
-    weightcast::make_groups<weighed>(grid, block, shared_bytes, parameters);                \
-  }
+  WC_FROM_SOURCES(weightcast_quantize_weighed_##name,                                       \
+                  weightcast::quantize_by<weightcast::Quantizer_##name, true>)
+#define WC_SEARCHER(name)                                                                   \
+  WC_FROM_SOURCES(weightcast_search_##name, weightcast::Searched<weightcast::Quantizer_##name>::quantize)
+#define WC_GROUPS(name, weighed) WC_FROM_SOURCES(name, weightcast::make_groups<weighed>)
 #define WC_DEQUANTIZER(name)                                                                \
   WC_KERNEL weightcast_dequantize_##name(WC_LAUNCH) {                                       \
     using Tile = weightcast::DequantizeTile<weightcast::Block##name>;                       \
@@ -140,14 +177,12 @@ void make_groups(const uint32_t* grid, const uint32_t* block, uint32_t shared_by
   }
 
 #define WC_MEASURER(name)                                                                   \
-  WC_KERNEL weightcast_measure_##name(WC_LAUNCH) {                                          \
-    weightcast::measure<weightcast::Block##name>(grid, block, shared_bytes, parameters);    \
-  }
+  WC_FROM_SOURCES(weightcast_measure_##name, weightcast::measure<weightcast::Block##name>)
 
 // The quantizers of a type by what types.inc says of importance.
-#define WC_IGNORED(name) WC_QUANTIZER(name)
-#define WC_OPTIONAL(name) WC_QUANTIZER(name) WC_WEIGHED_QUANTIZER(name)
-#define WC_REQUIRED(name) WC_WEIGHED_QUANTIZER(name)
+#define WC_IGNORED(name) WC_QUANTIZER(name) WC_SEARCHER(name)
+#define WC_OPTIONAL(name) WC_QUANTIZER(name) WC_WEIGHED_QUANTIZER(name) WC_SEARCHER(name)
+#define WC_REQUIRED(name) WC_WEIGHED_QUANTIZER(name) WC_SEARCHER(name)
 #if WC_IN_REGISTERS
 #define WC_REGISTERS(quantizers) quantizers
 #define WC_MEMORY(quantizers)
@@ -184,7 +219,14 @@ WC_KERNEL weightcast_set_tables(const uint32_t*, const uint32_t*, uint32_t, void
 
 WC_KERNEL weightcast_check_scales(const uint32_t* grid, const uint32_t* block, uint32_t, void** parameters) {
   const auto& a = *static_cast<const weightcast::CheckArguments*>(parameters[0]);
-  weightcast::each_thread(grid, block, [&](int64_t n) { weightcast::check_scale(a, n); });
+  weightcast::require(block[0] == weightcast::kCheckThreads, "threads");
+  for (uint32_t n = 0; n < grid[0]; ++n) {
+    weightcast::ScaleCounts counts{};
+    for (uint32_t thread = 0; thread < block[0]; ++thread) {
+      weightcast::check_scale(a, int64_t{n} * block[0] + thread, counts);
+    }
+    weightcast::add_counts(a, counts);
+  }
 }
 
 WC_KERNEL weightcast_check_importance(const uint32_t* grid, const uint32_t* block, uint32_t,

@@ -31,11 +31,23 @@ SPILL_LOAD_LIMIT_BYTES = 320
 STACK_LIMIT_BYTES = 1792
 RESIDENT_THREADS = 256  # a multiprocessor, as far as registers go
 
+# Searches for the least error hold candidates of all groups; compiling one takes seconds.
+SEARCH_STACK_LIMIT_BYTES = 6144
+SEARCH_SPILL_LIMIT_BYTES = 2048
+SEARCHES = ("search_Q4_0_from_F32", "search_Q4_0_from_I8", "search_Q4_K_from_I8")
+
 # Compiling takes a second for each. Of mistakes in the source or in the options one architecture
 # tells as much as three, and the stand-in's needs its code anyway.
 with_unit = pytest.mark.parametrize(
     ("unit", "architecture"),
-    some(product(UNITS, ARCHITECTURES), lambda unit, architecture: architecture == "sm_90"),
+    some(
+        product(UNITS, ARCHITECTURES),
+        lambda unit, architecture: (
+            architecture == "sm_90"
+            and not unit.endswith(("_from_F16", "_from_BF16"))
+            and (not unit.startswith("search_") or unit in SEARCHES)
+        ),
+    ),
 )
 Compile = Callable[[str, str], Compiled]
 
@@ -98,7 +110,7 @@ def test_arithmetic_rounds_as_the_cpu_does(compiled: Compile, unit: str, archite
 def test_arithmetic_is_there_to_be_looked_at(
     compiled: Compile,
 ) -> None:
-    opcodes = INSTRUCTION.findall(compiled("quantize_Q4_K", "sm_90").ptx.decode())
+    opcodes = INSTRUCTION.findall(compiled("quantize_Q4_K_from_F32", "sm_90").ptx.decode())
     assert {"mul.rn.f32", "add.rn.f32", "div.rn.f32"} <= set(opcodes)
 
 
@@ -114,9 +126,13 @@ def test_kernels_fit_a_multiprocessor(compiled: Compile, unit: str, architecture
         assert f".text.{kernel}\0".encode() in made.cubin
         assert resident_threads(usage) >= RESIDENT_THREADS, usage
         assert usage.shared_bytes <= MAX_SHARED_BYTES, usage
-        assert usage.spill_store_bytes <= SPILL_STORE_LIMIT_BYTES, usage
-        assert usage.spill_load_bytes <= SPILL_LOAD_LIMIT_BYTES, usage
-        assert usage.stack_bytes <= STACK_LIMIT_BYTES, usage
+        searches = unit.startswith("search_")
+        stack = SEARCH_STACK_LIMIT_BYTES if searches else STACK_LIMIT_BYTES
+        stores = SEARCH_SPILL_LIMIT_BYTES if searches else SPILL_STORE_LIMIT_BYTES
+        loads = SEARCH_SPILL_LIMIT_BYTES if searches else SPILL_LOAD_LIMIT_BYTES
+        assert usage.stack_bytes <= stack, usage
+        assert usage.spill_store_bytes <= stores, usage
+        assert usage.spill_load_bytes <= loads, usage
 
 
 def resident_threads(usage: Usage) -> int:
@@ -161,6 +177,8 @@ def test_usage_is_read_from_the_log(tmp_path: Path) -> None:
     assert found["stacks"].threads is None
     assert found["stacks"].stack_bytes >= 200
     assert found["shares"].stack_bytes == found["shares"].spill_store_bytes == 0
+    # Each value is multiplied and added to, and stored in the end.
+    assert found["spills"].instructions > 300 > found["shares"].instructions > 3
 
 
 @pytest.mark.parametrize("quant_type", TYPES.values(), ids=TYPES)
@@ -171,16 +189,16 @@ def test_kernels_are_compiled_for_the_threads_they_are_launched_with(
     for along_in in (False, True):
         launch = quantize_launch(quant_type, 64, length, along_in=along_in, dst=0, dst_stride=0)
         if quant_type.importance != "required":
-            assert threads(compiled, f"quantize_{name}") == launch.threads
+            assert threads(compiled, f"quantize_{name}_from_F32") == launch.threads
         if quant_type.importance != "ignored":
-            assert threads(compiled, f"quantize_weighed_{name}") == launch.threads
+            assert threads(compiled, f"quantize_weighed_{name}_from_F32") == launch.threads
     assert threads(compiled, f"dequantize_{name}") == dequantize_launch(quant_type, 1, 0).threads
 
 
 def test_group_kernels_are_compiled_for_the_threads_they_are_launched_with(
     compiled: Compile,
 ) -> None:
-    for unit in ("make_groups", "make_weighed_groups"):
+    for unit in ("make_groups_from_F32", "make_weighed_groups_from_F32"):
         assert threads(compiled, unit) == group_launch(1).threads
 
 

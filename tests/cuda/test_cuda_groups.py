@@ -287,7 +287,7 @@ def test_kernels_that_make_other_bytes_are_not_used(backend, weighed, part, monk
         return groups
 
     monkeypatch.setattr(cuda_kernels, "quantize_groups", spoiled)
-    name = f"weightcast_make_{'weighed_' if weighed else ''}groups"
+    name = f"weightcast_make_{'weighed_' if weighed else ''}groups_from_F32"
     importance = np.ones(32, np.float32) if weighed else None
     for _ in range(2):
         with pytest.raises(DeviceError, match=f"{name} makes other bytes than the CPU"):
@@ -300,10 +300,10 @@ def test_kernels_that_make_other_bytes_are_not_used(backend, weighed, part, monk
 def test_kernels_are_proven_once():
     proven = mock.patch.object(cuda_kernels, "_prove_groups", wraps=cuda_kernels._prove_groups)
     with proven as prove:
-        kernels = {id(cuda_kernels.group_quantizer(open_gpu(0), False)) for _ in range(3)}
+        kernels = {id(cuda_kernels.group_quantizer(open_gpu(0), False, "F32")) for _ in range(3)}
     assert len(kernels) == 1
-    kinds = [(call.args[1], call.kwargs["codes"]) for call in prove.call_args_list]
-    assert len(set(kinds)) == len(kinds) == 24
+    kinds = [call.args[1] for call in prove.call_args_list]
+    assert len(set(kinds)) == len(kinds) == 12
 
 
 def test_launches():

@@ -27,7 +27,7 @@ from weightcast.quant.cuda.jobs import (
     report,
     scratch_bytes,
 )
-from weightcast.quant.cuda.launch import dequantize_launch
+from weightcast.quant.cuda.launch import dequantized_together
 from weightcast.quant.types import F32, Q4_0, Q4_K, Q8_0, TYPES
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -59,7 +59,7 @@ def test_rows_anywhere(quant_type, kind, gpu):
     """Rows at any address and distance are whole, and the bytes between them are not touched."""
     e = max(32, quant_type.block_elements)
     stream = gpu.stream()
-    kernels = cuda_kernels.quantizer(gpu, quant_type, kind != "none")
+    kernels = cuda_kernels.quantizer(gpu, quant_type, kind != "none", "F32")
     for number, (n_out, n_blocks, layout) in enumerate(
         [(5, 1, "out_in"), (33, 2, "in_out"), (9, 3, "in_out"), (9, 18, "out_in")]
     ):
@@ -103,8 +103,8 @@ def test_dequantizers(quant_type, gpu):
     """Any bytes, at any address; counts of blocks around those of a thread block."""
     stream = gpu.stream()
     kernel = cuda_kernels.dequantizer(gpu, quant_type)
-    threads = dequantize_launch(quant_type, 1, 0).threads
-    counts = (1, 2, threads - 1, threads, threads + 1, 2 * threads + 3)
+    full = dequantized_together(quant_type)
+    counts = (1, 2, full - 1, full, full + 1, 2 * full + 3)
     for n_blocks, shift in zip(counts, (0, 1, 2, 3, 4, 6), strict=True):
         blocks = random_rows(n_blocks, quant_type, 1, n_blocks).reshape(-1)
         n = n_blocks * quant_type.block_elements
@@ -153,7 +153,7 @@ def test_a_part_of_a_matrix():
 
 def test_only_the_matrix_is_copied(only_stand_in: StandIn):
     x = gaussian(np.random.default_rng(63), (64, 1024))
-    cuda_kernels.quantizer(open_gpu(0), Q8_0, False)
+    cuda_kernels.quantizer(open_gpu(0), Q8_0, False, "F32")
     before = only_stand_in.counter("bytes_in")
     assert_same_of(x[:, 32:96], Q8_0)
     assert_same_of(np.asfortranarray(x)[5:9, :64], Q8_0)

@@ -21,7 +21,7 @@ from weightcast.quant.cuda import cache as cuda_cache
 from weightcast.quant.cuda import compile as cuda_compile
 from weightcast.quant.cuda.compile import Compiled, Target, image_of
 
-UNIT = "quantize_Q4_K"
+UNIT = "quantize_Q4_K_from_F32"
 SOURCE = """
 #include "simd/arithmetic.h"
 #if defined(WC_WEIGHED)
@@ -85,7 +85,7 @@ def entries() -> list[Path]:
 
 def test_every_unit_gets_its_own_kernels(source: Path) -> None:
     kernels = {"checks": b"check", UNIT: b"quantize", "dequantize_F16": b"dequantize"}
-    for name, kernel in {**kernels, "quantize_weighed_Q4_K": b"weighed"}.items():
+    for name, kernel in {**kernels, "quantize_weighed_Q4_K_from_F32": b"weighed"}.items():
         image = image_of(source, name, "sm_90")
         assert image.startswith(b"\x7fELF")
         assert b".text." + kernel + b"\0" in image
@@ -109,9 +109,9 @@ def test_key_depends_on_every_ingredient(source: Path, tmp_path: Path) -> None:
     first = key()
     keys = [
         first,
-        key(name="quantize_Q5_K"),
+        key(name="quantize_Q5_K_from_F32"),
         key(name="dequantize_Q4_K"),
-        key("quantize_weighed_Q4_K"),
+        key("quantize_weighed_Q4_K_from_F32"),
         key(name="checks"),
     ]
     keys += [key(target=Target("sm_80", True)), key(target=Target("sm_90", False))]
@@ -264,7 +264,7 @@ def test_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_threads_make_each_image_once_and_different_ones_at_the_same_time(source: Path) -> None:
-    units = ("quantize_Q4_K", "dequantize_Q4_K")
+    units = ("quantize_Q4_K_from_F32", "dequantize_Q4_K")
     both_inside = threading.Barrier(2, timeout=60)
     compile_unit = cuda_compile.compile_unit
 
@@ -293,7 +293,7 @@ def test_nvrtc_compiles_the_same_in_parallel(source: Path) -> None:
 def test_processes_share_the_folder(source: Path) -> None:
     script = (
         "import hashlib, pathlib, sys; from weightcast.quant.cuda.compile import image_of\n"
-        "for unit in ('quantize_Q4_K', 'checks'):\n"
+        "for unit in ('quantize_Q4_K_from_F32', 'checks'):\n"
         "    image = image_of(pathlib.Path(sys.argv[1]), unit, 'sm_90')\n"
         "    print(hashlib.sha256(image).hexdigest())\n"
     )
@@ -307,6 +307,19 @@ def test_processes_share_the_folder(source: Path) -> None:
     with counted() as names:
         image_of(source, UNIT, "sm_90")
     assert names == []
+
+
+def test_threads_that_are_the_first_to_compile_import_the_packages(source: Path) -> None:
+    script = (
+        "import pathlib, sys; from concurrent.futures import ThreadPoolExecutor\n"
+        "from weightcast.quant.cuda.compile import image_of\n"
+        "units = ('quantize_Q4_K_from_F32', 'checks', 'dequantize_Q4_K', 'dequantize_F16')\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    list(pool.map(lambda u: image_of(pathlib.Path(sys.argv[1]), u, 'sm_90'), units))\n"
+    )
+    command = [sys.executable, "-c", script, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_compiler_errors_name_the_place_in_one_line(source: Path) -> None:

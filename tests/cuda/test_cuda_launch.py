@@ -20,6 +20,7 @@ from weightcast.quant.cuda.launch import (
     Launch,
     check_launch,
     dequantize_launch,
+    dequantized_together,
     quantize_launch,
     staged_pitch,
     word_of,
@@ -133,20 +134,21 @@ def test_words():
 
 @with_type
 def test_dequantizers(quant_type):
-    threads = dequantize_launch(quant_type, 1, 0).threads
-    shared = threads * (quant_type.block_elements + 1) * 4 + threads * quant_type.block_bytes
+    blocks = dequantized_together(quant_type)
+    shared = blocks * (quant_type.block_elements + 1) * 4 + blocks * quant_type.block_bytes
     assert shared <= MAX_SHARED_BYTES
-    assert threads % WARP == 0
-    for n_blocks in (1, 2, threads - 1, threads, threads + 1, 2 * threads, 5 * threads + 7):
+    assert blocks % WARP == 0
+    for n_blocks in (1, 2, blocks - 1, blocks, blocks + 1, 2 * blocks, 5 * blocks + 7):
         for src in range(9):
             launch = dequantize_launch(quant_type, n_blocks, src)
-            assert launch.threads == threads
-            assert (launch.thread_blocks - 1) * threads < n_blocks <= launch.thread_blocks * threads
+            assert launch.threads in (128, 256)
+            assert launch.threads % blocks == 0  # the threads of a warp unpack the same part
+            assert (launch.thread_blocks - 1) * blocks < n_blocks <= launch.thread_blocks * blocks
             assert launch.shared_bytes == 0
             for tile in range(launch.thread_blocks):
-                at = src + tile * threads * quant_type.block_bytes
+                at = src + tile * blocks * quant_type.block_bytes
                 assert at % launch.word_bytes == 0
-            assert launch.word_bytes == word_of(src)  # threads make a multiple of four bytes
+            assert launch.word_bytes == word_of(src)  # blocks make a multiple of four bytes
 
 
 def test_checks_have_a_thread_for_each_number():

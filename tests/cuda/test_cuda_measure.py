@@ -118,7 +118,7 @@ def test_nothing_is_copied_twice(backend: CudaBackend, only_stand_in: StandIn) -
 
 
 @pytest.mark.parametrize("quant_type", [F16, Q8_0, Q4_K], ids=lambda t: t.name)
-def test_the_processor_searches_for_the_least_error(
+def test_blocks_of_the_least_error_are_measured(
     backend: CudaBackend, quant_type: QuantType
 ) -> None:
     matrix = sources.matrix(values(33, 512))
@@ -133,13 +133,6 @@ def test_the_processor_searches_for_the_least_error(
     np.testing.assert_array_equal(made, wanted)
     np.testing.assert_array_equal(measured, wanted)
     require_same(found, errors)
-
-
-@pytest.mark.parametrize("speaker", [DlpackArray, InterfaceArray])
-def test_arrays_on_a_device_are_not_searched(speaker: type[DeviceArray]) -> None:
-    x = speaker.of(open_gpu(0), values(4, 256))
-    with pytest.raises(LayoutError, match="least-error search runs on the processor: copy the"):
-        quantize(x, "Q4_K", search="least-error")
 
 
 def test_nothing_to_measure(backend: CudaBackend) -> None:
@@ -161,7 +154,7 @@ def test_refusals(backend: CudaBackend) -> None:
 
 
 def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda_kernels.measurer.cache_clear()
+    cuda_kernels._measurer.cache_clear()
     enqueue_measure = cuda_kernels.enqueue_measure
 
     def and_forget_a_row(stream, measurer, job, moments, baseline):  # type: ignore[no-untyped-def]
@@ -169,8 +162,8 @@ def test_kernels_that_add_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch
         stream.fill(moments + 36 * MOMENTS.itemsize, 8)
 
     monkeypatch.setattr(cuda_kernels, "enqueue_measure", and_forget_a_row)
-    with pytest.raises(DeviceError, match="weightcast_measure_Q4_K makes other bytes"):
-        cuda_kernels.measurer(open_gpu(0), Q4_K)
+    with pytest.raises(DeviceError, match="weightcast_measure_Q4_K_from_F32 makes other bytes"):
+        cuda_kernels.measurer(open_gpu(0), Q4_K, "F32")
 
 
 @pytest.mark.parametrize("speaker", [DlpackArray, InterfaceArray])

@@ -7,6 +7,7 @@
 #define WC_DEVICE
 unsigned long long atomicMax(unsigned long long*, unsigned long long);
 unsigned long long atomicAdd(unsigned long long*, unsigned long long);
+unsigned atomicAdd(unsigned*, unsigned);
 
 #include "device/blocks.h"
 #include "device/tile.h"
@@ -23,8 +24,8 @@ static void right(const char* name, const uint32_t* grid, const uint32_t* block,
   extern "C" void name(const uint32_t* grid, const uint32_t* block, uint32_t shared_bytes, void** parameters)
 
 // The last bit of the last row.
-WRONG(weightcast_quantize_Q4_0) {
-  right("weightcast_quantize_Q4_0", grid, block, shared_bytes, parameters);
+WRONG(weightcast_quantize_Q4_0_from_F32) {
+  right("weightcast_quantize_Q4_0_from_F32", grid, block, shared_bytes, parameters);
   const auto& a = *static_cast<const weightcast::QuantizeArguments*>(parameters[0]);
   a.dst[(a.n_out - 1) * a.dst_stride + a.row_bytes - 1] ^= 0x80;
 }

@@ -52,7 +52,7 @@ NOT_RUN = {
     "installs software": 3,
     "makes a release": 2,
     "needs Rust or Go": 2,
-    "needs a GPU": 2,
+    "needs a GPU": 3,
     "needs llama.cpp's source": 1,
     "needs llama.cpp's programs": 2,
     "needs pkg-config": 1,

@@ -3,10 +3,7 @@
 #include "abi/rows.h"
 #include "quantize/driver.h"
 #include "quantize/floats.h"
-#include "quantize/least_fp4.h"
-#include "quantize/least_grids.h"
-#include "quantize/least_k_affine.h"
-#include "quantize/least_scales.h"
+#include "quantize/least_all.h"
 #include "quantize/q8_0_codes.h"
 
 namespace weightcast {

@@ -4,6 +4,7 @@
 
 #include "blocks/codebooks.h"
 #include "blocks/layouts.h"
+#include "dequantize/parts.h"
 
 namespace weightcast {
 namespace {
@@ -33,14 +34,14 @@ inline void dequantize_block(const BlockIQ4_NL& block, float* __restrict x) {
   dequantize_nibbles<16>(block.qs, kIq4Values, f16_to_f32(block.d), x);
 }
 
-inline void dequantize_block(const BlockIQ4_XS& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockIQ4_XS> = 8;
+inline void dequantize_part(const BlockIQ4_XS& block, int b, float* __restrict x) {
   const float d = f16_to_f32(block.d);
-  for (int b = 0; b < 8; ++b) {
-    const int low = block.scales_l[b / 2] >> 4 * (b % 2) & 15;
-    const int high = block.scales_h >> 2 * b & 3;
-    const float dl = d * static_cast<float>((low | high << 4) - 32);
-    dequantize_nibbles<16>(block.qs + 16 * b, kIq4Values, dl, x + 32 * b);
-  }
+  const int low = block.scales_l[b / 2] >> 4 * (b % 2) & 15;
+  const int high = block.scales_h >> 2 * b & 3;
+  const float dl = d * static_cast<float>((low | high << 4) - 32);
+  dequantize_nibbles<16>(block.qs + 16 * b, kIq4Values, dl, x + 32 * b);
 }
 
 }  // namespace

@@ -3,22 +3,23 @@
 #pragma once
 
 #include "blocks/layouts.h"
+#include "dequantize/parts.h"
 #include "simd/halves.h"
 
 namespace weightcast {
 namespace {
 
-inline void dequantize_block(const BlockQ2_K& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockQ2_K> = 16;
+inline void dequantize_part(const BlockQ2_K& block, int b, float* __restrict x) {
   const float d = f16_to_f32(block.d);
   const float dmin = f16_to_f32(block.dmin);
-  for (int b = 0; b < 16; ++b) {  // sub-block b: half b / 8, bits 2 * n
-    const float dl = d * static_cast<float>(block.scales[b] & 15);
-    const float ml = dmin * static_cast<float>(block.scales[b] >> 4);
-    const uint8_t* qs = block.qs + 32 * (b / 8) + 16 * (b % 2);
-    const int n = b / 2 % 4;
-    for (int m = 0; m < 16; ++m) {
-      x[16 * b + m] = dl * static_cast<float>(qs[m] >> 2 * n & 3) - ml;
-    }
+  const float dl = d * static_cast<float>(block.scales[b] & 15);
+  const float ml = dmin * static_cast<float>(block.scales[b] >> 4);
+  const uint8_t* qs = block.qs + 32 * (b / 8) + 16 * (b % 2);
+  const int n = b / 2 % 4;  // bits 2 * n of half b / 8
+  for (int m = 0; m < 16; ++m) {
+    x[16 * b + m] = dl * static_cast<float>(qs[m] >> 2 * n & 3) - ml;
   }
 }
 
@@ -29,17 +30,17 @@ inline int scale_q3_k(const uint8_t (&scales)[12], int b) {
   return low | high << 4;
 }
 
-inline void dequantize_block(const BlockQ3_K& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockQ3_K> = 16;
+inline void dequantize_part(const BlockQ3_K& block, int b, float* __restrict x) {
   const float d = f16_to_f32(block.d);
-  for (int b = 0; b < 16; ++b) {
-    const float dl = d * static_cast<float>(scale_q3_k(block.scales, b) - 32);
-    const uint8_t* qs = block.qs + 32 * (b / 8) + 16 * (b % 2);
-    const uint8_t* hmask = block.hmask + 16 * (b % 2);
-    const int n = b / 2 % 4;
-    for (int m = 0; m < 16; ++m) {
-      const int q = (qs[m] >> 2 * n & 3) | (hmask[m] >> b / 2 & 1) << 2;
-      x[16 * b + m] = dl * static_cast<float>(q - 4);
-    }
+  const float dl = d * static_cast<float>(scale_q3_k(block.scales, b) - 32);
+  const uint8_t* qs = block.qs + 32 * (b / 8) + 16 * (b % 2);
+  const uint8_t* hmask = block.hmask + 16 * (b % 2);
+  const int n = b / 2 % 4;
+  for (int m = 0; m < 16; ++m) {
+    const int q = (qs[m] >> 2 * n & 3) | (hmask[m] >> b / 2 & 1) << 2;
+    x[16 * b + m] = dl * static_cast<float>(q - 4);
   }
 }
 
@@ -59,48 +60,49 @@ inline ScaleMin scale_min_k4(const uint8_t (&scales)[12], int b) {
   return {static_cast<float>(scale), static_cast<float>(min)};
 }
 
-inline void dequantize_block(const BlockQ4_K& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockQ4_K> = 4;
+inline void dequantize_part(const BlockQ4_K& block, int pair, float* __restrict x) {
+  const int b = 2 * pair;
   const float d = f16_to_f32(block.d);
   const float dmin = f16_to_f32(block.dmin);
-  for (int b = 0; b < 8; b += 2) {
-    const ScaleMin low = scale_min_k4(block.scales, b);
-    const ScaleMin high = scale_min_k4(block.scales, b + 1);
-    const float dl = d * low.scale, ml = dmin * low.min;
-    const float dh = d * high.scale, mh = dmin * high.min;
-    const uint8_t* qs = block.qs + 16 * b;
-    for (int m = 0; m < 32; ++m) {
-      x[32 * b + m] = dl * static_cast<float>(qs[m] & 15) - ml;
-      x[32 * b + 32 + m] = dh * static_cast<float>(qs[m] >> 4) - mh;
-    }
+  const ScaleMin low = scale_min_k4(block.scales, b);
+  const ScaleMin high = scale_min_k4(block.scales, b + 1);
+  const float dl = d * low.scale, ml = dmin * low.min;
+  const float dh = d * high.scale, mh = dmin * high.min;
+  const uint8_t* qs = block.qs + 16 * b;
+  for (int m = 0; m < 32; ++m) {
+    x[32 * b + m] = dl * static_cast<float>(qs[m] & 15) - ml;
+    x[32 * b + 32 + m] = dh * static_cast<float>(qs[m] >> 4) - mh;
   }
 }
 
-inline void dequantize_block(const BlockQ5_K& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockQ5_K> = 8;
+inline void dequantize_part(const BlockQ5_K& block, int b, float* __restrict x) {
   const float d = f16_to_f32(block.d);
   const float dmin = f16_to_f32(block.dmin);
-  for (int b = 0; b < 8; ++b) {
-    const ScaleMin s = scale_min_k4(block.scales, b);
-    const float dl = d * s.scale;
-    const float ml = dmin * s.min;
-    const uint8_t* qs = block.qs + 32 * (b / 2);
-    for (int m = 0; m < 32; ++m) {
-      const int q = (qs[m] >> 4 * (b % 2) & 15) | (block.qh[m] >> b & 1) << 4;
-      x[32 * b + m] = dl * static_cast<float>(q) - ml;
-    }
+  const ScaleMin s = scale_min_k4(block.scales, b);
+  const float dl = d * s.scale;
+  const float ml = dmin * s.min;
+  const uint8_t* qs = block.qs + 32 * (b / 2);
+  for (int m = 0; m < 32; ++m) {
+    const int q = (qs[m] >> 4 * (b % 2) & 15) | (block.qh[m] >> b & 1) << 4;
+    x[32 * b + m] = dl * static_cast<float>(q) - ml;
   }
 }
 
-inline void dequantize_block(const BlockQ6_K& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockQ6_K> = 16;
+inline void dequantize_part(const BlockQ6_K& block, int b, float* __restrict x) {
   const float d = f16_to_f32(block.d);
-  for (int b = 0; b < 16; ++b) {
-    const float dl = d * static_cast<float>(block.scales[b]);
-    const int n = b / 2 % 4;
-    const uint8_t* ql = block.ql + 64 * (b / 8) + 32 * (n % 2) + 16 * (b % 2);
-    const uint8_t* qh = block.qh + 32 * (b / 8) + 16 * (b % 2);
-    for (int m = 0; m < 16; ++m) {
-      const int q = (ql[m] >> 4 * (n / 2) & 15) | (qh[m] >> 2 * n & 3) << 4;
-      x[16 * b + m] = dl * static_cast<float>(q - 32);
-    }
+  const float dl = d * static_cast<float>(block.scales[b]);
+  const int n = b / 2 % 4;
+  const uint8_t* ql = block.ql + 64 * (b / 8) + 32 * (n % 2) + 16 * (b % 2);
+  const uint8_t* qh = block.qh + 32 * (b / 8) + 16 * (b % 2);
+  for (int m = 0; m < 16; ++m) {
+    const int q = (ql[m] >> 4 * (n / 2) & 15) | (qh[m] >> 2 * n & 3) << 4;
+    x[16 * b + m] = dl * static_cast<float>(q - 32);
   }
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "blocks/layouts.h"
+#include "dequantize/parts.h"
 #include "simd/halves.h"
 
 namespace weightcast {
@@ -70,12 +71,12 @@ inline void dequantize_block(const BlockQ8_0& block, float* __restrict x) {
   for (int j = 0; j < 32; ++j) x[j] = static_cast<float>(block.qs[j]) * d;
 }
 
-inline void dequantize_block(const BlockQ1_0& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockQ1_0> = 4;
+inline void dequantize_part(const BlockQ1_0& block, int b, float* __restrict x) {
   const uint32_t d = float_bits(f16_to_f32(block.d));
-  for (int b = 0; b < 4; ++b) {
-    const uint32_t minus = ~word_of(block.qs + 4 * b);
-    for (int j = 0; j < 32; ++j) x[32 * b + j] = bits_float(d ^ minus >> j << 31);
-  }
+  const uint32_t minus = ~word_of(block.qs + 4 * b);
+  for (int j = 0; j < 32; ++j) x[32 * b + j] = bits_float(d ^ minus >> j << 31);
 }
 
 inline void dequantize_block(const BlockQ2_0& block, float* __restrict x) {
@@ -107,15 +108,13 @@ inline void dequantize_block(const BlockTQ1_0& block, float* __restrict x) {
   dequantize_trits<4, 4>(block.qh, d, x + 240);
 }
 
-inline void dequantize_block(const BlockTQ2_0& block, float* __restrict x) {
+template <>
+constexpr int kParts<BlockTQ2_0> = 8;
+inline void dequantize_part(const BlockTQ2_0& block, int b, float* __restrict x) {
   const float d = f16_to_f32(block.d);
-  for (int half = 0; half < 2; ++half) {
-    for (int n = 0; n < 4; ++n) {
-      for (int m = 0; m < 32; ++m) {
-        const int t = block.qs[32 * half + m] >> 2 * n & 3;
-        x[128 * half + 32 * n + m] = static_cast<float>(t - 1) * d;
-      }
-    }
+  const uint8_t* qs = block.qs + 32 * (b / 4);
+  for (int m = 0; m < 32; ++m) {
+    x[32 * b + m] = static_cast<float>((qs[m] >> 2 * (b % 4) & 3) - 1) * d;
   }
 }
 

@@ -1,7 +1,8 @@
-// Dequantizers on a device: one thread unpacks one block.
+// Dequantizers on a device: neighbouring threads unpack neighbouring blocks, or the same part of them.
 //
 // The blocks of a thread block are copied to shared memory first, and the floats from there, so that
-// neighbouring threads read and write neighbouring words.
+// neighbouring threads read and write neighbouring words. Shared memory limits the blocks of a tile;
+// more threads than blocks share the copies, and the parts of blocks that have some.
 #pragma once
 
 #include "dequantize/blocks.h"
@@ -21,12 +22,13 @@ template <class Block>
 struct DequantizeTile {
   static constexpr int elements = Block::elements;
   static constexpr int bytes = sizeof(Block);
-  static constexpr int threads = elements >= 256 ? 32 : elements >= 128 ? 64 : elements >= 64 ? 128 : 256;
+  static constexpr int blocks = elements >= 256 ? 32 : elements >= 128 ? 64 : elements >= 64 ? 128 : 256;
+  static constexpr int threads = blocks < 128 ? 128 : blocks;
   static constexpr int pitch = elements + 1;  // floats of a block: threads write to banks of their own
 
   struct Staged {
-    float x[threads * pitch];
-    alignas(4) uint8_t blocks[threads * bytes];
+    float x[blocks * pitch];
+    alignas(4) uint8_t packed[blocks * bytes];
   };
 
   const DequantizeArguments& a;
@@ -34,8 +36,8 @@ struct DequantizeTile {
   int count;  // blocks
 
   DequantizeTile(const DequantizeArguments& arguments, int64_t tile) : a(arguments) {
-    block0 = tile * threads;
-    count = a.n_blocks - block0 < threads ? static_cast<int>(a.n_blocks - block0) : threads;
+    block0 = tile * blocks;
+    count = a.n_blocks - block0 < blocks ? static_cast<int>(a.n_blocks - block0) : blocks;
   }
 
   void load(int thread, Staged& staged) const {
@@ -49,19 +51,27 @@ struct DequantizeTile {
   template <class Word>
   void copy(int thread, Staged& staged) const {
     const auto* from = reinterpret_cast<const Word*>(a.src + block0 * bytes);
-    auto* to = reinterpret_cast<Word*>(staged.blocks);
+    auto* to = reinterpret_cast<Word*>(staged.packed);
     constexpr int size = sizeof(Word);
     for (int w = thread; w < count * bytes / size; w += threads) to[w] = from[w];
     // The last blocks of all may end within a word.
     for (int i = count * bytes / size * size + thread; i < count * bytes; i += threads) {
-      staged.blocks[i] = a.src[block0 * bytes + i];
+      staged.packed[i] = a.src[block0 * bytes + i];
     }
   }
 
   void make(int thread, Staged& staged) const {
-    if (thread >= count) return;
-    const auto* blocks = reinterpret_cast<const Block*>(staged.blocks);
-    dequantize_block(blocks[thread], staged.x + thread * pitch);
+    const int n = thread % blocks;
+    if (n >= count) return;
+    const Block& block = reinterpret_cast<const Block*>(staged.packed)[n];
+    float* x = staged.x + n * pitch;
+    if constexpr (kParts<Block> > 1) {
+      for (int part = thread / blocks; part < kParts<Block>; part += threads / blocks) {
+        dequantize_part(block, part, x);
+      }
+    } else if (thread < blocks) {
+      dequantize_block(block, x);
+    }
   }
 
   void store(int thread, const Staged& staged) const {

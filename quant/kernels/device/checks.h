@@ -13,9 +13,16 @@ struct CheckArguments {
   Found* found;
 };
 
+constexpr int kCheckThreads = 256;
+
+// Counts of one thread block, of the blocks and scales of its threads: each fits 32 bits.
+struct ScaleCounts {
+  uint32_t exact_blocks, inexact_scales;
+};
+
 // Check one of the scales [groups, n_out]: every code * scale is finite if |scale| < 2^121, as no code
 // exceeds 2^7. Counts the blocks that Q8_0 will carry: those within one group whose scale is exact.
-inline void check_scale(const CheckArguments& a, int64_t index) {
+inline void check_scale(const CheckArguments& a, int64_t index, ScaleCounts& counts) {
   if (index >= a.rows * a.columns) return;
   const int64_t group = index / a.columns;
   const float scale = a.values[group * a.stride + index % a.columns];
@@ -24,10 +31,16 @@ inline void check_scale(const CheckArguments& a, int64_t index) {
     const int64_t group_rows = a.n_in / a.rows;
     const int64_t first = (group * group_rows + Q80::elements - 1) / Q80::elements;
     const int64_t end = (group + 1) * group_rows / Q80::elements;
-    if (end > first) count(a.found->exact_blocks, static_cast<uint64_t>(end - first));
+    if (end > first) count(counts.exact_blocks, static_cast<uint32_t>(end - first));
   } else {
-    count(a.found->inexact_scales, 1);
+    count(counts.inexact_scales, 1);
   }
+}
+
+// Add the counts of a thread block: one of its threads, as additions to one address queue up.
+inline void add_counts(const CheckArguments& a, const ScaleCounts& counts) {
+  if (counts.exact_blocks != 0) count(a.found->exact_blocks, counts.exact_blocks);
+  if (counts.inexact_scales != 0) count(a.found->inexact_scales, counts.inexact_scales);
 }
 
 // Check that importance is finite and not negative, as weights of errors must be.

@@ -1,7 +1,9 @@
 // Entry points of the device kernels. NVRTC compiles one unit per type and operation. A macro selects the
 // unit: WC_QUANTIZE, WC_DEQUANTIZE or WC_MEASURE, each with the name of a type, WC_GROUPS or WC_CHECKS.
-// WC_WEIGHED makes quantizers and groups use an importance. All arithmetic is in headers that the CPU
-// library shares; the Python module that runs NVRTC sets the options that keep its bits.
+// WC_SOURCE, the name of the source's element type, goes with all that read weights but the checks.
+// WC_WEIGHED makes quantizers and groups use an importance; WC_SEARCH makes quantizers search for the least
+// error, with an importance or without. All arithmetic is in headers that the CPU library shares; the Python
+// module that runs NVRTC sets the options that keep its bits.
 #define WC_DEVICE __device__
 
 // The number of a thread in its launch.
@@ -9,6 +11,11 @@
 
 #define WC_JOIN_2(a, b) a##b
 #define WC_JOIN(a, b) WC_JOIN_2(a, b)
+
+#ifdef WC_SOURCE
+#define WC_SOURCE_NUMBER WC_JOIN(WEIGHTCAST_, WC_SOURCE)
+#define WC_FROM_SOURCE(name) WC_JOIN(WC_JOIN(name, _from_), WC_SOURCE)
+#endif
 
 #if defined(WC_QUANTIZE)
 enum { MEMORY, REGISTERS };
@@ -19,16 +26,28 @@ enum {
 #define WC_IN_REGISTERS (WC_JOIN(rows_of_, WC_QUANTIZE) == REGISTERS)
 #include "device/types.h"
 
-#ifdef WC_WEIGHED
-#define WC_SYMBOL WC_JOIN(weightcast_quantize_weighed_, WC_QUANTIZE)
-constexpr bool kWeighed = true;
+using Type = weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE);
+#if defined(WC_SEARCH)
+#include "device/search.h"
+#define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_search_, WC_QUANTIZE))
+using Maker = weightcast::BySearch<Type>;
+#elif defined(WC_WEIGHED)
+#define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_quantize_weighed_, WC_QUANTIZE))
+using Maker = weightcast::ByRule<Type, true>;
 #else
-#define WC_SYMBOL WC_JOIN(weightcast_quantize_, WC_QUANTIZE)
-constexpr bool kWeighed = false;
+#define WC_SYMBOL WC_FROM_SOURCE(WC_JOIN(weightcast_quantize_, WC_QUANTIZE))
+using Maker = weightcast::ByRule<Type, false>;
 #endif
-using Tile = weightcast::QuantizeTile<weightcast::WC_JOIN(Quantizer_, WC_QUANTIZE), kWeighed>;
+using Tile = weightcast::QuantizeTile<Type, Maker>;
 
-extern "C" __global__ void __launch_bounds__(Tile::threads)
+// Measurements compare other numbers of thread blocks.
+#if defined(WC_SEARCH) && !defined(WC_RESIDENT_BLOCKS)
+#define WC_RESIDENT_BLOCKS 0
+#elif !defined(WC_RESIDENT_BLOCKS)
+#define WC_RESIDENT_BLOCKS weightcast::kResidentBlocks<Type>
+#endif
+
+extern "C" __global__ void __launch_bounds__(Tile::threads, WC_RESIDENT_BLOCKS)
     WC_SYMBOL(const __grid_constant__ weightcast::QuantizeArguments a) {
   extern __shared__ __align__(16) uint8_t staged[];
   const Tile tile(a, blockIdx.x);
@@ -47,10 +66,10 @@ extern "C" __global__ void weightcast_set_tables(const void* tables) {
 #include "device/groups.h"
 
 #ifdef WC_WEIGHED
-#define WC_SYMBOL weightcast_make_weighed_groups
+#define WC_SYMBOL WC_FROM_SOURCE(weightcast_make_weighed_groups)
 constexpr bool kWeighed = true;
 #else
-#define WC_SYMBOL weightcast_make_groups
+#define WC_SYMBOL WC_FROM_SOURCE(weightcast_make_groups)
 constexpr bool kWeighed = false;
 #endif
 
@@ -82,8 +101,9 @@ extern "C" __global__ void __launch_bounds__(Tile::threads)
 #include "device/errors.h"
 
 extern "C" __global__ void __launch_bounds__(128)
-    WC_JOIN(weightcast_measure_, WC_MEASURE)(const __grid_constant__ weightcast::QuantizeArguments a,
-                                             int32_t rounded, weightcast_moments* parts) {
+    WC_FROM_SOURCE(WC_JOIN(weightcast_measure_, WC_MEASURE))(
+        const __grid_constant__ weightcast::QuantizeArguments a, int32_t rounded,
+        weightcast_moments* parts) {
   weightcast::measure_chunk<weightcast::WC_JOIN(Block, WC_MEASURE)>(a, rounded != 0, parts, WC_PLACE);
 }
 
@@ -95,17 +115,23 @@ extern "C" __global__ void __launch_bounds__(128)
 #elif defined(WC_CHECKS)
 #include "device/checks.h"
 
-extern "C" __global__ void weightcast_check_scales(const __grid_constant__ weightcast::CheckArguments a) {
-  weightcast::check_scale(a, WC_PLACE);
+extern "C" __global__ void __launch_bounds__(weightcast::kCheckThreads)
+    weightcast_check_scales(const __grid_constant__ weightcast::CheckArguments a) {
+  __shared__ weightcast::ScaleCounts counts;
+  if (threadIdx.x == 0) counts = {};
+  __syncthreads();
+  weightcast::check_scale(a, WC_PLACE, counts);
+  __syncthreads();
+  if (threadIdx.x == 0) weightcast::add_counts(a, counts);
 }
 
-extern "C" __global__ void weightcast_check_importance(
-    const __grid_constant__ weightcast::CheckArguments a) {
+extern "C" __global__ void __launch_bounds__(weightcast::kCheckThreads)
+    weightcast_check_importance(const __grid_constant__ weightcast::CheckArguments a) {
   weightcast::check_importance(a, WC_PLACE);
 }
 
-extern "C" __global__ void weightcast_row_means(const __grid_constant__ weightcast::QuantizeArguments a,
-                                                float* means) {
+extern "C" __global__ void __launch_bounds__(weightcast::kCheckThreads)
+    weightcast_row_means(const __grid_constant__ weightcast::QuantizeArguments a, float* means) {
   weightcast::row_mean(a, means, WC_PLACE);
 }
 #endif

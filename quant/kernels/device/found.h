@@ -24,6 +24,7 @@ WC_DEVICE inline void note(uint64_t& field, int64_t place) {
 WC_DEVICE inline void count(uint64_t& field, uint64_t more) {
   atomicAdd(reinterpret_cast<unsigned long long*>(&field), static_cast<unsigned long long>(more));
 }
+WC_DEVICE inline void count(uint32_t& field, uint32_t more) { atomicAdd(&field, more); }
 
 }  // namespace
 }  // namespace weightcast

@@ -50,7 +50,7 @@ struct DeviceGroup {
       float x[kGroupChunk];
       read(in, x);
       // Products of codes and scales are finite: the scales were checked before.
-      if (pass == 0 && s.source_type != WEIGHTCAST_I8) {
+      if (pass == 0 && !has_codes(s)) {
         const int bad = first_not_finite<kGroupChunk>(Strip{x});
         if (bad >= 0) {
           note(s.found->not_finite, out * s.n_in + in + bad);

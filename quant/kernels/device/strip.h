@@ -15,31 +15,43 @@
 namespace weightcast {
 namespace {
 
-// The in-rows of one block in one output column of a source in device memory.
+// The element type of a source. A unit that reads one is compiled for its type, WC_SOURCE_NUMBER, so
+// that no load has to ask. What is compiled for all of them goes by the argument of the launch.
+#ifdef WC_SOURCE_NUMBER
+constexpr int32_t source_type(int32_t) { return WC_SOURCE_NUMBER; }
+#else
+constexpr int32_t source_type(int32_t launched) { return launched; }
+#endif
+
+// In-rows of one output column of a source in device memory, from some row on.
 struct Column {
   const uint8_t* first;  // row 0
   int64_t stride;        // elements between rows
   int32_t type;
-  int32_t row;           // added to all rows
-  // I8 only: rows from `left` on lie in another group of scales.
-  float scale;
+  // I8 only: rows from `left` on lie in other groups of scales than the one that `scales` begins with.
   int32_t left;
-  const float* scales;   // of the group of row 0, groups scale_stride apart
-  int64_t scale_stride, group_rows;
+  float scale;           // of that group
+  const float* scales;   // of groups scale_stride apart
+  int64_t scale_stride;
+  int32_t group_rows;    // or the rows of the block, if those are fewer
 
   template <int element>
   WC_INLINE float stored(int i) const {
     const auto* data = reinterpret_cast<const typename Element<element>::stored*>(first);
-    return Element<element>::value(data[(row + i) * stride]);
+    return Element<element>::value(data[i * stride]);
   }
 
+  // Steps through the groups: rows beyond the first are rare, and a division makes more code.
   WC_INLINE float scale_of(int i) const {
-    const int32_t beyond = row + i - left;
-    return beyond < 0 ? scale : scales[(beyond / group_rows + 1) * scale_stride];
+    if (i < left) return scale;
+    const float* found = scales + scale_stride;
+#pragma unroll 1
+    for (int32_t beyond = i - left; beyond >= group_rows; beyond -= group_rows) found += scale_stride;
+    return *found;
   }
 
   WC_INLINE float operator[](int i) const {
-    switch (type) {
+    switch (source_type(type)) {
       case WEIGHTCAST_F32: return stored<WEIGHTCAST_F32>(i);
       case WEIGHTCAST_F16: return stored<WEIGHTCAST_F16>(i);
       case WEIGHTCAST_BF16: return stored<WEIGHTCAST_BF16>(i);
@@ -49,7 +61,8 @@ struct Column {
 
   WC_INLINE Column operator+(int rows) const {
     Column moved = *this;
-    moved.row += rows;
+    moved.first += rows * stride * element_bytes(source_type(type));
+    moved.left -= rows;
     return moved;
   }
 };
@@ -64,6 +77,7 @@ template <int element, int n>
 WC_INLINE void read_run(const uint8_t* first, float (&x)[n]) {
   using stored = typename Element<element>::stored;
   constexpr int each = 16 / sizeof(stored);
+  static_assert(n % each == 0, "runs are whole words of 16 bytes");
   const auto* runs = reinterpret_cast<const Sixteen*>(first);
 WC_UNROLL
   for (int k = 0; k < n / each; ++k) {
@@ -100,7 +114,7 @@ WC_UNROLL
 // Load the first `rows` of n rows as floats into registers; the others become zeros.
 template <int n>
 WC_INLINE void load_rows(const Column& column, int rows, float (&x)[n]) {
-  switch (column.type) {
+  switch (source_type(column.type)) {
     case WEIGHTCAST_F32: return read_rows<WEIGHTCAST_F32>(column, rows, x);
     case WEIGHTCAST_F16: return read_rows<WEIGHTCAST_F16>(column, rows, x);
     case WEIGHTCAST_BF16: return read_rows<WEIGHTCAST_BF16>(column, rows, x);
@@ -110,9 +124,20 @@ WC_INLINE void load_rows(const Column& column, int rows, float (&x)[n]) {
   if (rows <= column.left) {
 WC_UNROLL
     for (int i = 0; i < n; ++i) x[i] *= column.scale;
-  } else {
+    return;
+  }
+  const float* scale = column.scales;
+  int32_t next = column.left;  // the first row of the next group
+#pragma unroll 1
+  for (; next <= 0; next += column.group_rows) scale += column.scale_stride;
+  float factor = *scale;
 WC_UNROLL
-    for (int i = 0; i < n; ++i) x[i] *= i < rows ? column.scale_of(i) : 0.0f;
+  for (int i = 0; i < n; ++i) {
+    if (i == next && i < rows) {
+      factor = *(scale += column.scale_stride);
+      next += column.group_rows;
+    }
+    x[i] *= factor;
   }
 }
 
@@ -123,6 +148,25 @@ struct Registers {
   WC_INLINE float operator[](int i) const { return first[i]; }
   WC_INLINE Registers operator+(int rows) const { return {first + rows}; }
 };
+
+// Read the first n rows of a strip as often as they are used at once: in wide loads where they lie side
+// by side in memory.
+template <int n>
+struct Rows {
+  float x[n];
+
+  WC_INLINE float operator[](int i) const { return x[i]; }
+};
+template <int n>
+WC_INLINE Rows<n> read(const Column& column) {
+  Rows<n> rows;
+  load_rows(column, n, rows.x);
+  return rows;
+}
+template <int n>
+WC_INLINE Registers read(Registers strip) {
+  return strip;
+}
 
 // Reads the n rows of a block once.
 template <int n>

@@ -30,23 +30,27 @@ struct QuantizeArguments {
   int32_t column_bits;
   int32_t out_tiles;
   int32_t word_bytes;  // 1, 2 or 4; divides dst, dst_stride, row_bytes and the bytes of a tile's row
+  int32_t effort;      // of the search for the least error
+  int32_t reserved;
 };
+
+inline bool has_codes(const QuantizeArguments& a) { return source_type(a.source_type) == WEIGHTCAST_I8; }
 
 // The part of a column that begins at (out, in0).
 inline Column column_at(const QuantizeArguments& a, int64_t out, int64_t in0, int rows) {
   Column column{};
   const int64_t at = out * a.stride_out + in0 * a.stride_in;
-  column.first = static_cast<const uint8_t*>(a.data) + at * element_bytes(a.source_type);
+  column.first = static_cast<const uint8_t*>(a.data) + at * element_bytes(source_type(a.source_type));
   column.stride = a.stride_in;
   column.type = a.source_type;
-  if (a.source_type == WEIGHTCAST_I8) {
+  if (has_codes(a)) {
     const int64_t group = in0 / a.group_rows;
     const int64_t left = (group + 1) * a.group_rows - in0;
     column.left = left < rows ? static_cast<int32_t>(left) : rows;
     column.scales = a.scales + group * a.scale_stride + out;
     column.scale = *column.scales;
     column.scale_stride = a.scale_stride;
-    column.group_rows = a.group_rows;
+    column.group_rows = a.group_rows < rows ? static_cast<int32_t>(a.group_rows) : rows;
   }
   return column;
 }
@@ -67,6 +71,12 @@ WC_UNROLL
     for (int i = 0; i < elements; ++i) made[i] = Emit::convert(x[i]);
   }
 };
+
+// True for types whose rows can end within a run: plain floats.
+template <class Type>
+constexpr bool kEndsWithin = false;
+template <class Emit>
+constexpr bool kEndsWithin<FloatRows<Emit>> = true;
 
 // Finds the first row whose output overflows, or -1: in a block with an infinite scale, its first row.
 template <class Type>
@@ -101,8 +111,14 @@ WC_UNROLL
 }
 template <int n>
 WC_INLINE int first_not_finite(Column x) {
+  constexpr int run = 32;
+  static_assert(n % run == 0, "blocks are whole runs");
   int32_t worst = 0;
-  for (int i = 0; i < n; ++i) worst = greater(worst, bits(magnitude(x[i])));
+  for (int i = 0; i < n; i += run) {
+    const auto rows = read<run>(x + i);
+WC_UNROLL
+    for (int j = 0; j < run; ++j) worst = greater(worst, bits(magnitude(rows[j])));
+  }
   if (worst < 0x7f800000) return -1;
   int first = 0;
   for (int i = n - 1; i >= 0; --i) first = is_finite(x[i]) ? first : i;
@@ -131,8 +147,32 @@ WC_UNROLL
   return true;
 }
 
-// `weighed`: there is an importance. Kernels without it need fewer registers.
+// Thread blocks that must fit a multiprocessor, 0 for what the compiler finds best. Held to 512 threads
+// are types that would be left with fewer, and spill little.
+template <class Type>
+constexpr int kResidentBlocks = Type::elements == 64 ? 2 : 0;
+
+// Measurements leave out the checks of values, to know what these take.
+#ifdef WC_UNCHECKED
+constexpr bool kChecked = false;
+#else
+constexpr bool kChecked = true;
+#endif
+
+// Makes a block by ggml's rule. `weighed`: there is an importance. Kernels without it need fewer registers.
 template <class Type, bool weighed>
+struct ByRule {
+  static WC_INLINE void quantize(const QuantizeArguments& a, Strip x, int64_t out, int64_t in0, Bytes made) {
+    if constexpr (weighed) {
+      WC_ASSUME(a.importance + in0 != nullptr);
+      Type::quantize(x, a.importance + in0, a.means == nullptr ? 0.0f : a.means[out], made);
+    } else {
+      Type::quantize(x, nullptr, 0.0f, made);
+    }
+  }
+};
+
+template <class Type, class Maker>
 struct QuantizeTile {
   // Small blocks need fewer registers.
   static constexpr int threads = Type::elements <= 128 ? 256 : 128;
@@ -154,26 +194,23 @@ struct QuantizeTile {
   // Make the block of one thread.
   void make(int thread, uint8_t* staged) const {
     const int c = thread & ((1 << a.column_bits) - 1), b = thread >> a.column_bits;
-    const int64_t out = out0 + c, in0 = (block0 + b) * Type::elements;
+    const int64_t out = out0 + c, in0 = (block0 + b) * elements;
     if (out >= a.n_out || in0 >= a.n_in) return;
-    const int rows = a.n_in - in0 < Type::elements ? static_cast<int>(a.n_in - in0) : Type::elements;
+    const bool ends = kEndsWithin<Type> && a.n_in - in0 < elements;
+    const int rows = ends ? static_cast<int>(a.n_in - in0) : elements;
     const Column column = column_at(a, out, in0, rows);
     const Bytes made{staged + c * pitch + b * Type::bytes};
     if constexpr (kCarriesCodes<Type>) {
-      if (a.source_type == WEIGHTCAST_I8 && carry_codes<Type::elements>(column, made)) return;
+      if (has_codes(a) && carry_codes<elements>(column, made)) return;
     }
-    const SourceRows<Type::elements> block(column, rows);
+    const SourceRows<elements> block(column, rows);
     const Strip x = block.strip();
-    if (a.source_type != WEIGHTCAST_I8) {
-      const int bad = first_not_finite<Type::elements>(x);
+    if (kChecked && !has_codes(a)) {
+      const int bad = first_not_finite<elements>(x);
       if (bad >= 0) return note(a.found->not_finite, out * a.n_in + in0 + bad);
     }
-    if constexpr (weighed) {
-      Type::quantize(x, a.importance + in0, a.means == nullptr ? 0.0f : a.means[out], made);
-    } else {
-      Type::quantize(x, nullptr, 0.0f, made);
-    }
-    const int bad = Overflow<Type>::first(made, rows);
+    Maker::quantize(a, x, out, in0, made);
+    const int bad = kChecked ? Overflow<Type>::first(made, rows) : -1;
     if (bad >= 0) note(a.found->overflow, out * a.n_in + in0 + bad);
   }
 

@@ -11,5 +11,10 @@ namespace {
   using Quantizer_##name = quantizer;
 #include "types.inc"
 
+template <>
+constexpr int kResidentBlocks<Q4K> = 4;
+template <>
+constexpr int kResidentBlocks<Q5K> = 4;
+
 }  // namespace
 }  // namespace weightcast

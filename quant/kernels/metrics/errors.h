@@ -77,7 +77,7 @@ WC_INLINE V lane(V v, int) {
 
 constexpr int kHalves = kErrorRows / kDoubles;
 
-WC_INLINE double infinity() {
+WC_INLINE double infinite_error() {
   const uint64_t bits = 0x7ff0000000000000u;
   double x;
   std::memcpy(&x, &bits, 8);
@@ -119,7 +119,7 @@ struct RunSums {
       const D source = load_doubles(x + h * kDoubles);
       const D error = load_doubles(y + h * kDoubles) - source;
       D error_square = error * error;
-      if constexpr (bounded) error_square = lesser(error_square, D{} + infinity());
+      if constexpr (bounded) error_square = lesser(error_square, D{} + infinite_error());
       const D source_square = source * source;
       error_squares[h] += error_square;
       source_squares[h] += source_square;
@@ -150,14 +150,14 @@ struct RunSums {
   // True if no square of a source was NaN or infinite.
   WC_INLINE bool has_finite_sources() const {
     bool finite = true;
-    for (int h = 0; h < kHalves; ++h) finite &= all_lanes(source_squares[h] < D{} + infinity());
+    for (int h = 0; h < kHalves; ++h) finite &= all_lanes(source_squares[h] < D{} + infinite_error());
     return finite;
   }
 
   // True if no error was NaN or infinite.
   WC_INLINE bool is_finite() const {
     bool finite = true;
-    for (int h = 0; h < kHalves; ++h) finite &= all_lanes(error_squares[h] < D{} + infinity());
+    for (int h = 0; h < kHalves; ++h) finite &= all_lanes(error_squares[h] < D{} + infinite_error());
     return finite;
   }
 };

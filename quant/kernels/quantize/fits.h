@@ -17,7 +17,8 @@ WC_INLINE F clamped(F x, float low, float high) { return greater(lesser(x, high)
 
 template <int n>
 WC_INLINE void load_block(Strip strip, F (&x)[n]) {
-  for (int i = 0; i < n; ++i) x[i] = strip[i];
+  const auto rows = read<n>(strip);
+  for (int i = 0; i < n; ++i) x[i] = rows[i];
 }
 
 // Compute the weights of errors: importance times sqrt(sigma2 + x * x). X is a strip or an array of F.

@@ -25,9 +25,11 @@ WC_INLINE void affine_levels_stored(Strip x, F d, F dmin, int nmax, Searched sea
                                     Bytes q) {
   const M none = d == 0.0f;
   const bool rare = any(none);
+  const auto rows = read<n>(x);
+WC_UNROLL
   for (int i = 0; i < n; ++i) {
-    I level = clamped(nearest_int((x[i] + dmin) / d), 0, nmax);
-    if (rare) level = select(none, searched(x[i]), level);
+    I level = clamped(nearest_int((rows[i] + dmin) / d), 0, nmax);
+    if (rare) level = select(none, searched(rows[i]), level);
     store_bytes(q[i], level);
   }
 }

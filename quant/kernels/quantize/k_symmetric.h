@@ -14,12 +14,24 @@ WC_INLINE void symmetric_levels_stored(Strip x, F d, int nmax, Searched searched
                                        Bytes q) {
   const M none = d == 0.0f;
   const bool rare = any(none);
+  const auto rows = read<n>(x);
+WC_UNROLL
   for (int i = 0; i < n; ++i) {
-    I level = clamped(nearest_int(x[i] / d), -nmax, nmax - 1) + nmax;
-    if (rare) level = select(none, searched(i, x[i]), level);
+    I level = clamped(nearest_int(rows[i] / d), -nmax, nmax - 1) + nmax;
+    if (rare) level = select(none, searched(i, rows[i]), level);
     store_bytes(q[i], level);
   }
 }
+
+// Blocks that descend side by side, to hide the latency of each. On a device other threads hide it, and
+// the registers of a second block would cost more. Measurements compare both.
+#ifndef WC_DESCENT_WAYS
+#ifdef WC_DEVICE
+#define WC_DESCENT_WAYS 1
+#else
+#define WC_DESCENT_WAYS 2
+#endif
+#endif
 
 // Q3_K: hmask[32], qs[64], scales[12], d; x = d * (scale - 32) * (q - 4), scales of six bits for
 // each 16; effectively 3.4375 bits per weight.
@@ -32,7 +44,7 @@ struct Q3K {
 
   // Choose scales from 0 to 63 and return d; the levels of the search go to `levels`.
   static F by_descent(Strip strip, I (&ls)[16], Levels& levels) {
-    constexpr int ways = 2;
+    constexpr int ways = WC_DESCENT_WAYS;
     F scales[16];
     for (int j = 0; j < 16; j += ways) {
       F x[ways][16], scale[ways];

@@ -16,8 +16,13 @@ WC_INLINE F inverse_of(F d) { return select(d == 0.0f, 0.0f, 1.0f / d); }
 
 template <int n>
 WC_INLINE F magnitude_maximum(Strip x) {
+  constexpr int run = n < 32 ? n : 32;
   F amax = 0.0f;
-  for (int i = 0; i < n; ++i) amax = greater(amax, magnitude(x[i]));
+  for (int first = 0; first < n; first += run) {
+    const auto rows = read<run>(x + first);
+WC_UNROLL
+    for (int i = 0; i < run; ++i) amax = greater(amax, magnitude(rows[i]));
+  }
   return amax;
 }
 

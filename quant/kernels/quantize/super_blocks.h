@@ -18,8 +18,13 @@ struct alignas(64) Levels {
 
 // The mean of x * x over a super-block, summed in order, times `factor`: ggml's sigma2.
 inline F super_sigma2(Strip x, float factor) {
+  constexpr int run = 32;
   F sum = 0.0f;
-  for (int i = 0; i < kSuper; ++i) sum += x[i] * x[i];
+  for (int first = 0; first < kSuper; first += run) {
+    const auto rows = read<run>(x + first);
+WC_UNROLL
+    for (int i = 0; i < run; ++i) sum += rows[i] * rows[i];
+  }
   return factor * sum / static_cast<float>(kSuper);
 }
 

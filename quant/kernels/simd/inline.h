@@ -14,3 +14,10 @@
 #else
 #define WC_UNROLL
 #endif
+
+// Promises a condition to the compiler of a device, so that it leaves out what contradicts it.
+#ifdef __CUDACC__
+#define WC_ASSUME(condition) __builtin_assume(condition)
+#else
+#define WC_ASSUME(condition)
+#endif

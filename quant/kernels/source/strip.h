@@ -22,6 +22,12 @@ struct Strip {
   WC_INLINE Strip operator+(int rows) const { return {first + rows * kWidth}; }
 };
 
+// Read the first n rows of a strip, which takes effect on a device: here a tile is in the cache.
+template <int n>
+WC_INLINE Strip read(Strip strip) {
+  return strip;
+}
+
 }  // namespace
 }  // namespace weightcast
 #endif
