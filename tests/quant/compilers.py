@@ -9,7 +9,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "sanitize"
 KERNELS = Path(__file__).parents[2] / "quant" / "kernels"
 ABI = KERNELS / "abi"
-# What a library has beside cpu.cpp, which is compiled for each instruction set.
+# What is compiled for each instruction set, and what a library has beside.
+ISA_SOURCES = ("cpu", "cpu_least_error")
 COMMON_SOURCES = ("dispatch", "self_test", "types")
 STRICT = ("-Wall", "-Wextra", "-Werror", f"-I{KERNELS}")
 

@@ -30,12 +30,20 @@ DRIVER = compilers.SOURCES / "sanitize.cpp"
 def test_same_bytes_as_x86(tmp_path: Path) -> None:
     gxx = (COMPILER, *FLAGS, "-DWEIGHTCAST_NEON=1", "-c")
     kernels = {"scalar": (), "neon": ("-DWC_VECTORS_128",)}  # as CMakeLists.txt compiles them
-    objects = {name: tmp_path / f"{name}.o" for name in (*kernels, *compilers.COMMON_SOURCES)}
+    parts = {f"{isa}-{name}": (isa, name) for isa in kernels for name in compilers.ISA_SOURCES}
+    objects = {name: tmp_path / f"{name}.o" for name in (*parts, *compilers.COMMON_SOURCES)}
     compilers.run_all(
         [
             *(
-                (*gxx, f"-DWC_ISA={isa}", *flags, compilers.ABI / "cpu.cpp", "-o", objects[isa])
-                for isa, flags in kernels.items()
+                (
+                    *gxx,
+                    f"-DWC_ISA={isa}",
+                    *kernels[isa],
+                    compilers.ABI / f"{name}.cpp",
+                    "-o",
+                    objects[part],
+                )
+                for part, (isa, name) in parts.items()
             ),
             *(
                 (*gxx, compilers.ABI / f"{name}.cpp", "-o", objects[name])

@@ -73,7 +73,9 @@ def build(folder: Path, isas: Sequence[str]) -> Path:
     gxx = ("g++", *SANITIZE, "-c")
     define = ["-DWEIGHTCAST_X86=1"] if instruction_sets.is_x86() else []
     objects: dict[str, tuple[object, ...]] = {
-        isa: (*FLAGS[isa], f"-DWC_ISA={isa}", compilers.ABI / "cpu.cpp") for isa in isas
+        f"{isa}-{name}": (*FLAGS[isa], f"-DWC_ISA={isa}", compilers.ABI / f"{name}.cpp")
+        for isa in isas
+        for name in compilers.ISA_SOURCES
     }
     for isa in FLAGS.keys() - isas if define else ():  # dispatch.cpp names them all
         objects[isa] = (*define, f"-DMISSING=kernels_{isa}", compilers.SOURCES / "missing.cpp")

@@ -51,7 +51,8 @@ def test_contraction_to_fma_is_noticed(tmp_path):
     built = tmp_path / "libfma.so"
     flags = ["-std=c++17", "-O2", "-mavx2", "-mfma", "-ffp-contract=fast", "-fPIC", "-shared"]
     flags += [f"-I{compilers.KERNELS}", "-DWC_ISA=scalar"]
-    sources = [compilers.ABI / f"{name}.cpp" for name in ("cpu", *compilers.COMMON_SOURCES)]
+    names = (*compilers.ISA_SOURCES, *compilers.COMMON_SOURCES)
+    sources = [compilers.ABI / f"{name}.cpp" for name in names]
     command = ["g++", *flags, *sources, "-o", built]
     if not instruction_sets.is_x86() or "avx2" not in instruction_sets.available():
         pytest.skip("needs a processor with AVX2")
