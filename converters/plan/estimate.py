@@ -128,7 +128,7 @@ def _kernel_seconds(plan: Plan, devices: Devices) -> float:
     examples: dict[object, tuple[WorkItem, Destination]] = {}
     for item in plan.items:
         for destination in item.destinations:
-            if keeps_bytes(item, destination) or (devices.cuda and not destination.is_searched):
+            if keeps_bytes(item, destination) or (devices.cuda and not destination.is_least_error):
                 continue
             packed = destination.packed
             kind = destination.type.name if packed is None else packed.packing.label

@@ -48,7 +48,7 @@ class Destination:
     search: Search = GGML
 
     @property
-    def is_searched(self) -> bool:
+    def is_least_error(self) -> bool:
         """True if a search for the least error makes the rows in place of ggml's rule."""
         if self.packed is not None:
             return self.packed.packing.is_least_error

@@ -144,7 +144,7 @@ class Measuring:
 
     def compares(self, destination: Destination) -> bool:
         """Tell whether rows for a destination are made by ggml's rule as well."""
-        return self._compares_search and destination.is_searched
+        return self._compares_search and destination.is_least_error
 
     def add_ggmls(self, destination: Destination, row0: int, errors: Errors) -> None:
         """Add the errors of rows [row0, ...) as ggml's rule makes them."""

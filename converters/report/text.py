@@ -128,7 +128,7 @@ def sqnr_text(metrics: Metrics | Weighted) -> str:
 def gain_text(metrics: Metrics) -> str:
     """Write what a search gains on ggml's rule by what it minimizes; nothing without a search."""
     gained = None if metrics.search is None else gain_of(metrics.search)
-    return "" if gained is None else f"{gained + 0:+.2f} dB"
+    return "" if gained is None else f"{round(gained, 2) + 0.0:+.2f} dB"
 
 
 def search_text(output: OutputErrors) -> str:
