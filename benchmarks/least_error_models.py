@@ -224,7 +224,8 @@ class LanguageModel:
         np.save(path, self._windows([self.held_out()])[: self.windows])
 
     def _save_importance(self, path: Path) -> None:
-        windows = self._windows(self.calibration())[:CALIBRATION_WINDOWS]
+        n_windows = min(CALIBRATION_WINDOWS, 4 * self.windows)
+        windows = self._windows(self.calibration())[:n_windows]
         moments = second_moments(self.base, windows.tolist(), THREADS)
         np.savez(path, **{name: row for name, row in moments.items() if _is_quantized(name)})
 

@@ -48,14 +48,14 @@ class Moments:
             function.argtypes = [ctypes.c_void_p]
         self._library.ggml_op_desc.restype = ctypes.c_char_p
         self._library.ggml_get_name.restype = ctypes.c_void_p
-        self._problem: Exception | None = None
+        self._problem: BaseException | None = None
         self.sums: dict[str, NDArray[np.float64]] = {}
         self.counts: dict[str, NDArray[np.int64]] = {}
 
     def see(self, address: int, ask: bool) -> bool:
         """Take in a tensor of the graph: see `TensorCallback`.
 
-        Nothing can be raised through C: the first problem is kept for `means`.
+        Nothing can be raised through C, not even an interrupt: the first is kept for `check`.
         """
         operation = self._library.ggml_op_desc(address)
         if operation not in (b"MUL_MAT", b"MUL_MAT_ID") or self._problem:
@@ -68,14 +68,18 @@ class Moments:
                 return not ask or name.endswith(".weight")
             ids = self._tensor(tensor.src[2]) if operation == b"MUL_MAT_ID" else None
             self._add(name, weights, _array(inputs, _F32), ids)
-        except Exception as problem:
+        except BaseException as problem:
             self._problem = problem
         return True
 
-    def means(self) -> dict[str, NDArray[np.float32]]:
-        """Give mean squares, float32 [in], or [experts, in]; what no token reached is 1."""
+    def check(self) -> None:
+        """Raise what happened while tensors were seen."""
         if self._problem:
             raise self._problem
+
+    def means(self) -> dict[str, NDArray[np.float32]]:
+        """Give mean squares, float32 [in], or [experts, in]; what no token reached is 1."""
+        self.check()
         found = {}
         for name, sums in self.sums.items():
             counts = self.counts[name][:, None]
@@ -130,4 +134,5 @@ def second_moments(
         for tokens in sequences:
             with model.context(len(tokens), moments.see) as add:
                 add(tokens)
+            moments.check()
     return moments.means()
