@@ -14,7 +14,6 @@ import json
 import os
 import re
 import struct
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -108,28 +107,28 @@ def shown(usage: Usage | None) -> list[str]:
     return [str(usage.registers), *map(str, numbers)]
 
 
-def markdown(all_usages: list[Usage], unit_count: int, seconds: float) -> str:
+def markdown(all_usages: list[Usage], unit_count: int, architectures: list[str]) -> str:
     """Lay out one row a kernel, with the figures of each architecture beside each other."""
     by_place = {(usage.kernel, usage.architecture): usage for usage in all_usages}
     lines = [
         "# What the CUDA kernels take",
         "",
-        f"Compiled by NVRTC {nvrtc_version()} on {date.today().isoformat()}: {unit_count} units "
-        f"for {len(ARCHITECTURES)} architectures in {seconds:.0f} s, {os.cpu_count()} processors. "
+        f"Compiled by NVRTC {nvrtc_version()} on {date.today().isoformat()}: {unit_count} units of "
+        f"{len(UNITS)} for {', '.join(architectures)}. "
         "Registers and bytes of stack and of spills (stores/loads) a thread, bytes of static "
         "shared memory a block, instructions of code. Counted by the assembler, not measured on a "
         "device.",
         "",
     ]
     header, groups = ["kernel", "threads a block"], []
-    for architecture in ARCHITECTURES:
+    for architecture in architectures:
         groups += [f"{architecture} registers", "stack", "spills", "shared", "code"]
     lines += [f"| {' | '.join([*header, *groups])} |"]
     lines += [f"| --- | {' | '.join(['---:'] * (1 + len(groups)))} |"]
     threads = {usage.kernel: usage.threads for usage in all_usages}
     for kernel in sorted(threads):
         cells = [kernel.removeprefix("weightcast_"), str(threads[kernel] or "any")]
-        for architecture in ARCHITECTURES:
+        for architecture in architectures:
             cells += shown(by_place.get((kernel, architecture)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -143,10 +142,13 @@ def markdown(all_usages: list[Usage], unit_count: int, seconds: float) -> str:
     show_default=True,
     help="Figures as JSON; a table is written beside it, with .md.",
 )
-def main(output: Path) -> None:
-    start = time.monotonic()
-    compiled = compile_all()
-    seconds = time.monotonic() - start
+@click.option(
+    "--architectures", default=",".join(ARCHITECTURES), show_default=True, help="Of devices."
+)
+@click.option("--units", default=".*", help="A regular expression for the names of units.")
+def main(output: Path, architectures: str, units: str) -> None:
+    chosen = [unit for unit in UNITS if re.fullmatch(units, unit)]
+    compiled = compile_all(chosen, architectures.split(","))
     # Kernels that several units contain are listed once.
     found = {
         (usage.kernel, usage.architecture): usage
@@ -157,14 +159,13 @@ def main(output: Path) -> None:
     record = {
         "date": date.today().isoformat(),
         "nvrtc": nvrtc_version(),
-        "units": len(UNITS),
-        "seconds": round(seconds, 1),
-        "processors": os.cpu_count(),
+        "units": len(chosen),
         "kernels": [asdict(usage) for usage in table],
     }
     # One line a kernel.
     output.write_text(json.dumps(record).replace('{"kernel"', '\n {"kernel"') + "\n")
-    output.with_suffix(".md").write_text(markdown(table, len(UNITS), seconds))
+    table_of = markdown(table, len(chosen), architectures.split(","))
+    output.with_suffix(".md").write_text(table_of)
 
 
 if __name__ == "__main__":
