@@ -244,6 +244,7 @@ WC_UNROLL
   WC_INLINE void propose_clipped(const GroupRule& rule, int pass) {
     const GroupGrid& grid = grid_of(rule);
     const int side = pass - rule.effort.main;
+WC_UNROLL
     for (int way = 0; way < kGroupWays; ++way) {
       const int candidate = kGroupWays * (side < 0 ? pass : side % rule.effort.sides) + way;
       const int at = rule.effort.first + rule.effort.quarters * candidate;
