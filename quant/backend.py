@@ -11,7 +11,7 @@ from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_m
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.groups import Groups, quantize_and_measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.search import GGML, Search
+from weightcast.quant.search import GGML, USUAL_EFFORT, Search
 from weightcast.quant.types import GroupType, QuantType
 
 
@@ -51,6 +51,8 @@ class Backend(Protocol):
         source: Matrix | Blocks,
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
+        *,
+        effort: int = USUAL_EFFORT,
     ) -> Groups:
         """Quantize a matrix in groups, as `groups.quantize_groups` does; raises as `quantize`."""
 
@@ -60,6 +62,8 @@ class Backend(Protocol):
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
+        *,
+        effort: int = USUAL_EFFORT,
     ) -> tuple[Groups, Errors]:
         """Quantize in groups, and measure their errors against the matrix."""
 
@@ -98,8 +102,10 @@ class CpuBackend:
         source: Matrix | Blocks,
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
+        *,
+        effort: int = USUAL_EFFORT,
     ) -> Groups:
-        return quantize_groups(as_matrix(source), group_type, importance)
+        return quantize_groups(as_matrix(source), group_type, importance, effort=effort)
 
     def quantize_and_measure_groups(
         self,
@@ -107,8 +113,12 @@ class CpuBackend:
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
+        *,
+        effort: int = USUAL_EFFORT,
     ) -> tuple[Groups, Errors]:
-        return quantize_and_measure_groups(as_matrix(source), group_type, importance, baseline)
+        return quantize_and_measure_groups(
+            as_matrix(source), group_type, importance, baseline, effort=effort
+        )
 
     def close(self) -> None:
         """Do nothing: the kernels hold no resources."""

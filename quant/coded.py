@@ -225,7 +225,9 @@ def _coded(
     search: Search,
 ) -> Groups:
     if isinstance(weight_type, GroupType):
-        return quantize_groups(matrix_of(plane), weight_type, importance)
+        return quantize_groups(
+            matrix_of(plane), weight_type, importance, effort=search.group_effort
+        )
     values = np.ascontiguousarray(plane, np.float32)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):

@@ -17,6 +17,7 @@ from weightcast.errors import LayoutError
 from weightcast.quant.cpu import groups as group_library
 from weightcast.quant.cpu.library import Matrix, shaped_importance
 from weightcast.quant.metrics import Baseline, Errors, of_moments
+from weightcast.quant.search import USUAL_EFFORT
 from weightcast.quant.types import GroupType
 
 SCALE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -60,7 +61,7 @@ def quantize_groups(
     group_type: GroupType,
     importance: NDArray[np.float32] | None = None,
     *,
-    effort: int = 2,
+    effort: int = USUAL_EFFORT,
 ) -> Groups:
     """Quantize a matrix [n_out, n_in]; scales (and zero points) are those of least squared error.
 
@@ -88,7 +89,7 @@ def quantize_and_measure_groups(
     importance: NDArray[np.float32] | None = None,
     baseline: Baseline = Baseline.STORED,
     *,
-    effort: int = 2,
+    effort: int = USUAL_EFFORT,
 ) -> tuple[Groups, Errors]:
     """Do as `quantize_groups` and then `measure_groups` do, to the same bits, in less time."""
     groups = empty_groups(group_type, matrix.n_out, matrix.n_in)

@@ -29,6 +29,11 @@ class Search:
         return self.effort > 0
 
     @property
+    def group_effort(self) -> int:
+        """Give the effort of integers in groups, which by ggml's rule have the usual one."""
+        return max(self.effort, USUAL_EFFORT)
+
+    @property
     def name(self) -> str:
         """Name the rule as users do."""
         return SEARCHES[self.is_least_error]

@@ -24,7 +24,7 @@ from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.groups import Groups, measure_groups, quantize_groups
 from weightcast.quant.metrics import Baseline, Errors
-from weightcast.quant.search import GGML, Search
+from weightcast.quant.search import GGML, USUAL_EFFORT, Search
 from weightcast.quant.types import GroupType, QuantType
 
 
@@ -157,9 +157,11 @@ class Backend:
         source: Matrix | Blocks,
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
+        *,
+        effort: int = USUAL_EFFORT,
     ) -> Groups:
         with self._at_work(source, f"int{group_type.bits}") as matrix:
-            groups = quantize_groups(matrix, group_type, importance)
+            groups = quantize_groups(matrix, group_type, importance, effort=effort)
             made = (groups.codes, groups.scales, groups.zero_points)
             nbytes = sum(part.nbytes for part in made if part is not None)
             assert nbytes <= self.blocks_bytes
@@ -171,8 +173,10 @@ class Backend:
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
+        *,
+        effort: int = USUAL_EFFORT,
     ) -> tuple[Groups, Errors]:
-        groups = self.quantize_groups(source, group_type, importance)
+        groups = self.quantize_groups(source, group_type, importance, effort=effort)
         matrix = as_matrix(source)
         return groups, measure_groups(matrix, groups, group_type, importance, baseline)
 

@@ -52,10 +52,12 @@ class GroupCoding:
     ) -> Quantized[Groups]:
         errors = None
         if baseline is None:
-            groups = backend.quantize_groups(source, weight_type, importance)
+            groups = backend.quantize_groups(
+                source, weight_type, importance, effort=search.group_effort
+            )
         else:
             groups, errors = backend.quantize_and_measure_groups(
-                source, weight_type, importance, baseline
+                source, weight_type, importance, baseline, effort=search.group_effort
             )
         was_int8 = isinstance(source, Matrix) and source.scales is not None
         requantized = groups.scales.size if was_int8 and weight_type.bits == 8 else 0

@@ -39,7 +39,7 @@ from weightcast.quant.cuda.jobs import (
 )
 from weightcast.quant.groups import Groups, empty_groups, measure_groups
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
-from weightcast.quant.search import GGML, Search
+from weightcast.quant.search import GGML, USUAL_EFFORT, Search
 from weightcast.quant.types import F32, SOURCE_TYPES, GroupType, QuantType
 
 # Rows on the device start at multiples of this, so that runs of them can be read 16 bytes at once.
@@ -141,7 +141,7 @@ class CudaBackend:
         group_type: GroupType,
         importance: NDArray[np.float32] | None = None,
         *,
-        effort: int = 2,
+        effort: int = USUAL_EFFORT,
     ) -> Groups:
         """Make groups of a matrix in host memory, there too: `groups.quantize_groups` elsewhere.
 
@@ -174,7 +174,7 @@ class CudaBackend:
         importance: NDArray[np.float32] | None = None,
         baseline: Baseline = Baseline.STORED,
         *,
-        effort: int = 2,
+        effort: int = USUAL_EFFORT,
     ) -> tuple[Groups, Errors]:
         """Do as `quantize_groups` does, and compare the groups with the matrix on the processor."""
         groups = self.quantize_groups(source, group_type, importance, effort=effort)

@@ -14,6 +14,8 @@ from tests.quant.sources import DTYPES
 from weightcast.errors import LayoutError
 from weightcast.quant.arrays import Coded, dequantize, measure, quantize
 from weightcast.quant.coded import Quantized
+from weightcast.quant.groups import quantize_groups
+from weightcast.quant.host import matrix_of
 from weightcast.quant.names import weight_type_named
 from weightcast.quant.types import GroupType
 
@@ -247,3 +249,14 @@ def test_codes_without_their_type_are_refused_at_once() -> None:
     found = quantize(drawn(2, 128), "int4-g128")
     with pytest.raises(LayoutError, match=r"a type is text such as 'int4-g128', not ndarray; give"):
         Quantized(found.codes, found.scales, None, "int4-g128")
+
+
+@pytest.mark.parametrize(("effort", "of_groups"), [(1, 2), (2, 2), (3, 3)])
+def test_groups_are_searched_as_long_as_usual_or_longer(effort, of_groups):
+    x = drawn(40, 1024)
+    found = quantize(x, "int4-g128", search="least-error", effort=effort)
+    groups = quantize_groups(matrix_of(x), weight_type_named("int4-g128"), effort=of_groups)
+    assert np.array_equal(found.codes, groups.codes)
+    assert np.array_equal(found.scales, groups.scales)
+    usual = quantize(x, "int4-g128")
+    assert np.array_equal(found.codes, usual.codes) == (of_groups == 2)
