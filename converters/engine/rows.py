@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from weightcast.converters.engine.factors import FactorCache
 from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
 from weightcast.converters.graph import Slab, named, read_run
@@ -15,10 +16,11 @@ from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured,
 from weightcast.converters.report.collector import Measuring
 from weightcast.converters.targets.target import Packed
 from weightcast.errors import CheckpointError
-from weightcast.quant.backend import as_matrix
+from weightcast.quant.backend import Backend, as_matrix
 from weightcast.quant.cpu.groups import InexactScaleError, NotCarriedError
 from weightcast.quant.cpu.library import BlockCounts, RangeError, SourceValueError
 from weightcast.quant.cpu.metrics import measure_matrix
+from weightcast.quant.feedback import FeedbackBackend
 from weightcast.quant.types import BF16, F32, TYPES
 from weightcast.text import option
 
@@ -34,6 +36,7 @@ class RowConverter:
     plan: Plan
     files: OutputFiles
     measuring: Measuring | None
+    factors: FactorCache = field(default_factory=FactorCache)
 
     def convert(self, worker: Worker, task: Task, destination: Destination) -> TaskResult:
         """Make the rows of a task for a destination, and write them, but for what goes to a panel.
@@ -87,7 +90,7 @@ class RowConverter:
         target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
         rows = np.frombuffer(target, np.uint8, nbytes)
         source, importance = task.matrix, destination.importance
-        backend = worker.backend
+        backend = self._backend(worker, destination)
         if self.measuring is None:
             counts = backend.quantize(source, destination.type, rows, importance)
         else:
@@ -109,7 +112,7 @@ class RowConverter:
             task.item.view.shape[0],
             task.out0,
             destination.importance,
-            worker.backend,
+            self._backend(worker, destination),
             slot.place,
             None if measuring is None else measuring.baseline_of(destination),
         )
@@ -121,6 +124,12 @@ class RowConverter:
         if measuring is not None and made.errors is not None:
             measuring.add(destination, task.out0, made.errors)
         return TaskResult(made.counts, writes)
+
+    def _backend(self, worker: Worker, destination: Destination) -> Backend:
+        """Return the worker's backend, with error feedback if there are moments for it."""
+        if destination.moments is None:
+            return worker.backend
+        return FeedbackBackend(worker.backend, self.factors.of(destination.moments))
 
     def _explained(
         self, error: SourceValueError, task: Task, destination: Destination

@@ -21,6 +21,7 @@ from weightcast.converters.plan.budget import Budget, budget_of
 from weightcast.converters.recipes import is_quantized
 from weightcast.converters.sources import Inputs
 from weightcast.converters.targets.target import Output, Packed
+from weightcast.formats.hessians import StoredMoments
 from weightcast.quant.types import QuantType
 
 
@@ -30,7 +31,7 @@ class Destination:
 
     `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
     go there as they are; what is `packed` goes to several places. Weights are the rows times the
-    `factor` that lies beside them.
+    `factor` that lies beside them. With `moments`, codes are chosen with error feedback.
     """
 
     output: int
@@ -44,6 +45,7 @@ class Destination:
     packed: Packed | None = None
     stays_float: bool = False  # a norm, a router: nothing rounds it
     factor: float = 1.0
+    moments: StoredMoments | None = field(default=None, compare=False, repr=False)
 
     def row_bytes(self, n_in: int) -> int:
         """Bytes that a row takes while it is made."""
@@ -154,6 +156,7 @@ def make_plan(
                         packed=planned.packed,
                         stays_float=not is_quantized(planned.gguf_name, planned.tensor.shape),
                         factor=_factor(planned.factors, n),
+                        moments=planned.moments[n] if planned.moments else None,
                     )
                 )
                 if planned.packed is None:

@@ -5,6 +5,8 @@
 #include <type_traits>
 
 #include "dequantize/rows.h"
+#include "feedback/factor.h"
+#include "feedback/rounding.h"
 #include "groups/driver.h"
 #include "groups/exact.h"
 #include "groups/measured.h"
@@ -104,6 +106,12 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
   }
 }
 
+int32_t round_with_feedback(const float* weights, int64_t n_out, const weightcast_factor& factor,
+                            const weightcast_grid& grid, bool choose, uint8_t* codes, double* errors,
+                            double* costs) {
+  return round_with_feedback({weights, n_out, factor, grid, choose, codes, errors, costs});
+}
+
 }  // namespace
 
 #define WC_TABLE_OF(isa) kernels_##isa
@@ -112,6 +120,7 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
 #define WC_NAME(isa) WC_NAME_OF(isa)
 extern const Kernels WC_TABLE(WC_ISA) = {WC_NAME(WC_ISA), quantize, dequantize, measure,
                                          measure_groups, quantize_groups, quantize_and_measure_groups,
-                                         carry_groups, check_carried, dequantize_groups, grid_tables};
+                                         carry_groups, check_carried, dequantize_groups, grid_tables,
+                                         factor, round_with_feedback};
 
 }  // namespace weightcast

@@ -1,0 +1,98 @@
+"""Second moments of inputs meet outputs: which matrices are rounded with error feedback."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightcast.converters.graph import Quantize, matrices
+from weightcast.converters.targets.target import FeedbackMap, Output, PlannedTensor
+from weightcast.errors import LayoutError
+from weightcast.formats.hessians import Hessians, StoredMoments
+from weightcast.quant.feedback import as_weights, has_feedback
+from weightcast.quant.types import WeightType
+
+Moments = tuple[StoredMoments | None, ...]
+
+
+def with_feedback(output: Output, hessians: Hessians | None) -> Output:
+    """Give the tensors of an output that are quantized the second moments of their inputs.
+
+    Where nothing else says how columns weigh, these do. Raises CheckpointError for entries of
+    another size, LayoutError if the file has nothing to do with the model.
+    """
+    if hessians is None:
+        return output
+    tensors, missing, without = [], [], []
+    unused: dict[str, tuple[int, ...]] = {}
+    for planned in output.tensors:
+        if not _is_rounded(planned):
+            tensors.append(planned)
+            continue
+        if not has_feedback(_type(planned)):
+            without.append(planned.gguf_name)
+        found = _find(hessians, planned)
+        if not any(found):
+            missing.append(planned.gguf_name)
+            tensors.append(planned)
+            continue
+        made, zeros = _given(planned, found)
+        tensors.append(made)
+        if zeros:
+            unused[planned.tensor.name] = zeros
+    if len(missing) == sum(map(_is_rounded, output.tensors)) and missing:
+        raise LayoutError(
+            f"{hessians.path}: belongs to another model: none of its "
+            f"{len(hessians.entries)} entries is named like a tensor of this "
+            f"one (its first is {min(hessians.entries)})"
+        )
+    feedback = FeedbackMap(
+        hessians, tuple(dict.fromkeys(missing)), tuple(dict.fromkeys(without)), unused
+    )
+    notes = (*output.notes, *feedback.notes())
+    return replace(output, tensors=tuple(tensors), feedback=feedback, notes=notes)
+
+
+def _type(planned: PlannedTensor) -> WeightType:
+    return planned.type if planned.packed is None else planned.packed.packing.type
+
+
+def _is_rounded(planned: PlannedTensor) -> bool:
+    """Tell whether a tensor is quantized anew, to more than plain floats."""
+    packing = None if planned.packed is None else planned.packed.packing
+    keeps = packing is not None and packing.keeps_codes
+    is_made = isinstance(planned.tensor.origin, Quantize)
+    return is_made and not keeps and not _type(planned).is_plain and len(planned.tensor.shape) > 1
+
+
+def _find(hessians: Hessians, planned: PlannedTensor) -> Moments:
+    """Find the moments of each matrix, by the name in the output or else by that of GGUF."""
+    of, n_in = len(matrices(planned.tensor)), planned.tensor.shape[-1]
+    if planned.tensor.name in hessians.entries:
+        name = planned.tensor.name
+        return tuple(hessians.find(name, number, of, n_in) for number in range(of))
+    if planned.expert is not None:
+        return (hessians.find(planned.gguf_name, planned.expert, None, n_in),)
+    return tuple(hessians.find(planned.gguf_name, number, of, n_in) for number in range(of))
+
+
+def _given(planned: PlannedTensor, found: Moments) -> tuple[PlannedTensor, tuple[int, ...]]:
+    """Give a tensor its moments, and the importance of their diagonals; tell which are zeros."""
+    diagonals = [None if moments is None else moments.diagonal() for moments in found]
+    zeros = tuple(n for n, d in enumerate(diagonals) if d is not None and not d.any())
+    usable = tuple(None if n in zeros else moments for n, moments in enumerate(found))
+    importance = planned.importance
+    if importance is None:
+        importance = np.stack([_weights(d, planned.tensor.shape[-1]) for d in diagonals])
+    if not has_feedback(_type(planned)):
+        usable = ()
+    return replace(planned, importance=importance, moments=usable), zeros
+
+
+def _weights(diagonal: NDArray[np.float32] | None, n_in: int) -> NDArray[np.float32]:
+    """Weigh columns by their second moments; all the same where nothing is known."""
+    if diagonal is None or not diagonal.any():
+        return np.ones(n_in, np.float32)
+    return as_weights(diagonal)
