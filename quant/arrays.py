@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
+from weightcast.quant.backend import Backend, CpuBackend
 from weightcast.quant.coded import Quantized, quantize_coded
 from weightcast.quant.cpu.library import (
     SourceValueError,
     bad_importance,
     dequantize_bytes,
-    quantize_matrix,
 )
 from weightcast.quant.cpu.metrics import measure_moments
 from weightcast.quant.cuda import arrays as cuda_arrays
+from weightcast.quant.feedback import ArrayFactors
 from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
 from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
 from weightcast.quant.names import type_named, weight_type_named
@@ -53,14 +54,24 @@ Importance = Sequence[Any] | NDArray[Any] | Any  # Any: an array of torch or on 
 
 
 @overload
-def quantize(x: Any, type_name: Coded, importance: Importance | None = None) -> Quantized: ...
+def quantize(
+    x: Any, type_name: Coded, importance: Importance | None = None, *, hessian: Any | None = None
+) -> Quantized: ...
 @overload
 def quantize(
-    x: NDArray[Any], type_name: str, importance: Importance | None = None
+    x: NDArray[Any],
+    type_name: str,
+    importance: Importance | None = None,
+    *,
+    hessian: Any | None = None,
 ) -> NDArray[np.uint8]: ...
 @overload
-def quantize(x: Any, type_name: str, importance: Importance | None = None) -> Any: ...
-def quantize(x: Any, type_name: str, importance: Importance | None = None) -> Any:
+def quantize(
+    x: Any, type_name: str, importance: Importance | None = None, *, hessian: Any | None = None
+) -> Any: ...
+def quantize(
+    x: Any, type_name: str, importance: Importance | None = None, *, hessian: Any | None = None
+) -> Any:
     """Quantize weights [..., out, in] of float32, float16 or bfloat16; [in] is one row.
 
     GGUF's types ("Q4_K", "Q8_0", "MXFP4", in any case) give the bytes of a file, uint8 [..., out,
@@ -76,9 +87,16 @@ def quantize(x: Any, type_name: str, importance: Importance | None = None) -> An
     all matrices, or [..., in] with one row for each, say [experts, in]. Types that do not use it
     ignore its values; IQ2_XXS, IQ2_XS and IQ1_S cannot be made without.
 
+    `hessian` are the second moments of the matrices' inputs, the sum of x x' over some tokens: [in,
+    in] for all matrices, or [..., in, in]. Codes are then chosen with error feedback (GPTQ), which
+    makes the errors of the products with such inputs less, never more; its diagonal is the
+    importance if no other is given. Types of which no code is chosen by itself ignore it: plain
+    floats, Q8_0, 8-bit floats, IQ1 to IQ3, ternary and 1- and 2-bit types without sub-blocks.
+
     Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN,
-    infinity and values beyond the type's range with their place, and importance that is missing,
-    negative or of another shape; DeviceError if a device cannot be used.
+    infinity and values beyond the type's range with their place, importance that is missing,
+    negative or of another shape, and a hessian that is none, or of another shape; DeviceError if a
+    device cannot be used.
 
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> weightcast.quantize(weights, "Q4_K").shape
@@ -89,28 +107,34 @@ def quantize(x: Any, type_name: str, importance: Importance | None = None) -> An
     weight_type = weight_type_named(type_name)
     if cuda_arrays.is_on_device(importance):
         importance = cuda_arrays.to_host(importance)
+    if cuda_arrays.is_on_device(hessian) or (hessian is not None and cuda_arrays.is_on_device(x)):
+        raise LayoutError("error feedback works in this machine's memory: copy the arrays there")
     if not isinstance(weight_type, QuantType):
         if cuda_arrays.is_on_device(x):
             raise LayoutError(f"{type_name} is made in this machine's memory: copy the array there")
-        return quantize_coded(x, weight_type, importance)
+        return quantize_coded(x, weight_type, importance, hessian)
     if cuda_arrays.is_on_device(x):
         shape = cuda_arrays.shape_of(x)
         weights = None if importance is None else as_importance(importance, shape)
         return cuda_arrays.quantize(x, weight_type, weights)
-    return like(x, _quantized(as_source(x), weight_type, importance))
+    return like(x, _quantized(as_source(x), weight_type, importance, hessian))
 
 
 def _quantized(
-    array: NDArray[Any], quant_type: QuantType, importance: Importance | None
+    array: NDArray[Any], quant_type: QuantType, importance: Importance | None, hessian: Any | None
 ) -> NDArray[np.uint8]:
     if array.ndim == 1:
-        return _quantized(array[None, :], quant_type, importance).reshape(-1)
+        return _quantized(array[None, :], quant_type, importance, hessian).reshape(-1)
     factors = None if importance is None else as_importance(importance, array.shape)
+    moments = None if hessian is None else ArrayFactors(hessian, array.shape)
     result = np.empty((*array.shape[:-1], quant_type.row_bytes(array.shape[-1])), np.uint8)
     for index in np.ndindex(array.shape[:-2]):
         weights = None if factors is None else factors[index]
+        backend: Backend = CpuBackend()
+        if moments is not None:
+            backend, weights = moments.backend(index, weights)
         try:
-            quantize_matrix(matrix_of(array[index]), quant_type, result[index], weights)
+            backend.quantize(matrix_of(array[index]), quant_type, result[index], weights)
         except SourceValueError as error:
             raise error.at(index) from None
     return result

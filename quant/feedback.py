@@ -9,19 +9,21 @@ errors E of a row, E H E', with the second moments H of the inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.quant.backend import Backend, as_matrix
+from weightcast.quant.backend import Backend, CpuBackend, as_matrix
 from weightcast.quant.cpu.feedback import Factor, Grid, factor_moments, round_with_feedback
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.grids import as_blocks, grid_of
 from weightcast.quant.groups import Groups, measure_groups
+from weightcast.quant.host import as_numpy
 from weightcast.quant.metrics import Baseline, Errors
 from weightcast.quant.types import F32, GroupType, QuantType, WeightType
 
@@ -62,7 +64,8 @@ def check_moments(moments: NDArray[np.float32]) -> None:
 
 def as_weights(diagonal: NDArray[np.float32]) -> NDArray[np.float32]:
     """Weigh columns by their second moments [in], times the power of two that float32 sums keep."""
-    return np.ldexp(diagonal, 1 - np.frexp(diagonal.max())[1])
+    weights: NDArray[np.float32] = np.ldexp(diagonal, 1 - math.frexp(float(diagonal.max()))[1])
+    return weights
 
 
 def factor(moments: NDArray[np.float32], damping: float = DAMPING) -> Factor:
@@ -152,6 +155,46 @@ def _values(source: Matrix | Blocks) -> NDArray[np.float32]:
     values = np.empty((matrix.n_out, matrix.n_in), np.float32)
     quantize_matrix(matrix, F32, values.reshape(-1).view(np.uint8))
     return values
+
+
+class ArrayFactors:
+    """Factors for the matrices of an array [..., out, in], from second moments given with it.
+
+    `hessian` is [in, in] for all matrices or [..., in, in]. Raises LayoutError for other shapes and
+    for what is not real numbers.
+    """
+
+    def __init__(self, hessian: Any, shape: tuple[int, ...]) -> None:
+        try:
+            given = as_numpy(hessian, "use").astype(np.float32, casting="same_kind")
+        except TypeError:
+            raise LayoutError("second moments must be real numbers") from None
+        square = (shape[-1], shape[-1])
+        each = (*shape[:-2], *square)
+        if given.shape not in (square, each):
+            other = f", or {list(each)}, for each matrix" if each != square else ""
+            raise LayoutError(
+                f"second moments of shape {list(given.shape)} for an array of {list(shape)}: they "
+                f"must be {list(square)}{other}"
+            )
+        self._given = given
+        self._for_all = factor(given) if given.ndim == 2 else None
+
+    def backend(
+        self, index: tuple[int, ...], importance: NDArray[np.float32] | None
+    ) -> tuple[Backend, NDArray[np.float32] | None]:
+        """Give what quantizes the matrix at `index`, and by what importance.
+
+        A matrix of whose inputs none counts is quantized plainly. Raises LayoutError for what is no
+        second moments.
+        """
+        moments = self._given if self._for_all is not None else self._given[index]
+        diagonal = np.diagonal(moments)
+        if not diagonal.any():
+            return CpuBackend(), importance
+        by = factor(moments) if self._for_all is None else self._for_all
+        weights = as_weights(diagonal) if importance is None else importance
+        return FeedbackBackend(CpuBackend(), by), weights
 
 
 class FeedbackBackend:

@@ -24,6 +24,8 @@ Put = Callable[[Bytes, Bytes], None]
 # The step and the low value, [blocks, groups], of blocks.
 Scale = Callable[[Bytes], tuple[Floats, Floats | None]]
 
+# Integers of Python would make wider ones of bytes for type checkers.
+_FOUR, _LOW, _TWO_BITS = np.uint8(4), np.uint8(15), np.uint8(3)
 # The levels of kernels/blocks/codebooks.h.
 _IQ4: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _FP4: Final = (-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12)
@@ -145,10 +147,10 @@ def _with_fifth(qh: slice, take: Take, put: Put, *, by_value: bool) -> tuple[Tak
         bits = np.unpackbits(blocks[:, qh, None], axis=2, bitorder="little")
         if not by_value:
             bits = bits.transpose(0, 2, 1)
-        return take(blocks) | bits.reshape(len(blocks), -1) << 4
+        return take(blocks) | bits.reshape(len(blocks), -1) << _FOUR
 
     def put_five(blocks: Bytes, codes: Bytes) -> None:
-        put(blocks, codes & 15)
+        put(blocks, codes & _LOW)
         n = qh.stop - qh.start
         bits = codes >> 4
         bits = bits.reshape(-1, n, 8) if by_value else bits.reshape(-1, 8, n).transpose(0, 2, 1)
@@ -163,7 +165,7 @@ def _two_bits(at: int) -> tuple[Take, Put]:
 
     def take(blocks: Bytes) -> Bytes:
         halves = blocks[:, at : at + 64].reshape(-1, 2, 1, 32)
-        return (halves >> shifts & 3).reshape(len(blocks), -1)
+        return (halves >> shifts & _TWO_BITS).reshape(len(blocks), -1)
 
     def put(blocks: Bytes, codes: Bytes) -> None:
         parts = codes.reshape(-1, 2, 4, 32) << shifts
@@ -178,10 +180,10 @@ def _three_bits() -> tuple[Take, Put]:
 
     def take(blocks: Bytes) -> Bytes:
         bits = np.unpackbits(blocks[:, :32, None], axis=2, bitorder="little")
-        return take_low(blocks) | bits.transpose(0, 2, 1).reshape(len(blocks), -1) << 2
+        return take_low(blocks) | bits.transpose(0, 2, 1).reshape(len(blocks), -1) << np.uint8(2)
 
     def put(blocks: Bytes, codes: Bytes) -> None:
-        put_low(blocks, codes & 3)
+        put_low(blocks, codes & _TWO_BITS)
         bits = (codes >> 2).reshape(-1, 8, 32).transpose(0, 2, 1)
         blocks[:, :32] = np.packbits(bits, axis=2, bitorder="little")[..., 0]
 
@@ -193,12 +195,13 @@ def _six_bit_codes() -> tuple[Take, Put]:
     take_high, put_high = _two_bits(128)
 
     def take(blocks: Bytes) -> Bytes:
-        low = blocks[:, :128].reshape(-1, 2, 1, 64)
-        low = np.concatenate([low & 15, low >> 4], axis=2).reshape(len(blocks), -1)
-        return low | take_high(blocks) << 4
+        halves = blocks[:, :128].reshape(-1, 2, 1, 64)
+        low: Bytes = np.concatenate([halves & _LOW, halves >> _FOUR], axis=2)
+        high = take_high(blocks)
+        return low.reshape(high.shape) | high << _FOUR
 
     def put(blocks: Bytes, codes: Bytes) -> None:
-        put_high(blocks, codes >> 4)
+        put_high(blocks, codes >> _FOUR)
         low = (codes & 15).reshape(-1, 2, 2, 64)
         blocks[:, :128] = (low[:, :, 0] | low[:, :, 1] << 4).reshape(len(blocks), -1)
 

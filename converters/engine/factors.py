@@ -8,8 +8,9 @@ from typing import Final
 
 from weightcast.errors import LayoutError
 from weightcast.formats.hessians import StoredMoments
+from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.feedback import Factor
-from weightcast.quant.feedback import factor
+from weightcast.quant.feedback import FeedbackBackend, factor
 
 # Two slabs are in work, and each may end one matrix and begin another.
 _KEPT: Final = 3
@@ -21,6 +22,10 @@ class FactorCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: OrderedDict[StoredMoments, _Entry] = OrderedDict()
+
+    def backend(self, backend: Backend, moments: StoredMoments | None) -> Backend:
+        """Add error feedback to a backend, if there are moments. Raises as `of` does."""
+        return backend if moments is None else FeedbackBackend(backend, self.of(moments))
 
     def of(self, moments: StoredMoments) -> Factor:
         """Give the factor of second moments, made by one thread while others wait for it.

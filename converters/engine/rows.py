@@ -16,11 +16,10 @@ from weightcast.converters.plan import Destination, Plan, WorkItem, is_measured,
 from weightcast.converters.report.collector import Measuring
 from weightcast.converters.targets.target import Packed
 from weightcast.errors import CheckpointError
-from weightcast.quant.backend import Backend, as_matrix
+from weightcast.quant.backend import as_matrix
 from weightcast.quant.cpu.groups import InexactScaleError, NotCarriedError
 from weightcast.quant.cpu.library import BlockCounts, RangeError, SourceValueError
 from weightcast.quant.cpu.metrics import measure_matrix
-from weightcast.quant.feedback import FeedbackBackend
 from weightcast.quant.types import BF16, F32, TYPES
 from weightcast.text import option
 
@@ -90,7 +89,7 @@ class RowConverter:
         target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
         rows = np.frombuffer(target, np.uint8, nbytes)
         source, importance = task.matrix, destination.importance
-        backend = self._backend(worker, destination)
+        backend = self.factors.backend(worker.backend, destination.moments)
         if self.measuring is None:
             counts = backend.quantize(source, destination.type, rows, importance)
         else:
@@ -112,7 +111,7 @@ class RowConverter:
             task.item.view.shape[0],
             task.out0,
             destination.importance,
-            self._backend(worker, destination),
+            self.factors.backend(worker.backend, destination.moments),
             slot.place,
             None if measuring is None else measuring.baseline_of(destination),
         )
@@ -124,12 +123,6 @@ class RowConverter:
         if measuring is not None and made.errors is not None:
             measuring.add(destination, task.out0, made.errors)
         return TaskResult(made.counts, writes)
-
-    def _backend(self, worker: Worker, destination: Destination) -> Backend:
-        """Return the worker's backend, with error feedback if there are moments for it."""
-        if destination.moments is None:
-            return worker.backend
-        return FeedbackBackend(worker.backend, self.factors.of(destination.moments))
 
     def _explained(
         self, error: SourceValueError, task: Task, destination: Destination

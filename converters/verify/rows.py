@@ -19,8 +19,8 @@ from weightcast.converters.targets.packing import Packing
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray, read_stored
 from weightcast.formats.packed.layout import Segment
-from weightcast.quant.backend import CpuBackend, as_matrix
-from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
+from weightcast.quant.backend import Backend, as_matrix
+from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Errors
 from weightcast.quant.types import F32, Q8_0, TYPES, QuantType
@@ -52,9 +52,11 @@ class RowComparison:
     expected: Errors | None = None
 
 
-def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> RowComparison:
+def compare(
+    task: PairedTask, importance: NDArray[np.float32] | None, backend: Backend
+) -> RowComparison:
     """Make rows again and compare them. Raises CheckpointError if the source cannot be read."""
-    made = _Requantized(task, importance)
+    made = _Requantized(task, importance, backend)
     likest: tuple[int, int | None] | None = None
     for origin in made.origins() if made.is_written else ():
         try:
@@ -78,8 +80,11 @@ def compare(task: PairedTask, importance: NDArray[np.float32] | None) -> RowComp
 class _Requantized:
     """Rows of an artifact, quantized again from each origin."""
 
-    def __init__(self, task: PairedTask, importance: NDArray[np.float32] | None) -> None:
+    def __init__(
+        self, task: PairedTask, importance: NDArray[np.float32] | None, backend: Backend
+    ) -> None:
         self._task = task
+        self._backend = backend
         self._source = task.source.matrix(task.row0, task.row1)
         self._output = task.rows.output
         self._array = self._output.views[0].array
@@ -172,7 +177,7 @@ class _Requantized:
         importance = self._importance
         if importance is None and quant_type.importance == "required":
             importance = np.ones(source.n_in, np.float32)
-        quantize_matrix(as_matrix(source), quant_type, made, importance)
+        self._backend.quantize(source, quant_type, made, importance)
         return made
 
     def _packed_difference(self, origin: str) -> tuple[int, int, int | None]:
@@ -197,12 +202,12 @@ class _Requantized:
         packing = replace(packing, keeps_codes=keeps_codes, allow_requantize=True)
         n_out, start = self._output.shape[0], self._task.start
         try:
-            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
+            made = packing.pack(source, n_out, start, self._importance, self._backend)
         except LayoutError:
             if not keeps_codes:
                 raise
             packing = replace(packing, keeps_codes=False)  # groups straddle the source's
-            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
+            made = packing.pack(source, n_out, start, self._importance, self._backend)
         return list(made.segments)
 
     def _packing_for(self, origin: str) -> Packing:
@@ -244,7 +249,7 @@ class _Requantized:
             return measure_matrix(matrix, quant_type, self._rows(origin))
         coding, weight_type = self._packing.layout.coding, self._packing.type
         source = as_matrix(self._made_of(origin))
-        made = coding.quantize(source, weight_type, self._importance, CpuBackend(), None)
+        made = coding.quantize(source, weight_type, self._importance, self._backend, None)
         return measure_matrix(matrix, *coding.values(made.rows, weight_type))
 
 

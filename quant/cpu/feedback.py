@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from weightcast.errors import LayoutError
 from weightcast.quant.cpu import library
 
-_STRIP: int = 8  # rows that the kernels' working memory is in multiples of
+_STRIP: Final = 8  # rows that the kernels' working memory is in multiples of
 
 
 class _Factor(ctypes.Structure):
@@ -94,10 +95,8 @@ def round_with_feedback(
     assert codes.dtype == np.uint8
     assert grid.steps.shape == (n_out, groups)
     assert n_in % groups == 0
-    assert grid.lows is None or (grid.lows.shape, grid.lows.dtype) == (
-        grid.steps.shape,
-        np.float32,
-    )
+    assert grid.lows is None or grid.lows.shape == grid.steps.shape
+    assert grid.lows is None or grid.lows.dtype == np.float32
     assert grid.levels is None or grid.levels.shape == (grid.n_levels,)
     assert codes.max(initial=0) < grid.n_levels
     work = np.empty(-(-n_out // _STRIP) * _STRIP * n_in)
