@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
 from weightcast.quant.backend import Backend, CpuBackend, as_matrix
-from weightcast.quant.cpu.feedback import Factor, Grid, factor_moments, round_with_feedback
+from weightcast.quant.cpu.feedback import Factor, Grid, factor_hessian, round_with_feedback
 from weightcast.quant.cpu.library import BlockCounts, Blocks, Matrix, quantize_matrix
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.grids import as_blocks, grid_of
@@ -85,7 +85,7 @@ def factor(moments: NDArray[np.float32], damping: float = DAMPING) -> Factor:
         rows = order[start : start + _CHECKED_ROWS]
         values[start : start + _CHECKED_ROWS] = moments[rows][:, order]
     values[np.diag_indices_from(values)] += damping * mean
-    factor_moments(values)
+    factor_hessian(values)
     return Factor(values, order)
 
 

@@ -69,6 +69,7 @@ class MeasuredOutput:
     tensors: tuple[MeasuredTensor, ...]
     recipe: AppliedRecipe
     imatrix: str | None = None
+    hessian: str | None = None
 
 
 def build_report(
@@ -103,6 +104,7 @@ def _output(output: MeasuredOutput) -> OutputErrors:
         total=_metrics(total, is_weighted=_is_weighted(output.tensors)),
         roles=tuple(_role(role, tensors) for role, tensors in roles.items()),
         tensors=tuple(_tensor(tensor) for tensor in output.tensors),
+        hessian=output.hessian,
     )
 
 

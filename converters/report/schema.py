@@ -282,6 +282,10 @@ class OutputErrors:
         About("of all tensors of a role together, in the order of their first tensor", key="kinds"),
     ]
     tensors: tuple[TensorErrors, ...]
+    hessian: Annotated[
+        str | None,
+        About("the second moments for error feedback; absent without", optional=True),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

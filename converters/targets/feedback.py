@@ -23,31 +23,26 @@ def with_feedback(output: Output, hessians: Hessians | None) -> Output:
     Where nothing else says how columns weigh, these do. Raises CheckpointError for entries of
     another size, LayoutError if the file has nothing to do with the model.
     """
-    if hessians is None:
+    rounded = [planned for planned in output.tensors if _is_rounded(planned)]
+    if hessians is None or not rounded:
         return output
-    tensors, missing, without = [], [], []
-    unused: dict[str, tuple[int, ...]] = {}
-    for planned in output.tensors:
-        if not _is_rounded(planned):
-            tensors.append(planned)
-            continue
-        if not has_feedback(_type(planned)):
-            without.append(planned.gguf_name)
-        found = _find(hessians, planned)
-        if not any(found):
-            missing.append(planned.gguf_name)
-            tensors.append(planned)
-            continue
-        made, zeros = _given(planned, found)
-        tensors.append(made)
-        if zeros:
-            unused[planned.tensor.name] = zeros
-    if len(missing) == sum(map(_is_rounded, output.tensors)) and missing:
+    found = {planned.tensor.name: _find(hessians, planned) for planned in rounded}
+    if not any(any(moments) for moments in found.values()):
         raise LayoutError(
-            f"{hessians.path}: belongs to another model: none of its "
-            f"{len(hessians.entries)} entries is named like a tensor of this "
-            f"one (its first is {min(hessians.entries)})"
+            f"{hessians.path}: belongs to another model: none of its {len(hessians.entries)} "
+            "entries is named like a quantized tensor of this one (its first is "
+            f"{min(hessians.entries)})"
         )
+    missing = [p.gguf_name for p in rounded if not any(found[p.tensor.name])]
+    without = [p.gguf_name for p in rounded if not has_feedback(_type(p))]
+    tensors, unused = [], {}
+    for planned in output.tensors:
+        moments = found.get(planned.tensor.name, ())
+        if any(moments):
+            planned, zeros = _given(planned, moments)
+            if zeros:
+                unused[planned.tensor.name] = zeros
+        tensors.append(planned)
     feedback = FeedbackMap(
         hessians, tuple(dict.fromkeys(missing)), tuple(dict.fromkeys(without)), unused
     )

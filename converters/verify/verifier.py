@@ -402,7 +402,7 @@ class _Verifier:
         self._matrices = found.counts
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
-        return errors_report(self._structure, graph, imatrix, tensors, checks)
+        return errors_report(self._structure, graph, imatrix, asked.hessians, tensors, checks)
 
 
 def _pruned(source: Path, adapters: Sequence[str], layers: Sequence[int]) -> TensorGraph:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 import numpy as np
@@ -59,8 +58,8 @@ class Grid:
     levels: NDArray[np.float32] | None = None
 
 
-def factor_moments(moments: NDArray[np.float64]) -> None:
-    """Factor moments [in, in] in place, as weightcast_factor_moments does.
+def factor_hessian(moments: NDArray[np.float64]) -> None:
+    """Factor moments [in, in] in place, as weightcast_factor_hessian does.
 
     Raises LayoutError if they are not positive definite.
     """
@@ -69,7 +68,7 @@ def factor_moments(moments: NDArray[np.float64]) -> None:
     assert moments.dtype == np.float64
     assert moments.flags.c_contiguous
     assert moments.flags.writeable
-    status = _load().weightcast_factor_moments(moments.ctypes.data, n)
+    status = _load().weightcast_factor_hessian(moments.ctypes.data, n)
     if status == library.NOT_DEFINITE:
         raise LayoutError("not the second moments of inputs: it is not positive semidefinite")
     assert status == library.OK, status
@@ -123,12 +122,14 @@ def round_with_feedback(
     return costs
 
 
-@cache
 def _load() -> ctypes.CDLL:
     """Load the library, with the types of what is called here."""
     loaded = library.load()
+    argtypes: object = loaded.weightcast_factor_hessian.argtypes
+    if argtypes is not None:
+        return loaded
     pointer = ctypes.c_void_p
-    loaded.weightcast_factor_moments.argtypes = [pointer, ctypes.c_int64]
+    loaded.weightcast_factor_hessian.argtypes = [pointer, ctypes.c_int64]
     loaded.weightcast_round_with_feedback.argtypes = [
         pointer,
         ctypes.c_int64,

@@ -27,7 +27,7 @@ _CHECKED: Final = (
     "check_carried",
     "dequantize",
     "dequantize_groups",
-    "factor_moments",
+    "factor_hessian",
     "measure",
     "measure_groups",
     "quantize",

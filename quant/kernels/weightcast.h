@@ -90,7 +90,7 @@ enum {
   WEIGHTCAST_NULL_ARGUMENT = 10,   /* a pointer that would be read or written is NULL */
   WEIGHTCAST_NO_MEMORY = 11,       /* the buffers of a call (see above) could not be allocated */
   WEIGHTCAST_BAD_ARGUMENT = 12,    /* the baseline is not known, or a reserved field is not 0 */
-  WEIGHTCAST_NOT_DEFINITE = 13     /* weightcast_factor: the moments are not positive definite */
+  WEIGHTCAST_NOT_DEFINITE = 13     /* weightcast_factor_hessian: not positive definite */
 };
 
 typedef struct {
@@ -253,13 +253,13 @@ WEIGHTCAST_API int32_t weightcast_quantize_and_measure_groups(
  * codes of blocks or groups are chosen again, column after column, so that errors make up for each other in
  * the products with a model's inputs. Scales and zero points stay. */
 
-/* Factor second moments [n, n] of a matrix's inputs in place: the lower triangle holds M below the diagonal
- * and T on it, with moments = M T M', M unit lower triangular. Only the lower triangle is read. NOT_DEFINITE:
+/* Factor second moments H [n, n] of a matrix's inputs in place: the lower triangle holds M below the diagonal
+ * and T on it, with H = M T M', M unit lower triangular. Only the lower triangle is read. NOT_DEFINITE:
  * a pivot is not positive and finite; add to the diagonal. */
-WEIGHTCAST_API int32_t weightcast_factor_moments(double* moments, int64_t n);
+WEIGHTCAST_API int32_t weightcast_factor_hessian(double* hessian, int64_t n);
 
 typedef struct {
-  const double* values;  /* [n, n], of weightcast_factor_moments */
+  const double* values;  /* [n, n], of weightcast_factor_hessian */
   const int64_t* order;  /* [n]: row k of the factor is input column order[k]. They are rounded from the last
                             to the first: put those whose moments are largest at the end. */
   int64_t n;             /* n_in */
@@ -277,7 +277,7 @@ typedef struct {
 
 /* Choose codes [n_out, n_in], numbers of levels, of row-major weights [n_out, n_in] with error feedback; where a
  * step is 0 they stay as they are, and everywhere if `choose` is 0. Writes to costs [n_out] what the errors E of
- * each row cost: E moments E'. `work` has room for WEIGHTCAST_FEEDBACK_DOUBLES(n_out, n_in). Rows do not depend
+ * each row cost: E H E'. `work` has room for WEIGHTCAST_FEEDBACK_DOUBLES(n_out, n_in). Rows do not depend
  * on each other. */
 #define WEIGHTCAST_FEEDBACK_DOUBLES(n_out, n_in) (((n_out) + 7) / 8 * 8 * (n_in))
 WEIGHTCAST_API int32_t weightcast_round_with_feedback(const float* weights, int64_t n_out,

@@ -65,6 +65,7 @@ STATUSES = (
     "NULL_ARGUMENT",
     "NO_MEMORY",
     "BAD_ARGUMENT",
+    "NOT_DEFINITE",
 )
 
 

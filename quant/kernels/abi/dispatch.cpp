@@ -318,12 +318,12 @@ int32_t weightcast_measure_groups(const weightcast_source* source, const float* 
   return weightcast::kernels().measure_groups(s, importance, baseline, *type, *groups, moments);
 }
 
-int32_t weightcast_factor_moments(double* moments, int64_t n) {
+int32_t weightcast_factor_hessian(double* hessian, int64_t n) {
   const weightcast::DefaultFloatEnvironment environment;
   if (n < 0) return WEIGHTCAST_BAD_SHAPE;
   if (n == 0) return WEIGHTCAST_OK;
-  if (moments == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
-  return weightcast::kernels().factor(moments, n);
+  if (hessian == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  return weightcast::kernels().factor(hessian, n);
 }
 
 int32_t weightcast_round_with_feedback(const float* weights, int64_t n_out, const weightcast_factor* factor,

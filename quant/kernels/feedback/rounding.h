@@ -50,7 +50,11 @@ struct CodeLevels {
     if (!(x > 0.0)) return 0;
     return x < last ? static_cast<int>(x + 0.5) : last;
   }
-  double operator[](int code) const { return values != nullptr ? values[code] : code; }
+  // Codes that are given can be anything.
+  double operator[](int code) const {
+    const int known = code < last ? code : last;
+    return values != nullptr ? values[known] : known;
+  }
 };
 
 // Round one column of a strip of rows. `sums` are the errors carried to it, and become its own errors.
