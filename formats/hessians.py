@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weightcast.errors import CheckpointError, FormatError
+from weightcast.errors import CheckpointError, FormatError, LayoutError
 from weightcast.formats import safetensors
 from weightcast.formats.array import StoredArray
 from weightcast.text import shown
@@ -57,9 +57,9 @@ class StoredMoments:
             raise self.refused("negative, infinite or NaN on the diagonal")
         return found
 
-    def refused(self, problem: str) -> CheckpointError:
+    def refused(self, problem: str) -> LayoutError:
         """Make the error for moments that cannot be used."""
-        return CheckpointError(f"{self.array.path}: {shown(self.name)}: {problem}; {_REMEDY}")
+        return LayoutError(f"{self.array.path}: {shown(self.name)}: {problem}; {_REMEDY}")
 
 
 @dataclass(frozen=True, slots=True)

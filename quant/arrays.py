@@ -90,8 +90,8 @@ def quantize(
     `hessian` are the second moments of the matrices' inputs, the sum of x x' over some tokens: [in,
     in] for all matrices, or [..., in, in]. Codes are then chosen with error feedback (GPTQ), which
     makes the errors of the products with such inputs less, never more; its diagonal is the
-    importance if no other is given. Types of which no code is chosen by itself ignore it: plain
-    floats, Q8_0, 8-bit floats, IQ1 to IQ3, ternary and 1- and 2-bit types without sub-blocks.
+    importance if no other is given. Matrices for which all of it is 0 are made without, and so are
+    plain floats, Q8_0, 8-bit floats, IQ1 to IQ3, ternary types, Q1_0 and Q2_0.
 
     Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN,
     infinity and values beyond the type's range with their place, importance that is missing,

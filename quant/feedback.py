@@ -63,7 +63,12 @@ def check_moments(moments: NDArray[np.float32]) -> None:
 
 
 def as_weights(diagonal: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weigh columns by their second moments [in], times the power of two that float32 sums keep."""
+    """Weigh columns by their second moments [in], times the power of two that float32 sums keep.
+
+    Where all are 0 nothing is known, and all columns count the same.
+    """
+    if not diagonal.any():
+        return np.ones_like(diagonal)
     weights: NDArray[np.float32] = np.ldexp(diagonal, 1 - math.frexp(float(diagonal.max()))[1])
     return weights
 
@@ -185,15 +190,14 @@ class ArrayFactors:
     ) -> tuple[Backend, NDArray[np.float32] | None]:
         """Give what quantizes the matrix at `index`, and by what importance.
 
-        A matrix of whose inputs none counts is quantized plainly. Raises LayoutError for what is no
-        second moments.
+        Raises LayoutError for what is no second moments.
         """
         moments = self._given if self._for_all is not None else self._given[index]
         diagonal = np.diagonal(moments)
-        if not diagonal.any():
-            return CpuBackend(), importance
-        by = factor(moments) if self._for_all is None else self._for_all
         weights = as_weights(diagonal) if importance is None else importance
+        if not diagonal.any():
+            return CpuBackend(), weights
+        by = factor(moments) if self._for_all is None else self._for_all
         return FeedbackBackend(CpuBackend(), by), weights
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from weightcast.converters.graph import Quantize, matrices
 from weightcast.converters.targets.target import FeedbackMap, Output, PlannedTensor
@@ -80,14 +79,8 @@ def _given(planned: PlannedTensor, found: Moments) -> tuple[PlannedTensor, tuple
     usable = tuple(None if n in zeros else moments for n, moments in enumerate(found))
     importance = planned.importance
     if importance is None:
-        importance = np.stack([_weights(d, planned.tensor.shape[-1]) for d in diagonals])
+        nothing = np.zeros(planned.tensor.shape[-1], np.float32)
+        importance = np.stack([as_weights(nothing if d is None else d) for d in diagonals])
     if not has_feedback(_type(planned)):
         usable = ()
     return replace(planned, importance=importance, moments=usable), zeros
-
-
-def _weights(diagonal: NDArray[np.float32] | None, n_in: int) -> NDArray[np.float32]:
-    """Weigh columns by their second moments; all the same where nothing is known."""
-    if diagonal is None or not diagonal.any():
-        return np.ones(n_in, np.float32)
-    return as_weights(diagonal)

@@ -70,7 +70,7 @@ def factor_hessian(moments: NDArray[np.float64]) -> None:
     assert moments.flags.writeable
     status = _load().weightcast_factor_hessian(moments.ctypes.data, n)
     if status == library.NOT_DEFINITE:
-        raise LayoutError("not the second moments of inputs: it is not positive semidefinite")
+        raise LayoutError("not positive semidefinite")
     assert status == library.OK, status
 
 

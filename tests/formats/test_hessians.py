@@ -51,7 +51,9 @@ def test_one_matrix_is_for_all_experts(path: Path) -> None:
     ],
 )
 def test_another_size_is_refused(path: Path, asked: Any, values: str, expected: str) -> None:
-    told = f"{path}: {asked[0]}: {values} values, expected {expected}; the file belongs to another"
+    told = (
+        f"{path}: {asked[0]!r}: {values} values, expected {expected}; the file belongs to another"
+    )
     with pytest.raises(CheckpointError, match=re.escape(told)):
         read_hessians(path).find(*asked)
 
@@ -62,9 +64,9 @@ def test_another_size_is_refused(path: Path, asked: Any, values: str, expected: 
         ({"w": ONE}, {}, "not second moments: no `tokens` in metadata"),
         ({"w": ONE}, {"tokens": "many"}, "`tokens` in its metadata are 'many', not a number"),
         ({"w": ONE}, {"tokens": "0"}, "not a number"),
-        ({"w": ONE.astype("f8")}, None, "w: F64 [3, 3], expected F32 [in, in]"),
-        ({"w": ONE[:2]}, None, "w: F32 [2, 3], expected F32 [in, in]"),
-        ({"w": ONE[0]}, None, "w: F32 [3], expected F32 [in, in]"),
+        ({"w": ONE.astype("f8")}, None, "'w': F64 [3, 3], expected F32 [in, in]"),
+        ({"w": ONE[:2]}, None, "'w': F32 [2, 3], expected F32 [in, in]"),
+        ({"w": ONE[0]}, None, "'w': F32 [3], expected F32 [in, in]"),
         ({}, None, "no second moments"),
     ],
 )
@@ -82,7 +84,7 @@ def test_a_diagonal_that_is_none_is_refused(tmp_path: Path, bad: float) -> None:
     values[1, 1] = bad
     moments = read_hessians(hessians.write(tmp_path / "h", {"w": values})).find("w", 0, 1, 3)
     assert moments is not None
-    with pytest.raises(CheckpointError, match=r"h: w: negative, infinite or NaN on the diagonal"):
+    with pytest.raises(CheckpointError, match=r"h: 'w': negative, infinite or NaN on the diagonal"):
         moments.diagonal()
 
 

@@ -71,7 +71,7 @@ def test_bytes_are_those_of_arrays(tmp_path: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["int4-g128", "int4-g128-gptq", "int4-g128-asym-gptq", "int4-g128-awq", "nvfp4"]
+    "name", ["int4-g128", "int4-g128-gptq", "int4-g128-asym-gptq_v2", "int4-g128-awq", "nvfp4"]
 )
 def test_directories_are_verified(tmp_path: Path, file: Path, name: str) -> None:
     path = tmp_path / f"m-{name}"
@@ -100,7 +100,7 @@ def test_names_of_a_directory_are_entries_too(tmp_path: Path, file: Path) -> Non
 def test_bytes_do_not_depend_on_workers(tmp_path: Path, file: Path, jobs: int) -> None:
     outputs = [[tmp_path / f"{n}-Q4_K_S.gguf", tmp_path / f"{n}-int4-g64"] for n in (1, jobs)]
     for n, pair in zip((1, jobs), outputs, strict=True):
-        convert(*pair, hessian=file, jobs=n, memory="400M")
+        convert(*pair, hessian=file, jobs=n)
     (one, folder), (several, other) = outputs
     assert one.read_bytes() == several.read_bytes()
     for part in folder.glob("*.safetensors"):
@@ -137,9 +137,11 @@ def test_what_has_no_entry_or_no_feedback_is_told(tmp_path: Path) -> None:
     assert summary.outputs[0].path == path
     plain = tmp_path / "p-Q4_K_S.gguf"
     convert(plain)
-    for same in (values(path, name) == values(plain, name) for name in (down,)):
-        assert same.all()
-    np.testing.assert_array_equal(values(path, GATE)[3], values(plain, GATE)[3])
+    np.testing.assert_array_equal(values(path, down), values(plain, down))
+    # Of the expert without tokens all columns count the same.
+    third = np.asarray(weightcast.open(WIDE)[GATE][3], np.float32)
+    alike = weightcast.quantize(third, "Q4_K", np.ones(third.shape[1]))
+    np.testing.assert_array_equal(values(path, GATE)[3], weightcast.dequantize(alike, "Q4_K"))
     assert cost(path, GATE, experts=[2]) < 0.5 * cost(plain, GATE, experts=[2])
 
 
@@ -149,7 +151,7 @@ def test_reports_name_the_file(tmp_path: Path, file: Path) -> None:
     output = json.loads(report.read_text())["outputs"][0]
     assert output["hessian"] == str(file)
     assert output["imatrix"] is None
-    assert output["total"]["weighted_relative_rms"] is not None
+    assert output["total"]["weighted"]["relative_rms"] > 0
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_moments_that_are_none_are_refused(tmp_path: Path, change: Any, problem:
     name = "blk.0.attn_output.weight"
     entries = {name: change(ENTRIES[name]).astype(np.float32)}
     file = hessians.write(tmp_path / "h.safetensors", entries)
-    with pytest.raises(CheckpointError, match=rf"h.safetensors: {name}: ({problem})"):
+    with pytest.raises(CheckpointError, match=rf"h.safetensors: '{name}': ({problem})"):
         convert(tmp_path / "m-Q4_K_S.gguf", hessian=file)
     assert not (tmp_path / "m-Q4_K_S.gguf").exists()
 
@@ -187,8 +189,10 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_it_is_of_use_where_weights_are_rounded(tmp_path: Path, file: Path) -> None:
     with pytest.raises(RequestError, match="hessian: of use for"):
         convert(tmp_path / "m-bf16", hessian=file)
+    plain = tmp_path / "p-F32.gguf"
+    convert(plain)
     with pytest.raises(RequestError, match="prune_layers gives layers other numbers than hessian"):
-        convert(tmp_path / "m-Q4_K_S.gguf", hessian=file, prune_layers="0")
+        weightcast.convert(plain, tmp_path / "m-Q4_K_S.gguf", hessian=file, prune_layers="0")
     with pytest.raises(RequestError, match="hessian: of use with a source only"):
         weightcast.verify(WIDE, hessian=file)
 
