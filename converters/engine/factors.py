@@ -13,7 +13,7 @@ from weightcast.quant.cpu.feedback import Factor
 from weightcast.quant.feedback import FeedbackBackend, factor
 
 # Two slabs are in work, and each may end one matrix and begin another.
-_KEPT: Final = 3
+KEPT_FACTORS: Final = 3
 
 
 class FactorCache:
@@ -35,7 +35,7 @@ class FactorCache:
         with self._lock:
             entry = self._entries.setdefault(moments, _Entry())
             self._entries.move_to_end(moments)
-            while len(self._entries) > _KEPT:
+            while len(self._entries) > KEPT_FACTORS:
                 self._entries.popitem(last=False)
         with entry.lock:
             if entry.factor is None:

@@ -14,7 +14,13 @@ import pytest
 import weightcast
 from tests import hessians, imatrices
 from tests.support import GOLDEN
+from weightcast.converters.convert import prepare
+from weightcast.converters.engine import memory_estimate
+from weightcast.converters.output.fingerprint import fingerprint
+from weightcast.converters.plan import choose_workers
+from weightcast.converters.plan.estimate import estimate
 from weightcast.converters.sources import open_graph
+from weightcast.converters.sources.options import ConvertOptions
 from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, LayoutError, RequestError
 
@@ -175,6 +181,18 @@ def test_moments_that_are_none_are_refused(tmp_path: Path, change: Any, problem:
     assert not (tmp_path / "m-Q4_K_S.gguf").exists()
 
 
+def test_a_plan_counts_time_and_memory_of_feedback(tmp_path: Path, file: Path) -> None:
+    path, workers = tmp_path / "m-Q4_K_S.gguf", choose_workers(1)
+    with_it, without = (
+        prepare(WIDE, [path], ConvertOptions(no_tokenizer=True, hessian=h)) for h in (file, None)
+    )
+    more = memory_estimate(with_it, workers).host - memory_estimate(without, workers).host
+    widest = max(h.shape[-1] for name, h in ENTRIES.items() if "attn_k" not in name)
+    assert more == 3 * 8 * widest**2
+    slower = [estimate(plan, workers).compute_s for plan in (with_it, without)]
+    assert slower[0] > slower[1]
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     foreign = hessians.write(
         tmp_path / "f", {"blk.900.attn_q.weight": ENTRIES["blk.0.attn_q.weight"]}
@@ -201,10 +219,6 @@ def test_a_run_goes_on_only_with_the_same_moments(tmp_path: Path, file: Path) ->
     """Another file makes other bytes, so that nothing of an interrupted run is kept."""
     path = tmp_path / "m-Q4_K_S.gguf"
     prints = []
-    from weightcast.converters.convert import prepare
-    from weightcast.converters.output.fingerprint import fingerprint
-    from weightcast.converters.sources.options import ConvertOptions
-
     other = hessians.write(tmp_path / "o", {name: 2 * h for name, h in ENTRIES.items()})
     for moments in (file, other, None):
         plan = prepare(WIDE, [path], ConvertOptions(hessian=moments, no_tokenizer=True))
