@@ -57,6 +57,13 @@ from weightcast.text import option, shown
     metavar="FILE",
     help="The importance matrix that was used.",
 )
+@listed_option(
+    "--hessian",
+    section="source",
+    type=PATH,
+    metavar="FILE",
+    help="The second moments that were used.",
+)
 @include_weights
 @exclude_weights
 @importance_floor
@@ -130,7 +137,11 @@ def _verify(
         raise RequestError(f"{option('report')}: of use with a source only")
     if report is not None:
         adapters = lora_files(options["lora"]).values()
-        named = (artifact, *(options[name] for name in ("source", "spec", "imatrix")), *adapters)
+        named = (
+            artifact,
+            *(options[name] for name in ("source", "spec", "imatrix", "hessian")),
+            *adapters,
+        )
         check_report_path(report, filter(None, named))
     with progress(quiet=is_silent) as shown:
         found = verifying.verify(artifact, on_progress=shown, **options)

@@ -65,6 +65,7 @@ from weightcast.converters.sources import (
 from weightcast.converters.sources.adapters import lora_files
 from weightcast.converters.summary import OutputSummary, StrPath, listed, summarize
 from weightcast.converters.targets import parse_output
+from weightcast.converters.targets.feedback import with_feedback
 from weightcast.converters.targets.lay_out import lay_out_all
 from weightcast.converters.targets.requantized import check_requantized
 from weightcast.converters.targets.target import Context, Output, Request
@@ -77,6 +78,7 @@ from weightcast.errors import (
     TakenError,
 )
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
+from weightcast.formats.hessians import Hessians, read_hessians
 from weightcast.quant.cpu.library import BlockCounts
 from weightcast.quant.devices import PROCESSOR, Devices, choose_devices
 from weightcast.quant.types import QuantType
@@ -287,6 +289,7 @@ def convert(
     leave_output_tensor: bool = False,
     pure: bool = False,
     imatrix: StrPath | None = None,
+    hessian: StrPath | None = None,
     include_weights: str | Sequence[str] | None = (),
     exclude_weights: str | Sequence[str] | None = (),
     override_kv: str | Sequence[str] | None = (),
@@ -336,8 +339,9 @@ def convert(
     Importance: `imatrix` is an importance matrix in llama.cpp's format; `include_weights` or
     `exclude_weights`, parts of names, say which of its entries are used; `importance_floor`, such
     as 1e-6, rescales what is nearly nothing in it, and raises columns that are below this share of
-    their matrix's mean. `allow_requantize` quantizes once more what is quantized already and cannot
-    be carried unchanged.
+    their matrix's mean. `hessian` is a safetensors file of the second moments of matrices' inputs,
+    by which codes are chosen with error feedback. `allow_requantize` quantizes once more what is
+    quantized already and cannot be carried unchanged.
 
     GGUF: `override_kv` are metadata "KEY=TYPE:VALUE" in the place of the source's. `prune_layers`,
     numbers of layers, leaves these out of a GGUF file that is made of another one.
@@ -398,6 +402,7 @@ def plan(
     leave_output_tensor: bool = False,
     pure: bool = False,
     imatrix: StrPath | None = None,
+    hessian: StrPath | None = None,
     include_weights: str | Sequence[str] | None = (),
     exclude_weights: str | Sequence[str] | None = (),
     override_kv: str | Sequence[str] | None = (),
@@ -485,6 +490,8 @@ def prepare(
     source = resolve_source(Path(source))
     graph, planned = lay_out_all(source, requests, options.source, context)
     planned = [replace(output, notes=(*output.notes, *notes)) for output in planned]
+    hessians = _hessians(options)
+    planned = [with_feedback(output, hessians) for output in planned]
     if not options.allow_requantize:
         check_requantized(planned)
     return plan_outputs(source, graph, planned, options)
@@ -580,6 +587,18 @@ def _importance(options: ConvertOptions) -> tuple[ImportanceMatrix | None, tuple
         return found, ()
     asked = option("include_weights" if included else "exclude_weights")
     return None, (f"{asked} leaves no entry of {whole.path}, so none is used",)
+
+
+def _hessians(options: ConvertOptions) -> Hessians | None:
+    """Index the second moments for error feedback, if there are any. Raises CheckpointError."""
+    if options.hessian is None:
+        return None
+    if options.prune_layers:
+        raise RequestError(
+            f"{option('prune_layers')} gives layers other numbers than {option('hessian', 'FILE')} "
+            "has: convert twice"
+        )
+    return read_hessians(options.hessian)
 
 
 def _check_useful(options: ConvertOptions, requests: Sequence[Request]) -> None:

@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
+from weightcast.quant.backend import Backend, CpuBackend
 from weightcast.quant.coded import Quantized, quantize_coded
 from weightcast.quant.cpu.library import (
     SourceValueError,
     bad_importance,
     dequantize_bytes,
-    quantize_matrix,
 )
 from weightcast.quant.cpu.metrics import measure_moments
 from weightcast.quant.cuda import arrays as cuda_arrays
+from weightcast.quant.feedback import ArrayFactors
 from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
 from weightcast.quant.metrics import MOMENTS, Errors, check_bytes, check_rows, of_moments
 from weightcast.quant.names import type_named, weight_type_named
@@ -61,6 +62,8 @@ def quantize(
     importance: Importance | None = None,
     search: Rule = "ggml",
     effort: int | None = None,
+    *,
+    hessian: Any | None = None,
 ) -> Quantized: ...
 @overload
 def quantize(
@@ -69,6 +72,8 @@ def quantize(
     importance: Importance | None = None,
     search: Rule = "ggml",
     effort: int | None = None,
+    *,
+    hessian: Any | None = None,
 ) -> NDArray[np.uint8]: ...
 @overload
 def quantize(
@@ -77,6 +82,8 @@ def quantize(
     importance: Importance | None = None,
     search: Rule = "ggml",
     effort: int | None = None,
+    *,
+    hessian: Any | None = None,
 ) -> Any: ...
 def quantize(
     x: Any,
@@ -84,6 +91,8 @@ def quantize(
     importance: Importance | None = None,
     search: Rule = "ggml",
     effort: int | None = None,
+    *,
+    hessian: Any | None = None,
 ) -> Any:
     """Quantize weights [..., out, in] of float32, float16 or bfloat16; [in] is one row.
 
@@ -105,10 +114,16 @@ def quantize(
     types use then but plain floats. `effort` is 1, 2 (the default) or 3: more takes longer and
     gains a little.
 
+    `hessian` are the second moments of the matrices' inputs, the sum of x x' over some tokens: [in,
+    in] for all matrices, or [..., in, in]. Codes are then chosen with error feedback (GPTQ), which
+    makes the errors of the products with such inputs less, never more; its diagonal is the
+    importance if no other is given. Matrices for which all of it is 0 are made without, and so are
+    plain floats, Q8_0, 8-bit floats, IQ1 to IQ3, ternary types, Q1_0 and Q2_0.
+
     Raises LayoutError for unknown types, other dtypes, rows that do not fill blocks or groups, NaN,
-    infinity and values beyond the type's range with their place, and importance that is missing,
-    negative or of another shape; RequestError for another search or effort; DeviceError if a device
-    cannot be used.
+    infinity and values beyond the type's range with their place, importance that is missing,
+    negative or of another shape, and a hessian that is none, or of another shape; RequestError for
+    another search or effort; DeviceError if a device cannot be used.
 
     >>> weights = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     >>> weightcast.quantize(weights, "Q4_K").shape
@@ -121,28 +136,38 @@ def quantize(
     weight_type, rule = weight_type_named(type_name), parse_search(search, effort)
     if cuda_arrays.is_on_device(importance):
         importance = cuda_arrays.to_host(importance)
+    if cuda_arrays.is_on_device(hessian) or (hessian is not None and cuda_arrays.is_on_device(x)):
+        raise LayoutError("error feedback works in this machine's memory: copy the arrays there")
     if not isinstance(weight_type, QuantType):
         if cuda_arrays.is_on_device(x):
             raise LayoutError(f"{type_name} is made in this machine's memory: copy the array there")
-        return quantize_coded(x, weight_type, importance, rule)
+        return quantize_coded(x, weight_type, importance, rule, hessian)
     if cuda_arrays.is_on_device(x):
         shape = cuda_arrays.shape_of(x)
         weights = None if importance is None else as_importance(importance, shape)
         return cuda_arrays.quantize(x, weight_type, weights, rule)
-    return like(x, _quantized(as_source(x), weight_type, importance, rule))
+    return like(x, _quantized(as_source(x), weight_type, importance, rule, hessian))
 
 
 def _quantized(
-    array: NDArray[Any], quant_type: QuantType, importance: Importance | None, search: Search
+    array: NDArray[Any],
+    quant_type: QuantType,
+    importance: Importance | None,
+    search: Search,
+    hessian: Any | None,
 ) -> NDArray[np.uint8]:
     if array.ndim == 1:
-        return _quantized(array[None, :], quant_type, importance, search).reshape(-1)
+        return _quantized(array[None, :], quant_type, importance, search, hessian).reshape(-1)
     factors = None if importance is None else as_importance(importance, array.shape)
+    moments = None if hessian is None else ArrayFactors(hessian, array.shape)
     result = np.empty((*array.shape[:-1], quant_type.row_bytes(array.shape[-1])), np.uint8)
     for index in np.ndindex(array.shape[:-2]):
         weights = None if factors is None else factors[index]
+        backend: Backend = CpuBackend()
+        if moments is not None:
+            backend, weights = moments.backend(index, weights)
         try:
-            quantize_matrix(matrix_of(array[index]), quant_type, result[index], weights, search)
+            backend.quantize(matrix_of(array[index]), quant_type, result[index], weights, search)
         except SourceValueError as error:
             raise error.at(index) from None
     return result

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
+from weightcast.quant.backend import Backend, CpuBackend
 from weightcast.quant.cpu.library import SourceValueError, dequantize_bytes
+from weightcast.quant.feedback import ArrayFactors
 from weightcast.quant.fp4 import SCALED_ELEMENTS, join_blocks, split_blocks
 from weightcast.quant.fp8 import Fp8Rows, dequantize_fp8, quantize_fp8
-from weightcast.quant.groups import Groups, dequantize_groups, quantize_groups
+from weightcast.quant.groups import Groups, dequantize_groups
 from weightcast.quant.host import CODES, as_importance, as_numpy, as_source, like, matrix_of
 from weightcast.quant.metrics import check_bytes
 from weightcast.quant.names import CodedType, weight_type_named
@@ -186,7 +188,11 @@ def _values(
 
 
 def quantize_coded(
-    x: Any, weight_type: CodedType, importance: Any | None, search: Search = GGML
+    x: Any,
+    weight_type: CodedType,
+    importance: Any | None,
+    search: Search = GGML,
+    hessian: Any | None = None,
 ) -> Quantized:
     """Quantize weights [..., out, in] of this machine's memory; see `arrays.quantize`."""
     array = as_source(x)
@@ -194,11 +200,15 @@ def quantize_coded(
         raise LayoutError(f"an array of {list(array.shape)} has no values to quantize")
     factors = None if importance is None else as_importance(importance, array.shape)
     planes = array[None] if array.ndim == 1 else array
+    moments = None if hessian is None else ArrayFactors(hessian, planes.shape)
     found = []
     for index in np.ndindex(planes.shape[:-2]):
         weights = None if factors is None else factors[index]
+        backend: Backend = CpuBackend()
+        if moments is not None:
+            backend, weights = moments.backend(index, weights)
         try:
-            found.append(_coded(planes[index], weight_type, weights, search))
+            found.append(_coded(planes[index], weight_type, weights, search, backend))
         except SourceValueError as error:
             raise error.at(index) from None
     shape = array.shape[: max(array.ndim - 2, 0)]
@@ -223,9 +233,10 @@ def _coded(
     weight_type: CodedType,
     importance: NDArray[np.float32] | None,
     search: Search,
+    backend: Backend,
 ) -> Groups:
     if isinstance(weight_type, GroupType):
-        return quantize_groups(
+        return backend.quantize_groups(
             matrix_of(plane), weight_type, importance, effort=search.group_effort
         )
     values = np.ascontiguousarray(plane, np.float32)

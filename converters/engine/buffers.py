@@ -6,6 +6,7 @@ import contextlib
 import mmap
 from dataclasses import dataclass
 
+from weightcast.converters.engine.factors import KEPT_FACTORS
 from weightcast.converters.engine.panels import panel_bytes
 from weightcast.converters.plan import Plan, TaskBytes, Tiling, Workers, largest_task
 from weightcast.converters.plan import budget as memory
@@ -60,10 +61,17 @@ class MemoryEstimate:
     staged: int = 0
 
 
+def _factor_bytes(plan: Plan) -> int:
+    """Count the bytes of the factors that are kept for error feedback."""
+    moments = {d.moments for item in plan.items for d in item.destinations if d.moments is not None}
+    return sum(sorted(8 * found.n_in**2 for found in moments)[-KEPT_FACTORS:])
+
+
 def memory_estimate(plan: Plan, workers: Workers) -> MemoryEstimate:
     """Estimate the memory that buffers take; on devices those of `host` are page-locked."""
     sizes = buffer_sizes(plan, workers)
     host, staged = 2 * sizes.slab + workers.count * sizes.rows, sum(sizes.panels)
+    host += _factor_bytes(plan)
     if not workers.devices.cuda:
         return MemoryEstimate(host, 0, staged)
     backends = -(-workers.count // len(workers.devices.cuda))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.converters.engine.factors import FactorCache
 from weightcast.converters.engine.panels import write_segment
 from weightcast.converters.engine.tasks import Task, TaskResult, Worker
 from weightcast.converters.graph.read import Slab, named, read_run
@@ -36,6 +37,7 @@ class RowConverter:
     plan: Plan
     files: OutputFiles
     measuring: Measuring | None
+    factors: FactorCache = field(default_factory=FactorCache)
 
     def convert(self, worker: Worker, task: Task, destination: Destination) -> TaskResult:
         """Make the rows of a task for a destination, and write them, but for what goes to a panel.
@@ -89,7 +91,7 @@ class RowConverter:
         target = worker.buffer if nbytes <= len(worker.buffer) else bytearray(nbytes)
         rows = np.frombuffer(target, np.uint8, nbytes)
         source, importance = task.matrix, destination.importance
-        backend = worker.backend
+        backend = self.factors.backend(worker.backend, destination.moments)
         baseline = Baseline.STORED
         if self.measuring is None:
             counts = backend.quantize(
@@ -117,7 +119,7 @@ class RowConverter:
             task.item.view.shape[0],
             task.out0,
             destination.importance,
-            worker.backend,
+            self.factors.backend(worker.backend, destination.moments),
             slot.place,
             None if measuring is None else measuring.baseline_of(destination),
         )

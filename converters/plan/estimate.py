@@ -26,6 +26,7 @@ from weightcast.converters.plan.tiling import keeps_bytes
 from weightcast.converters.plan.workers import Workers
 from weightcast.errors import CheckpointError
 from weightcast.quant.backend import CpuBackend
+from weightcast.quant.cpu.feedback import factor_hessian
 from weightcast.quant.cpu.library import Matrix
 from weightcast.quant.devices import Devices
 from weightcast.quant.types import F32, I8
@@ -40,6 +41,8 @@ _WORK_SECONDS: Final = 0.005
 # Multiples of all groups and squares.
 _MOST_IN: Final = 4096
 _ROWS: Final = (128, 1024)
+# The size of a matrix that is factored to see how fast that is.
+_FACTORED: Final = 768
 # Bytes a second that the system itself copies out of and into its cache, on one core, where it has
 # to find new pages and where it has used ones: rough, of the right size for the CPU time of
 # conversions to Q8_0.
@@ -75,6 +78,7 @@ def estimate(plan: Plan, workers: Workers) -> Estimate:
     out_of, into = _COPIES["used" if plan.outgrows_cache else "new"]
     copying = plan.read_bytes / out_of + plan.write_bytes / into
     compute_s = _kernel_seconds(plan, workers.devices) + copying / cores
+    compute_s += _feedback_seconds(plan, min(workers.count, cores))
     on_disks = read_s + write_s if _is_one_disk(plan) else max(read_s, write_s)
     return Estimate(read_s, compute_s, write_s, max(on_disks, compute_s), rate)
 
@@ -137,6 +141,29 @@ def _kernel_seconds(plan: Plan, devices: Devices) -> float:
             examples.setdefault(key, (item, destination))
     seconds = sum(n * _seconds_a_weight(*examples[key]) for key, n in weights.items())
     return seconds / len(os.sched_getaffinity(0))
+
+
+def _feedback_seconds(plan: Plan, cores: int) -> float:
+    """Seconds of error feedback: all cores round, one factors each matrix of second moments."""
+    rounded, moments = 0, set()
+    for item in plan.items:
+        for destination in item.destinations:
+            if destination.moments is not None:
+                # Each weight twice, to compare what codes cost, with half of the columns.
+                rounded += (item.out1 - item.out0) * item.view.shape[1] ** 2
+                moments.add(destination.moments)
+    if not moments:
+        return 0.0
+    factored = sum(_products(found.n_in) for found in moments)
+    start = time.perf_counter()
+    factor_hessian(np.eye(_FACTORED))
+    a_product = (time.perf_counter() - start) / _products(_FACTORED)
+    return (rounded / cores + factored) * a_product
+
+
+def _products(n: int) -> float:
+    """Count the multiplications that factor a matrix [n, n]."""
+    return n**3 / 6
 
 
 def _seconds_a_weight(item: WorkItem, destination: Destination) -> float:

@@ -21,6 +21,7 @@ from weightcast.converters.plan.budget import Budget, budget_of
 from weightcast.converters.recipes import is_quantized
 from weightcast.converters.sources import Inputs
 from weightcast.converters.targets.target import Output, Packed
+from weightcast.formats.hessians import StoredMoments
 from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType
 
@@ -31,7 +32,8 @@ class Destination:
 
     `importance`, float32 [in], is what weighs the columns; `is_copied` says that the stored bytes
     go there as they are; what is `packed` goes to several places. Weights are the rows times the
-    `factor` that lies beside them; `search` is the rule that makes them.
+    `factor` that lies beside them; `search` is the rule that makes them. With `moments`, codes are
+    chosen with error feedback.
     """
 
     output: int
@@ -45,6 +47,7 @@ class Destination:
     packed: Packed | None = None
     stays_float: bool = False  # a norm, a router: nothing rounds it
     factor: float = 1.0
+    moments: StoredMoments | None = field(default=None, compare=False, repr=False)
     search: Search = GGML
 
     @property
@@ -164,6 +167,7 @@ def make_plan(
                         stays_float=not is_quantized(planned.gguf_name, planned.tensor.shape),
                         factor=_factor(planned.factors, n),
                         search=output.request.search,
+                        moments=planned.moments[n] if planned.moments else None,
                     )
                 )
                 if planned.packed is None:

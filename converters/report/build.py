@@ -74,6 +74,7 @@ class MeasuredOutput:
     tensors: tuple[MeasuredTensor, ...]
     recipe: AppliedRecipe
     imatrix: str | None = None
+    hessian: str | None = None
 
 
 def build_report(
@@ -108,6 +109,7 @@ def _output(output: MeasuredOutput) -> OutputErrors:
         total=_total_metrics(total, output.tensors),
         roles=tuple(_role(role, tensors) for role, tensors in roles.items()),
         tensors=tuple(_tensor(tensor) for tensor in output.tensors),
+        hessian=output.hessian,
     )
 
 

@@ -144,7 +144,8 @@ class Measuring:
 
     def compares(self, destination: Destination) -> bool:
         """Tell whether rows for a destination are made by ggml's rule as well."""
-        return self._compares_search and destination.is_least_error
+        has_moments = destination.moments is not None  # which make other errors less
+        return self._compares_search and destination.is_least_error and not has_moments
 
     def add_ggmls(self, destination: Destination, row0: int, errors: Errors) -> None:
         """Add the errors of rows [row0, ...) as ggml's rule makes them."""

@@ -157,7 +157,8 @@ def _details(verdict: Verdict) -> Iterator[str]:
     yield f"<details><summary>{_code(entry.label, html=True)} in detail</summary>"
     yield ""
     imatrix = "none" if output.imatrix is None else _code(output.imatrix)
-    yield f"Recipe: {_code(recipe_text(output))}. Importance matrix: {imatrix}."
+    feedback = "" if output.hessian is None else f" Error feedback: {_code(output.hessian)}."
+    yield f"Recipe: {_code(recipe_text(output))}. Importance matrix: {imatrix}.{feedback}"
     for rule in output.recipe.rules:
         yield f"- {_code(rule.pattern)} is {_code(rule.type)} ({_code(rule.origin)})"
     yield ""

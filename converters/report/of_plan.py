@@ -47,6 +47,7 @@ def _output(number: int, output: Output, measured: Matrices) -> MeasuredOutput:
         tensors=tuple(tensors.values()),
         recipe=AppliedRecipe(request.type_name, request.pure, tuple(rules)),
         imatrix=None if imatrix is None else str(imatrix.path),
+        hessian=None if output.feedback is None else str(output.feedback.hessians.path),
     )
 
 

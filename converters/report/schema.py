@@ -289,10 +289,10 @@ class AppliedRecipe:
 class OutputErrors:
     """Errors of one output, or of whatever else was measured: a file or a directory.
 
-    `path`, `container` and `type` say what was measured, `recipe` and `imatrix` how it was made.
-    `bytes` are those of all its files, `tensor_bytes` and `bits_per_weight` of the tensors alone.
-    `total` has the errors of all tensors together, `roles` those of each kind of tensor, and
-    `tensors` those of each.
+    `path`, `container` and `type` say what was measured, `recipe`, `imatrix` and `hessian` how it
+    was made. `bytes` are those of all its files, `tensor_bytes` and `bits_per_weight` of the
+    tensors alone. `total` has the errors of all tensors together, `roles` those of each kind of
+    tensor, and `tensors` those of each.
     """
 
     path: str
@@ -309,6 +309,10 @@ class OutputErrors:
         About("of all tensors of a role together, in the order of their first tensor", key="kinds"),
     ]
     tensors: tuple[TensorErrors, ...]
+    hessian: Annotated[
+        str | None,
+        About("the second moments for error feedback; absent without", optional=True),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

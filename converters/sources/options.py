@@ -519,6 +519,19 @@ class ConvertOptions:
             group="precision",
         ).metadata,
     )
+    hessian: str | Path | None = field(
+        default=None,
+        metadata=Option(
+            "--hessian",
+            "Second moments of inputs (safetensors): choose codes with error feedback.",
+            "input",
+            metavar="FILE",
+            forms=("gguf", "packed"),
+            provenance=32,
+            card=32,
+            group="precision",
+        ).metadata,
+    )
     importance_floor: str | float | None = field(
         default=None,
         metadata=Option(

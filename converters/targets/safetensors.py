@@ -283,7 +283,15 @@ def _planned(
         rows = rows[item.expert : item.expert + 1]
     first = min(offsets[entry.name] for entry in item.entries)
     return PlannedTensor(
-        item.tensor, item.type, file, first, rows, packed, item.place.name, (item.factor,)
+        item.tensor,
+        item.type,
+        file,
+        first,
+        rows,
+        packed,
+        item.place.name,
+        (item.factor,),
+        expert=item.expert,
     )
 
 

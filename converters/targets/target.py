@@ -6,7 +6,7 @@ Every file's header, size and offsets are known before a weight is read.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -31,10 +31,11 @@ from weightcast.converters.sources import Form
 from weightcast.converters.targets.packing import Packing
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.formats.hessians import Hessians, StoredMoments
 from weightcast.formats.tokenizer import Vocabulary
 from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType, WeightType
-from weightcast.text import bytes_text, count, option
+from weightcast.text import bytes_text, count, option, some
 
 # In bytes: "Storage limits and recommendations" of the Hugging Face Hub.
 _HUB_RECOMMENDS: Final = 50 * 10**9
@@ -197,8 +198,9 @@ class Packed:
 class PlannedTensor:
     """A tensor of an output and its place: index of the file, byte offset in it.
 
-    `importance`, float32 [matrices, in], weighs the errors of its columns. What is `packed` has
-    several places, and `type` is that of the values that are packed.
+    `importance`, float32 [matrices, in], weighs the errors of its columns; `moments`, one for each
+    matrix, are for error feedback. What is `packed` has several places, and `type` is that of the
+    values that are packed. `expert` is the number of the matrix in the GGUF tensor that it is of.
     """
 
     tensor: Tensor
@@ -209,6 +211,8 @@ class PlannedTensor:
     packed: Packed | None = None
     gguf: str = ""  # its name there, if that is another one
     factors: tuple[float, ...] = ()  # that lie beside it, one or one for each matrix
+    moments: tuple[StoredMoments | None, ...] = ()
+    expert: int | None = None
 
     @property
     def gguf_name(self) -> str:
@@ -224,6 +228,45 @@ class PlannedTensor:
             n_out, n_in = self.tensor.shape
             return sum(part.nbytes for part in self.packed.packing.parts(n_out, n_in))
         return self.type.nbytes(self.tensor.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackMap:
+    """What a file of second moments is used for in an output, by GGUF name.
+
+    `missing` tensors have no entry, `without` are of types without feedback, and no token reached
+    the matrices in `unused`.
+    """
+
+    hessians: Hessians
+    missing: tuple[str, ...]
+    without: tuple[str, ...]
+    unused: Mapping[str, tuple[int, ...]]
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the file that was used, as JSON values."""
+        return {
+            "file": str(self.hessians.path),
+            "tokens": self.hessians.tokens,
+            "entries": len(self.hessians.entries),
+            "missing": list(self.missing),
+            "without_feedback": list(self.without),
+            "unused_experts": {name: list(found) for name, found in self.unused.items()},
+        }
+
+    def notes(self) -> Iterator[str]:
+        """List what the user should know."""
+        path = self.hessians.path
+        if self.missing:
+            missing = count(len(self.missing), "quantized tensor")
+            yield f"{path} has no entry for {missing}, made without feedback: {some(self.missing)}"
+        if self.without:
+            of = count(len(self.without), "tensor")
+            yield f"of types without error feedback: {of}, for example {self.without[0]}"
+        if self.unused:
+            examples = [f"{name} {list(found)}" for name, found in self.unused.items()]
+            experts = count(sum(map(len, self.unused.values())), "expert")
+            yield f"{path} has zeros for {experts}, made without feedback: {some(examples)}"
 
 
 @dataclass(frozen=True)
@@ -242,6 +285,7 @@ class Output:
     importance: ImportanceMap = field(default_factory=ImportanceMap)
     constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
     tokenizer: Path | None = None
+    feedback: FeedbackMap | None = None
 
     @property
     def size(self) -> int:
@@ -272,6 +316,7 @@ class Output:
             "files": [{"name": file.path.name, "bytes": file.size} for file in self.files],
             "search": self.request.search.describe(),
             "importance": self.importance.describe(),
+            **({} if self.feedback is None else {"feedback": self.feedback.describe()}),
             "notes": list(self.notes),
         }
 

@@ -30,12 +30,15 @@ from weightcast.converters.compare import (
     stream_rows,
     tiling_of,
 )
+from weightcast.converters.engine import FactorCache
 from weightcast.converters.graph.read import Slab
 from weightcast.converters.plan import Tiling
 from weightcast.converters.report.collector import Collector, MatrixErrors
 from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.rows import RowComparison, compare, packing_of
 from weightcast.errors import CheckpointError
+from weightcast.formats.hessians import StoredMoments
+from weightcast.quant.backend import CpuBackend
 from weightcast.quant.metrics import MOMENTS, Baseline, Errors, of_moments
 from weightcast.quant.search import GGML, Search
 
@@ -92,18 +95,20 @@ def _work(tensors: Sequence[TensorMatch], sample: Sample) -> Iterator[PairedRows
 def check_content(
     tensors: Sequence[TensorMatch],
     importance: Mapping[str, NDArray[np.float32]],
+    moments: Mapping[str, tuple[StoredMoments | None, ...]],
     *,
     jobs: int,
     sample: Sample = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
     search: Search = GGML,
 ) -> dict[Key, MatrixCheck]:
-    """Compare tensors with what they ought to hold; `importance` is by name, [matrices, in].
+    """Compare tensors with what they ought to hold.
 
+    `importance`, [matrices, in], and `moments`, one for each matrix, are by name.
     `sample` is `chosen_rows`'s. Holds two slabs of each side and a few tasks. Raises
     CheckpointError if the source cannot be read or converted.
     """
-    check = _ContentCheck(tensors, importance, tiling_of(jobs), search)
+    check = _ContentCheck(tensors, importance, moments, tiling_of(jobs), search)
     work = list(_work(tensors, sample))
     stream_rows(work, check.read, check.compare, jobs, on_progress)
     return check.finished()
@@ -116,11 +121,14 @@ class _ContentCheck:
         self,
         tensors: Sequence[TensorMatch],
         importance: Mapping[str, NDArray[np.float32]],
+        moments: Mapping[str, tuple[StoredMoments | None, ...]],
         tiling: Tiling,
         search: Search,
     ) -> None:
         self._tensors = tensors
         self._importance = importance
+        self._moments = moments
+        self._factors = FactorCache()
         self._tiling = tiling
         self._search = search
         self._lock = Lock()
@@ -147,7 +155,8 @@ class _ContentCheck:
     def compare(self, task: PairedTask) -> None:
         """Compare rows with what they can have been made from, and measure them."""
         key = task.rows.key
-        comparison = compare(task, self._weights(key), self._search)
+        backend = self._factors.backend(CpuBackend(), self._moments_of(key))
+        comparison = compare(task, self._weights(key), backend, self._search)
         made = measure_rows(task.source, task.output, task.row0, task.row1, Baseline.STORED)
         factor = self._tensors[key[0]].factor_of(key[1])
         made = made.times(factor)
@@ -163,6 +172,11 @@ class _ContentCheck:
         """Find the importance of a matrix; all experts of a tensor can share one row."""
         rows = self._importance.get(self._tensors[key[0]].name)
         return None if rows is None else rows[min(key[1], len(rows) - 1)]
+
+    def _moments_of(self, key: Key) -> StoredMoments | None:
+        """Find the second moments of the inputs of a matrix, if it was made with such."""
+        found = self._moments.get(self._tensors[key[0]].name, ())
+        return found[min(key[1], len(found) - 1)] if found else None
 
     def finished(self) -> dict[Key, MatrixCheck]:
         """Return the findings about all matrices."""

@@ -21,6 +21,7 @@ from weightcast.converters.recipes import (
     recipe_named,
 )
 from weightcast.converters.sources import SourceOptions, container_of, open_as_it_is
+from weightcast.converters.targets.feedback import with_feedback
 from weightcast.converters.targets.gguf_metadata import FILE_TYPE_KEY, QUANTIZATION_VERSION_KEY
 from weightcast.converters.targets.gguf_parts import lay_out_split
 from weightcast.converters.targets.lay_out import lay_out_all
@@ -31,6 +32,7 @@ from weightcast.errors import CheckpointError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.formats.hessians import Hessians
 from weightcast.formats.split import SPLIT_NAME, PartLimits
 from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES, WeightType
@@ -54,6 +56,7 @@ class Asked:
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     pruned: tuple[int, ...] = ()
     search: Search = GGML
+    hessians: Hessians | None = None
 
 
 def expected_layout(
@@ -86,6 +89,7 @@ def expected_layout(
                 request = replace(request, directory=request.directory.with_rules(types))
         if overrides or len(structure.files) != len(output.files):
             output = _lay_out(source, request, given, _split_bytes(structure), imatrix)
+        output = with_feedback(output, asked.hessians)
     except CheckpointError as problem:
         return ExpectedLayout(None, str(problem))
     return ExpectedLayout(output)

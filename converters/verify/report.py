@@ -20,6 +20,7 @@ from weightcast.converters.verify.expected import recipe_of
 from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.structure import Structure
 from weightcast.formats.gguf.imatrix import ImportanceMatrix
+from weightcast.formats.hessians import Hessians
 from weightcast.quant.metrics import Baseline
 
 
@@ -27,6 +28,7 @@ def errors_report(
     structure: Structure,
     graph: TensorGraph,
     imatrix: ImportanceMatrix | None,
+    hessians: Hessians | None,
     tensors: Sequence[TensorMatch],
     checks: Mapping[Key, MatrixCheck],
 ) -> Report:
@@ -50,6 +52,7 @@ def errors_report(
         tensors=tuple(measured_tensors),
         recipe=AppliedRecipe(type_name),
         imatrix=None if imatrix is None else str(imatrix.path),
+        hessian=None if hessians is None else str(hessians.path),
     )
     return build_report(graph, Baseline.STORED, [output])
 

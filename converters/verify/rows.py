@@ -19,8 +19,8 @@ from weightcast.converters.targets.packing import Packing
 from weightcast.errors import LayoutError
 from weightcast.formats.array import StoredArray, read_stored
 from weightcast.formats.packed.layout import Segment
-from weightcast.quant.backend import CpuBackend, as_matrix
-from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError, quantize_matrix
+from weightcast.quant.backend import Backend, as_matrix
+from weightcast.quant.cpu.library import Blocks, Matrix, SourceValueError
 from weightcast.quant.cpu.metrics import measure_matrix
 from weightcast.quant.metrics import Errors
 from weightcast.quant.search import GGML, Search
@@ -54,15 +54,18 @@ class RowComparison:
 
 
 def compare(
-    task: PairedTask, importance: NDArray[np.float32] | None, search: Search = GGML
+    task: PairedTask,
+    importance: NDArray[np.float32] | None,
+    backend: Backend,
+    search: Search = GGML,
 ) -> RowComparison:
     """Make rows again and compare them; those of a `search` may be ggml's all the same.
 
     Raises CheckpointError if the source cannot be read.
     """
-    found = _compare(_Requantized(task, importance, search))
+    found = _compare(_Requantized(task, importance, backend, search))
     if found.origin is None and search != GGML:
-        by_ggml = _compare(_Requantized(task, importance, GGML))
+        by_ggml = _compare(_Requantized(task, importance, backend, GGML))
         found = found if by_ggml.origin is None else by_ggml
     return found
 
@@ -92,9 +95,14 @@ class _Requantized:
     """Rows of an artifact, quantized again from each origin."""
 
     def __init__(
-        self, task: PairedTask, importance: NDArray[np.float32] | None, search: Search
+        self,
+        task: PairedTask,
+        importance: NDArray[np.float32] | None,
+        backend: Backend,
+        search: Search,
     ) -> None:
         self._task = task
+        self._backend = backend
         self._search = search
         self._source = task.source.matrix(task.row0, task.row1)
         self._output = task.rows.output
@@ -188,7 +196,7 @@ class _Requantized:
         importance = self._importance
         if importance is None and quant_type.importance == "required":
             importance = np.ones(source.n_in, np.float32)
-        quantize_matrix(as_matrix(source), quant_type, made, importance, self._search)
+        self._backend.quantize(source, quant_type, made, importance, self._search)
         return made
 
     def _packed_difference(self, origin: str) -> tuple[int, int, int | None]:
@@ -213,12 +221,12 @@ class _Requantized:
         packing = replace(packing, keeps_codes=keeps_codes, allow_requantize=True)
         n_out, start = self._output.shape[0], self._task.start
         try:
-            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
+            made = packing.pack(source, n_out, start, self._importance, self._backend)
         except LayoutError:
             if not keeps_codes:
                 raise
             packing = replace(packing, keeps_codes=False)  # groups straddle the source's
-            made = packing.pack(source, n_out, start, self._importance, CpuBackend())
+            made = packing.pack(source, n_out, start, self._importance, self._backend)
         return list(made.segments)
 
     def _packing_for(self, origin: str) -> Packing:
@@ -261,7 +269,7 @@ class _Requantized:
         coding, weight_type = self._packing.layout.coding, self._packing.type
         source = as_matrix(self._made_of(origin))
         made = coding.quantize(
-            source, weight_type, self._importance, CpuBackend(), None, self._search
+            source, weight_type, self._importance, self._backend, None, self._search
         )
         return measure_matrix(matrix, *coding.values(made.rows, weight_type))
 

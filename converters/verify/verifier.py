@@ -61,6 +61,7 @@ from weightcast.formats.array import StoredArray, read_into
 from weightcast.formats.directory import entries
 from weightcast.formats.gguf.factors import Factors, read_factors
 from weightcast.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
+from weightcast.formats.hessians import StoredMoments, read_hessians
 from weightcast.formats.safetensors import read_header_metadata
 from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES
@@ -75,6 +76,7 @@ def verify(
     spec: str | os.PathLike[str] | None = None,
     lora: Adapters = (),
     imatrix: str | os.PathLike[str] | None = None,
+    hessian: str | os.PathLike[str] | None = None,
     include_weights: str | Sequence[str] | None = (),
     exclude_weights: str | Sequence[str] | None = (),
     importance_floor: str | float | None = None,
@@ -88,11 +90,12 @@ def verify(
 
     `artifact` is a GGUF file (a split one by any of its files, or by the name that all go by) or a
     safetensors file or directory, `source` what it was made of, `imatrix` the importance matrix
-    that was used, `lora` the adapters that were merged, as `convert` takes them. What
-    `include_weights`, `exclude_weights`, `importance_floor`, `override_kv` and `prune_layers` the
-    conversion was given, must be given here too. `sample` takes only some rows of each matrix:
-    their number, or a share below 1. `on_progress` is called with a `weightcast.Progress`, from any
-    thread, one call at a time; what it raises ends the verification and is raised here.
+    that was used, `hessian` the second moments, `lora` the adapters that were merged, as `convert`
+    takes them. What `include_weights`, `exclude_weights`, `importance_floor`, `override_kv` and
+    `prune_layers` the conversion was given, must be given here too. `sample` takes only some rows
+    of each matrix: their number, or a share below 1. `on_progress` is called with a
+    `weightcast.Progress`, from any thread, one call at a time; what it raises ends the verification
+    and is raised here.
 
     What is wrong with the artifact are problems of the result. Raises CheckpointError if nothing
     can be verified, RequestError for arguments that make no sense.
@@ -111,11 +114,17 @@ def verify(
     excluded = listed_texts("exclude_weights", exclude_weights)
     floor = parse_share(importance_floor)
     overrides = read_overrides_kv(listed_texts("override_kv", override_kv))
-    asked = Asked(overrides, parse_layers(prune_layers))
+    moments = as_optional_path(hessian, "hessian")
+    asked = Asked(
+        overrides,
+        parse_layers(prune_layers),
+        hessians=None if source is None or moments is None else read_hessians(moments),
+    )
     adapters = listed_lora(lora)
     made_with = {
         "sample": sample is not None,
         "imatrix": imatrix is not None,
+        "hessian": hessian is not None,
         "override_kv": asked.metadata,
         "prune_layers": asked.pruned,
         "lora": adapters,
@@ -389,6 +398,7 @@ class _Verifier:
         checks = check_content(
             tensors,
             _importance(layout, tensors),
+            _moments(layout, tensors),
             jobs=self._jobs,
             sample=self._sample,
             on_progress=self._meter.start("verify", read_bytes(tensors, self._sample)),
@@ -400,7 +410,7 @@ class _Verifier:
         self._matrices = found.counts
         if self._sample is not None:
             self._unchecked.append("rows that are not in the sample")
-        return errors_report(self._structure, graph, imatrix, tensors, checks)
+        return errors_report(self._structure, graph, imatrix, asked.hessians, tensors, checks)
 
 
 def _recorded(structure: Structure) -> Search:
@@ -432,6 +442,17 @@ def _importance(
     planned = {tensor.tensor.name: tensor.importance for tensor in layout.output.tensors}
     found = {tensor.name: planned.get(planned_name(tensor, layout.output)) for tensor in tensors}
     return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def _moments(
+    layout: ExpectedLayout, tensors: Sequence[TensorMatch]
+) -> dict[str, tuple[StoredMoments | None, ...]]:
+    """The second moments that a conversion rounds each tensor by, by its name in the artifact."""
+    output = layout.output
+    if output is None:
+        return {}
+    planned = {tensor.tensor.name: tensor.moments for tensor in output.tensors}
+    return {tensor.name: planned.get(planned_name(tensor, output), ()) for tensor in tensors}
 
 
 def _is_another_member(structure: Structure, family: Family) -> bool:

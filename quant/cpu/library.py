@@ -21,19 +21,21 @@ ABI_VERSION = 6
 LIBRARY_NAME = f"lib/libweightcast.so.{ABI_VERSION}"
 OK, BAD_TYPE, BAD_SHAPE, NOT_FINITE, OVERFLOW, NEEDS_IMPORTANCE = range(6)
 BAD_IMPORTANCE, MISCOMPILED, INEXACT_SCALE, NOT_CARRIED, NULL_ARGUMENT, NO_MEMORY = range(6, 12)
-BAD_ARGUMENT = 12
+BAD_ARGUMENT, NOT_DEFINITE = 12, 13
 # Functions that return a status.
 _CHECKED: Final = (
     "carry_groups",
     "check_carried",
     "dequantize",
     "dequantize_groups",
+    "factor_hessian",
     "measure",
     "measure_groups",
     "quantize",
     "quantize_and_measure_groups",
     "quantize_groups",
     "quantize_least_error",
+    "round_with_feedback",
     "self_test",
     "transpose",
 )

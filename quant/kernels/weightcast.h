@@ -89,8 +89,9 @@ enum {
   WEIGHTCAST_NOT_CARRIED = 9,      /* weightcast_check_carried: a code or scale differs from the source's */
   WEIGHTCAST_NULL_ARGUMENT = 10,   /* a pointer that would be read or written is NULL */
   WEIGHTCAST_NO_MEMORY = 11,       /* the buffers of a call (see above) could not be allocated */
-  WEIGHTCAST_BAD_ARGUMENT = 12     /* the baseline or the effort is not known, or a reserved
+  WEIGHTCAST_BAD_ARGUMENT = 12,    /* the baseline or the effort is not known, or a reserved
                                       field is not 0 */
+  WEIGHTCAST_NOT_DEFINITE = 13     /* weightcast_factor_hessian: not positive definite */
 };
 
 typedef struct {
@@ -265,6 +266,42 @@ WEIGHTCAST_API int32_t weightcast_quantize_and_measure_groups(
     const weightcast_source* source, const float* importance, int32_t baseline,
     const weightcast_group_type* type, const weightcast_groups* dst, weightcast_moments* moments,
     weightcast_result* result);
+
+/* Error feedback (GPTQ, https://arxiv.org/abs/2210.17323; as here in https://arxiv.org/abs/2307.13304): the
+ * codes of blocks or groups are chosen again, column after column, so that errors make up for each other in
+ * the products with a model's inputs. Scales and zero points stay. */
+
+/* Factor second moments H [n, n] of a matrix's inputs in place: the lower triangle holds M below the diagonal
+ * and T on it, with H = M T M', M unit lower triangular. Only the lower triangle is read. NOT_DEFINITE:
+ * a pivot is not positive and finite; add to the diagonal. */
+WEIGHTCAST_API int32_t weightcast_factor_hessian(double* hessian, int64_t n);
+
+typedef struct {
+  const double* values;  /* [n, n], of weightcast_factor_hessian */
+  const int64_t* order;  /* [n]: row k of the factor is input column order[k]. They are rounded from the last
+                            to the first: put those whose moments are largest at the end. */
+  int64_t n;             /* n_in */
+} weightcast_factor;
+
+/* What codes stand for: steps * level + lows, for each group of columns of a row. */
+typedef struct {
+  const float* steps;   /* [n_out, n_in / group_size] */
+  const float* lows;    /* the same, or NULL: 0 */
+  const float* levels;  /* [n_levels], ascending; NULL: 0, 1, 2, ... */
+  int64_t group_size;   /* divides n_in */
+  int32_t n_levels;     /* 2 to 256 */
+  int32_t reserved;     /* 0 */
+} weightcast_grid;
+
+/* Choose codes [n_out, n_in], numbers of levels, of row-major weights [n_out, n_in] with error feedback; where a
+ * step is 0 they stay as they are, and everywhere if `choose` is 0. Writes to costs [n_out] what the errors E of
+ * each row cost: E H E'. `work` has room for WEIGHTCAST_FEEDBACK_DOUBLES(n_out, n_in). Rows do not depend
+ * on each other. */
+#define WEIGHTCAST_FEEDBACK_DOUBLES(n_out, n_in) (((n_out) + 7) / 8 * 8 * (n_in))
+WEIGHTCAST_API int32_t weightcast_round_with_feedback(const float* weights, int64_t n_out,
+                                                      const weightcast_factor* factor,
+                                                      const weightcast_grid* grid, int32_t choose,
+                                                      uint8_t* codes, double* work, double* costs);
 
 /* Transpose a matrix [rows, columns] of items of 1, 2 or 4 bytes to dst [columns, rows]. Strides between
  * rows are in items; both matrices are aligned to items and do not overlap. BAD_TYPE: another item

@@ -18,13 +18,13 @@ import pytest
 
 from tests.quant import compilers, instruction_sets
 from weightcast.quant import config
+from weightcast.quant.cpu import feedback, library
 from weightcast.quant.cpu import groups as group_library
-from weightcast.quant.cpu import library
 from weightcast.quant.search import EFFORTS
 from weightcast.quant.types import SOURCE_TYPES, TYPES
 
 ROOT = Path(__file__).parents[2]
-STATUSES = range(library.BAD_ARGUMENT + 1)
+STATUSES = range(library.NOT_DEFINITE + 1)
 STRICT_C = ("cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", *config.cflags())
 PROGRAM = """
 #include <stdio.h>
@@ -124,6 +124,9 @@ GROUPS = group_library._Groups(
     CODES.ctypes.data, SCALES.ctypes.data, ZEROS.ctypes.data, ctypes.c_int64(2)
 )
 RESULT = library._Result()
+HESSIAN, ORDER = np.eye(N), np.arange(N)
+FACTOR = feedback._Factor(HESSIAN.ctypes.data, ORDER.ctypes.data, N)
+GRID = feedback._Grid(SCALES.ctypes.data, None, None, N // 2, 16, 0)
 # The arguments of each function; None stands for importance, which may be NULL.
 CALLS: dict[str, tuple[object, ...]] = {
     "quantize": (F32, None, 8, ROWS, 34 * 2, RESULT),
@@ -137,6 +140,8 @@ CALLS: dict[str, tuple[object, ...]] = {
     "measure": (F32, None, 0, 8, ROWS, 34 * 2, MOMENTS),
     "measure_groups": (F32, None, 0, GROUP, GROUPS, MOMENTS),
     "transpose": (CODES, N, N, N, 1, ROWS, N),
+    "factor_hessian": (HESSIAN, N),
+    "round_with_feedback": (VALUES, N, FACTOR, GRID, 0, CODES, np.empty(N * N), np.empty(N)),
 }
 TAKES_SOURCE = [n for n, a in CALLS.items() if isinstance(a[0], library._Source)]
 
@@ -271,6 +276,46 @@ def test_groups_without_an_array_are_a_status(field, loaded):
         swap = {id(GROUPS): lacking, id(GROUP): asymmetric}
         given = [as_argument(swap.get(id(value), value)) for value in arguments]
         assert getattr(loaded, f"weightcast_{name}")(*given) == library.NULL_ARGUMENT, name
+
+
+@pytest.mark.parametrize(
+    ("of", "field", "value", "status"),
+    [
+        (FACTOR, "values", None, library.NULL_ARGUMENT),
+        (FACTOR, "order", None, library.NULL_ARGUMENT),
+        (FACTOR, "n", -1, library.BAD_SHAPE),
+        (GRID, "steps", None, library.NULL_ARGUMENT),
+        (GRID, "group_size", 0, library.BAD_SHAPE),
+        (GRID, "group_size", 3, library.BAD_SHAPE),
+        (GRID, "n_levels", 1, library.BAD_ARGUMENT),
+        (GRID, "n_levels", 257, library.BAD_ARGUMENT),
+        (GRID, "reserved", 1, library.BAD_ARGUMENT),
+    ],
+)
+def test_feedback_that_makes_no_sense_is_a_status(of, field, value, status, loaded):
+    other = type(of).from_buffer_copy(of)
+    setattr(other, field, value)
+    arguments = CALLS["round_with_feedback"]
+    given = [as_argument(other if argument is of else argument) for argument in arguments]
+    assert loaded.weightcast_round_with_feedback(*given) == status
+
+
+def test_columns_that_are_none_are_a_status(loaded):
+    for bad in (-1, N):
+        order = ORDER.copy()
+        order[5] = bad
+        wrong = feedback._Factor(HESSIAN.ctypes.data, order.ctypes.data, N)
+        arguments = CALLS["round_with_feedback"]
+        given = [as_argument(wrong if argument is FACTOR else argument) for argument in arguments]
+        assert loaded.weightcast_round_with_feedback(*given) == library.BAD_ARGUMENT
+
+
+@pytest.mark.parametrize("pivot", [0.0, -1.0, np.nan, np.inf])
+def test_a_pivot_that_is_not_positive_is_a_status(pivot, loaded):
+    hessian = np.eye(100)
+    hessian[70, 70] = pivot
+    status = loaded.weightcast_factor_hessian(*map(as_argument, (hessian, 100)))
+    assert status == library.NOT_DEFINITE
 
 
 def test_grid_tables_need_no_size(loaded):

@@ -4,6 +4,8 @@
 #include "abi/rows.h"
 
 #include "dequantize/rows.h"
+#include "feedback/factor.h"
+#include "feedback/rounding.h"
 #include "groups/driver.h"
 #include "groups/exact.h"
 #include "groups/measured.h"
@@ -85,12 +87,19 @@ const void* grid_tables(int32_t type, int64_t& nbytes) {
   }
 }
 
+int32_t round_with_feedback(const float* weights, int64_t n_out, const weightcast_factor& factor,
+                            const weightcast_grid& grid, bool choose, uint8_t* codes, double* errors,
+                            double* costs) {
+  return round_with_feedback({weights, n_out, factor, grid, choose, codes, errors, costs});
+}
+
 }  // namespace
 
 #define WC_NAME_OF(isa) #isa
 #define WC_NAME(isa) WC_NAME_OF(isa)
 extern const Kernels WC_OF_ISA(kernels) = {WC_NAME(WC_ISA), quantize, WC_OF_ISA(quantize_least_error), dequantize, measure,
                                          measure_groups, quantize_groups, quantize_and_measure_groups,
-                                         carry_groups, check_carried, dequantize_groups, grid_tables};
+                                         carry_groups, check_carried, dequantize_groups, grid_tables,
+                                         factor, round_with_feedback};
 
 }  // namespace weightcast

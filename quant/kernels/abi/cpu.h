@@ -35,6 +35,10 @@ struct Kernels {
   void (*dequantize_groups)(const weightcast_group_type&, const weightcast_groups&, int64_t n_out,
                             float* dst);
   const void* (*grid_tables)(int32_t type, int64_t& nbytes);
+  int32_t (*factor)(double* hessian, int64_t n);
+  int32_t (*round_with_feedback)(const float* weights, int64_t n_out, const weightcast_factor&,
+                                 const weightcast_grid&, bool choose, uint8_t* codes, double* errors,
+                                 double* costs);
 };
 
 #ifdef WC_ISA

@@ -197,6 +197,17 @@ int32_t check_carriage(const weightcast_source* source, const weightcast_group_t
   return source->data != nullptr && are_there(*type, *groups) ? WEIGHTCAST_OK : WEIGHTCAST_NULL_ARGUMENT;
 }
 
+// Check that codes of a grid can be chosen in the order of a factor: they are looked up by what is read.
+int32_t check_feedback(const weightcast_factor& factor, const weightcast_grid& grid, int64_t n_out) {
+  if (grid.reserved != 0 || grid.n_levels < 2 || grid.n_levels > 256) return WEIGHTCAST_BAD_ARGUMENT;
+  if (n_out < 0 || factor.n < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (grid.group_size <= 0 || factor.n % grid.group_size != 0) return WEIGHTCAST_BAD_SHAPE;
+  for (int64_t k = 0; factor.order != nullptr && k < factor.n; ++k) {
+    if (factor.order[k] < 0 || factor.order[k] >= factor.n) return WEIGHTCAST_BAD_ARGUMENT;
+  }
+  return WEIGHTCAST_OK;
+}
+
 }  // namespace
 }  // namespace weightcast
 
@@ -327,6 +338,29 @@ int32_t weightcast_measure_groups(const weightcast_source* source, const float* 
   const bool is_there = s.n_in == 0 || (s.data != nullptr && weightcast::are_there(*type, *groups));
   if (!is_there || moments == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
   return weightcast::kernels().measure_groups(s, importance, baseline, *type, *groups, moments);
+}
+
+int32_t weightcast_factor_hessian(double* hessian, int64_t n) {
+  const weightcast::DefaultFloatEnvironment environment;
+  if (n < 0) return WEIGHTCAST_BAD_SHAPE;
+  if (n == 0) return WEIGHTCAST_OK;
+  if (hessian == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  return weightcast::kernels().factor(hessian, n);
+}
+
+int32_t weightcast_round_with_feedback(const float* weights, int64_t n_out, const weightcast_factor* factor,
+                                       const weightcast_grid* grid, int32_t choose, uint8_t* codes,
+                                       double* work, double* costs) {
+  const weightcast::DefaultFloatEnvironment environment;
+  if (factor == nullptr || grid == nullptr) return WEIGHTCAST_NULL_ARGUMENT;
+  const int32_t status = weightcast::check_feedback(*factor, *grid, n_out);
+  if (status != WEIGHTCAST_OK || n_out == 0 || factor->n == 0) return status;
+  const bool is_there = weights != nullptr && codes != nullptr && work != nullptr && costs != nullptr;
+  if (!is_there || factor->values == nullptr || factor->order == nullptr || grid->steps == nullptr) {
+    return WEIGHTCAST_NULL_ARGUMENT;
+  }
+  return weightcast::kernels().round_with_feedback(weights, n_out, *factor, *grid, choose != 0, codes, work,
+                                                   costs);
 }
 
 const void* weightcast_grid_tables(int32_t type, int64_t* nbytes) {

@@ -74,6 +74,7 @@ const char* weightcast_strerror(int32_t status) {
     case WEIGHTCAST_NULL_ARGUMENT: return "a pointer is NULL";
     case WEIGHTCAST_NO_MEMORY: return "out of memory";
     case WEIGHTCAST_BAD_ARGUMENT: return "the baseline or the effort is unknown, or a reserved field is not 0";
+    case WEIGHTCAST_NOT_DEFINITE: return "the second moments of inputs are not positive definite";
     default: return "unknown status";
   }
 }

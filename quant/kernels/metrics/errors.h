@@ -6,7 +6,7 @@
 // device, where a thread sums one chunk. Lanes are rows, as everywhere: D holds kDoubles of them.
 #pragma once
 
-#include "simd/lanes.h"
+#include "simd/doubles.h"
 #include "weightcast.h"
 
 namespace weightcast {
@@ -19,8 +19,6 @@ constexpr int kErrorBins = WEIGHTCAST_ERROR_BINS;
 #ifdef WC_VECTOR
 
 constexpr int kErrorRows = kVector;  // rows that are summed side by side, in two halves
-constexpr int kDoubles = kVector / 2;
-using D = VD;
 typedef int64_t DI __attribute__((vector_size(8 * kDoubles), may_alias));
 using DM = DI;  // all ones or all zeros
 using X = VF;
@@ -48,8 +46,6 @@ WC_INLINE auto lane(const V& v, int c) {
 #else
 
 constexpr int kErrorRows = 1;
-constexpr int kDoubles = 1;
-using D = double;
 using DM = bool;
 using X = float;
 using XI = int32_t;

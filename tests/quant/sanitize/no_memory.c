@@ -16,6 +16,8 @@ void* __wrap_malloc(size_t size) {
 static float values[OUT * IN], scales[OUT * IN];
 static uint8_t rows[4 * OUT * IN], codes[OUT * IN], zeros[OUT * IN];
 static weightcast_moments moments[OUT];
+static double hessian[1], work[8];
+static int64_t order[1];
 static int wrong;
 
 static void expect(int32_t status) { wrong += status != WEIGHTCAST_NO_MEMORY; }
@@ -43,6 +45,11 @@ int main(void) {
     expect(weightcast_carry_groups(&carried, &type, &groups, &result));
     expect(weightcast_check_carried(&carried, &type, &groups, &result));
   }
+  hessian[0] = 1.0;
+  const weightcast_factor factor = {hessian, order, 1};
+  const weightcast_grid grid = {values, NULL, NULL, 1, 16, 0};
+  expect(weightcast_factor_hessian(hessian, 1));
+  expect(weightcast_round_with_feedback(values, 1, &factor, &grid, 1, codes, work, work));
   printf("%d wrong\n", wrong);
   return 0;
 }

@@ -639,6 +639,43 @@ void check_measure() {
   CHECK(weightcast_measure(&s, nullptr, 0, WEIGHTCAST_F32, nullptr, 0, nullptr) == WEIGHTCAST_BAD_TYPE);
 }
 
+// Buffers of exactly the size that is needed; columns of all kinds of blocks and tiles.
+void check_feedback() {
+  const float table[] = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
+  for (int64_t n_in : {32, 64, 96, 160, 416}) {
+    for (int64_t n_out : {1, 7, 8, 17}) {
+      std::vector<double> hessian(static_cast<size_t>(n_in * n_in));
+      std::vector<int64_t> order(static_cast<size_t>(n_in));
+      for (int64_t i = 0; i < n_in; ++i) {
+        order[static_cast<size_t>(i)] = n_in - 1 - i;
+        for (int64_t j = 0; j <= i; ++j) {
+          const double noise = static_cast<double>(random_bits() % 1024) / 1024;
+          hessian[static_cast<size_t>(i * n_in + j)] = i == j ? static_cast<double>(n_in) : noise;
+        }
+      }
+      CHECK(weightcast_factor_hessian(hessian.data(), n_in) == WEIGHTCAST_OK);
+      const bool has_table = n_out % 2 == 1;
+      std::vector<float> weights(static_cast<size_t>(n_out * n_in)), steps(weights.size() / 32);
+      for (float& x : weights) x = static_cast<float>(random_bits() % 4096) / 256 - 8;
+      for (float& x : steps) x = static_cast<float>(random_bits() % 5) - 1;
+      std::vector<float> lows(steps.size(), -3.0f);
+      const weightcast_grid grid{steps.data(), has_table ? nullptr : lows.data(), has_table ? table : nullptr,
+                                 32, has_table ? 15 : 8, 0};
+      const weightcast_factor factor{hessian.data(), order.data(), n_in};
+      std::vector<uint8_t> codes(weights.size(), 255);  // beyond all levels, where a step is 0
+      std::vector<double> work(static_cast<size_t>(WEIGHTCAST_FEEDBACK_DOUBLES(n_out, n_in)));
+      std::vector<double> costs(static_cast<size_t>(n_out));
+      for (int choose : {0, 1, 0}) {
+        CHECK(weightcast_round_with_feedback(weights.data(), n_out, &factor, &grid, choose, codes.data(),
+                                             work.data(), costs.data()) == WEIGHTCAST_OK);
+        for (double cost : costs) add_number(cost);
+        for (uint8_t code : codes) add_number(code);
+        ++calls;
+      }
+    }
+  }
+}
+
 // Refusals read and write nothing: the pointers are null.
 void check_refusals() {
   weightcast_result result;
@@ -709,6 +746,8 @@ int main(int argc, char** argv) {
   check_group_refusals();
   check_measure();
   report("measure");
+  check_feedback();
+  report("feedback");
   check_refusals();
   return 0;
 }
