@@ -24,6 +24,7 @@ from weightcast import cli
 from weightcast.converters.families.grok1.forward import clear_tokens, logits
 from weightcast.converters.families.grok1.synthetic import tiny_spec, write_checkpoint
 from weightcast.converters.graph.read import load_float32
+from weightcast.formats.hessians import read_hessians
 from weightcast.quant import config
 from weightcast.quant.types import TYPES
 
@@ -111,6 +112,28 @@ def test_gpu():
 def test_examples_can_be_run_as_they_are():
     for path in EXAMPLES.glob("*.py"):
         assert os.access(path, os.X_OK)
+
+
+def test_second_moments_are_collected(tmp_path: Path) -> None:
+    """Of the tiny Grok's inputs, by the names that a conversion looks for."""
+    model, tokenizer = EXAMPLES / "tiny-grok", EXAMPLES / "tiny-grok" / "tokenizer.model"
+    weightcast.convert(model, tmp_path / "m-f32", tokenizer=tokenizer)
+    text, hessians = model / "held-out.txt", tmp_path / "h.safetensors"
+    command = sys.executable, EXAMPLES / "collect_hessians.py", tmp_path / "m-f32", text, hessians
+    run(*command, "--window", 64, "--windows", 4)
+    found = read_hessians(hessians)
+    assert found.tokens == 256
+    quantized = {
+        name: tensor.shape
+        for name, tensor in weightcast.open(model).items()
+        if len(tensor.shape) > 1 and "token_embd" not in name and "gate_inp" not in name
+    }
+    assert {name: array.shape[:-2] for name, array in found.entries.items()} == {
+        name: shape[:-2] for name, shape in quantized.items()
+    }
+    output = tmp_path / "m-Q4_K_S.gguf"
+    weightcast.convert(model, output, hessian=hessians, tokenizer=tokenizer)
+    assert weightcast.verify(output, model, hessian=hessians).is_good
 
 
 def test_config_of_one_kind():
