@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 # What rounding in float32 makes of a divergence of 0; ratios of less than that mean nothing.
 _FLOOR = 1e-7
-_ROWS = 64  # that are worked on at once: a vocabulary can be 262,144 wide
+_BLOCK = 1 << 18  # values
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,13 @@ def perplexity(losses: F64) -> Mean:
 
 
 def log_softmax(logits: F32) -> F32:
-    """Give log-probabilities over the last axis; sums are in float64."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
-    result: F32 = (shifted - np.log(total)).astype(np.float32)
-    return result
+    """Give log-probabilities of rows of logits [n, vocab]; sums are in float64."""
+    found = np.empty_like(logits)
+    for rows in _blocks(logits):
+        shifted = logits[rows] - logits[rows].max(axis=-1, keepdims=True)
+        total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+        found[rows] = shifted - np.log(total)
+    return found
 
 
 def divergences(reference: F32, other: F32) -> F64:
@@ -64,11 +67,17 @@ def divergences(reference: F32, other: F32) -> F64:
     Rows [n, vocab] are as `log_softmax` gives them; p is the reference.
     """
     found = np.empty(len(other))
-    for start in range(0, len(other), _ROWS):
-        p = np.asarray(reference[start : start + _ROWS], np.float32)
-        q = other[start : start + _ROWS]
-        found[start : start + _ROWS] = (np.exp(p) * (p - q)).sum(axis=-1, dtype=np.float64)
+    for rows in _blocks(other):
+        p = np.asarray(reference[rows])
+        found[rows] = (np.exp(p) * (p - other[rows])).sum(axis=-1, dtype=np.float64)
     return found
+
+
+def _blocks(array: F32) -> Iterator[slice]:
+    """Cut rows [n, vocab] to blocks that stay in the cache: a vocabulary can be 262,144 wide."""
+    n = max(1, _BLOCK // array.shape[-1])
+    for start in range(0, len(array), n):
+        yield slice(start, start + n)
 
 
 def losses(log_probabilities: F32, tokens: NDArray[np.int64]) -> F64:
