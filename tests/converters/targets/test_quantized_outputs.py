@@ -25,6 +25,7 @@ from weightcast.converters.targets.types import shapes_of
 from weightcast.errors import CheckpointError, LayoutError, RequestError
 from weightcast.quant import backend
 from weightcast.quant.cpu.library import BlockCounts, Matrix
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType
 
 DIGESTS = json.loads((DATA / "llama_quantize" / "digests.json").read_text())
@@ -121,7 +122,9 @@ class Spy:
         quant_type: QuantType,
         dst: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
+        search: Search = GGML,
     ) -> BlockCounts:
+        assert search == GGML
         self.seen.append((quant_type, matrix.n_in, importance))
         dst[:] = 0
         return BlockCounts()
