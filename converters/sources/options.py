@@ -527,8 +527,8 @@ class ConvertOptions:
             "input",
             metavar="FILE",
             forms=("gguf", "packed"),
-            provenance=32,
-            card=32,
+            provenance=34,
+            card=34,
             group="precision",
         ).metadata,
     )
