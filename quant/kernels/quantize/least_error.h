@@ -20,8 +20,8 @@
 namespace weightcast {
 namespace {
 
-// How much is tried: a level from 0 on, and whether importance differs within the block. Then the largest weight
-// may be the least important, and best be cut off far.
+// How much is tried: a level from 0 on, and whether importance differs within the block. Then the largest
+// weight may be the least important, and best be cut off far.
 constexpr int kEfforts = 3;
 struct Effort {
   int level;
@@ -97,8 +97,8 @@ struct ErrorOf<Type, std::void_t<typename Type::Layout>> {
   }
 };
 
-// Float32 sums of 256 squares are off by less than 2^-16 of themselves. A block replaces another if its sum is
-// smaller by more, so that it has less error in exact arithmetic, too.
+// Float32 sums of 256 squares are off by less than 2^-16 of themselves. A block replaces another if its sum
+// is smaller by more, so that it has less error in exact arithmetic, too.
 constexpr float kSurelyLess = 1.0f - 0x1p-15f;
 
 // Copy `made` over `out` in the columns in which it has less error. A block of infinite error stays: its

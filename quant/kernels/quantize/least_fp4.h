@@ -71,7 +71,9 @@ struct LeastError<NVFP4> {
     const auto half_of = [](I d) { return of_bits(d << 20) * 0x1p119f; };
     for (int s = 0; s < 4; ++s) {
       const Strip x = block + 16 * s;
-      const I d = best_fp4_scale<16>(x, w + 16 * s, load_bytes(start[s]), kNvfp4Steps[effort.level], 0, 0x7e, half_of);
+      const I first = load_bytes(start[s]);
+      const I d =
+          best_fp4_scale<16>(x, w + 16 * s, first, kNvfp4Steps[effort.level], 0, 0x7e, half_of);
       const Fp4Scaled scaled(half_of(d));
       store_bytes(out[s], d);
       for (int j = 0; j < 8; ++j) {

@@ -1,9 +1,9 @@
 // The search for the least error in IQ2 and IQ3.
 //
-// ggml's search works with values that are equally spaced and with the grid entries near a point. Here the best
-// entry of a group is found among all of them, with the values that a reader sees and exactly, signs included:
-// the error of an entry is the sum of two halves, each of which takes few values, so that an entry costs one
-// addition. The small scales are chosen by these errors, and d by least squares for the entries found.
+// ggml's search works with values that are equally spaced and with the grid entries near a point. Here the
+// best entry of a group is found among all of them, signs included, with the values that a reader sees: its
+// error is the sum of two halves, each of which takes few values, so that an entry costs one addition. The
+// small scales are chosen by these errors, and d by least squares for the entries found.
 #pragma once
 
 #include "quantize/least_error.h"
@@ -16,11 +16,12 @@ namespace {
 template <class Type>
 struct GridTraits;
 
-// The signs of eight weights are free, or the eighth makes the number of minus signs even, so that one of them
-// may be wrong. Or values have signs of their own, and are shifted up or down.
+// The signs of eight weights are free, or the eighth makes the number of minus signs even, so that one of
+// them may be wrong. Or values have signs of their own, and are shifted up or down.
 enum class Signs { FREE, EVEN, SHIFTED };
 
-template <class Type, const auto& grid, int group, int level_bits, int level_count, int sub_block, Signs sign_rule>
+template <class Type, const auto& grid, int group, int level_bits, int level_count, int sub_block,
+          Signs sign_rule>
 struct GridTypeTraits {
   static constexpr int n = group, bits = level_bits, levels = level_count, size = sub_block;
   static constexpr Signs signs = sign_rule;
@@ -180,8 +181,8 @@ WC_INLINE M odd_signs(Strip x) {
   return sum == 1;
 }
 
-// How many scales of each sub-block are tried at first, around ggml's, how often d is fitted, and how far from
-// the rounded ones small scales are tried. The grid of IQ1 is the largest.
+// How many scales of each sub-block are tried at first, around ggml's, how often d is fitted, and how far
+// from the rounded ones small scales are tried. The grid of IQ1 is the largest.
 struct GridEffort {
   int tries, rounds, reach;
 };
@@ -264,7 +265,8 @@ struct GridSuper {
     return sum;
   }
 
-  // Eight signs go with two groups of four, k - 1 and k: the wrong one is in either. Returns the error of both.
+  // Eight signs go with two groups of four, k - 1 and k: the wrong one is in either. Returns the error of
+  // both.
   GridChoice first_right, first_wrong;
   WC_INLINE F choose_pair(int k, M odd, const GridChoice& right0, const GridChoice& wrong0,
                           const GridChoice& right1, const GridChoice& wrong1) {
@@ -372,7 +374,8 @@ struct GridSuper {
     } else if constexpr (Traits::bits == 2) {
       return floats(level * 17 + 8 + (level >> 1));
     } else {
-      return Traits::value(0) == 4 ? floats(level * 8 + 4 + ((level + 1) >> 3) * 2) : floats(level + level + 1);
+      const bool is_xxs = Traits::value(0) == 4;
+      return is_xxs ? floats(level * 8 + 4 + ((level + 1) >> 3) * 2) : floats(level + level + 1);
     }
   }
 

@@ -1,9 +1,8 @@
 // The search for the least error in Q2_K, Q4_K and Q5_K.
 //
 // First each sub-block is fitted by itself, y = scale * q - min with min >= 0, from ggml's fit and from
-// candidates that cut its range. Then d and dmin and the small scales, which are rounded, are improved in
-// turns: for fixed codes, the error is a quadratic form of scale and min, so that all neighbours of the
-// rounded scales, and the best d and dmin, cost a few operations for each sub-block.
+// candidates that cut its range. Then the small scales, which are rounded, are chosen by the errors that they
+// and their neighbours give, and d and dmin by least squares for the codes that follow, in turns.
 #pragma once
 
 #include "quantize/least_error.h"
@@ -245,8 +244,8 @@ struct AffineSuper {
     }
   }
 
-  // Change d and dmin to what fits the codes at hand best: with r = y - x, changes by u and v minimize the sum
-  // of w * (r + u * s * q - v * m)^2.
+  // Change d and dmin to what fits the codes at hand best: with r = y - x, changes by u and v minimize the
+  // sum of w * (r + u * s * q - v * m)^2.
   void fit_factors() {
     F ss = 0.0f, sm = 0.0f, mm = 0.0f, rs = 0.0f, rm = 0.0f;
     for (int b = 0; b < blocks; ++b) {

@@ -51,8 +51,8 @@ WC_INLINE void scale_sums(const Codes& codes, Strip x, const float* w, F inverse
   }
 }
 
-// Scales that bring the largest value to `least` up to `most` times the end of the codes, and half as many beyond,
-// up to `farthest`, where weights of errors differ.
+// Scales that bring the largest value to `least` up to `most` times the end of the codes, and half as many
+// beyond, up to `farthest`, where weights of errors differ.
 struct Span {
   float least, most;
   int tries;
@@ -91,16 +91,16 @@ struct ScaleSearch {
       largest = select(larger, xi, largest);
     }
     const F inverse = inverse_of(largest);
-    const int far_tries = is_weighed ? span.tries / 2 : 0;
-    for (int k = 0; k < span.tries + far_tries; ++k) {
-      const int beyond = k + 1 - span.tries;
-      const float to =
-          beyond <= 0
-              ? span.least + (span.most - span.least) * static_cast<float>(k) / static_cast<float>(span.tries - 1)
-              : span.most + (span.farthest - span.most) * static_cast<float>(beyond) / static_cast<float>(far_tries);
-      attempt(inverse * (Codes::low * to));
-      if (Codes::low + Codes::high != 0.0f && k % 2 == 0) attempt(inverse * (Codes::high * to));
-    }
+    const auto try_end = [&](float end, int k) {
+      attempt(inverse * (Codes::low * end));
+      if (Codes::low + Codes::high != 0.0f && k % 2 == 0) attempt(inverse * (Codes::high * end));
+    };
+    const auto part = [](int k, int last, float from, float to) {
+      return from + (to - from) * static_cast<float>(k) / static_cast<float>(last);
+    };
+    for (int k = 0; k < span.tries; ++k) try_end(part(k, span.tries - 1, span.least, span.most), k);
+    const int beyond = is_weighed ? span.tries / 2 : 0;
+    for (int k = 1; k <= beyond; ++k) try_end(part(k, beyond, span.most, span.farthest), k);
   }
 };
 
@@ -164,6 +164,8 @@ struct ScaleSuper {
     return nearest_small(lesser(greater(value, static_cast<float>(slo)), static_cast<float>(shi)));
   }
 
+  // Choose each small scale among those next to the present one by the errors that they give. Returns the sum
+  // of the least errors.
   F choose(int reach) {
     F sum = 0.0f;
     for (int b = 0; b < blocks; ++b) {
@@ -181,6 +183,7 @@ struct ScaleSuper {
     return sum;
   }
 
+  // Change d to what fits the codes at hand best.
   void fit_factor() {
     F xs = 0.0f, ss = 0.0f;
     for (int b = 0; b < blocks; ++b) {
@@ -262,7 +265,8 @@ constexpr Span kTernarySpans[kEfforts] = {
 
 // Types with one scale: the best scale as it is stored, from ggml's on.
 template <int n, class Codes>
-WC_INLINE F best_scale(const Codes& codes, Strip x, const float* w, F start, const Span& span, bool is_weighed) {
+WC_INLINE F best_scale(const Codes& codes, Strip x, const float* w, F start, const Span& span,
+                       bool is_weighed) {
   ScaleSearch<n, Codes> search(codes, x, w);
   search.attempt(inverse_of(start));
   search.try_span(span, is_weighed);
@@ -308,8 +312,8 @@ struct LeastError<IQ4NL> {
   }
 };
 
-// Q8_0: the float16 scales next to the best of a few, by the errors that they give: so many steps below and above.
-// The errors of so many levels are all but random next to each other, so that more tries always gain.
+// Q8_0: the float16 scales next to the best of a few, by the errors that they give: so many steps below and
+// above. With so many levels the errors of neighbours are all but random, so that more tries always gain.
 constexpr int kQ80Steps[kEfforts][2] = {{10, 8}, {20, 10}, {100, 260}};
 constexpr Span kQ80Spans[kEfforts] = {{0.9f, 1.0f, 2, 1.2f}, {0.9f, 1.1f, 6, 2.0f}, {0.8f, 1.2f, 20, 3.0f}};
 
@@ -341,12 +345,15 @@ template <>
 struct LeastError<Q20> {
   static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Integers<-1, 2> codes;
-    const F d = best_scale<64>(codes, x, w, read_half(start), kTernarySpans[effort.level], effort.is_weighed);
+    const Span& span = kTernarySpans[effort.level];
+    const F d = best_scale<64>(codes, x, w, read_half(start), span, effort.is_weighed);
     const F inverse = inverse_of(d);
     store_half(out, to_f16(d));
     for (int b = 0; b < 16; ++b) {
       I byte = 0;
-      for (int j = 0; j < 4; ++j) byte = byte | (truncated(codes.nearest(inverse * x[4 * b + j])) + 1) << 2 * j;
+      for (int j = 0; j < 4; ++j) {
+        byte = byte | (truncated(codes.nearest(inverse * x[4 * b + j])) + 1) << 2 * j;
+      }
       store_bytes(out[2 + b], byte);
     }
   }
@@ -371,7 +378,8 @@ template <>
 struct LeastError<TQ20> {
   static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Integers<-1, 1> codes;
-    const F d = best_scale<256>(codes, x, w, read_half(start + 64), kTernarySpans[effort.level], effort.is_weighed);
+    const Span& span = kTernarySpans[effort.level];
+    const F d = best_scale<256>(codes, x, w, read_half(start + 64), span, effort.is_weighed);
     TQ20::store(x, d, nearest_trit, out);
   }
 };
@@ -380,7 +388,8 @@ template <>
 struct LeastError<TQ10> {
   static void quantize(Strip x, const float* w, Effort effort, Bytes start, Bytes out) {
     const Integers<-1, 1> codes;
-    const F d = best_scale<256>(codes, x, w, read_half(start + 52), kTernarySpans[effort.level], effort.is_weighed);
+    const Span& span = kTernarySpans[effort.level];
+    const F d = best_scale<256>(codes, x, w, read_half(start + 52), span, effort.is_weighed);
     TQ10::store(x, d, nearest_trit, out);
   }
 };

@@ -67,6 +67,7 @@ int main(void) {
   NUMBER(status, NULL_ARGUMENT);
   NUMBER(status, NO_MEMORY);
   NUMBER(status, BAD_ARGUMENT);
+  NUMBER(status, NOT_DEFINITE);
   printf("abi %d\n", WEIGHTCAST_ABI_VERSION);
   return 0;
 }
