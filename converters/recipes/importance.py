@@ -174,7 +174,7 @@ def match_importance(
         tuple(missing),
         unused,
         tuple(refused),
-        _zeros(rows, made),
+        {} if search.is_least_error else _zeros(rows, made),  # whose columns then count the same
         {name: found for name, found in faint.items() if found},
         {name: found for name, found in huge.items() if found},
     )

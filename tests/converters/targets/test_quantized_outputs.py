@@ -203,6 +203,25 @@ def test_importance_that_is_all_zeros_is_told(tmp_path: Path) -> None:
     assert not gguf.quants.dequantize(lost.data, lost.tensor_type).any()
 
 
+def test_importance_that_is_all_zeros_is_none_to_the_least_error_search(tmp_path: Path) -> None:
+    entries = imatrices.model_entries(shapes(WIDE))
+    del entries["blk.0.attn_q.weight"]
+    without = imatrices.write_gguf(tmp_path / "without.gguf", entries)
+    entries["blk.0.attn_q.weight"] = imatrices.model_entries(shapes(WIDE))["blk.0.attn_q.weight"]
+    entries["blk.0.attn_q.weight"][0][:] = 0
+    zeros = imatrices.write_gguf(tmp_path / "zeros.gguf", entries)
+    made = []
+    for imatrix in (without, zeros):
+        options = ConvertOptions(no_tokenizer=True, imatrix=imatrix, search="least-error")
+        path = tmp_path / f"{imatrix.stem}-Q4_K_S.gguf"
+        plan = prepare(WIDE, [path], options)
+        assert not any("every column" in note for note in plan.outputs[0].notes)
+        run(plan)
+        reader = gguf.GGUFReader(path)
+        made += [t.data.copy() for t in reader.tensors if t.name == "blk.0.attn_q.weight"]
+    assert np.array_equal(*made)
+
+
 def test_importance_out_of_range_is_told_and_brought_back(tmp_path: Path) -> None:
     """A floor gives what importance in range gives, to the byte, and is noted no more."""
     usual = imatrices.model_entries(shapes(WIDE))
