@@ -31,7 +31,7 @@ struct Effort {
 WC_INLINE F infinity() { return of_bits(I(0x7f800000)); }
 
 // Copy the importance of n in-rows, normalized to a mean of 1. Without an importance, and where all of it
-// is 0, all are 1. Returns whether they differ.
+// is 0, all are 1: a block that does not count is made as well as others. Returns whether they differ.
 template <int n>
 WC_INLINE bool normalize_importance(const float* importance, float (&w)[n]) {
   float largest = 0.0f;

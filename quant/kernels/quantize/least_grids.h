@@ -278,6 +278,12 @@ struct GridSuper {
     return select(odd, lesser(in_first, in_second), right0.error + right1.error);
   }
 
+  WC_INLINE F largest_of(int b) const {
+    F largest = 0.0f;
+    for (int i = 0; i < size; ++i) largest = greater(magnitude(x[size * b + i]), largest);
+    return largest;
+  }
+
   WC_INLINE static F small(F value) { return nearest_small(lesser(greater(value, 0.0f), Traits::top)); }
 
   void search(F start_d, const I (&start)[blocks], const GridEffort& effort, bool is_weighed) {
@@ -286,7 +292,10 @@ struct GridSuper {
     const float least = is_weighed ? kLeastFactorWeighed : kLeastFactor;
     F wanted[blocks];
     for (int b = 0; b < blocks; ++b) {
-      const F first = Traits::scale(start_d, floats(start[b]));
+      F first = Traits::scale(start_d, floats(start[b]));
+      // ggml's rule loses sub-blocks whose columns all count nothing.
+      const F guess = largest_of(b) / static_cast<float>(Traits::value(Traits::levels - 1));
+      first = select(first > 0.0f, first, guess);
       wanted[b] = first;
       F best = infinity();
       for (int k = 0; k < tries; ++k) {

@@ -81,7 +81,7 @@ struct ScaleSearch {
   }
 
   // Try scales that bring the largest value to the low end of the codes and, unless the codes are symmetric,
-  // half as many that bring it to the high end.
+  // some that bring it to the high end.
   WC_INLINE void try_span(const Span& span, bool is_weighed) {
     F largest = 0.0f, size = 0.0f;
     for (int i = 0; i < n; ++i) {
@@ -91,16 +91,18 @@ struct ScaleSearch {
       largest = select(larger, xi, largest);
     }
     const F inverse = inverse_of(largest);
-    const auto try_end = [&](float end, int k) {
-      attempt(inverse * (Codes::low * end));
-      if (Codes::low + Codes::high != 0.0f && k % 2 == 0) attempt(inverse * (Codes::high * end));
+    const auto try_ends = [&](float to, bool high) {
+      attempt(inverse * (Codes::low * to));
+      if (Codes::low + Codes::high != 0.0f && high) attempt(inverse * (Codes::high * to));
     };
     const auto part = [](int k, int last, float from, float to) {
       return from + (to - from) * static_cast<float>(k) / static_cast<float>(last);
     };
-    for (int k = 0; k < span.tries; ++k) try_end(part(k, span.tries - 1, span.least, span.most), k);
+    for (int k = 0; k < span.tries; ++k) {
+      try_ends(part(k, span.tries - 1, span.least, span.most), k % 2 == 0);
+    }
     const int beyond = is_weighed ? span.tries / 2 : 0;
-    for (int k = 1; k <= beyond; ++k) try_end(part(k, beyond, span.most, span.farthest), k);
+    for (int k = 1; k <= beyond; ++k) try_ends(part(k, beyond, span.most, span.farthest), true);
   }
 };
 

@@ -203,7 +203,8 @@ def test_importance_that_is_all_zeros_is_told(tmp_path: Path) -> None:
     assert not gguf.quants.dequantize(lost.data, lost.tensor_type).any()
 
 
-def test_importance_that_is_all_zeros_is_none_to_the_least_error_search(tmp_path: Path) -> None:
+def test_the_least_error_search_makes_up_for_importance_of_zeros(tmp_path: Path) -> None:
+    """Columns that all count nothing count the same, about as without importance."""
     entries = imatrices.model_entries(shapes(WIDE))
     del entries["blk.0.attn_q.weight"]
     without = imatrices.write_gguf(tmp_path / "without.gguf", entries)
@@ -218,8 +219,11 @@ def test_importance_that_is_all_zeros_is_none_to_the_least_error_search(tmp_path
         assert not any("every column" in note for note in plan.outputs[0].notes)
         run(plan)
         reader = gguf.GGUFReader(path)
-        made += [t.data.copy() for t in reader.tensors if t.name == "blk.0.attn_q.weight"]
-    assert np.array_equal(*made)
+        (tensor,) = [t for t in reader.tensors if t.name == "blk.0.attn_q.weight"]
+        made.append(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+    without_any, with_zeros = made
+    assert np.abs(without_any).max() > 0
+    assert np.abs(with_zeros - without_any).mean() < 0.1 * np.abs(without_any).mean()
 
 
 def test_importance_out_of_range_is_told_and_brought_back(tmp_path: Path) -> None:
