@@ -382,7 +382,7 @@ struct LeastError<TQ20> {
     const Integers<-1, 1> codes;
     const Span& span = kTernarySpans[effort.level];
     const F d = best_scale<256>(codes, x, w, read_half(start + 64), span, effort.is_weighed);
-    TQ20::store(x, d, nearest_trit, out);
+    TQ20::store(x, d, NearestTrit{}, out);
   }
 };
 
@@ -392,7 +392,7 @@ struct LeastError<TQ10> {
     const Integers<-1, 1> codes;
     const Span& span = kTernarySpans[effort.level];
     const F d = best_scale<256>(codes, x, w, read_half(start + 52), span, effort.is_weighed);
-    TQ10::store(x, d, nearest_trit, out);
+    TQ10::store(x, d, NearestTrit{}, out);
   }
 };
 

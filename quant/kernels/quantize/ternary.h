@@ -9,12 +9,16 @@ namespace {
 
 // Round to 0, 1 or 2. Infinity and NaN, from an inverse that overflowed, give 1: they convert to a
 // multiple of 2^31 here and to one of 2^63 in ggml, where lroundf returns a long.
-WC_INLINE I trit(F x, F inverse) { return (round_away(x * inverse) + 1) & 3; }
+struct GgmlTrit {
+  WC_INLINE I operator()(F x, F inverse) const { return (round_away(x * inverse) + 1) & 3; }
+};
 
 // The same where magnitudes may exceed d.
-WC_INLINE I nearest_trit(F x, F inverse) {
-  return truncated(nearest_small(lesser(greater(x * inverse, -1.0f), 1.0f))) + 1;
-}
+struct NearestTrit {
+  WC_INLINE I operator()(F x, F inverse) const {
+    return truncated(nearest_small(lesser(greater(x * inverse, -1.0f), 1.0f))) + 1;
+  }
+};
 
 // Store `trits` digits of rows m, m + bytes, m + 2 * bytes, ... as the fraction that starts with them,
 // for m from 0 to bytes - 1: ceil(q * 256 / 243), where q is the five-digit number.
@@ -37,7 +41,7 @@ struct TQ10 {
   using halves = Halves<52>;
 
   static void quantize(Strip x, const float*, F, Bytes out) {
-    store(x, magnitude_maximum<elements>(x), trit, out);
+    store(x, magnitude_maximum<elements>(x), GgmlTrit{}, out);
   }
 
   // Store d and a trit for each weight.
@@ -59,7 +63,7 @@ struct TQ20 {
   using halves = Halves<64>;
 
   static void quantize(Strip x, const float*, F, Bytes out) {
-    store(x, magnitude_maximum<elements>(x), trit, out);
+    store(x, magnitude_maximum<elements>(x), GgmlTrit{}, out);
   }
 
   // Store d and a trit for each weight.
