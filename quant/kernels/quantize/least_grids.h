@@ -20,8 +20,7 @@ struct GridTraits;
 // them may be wrong. Or values have signs of their own, and are shifted up or down.
 enum class Signs { FREE, EVEN, SHIFTED };
 
-template <class Type, const auto& grid, int group, int level_bits, int level_count, int sub_block,
-          Signs sign_rule>
+template <const auto& grid, int group, int level_bits, int level_count, int sub_block, Signs sign_rule>
 struct GridTypeTraits {
   static constexpr int n = group, bits = level_bits, levels = level_count, size = sub_block;
   static constexpr Signs signs = sign_rule;
@@ -43,48 +42,47 @@ struct GridTypeTraits {
   }
 };
 
-template <>
-struct GridTraits<IQ2XXS> : GridTypeTraits<IQ2XXS, kGridIQ2XXS, 8, 2, 3, 32, Signs::EVEN> {
+// The values of levels, one or one in each lane, and the scales of sub-blocks, d * unit(s), as readers compute
+// them.
+struct IQ2Values {
   WC_INLINE static int value(int level) { return value_iq2(level); }
+  WC_INLINE static F in_lanes(I level) { return floats(level * 17 + 8 + (level >> 1)); }
   WC_INLINE static F unit(F s) { return (0.5f + s) * 0.25f; }
   WC_INLINE static F scale(F d, F s) { return d * (0.5f + s) * 0.25f; }
 };
-template <>
-struct GridTraits<IQ2XS> : GridTypeTraits<IQ2XS, kGridIQ2XS, 8, 2, 3, 16, Signs::EVEN> {
-  WC_INLINE static int value(int level) { return value_iq2(level); }
-  WC_INLINE static F unit(F s) { return (0.5f + s) * 0.25f; }
-  WC_INLINE static F scale(F d, F s) { return d * (0.5f + s) * 0.25f; }
-};
-template <>
-struct GridTraits<IQ2S> : GridTypeTraits<IQ2S, kGridIQ2S, 8, 2, 3, 16, Signs::FREE> {
-  WC_INLINE static int value(int level) { return value_iq2(level); }
-  WC_INLINE static F unit(F s) { return (0.5f + s) * 0.25f; }
-  WC_INLINE static F scale(F d, F s) { return d * (0.5f + s) * 0.25f; }
-};
-template <>
-struct GridTraits<IQ3XXS> : GridTypeTraits<IQ3XXS, kGridIQ3XXS, 4, 3, 8, 32, Signs::EVEN> {
+struct IQ3XXSValues {
   WC_INLINE static int value(int level) { return value_iq3_xxs(level); }
+  WC_INLINE static F in_lanes(I level) { return floats(level * 8 + 4 + ((level + 1) >> 3) * 2); }
   WC_INLINE static F unit(F s) { return (0.5f + s) * 0.5f; }
   WC_INLINE static F scale(F d, F s) { return d * (0.5f + s) * 0.5f; }
 };
-template <>
-struct GridTraits<IQ1S> : GridTypeTraits<IQ1S, kGridIQ1, 8, 2, 3, 32, Signs::SHIFTED> {
-  WC_INLINE static int value(int level) { return value_iq1(level); }
+struct OddScales {
   WC_INLINE static F unit(F s) { return 1.0f + 2.0f * s; }
   WC_INLINE static F scale(F d, F s) { return d * (1.0f + 2.0f * s); }
 };
-template <>
-struct GridTraits<IQ1M> : GridTypeTraits<IQ1M, kGridIQ1, 8, 2, 3, 16, Signs::SHIFTED> {
-  WC_INLINE static int value(int level) { return value_iq1(level); }
-  WC_INLINE static F unit(F s) { return 1.0f + 2.0f * s; }
-  WC_INLINE static F scale(F d, F s) { return d * (1.0f + 2.0f * s); }
-};
-template <>
-struct GridTraits<IQ3S> : GridTypeTraits<IQ3S, kGridIQ3S, 4, 3, 8, 32, Signs::FREE> {
+struct IQ3SValues : OddScales {
   WC_INLINE static int value(int level) { return value_iq3_s(level); }
-  WC_INLINE static F unit(F s) { return 1.0f + 2.0f * s; }
-  WC_INLINE static F scale(F d, F s) { return d * (1.0f + 2.0f * s); }
+  WC_INLINE static F in_lanes(I level) { return floats(level + level + 1); }
 };
+struct IQ1Values : OddScales {
+  WC_INLINE static int value(int level) { return value_iq1(level); }
+  WC_INLINE static F in_lanes(I level) { return floats(level - 1); }
+};
+
+template <>
+struct GridTraits<IQ2XXS> : GridTypeTraits<kGridIQ2XXS, 8, 2, 3, 32, Signs::EVEN>, IQ2Values {};
+template <>
+struct GridTraits<IQ2XS> : GridTypeTraits<kGridIQ2XS, 8, 2, 3, 16, Signs::EVEN>, IQ2Values {};
+template <>
+struct GridTraits<IQ2S> : GridTypeTraits<kGridIQ2S, 8, 2, 3, 16, Signs::FREE>, IQ2Values {};
+template <>
+struct GridTraits<IQ3XXS> : GridTypeTraits<kGridIQ3XXS, 4, 3, 8, 32, Signs::EVEN>, IQ3XXSValues {};
+template <>
+struct GridTraits<IQ3S> : GridTypeTraits<kGridIQ3S, 4, 3, 8, 32, Signs::FREE>, IQ3SValues {};
+template <>
+struct GridTraits<IQ1S> : GridTypeTraits<kGridIQ1, 8, 2, 3, 32, Signs::SHIFTED>, IQ1Values {};
+template <>
+struct GridTraits<IQ1M> : GridTypeTraits<kGridIQ1, 8, 2, 3, 16, Signs::SHIFTED>, IQ1Values {};
 
 // The halves of all entries of a grid.
 template <class Traits>
@@ -377,15 +375,7 @@ struct GridSuper {
   }
 
   WC_INLINE static F value_at(I code, int i) {
-    const I level = (code >> Traits::bits * i) & ((1 << Traits::bits) - 1);
-    if constexpr (Traits::signs == Signs::SHIFTED) {
-      return floats(level - 1);
-    } else if constexpr (Traits::bits == 2) {
-      return floats(level * 17 + 8 + (level >> 1));
-    } else {
-      const bool is_xxs = Traits::value(0) == 4;
-      return is_xxs ? floats(level * 8 + 4 + ((level + 1) >> 3) * 2) : floats(level + level + 1);
-    }
+    return Traits::in_lanes((code >> Traits::bits * i) & ((1 << Traits::bits) - 1));
   }
 
   // Find the weight whose sign is wrong, -1 if none.
