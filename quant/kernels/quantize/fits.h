@@ -189,9 +189,9 @@ WC_INLINE I symmetric_level(F x, F iscale, int nmax) {
   return clamped(nearest_int(iscale * x), -nmax, nmax - 1) + nmax;
 }
 
-// Find the value of the largest magnitude, with its sign; the first of equals.
-template <int n>
-WC_INLINE F signed_maximum(const F* x, F& amax) {
+// Find the value of the largest magnitude, with its sign; the first of equals. X is a strip or holds F.
+template <int n, class X>
+WC_INLINE F signed_maximum(const X& x, F& amax) {
   F max = 0.0f;
   amax = 0.0f;
   for (int i = 0; i < n; ++i) {

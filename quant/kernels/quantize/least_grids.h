@@ -42,7 +42,7 @@ struct GridTypeTraits {
   }
 };
 
-// The values of levels, one or one in each lane, and the scales of sub-blocks, d * unit(s), as readers compute
+// The values of levels, one or one in each lane, and the scales of sub-blocks, d * unit(s), as readers have
 // them.
 struct IQ2Values {
   WC_INLINE static int value(int level) { return value_iq2(level); }
@@ -276,12 +276,6 @@ struct GridSuper {
     return select(odd, lesser(in_first, in_second), right0.error + right1.error);
   }
 
-  WC_INLINE F largest_of(int b) const {
-    F largest = 0.0f;
-    for (int i = 0; i < size; ++i) largest = greater(magnitude(x[size * b + i]), largest);
-    return largest;
-  }
-
   WC_INLINE static F small(F value) { return nearest_small(lesser(greater(value, 0.0f), Traits::top)); }
 
   void search(F start_d, const I (&start)[blocks], const GridEffort& effort, bool is_weighed) {
@@ -292,7 +286,8 @@ struct GridSuper {
     for (int b = 0; b < blocks; ++b) {
       F first = Traits::scale(start_d, floats(start[b]));
       // ggml's rule loses sub-blocks whose columns all count nothing.
-      const F guess = largest_of(b) / static_cast<float>(Traits::value(Traits::levels - 1));
+      const float top = static_cast<float>(Traits::value(Traits::levels - 1));
+      const F guess = magnitude_maximum<size>(x + size * b) / top;
       first = select(first > 0.0f, first, guess);
       wanted[b] = first;
       F best = infinity();

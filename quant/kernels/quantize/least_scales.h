@@ -83,14 +83,8 @@ struct ScaleSearch {
   // Try scales that bring the largest value to the low end of the codes and, unless the codes are symmetric,
   // some that bring it to the high end.
   WC_INLINE void try_span(const Span& span, bool is_weighed) {
-    F largest = 0.0f, size = 0.0f;
-    for (int i = 0; i < n; ++i) {
-      const F xi = x[i];
-      const M larger = magnitude(xi) > size;
-      size = select(larger, magnitude(xi), size);
-      largest = select(larger, xi, largest);
-    }
-    const F inverse = inverse_of(largest);
+    F size;
+    const F inverse = inverse_of(signed_maximum<n>(x, size));
     const auto try_ends = [&](float to, bool high) {
       attempt(inverse * (Codes::low * to));
       if (Codes::low + Codes::high != 0.0f && high) attempt(inverse * (Codes::high * to));
@@ -134,14 +128,14 @@ struct ScaleSuper {
   // codes that follow best, in turns.
   WC_OUT_OF_LINE void search(const F (&start)[blocks], const ScaleEffort& effort, bool is_weighed) {
     F scale[blocks];
-    F largest = 0.0f;
     for (int b = 0; b < blocks; ++b) {
       ScaleSearch<n, Codes> search(codes, x + n * b, w + n * b);
       search.attempt(inverse_of(start[b]));
       search.try_span(effort.span, is_weighed);
       scale[b] = search.scale;
-      largest = select(magnitude(scale[b]) > magnitude(largest), scale[b], largest);
     }
+    F size;
+    const F largest = signed_maximum<blocks>(scale, size);
     F best = infinity(), best_d = 0.0f, best_s[blocks];
     for (F& v : best_s) v = 0.0f;
     for (int end = 0; end < effort.ends; ++end) {
