@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("benchmarks", "commands", "converters", "docs", "examples", "formats", "quant", "tests")
+ROOMS = (
+    *("benchmarks", "commands", "converters", "docs", "evaluation", "examples"),
+    *("formats", "quant", "tests"),
+)
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/README.md")]
 )

@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 # What prints messages; click's are put as ours are (`cli.py`).
-PACKAGE = ("cli.py", "errors.py", "text.py", "commands", "converters", "formats", "quant")
+PACKAGE = (
+    *("cli.py", "errors.py", "text.py"),
+    *("commands", "converters", "evaluation", "formats", "quant"),
+)
 CLICK = ("core.py", "exceptions.py", "types.py")
 MISTAKES = (
     ROOT / "tests" / "commands" / "mistakes.txt",
