@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -21,13 +22,16 @@ from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.foreign import refuse_foreign, require_file
 from weightcast.formats.gguf import read as gguf
+from weightcast.formats.gguf.importance_sums import CHUNK_SIZE, ImportanceSums, TensorSums
 from weightcast.text import shown
 
 # Grok-1's takes 0.2 GB.
 MAX_FILE_BYTES: Final = 1 << 32
 _MAX_NAME_BYTES: Final = 1 << 12
 _MAX_ENTRIES: Final = gguf.MAX_TENSORS
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+_SUMS, _COUNTS, _PLAIN = ".in_sum2", ".counts", ".in_sum"
+# More tokens than any text has.
+_MAX_COUNT: Final = 1 << 62
 # The least that an entry of the old format can take: two lengths, a count, one value.
 _LEAST_ENTRY_BYTES: Final = 16
 _NEITHER: Final = "neither a GGUF file nor an older importance matrix"
@@ -84,17 +88,58 @@ def raise_row(row: NDArray[np.float32], floor: float) -> None:
 def read_imatrix(path: str | Path) -> ImportanceMatrix:
     """Read a file of either format. Raises CheckpointError naming file and tensor."""
     path = Path(path)
+    with _opened(path) as file:
+        if _is_gguf(file):
+            return _from_gguf(path, file)
+        return _from_old(path, file)
+
+
+def read_sums(path: str | Path, chunk_size: int = CHUNK_SIZE) -> ImportanceSums:
+    """Read the sums in a file of either format, float32 [matrices, in], and its counts.
+
+    The older format has neither sums, the size of a chunk nor the number of a tensor's matrices. As
+    in llama-imatrix, its values and calls are multiplied by `chunk_size`, and all experts are one
+    matrix with one count. Raises CheckpointError naming file and tensor.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        if _is_gguf(file):
+            return _sums_from_gguf(path, file)
+        old = _read_old(path, file)
+    entries = {}
+    for name, (calls, values) in old.entries.items():
+        with np.errstate(over="ignore"):
+            values *= np.float32(chunk_size)
+        counts = np.array([max(calls, 0) * chunk_size], np.int64)
+        entries[name] = TensorSums(_checked(path, name, values)[None], counts)
+    return ImportanceSums(entries, old.datasets, chunk_size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     require_file(path)
     try:
         with path.open("rb") as file:
-            if file.read(len(gguf.MAGIC)) == gguf.MAGIC:
-                return _from_gguf(path, file)
-            return _from_old(path, file)
+            yield file
     except OSError as problem:
         raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
 
 
+def _is_gguf(file: BinaryIO) -> bool:
+    return file.read(len(gguf.MAGIC)) == gguf.MAGIC
+
+
 def _from_old(path: Path, file: BinaryIO) -> ImportanceMatrix:
+    old = _read_old(path, file)
+    entries = {}
+    for name, (calls, values) in old.entries.items():
+        if calls > 0:
+            values /= np.float32(calls)
+        entries[name] = values
+    return ImportanceMatrix(path, entries, {}, old.datasets, old.chunks)
+
+
+def _read_old(path: Path, file: BinaryIO) -> _Old:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
@@ -111,6 +156,40 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def _from_gguf(path: Path, file: BinaryIO) -> ImportanceMatrix:
+    index, datasets, chunks = _described(path, file)
+    entries: dict[str, NDArray[np.float32]] = {}
+    unused: dict[str, tuple[int, ...]] = {}
+    for name, sums, counts in _sums(path, file, index):
+        # llama.cpp takes experts without tokens for equally important columns.
+        used = counts > 0
+        sums[used] /= counts[used, None].astype(np.float32)
+        sums[~used] = 1
+        entries[name] = _checked(path, name, sums.reshape(-1))
+        if not used.all():
+            unused[name] = tuple(np.flatnonzero(~used).tolist())
+    return ImportanceMatrix(path, entries, unused, datasets, chunks)
+
+
+def _sums_from_gguf(path: Path, file: BinaryIO) -> ImportanceSums:
+    index, datasets, _ = _described(path, file)
+    chunk_size = index.metadata["imatrix.chunk_size"]
+    if type(chunk_size) is not int or not 0 < chunk_size < 1 << 31:
+        raise FormatError(path, None, f"imatrix.chunk_size is {shown(chunk_size)}")
+    entries = {}
+    for name, sums, counts in _sums(path, file, index):
+        plain = None
+        if name + _PLAIN in index.tensors:
+            plain = _floats(path, file, name, index.tensors[name + _PLAIN])
+            if plain.size != sums.size or not np.isfinite(plain).all():
+                problem = f"{plain.size} plain sums, expected {sums.size}, all finite"
+                raise FormatError(path, None, f"{shown(name)}: {problem}")
+            plain = plain.reshape(sums.shape)
+        entries[name] = TensorSums(_checked(path, name, sums), counts, plain)
+    return ImportanceSums(entries, datasets, chunk_size)
+
+
+def _described(path: Path, file: BinaryIO) -> tuple[gguf.GGUFIndex, tuple[str, ...], int]:
+    """Index a GGUF file, with the texts and the number of chunks that it names."""
     index = gguf.read_file(path)
     metadata = index.metadata
     datasets = metadata.get("imatrix.datasets")
@@ -128,27 +207,27 @@ def _from_gguf(path: Path, file: BinaryIO) -> ImportanceMatrix:
         raise FormatError(path, None, "imatrix.datasets is not a list of names")
     if type(chunks) is not int or not 0 <= chunks < 1 << 31:
         raise FormatError(path, None, f"imatrix.chunk_count is {shown(chunks)}")
-    entries: dict[str, NDArray[np.float32]] = {}
-    unused: dict[str, tuple[int, ...]] = {}
-    for name in _names(path, index.tensors):
-        sums = _floats(path, file, name, index.tensors[name + _SUMS])
-        counts = _floats(path, file, name, index.tensors[name + _COUNTS])
+    return index, tuple(datasets), chunks
+
+
+def _sums(
+    path: Path, file: BinaryIO, index: gguf.GGUFIndex
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.int64]]]:
+    """Read name, sums [matrices, in] and counts [matrices], rounded as llama.cpp does, of each."""
+    names = _names(path, index.tensors)
+    if not names:
+        raise FormatError(path, None, "an importance matrix without entries")
+    for name in names:
+        found = [_floats(path, file, name, index.tensors[name + s]) for s in (_SUMS, _COUNTS)]
+        sums, counts = (_checked(path, name, values) for values in found)
         if not counts.size or not sums.size or sums.size % counts.size:
             raise FormatError(
                 path, None, f"{shown(name)}: {sums.size} sums do not divide into {counts.size}"
             )
-        # llama.cpp rounds counts, and takes experts without any for equally important columns.
-        rounded = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
-        sums = sums.reshape(counts.size, -1)
-        used = rounded > 0
-        sums[used] /= rounded[used, None]
-        sums[~used] = 1
-        entries[name] = _checked(path, name, sums.reshape(-1))
-        if not used.all():
-            unused[name] = tuple(np.flatnonzero(~used).tolist())
-    if not entries:
-        raise FormatError(path, None, "an importance matrix without entries")
-    return ImportanceMatrix(path, entries, unused, tuple(datasets), chunks)
+        if counts.max() >= _MAX_COUNT:
+            raise FormatError(path, None, f"{shown(name)}: a count of {counts.max():g}")
+        rounded = np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)
+        yield name, sums.reshape(counts.size, -1), rounded
 
 
 def _names(path: Path, tensors: Mapping[str, StoredArray]) -> list[str]:
@@ -165,7 +244,7 @@ def _floats(path: Path, file: BinaryIO, name: str, array: StoredArray) -> NDArra
     if array.dtype != "F32":
         raise FormatError(path, None, f"{shown(name)}: stored as {array.dtype}, expected F32")
     file.seek(array.offset)
-    return _checked(path, name, _take_floats(path, file, array.nbytes // 4))
+    return _take_floats(path, file, array.nbytes // 4)
 
 
 def _take_floats(path: Path, file: BinaryIO, count: int) -> NDArray[np.float32]:
@@ -184,6 +263,15 @@ def _checked(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.f
     return values
 
 
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """What the format before GGUF has: calls and values by tensor, texts, chunks."""
+
+    entries: dict[str, tuple[int, NDArray[np.float32]]]
+    datasets: tuple[str, ...]
+    chunks: int
+
+
 class _OldFile:
     """The format before GGUF: a count of entries, then name, calls and values of each."""
 
@@ -192,9 +280,9 @@ class _OldFile:
         self._file = file
         self._size = size
 
-    def read(self) -> ImportanceMatrix:
+    def read(self) -> _Old:
         n_entries = self._number(1, min(_MAX_ENTRIES, self._left // _LEAST_ENTRY_BYTES), "entries")
-        entries: dict[str, NDArray[np.float32]] = {}
+        entries: dict[str, tuple[int, NDArray[np.float32]]] = {}
         for _ in range(n_entries):
             name = self._text(self._number(1, _MAX_NAME_BYTES, "bytes of a name"))
             if name in entries:
@@ -202,11 +290,9 @@ class _OldFile:
             calls = self._number(-(1 << 31), (1 << 31) - 1, "calls")
             count = self._number(1, self._left // 4, f"values of {shown(name)}")
             values = _checked(self._path, name, _take_floats(self._path, self._file, count))
-            if calls > 0:
-                values /= np.float32(calls)
-            entries[name] = values
+            entries[name] = calls, values
         chunks, datasets = self._trailer()
-        return ImportanceMatrix(self._path, entries, {}, datasets, chunks)
+        return _Old(entries, datasets, chunks)
 
     def _trailer(self) -> tuple[int, tuple[str, ...]]:
         """Chunks and the text they came from; files of the first versions end before either."""
