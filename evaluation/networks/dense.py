@@ -216,8 +216,8 @@ class Dense:
 
         seen = self.machine.pool.each(sequences(states, context), attend)
         inputs, mixed = zip(*seen, strict=True)
-        watch.add([f"{name}.weight" for name in names[:3]], inputs)
-        watch.add([f"{names[3]}.weight"], mixed)
+        watch.add([f"{name}.weight" for name in names[:3]], states.shape[1], inputs)
+        watch.add([f"{names[3]}.weight"], wo.shape[1], mixed)
 
     def _bias(self, name: str) -> Array:
         if f"{name}.bias" not in self.weights:

@@ -97,8 +97,12 @@ class Grok1:
 
         seen = self.machine.pool.each(sequences(states, context), attend)
         inputs, mixed = zip(*seen, strict=True)
-        watch.add([f"{prefix}{role}.weight" for role in ("attn_q", "attn_k", "attn_v")], inputs)
-        watch.add([f"{prefix}attn_output.weight"], mixed)
+        watch.add(
+            [f"{prefix}{role}.weight" for role in ("attn_q", "attn_k", "attn_v")],
+            states.shape[1],
+            inputs,
+        )
+        watch.add([f"{prefix}attn_output.weight"], wo.shape[1], mixed)
 
     def _experts(self, prefix: str, states: F32, context: int, watch: Watch) -> Routing:
         ops, machine = self.machine.arithmetic, self.machine
@@ -117,7 +121,7 @@ class Grok1:
             return watch.moments(ops, inputs), ops.values(logits), ops.values(ops.softmax(logits))
 
         seen, logits, shares = zip(*machine.pool.each(blocks(len(states)), route), strict=True)
-        watch.add([f"{prefix}ffn_gate_inp.weight"], seen)
+        watch.add([f"{prefix}ffn_gate_inp.weight"], states.shape[1], seen)
         routing = choose_experts(np.concatenate(logits), used)
         probabilities = np.concatenate(shares)
         y = machine.activations.empty(*states.shape)

@@ -35,11 +35,15 @@ class Watch(Protocol):
     def add(
         self,
         names: Sequence[str],
+        n_in: int,
         found: Sequence[Moments | None],
         expert: int = 0,
         n_experts: int = 1,
     ) -> None:
-        """Add the sums of all blocks, in their order, to the entries of some tensors."""
+        """Add the sums of all blocks, in their order, to tensors with matrices [out, n_in].
+
+        Of a tensor of experts they belong to one, which may have seen nothing.
+        """
 
 
 class Unwatched:
@@ -51,6 +55,7 @@ class Unwatched:
     def add(
         self,
         names: Sequence[str],
+        n_in: int,
         found: Sequence[Moments | None],
         expert: int = 0,
         n_experts: int = 1,
@@ -146,8 +151,9 @@ class FeedForward:
         for start in range(0, max(1, len(x)), machine.group_tokens):
             rows = slice(start, start + machine.group_tokens)
             self._group(machine, weights, x[rows], out[rows], watch, seen)
-        watch.add((self.gate, self.up), seen.x, self.expert, self.n_experts)
-        watch.add((self.down,), seen.hidden, self.expert, self.n_experts)
+        which = (self.expert, self.n_experts)
+        watch.add((self.gate, self.up), x.shape[1], seen.x, *which)
+        watch.add((self.down,), weights.shape(self.down)[-1], seen.hidden, *which)
         return out
 
     def _group(
