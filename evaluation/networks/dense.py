@@ -8,7 +8,7 @@ gemma3.cpp of llama.cpp, and how src/llama-model.cpp reads their metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -153,12 +153,12 @@ class Dense:
             Part(feed_forward, partial(self._feed_forward, prefix)),
         )
 
-    def logits(self, states: F32) -> F32:
+    def logits(self, states: F32, parts: Sequence[slice]) -> F32:
         ops = self.machine.arithmetic
         x = ops.values(ops.norm(ops.array(states), self._vector("output_norm"), self.spec.eps))
         own_head = "output.weight" in self.weights
         head = "output.weight" if own_head else "token_embd.weight"
-        return multiply(self.machine, self.weights, head, x)
+        return multiply(self.machine, self.weights, head, x, parts)
 
     def _vector(self, role: str) -> Array:
         """Load a vector of weights, or None if the model has none of this role."""

@@ -5,7 +5,7 @@ Source: model.py in xai-org/grok-1, with its bfloat16 rounding left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,11 +59,11 @@ class Grok1:
             Part(experts, partial(self._experts, prefix)),
         )
 
-    def logits(self, states: F32) -> F32:
+    def logits(self, states: F32, parts: Sequence[slice]) -> F32:
         ops = self.machine.arithmetic
         scale = self._vector("output_norm.weight")
         x = ops.values(ops.norm(ops.array(states), scale, self._eps))
-        found = multiply(self.machine, self.weights, "token_embd.weight", x)
+        found = multiply(self.machine, self.weights, "token_embd.weight", x, parts)
         found *= np.float32(self.spec["output_multiplier_scale"])
         return found
 

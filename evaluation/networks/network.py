@@ -119,8 +119,8 @@ class Network(Protocol):
     def parts(self, number: int) -> tuple[Part, ...]:
         """Give the parts of a layer, in order."""
 
-    def logits(self, states: F32) -> F32:
-        """Give logits [tokens, vocab] for what the last layer gave."""
+    def logits(self, states: F32, parts: Sequence[slice]) -> F32:
+        """Give logits [tokens, vocab] for what the last layer gave, one part of rows at a time."""
 
 
 def run_layer(
@@ -197,8 +197,8 @@ class _Seen:
     hidden: list[Moments | None] = field(default_factory=list)
 
 
-def multiply(machine: Machine, weights: Weights, name: str, x: F32) -> F32:
-    """Multiply rows x [tokens, in] with a whole matrix, tile by tile: [tokens, out]."""
+def multiply(machine: Machine, weights: Weights, name: str, x: F32, parts: Sequence[slice]) -> F32:
+    """Multiply parts of rows x [tokens, in] with a matrix, tile by tile: [tokens, out]."""
     ops = machine.arithmetic
     out = machine.activations.empty(len(x), weights.shape(name)[-2])
     for tile in weights.tiles(name):
@@ -207,7 +207,7 @@ def multiply(machine: Machine, weights: Weights, name: str, x: F32) -> F32:
         def product(rows: slice, matrix: Array = matrix, to: slice = columns) -> None:
             out[rows, to] = ops.values(ops.linear(ops.array(x[rows]), matrix))
 
-        machine.pool.each(blocks(len(x)), product)
+        machine.pool.each(parts, product)
     return out
 
 
