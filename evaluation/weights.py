@@ -16,8 +16,16 @@ from weightcast.converters.graph import StoredMatrix, Tensor, TensorGraph, matri
 from weightcast.converters.graph.read import Slab, forget_rows, load_float32, named, read_slab
 from weightcast.errors import CheckpointError
 from weightcast.evaluation.arithmetic import F32
-from weightcast.quant.cpu.library import Blocks, SourceValueError, quantize_matrix
+from weightcast.quant.arrays import dequantize, quantize
+from weightcast.quant.cpu.library import (
+    Blocks,
+    SourceValueError,
+    quantize_matrix,
+    uses_importance,
+)
+from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import F32 as F32_TYPE
+from weightcast.quant.types import QuantType
 
 # Weights of a tile: its products with a block of tokens stay in the cache of a core.
 TILE_WEIGHTS = 1 << 23
@@ -37,12 +45,30 @@ class Tile:
         return slice(self.start, self.start + len(self.values))
 
 
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """A type that a tensor is to have, and how: by a search, with importance [matrices, in]."""
+
+    type: QuantType
+    importance: F32 | None = None
+    search: Search = GGML
+
+    def apply(self, values: F32, matrix: int) -> F32:
+        """Quantize rows [rows, in] of a matrix, and give what a reader makes of them."""
+        importance = None
+        if self.importance is not None and uses_importance(self.type, self.search):
+            importance = self.importance[min(matrix, len(self.importance) - 1)]
+        how = self.search.describe()
+        blocks = quantize(values, self.type.name, importance, how["name"], how["effort"])
+        return dequantize(blocks, self.type.name)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a graph in float32; some may be given, float32 by name, instead of stored."""
+    """The weights of a graph in float32; those of some tensors rounded to another type first."""
 
     graph: TensorGraph
-    given: Mapping[str, F32] = field(default_factory=dict)
+    rounded: Mapping[str, Rounding] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.graph.tensors
@@ -53,8 +79,13 @@ class Weights:
 
     def whole(self, name: str) -> F32:
         """Load a tensor. Raises LayoutError for values that are not finite."""
-        given = self.given.get(name)
-        return load_float32(self.graph[name]) if given is None else given
+        loaded = load_float32(self.graph[name])
+        rounding = self.rounded.get(name)
+        if rounding is None:
+            return loaded
+        rows = loaded.reshape(-1, *loaded.shape[-2:])
+        changed = [rounding.apply(matrix, number) for number, matrix in enumerate(rows)]
+        return np.stack(changed).reshape(loaded.shape)
 
     def rows_of(self, name: str, ids: Iterable[int]) -> F32:
         """Load some rows of a matrix, as an embedding's, [ids, in]."""
@@ -67,18 +98,19 @@ class Weights:
 
     def tiles(self, name: str, expert: int = 0) -> Iterator[Tile]:
         """Decode a matrix tile by tile; of a tensor of experts, that of one."""
-        given = self.given.get(name)
-        if given is not None:
-            matrix = given if given.ndim == 2 else given[expert]
-            yield from (Tile(start, matrix[start:stop]) for start, stop in _cuts(*matrix.shape))
-            return
         tensor = self.graph[name]
         with ThreadPoolExecutor(1) as ahead:
-            source = _decoded(tensor, matrices(tensor)[expert])
+            source = self._rounded(name, expert, _decoded(tensor, matrices(tensor)[expert]))
             upcoming = ahead.submit(next, source, None)
             while (tile := upcoming.result()) is not None:
                 upcoming = ahead.submit(next, source, None)
                 yield tile
+
+    def _rounded(self, name: str, expert: int, tiles: Iterator[Tile]) -> Iterator[Tile]:
+        rounding = self.rounded.get(name)
+        for tile in tiles:
+            values = tile.values if rounding is None else rounding.apply(tile.values, expert)
+            yield Tile(tile.start, values)
 
 
 def _cuts(n_out: int, n_in: int) -> Iterator[tuple[int, int]]:
