@@ -33,6 +33,8 @@ _LABELS: Final[dict[Phase, str]] = {
     "hash": "hashing",
     "compare": "comparing",
     "verify": "verifying",
+    "run": "running layers",
+    "score": "scoring predictions",
 }
 # Rates are those of so many seconds.
 _WINDOW_S: Final = 10.0

@@ -18,7 +18,9 @@ from weightcast.text import shown
 # hash     read files for their checksums
 # compare  measure tensors against each other
 # verify   look at the weights of an artifact, beside those of its source if there is one
-Phase = Literal["plan", "check", "convert", "flush", "hash", "compare", "verify"]
+# run      run layers of models over a text
+# score    run their heads, and compare what they predict
+Phase = Literal["plan", "check", "convert", "flush", "hash", "compare", "verify", "run", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,9 @@ class Progress:
     """How far a run is: its phase, and the bytes of it that are done, of `total_bytes`.
 
     The phases are plan, check (of what an interrupted run kept), convert, flush (to the disk), hash
-    (for checksums), compare and verify; a run has those that it needs. Bytes are counted in each
-    anew; `total_bytes` is 0 where none are, as in plan.
+    (for checksums), compare, verify, run (of layers over a text) and score (of predictions); a run
+    has those that it needs. Bytes are counted in each anew; `total_bytes` is 0 where none are, as
+    in plan.
     """
 
     phase: Phase

@@ -1,0 +1,107 @@
+"""One session of running models: how it is asked for, what it runs on, and where it is kept."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import xxhash
+
+from weightcast.converters.engine.progress import OnProgress, Phase, Progress, ignore_progress
+from weightcast.converters.files import weightcast_version
+from weightcast.converters.graph import TensorGraph, stored_bytes
+from weightcast.converters.plan import choose_workers
+from weightcast.converters.sources import source_files
+from weightcast.evaluation.arithmetic import FLOAT32, arithmetic
+from weightcast.evaluation.memory import Activations
+from weightcast.evaluation.networks import Ids, Machine, Network, network
+from weightcast.evaluation.saved import SavedStates
+from weightcast.evaluation.weights import Weights
+from weightcast.evaluation.workers import BLOCK_TOKENS, pool
+
+# Tokens that go through a feed-forward layer at once: enough that decoding its weights is nothing.
+_GROUP_TOKENS: Final = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How models are run.
+
+    `precision` is what products round their inputs to, "float32" or "bfloat16"; `device` is "cpu"
+    or one of torch, as "cuda"; `memory` is how many bytes activations may take, beyond which they
+    lie in a file in `folder`; None: all that they need. Neither memory nor `jobs` changes results.
+    """
+
+    precision: str = FLOAT32
+    device: str = "cpu"
+    jobs: int | None = None
+    memory: int | None = None
+    folder: Path | None = None
+
+
+@contextmanager
+def machine(settings: Settings) -> Iterator[Machine]:
+    """Start workers. Raises RequestError, MissingPackageError and DeviceError for the settings."""
+    ops = arithmetic(settings.device, settings.precision)
+    jobs = choose_workers(settings.jobs).count
+    if settings.jobs is None:
+        jobs -= 1  # nobody waits to write, so one worker for each core is enough
+    folder = settings.folder or Path(tempfile.gettempdir())
+    with pool(jobs if settings.device == "cpu" else 1) as workers:
+        yield Machine(ops, workers, Activations(settings.memory, folder), _group(settings.memory))
+
+
+def _group(memory: int | None) -> int:
+    """Choose how many tokens go through a feed-forward layer at once: whole blocks."""
+    if memory is None:
+        return _GROUP_TOKENS
+    # A hidden layer as wide as Grok-1's takes 128 KiB a token; it may have a third of the memory.
+    return max(BLOCK_TOKENS, min(_GROUP_TOKENS, memory // 3 // (1 << 17) // 512 * 512))
+
+
+def networks_of(graphs: Sequence[TensorGraph], run_by: Machine) -> list[Network]:
+    """Make the networks of graphs. Raises LayoutError for what cannot be run."""
+    return [network(Weights(graph), run_by) for graph in graphs]
+
+
+def fingerprint(
+    graphs: Sequence[TensorGraph], tokens: Ids, settings: Settings, **others: Any
+) -> dict[str, Any]:
+    """Give what the states of a run depend on, as JSON values."""
+    return {
+        "version": weightcast_version(),
+        "arithmetic": type(arithmetic(settings.device, settings.precision)).__name__,
+        "precision": settings.precision,
+        "device": settings.device,
+        "tokens": xxhash.xxh3_128_hexdigest(tokens.tobytes()),
+        "shape": list(tokens.shape),
+        "sources": [
+            [[path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in files]
+            for files in map(source_files, graphs)
+        ],
+        **others,
+    }
+
+
+def saved_beside(output: Path | None, said: dict[str, Any]) -> SavedStates | None:
+    """Choose the folder for the states of a run beside its output; None without an output."""
+    if output is None:
+        return None
+    return SavedStates(output.with_name(f".{output.name}.states"), said)
+
+
+def layer_progress(
+    graphs: Sequence[TensorGraph], phase: Phase, on_progress: OnProgress = ignore_progress
+) -> Callable[[int, int], None]:
+    """Tell of layers that are done by the bytes of their weights."""
+    total = sum(stored_bytes(tensor) for graph in graphs for tensor in graph.tensors.values())
+
+    def tell(done: int, of: int) -> None:
+        on_progress(Progress(phase, total * done // max(1, of), total))
+
+    return tell
