@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,10 +16,18 @@ from weightcast.errors import OutputError
 
 
 def write_small(path: Path, content: bytes) -> None:
-    """Write a file beside its name, then rename it. Raises OutputError; an earlier one stays.
+    """Write a file whole; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that grows beside its name, and gets this when all is written and flushed.
 
     Links are followed. While it grows it is locked. What is there and no regular file, such as a
-    pipe or /dev/null, is written to as it is: root could rename a file over it.
+    pipe or /dev/null, is written to as it is: root could rename a file over it. Raises OutputError,
+    and after that or any other error an earlier file stays as it was.
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a directory")
@@ -26,12 +35,14 @@ def write_small(path: Path, content: bytes) -> None:
     partial = partial_path(real)
     try:
         if path.exists() and not path.is_file():
-            path.write_bytes(content)
+            with path.open("wb") as file:
+                yield file
             return
         with _opened(partial) as file:
             with contextlib.suppress(OSError):  # file systems without locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(file, content)
+            yield file
+            _flush(file)
             os.replace(partial, real)
     except OSError as problem:
         partial.unlink(missing_ok=True)
@@ -46,7 +57,8 @@ def write_small(path: Path, content: bytes) -> None:
 def write_flushed(path: Path, content: bytes) -> None:
     """Write a whole file and flush it to the disk; links are not followed. Raises OSError."""
     with _opened(path) as file:
-        _write(file, content)
+        file.write(content)
+        _flush(file)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -54,7 +66,6 @@ def _opened(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
+def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -100,7 +100,9 @@ def _float32(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
         bad |= found < 0
     if bad.any():
         value = values[tuple(np.argwhere(bad)[0])]
-        raise LayoutError(f"{shown(name)}: a sum is {value}; sums of squares are finite, and not below 0")
+        raise LayoutError(
+            f"{shown(name)}: a sum is {value}; sums of squares are finite, and not below 0"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """Sums that an importance matrix is made of: squared inputs by column, and how many there were.
 
-llama-imatrix stores sums, not means, so that texts can be added later. Rules of merging: load_imatrix
-in tools/imatrix/imatrix.cpp of llama.cpp.
+llama-imatrix stores sums, not means, so that texts can be added later. Rules of merging:
+load_imatrix in tools/imatrix/imatrix.cpp of llama.cpp.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CHUNK_SIZE: Final = 512
 class TensorSums:
     """What went into one tensor's products: sums [matrices, in] and counts int64 [matrices].
 
-    `squares` are sums of squared inputs, float32 or float64; `plain`, sums of the inputs themselves,
-    which llama.cpp does not read yet. A matrix that no token reached has the count 0.
+    `squares` are sums of squared inputs, float32 or float64; `plain`, sums of the inputs
+    themselves, which llama.cpp does not read yet. A matrix that no token reached has the count 0.
     """
 
     squares: NDArray[np.floating[Any]]
@@ -35,7 +35,7 @@ class TensorSums:
     @property
     def n_in(self) -> int:
         """Count the columns of a matrix."""
-        return self.squares.shape[-1]
+        return int(self.squares.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ImportanceSums:
 
     @property
     def chunks(self) -> int:
-        """Count the chunks that the largest count stands for, rounded down as llama-imatrix does."""
+        """Count the chunks that the largest count stands for, rounded down."""
         counts = (int(entry.counts.max(initial=0)) for entry in self.entries.values())
         return max(counts, default=0) // self.chunk_size
 
