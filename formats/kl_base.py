@@ -7,7 +7,7 @@
 
 Positions n_ctx / 2 ... n_ctx - 2 of a chunk are scored, each by the next token. What is more than
 16 nats below the likeliest token is raised to that. With a vocabulary of 131,072 a position takes
-262,152 bytes. Source: process_logits and kl_divergence in tools/perplexity/perplexity.cpp of llama.cpp.
+262,152 bytes. Source: log_softmax and kl_divergence in llama.cpp's tools/perplexity/perplexity.cpp.
 """
 
 from __future__ import annotations

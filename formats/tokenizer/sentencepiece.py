@@ -23,7 +23,7 @@ from weightcast.formats.reading import read_small
 from weightcast.text import option, shown
 
 # Token types of llama.cpp (enum llama_token_type).
-NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 # The release's has 2.2 MB.
 MAX_MODEL_BYTES: Final = 1 << 27
 # Vocabularies have up to 262,144 pieces, of 16 characters where nothing else was asked for.
