@@ -12,7 +12,10 @@ import numpy as np
 
 from weightcast.converters.engine.progress import OnProgress, ignore_progress
 from weightcast.converters.files import weightcast_version
+from weightcast.converters.files.atomic import replacing
 from weightcast.converters.graph import TensorGraph, stored_bytes
+from weightcast.errors import RequestError
+from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import (
     KLStatistics,
     Perplexity,
@@ -22,18 +25,24 @@ from weightcast.evaluation.divergence import (
 )
 from weightcast.evaluation.importance import Importance
 from weightcast.evaluation.layers import Comparison, LayerErrors, Run
-from weightcast.evaluation.networks import Ids
-from weightcast.evaluation.scoring import Scores, score, scored_parts
+from weightcast.evaluation.networks import Ids, Machine, Network
+from weightcast.evaluation.saved import SavedStates
+from weightcast.evaluation.scoring import (
+    OnLogits,
+    Scores,
+    score,
+    score_against,
+    scored_parts,
+)
 from weightcast.evaluation.session import (
     Settings,
-    fingerprint,
     layer_progress,
     machine,
     networks_of,
-    saved_beside,
 )
+from weightcast.evaluation.text import Chunks
 from weightcast.formats.gguf.importance_sums import ImportanceSums
-from weightcast.formats.kl_base import KLBaseWriter
+from weightcast.formats.kl_base import KLBase, KLBaseWriter
 
 FORMAT: Final = "weightcast.evaluation"
 VERSION: Final = 1
@@ -43,19 +52,28 @@ USUAL: Final = Settings()
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text as it was run: its name, and tokens int64 [chunks, context]."""
+    """A text as it is run: its name, and its tokens in chunks."""
 
     name: str
-    tokens: Ids
+    chunks: Chunks
+
+    @property
+    def tokens(self) -> Ids:
+        """Give what positions are scored by, int64 [chunks, context]."""
+        return self.chunks.tokens.astype(np.int64)
+
+    @property
+    def inputs(self) -> Ids:
+        """Give what models read, int64 [chunks, context]."""
+        return self.chunks.inputs().astype(np.int64)
 
     @property
     def context(self) -> int:
-        return int(self.tokens.shape[1])
+        return self.chunks.n_ctx
 
     def describe(self) -> dict[str, Any]:
         """Describe it as JSON values."""
-        chunks, context = self.tokens.shape
-        return {"name": self.name, "chunks": chunks, "context": context}
+        return {"name": self.name, "chunks": len(self.chunks.tokens), "context": self.context}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,30 +160,26 @@ def collect_importance(
     text: Text,
     settings: Settings = USUAL,
     *,
-    output: Path | None = None,
+    saved: SavedStates | None = None,
     scores: bool = True,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[ImportanceSums, Perplexity | None]:
     """Run a model over a text, and sum up the squared inputs of its matrices, as llama-imatrix.
 
-    Gives the perplexity of the same pass, unless `scores` is False. States are kept beside
-    `output` after each layer; a run that was killed goes on from there.
+    Gives the perplexity of the same pass, too, unless `scores` is False. With `saved`, states are
+    kept after each layer, and a run that was killed goes on from there. Raises LayoutError for a
+    model that cannot be run.
     """
     importance = Importance()
     with machine(settings) as run_by:
         networks = networks_of([source], run_by)
-        said = fingerprint([source], text.tokens, settings, collects="importance")
-        saved = saved_beside(output, said)
-        run = Run(networks, text.tokens, importance, kept=(importance,), saved=saved)
+        run = Run(networks, text.inputs, importance, kept=(importance,), saved=saved)
         states = run.states(layer_progress([source], "run", on_progress))
         found = None
         if scores:
-            on_part = layer_progress([source], "score", on_progress)
-            memory = settings.memory
-            scored = score(
-                networks, states, text.tokens, run_by.pool, memory=memory, on_part=on_part
+            found = perplexity(
+                _scores([source], networks, states, text, settings, run_by, on_progress).losses
             )
-            found = perplexity(scored.losses)
     return importance.sums(text.name, text.context), found
 
 
@@ -176,13 +190,13 @@ def evaluate(
     settings: Settings = USUAL,
     *,
     isolated: bool = False,
-    output: Path | None = None,
+    saved: SavedStates | None = None,
     save_base: Path | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Run a source and its artifacts over a text, layer by layer, and compare what they predict.
 
-    `isolated` measures each layer of an artifact alone, too. States are kept beside `output` after
+    `isolated` measures each layer of an artifact alone, too. With `saved`, states are kept after
     each layer. `save_base` gets the source's predictions as a KL base file of llama.cpp.
 
     Raises LayoutError for models that cannot be run or are not of one kind.
@@ -192,27 +206,71 @@ def evaluate(
         run_by = stack.enter_context(machine(settings))
         networks = networks_of(graphs, run_by)
         comparison = Comparison(isolated)
-        said = fingerprint(graphs, text.tokens, settings, isolated=isolated)
-        run = Run(networks, text.tokens, comparison=comparison, saved=saved_beside(output, said))
+        run = Run(networks, text.inputs, comparison=comparison, saved=saved)
         states = run.states(layer_progress(graphs, "run", on_progress))
-        on_logits = None
+        writer = None
         if save_base is not None:
-            vocab_size = networks[0].vocab_size
-            tokens = text.tokens.astype(np.int32)
-            writer = KLBaseWriter(stack.enter_context(save_base.open("wb")), tokens, vocab_size)
-            on_logits = writer.add
-        scores = score(
-            networks,
-            states,
-            text.tokens,
-            run_by.pool,
-            memory=settings.memory,
-            on_logits=on_logits or (lambda logits: None),
-            on_part=layer_progress(graphs, "score", on_progress),
-        )
-        if save_base is not None:
+            file = stack.enter_context(replacing(save_base))
+            writer = KLBaseWriter(file, text.chunks.tokens, networks[0].vocab_size)
+        on_logits = _ignore if writer is None else writer.add
+        scores = _scores(graphs, networks, states, text, settings, run_by, on_progress, on_logits)
+        if writer is not None:
             writer.finish()
     return _evaluation(graphs, text, settings, scores, comparison)
+
+
+def evaluate_against(
+    base: KLBase,
+    models: Sequence[TensorGraph],
+    text: Text,
+    settings: Settings = USUAL,
+    *,
+    on_progress: OnProgress = ignore_progress,
+) -> Evaluation:
+    """Compare what models predict with a KL base file, as llama-perplexity does, one by one.
+
+    `text` has the tokens of that file. Raises LayoutError for models that cannot be run.
+    """
+    found, losses = [], None
+    for graph in models:
+        with machine(settings) as run_by:
+            networks = networks_of([graph], run_by)
+            run = Run(networks, text.inputs)
+            (states,) = run.states(layer_progress([graph], "run", on_progress))
+            records = score_against(base, networks[0], states, memory=settings.memory)
+        statistics = kl_statistics(records, text.context, len(text.chunks.tokens))
+        worst = worst_tokens(text.tokens, records)
+        found.append(ArtifactEvaluation(Judged.of(graph), statistics, (), worst))
+        losses = records.nll_base
+    if losses is None:
+        raise RequestError("name a model to compare with the base file")
+    source = Judged(base.path.name, 0, 0.0)
+    return Evaluation(source, text, settings, perplexity(losses), tuple(found))
+
+
+def _ignore(logits: F32) -> None:
+    return None
+
+
+def _scores(
+    graphs: Sequence[TensorGraph],
+    networks: Sequence[Network],
+    states: Sequence[F32],
+    text: Text,
+    settings: Settings,
+    run_by: Machine,
+    on_progress: OnProgress,
+    on_logits: OnLogits = _ignore,
+) -> Scores:
+    return score(
+        networks,
+        states,
+        text.tokens,
+        run_by.pool,
+        memory=settings.memory,
+        on_logits=on_logits,
+        on_part=layer_progress(graphs, "score", on_progress),
+    )
 
 
 def _evaluation(
@@ -226,7 +284,7 @@ def _evaluation(
     found = [
         ArtifactEvaluation(
             Judged.of(graph),
-            kl_statistics(records, text.context, len(text.tokens)),
+            kl_statistics(records, text.context, len(text.chunks.tokens)),
             tuple(layers),
             worst_tokens(text.tokens, records),
         )
