@@ -53,6 +53,8 @@ USUAL_TYPES: Final = (
     *("IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K"),
     *("IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
 )
+# Where rows do not fill the blocks of 256 that most of these have.
+FALLBACK_TYPES: Final = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,7 @@ def sensitivity(
             {} if imatrix is None else _importance(graph, imatrix),
             search,
             None if probe is None else _type_named(probe),
+            [TYPES[name] for name in FALLBACK_TYPES if tuple(types) == USUAL_TYPES],
         )
         effects = measuring.measure(tell)
     shapes = {name: tensor.shape for name, tensor in graph.tensors.items()}

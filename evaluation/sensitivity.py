@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType
 
 OnTensor = Callable[[int, int], None]
+# Two are a coarse choice: Q8_0 alone of the usual types has blocks that most rows fill.
+_FEWEST_TYPES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,9 @@ class Sensitivity:
     """Measures the tensors of a source over tokens [sequences, context], type by type.
 
     `importance` has the importance [matrices, in] of tensors by name; types that need it are left
-    out where there is none, and so are those whose blocks do not divide a row. With a `probe`, the
-    model's predictions are compared, too, with each tensor alone in that type.
+    out where there is none, and so are those whose blocks do not divide a row: where none does,
+    there are `fallbacks`. With a `probe`, the model's predictions are compared, too, with each
+    tensor alone in that type.
     """
 
     weights: Weights
@@ -55,6 +59,7 @@ class Sensitivity:
     importance: Mapping[str, F32]
     search: Search = GGML
     probe: QuantType | None = None
+    fallbacks: Sequence[QuantType] = ()
 
     def measure(self, on_tensor: OnTensor = lambda done, total: None) -> dict[str, Effects]:
         """Run the source, and each of its layers again for each tensor and type in it.
@@ -96,10 +101,13 @@ class Sensitivity:
 
     def _types_of(self, name: str) -> Iterator[QuantType]:
         n_in = self.weights.shape(name)[-1]
-        wanted = self.types if self.probe is None else [*self.types, self.probe]
+        wanted = [each for each in self.types if each.fits(n_in)]
+        if len(wanted) < _FEWEST_TYPES:
+            wanted += [each for each in self.fallbacks if each.fits(n_in)]
+        if self.probe is not None and self.probe.fits(n_in):
+            wanted.append(self.probe)
         for quant_type in dict.fromkeys(wanted):
-            needs_importance = quant_type.importance == "required" and name not in self.importance
-            if quant_type.fits(n_in) and not needs_importance:
+            if quant_type.importance != "required" or name in self.importance:
                 yield quant_type
 
     def _changed(
