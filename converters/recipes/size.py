@@ -221,8 +221,13 @@ def fit_cost(problem: Problem, limit: float) -> Choice | None:
     turned = [[(value, weight) for weight, value in c.sums] for c in classes]
     most = sum(max(weight for weight, _ in c) for c in turned)
     whole = most if math.ldexp(most, -scale) <= limit else math.floor(math.ldexp(limit, scale))
-    solution = knapsack.solve(turned, min(whole, most))
-    return None if solution is None else _choice(problem, classes, solution)
+    # Costs are rounded up, each by less than 1: a sum that is just beyond may be within.
+    for sums in (whole + len(classes), whole):
+        solution = knapsack.solve(turned, min(sums, most))
+        choice = None if solution is None else _choice(problem, classes, solution)
+        if choice is None or choice.cost is None or choice.cost <= limit:
+            break
+    return choice
 
 
 def smallest(problem: Problem) -> Choice:

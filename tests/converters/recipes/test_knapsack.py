@@ -21,9 +21,7 @@ SMALL = st.lists(
 )
 # Sizes as types have, and values of any size.
 LARGE = st.lists(
-    st.lists(
-        st.tuples(st.integers(1, 1 << 40), st.integers(0, 1 << 52)), min_size=1, max_size=4
-    ),
+    st.lists(st.tuples(st.integers(1, 1 << 40), st.integers(0, 1 << 52)), min_size=1, max_size=4),
     min_size=1,
     max_size=5,
 )

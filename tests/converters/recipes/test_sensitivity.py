@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightcast.converters.recipes.sensitivity import (
-    Measurement,
     MeasuredSource,
+    Measurement,
     Sensitivities,
     TensorSensitivity,
     fingerprint_of,
@@ -181,9 +181,7 @@ def test_costs_are_divergences_only_where_all_are_probed() -> None:
     assert FOUND.has_probes
     assert FOUND.cost("blk.0.attn_q.weight", "Q4_K") == 0.002
     name = "blk.0.ffn_up_exps.weight"
-    half = replace(
-        FOUND, tensors={**FOUND.tensors, name: replace(FOUND.tensors[name], probe={})}
-    )
+    half = replace(FOUND, tensors={**FOUND.tensors, name: replace(FOUND.tensors[name], probe={})})
     assert not half.has_probes
     assert half.cost("blk.0.attn_q.weight", "Q4_K") == 0.01
     assert half.cost("blk.0.attn_q.weight", "Q5_K") is None
