@@ -49,6 +49,8 @@ _PLAIN_TYPES: Final = (
 _SMALL_BLOCKS: Final = (Q8_0, Q5_1, Q5_0, IQ4_NL)
 _EXPERTS: Final = re.compile(r"_exps\.")
 _FEED_FORWARD: Final = re.compile(r"\.ffn_")
+# Recipes of llama-quantize that are told of in words, those that cost least.
+_MOST_MIXES: Final = 4
 # Sums of costs, as whole numbers, stay below this power of two.
 _COST_BITS: Final = 60
 
@@ -345,7 +347,7 @@ class SizedRecipe:
         if plain is not None:
             size, cost = bytes_text(plain.choice.nbytes), cost_text(plain.choice.cost)
             yield f"plain rule, {plain.name}: {cost}, {size}"
-        for mix in self.mixes:
+        for mix in sorted(self.mixes, key=lambda mix: mix.cost)[:_MOST_MIXES]:
             yield f"{mix.name} of llama-quantize: {cost_text(mix.cost)}, {bytes_text(mix.nbytes)}"
 
     def notes(self) -> Iterator[str]:

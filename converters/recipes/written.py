@@ -138,10 +138,21 @@ def recipe_text(base: str, rules: Iterable[WrittenRule], about: Iterable[str]) -
     lines = [line for each in about for line in _comment(each)]
     lines += ["", f'base = "{base}"']
     for rule in rules:
-        pattern = f"pattern = {_quoted(rule.pattern)}"
-        said = f"{pattern:<{_COLUMN}} # {rule.about}" if rule.about else pattern
-        lines += ["", "[[rule]]", said, f'type = "{rule.type_name}"']
+        lines += ["", "[[rule]]", *_pattern_lines(rule), f'type = "{rule.type_name}"']
     return "\n".join(lines) + "\n"
+
+
+def _pattern_lines(rule: WrittenRule) -> Iterator[str]:
+    """Write a pattern with what it is for, beside it if there is room, or else before it."""
+    pattern = f"pattern = {_quoted(rule.pattern)}"
+    beside = f"{pattern:<{_COLUMN}} # {rule.about}"
+    if not rule.about:
+        yield pattern
+    elif len(beside) <= _WIDTH:
+        yield beside
+    else:
+        yield from _comment(rule.about)
+        yield pattern
 
 
 def _quoted(pattern: str) -> str:

@@ -2,8 +2,8 @@
 
 A page's blocks run in its own folder with what a newcomer has: `grok-1`, `tokenizer.model` in it,
 `model-BF16.gguf` (and in three parts), `imatrix.gguf`, `hessians.safetensors`, `costs.json`, error
-reports, `examples`. First those for a shell, in order, then all of Python as one program. Blocks that cannot
-run here say why in a comment; the reasons are listed below.
+reports, `examples`. First those for a shell, in order, then all of Python as one program. Blocks
+that cannot run here say why in a comment; the reasons are listed below.
 """
 
 from __future__ import annotations

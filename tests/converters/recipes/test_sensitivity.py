@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,10 +22,14 @@ from weightcast.converters.recipes.sensitivity import (
     fingerprint_of,
     read_sensitivities,
     sensitivity_text,
+    write_sensitivities,
 )
+from weightcast.converters.recipes.sensitivity_schema import schema_text
 from weightcast.errors import FormatError, LayoutError
 from weightcast.quant.types import TYPES
 
+SCHEMA = Path(__file__).parents[3] / "docs/sensitivity.schema.json"
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 SHAPES = [("blk.0.attn_q.weight", (256, 256)), ("blk.0.ffn_up_exps.weight", (4, 512, 256))]
 FOUND = Sensitivities(
     MeasuredSource("m", 589_824, fingerprint_of(SHAPES)),
@@ -68,7 +73,7 @@ def test_what_is_written_is_read_again(
         },
         path,
     )
-    path.write_text(sensitivity_text(made))
+    write_sensitivities(path, made)
     found = read_sensitivities(path)
     assert found == made
     assert sensitivity_text(found) == path.read_text()
@@ -98,6 +103,12 @@ def change(*keys: str) -> Callable[[Any], Callable[[dict[str, Any]], None]]:
         return apply
 
     return to
+
+
+def test_the_schema_is_current() -> None:
+    """Else run: python -m weightcast.converters.recipes.sensitivity_schema > docs/sensit..."""
+    assert SCHEMA.read_text() == schema_text()
+    VALIDATOR.validate(values())
 
 
 QUERY = "tensors", "blk.0.attn_q.weight"
@@ -148,6 +159,8 @@ def test_what_is_wrong_is_named(
         read_sensitivities(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert said in str(caught.value)
+    # What a type needs beside its probe, no schema says.
+    assert VALIDATOR.is_valid(given) == said.startswith("probe: ")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])

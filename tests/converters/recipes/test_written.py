@@ -71,6 +71,15 @@ def test_many_layers_take_several_rules() -> None:
     assert max(len(rule.pattern) for rule in rules) < 500
 
 
+def test_what_a_pattern_is_for_stands_where_there_is_room() -> None:
+    rules = [WrittenRule("a" * 20, "Q2_K", "layer 3"), WrittenRule("b" * 90, "Q4_K", "layers 4, 5")]
+    lines = recipe_text("Q4_K_M", rules, []).splitlines()
+    at = lines.index("[[rule]]")
+    assert lines[at + 1].startswith(f"pattern = '{'a' * 20}'  ")
+    assert lines[at + 1].endswith(" # layer 3")
+    assert lines[at + 5 :] == ["# layers 4, 5", f"pattern = '{'b' * 90}'", 'type = "Q4_K"']
+
+
 def test_comments_are_broken_and_stay_comments() -> None:
     text = recipe_text("Q4_K_M", [], ["word " * 40, 'a\nbase = "F16"'])
     lines = text.splitlines()
