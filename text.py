@@ -34,7 +34,11 @@ def spoken(command: str, call: str) -> str:
 
 
 # Options that bear another name than their argument.
-_FLAGS: Final = {"types": "--type", "tensor_types": "--tensor-type"}
+_FLAGS: Final = {
+    "types": "--type",
+    "tensor_types": "--tensor-type",
+    "target_types": "--target-type",
+}
 
 
 def option(name: str, value: str | float | bool | None = None) -> str:

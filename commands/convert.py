@@ -39,7 +39,7 @@ from weightcast.converters.report import (
 )
 from weightcast.converters.sources import ConvertOptions
 from weightcast.errors import LimitError, RequestError
-from weightcast.text import count, some
+from weightcast.text import count, option, some
 
 
 @click.command(
@@ -51,12 +51,20 @@ from weightcast.text import count, some
         "weightcast convert model-BF16.gguf model-Q4_K_M.gguf --tensor-type attn_v=Q8_0",
         "weightcast convert model-BF16.gguf tuned-Q4_K_M.gguf --lora lora=0.8",
         "weightcast convert grok-1 grok-1-Q2_K.gguf --report errors.html --fail-over sqnr_db=9",
+        "weightcast convert grok-1 grok-1-180G.gguf --target-size 180G --sensitivity costs.json",
     ),
 )
 @click.argument("source", metavar="SRC", type=PATH)
 @click.argument("outputs", metavar="OUT...", type=str, nargs=-1)
 @dry_run
 @convert_options(ConvertOptions)
+@listed_option(
+    "--save-recipe",
+    section="precision",
+    type=PATH,
+    metavar="FILE",
+    help="With a target: write the types as a recipe file (TOML), and convert nothing.",
+)
 @fail_over
 @listed_option(
     "--gate",
@@ -73,6 +81,7 @@ def convert(
     outputs: tuple[str, ...],
     limits: tuple[str, ...],
     gate: str | None,
+    save_recipe: Path | None,
     dry_run: bool,
     all_tensors: bool,
     quiet: bool,
@@ -109,9 +118,14 @@ def convert(
         roles = (tensor_role(t.gguf_name) for output in plan.outputs for t in output.tensors)
         check_applicable(parsed, roles, weighted=asked.imatrix is not None)
         before = [] if gate == "after" else parsed
-        summary = None if dry_run else _run(conversion, before, shown, quiet=quiet)
+        if save_recipe is not None:
+            conversion.save_recipe(save_recipe)
+        is_plan = dry_run or save_recipe is not None
+        summary = None if is_plan else _run(conversion, before, shown, quiet=quiet)
     if summary is None:
         show_plan(conversion, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
+        if save_recipe is not None and not (quiet or as_json):
+            print_lines([f"wrote {save_recipe}: {option('recipe')} takes it"])
     else:
         _show_summary(summary, parsed, quiet=quiet, as_json=as_json, all_tensors=all_tensors)
 

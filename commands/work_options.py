@@ -21,6 +21,7 @@ _TYPES: Final[dict[Kind, Any]] = {
     "texts": str,
     "size": str,
     "share": str,
+    "number": str,
     "input": PATH,
     "model": PATH,
     "report": PATH,

@@ -22,7 +22,7 @@ from weightcast.converters.engine import (
     executor,
     ignore_progress,
 )
-from weightcast.converters.files import as_path, ignore_signals
+from weightcast.converters.files import as_path, ignore_signals, write_small
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.output import (
     check_free_space,
@@ -32,10 +32,14 @@ from weightcast.converters.output import (
 )
 from weightcast.converters.plan import Plan, Workers, choose_workers, make_plan
 from weightcast.converters.recipes import (
+    BY_SIZE,
     EndTypes,
+    Goal,
+    parse_pattern,
     parse_tensor_type,
     read_overrides_kv,
     read_recipe_file,
+    read_sensitivities,
     read_tensor_types,
     rule_type,
     select_entries,
@@ -58,6 +62,7 @@ from weightcast.converters.sources import (
     find_unwritten,
     list_inputs,
     parse_layers,
+    parse_positive,
     parse_share,
     parse_size,
     resolve_source,
@@ -172,6 +177,8 @@ def _told(outputs: Sequence[OutputSummary]) -> str:
 
 
 _DEFAULTS: Final = ConvertOptions()
+# The options that types can be chosen for.
+_TARGETS: Final = ("target_size", "target_bpw", "max_kl")
 _CHANGED_SINCE: Final = "was changed since the conversion was planned; plan it again"
 # The forms of outputs, as messages call them.
 _FORMS: Final[dict[Form, str]] = {
@@ -265,6 +272,22 @@ class Conversion:
                 raise
         return summary
 
+    def save_recipe(self, path: StrPath) -> None:
+        """Write the types that were chosen for a size as a recipe file, in TOML, to be edited.
+
+        Raises RequestError if not exactly one output was planned for a size, OutputError if the
+        file cannot be written.
+        """
+        path = as_path(path, "path")
+        found = [output.sized for output in self.plan.outputs if output.sized is not None]
+        if len(found) != 1:
+            raise RequestError(
+                f"{path}: {count(len(found), 'recipe')} for a size; a recipe file has one: name "
+                f"one GGUF output and {option('target_size', 'SIZE')}"
+            )
+        overwrite.check_place(path, overwrite.taken_paths(self.plan))
+        write_small(path, found[0].text.encode())
+
     def _write_report(self, report: Report) -> None:
         if self.options.report is not None:
             with ignore_signals():  # the work is done, and this takes a moment
@@ -288,6 +311,12 @@ def convert(
     token_embedding_type: str | None = None,
     leave_output_tensor: bool = False,
     pure: bool = False,
+    target_size: str | float | None = None,
+    target_bpw: str | float | None = None,
+    max_kl: str | float | None = None,
+    sensitivity: StrPath | None = None,
+    target_types: str | Sequence[str] | None = (),
+    target_together: str | Sequence[str] | None = (),
     imatrix: StrPath | None = None,
     hessian: StrPath | None = None,
     include_weights: str | Sequence[str] | None = (),
@@ -335,6 +364,15 @@ def convert(
     by "ggml"'s rule, to llama.cpp's bytes, or with "least-error" for the least squared error in the
     same formats, which the same runtimes read. `effort` is 1, 2 (the default) or 3: more takes
     longer and gains a little.
+
+    Size: of GGUF outputs, whose names need no type then, `target_size` is the most that all files
+    of one may take (as `split`), `target_bpw` the most bits of tensor data for each weight, and
+    `max_kl` the largest predicted divergence, for which the smallest file is found. `sensitivity`
+    is a file of what each tensor costs in each type, by which types are chosen that cost least
+    together; without it a plain rule gives the attention one type and the rest another.
+    `target_types` are the types to choose from, `target_together` patterns of names: tensors of a
+    layer in whose names the same one is found get the same type. Rules and types that are asked for
+    come first.
 
     Importance: `imatrix` is an importance matrix in llama.cpp's format; `include_weights` or
     `exclude_weights`, parts of names, say which of its entries are used; `importance_floor`, such
@@ -401,6 +439,12 @@ def plan(
     token_embedding_type: str | None = None,
     leave_output_tensor: bool = False,
     pure: bool = False,
+    target_size: str | float | None = None,
+    target_bpw: str | float | None = None,
+    max_kl: str | float | None = None,
+    sensitivity: StrPath | None = None,
+    target_types: str | Sequence[str] | None = (),
+    target_together: str | Sequence[str] | None = (),
     imatrix: StrPath | None = None,
     hessian: StrPath | None = None,
     include_weights: str | Sequence[str] | None = (),
@@ -527,7 +571,9 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
     if file is not None:
         overrides += file.overrides
     named = zip(outputs, types or itertools.repeat(None, len(outputs)), strict=True)
-    requests = [parse_output(path, name, file) for path, name in named]
+    goal = _goal(options)
+    default = None if goal is None else BY_SIZE
+    requests = [parse_output(path, name, file, default) for path, name in named]
     requests = [request.with_rules(overrides, pure=options.pure) for request in requests]
     ends, metadata = _ends(options), read_overrides_kv(options.override_kv)
     layers = parse_layers(options.prune_layers)
@@ -538,7 +584,51 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
         requests = [request.that_may_change() for request in requests]
     search = options.rule
     requests = [r if r.form in ("copy", "plain") else replace(r, search=search) for r in requests]
+    requests = [replace(r, goal=goal) if r.directory is None else r for r in requests]
     return [replace(request, nvfp4_factors=options.nvfp4_factors) for request in requests]
+
+
+def _goal(options: ConvertOptions) -> Goal | None:
+    """Take from options what types are to be chosen for. Raises CheckpointError."""
+    asked = [name for name in _TARGETS if getattr(options, name) is not None]
+    if len(asked) > 1:
+        names = " and ".join(map(option, asked))
+        raise RequestError(f"{names} are asked for at once; give one of them")
+    others = [n for n in ("sensitivity", "target_types", "target_together") if getattr(options, n)]
+    if not asked:
+        if others:
+            needed = f"{option('target_size', 'SIZE')} or {option('target_bpw', 'BITS')}"
+            raise RequestError(f"{option(others[0])}: of use with {needed} only")
+        return None
+    path = options.sensitivity
+    goal = Goal(
+        None if options.target_size is None else parse_size(options.target_size, "target_size"),
+        parse_positive(options.target_bpw, "target_bpw"),
+        parse_positive(options.max_kl, "max_kl"),
+        _target_types(options.target_types),
+        tuple(parse_pattern(option("target_together"), text) for text in options.target_together),
+        None if path is None else read_sensitivities(path),
+    )
+    if goal.divergence is not None:
+        _check_probes(goal)
+    return goal
+
+
+def _check_probes(goal: Goal) -> None:
+    """Refuse to predict divergences that were not measured. Raises RequestError."""
+    kl, size = option("max_kl"), option("target_size", "SIZE")
+    if goal.sensitivities is None:
+        raise RequestError(f"{kl}: of use with {option('sensitivity', 'FILE')} only")
+    if not goal.sensitivities.has_probes:
+        raise RequestError(
+            f"{kl}: {goal.sensitivities.path} has no probes for some tensors, and local effects "
+            f"are no divergence; measure it with probes, or give {size}"
+        )
+
+
+def _target_types(given: Sequence[str]) -> tuple[QuantType, ...]:
+    names = [name.strip() for text in given for name in text.split(",")]
+    return tuple(dict.fromkeys(_gguf_type("target_types", name) for name in names))
 
 
 def _ends(options: ConvertOptions) -> EndTypes:

@@ -286,9 +286,10 @@ def _perplexities(records: TokenRecords) -> dict[str, float]:
     n = len(records)
     products = (records.nll_q - mean_q) * (records.nll_base - mean_base)
     covariance = float(products.mean()) / (n - 1) if n >= _FEWEST else 0.0
-    # Of equal models these are sums that rounding makes tiny and negative.
-    ratio_se = sqrt(max(0.0, u_q**2 + u_base**2 - 2 * covariance))
-    squares = q.ppl_se**2 + base.ppl_se**2 - 2 * q.ppl * base.ppl * covariance
+    # The errors of differences, of which those of equal models are exactly 0: these are the square
+    # roots of u_q^2 + u_b^2 - 2 cov, and of the same with each times its perplexity.
+    _, ratio_se = _mean(records.nll_q - records.nll_base)
+    _, difference_se = _mean(q.ppl * records.nll_q - base.ppl * records.nll_base)
     ratio = exp(mean_q - mean_base)
     return {
         "ppl_q": q.ppl,
@@ -301,7 +302,7 @@ def _perplexities(records: TokenRecords) -> dict[str, float]:
         "ppl_ratio": ratio,
         "ppl_ratio_se": ratio * ratio_se,
         "ppl_difference": q.ppl - base.ppl,
-        "ppl_difference_se": sqrt(max(0.0, squares)),
+        "ppl_difference_se": difference_se,
     }
 
 

@@ -41,7 +41,7 @@ class SavedStates:
         """
         for done, path in sorted(self._found(), reverse=True):
             try:
-                with np.load(path, allow_pickle=False) as saved:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                     arrays = {name: saved[name] for name in saved.files}
                 said = json.loads(str(arrays.pop(_FINGERPRINT)))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -95,6 +95,32 @@ def score(
     return Scores(np.concatenate(losses), tuple(map(join_records, records)))
 
 
+def divergences(
+    network: Network, final: F32, others: Sequence[F32], tokens: Ids, memory: int | None = None
+) -> list[float]:
+    """Average the KL of what states [tokens, emb] predict from what each of some others does.
+
+    The head is decoded once for as many of them as `memory` bytes hold the logits of.
+    """
+    parts = scored_parts(*tokens.shape)
+    targets = np.concatenate([_targets(tokens, part) for part in parts])
+    rows, n = _rows(parts), len(targets)
+
+    def logits(of: Sequence[F32]) -> F32:
+        gathered = np.concatenate([_gathered(states, parts, tokens.shape[1]) for states in of])
+        moved = [slice(k * n + r.start, k * n + r.stop) for k in range(len(of)) for r in rows]
+        return network.logits(gathered, moved)
+
+    base = logits([final])
+    size = max(1, (memory or USUAL_BYTES) // base.nbytes)
+    found = []
+    for start in range(0, len(others), size):
+        group = others[start : start + size]
+        for other in np.split(logits(group), len(group)):
+            found.append(float(compare_logits(base, other, targets).kld.mean()))
+    return found
+
+
 def score_against(
     base: KLBase,
     network: Network,
@@ -127,11 +153,14 @@ def _groups(
 def _logits(
     network: Network, states: F32, group: Sequence[Scored], rows: Sequence[slice], context: int
 ) -> F32:
-    at = [part.chunk * context + part.start for part in group]
-    gathered = np.concatenate(
-        [states[first : first + part.count] for first, part in zip(at, group, strict=True)]
+    return network.logits(_gathered(states, group, context), rows)
+
+
+def _gathered(states: F32, parts: Sequence[Scored], context: int) -> F32:
+    at = [part.chunk * context + part.start for part in parts]
+    return np.concatenate(
+        [states[first : first + part.count] for first, part in zip(at, parts, strict=True)]
     )
-    return network.logits(gathered, rows)
 
 
 def _rows(group: Sequence[Scored]) -> list[slice]:

@@ -7,9 +7,10 @@ tensors by what they cost the whole model far better than errors of weights do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
@@ -22,13 +23,15 @@ from weightcast.evaluation.networks import (
     network,
     run_layer,
 )
-from weightcast.evaluation.scoring import score
+from weightcast.evaluation.scoring import divergences
 from weightcast.evaluation.weights import Rounding, Weights
 from weightcast.evaluation.workers import blocks
 from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import QuantType
 
 OnTensor = Callable[[int, int], None]
+# Two are a coarse choice: Q8_0 alone of the usual types has blocks that most rows fill.
+_FEWEST_TYPES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,9 @@ class Sensitivity:
     """Measures the tensors of a source over tokens [sequences, context], type by type.
 
     `importance` has the importance [matrices, in] of tensors by name; types that need it are left
-    out where there is none, and so are those whose blocks do not divide a row. With a `probe`, the
-    model's predictions are compared, too, with each tensor alone in that type.
+    out where there is none, and so are those whose blocks do not divide a row: where none does,
+    there are `fallbacks`. With a `probe`, the model's predictions are compared, too, with each
+    tensor alone in that type.
     """
 
     weights: Weights
@@ -55,24 +59,37 @@ class Sensitivity:
     importance: Mapping[str, F32]
     search: Search = GGML
     probe: QuantType | None = None
+    fallbacks: Sequence[QuantType] = ()
 
     def measure(self, on_tensor: OnTensor = lambda done, total: None) -> dict[str, Effects]:
-        """Run the source, and each of its layers again for each tensor and type in it."""
+        """Run the source, and each of its layers again for each tensor and type in it.
+
+        States that a probe changed go through the later layers beside the source's, as more
+        sequences, so that weights are read once for all of them.
+        """
         layers = range(self._source.num_layers)
         total = sum(len(part.matrices) for n in layers for part in self._source.parts(n))
-        found: dict[str, Effects] = {}
-        states = self._embedded()
+        local: dict[str, dict[str, float]] = {}
+        probed: dict[str, F32] = {}
+        states = self._source.embed(self.tokens.reshape(-1))
         for number in layers:
+            self._advance(number, probed)
             inputs = []
             for part in self._source.parts(number):
                 inputs.append(states.copy())
                 part.run(states, self._context, Unwatched())
             for place, part in enumerate(self._source.parts(number)):
                 for name in part.matrices:
-                    on_tensor(len(found), total)
-                    found[name] = self._effects(number, place, name, inputs[place], states)
+                    on_tensor(len(local), total)
+                    local[name] = {}
+                    for quant_type in self._types_of(name):
+                        changed = self._changed(number, place, name, quant_type, inputs[place])
+                        local[name][quant_type.name] = local_effect(states, changed)
+                        if quant_type == self.probe:
+                            probed[name] = changed
+        probes = self._divergences(states, probed)
         on_tensor(total, total)
-        return found
+        return {name: Effects(found, probes.get(name, {})) for name, found in local.items()}
 
     @cached_property
     def _source(self) -> Network:
@@ -82,45 +99,50 @@ class Sensitivity:
     def _context(self) -> int:
         return int(self.tokens.shape[1])
 
-    def _embedded(self) -> F32:
-        return self._source.embed(self.tokens.reshape(-1))
-
-    def _effects(self, number: int, place: int, name: str, given: F32, expected: F32) -> Effects:
-        """Measure a tensor in a part of a layer, which is `given` states and makes `expected`."""
-        local, probe = {}, {}
+    def _types_of(self, name: str) -> Iterator[QuantType]:
         n_in = self.weights.shape(name)[-1]
-        importance = self.importance.get(name)
-        wanted = self.types if self.probe is None else [*self.types, self.probe]
+        wanted = [each for each in self.types if each.fits(n_in)]
+        if len(wanted) < _FEWEST_TYPES:
+            wanted += [each for each in self.fallbacks if each.fits(n_in)]
+        if self.probe is not None and self.probe.fits(n_in):
+            wanted.append(self.probe)
         for quant_type in dict.fromkeys(wanted):
-            if not quant_type.fits(n_in):
-                continue
-            if quant_type.importance == "required" and importance is None:
-                continue
-            rounding = Rounding(quant_type, importance, self.search)
-            changed = network(replace(self.weights, rounded={name: rounding}), self.machine)
-            states = given.copy()
-            for part in changed.parts(number)[place:]:
-                part.run(states, self._context, Unwatched())
-            local[quant_type.name] = local_effect(expected, states)
-            if quant_type == self.probe:
-                probe[quant_type.name] = self._divergence(number, states)
-        return Effects(local, probe)
+            if quant_type.importance != "required" or name in self.importance:
+                yield quant_type
 
-    def _divergence(self, number: int, states: F32) -> float:
-        """Run the layers after one on changed states, in place, and average the KL of tokens."""
-        for later in range(number + 1, self._source.num_layers):
-            run_layer(self._source, later, states, self._context)
-        both = (self._source, self._source)
-        scores = score(both, (self._final, states), self.tokens, self.machine.pool)
-        return float(scores.records[0].kld.mean())
-
-    @cached_property
-    def _final(self) -> F32:
-        """The states that the source's head gets."""
-        states = self._embedded()
-        for number in range(self._source.num_layers):
-            run_layer(self._source, number, states, self._context)
+    def _changed(
+        self, number: int, place: int, name: str, quant_type: QuantType, given: F32
+    ) -> F32:
+        """Run the parts of a layer from one on, with a tensor of that in another type."""
+        rounding = Rounding(quant_type, self.importance.get(name), self.search)
+        changed = network(replace(self.weights, rounded={name: rounding}), self.machine)
+        states = self.machine.activations.empty(*given.shape)
+        states[:] = given
+        for part in changed.parts(number)[place:]:
+            part.run(states, self._context, Unwatched())
         return states
+
+    def _advance(self, number: int, probed: dict[str, F32]) -> None:
+        """Run one layer on all states that probes changed."""
+        if not probed:
+            return
+        n_tokens = self.tokens.size
+        together = self.machine.activations.empty(len(probed) * n_tokens, self._emb_size(probed))
+        for n, states in enumerate(probed.values()):
+            together[n * n_tokens : (n + 1) * n_tokens] = states
+        probed.update(zip(probed, np.split(together, len(probed)), strict=True))
+        run_layer(self._source, number, together, self._context)
+
+    @staticmethod
+    def _emb_size(probed: Mapping[str, F32]) -> int:
+        return int(next(iter(probed.values())).shape[1])
+
+    def _divergences(self, final: F32, probed: Mapping[str, F32]) -> dict[str, dict[str, float]]:
+        """Average the KL of what the source predicts from what is predicted from changed states."""
+        if self.probe is None or not probed:
+            return {}
+        found = divergences(self._source, final, list(probed.values()), self.tokens)
+        return {name: {self.probe.name: kld} for name, kld in zip(probed, found, strict=True)}
 
 
 def local_effect(expected: F32, states: F32) -> float:

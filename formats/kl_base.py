@@ -99,11 +99,22 @@ class KLBase:
             scale, least = heads[bad[0]]
             said = f"scale {scale}, least log-probability {least}"
             raise FormatError(self.path, offset + int(bad[0]) * row_bytes, f"{said}; {_AGAIN}")
-        found = raw.view("<u2")[:, 4 : 4 + self.n_vocab].astype(np.float32)
+        return _decoded(heads, raw.view("<u2")[:, 4 : 4 + self.n_vocab])
+
+
+def _decoded(heads: NDArray[np.float32], codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Give log-probabilities [n, vocab] of scales and least ones [n, 2] and codes [n, vocab].
+
+    Rounded once, as processors do that multiply and add in one step: near 0, where the likeliest
+    tokens are, another rounding would move them by 1e-6.
+    """
+    found = np.empty(codes.shape, np.float32)
+    rows = max(1, _BLOCK // codes.shape[1])
+    for row in range(0, len(codes), rows):
+        scale, least = (heads[row : row + rows, [n]].astype(np.float64) for n in (0, 1))
         with np.errstate(over="ignore"):
-            found *= heads[:, :1]
-            found += heads[:, 1:]
-        return found
+            found[row : row + rows] = scale * codes[row : row + rows] + least
+    return found
 
 
 def read_kl_base(path: str | Path) -> KLBase:

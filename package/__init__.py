@@ -4,6 +4,7 @@ checkpoint = weightcast.open("grok-1")                       # names, shapes; no
 rows = checkpoint["blk.0.attn_q.weight"][10:20]              # reads ten rows
 weightcast.convert("grok-1", "grok-1-Q4_K_M.gguf")           # a file that llama.cpp runs
 weightcast.verify("grok-1-Q4_K_M.gguf", "grok-1").is_good    # proves what is in it
+weightcast.evaluate("grok-1", "grok-1-Q4_K_M.gguf", text="test.txt")  # what it loses
 blocks = weightcast.quantize(array, "Q4_K")                  # numpy or torch, CPU or CUDA
 """
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
         UnknownTensorError,
         UnsafePickleError,
     )
+    from weightcast.evaluation.evaluate import Evaluation
+    from weightcast.evaluation.public import evaluate, imatrix, sensitivity
     from weightcast.quant.arrays import dequantize, measure, quantize
     from weightcast.quant.coded import Quantized
     from weightcast.quant.metrics import Errors
@@ -54,6 +57,7 @@ __all__ = [
     "Conversion",
     "DeviceError",
     "Errors",
+    "Evaluation",
     "FormatError",
     "LayoutError",
     "LimitError",
@@ -79,11 +83,14 @@ __all__ = [
     "compare",
     "convert",
     "dequantize",
+    "evaluate",
+    "imatrix",
     "measure",
     "merge",
     "open",
     "plan",
     "quantize",
+    "sensitivity",
     "split",
     "types",
     "verify",
@@ -96,6 +103,7 @@ _MODULES = {
     "Comparison": "converters.compare",
     "Conversion": "converters.convert",
     "Errors": "quant.metrics",
+    "Evaluation": "evaluation.evaluate",
     "Metrics": "converters.report",
     "OutputErrors": "converters.report",
     "OutputSummary": "converters.summary",
@@ -111,11 +119,14 @@ _MODULES = {
     "compare": "converters.compare",
     "convert": "converters.convert",
     "dequantize": "quant.arrays",
+    "evaluate": "evaluation.public",
+    "imatrix": "evaluation.public",
     "measure": "quant.arrays",
     "merge": "converters.split",
     "open": "converters.checkpoint",
     "plan": "converters.convert",
     "quantize": "quant.arrays",
+    "sensitivity": "evaluation.public",
     "split": "converters.split",
     "types": "converters.targets.catalog",
     "verify": "converters.verify",

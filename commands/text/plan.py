@@ -26,6 +26,10 @@ def output_lines(output: Output, *, all_tensors: bool = False) -> Iterator[str]:
         f"{output.bits_per_weight:.2f} bits per weight; "
         f"{count(len(output.tensors), 'tensor')} ({listed}) in {count(len(output.files), 'file')}"
     )
+    if output.sized is not None:
+        first, *others = output.sized.lines()
+        yield f"  {first}"
+        yield from (f"    {line}" for line in others)
     if output.request.search.is_least_error:
         yield f"  search: {output.request.search}"
     if len(output.files) > 1:

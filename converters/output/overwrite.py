@@ -47,8 +47,17 @@ def check(plan: Plan) -> None:
 def check_report_path(path: Path, taken: Iterable[Path]) -> None:
     """Refuse a report that is, or lies in, one of the files and folders `taken`.
 
+    Raises OutputError, also if there can be no such file, and what `report.check_writable` does.
+    """
+    check_place(path, taken)
+    check_writable(path)
+
+
+def check_place(path: Path, taken: Iterable[Path]) -> None:
+    """Refuse a file that is, or lies in, one of the files and folders `taken`.
+
     Links, and other names of the same place, are seen through. Raises OutputError, also if there
-    can be no such file, and what `report.check_writable` does.
+    can be no such file.
     """
     real = Path(os.path.realpath(path))
     if not real.parent.is_dir():
@@ -60,7 +69,6 @@ def check_report_path(path: Path, taken: Iterable[Path]) -> None:
     for place in (real, *real.parents):
         if place in places or _identity(place) in identities:
             raise OutputError(f"{path}: is or lies in what is read or written; write elsewhere")
-    check_writable(path)
 
 
 def taken_paths(plan: Plan) -> set[Path]:

@@ -353,9 +353,8 @@ class _Decider:
         fallback: str | None = None,
         override: str | None = None,
     ) -> Decision:
-        is_low = chosen in NEED_IMPORTANCE or (self._recipe.name == "Q2_K_S" and chosen == Q2_K)
-        forgiving = category(name) in ("output", "token_embd")
-        needed = chosen.importance == "required" or (is_low and not forgiving)
+        is_low_recipe = self._recipe.name == "Q2_K_S" and chosen == Q2_K
+        needed = needs_importance(chosen, name) or (is_low_recipe and not _is_end(name))
         return Decision(chosen, fallback, override, needed)
 
     def _by_rules(self, name: str, shape: tuple[int, ...]) -> QuantType:
@@ -392,6 +391,16 @@ class _Decider:
 def category(name: str) -> str:
     """Sort a tensor into one of the table's categories by its GGUF name."""
     return next(kind for pattern, kind in CATEGORIES if pattern.search(name))
+
+
+def _is_end(name: str) -> bool:
+    return category(name) in ("output", "token_embd")
+
+
+def needs_importance(quant_type: QuantType, name: str) -> bool:
+    """Tell whether a tensor must not be made in a type without an importance matrix."""
+    is_low = quant_type in NEED_IMPORTANCE
+    return quant_type.importance == "required" or (is_low and not _is_end(name))
 
 
 def is_quantized(name: str, shape: tuple[int, ...], architecture: str | None = None) -> bool:

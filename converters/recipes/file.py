@@ -111,6 +111,16 @@ def _check_keys(
 
 def parse_override(source: object, place: str, pattern: object, type_name: object) -> Override:
     """Check one rule. Raises FormatError that names its source and place."""
+    compiled = _compiled(source, place, pattern)
+    try:
+        weight_type = rule_type(type_name)
+    except RequestError as problem:
+        raise FormatError(source, None, f"{place}{problem}") from None
+    text = visible(compiled.pattern[:_MAX_SHOWN])
+    return Override(compiled, weight_type, f"{source}: {place}'{text}'" if place else str(source))
+
+
+def _compiled(source: object, place: str, pattern: object) -> re.Pattern[str]:
     if not isinstance(pattern, str) or not pattern:
         raise FormatError(source, None, f"{place}pattern {shown(pattern)} is not a regex")
     if len(pattern) > _MAX_PATTERN:
@@ -120,16 +130,18 @@ def parse_override(source: object, place: str, pattern: object, type_name: objec
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # such as [[a]: most likely a slip
             # llama-quantize writes patterns in lower case, as its names of tensors are.
-            compiled = re.compile(pattern, re.IGNORECASE)
+            return re.compile(pattern, re.IGNORECASE)
     except (re.error, RecursionError, OverflowError, Warning) as problem:
         problem_text = f"{place}pattern {shown(pattern)} is not a regex: {problem}"
         raise FormatError(source, None, problem_text) from None
+
+
+def parse_pattern(source: str, pattern: str) -> re.Pattern[str]:
+    """Read a pattern that is found in names of tensors, in any case. Raises RequestError."""
     try:
-        weight_type = rule_type(type_name)
-    except RequestError as problem:
-        raise FormatError(source, None, f"{place}{problem}") from None
-    origin = f"{source}: {place}'{visible(pattern[:_MAX_SHOWN])}'" if place else str(source)
-    return Override(compiled, weight_type, origin)
+        return _compiled(source, "", pattern)
+    except FormatError as problem:
+        raise RequestError(str(problem)) from None
 
 
 def parse_tensor_type(text: str) -> Override:

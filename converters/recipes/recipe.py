@@ -67,6 +67,8 @@ _ALL: Final = (
 RECIPES: Final = {recipe.name: recipe for recipe in _ALL}
 # No type of tensors: each keeps its own, and the file keeps what it says of them.
 COPY: Final = _recipe("COPY", "F32", 0)
+# What is chosen for a size: the types of most weights give the file its recipe in the end.
+BY_SIZE: Final = _recipe("BY_SIZE", "F16", 1)
 ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
@@ -78,6 +80,14 @@ _NAMED: Final = (
 def recipe_numbered(number: int) -> Recipe | None:
     """Look a recipe up by its number in llama-quantize, that of general.file_type."""
     return next((r for r in _ALL if r.file_type == number and not r.pure), None)
+
+
+def recipe_of_type(quant_type: QuantType) -> Recipe:
+    """Give the recipe that a file goes by whose weights have mostly this type."""
+    named = RECIPES.get(ALIASES.get(quant_type.name, quant_type.name))
+    if named is not None and named.base == quant_type:
+        return named
+    return next(recipe for recipe in _ALL if recipe.base == quant_type)
 
 
 def recipe_named(name: str) -> Recipe | None:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from numbers import Real
 from operator import itemgetter
 from pathlib import Path
@@ -30,6 +31,7 @@ Kind = Literal[
     "texts",
     "size",
     "share",
+    "number",
     "input",
     "model",
     "report",
@@ -76,7 +78,7 @@ def parse_size(size: str | float, keyword: str | None = None) -> int:
         )
     base = 1024 if match[3] else 1000
     power = " KMGT".index(match[2].upper() or " ")
-    found = float(match[1]) * base**power
+    found = Fraction(match[1]) * base**power
     if not 1 <= found < 2**60:
         raise RequestError(f"{named}{text[:50]!r} is not a sensible size")
     return int(found)
@@ -99,6 +101,21 @@ def parse_share(share: str | float | None) -> float | None:
     if not 0 < found <= 1:
         given = shown(share[:50] if isinstance(share, str) else share)
         raise RequestError(f"{given} is not a share; give a number above 0 and at most 1")
+    return found
+
+
+def parse_positive(number: str | float | None, keyword: str | None = None) -> float | None:
+    """Read a finite number above 0. Raises RequestError, which names the option `keyword`."""
+    if number is None:
+        return None
+    try:
+        found = math.nan if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        named = "" if keyword is None else f"{option(keyword)}: "
+        given = shown(number[:50] if isinstance(number, str) else number)
+        raise RequestError(f"{named}{given} is not a number above 0")
     return found
 
 
@@ -503,6 +520,93 @@ class ConvertOptions:
             fingerprint=3,
             provenance=1,
             card=9,
+            group="precision",
+        ).metadata,
+    )
+    target_size: str | float | None = field(
+        default=None,
+        metadata=Option(
+            "--target-size",
+            "GGUF: choose types so that the file is at most so large, such as 180G or 4GiB.",
+            "size",
+            metavar="SIZE",
+            record_name="target_bytes",
+            recorded=_size_bytes,
+            forms=("gguf",),
+            fingerprint=33,
+            provenance=35,
+            card=35,
+            group="precision",
+        ).metadata,
+    )
+    target_bpw: str | float | None = field(
+        default=None,
+        metadata=Option(
+            "--target-bpw",
+            "GGUF: choose types so that tensors take at most so many bits for each weight.",
+            "number",
+            metavar="BITS",
+            recorded=parse_positive,
+            forms=("gguf",),
+            fingerprint=34,
+            provenance=36,
+            card=36,
+            group="precision",
+        ).metadata,
+    )
+    max_kl: str | float | None = field(
+        default=None,
+        metadata=Option(
+            "--max-kl",
+            "GGUF: choose the smallest types whose predicted divergence is at most this.",
+            "number",
+            metavar="KL",
+            recorded=parse_positive,
+            forms=("gguf",),
+            fingerprint=35,
+            provenance=37,
+            card=37,
+            group="precision",
+        ).metadata,
+    )
+    sensitivity: str | Path | None = field(
+        default=None,
+        metadata=Option(
+            "--sensitivity",
+            "What each tensor costs in each type, as measured (JSON): chooses best for a size.",
+            "input",
+            metavar="FILE",
+            forms=("gguf",),
+            provenance=38,
+            card=38,
+            group="precision",
+        ).metadata,
+    )
+    target_types: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "--target-type",
+            "With a target: choose from these types alone; any number, or with commas.",
+            "texts",
+            metavar="TYPE,...",
+            forms=("gguf",),
+            fingerprint=36,
+            provenance=39,
+            card=39,
+            group="precision",
+        ).metadata,
+    )
+    target_together: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "--target-together",
+            "With a target: one type for tensors of a layer whose names match; any number.",
+            "texts",
+            metavar="REGEX",
+            forms=("gguf",),
+            fingerprint=37,
+            provenance=40,
+            card=40,
             group="precision",
         ).metadata,
     )

@@ -29,6 +29,7 @@ from weightcast.converters.targets.names import (
     plain_path,
 )
 from weightcast.converters.targets.search_record import search_metadata, search_of
+from weightcast.converters.targets.sized import lay_out_sized
 from weightcast.converters.targets.target import (
     Codes,
     Context,
@@ -65,7 +66,13 @@ class Gguf:
     convention: Final = "gguf"
     codes: Final = Codes("blocks", "q8_0", "", " scales are not exact in float16")
 
-    def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
+    def parse(
+        self,
+        text: str,
+        type_name: str | None,
+        file: RecipeFile | None,
+        default: Recipe | None = None,
+    ) -> Request | None:
         """Tell from its name what a file is to be: NAME-TYPE.gguf. See Target."""
         if not text.lower().endswith((_ENDING, f"{_ENDING}/")):
             return None
@@ -77,6 +84,7 @@ class Gguf:
             raise disagreement(text, "is a GGUF file", file, ", a type of directories")
         if file is not None and found is None:
             found = file.base
+        found = found or default
         if found is None:
             raise _NAMES.none_found(text, stem)
         if file is not None and found != file.base:
@@ -92,6 +100,13 @@ class Gguf:
 
     def lay_out(self, graph: TensorGraph, request: Request, context: Context) -> Output:
         """Lay out files: of any model in a GGUF file as a copy, of a family's from its table."""
+        if request.goal is not None:
+            if graph.container == "peft":
+                raise RequestError(
+                    f"{request.path}: types are chosen for a size in models only, and "
+                    f"{graph.source} is an adapter"
+                )
+            return lay_out_sized(lambda r: self.lay_out(graph, r, context), request, context)
         if graph.metadata is not None and graph.container == "peft":
             return lay_out_adapter(graph, graph.metadata, request, context)
         if graph.metadata is not None:

@@ -25,6 +25,7 @@ from weightcast.converters.recipes import (
     RECIPES,
     DirectoryType,
     ImportanceMap,
+    Recipe,
     RecipeFile,
     directory_type,
     match_importance_named,
@@ -113,7 +114,13 @@ class Safetensors:
     convention: Final = CONVENTION
     codes: Final = Codes("groups", "int8_groups", ", each proved on the bytes written", "")
 
-    def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
+    def parse(
+        self,
+        text: str,
+        type_name: str | None,
+        file: RecipeFile | None,
+        default: Recipe | None = None,
+    ) -> Request | None:
         """Tell from its name what a directory is to hold: NAME-TYPE. See Target."""
         if text.endswith(".safetensors"):
             raise RequestError(

@@ -22,10 +22,12 @@ from weightcast.converters.recipes import (
     Decision,
     DirectoryType,
     EndTypes,
+    Goal,
     ImportanceMap,
     Override,
     Recipe,
     RecipeFile,
+    SizedRecipe,
 )
 from weightcast.converters.sources import Form
 from weightcast.converters.targets.packing import Packing
@@ -93,10 +95,13 @@ class Target(Protocol):
     def codes(self) -> Codes:
         """The fate of a source's int8 codes."""
 
-    def parse(self, text: str, type_name: str | None, file: RecipeFile | None) -> Request | None:
+    def parse(
+        self, text: str, type_name: str | None, file: RecipeFile | None, default: Recipe | None
+    ) -> Request | None:
         """Tell from a name and a type what is asked for; None if the name is another target's.
 
-        Raises RequestError.
+        A GGUF file whose name does not say it gets the recipe that is the `default`, if there is
+        one. Raises RequestError.
         """
 
     def check_rules(self, request: Request) -> Request:
@@ -137,7 +142,7 @@ class Request:
     the name `says_imatrix`, the errors must be weighed by one. `metadata` are raw values that a
     GGUF file is to have in the place of others, `pruned` the numbers of layers that are left out.
     With `nvfp4_factors` copies of GGUF get factors beside what becomes NVFP4. Scales and codes are
-    chosen as `search` says.
+    chosen as `search` says. With a `goal` a GGUF file gets the types that are best for a size.
     """
 
     path: Path
@@ -152,6 +157,7 @@ class Request:
     pruned: tuple[int, ...] = ()
     nvfp4_factors: bool = False
     search: Search = GGML
+    goal: Goal | None = None
 
     @property
     def type_name(self) -> str:
@@ -274,7 +280,8 @@ class Output:
     """One output: its large files, the small files of a directory, its tensors.
 
     `constants` are bytes that do not depend on the weights: file, offset, content. `tokenizer` is
-    the file that its tokens come from, if it is not the source's own.
+    the file that its tokens come from, if it is not the source's own. `sized` tells of types that
+    were chosen for a size.
     """
 
     request: Request
@@ -286,6 +293,7 @@ class Output:
     constants: tuple[tuple[int, int, bytes], ...] = field(default=(), repr=False)
     tokenizer: Path | None = None
     feedback: FeedbackMap | None = None
+    sized: SizedRecipe | None = None
 
     @property
     def size(self) -> int:
@@ -317,6 +325,7 @@ class Output:
             "search": self.request.search.describe(),
             "importance": self.importance.describe(),
             **({} if self.feedback is None else {"feedback": self.feedback.describe()}),
+            **({} if self.sized is None else {"sized": self.sized.describe()}),
             "notes": list(self.notes),
         }
 

@@ -42,13 +42,18 @@ def test_examples_in_docstrings_run(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "m-Q8_0.gguf"
     weightcast.convert(tiny, out, no_tokenizer=True)
     checkpoint = weightcast.open(tiny)
+    text = tmp_path / "text.npy"
+    vocabulary = checkpoint.spec.vocab_size
+    np.save(text, np.random.default_rng(1).integers(0, vocabulary, 200))
     given = {
         "checkpoint": checkpoint,
         "folder": tmp_path,
+        "imatrix_path": tmp_path / "imatrix.gguf",
         "np": np,
         "out": out,
         "path": tiny,
         "t": checkpoint["blk.0.attn_q.weight"],
+        "text": text,
         "weightcast": weightcast,
     }
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()

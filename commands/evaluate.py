@@ -1,0 +1,107 @@
+"""The command `evaluate`: perplexity and divergence of artifacts beside their source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weightcast.commands import options
+from weightcast.commands.evaluation_options import (
+    settings_of,
+    settings_options,
+    text_of,
+    text_options,
+)
+from weightcast.commands.options import PATH, Command, listed_option
+from weightcast.commands.printing import print_json, print_lines
+from weightcast.commands.progress import progress
+from weightcast.commands.text.evaluate import evaluation_lines
+from weightcast.errors import RequestError
+from weightcast.evaluation.api import evaluate as run
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "weightcast evaluate grok-1 grok-1-Q4_K_M.gguf grok-1-IQ2_S.gguf --text test.txt",
+        "weightcast evaluate grok-1 --text test.txt --save-base grok-1.kld",
+        "weightcast evaluate grok-1-Q4_K_M.gguf --base grok-1.kld",
+    ),
+)
+@click.argument("source", metavar="SRC", type=PATH)
+@click.argument("artifacts", metavar="[ARTIFACT]...", type=PATH, nargs=-1)
+@listed_option(
+    "--text",
+    section="source",
+    type=PATH,
+    metavar="FILE",
+    help="What to run the models over: UTF-8, or token ids in a .npy.",
+)
+@options.spec
+@text_options
+@listed_option(
+    "--base",
+    section="source",
+    type=PATH,
+    metavar="FILE",
+    help="Compare with a KL base file of llama-perplexity, over its tokens.",
+)
+@listed_option(
+    "--save-base",
+    section="output",
+    type=PATH,
+    metavar="FILE",
+    help="Write what SRC predicts as a KL base file, which llama-perplexity reads.",
+)
+@listed_option(
+    "--isolate",
+    "isolated",
+    section="precision",
+    is_flag=True,
+    help="Measure the effect of each layer alone, too.",
+)
+@settings_options
+@options.all_tensors
+@options.quiet
+@options.as_json
+def evaluate(
+    source: Path,
+    artifacts: tuple[Path, ...],
+    text: Path | None,
+    spec: Path | None,
+    base: Path | None,
+    save_base: Path | None,
+    isolated: bool,
+    all_tensors: bool,
+    quiet: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Measure what artifacts lose: run SRC and each ARTIFACT over a text, and compare.
+
+    All of them run layer by layer in one pass, so that none need fit into memory. Printed are
+    perplexity, the divergence of predictions (KL) and what else llama-perplexity prints, and
+    errors by layer. Only weights differ: llama.cpp also rounds activations.
+    """
+    if text is None and base is None:
+        raise RequestError("give a text (--text FILE), or a KL base file (--base FILE)")
+    if text is not None and base is not None:
+        raise RequestError("--base has tokens of its own: leave --text out")
+    with progress(quiet=quiet or as_json) as shown:
+        found = run(
+            source,
+            artifacts,
+            None if text is None else text_of(text, **asked),
+            settings_of(**asked),
+            spec=spec,
+            isolated=isolated,
+            base=base,
+            save_base=save_base,
+            on_progress=shown,
+        )
+    if as_json:
+        print_json(found.describe())
+    elif not quiet:
+        print_lines(evaluation_lines(found, every=all_tensors))

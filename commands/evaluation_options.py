@@ -1,0 +1,116 @@
+"""Click options of commands that run models over a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from weightcast.commands.options import PATH, Decorated, listed_option
+from weightcast.commands.work_options import WORKERS
+from weightcast.converters.sources import parse_size
+from weightcast.evaluation.api import TextOptions
+from weightcast.evaluation.arithmetic import FLOAT32, PRECISIONS
+from weightcast.evaluation.session import Settings
+from weightcast.evaluation.text import CHUNK_SIZE
+
+_TEXT: Final = (
+    listed_option(
+        "-c",
+        "--context",
+        section="source",
+        type=click.IntRange(3),
+        default=CHUNK_SIZE,
+        show_default=True,
+        metavar="N",
+        help="Tokens of a chunk, which is run on its own.",
+    ),
+    listed_option(
+        "--chunks",
+        section="source",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Take the first N chunks (default: all whole ones).",
+    ),
+    listed_option(
+        "--tokenizer",
+        section="source",
+        type=PATH,
+        metavar="FILE",
+        help="A tokenizer.model or tokenizer.json, where the source has none.",
+    ),
+)
+_SETTINGS: Final = (
+    listed_option(
+        "--precision",
+        section="precision",
+        type=click.Choice(PRECISIONS),
+        default=FLOAT32,
+        show_default=True,
+        help="What products round their inputs to; bfloat16 is faster with torch.",
+    ),
+    listed_option(
+        "--device",
+        section="running",
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        help="cpu, or a device of torch, as cuda.",
+    ),
+    listed_option(
+        "-j",
+        "--jobs",
+        section="running",
+        type=WORKERS,
+        metavar="N",
+        help="Workers (default: cores). Results do not depend on it.",
+    ),
+    listed_option(
+        "--memory",
+        section="running",
+        metavar="SIZE",
+        help="Memory for activations, the rest of which lie in a file (default: all).",
+    ),
+    listed_option(
+        "--folder",
+        section="running",
+        type=PATH,
+        metavar="DIR",
+        help="Where that file is (default: the system's folder for temporary files).",
+    ),
+)
+
+
+def _declare(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Decorated], Decorated]:
+    def decorate(command: Decorated) -> Decorated:
+        for option in reversed(options):  # the decorator that comes last is shown first
+            command = option(command)
+        return command
+
+    return decorate
+
+
+text_options = _declare(_TEXT)
+settings_options = _declare(_SETTINGS)
+
+
+def text_of(
+    path: Path, context: int, chunks: int | None, tokenizer: Path | None, **_: object
+) -> TextOptions:
+    """Put the options of a text together."""
+    return TextOptions(path, context, chunks, tokenizer)
+
+
+def settings_of(
+    precision: str,
+    device: str,
+    jobs: int | None,
+    memory: str | None,
+    folder: Path | None,
+    **_: object,
+) -> Settings:
+    """Put the options of how models run together. Raises RequestError for a size that is none."""
+    nbytes = None if memory is None else parse_size(memory, "memory")
+    return Settings(precision, device, jobs, nbytes, folder)

@@ -1,0 +1,269 @@
+"""Calibrate and evaluate models by the paths of files: what the command line and Python call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from weightcast.converters.engine.progress import OnProgress, Progress, ignore_progress
+from weightcast.converters.files import write_small
+from weightcast.converters.graph import TensorGraph, stored_bytes
+from weightcast.converters.output.overwrite import check_place
+from weightcast.converters.recipes.sensitivity import (
+    MeasuredSource,
+    Measurement,
+    Sensitivities,
+    TensorSensitivity,
+    fingerprint_of,
+    sensitivity_text,
+)
+from weightcast.converters.sources import open_graph, source_files
+from weightcast.errors import CheckpointError, MissingTensorError, RequestError
+from weightcast.evaluation.arithmetic import F32
+from weightcast.evaluation.divergence import Perplexity
+from weightcast.evaluation.evaluate import (
+    USUAL,
+    Evaluation,
+    Text,
+    collect_importance,
+    evaluate_against,
+)
+from weightcast.evaluation.evaluate import evaluate as evaluate_graphs
+from weightcast.evaluation.importance_files import write_dat_imatrix, write_gguf_imatrix
+from weightcast.evaluation.sensitivity import Sensitivity
+from weightcast.evaluation.session import Settings, fingerprint, machine, saved_beside
+from weightcast.evaluation.text import CHUNK_SIZE, Chunks, cut, read_text, read_tokens
+from weightcast.evaluation.tokenizers import open_tokenizer
+from weightcast.evaluation.weights import Weights
+from weightcast.formats.gguf.imatrix import read_imatrix, read_sums
+from weightcast.formats.gguf.importance_sums import ImportanceSums, merge_sums
+from weightcast.formats.kl_base import read_kl_base
+from weightcast.quant.names import hint
+from weightcast.quant.search import GGML, Search
+from weightcast.quant.types import TYPES, QuantType
+from weightcast.text import option, shown
+
+TOKENS_SUFFIX: Final = ".npy"
+OLD_SUFFIX: Final = ".dat"
+# Types that recipes are made of: one or two for each size, of all families of blocks.
+USUAL_TYPES: Final = (
+    *("IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K"),
+    *("IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
+)
+# Where rows do not fill the blocks of 256 that most of these have.
+FALLBACK_TYPES: Final = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1")
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What to run a model over.
+
+    `path` is a text in UTF-8, or token ids in a .npy; it is cut to chunks of `context` tokens, of
+    which the first `chunks` are taken, or all. `tokenizer` is a tokenizer.model or tokenizer.json,
+    where the source has none.
+    """
+
+    path: Path
+    context: int = CHUNK_SIZE
+    chunks: int | None = None
+    tokenizer: Path | None = None
+
+
+def load_text(graph: TensorGraph, options: TextOptions) -> Text:
+    """Tokenize a text as llama.cpp does for a model, and cut it. Raises CheckpointError."""
+    if options.path.suffix == TOKENS_SUFFIX:
+        ids, bos = read_tokens(options.path), _bos(graph, options)
+    else:
+        tokenizer = open_tokenizer(graph.source, options.tokenizer)
+        ids, bos = tokenizer.encode(read_text(options.path)), tokenizer.bos
+    rows = graph["token_embd.weight"].shape[0]
+    chunks = cut(ids, options.context, options.chunks, bos=bos, n_vocab=rows)
+    return Text(str(options.path), chunks)
+
+
+def _bos(graph: TensorGraph, options: TextOptions) -> int | None:
+    """Find the token that chunks begin with, if a tokenizer is there to tell."""
+    try:
+        return open_tokenizer(graph.source, options.tokenizer).bos
+    except MissingTensorError:
+        return None
+
+
+def imatrix(
+    source: Path,
+    text: TextOptions,
+    output: Path | None,
+    settings: Settings = USUAL,
+    *,
+    spec: Path | None = None,
+    merge: Sequence[Path] = (),
+    scores: bool = True,
+    on_progress: OnProgress = ignore_progress,
+) -> tuple[ImportanceSums, Perplexity | None]:
+    """Make an importance matrix of a model over a text, add those in `merge`, and write it.
+
+    The `output` is the GGUF file of llama-imatrix, or, named .dat, its older format; None writes
+    nothing. Gives the sums, and the perplexity of the same pass if it `scores`.
+    """
+    graph = open_graph(source, spec)
+    _check_output(output, [*merge, text.path, *source_files(graph)])
+    earlier = [read_sums(path) for path in merge]
+    loaded = load_text(graph, text)
+    said = fingerprint([graph], loaded.inputs, settings, collects="importance")
+    saved = saved_beside(output, said)
+    found, losses = collect_importance(
+        graph, loaded, settings, saved=saved, scores=scores, on_progress=on_progress
+    )
+    found = merge_sums([*earlier, found], found.chunk_size)
+    if output is not None:
+        _write_imatrix(output, found)
+    if saved is not None:
+        saved.delete()
+    return found, losses
+
+
+def merge_imatrices(paths: Sequence[Path], output: Path | None) -> ImportanceSums:
+    """Put importance matrices together as llama-imatrix does, and write the sum of them."""
+    _check_output(output, paths)
+    found = merge_sums([read_sums(path) for path in paths])
+    if output is not None:
+        _write_imatrix(output, found)
+    return found
+
+
+def _write_imatrix(output: Path, sums: ImportanceSums) -> None:
+    if output.suffix == OLD_SUFFIX:
+        write_dat_imatrix(output, sums)
+    else:
+        write_gguf_imatrix(output, sums, plain=True)
+
+
+def evaluate(
+    source: Path,
+    artifacts: Sequence[Path],
+    text: TextOptions | None,
+    settings: Settings = USUAL,
+    *,
+    spec: Path | None = None,
+    isolated: bool = False,
+    base: Path | None = None,
+    save_base: Path | None = None,
+    output: Path | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> Evaluation:
+    """Run a source and its artifacts over a text, and compare what they predict.
+
+    With a `base`, a KL base file of llama-perplexity, the source too is compared with that, over
+    its tokens. States are kept beside `output`, what the caller writes in the end; `save_base` gets
+    the source's predictions for llama-perplexity.
+    """
+    graphs = [open_graph(path, spec) for path in (source, *artifacts)]
+    read = [file for graph in graphs for file in source_files(graph)]
+    if base is not None:
+        stored = read_kl_base(base)
+        against = Text(base.name, Chunks(stored.tokens, _bos(graphs[0], TextOptions(base))))
+        return evaluate_against(stored, graphs, against, settings, on_progress=on_progress)
+    if text is None:
+        raise RequestError(f"give a text ({option('text', 'FILE')})")
+    _check_output(save_base, [*read, text.path])
+    loaded = load_text(graphs[0], text)
+    said = fingerprint(graphs, loaded.inputs, settings, isolated=isolated)
+    saved = saved_beside(output, said)
+    found = evaluate_graphs(
+        graphs[0],
+        graphs[1:],
+        loaded,
+        settings,
+        isolated=isolated,
+        saved=saved,
+        save_base=save_base,
+        on_progress=on_progress,
+    )
+    if saved is not None:
+        saved.delete()
+    return found
+
+
+def sensitivity(
+    source: Path,
+    text: TextOptions,
+    output: Path | None,
+    settings: Settings = USUAL,
+    *,
+    spec: Path | None = None,
+    types: Iterable[str] = USUAL_TYPES,
+    imatrix: Path | None = None,
+    search: Search = GGML,
+    probe: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> Sensitivities:
+    """Measure what each type costs each tensor of a model, and write it for `convert`.
+
+    `probe` names a type in which each tensor alone is also judged by the model's predictions.
+    """
+    graph = open_graph(source, spec)
+    read = [text.path, *source_files(graph)]
+    _check_output(output, read if imatrix is None else [*read, imatrix])
+    loaded = load_text(graph, text)
+    chosen = [_type_named(name) for name in types]
+    total = sum(map(stored_bytes, graph.tensors.values()))
+
+    def tell(done: int, of: int) -> None:
+        on_progress(Progress("run", total * done // max(1, of), total))
+
+    with machine(settings) as run_by:
+        measuring = Sensitivity(
+            Weights(graph),
+            run_by,
+            loaded.inputs,
+            chosen,
+            {} if imatrix is None else _importance(graph, imatrix),
+            search,
+            None if probe is None else _type_named(probe),
+            [TYPES[name] for name in FALLBACK_TYPES if tuple(types) == USUAL_TYPES],
+        )
+        effects = measuring.measure(tell)
+    shapes = {name: tensor.shape for name, tensor in graph.tensors.items()}
+    found = Sensitivities(
+        MeasuredSource(Path(graph.source).name, graph.parameters, fingerprint_of(shapes.items())),
+        Measurement(
+            loaded.name, loaded.tokens.size, loaded.context, str(search), imatrix is not None
+        ),
+        {
+            name: TensorSensitivity(name, shapes[name], each.local, each.probe)
+            for name, each in effects.items()
+        },
+        output,
+    )
+    if output is not None:
+        write_small(output, sensitivity_text(found).encode())
+    return found
+
+
+def _importance(graph: TensorGraph, path: Path) -> dict[str, F32]:
+    """Read the importance [matrices, in] of the tensors that an importance matrix knows."""
+    matrix = read_imatrix(path)
+    found: dict[str, F32] = {}
+    for name, entry in matrix.entries.items():
+        shape = graph.tensors[name].shape if name in graph.tensors else ()
+        n_matrices = prod(shape[:-2]) if len(shape) >= 2 else 0
+        if n_matrices and entry.size == n_matrices * shape[-1]:
+            found[name] = matrix.rows(name, n_matrices)
+    if not found:
+        raise CheckpointError(f"{path}: has nothing for the tensors of {graph.source}")
+    return found
+
+
+def _type_named(name: str) -> QuantType:
+    found = TYPES.get(name.upper())
+    if found is None:
+        raise RequestError(f"unknown type {shown(name)}{hint(name.upper(), TYPES)}")
+    return found
+
+
+def _check_output(output: Path | None, read: Iterable[Path]) -> None:
+    if output is not None:
+        check_place(output, read)
