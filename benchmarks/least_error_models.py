@@ -170,10 +170,14 @@ class LanguageModel:
         return found
 
     def measure(self, values: Mapping[str, F32]) -> dict[str, F64]:
-        reference = np.load(self._reference, mmap_mode="r")
         self._put(values)
+        return self.measure_file(self._other)
+
+    def measure_file(self, path: Path) -> dict[str, F64]:
+        """Run another file of the model, as it is: "divergence" and "loss" [tokens]."""
+        reference = np.load(self._reference, mmap_mode="r")
         found: dict[str, list[F64]] = {"divergence": [], "loss": []}
-        for number, logits in enumerate(self._run(self._other)):
+        for number, logits in enumerate(self._run(path)):
             predicted = log_softmax(logits)
             found["divergence"].append(divergences(reference[number], predicted))
             found["loss"].append(losses(predicted, self._predicted[number]))
@@ -223,10 +227,14 @@ class LanguageModel:
     def _save_tokens(self, path: Path) -> None:
         np.save(path, self._windows([self.held_out()])[: self.windows])
 
-    def _save_importance(self, path: Path) -> None:
+    @property
+    def calibration_tokens(self) -> NDArray[np.int32]:
+        """Give windows of tokens of other texts, [windows, tokens]."""
         n_windows = min(CALIBRATION_WINDOWS, 4 * self.windows)
-        windows = self._windows(self.calibration())[:n_windows]
-        moments = second_moments(self.base, windows.tolist(), THREADS)
+        return self._windows(self.calibration())[:n_windows]
+
+    def _save_importance(self, path: Path) -> None:
+        moments = second_moments(self.base, self.calibration_tokens.tolist(), THREADS)
         np.savez(path, **{name: row for name, row in moments.items() if _is_quantized(name)})
 
     def _save_reference(self, path: Path) -> None:

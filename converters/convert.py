@@ -601,6 +601,11 @@ def _goal(options: ConvertOptions) -> Goal | None:
             raise RequestError(f"{option(others[0])}: of use with {needed} only")
         return None
     path = options.sensitivity
+    if path is not None and options.prune_layers:
+        raise RequestError(
+            f"{option('prune_layers')} gives layers other numbers than "
+            f"{option('sensitivity', 'FILE')} has: convert twice"
+        )
     goal = Goal(
         None if options.target_size is None else parse_size(options.target_size, "target_size"),
         parse_positive(options.target_bpw, "target_bpw"),

@@ -286,8 +286,7 @@ def _perplexities(records: TokenRecords) -> dict[str, float]:
     n = len(records)
     products = (records.nll_q - mean_q) * (records.nll_base - mean_base)
     covariance = float(products.mean()) / (n - 1) if n >= _FEWEST else 0.0
-    # The errors of differences, of which those of equal models are exactly 0: these are the square
-    # roots of u_q^2 + u_b^2 - 2 cov, and of the same with each times its perplexity.
+    # The same as of sums of variances and covariance, but exactly 0 for equal models.
     _, ratio_se = _mean(records.nll_q - records.nll_base)
     _, difference_se = _mean(q.ppl * records.nll_q - base.ppl * records.nll_base)
     ratio = exp(mean_q - mean_base)

@@ -85,7 +85,9 @@ class KLBase:
         """
         stop = self.positions if stop is None else min(stop, self.positions)
         row_bytes = _record_bytes(self.n_vocab)
-        raw = np.empty((max(stop - start, 0), row_bytes), np.uint8)
+        if start >= stop:
+            return np.empty((0, self.n_vocab), np.float32)
+        raw = np.empty((stop - start, row_bytes), np.uint8)
         row0 = chunk * self.positions + start
         offset = _HEAD.size + self.tokens.nbytes + row0 * row_bytes
         try:

@@ -27,7 +27,7 @@ Class = Sequence[tuple[int, int]]
 LARGEST_SUM: Final = 1 << 61
 # Combinations that are kept, of all classes together and at least for each. If there are more, as
 # where all options cost the same for their weight, the solution is not proved to be the best.
-_MOST_STATES: Final = 3_000_000
+_MOST_STATES: Final = 10_000_000
 _LEAST_STATES: Final = 1000
 # Share of all values, beyond what float64 loses in their sums.
 _TOLERANCE: Final = 1e-12

@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from weightcast.converters.files import write_small
 from weightcast.errors import FormatError, LayoutError
 from weightcast.formats.gguf.layout import ggml_shape
 from weightcast.formats.reading import read_json_object
@@ -34,9 +35,9 @@ from weightcast.text import shown
 
 FORMAT: Final = "weightcast.sensitivity"
 VERSION: Final = 1
-_MAX_WHOLE: Final = 1 << 62
-_MAX_AXES: Final = 8
-_MAX_TEXT: Final = 4096
+MAX_WHOLE: Final = 1 << 62
+MAX_AXES: Final = 8
+MAX_TEXT: Final = 4096
 _REMEDY: Final = "measure it again"
 
 # GGUF names and shapes [..., out, in].
@@ -196,6 +197,11 @@ def sensitivity_text(found: Sensitivities) -> str:
     return "{\n" + "".join(lines) + f' "tensors": {{\n{listed}\n }}\n' + "}\n"
 
 
+def write_sensitivities(path: str | Path, found: Sensitivities) -> None:
+    """Write a file of sensitivities. Raises OutputError; an earlier file stays then."""
+    write_small(Path(path), sensitivity_text(found).encode())
+
+
 def _tensor_text(tensor: TensorSensitivity) -> str:
     values: dict[str, Any] = {"shape": list(tensor.shape)}
     for key, costs in (("local", tensor.local), ("probe", tensor.probe)):
@@ -274,7 +280,7 @@ class _Reader:
 
     def text(self, key: str) -> str:
         value = self.given[key]
-        if not isinstance(value, str) or not value or len(value) > _MAX_TEXT:
+        if not isinstance(value, str) or not value or len(value) > MAX_TEXT:
             raise self.refused(f"{key} is {shown(value)}, expected a text")
         return value
 
@@ -286,14 +292,14 @@ class _Reader:
 
     def whole(self, key: str) -> int:
         value = self.given[key]
-        if type(value) is not int or not 0 < value < _MAX_WHOLE:
+        if type(value) is not int or not 0 < value < MAX_WHOLE:
             raise self.refused(f"{key} is {shown(value)}, expected a whole number above 0")
         return value
 
     def shape(self) -> tuple[int, ...]:
         value = self.given["shape"]
-        is_list = isinstance(value, list) and 0 < len(value) <= _MAX_AXES
-        if not is_list or not all(type(n) is int and 0 < n < _MAX_WHOLE for n in value):
+        is_list = isinstance(value, list) and 0 < len(value) <= MAX_AXES
+        if not is_list or not all(type(n) is int and 0 < n < MAX_WHOLE for n in value):
             raise self.refused(f"shape is {shown(value)}, expected whole numbers above 0")
         return tuple(value)
 

@@ -49,6 +49,8 @@ _PLAIN_TYPES: Final = (
 _SMALL_BLOCKS: Final = (Q8_0, Q5_1, Q5_0, IQ4_NL)
 _EXPERTS: Final = re.compile(r"_exps\.")
 _FEED_FORWARD: Final = re.compile(r"\.ffn_")
+# Recipes of llama-quantize that are told of in words, those that cost least.
+_MOST_MIXES: Final = 4
 # Sums of costs, as whole numbers, stay below this power of two.
 _COST_BITS: Final = 60
 
@@ -221,8 +223,13 @@ def fit_cost(problem: Problem, limit: float) -> Choice | None:
     turned = [[(value, weight) for weight, value in c.sums] for c in classes]
     most = sum(max(weight for weight, _ in c) for c in turned)
     whole = most if math.ldexp(most, -scale) <= limit else math.floor(math.ldexp(limit, scale))
-    solution = knapsack.solve(turned, min(whole, most))
-    return None if solution is None else _choice(problem, classes, solution)
+    # Costs are rounded up, each by less than 1: a sum that is just beyond may be within.
+    for sums in (whole + len(classes), whole):
+        solution = knapsack.solve(turned, min(sums, most))
+        choice = None if solution is None else _choice(problem, classes, solution)
+        if choice is None or choice.cost is None or choice.cost <= limit:
+            break
+    return choice
 
 
 def smallest(problem: Problem) -> Choice:
@@ -340,7 +347,7 @@ class SizedRecipe:
         if plain is not None:
             size, cost = bytes_text(plain.choice.nbytes), cost_text(plain.choice.cost)
             yield f"plain rule, {plain.name}: {cost}, {size}"
-        for mix in self.mixes:
+        for mix in sorted(self.mixes, key=lambda mix: mix.cost)[:_MOST_MIXES]:
             yield f"{mix.name} of llama-quantize: {cost_text(mix.cost)}, {bytes_text(mix.nbytes)}"
 
     def notes(self) -> Iterator[str]:

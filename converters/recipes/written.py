@@ -30,10 +30,13 @@ class WrittenRule:
 
 @dataclass(slots=True)
 class _Role:
-    """Tensors whose names differ in the number of their layer: types by layer, None outside."""
+    """Tensors whose names differ in the number of their layer: types by layer, None outside.
+
+    If it `is_part`, there are names like these that no rule may match.
+    """
 
     types: dict[int | None, str] = field(default_factory=dict)
-    others: set[int] = field(default_factory=set)
+    is_part: bool = False
 
 
 def rules_of(types: Mapping[str, QuantType], others: Iterable[str] = ()) -> list[WrittenRule]:
@@ -45,10 +48,12 @@ def rules_of(types: Mapping[str, QuantType], others: Iterable[str] = ()) -> list
     for name, quant_type in types.items():
         role, layer = _role(name)
         roles.setdefault(role, _Role()).types[layer] = quant_type.name
-    for name in others:
-        role, layer = _role(name)
-        if layer is not None and role in roles:
-            roles[role].others.add(layer)
+    others = list(others)
+    has_odd_numbers = any(find_layer(n) and _role(n)[1] is None for n in (*types, *others))
+    for role in {_role(name)[0] for name in others}.intersection(roles):
+        roles[role].is_part = True
+    for found in roles.values():
+        found.is_part |= has_odd_numbers
     return [rule for (before, after), role in roles.items() for rule in _rules(before, after, role)]
 
 
@@ -68,23 +73,29 @@ def _rules(before: str, after: str, role: _Role) -> Iterator[WrittenRule]:
         layers = sorted(
             n for n, found in role.types.items() if found == type_name and n is not None
         )
-        is_all = len(layers) == len(role.types) and not role.others
+        is_all = len(layers) == len(role.types) and not role.is_part
         for part in [layers] if is_all else _chunks(layers):
             numbers = r"\d+" if is_all else _numbers(part)
             pattern = f"^{_escaped(before)}{numbers}{_escaped(after)}$"
             yield WrittenRule(pattern, type_name, _layers_text(part))
 
 
+def _tens(layers: Sequence[int]) -> list[list[int]]:
+    """Put those together that differ in the last digit alone."""
+    return [list(run) for _, run in groupby(layers, key=lambda n: n // 10)]
+
+
 def _chunks(layers: Sequence[int]) -> Iterator[list[int]]:
-    for start in range(0, len(layers), _MOST_PARTS):
-        yield list(layers[start : start + _MOST_PARTS])
+    parts = _tens(layers)
+    for start in range(0, len(parts), _MOST_PARTS):
+        yield [n for part in parts[start : start + _MOST_PARTS] for n in part]
 
 
 def _numbers(layers: Sequence[int]) -> str:
-    """Write a pattern for whole numbers, those that differ in the last digit together."""
+    """Write a pattern for whole numbers, those that differ in the last digit alone together."""
     parts = []
-    for tens, run in groupby(layers, key=lambda n: n // 10):
-        digits = [n % 10 for n in run]
+    for run in _tens(layers):
+        tens, digits = run[0] // 10, [n % 10 for n in run]
         last = str(digits[0]) if len(digits) == 1 else f"[{_digits(digits)}]"
         parts.append(f"{tens or ''}{last}")
     return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
@@ -114,8 +125,7 @@ def _layers_text(layers: Sequence[int]) -> str:
 
 def _escaped(name: str) -> str:
     """Write a name as a pattern that a literal string of TOML can hold."""
-    text = re.escape(name)
-    return "".join(c if " " <= c <= "~" and c != "'" else _code(c) for c in text)
+    return "".join(re.escape(c) if " " <= c <= "~" and c != "'" else _code(c) for c in name)
 
 
 def _code(character: str) -> str:
@@ -128,10 +138,21 @@ def recipe_text(base: str, rules: Iterable[WrittenRule], about: Iterable[str]) -
     lines = [line for each in about for line in _comment(each)]
     lines += ["", f'base = "{base}"']
     for rule in rules:
-        pattern = f"pattern = {_quoted(rule.pattern)}"
-        said = f"{pattern:<{_COLUMN}} # {rule.about}" if rule.about else pattern
-        lines += ["", "[[rule]]", said, f'type = "{rule.type_name}"']
+        lines += ["", "[[rule]]", *_pattern_lines(rule), f'type = "{rule.type_name}"']
     return "\n".join(lines) + "\n"
+
+
+def _pattern_lines(rule: WrittenRule) -> Iterator[str]:
+    """Write a pattern with what it is for, beside it if there is room, or else before it."""
+    pattern = f"pattern = {_quoted(rule.pattern)}"
+    beside = f"{pattern:<{_COLUMN}} # {rule.about}"
+    if not rule.about:
+        yield pattern
+    elif len(beside) <= _WIDTH:
+        yield beside
+    else:
+        yield from _comment(rule.about)
+        yield pattern
 
 
 def _quoted(pattern: str) -> str:

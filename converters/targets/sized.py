@@ -302,7 +302,7 @@ def _text(sized: SizedRecipe, request: Request, model: _Model, output: Output) -
     """Write the recipe as a file, which gives the same types without sensitivities."""
     goal, found = sized.goal, sized.goal.sensitivities
     about = [
-        f"Types for {goal.text}: {bytes_text(output.size)}, of which tensors are "
+        f"Types for {goal.text}: the file has {bytes_text(output.size)}, its tensors "
         f"{output.bits_per_weight:.4g} bits per weight."
     ]
     if found is not None:

@@ -24,6 +24,8 @@ _KEY: Final = re.compile(rb'"([A-Za-z_]{1,40})"\s*:(?:\s*"(weightcast[-.a-z]{1,4
 _TORRENT: Final = re.compile(rb"d\d{1,2}:[a-z][a-z -]+\d")
 _FIELD: Final = re.compile(r"\{(\w+)\}")
 _MAX_NAMES: Final = 1000
+# Files that people write themselves, so that they are not downloads gone wrong.
+_WRITTEN: Final = ("recipe", "sensitivities")
 _SPECIAL: Final = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -66,7 +68,7 @@ def look_at(path: Path, wanted: str = "checkpoint") -> Finding | None:
         or stand_in(sample.head)
         or _entry(sample, want)
         or _zeros(sample)
-        or (None if wanted == "recipe" else few_words(sample.head, sample.size))
+        or (None if wanted in _WRITTEN else few_words(sample.head, sample.size))
     )
 
 

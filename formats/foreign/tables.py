@@ -322,6 +322,9 @@ WANTED: Final = {
         frozenset({"spec"}),
         usual="spec.json",
     ),
+    "sensitivities": Wanted(
+        "sensitivities", "give what each tensor of the model costs in each type, in JSON"
+    ),
     "json": Wanted("JSON", "download the file again", is_any_json=True),
     "report": Wanted(
         "an error report", "give what a conversion wrote for {report}", frozenset({"report"})

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from tests import gguf_files
+from tests import gguf_files, sensitivities
 from tests.adapters import write_adapter, write_peft
 from tests.support import GOLDEN
 
@@ -47,6 +47,8 @@ def write_files(folder: Path) -> None:
     for name, stem in (("ours", "blk.0.attn_v"), ("theirs", "blk.7.attn_v")):
         tensors = {f"{stem}.weight.{end}": array for end, array in factors.items()}
         write_adapter(folder / f"{name}.gguf", tensors, architecture="my-arch")
+    shapes = {"blk.0.attn_q.weight": (8, 256)}
+    sensitivities.write(folder / "costs.json", shapes, sensitivities.costs_of(shapes))
     (folder / "cut.gguf").write_bytes(model.read_bytes()[:-100])
     (folder / "nothing.gguf").touch()
     (folder / "notes.txt").write_text("to do: convert Grok\n")

@@ -1,9 +1,9 @@
 """Every documented command runs, from the text of the pages, on small files of the same names.
 
 A page's blocks run in its own folder with what a newcomer has: `grok-1`, `tokenizer.model` in it,
-`model-BF16.gguf` (and in three parts), `imatrix.gguf`, `hessians.safetensors`, error reports,
-`examples`. First those for a shell, in order, then all of Python as one program. Blocks that cannot
-run here say why in a comment; the reasons are listed below.
+`model-BF16.gguf` (and in three parts), `imatrix.gguf`, `hessians.safetensors`, `costs.json`, error
+reports, `examples`. First those for a shell, in order, then all of Python as one program. Blocks
+that cannot run here say why in a comment; the reasons are listed below.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import yaml
 
 import weightcast
 from docs.tools.links import blanked
-from tests import hessians
+from tests import hessians, sensitivities
 from tests.adapters import write_peft
 from tests.imatrices import sample, write_gguf
 from tests.public.fences import Fence, commands, fences, is_output
@@ -92,6 +92,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Pa
     weightcast.convert(folder / "grok-1", folder / "model-BF16.gguf")
     weightcast.split(folder / "model-BF16.gguf", folder / "model-BF16.gguf", max_tensors=10)
     write_gguf(folder / "imatrix.gguf", _importance(folder / "model-BF16.gguf"))
+    shapes = {t.name: t.shape for t in weightcast.open(folder / "model-BF16.gguf").values()}
+    costs = sensitivities.costs_of(shapes, probes=True)
+    sensitivities.write(folder / "costs.json", shapes, costs)
     hessians.write(folder / "hessians.safetensors", {"blk.0.attn_q.weight": hessians.drawn(256)})
     weightcast.convert(
         folder / "grok-1", folder / "grok-1-Q4_K_M.gguf", folder / "grok-1-int4-g128"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from weightcast.converters.files.atomic import write_small
+from weightcast.converters.files.atomic import replacing, write_small
 from weightcast.errors import OutputError
 
 
@@ -42,3 +42,29 @@ def test_a_device_stays_one(tmp_path: Path) -> None:
         write_small(full, b"content")
     assert os.listdir(tmp_path) == ["full"]
     assert Path("/dev/full").is_char_device()
+
+
+def test_a_file_grows_beside_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"earlier")
+    with replacing(path) as file:
+        for piece in (b"one", b"two"):
+            file.write(piece)
+            assert path.read_bytes() == b"earlier"
+    assert path.read_bytes() == b"onetwo"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_what_fails_leaves_an_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"earlier")
+
+    def fail() -> None:
+        with replacing(path) as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_bytes() == b"earlier"
+    assert os.listdir(tmp_path) == ["f"]

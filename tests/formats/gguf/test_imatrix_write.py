@@ -157,7 +157,7 @@ def test_sums_that_cannot_be(squares: list[list[float]], problem: str) -> None:
 def test_names_that_llama_cpp_does_not_read() -> None:
     sums = sums_of(**{"n" * 55: tensor(1, 4, 0)})
     assert len(list(encode_gguf(sums))) == 3
-    with pytest.raises(LayoutError, match="llama.cpp reads names of up to 63 bytes"):
+    with pytest.raises(LayoutError, match=r"llama\.cpp reads names of up to 63 bytes"):
         list(encode_gguf(sums_of(**{"n" * 56: tensor(1, 4, 0)})))
 
 
@@ -181,7 +181,7 @@ def test_counts_beyond_any_text(tmp_path: Path) -> None:
     counts = np.array([1e19], np.float32)
     path = imatrices.write_gguf(tmp_path / "i.gguf", {"x": (np.ones((1, 2), np.float32), counts)})
     for read in (read_imatrix, read_sums):
-        with pytest.raises(FormatError, match="'x': a count of 1e[+]19"):
+        with pytest.raises(FormatError, match=r"'x': a count of 1e\+19"):
             read(path)
 
 
@@ -226,7 +226,7 @@ def test_parts_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("other", [tensor(2, 4, 0), tensor(4, 2, 0), tensor(3, 8, 0)])
 def test_sums_of_other_models_are_not_merged(other: TensorSums) -> None:
-    with pytest.raises(LayoutError, match="'x': sums of .* of the same model"):
+    with pytest.raises(LayoutError, match=r"'x': sums of .* of the same model"):
         merge_sums([sums_of(x=tensor(3, 4, 0)), sums_of(x=other)])
 
 
