@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from weightcast.commands.text.table import aligned
 from weightcast.converters.compare import Comparison
 from weightcast.converters.report import Metrics, OutputErrors, TensorErrors
 from weightcast.converters.report.text import (
@@ -14,7 +15,6 @@ from weightcast.converters.report.text import (
     metric_text,
     worst_tensors,
 )
-from weightcast.errors import visible
 from weightcast.text import count, size_text, some
 
 _WORST = 5
@@ -33,7 +33,7 @@ def comparison_lines(comparison: Comparison, *, all_tensors: bool) -> Iterator[s
         yield f"errors are differences from {BASELINE_TEXTS[report.baseline]}"
         yield from _importance(comparison)
         yield ""
-        yield from _table(_tensor_rows(output) if all_tensors else _role_rows(output))
+        yield from aligned(_tensor_rows(output) if all_tensors else _role_rows(output))
         yield ""
         yield from _summary(output)
     yield from _not_measured(comparison)
@@ -51,18 +51,6 @@ def _importance(comparison: Comparison) -> Iterator[str]:
     zeros = [name for name, rows in importance.rows.items() if not rows.any()]
     if zeros:
         yield f"note: the importance of every column is 0 in {some(zeros)}"
-
-
-def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, 1)) -> Iterator[str]:
-    """Align the cells of some columns to the left, all others to the right."""
-    rows = [[visible(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield f"  {'  '.join(cells)}".rstrip()
 
 
 def _role_rows(output: OutputErrors) -> list[list[str]]:
@@ -110,7 +98,7 @@ def _summary(output: OutputErrors) -> Iterator[str]:
         return
     yield "worst tensors:"
     rows = [_worst_row(tensor) for tensor in worst_tensors(output, _WORST)]
-    yield from _table(rows, left=(0, 1, 4))
+    yield from aligned(rows, left=(0, 1, 4))
     if exact:
         yield f"no error in {exact:,} of {count(len(tensors), 'tensor')}"
 

@@ -15,19 +15,20 @@ from weightcast.converters.report.schema import VERSION, Report
 
 _Json = dict[str, Any]
 _INDENT: Final = "  "
+_TITLE: Final = f"weightcast error report, version {VERSION}"
 
 
-def schema_text() -> str:
-    """Describe reports in JSON Schema, as text."""
-    return f"{_text(_report_schema())}\n"
+def schema_text(record: type = Report, title: str = _TITLE) -> str:
+    """Describe the JSON of a record in JSON Schema, as text."""
+    return f"{_text(_whole(record, title))}\n"
 
 
-def _report_schema() -> _Json:
+def _whole(record: type, title: str) -> _Json:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"weightcast error report, version {VERSION}",
-        **_record_schema(Report),
-        "$defs": {record.__name__: _record_schema(record) for record in _records(Report)},
+        "title": title,
+        **_record_schema(record),
+        "$defs": {inner.__name__: _record_schema(inner) for inner in _records(record)},
     }
 
 

@@ -72,7 +72,7 @@ def _lines(reports: Sequence[Report]) -> Iterator[str]:
     yield ""
     sources = (report.source for report in reports)
     for path, family in dict.fromkeys((source.path, source.family) for source in sources):
-        yield f"Source: {_code(path)} ({_code(family)})."
+        yield f"Source: {code(path)} ({code(family)})."
     for baseline in dict.fromkeys(report.baseline for report in reports):
         yield f"Errors are differences from {BASELINE_TEXTS[baseline]}."
     yield ""
@@ -95,7 +95,7 @@ def _lines(reports: Sequence[Report]) -> Iterator[str]:
 
 
 def _sentence(pieces: Sentence) -> str:
-    return "".join(_code(piece.text) if piece.is_name else piece.text for piece in pieces)
+    return "".join(code(piece.text) if piece.is_name else piece.text for piece in pieces)
 
 
 def _limits(report: Report) -> Iterator[str]:
@@ -108,15 +108,15 @@ def _limits(report: Report) -> Iterator[str]:
 
 def _limit(report: Report, limit: Limit) -> Iterator[str]:
     beyond = sorted(violations(report, limit), key=badness, reverse=True)
-    asked = f"Limit {_code(limit.name)} {bound_text(limit)}"
+    asked = f"Limit {code(limit.name)} {bound_text(limit)}"
     if not beyond:
         yield f"- {asked}: passed."
         return
     yield f"- {asked}: **failed**, {count(len(beyond), 'value')} beyond:"
     several = len(report.outputs) > 1
     for each in beyond[:_OFFENDERS]:
-        output = f" in {_code(each.output)}" if several else ""
-        yield f"  - {_code(each.name)}{output}: {each.value:.6g}"
+        output = f" in {code(each.output)}" if several else ""
+        yield f"  - {code(each.name)}{output}: {each.value:.6g}"
     if len(beyond) > _OFFENDERS:
         yield f"  - and {len(beyond) - _OFFENDERS:,} more"
 
@@ -130,13 +130,13 @@ def _outputs(labelled: Sequence[Entry]) -> Iterator[str]:
         columns.append("SQNR, weighted")
     if has_search:
         columns.append(COLUMNS["gained_db"].label)
-    yield _row([*columns, "worst tensor"])
-    yield _row(["---"] * 2 + ["---:"] * (len(columns) - 2) + [":---"])
+    yield row([*columns, "worst tensor"])
+    yield row(["---"] * 2 + ["---:"] * (len(columns) - 2) + [":---"])
     for entry in labelled:
         output, total = entry.output, entry.output.total
         cells = [
-            _code(file_name(output)),
-            _code(output.type),
+            code(file_name(output)),
+            code(output.type),
             size_text(output.bytes),
             f"{output.bits_per_weight:.3f}",
             f"**{sqnr_text(total)}**",
@@ -148,19 +148,19 @@ def _outputs(labelled: Sequence[Entry]) -> Iterator[str]:
         if has_search:
             cells.append(gain_text(total))
         worst = worst_tensors(output, 1)
-        cells.append(f"{_code(worst[0].name)}, {sqnr_text(worst[0].metrics)}" if worst else "none")
-        yield _row(cells)
+        cells.append(f"{code(worst[0].name)}, {sqnr_text(worst[0].metrics)}" if worst else "none")
+        yield row(cells)
 
 
 def _details(verdict: Verdict) -> Iterator[str]:
     entry, output = verdict.entry, verdict.entry.output
-    yield f"<details><summary>{_code(entry.label, html=True)} in detail</summary>"
+    yield f"<details><summary>{code(entry.label, html=True)} in detail</summary>"
     yield ""
-    imatrix = "none" if output.imatrix is None else _code(output.imatrix)
-    feedback = "" if output.hessian is None else f" Error feedback: {_code(output.hessian)}."
-    yield f"Recipe: {_code(recipe_text(output))}. Importance matrix: {imatrix}.{feedback}"
+    imatrix = "none" if output.imatrix is None else code(output.imatrix)
+    feedback = "" if output.hessian is None else f" Error feedback: {code(output.hessian)}."
+    yield f"Recipe: {code(recipe_text(output))}. Importance matrix: {imatrix}.{feedback}"
     for rule in output.recipe.rules:
-        yield f"- {_code(rule.pattern)} is {_code(rule.type)} ({_code(rule.origin)})"
+        yield f"- {code(rule.pattern)} is {code(rule.type)} ({code(rule.origin)})"
     yield ""
     yield from _roles(output)
     yield ""
@@ -181,7 +181,7 @@ def _proposed(proposal: Proposal) -> Iterator[str]:
     yield ""
     # Names from files may end a block of code or a line; those of real tensors do not.
     if "`" in proposal.command or not proposal.command.replace("\n", "").isprintable():
-        yield _code(proposal.command)
+        yield code(proposal.command)
         return
     yield "```sh"
     yield from proposal.command.split("\n")
@@ -192,39 +192,41 @@ def _roles(output: OutputErrors) -> Iterator[str]:
     keys = ("sqnr_db", "relative_rms")
     has_search = output.total.search is not None
     gains = _labels("gained_db") if has_search else []
-    yield from _header(["kind", "size", "bits/weight", *_labels(*keys), "share of error", *gains])
+    yield from header(["kind", "size", "bits/weight", *_labels(*keys), "share of error", *gains])
     whole = output.total.error_squares
     for role in output.roles:
         part = role.metrics.error_squares
         share = f"{100 * part / whole:.1f} %" if whole and part is not None else ""
-        cells = [_code(role.role), size_text(role.bytes), f"{role.bits_per_weight:.3f}"]
+        cells = [code(role.role), size_text(role.bytes), f"{role.bits_per_weight:.3f}"]
         gain = [gain_text(role.metrics)] if has_search else []
-        yield _row([*cells, *(metric_text(role.metrics, key) for key in keys), share, *gain])
+        yield row([*cells, *(metric_text(role.metrics, key) for key in keys), share, *gain])
 
 
 def _worst(output: OutputErrors) -> Iterator[str]:
     keys = ("sqnr_db", "relative_rms", "largest_error")
-    yield from _header(["worst tensors", "type", *_labels(*keys), "bits/weight"], left=2)
+    yield from header(["worst tensors", "type", *_labels(*keys), "bits/weight"], left=2)
     for tensor in worst_tensors(output, _WORST):
-        cells = [_code(tensor.name), _code(tensor.type)]
+        cells = [code(tensor.name), code(tensor.type)]
         cells += [metric_text(tensor.metrics, key) for key in keys]
-        yield _row([*cells, f"{tensor.bits_per_weight:.3f}"])
+        yield row([*cells, f"{tensor.bits_per_weight:.3f}"])
 
 
 def _labels(*keys: str) -> list[str]:
     return [COLUMNS[key].label for key in keys]
 
 
-def _header(columns: Sequence[str], left: int = 1) -> Iterator[str]:
-    yield _row(columns)
-    yield _row(["---"] * left + ["---:"] * (len(columns) - left))
+def header(columns: Sequence[str], left: int = 1) -> Iterator[str]:
+    """Write the head of a table, so many columns aligned to the left and all others right."""
+    yield row(columns)
+    yield row(["---"] * left + ["---:"] * (len(columns) - left))
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """Write a row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _code(text: str, *, html: bool = False) -> str:
+def code(text: str, *, html: bool = False) -> str:
     """Quote printable text unchanged: between backticks, or in entities if that is not safe."""
     if not html and _PLAIN.fullmatch(text):
         return f"`{text}`"

@@ -180,7 +180,7 @@ def codec_of(record: type) -> Codec:
     def write(value: Any) -> _Json:
         written = {key: write_field(getattr(value, name)) for name, key, write_field in writers}
         for key in optional:
-            if not written[key]:
+            if written[key] is None or written[key] == []:
                 del written[key]
         return written
 

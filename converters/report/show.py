@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from weightcast.converters.files import write_small
-from weightcast.converters.report.html import check_packages, page
+from weightcast.converters.report.html import page
 from weightcast.converters.report.markdown import summary
+from weightcast.converters.report.pages import check_packages
 from weightcast.converters.report.schema import Report, json_text, read_report
 from weightcast.errors import RequestError
 from weightcast.text import count, size_text

@@ -15,7 +15,16 @@ from typing import Final, Literal
 
 # Kinds of files that a reader of another kind may be given.
 Kind = Literal[
-    "gguf", "safetensors", "zip", "torrent", "sentencepiece", "report", "spec", "imatrix", "other"
+    "gguf",
+    "safetensors",
+    "zip",
+    "torrent",
+    "sentencepiece",
+    "report",
+    "evaluation",
+    "spec",
+    "imatrix",
+    "other",
 ]
 
 
@@ -246,6 +255,10 @@ JSON_KEYS: Final = (
             "report",
         ),
     ),
+    (
+        {"format=weightcast.evaluation"},
+        Entry("an evaluation of weightcast", "name the model that it is of", "evaluation"),
+    ),
     ({"predicateType"}, Entry("a statement of provenance", _NO_MODEL)),
     ({"weight_map"}, Entry("an index of weights", _ITS_DIRECTORY)),
     ({"schemaVersion", "layers"}, Entry("a manifest of ollama", _NO_MODEL)),
@@ -315,6 +328,9 @@ WANTED: Final = {
     "json": Wanted("JSON", "download the file again", is_any_json=True),
     "report": Wanted(
         "an error report", "give what a conversion wrote for {report}", frozenset({"report"})
+    ),
+    "evaluation": Wanted(
+        "an evaluation", "give the .json file that evaluate wrote", frozenset({"evaluation"})
     ),
     "torrent": Wanted("a torrent", "download the torrent again", frozenset({"torrent"})),
 }

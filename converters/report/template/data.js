@@ -1,10 +1,6 @@
-// The reports' numbers by their names in reports, and how they are written. Names are only ever
-// shown as text.
-"use strict";
-const byId = (id) => document.getElementById(id);
+// The reports' numbers by their names in reports.
 const { outputs, columns: COLUMNS, gain: GAIN_TITLE } = JSON.parse(document.getElementById("data").textContent);
 const LABELS = Object.fromEntries(COLUMNS.map(({ key, label }) => [key, label]));
-const NO_LAYER = "–";
 
 // An error of exactly 0 has no SQNR, and neither has one that is not finite.
 const stateOf = (metrics) =>
@@ -13,22 +9,8 @@ const sqnrText = (metrics) =>
   stateOf(metrics) === "error" && metrics.sqnr_db !== null
     ? `${metrics.sqnr_db.toFixed(2)} dB`
     : stateOf(metrics);
-const threeDigits = (number) =>
-  Math.abs(number) >= 1e-3 && Math.abs(number) < 1e3 ? number.toPrecision(3) : number.toExponential(2);
-const percentText = (share) =>
-  share === null ? "not finite" : share === 0 ? "0" : `${threeDigits(100 * share)} %`;
-const numberText = (number) =>
-  number === null ? "not finite" : number === 0 ? "0" : threeDigits(number);
-const countText = (number) => number.toLocaleString("en");
-
 // What a search gains, by importance where that is what was minimized.
 const gainOf = ({ search }) => (search ? search.weighted_gained_db ?? search.gained_db : null);
-
-function sizeText(bytes) {
-  for (const [unit, size] of [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]])
-    if (bytes >= size) return `${(bytes / size).toLocaleString("en", { maximumFractionDigits: 1 })} ${unit}`;
-  return `${bytes} bytes`;
-}
 
 // Errors of several tensors together; null as soon as one is not finite.
 function merged(tensors) {
@@ -44,17 +26,6 @@ function merged(tensors) {
   };
 }
 
-function grouped(items, keyOf) {
-  const groups = new Map();
-  for (const item of items) {
-    const key = keyOf(item);
-    if (!groups.has(key)) groups.set(key, []);
-    groups.get(key).push(item);
-  }
-  return groups;
-}
-
-const unique = (items) => [...new Set(items)];
 const layersOf = (tensors) =>
   unique(tensors.map((tensor) => tensor.layer)).filter((layer) => layer !== null).sort((a, b) => a - b);
 
@@ -93,10 +64,4 @@ function typesOf(tensors) {
   const found = unique(tensors.map((tensor) => tensor.type));
   const bits = new Map(found.map((name) => [name, bitsOf(name, tensors)]));
   return found.sort((a, b) => bits.get(a) - bits.get(b) || a.localeCompare(b));
-}
-
-// The largest unit in which the largest of some sizes is at least 1, for axes.
-function unitFor(sizes) {
-  const most = Math.max(...sizes, 0);
-  return [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]].find(([, size]) => most >= size) ?? ["bytes", 1];
 }

@@ -1,4 +1,4 @@
-// What the page does: the selectors, the heat map's keys, copies and files, the theme.
+// What the page does: the selectors, the heat map's keys, copies and files.
 const MOST_EXPERT_CELLS = 6000;
 const WORST = 10;
 const ALL = "";
@@ -239,17 +239,6 @@ async function onKind() {
   await Promise.all([drawLayers(), drawHistogram(), drawExperts()]);
 }
 
-// Charts of a choice are drawn one choice after the other, however quickly those follow.
-let drawing = Promise.resolve();
-const after = (step) => () => (drawing = drawing.then(step));
-
-function onTheme() {
-  const root = document.documentElement;
-  const dark = getComputedStyle(root).getPropertyValue("color-scheme").trim() === "dark" ||
-    (!root.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
-  root.dataset.theme = dark ? "light" : "dark";
-}
-
 // All fields of a tensor that the table shows, as numbers.
 const CSV_FIELDS = COLUMNS.map(({ key }) => [key === "name" ? "tensor" : key,
   (tensor) => (Array.isArray(tensor[key]) ? tensor[key].join("x") : tensor[key])]);
@@ -271,47 +260,11 @@ async function copy(button) {
   setTimeout(() => (label.data = before), 2000);
 }
 
-// The link of the section that is being read is marked.
-function followSections() {
-  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
-  const sections = [...links.keys()].map(byId);
-  const line = () => byId("bar").getBoundingClientRect().bottom + 40;
-  const mark = () => {
-    const above = sections.filter((section) => section.getBoundingClientRect().top <= line());
-    const now = scrollY + innerHeight >= document.documentElement.scrollHeight - 2 ? sections.at(-1) : above.at(-1) ?? sections[0];
-    for (const [id, link] of links) {
-      if (id !== now.id) link.removeAttribute("aria-current");
-      else if (!link.hasAttribute("aria-current")) {
-        link.setAttribute("aria-current", "true");
-        const list = link.closest("ul");
-        list.scrollLeft = link.offsetLeft - list.offsetLeft - list.clientWidth / 3;
-      }
-    }
-  };
-  addEventListener("scroll", mark, { passive: true });
-  mark();
-  new ResizeObserver(() => {
-    document.documentElement.style.scrollPaddingTop = `${byId("bar").offsetHeight + 14}px`;
-  }).observe(byId("bar"));
-}
-
 const drawCharts = () => Promise.all([
   outputs.length > 1 ? drawScatter() : null,
   outputs.length > 1 ? drawDifference() : null,
   drawMap(), drawKinds(), drawLayers(), drawHistogram(), drawExperts(),
 ]);
-
-// Charts are as wide as the page.
-function followWidth() {
-  const main = document.querySelector("main");
-  let width = main.clientWidth, timer = 0;
-  new ResizeObserver(() => {
-    if (main.clientWidth === width || matchMedia("print").matches) return;
-    width = main.clientWidth;
-    clearTimeout(timer);
-    timer = setTimeout(after(drawCharts), 150);
-  }).observe(main);
-}
 
 let tensors = null;
 if (outputs.length) {
@@ -339,7 +292,6 @@ if (outputs.length) {
   after(async () => {
     await Promise.all([outputs.length > 1 ? drawScatter() : null, outputs.length > 1 ? drawDifference() : null, onOutput()]);
     document.documentElement.dataset.drawn = "yes";
-    followWidth();
+    followWidth(drawCharts);
   })();
 }
-byId("theme").addEventListener("click", onTheme);

@@ -12,7 +12,7 @@ import pytest
 from tests.converters.report import error_reports
 from tests.support import DATA
 from weightcast import cli
-from weightcast.converters.report import html, markdown
+from weightcast.converters.report import markdown, pages
 from weightcast.converters.report.schema import read_report
 from weightcast.text import size_text
 
@@ -170,7 +170,7 @@ def test_pages_need_the_extra(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    html.library.cache_clear()
+    pages.library.cache_clear()
     path, out = saved(tmp_path, compared()), tmp_path / "page.html"
     code, _, error = run(path, out)
     assert (code, out.exists()) == (1, False)

@@ -11,7 +11,7 @@ import pytest
 import weightcast
 from tests.support import GOLDEN
 from weightcast import cli
-from weightcast.converters.report import html, page, read_report
+from weightcast.converters.report import page, pages, read_report
 from weightcast.converters.report.markdown import summary
 from weightcast.errors import CheckpointError, RequestError
 
@@ -102,7 +102,7 @@ def test_a_missing_extra_is_found_before_any_work(
     weightcast.convert(WIDE, tmp_path / "m-Q4_0.gguf", no_tokenizer=True)
     before = {each: each.read_bytes() for each in tmp_path.iterdir()}
     monkeypatch.setitem(sys.modules, package, None)
-    html.library.cache_clear()
+    pages.library.cache_clear()
     for command in commands(tmp_path, tmp_path / "r.html"):
         code, error = run(*command)
         assert code == 1
