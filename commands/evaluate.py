@@ -20,6 +20,7 @@ from weightcast.commands.progress import progress
 from weightcast.commands.text.evaluate import evaluation_lines
 from weightcast.errors import RequestError
 from weightcast.evaluation.api import evaluate as run
+from weightcast.evaluation.report import json_values, report_of
 
 
 @click.command(
@@ -63,6 +64,13 @@ from weightcast.evaluation.api import evaluate as run
     help="Measure the effect of each layer alone, too.",
 )
 @settings_options
+@listed_option(
+    "--report",
+    section="reporting",
+    type=PATH,
+    metavar="FILE",
+    help="Write the evaluation: FILE.json, .html (a page) or .md (a summary).",
+)
 @options.all_tensors
 @options.quiet
 @options.as_json
@@ -74,6 +82,7 @@ def evaluate(
     base: Path | None,
     save_base: Path | None,
     isolated: bool,
+    report: Path | None,
     all_tensors: bool,
     quiet: bool,
     as_json: bool,
@@ -99,9 +108,11 @@ def evaluate(
             isolated=isolated,
             base=base,
             save_base=save_base,
+            report=report,
             on_progress=shown,
         )
+    values = report_of(found)
     if as_json:
-        print_json(found.describe())
+        print_json(json_values(values))
     elif not quiet:
-        print_lines(evaluation_lines(found, every=all_tensors))
+        print_lines(evaluation_lines(values, everything=all_tensors))
