@@ -113,6 +113,6 @@ def evaluate(
         )
     values = report_of(found)
     if as_json:
-        print_json(json_values(values))
+        print_json(json_values(values), "evaluation")
     elif not quiet:
         print_lines(evaluation_lines(values, everything=all_tensors))

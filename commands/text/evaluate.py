@@ -33,6 +33,8 @@ def evaluation_lines(report: EvaluationReport, *, everything: bool = False) -> I
 
 
 def _model(name: str, nbytes: int, bits_per_weight: float) -> str:
+    if not nbytes:  # predictions in a file, whose model is not here
+        return name
     return f"{name}: {size_text(nbytes)}, {bits_per_weight:.3f} bits per weight"
 
 
@@ -50,11 +52,13 @@ def _losses(artifact: Artifact) -> Iterator[str]:
     others = ", ".join(f"{name} {text.number(value)}" for name, value in quantiles)
     yield f"KL divergence {text.mean_kld(found)} nats; {others}"
     yield f"same top token {text.same_top(found)}"
-    yield f"worst layer {text.worst_layer_text(artifact.layers)}"
+    if artifact.layers:
+        yield f"worst layer {text.worst_layer_text(artifact.layers)}"
 
 
 def _details(artifact: Artifact) -> Iterator[str]:
-    yield from aligned(list(text.layer_cells(artifact.layers)), left=())
+    if artifact.layers:
+        yield from aligned(list(text.layer_cells(artifact.layers)), left=())
     if artifact.tokens:
         yield "  tokens that diverge most:"
     rows = [["KL", "log p", "source's", "chunk", "position", "token"]] if artifact.tokens else []

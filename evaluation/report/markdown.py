@@ -21,10 +21,10 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
     source, run = report.source, report.text
     yield "## Evaluation"
     yield ""
-    yield (
-        f"Source: {code(source.name)}, {size_text(source.nbytes)}, perplexity "
-        f"{text.plus_minus(source.ppl, source.ppl_se)}."
-    )
+    # Predictions in a file have no size: their model is not here.
+    size = f" {size_text(source.nbytes)}," if source.nbytes else ""
+    ppl = text.plus_minus(source.ppl, source.ppl_se)
+    yield f"Source: {code(source.name)},{size} perplexity {ppl}."
     yield (
         f"Text: {code(run.name)}, {run.chunks:,} x {run.context:,} tokens, {source.n:,} scored; "
         f"{report.precision} products on {code(report.device)}."
@@ -69,16 +69,17 @@ def artifact_table(entries: Sequence[text.Entry]) -> Iterator[str]:
 def _details(entry: text.Entry) -> Iterator[str]:
     yield f"<details><summary>{code(entry.label, html=True)} in detail</summary>"
     yield ""
-    head, *layers = text.layer_cells(entry.artifact.layers)
-    yield from header(head, left=0)
-    yield from map(row, layers)
-    if entry.artifact.tokens:
+    if entry.artifact.layers:
+        head, *layers = text.layer_cells(entry.artifact.layers)
+        yield from header(head, left=0)
+        yield from map(row, layers)
         yield ""
+    if entry.artifact.tokens:
         yield from header(
             ["tokens that diverge most", "KL", "log p", "source's", "chunk, position"]
         )
         yield from map(_token, entry.artifact.tokens[:_TOKENS])
-    yield ""
+        yield ""
     yield "</details>"
 
 
