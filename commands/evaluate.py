@@ -20,6 +20,7 @@ from weightcast.commands.progress import progress
 from weightcast.commands.text.evaluate import evaluation_lines
 from weightcast.errors import RequestError
 from weightcast.evaluation.api import evaluate as run
+from weightcast.evaluation.report import json_values, report_of
 
 
 @click.command(
@@ -101,7 +102,8 @@ def evaluate(
             save_base=save_base,
             on_progress=shown,
         )
+    report = report_of(found)
     if as_json:
-        print_json(found.describe())
+        print_json(json_values(report))
     elif not quiet:
-        print_lines(evaluation_lines(found, every=all_tensors))
+        print_lines(evaluation_lines(report, every=all_tensors))

@@ -21,10 +21,9 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
     source, run = report.source, report.text
     yield "## Evaluation"
     yield ""
-    yield (
-        f"Source: {code(source.name)}, {size_text(source.nbytes)}, perplexity "
-        f"{text.plus_minus(source.ppl, source.ppl_se)}."
-    )
+    size = f", {size_text(source.nbytes)}" if source.nbytes else ""
+    losses = text.perplexity(source.ppl, source.ppl_se)
+    yield f"Source: {code(source.name)}{size}, perplexity {losses}."
     yield (
         f"Text: {code(run.name)}, {run.chunks:,} x {run.context:,} tokens, {source.n:,} scored; "
         f"{report.precision} products on {code(report.device)}."
@@ -54,7 +53,7 @@ def artifact_table(entries: Sequence[text.Entry]) -> Iterator[str]:
                 code(entry.label),
                 size_text(artifact.nbytes),
                 f"{artifact.bits_per_weight:.3f}",
-                text.perplexity(found),
+                text.perplexity(found.ppl_q, found.ppl_q_se),
                 text.ratio(found),
                 f"**{text.mean_kld(found)}**",
                 text.number(found.kld_median),
@@ -69,16 +68,17 @@ def artifact_table(entries: Sequence[text.Entry]) -> Iterator[str]:
 def _details(entry: text.Entry) -> Iterator[str]:
     yield f"<details><summary>{code(entry.label, html=True)} in detail</summary>"
     yield ""
-    head, *layers = text.layer_cells(entry.artifact.layers)
-    yield from header(head, left=0)
-    yield from map(row, layers)
-    if entry.artifact.tokens:
+    if entry.artifact.layers:
+        head, *layers = text.layer_cells(entry.artifact.layers)
+        yield from header(head, left=0)
+        yield from map(row, layers)
         yield ""
+    if entry.artifact.tokens:
         yield from header(
             ["tokens that diverge most", "KL", "log p", "source's", "chunk, position"]
         )
         yield from map(_token, entry.artifact.tokens[:_TOKENS])
-    yield ""
+        yield ""
     yield "</details>"
 
 
