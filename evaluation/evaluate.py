@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from weightcast.converters.engine.progress import OnProgress, ignore_progress
-from weightcast.converters.files import weightcast_version
 from weightcast.converters.files.atomic import replacing
 from weightcast.converters.graph import TensorGraph, stored_bytes
 from weightcast.errors import RequestError
@@ -44,8 +43,6 @@ from weightcast.evaluation.text import Chunks
 from weightcast.formats.gguf.importance_sums import ImportanceSums
 from weightcast.formats.kl_base import KLBase, KLBaseWriter
 
-FORMAT: Final = "weightcast.evaluation"
-VERSION: Final = 1
 _MOST_TOKENS: Final = 20
 USUAL: Final = Settings()
 
@@ -70,10 +67,6 @@ class Text:
     @property
     def context(self) -> int:
         return self.chunks.n_ctx
-
-    def describe(self) -> dict[str, Any]:
-        """Describe it as JSON values."""
-        return {"name": self.name, "chunks": len(self.chunks.tokens), "context": self.context}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,32 +120,6 @@ class Evaluation:
     settings: Settings
     perplexity: Perplexity
     artifacts: tuple[ArtifactEvaluation, ...]
-
-    def describe(self) -> dict[str, Any]:
-        """Describe it as JSON values."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "weightcast": weightcast_version(),
-            "differs_in": "weights only",
-            "text": self.text.describe(),
-            "precision": self.settings.precision,
-            "device": self.settings.device,
-            "source": {**asdict(self.source), **asdict(self.perplexity)},
-            "artifacts": [
-                {
-                    **asdict(each.model),
-                    "statistics": each.statistics.as_json(),
-                    "layers": [_without_none(asdict(layer)) for layer in each.layers],
-                    "tokens": [asdict(token) for token in each.worst],
-                }
-                for each in self.artifacts
-            ],
-        }
-
-
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def collect_importance(

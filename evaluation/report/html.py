@@ -27,7 +27,7 @@ def page(report: EvaluationReport) -> str:
     sections = (
         ("artifacts-section", "Artifacts", True),
         ("scatter-section", "Size", True),
-        ("layers-section", "Layers", True),
+        ("layers-section", "Layers", bool(layers)),
         ("routing-section", "Routers", routing),
         ("details-section", "Tokens", True),
     )
@@ -38,6 +38,7 @@ def page(report: EvaluationReport) -> str:
         text=text,
         size_text=size_text,
         visible=visible,
+        has_layers=bool(layers),
         has_routing=routing,
         has_alone=text.has_alone(layers),
         sections=[(name, title) for name, title, is_there in sections if is_there],

@@ -21,10 +21,9 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
     source, run = report.source, report.text
     yield "## Evaluation"
     yield ""
-    # Predictions in a file have no size: their model is not here.
-    size = f" {size_text(source.nbytes)}," if source.nbytes else ""
-    ppl = text.plus_minus(source.ppl, source.ppl_se)
-    yield f"Source: {code(source.name)},{size} perplexity {ppl}."
+    size = f", {size_text(source.nbytes)}" if source.nbytes else ""
+    losses = text.perplexity(source.ppl, source.ppl_se)
+    yield f"Source: {code(source.name)}{size}, perplexity {losses}."
     yield (
         f"Text: {code(run.name)}, {run.chunks:,} x {run.context:,} tokens, {source.n:,} scored; "
         f"{report.precision} products on {code(report.device)}."
@@ -54,7 +53,7 @@ def artifact_table(entries: Sequence[text.Entry]) -> Iterator[str]:
                 code(entry.label),
                 size_text(artifact.nbytes),
                 f"{artifact.bits_per_weight:.3f}",
-                text.perplexity(found),
+                text.perplexity(found.ppl_q, found.ppl_q_se),
                 text.ratio(found),
                 f"**{text.mean_kld(found)}**",
                 text.number(found.kld_median),

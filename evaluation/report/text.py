@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, inf, log10
 from typing import Final
 
 from weightcast.evaluation.report.schema import (
     Artifact,
     EvaluationReport,
     Layer,
+    SourceModel,
     Statistics,
     WorstToken,
 )
-from weightcast.text import count
+from weightcast.text import count, size_text
 
 WEIGHTS_ONLY: Final = (
     "Weights only: llama.cpp also rounds activations, and loses a little more than this."
@@ -80,14 +81,17 @@ def plus_minus(value: float | None, error: float | None, unit: str = "") -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}{after}"
 
 
+def perplexity(value: float | None, error: float | None) -> str:
+    """Write a perplexity in five digits: paired differences are smaller than its error."""
+    if value is None or error is None:
+        return NOT_FINITE
+    decimals = max(0, 4 - floor(log10(value))) if value > 0 else 0
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
 def share(value: float | None) -> str:
     """Write a share of 1 in percent."""
     return NOT_FINITE if value is None else f"{100 * value:.2f} %"
-
-
-def perplexity(found: Statistics) -> str:
-    """Write an artifact's perplexity."""
-    return plus_minus(found.ppl_q, found.ppl_q_se)
 
 
 def ratio(found: Statistics) -> str:
@@ -112,29 +116,21 @@ def is_equal(found: Statistics) -> bool:
     return found.kld_max == found.kld_min == found.dp_rms == 0
 
 
-def layer_error(layer: Layer) -> float | None:
-    """Give what layers are compared by: the error of one alone, if measured, else of all so far."""
-    return layer.relative if layer.alone is None else layer.alone
+def worst_layer_text(layers: Sequence[Layer]) -> str:
+    """Say which layer is worst, alone if that was measured and any is, and how bad."""
+    is_alone = any(layer.alone for layer in layers)
 
-
-def worst_layer(layers: Sequence[Layer]) -> Layer | None:
-    """Find the layer with the largest error; None if no layer has any."""
+    def error(layer: Layer) -> float | None:
+        return layer.alone if is_alone else layer.relative
 
     def badness(layer: Layer) -> float:
-        error = layer_error(layer)
-        return float("inf") if error is None else error
+        found = error(layer)
+        return inf if found is None else found
 
     worst = max(layers, key=badness, default=None)
-    return worst if worst is not None and badness(worst) > 0 else None
-
-
-def worst_layer_text(layers: Sequence[Layer]) -> str:
-    """Say which layer is worst, and how bad."""
-    worst = worst_layer(layers)
-    if worst is None:
+    if worst is None or badness(worst) == 0:
         return "none"
-    alone = "" if worst.alone is None else " alone"
-    return f"{worst.layer}{alone}, {share(layer_error(worst))}"
+    return f"{worst.layer}{' alone' if is_alone else ''}, {share(error(worst))}"
 
 
 def has_routing(layers: Sequence[Layer]) -> bool:
@@ -162,6 +158,14 @@ def layer_cells(layers: Sequence[Layer]) -> Iterator[list[str]]:
 def log_probability(loss: float | None) -> str:
     """Write the logarithm of a token's probability, in nats."""
     return NOT_FINITE if loss is None else f"{0.0 - loss:.2f}"
+
+
+def model_text(model: SourceModel | Artifact) -> str:
+    """Name a model and its size; of a KL base file the size is not known."""
+    if not model.nbytes:
+        return model.name
+    bits = f"{model.bits_per_weight:.3f} bits per weight"
+    return f"{model.name}: {size_text(model.nbytes)}, {bits}"
 
 
 def token_text(token: WorstToken) -> str:

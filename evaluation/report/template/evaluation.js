@@ -4,6 +4,17 @@ const labels = artifacts.map((artifact) => artifact.label);
 const layers = unique(artifacts.flatMap((artifact) => artifact.layers.map(({ layer }) => layer))).map(String);
 // Artifacts of 2 and of 8 bits differ by orders of magnitude, which only a logarithmic scale shows.
 const WIDE_RATIO = 20;
+const MARGIN = 90;
+
+// The ticks of logarithmic axes, in steps of 1, 2 and 5.
+function logTicks(low, high) {
+  const powers = Math.ceil(Math.log10(high)) - Math.floor(Math.log10(low)) + 1;
+  return Array.from({ length: powers }, (_, step) => 10 ** (Math.floor(Math.log10(low)) + step))
+    .flatMap((power) => [1, 2, 5].map((digit) => Number((digit * power).toPrecision(1))))
+    .filter((tick) => tick >= low && tick <= high);
+}
+
+const NUMBERS = { labelExpr: "format(datum.value, '.3~g')" };
 
 // A logarithmic scale for positive values and their error bars, with room for labels.
 function logScale(points, height) {
@@ -13,6 +24,7 @@ function logScale(points, height) {
   const [bottom, top] = [Math.log(least) - room, Math.log(most) + 1.5 * room];
   return {
     scale: { type: "log", domain: [Math.exp(bottom), Math.exp(top)], nice: false },
+    ticks: logTicks(Math.exp(bottom), Math.exp(top)),
     bottom: Math.exp(bottom),
     place: (value) => ((top - Math.log(value)) / (top - bottom)) * height,
     value: (place) => Math.exp(top - (place / height) * (top - bottom)),
@@ -31,7 +43,7 @@ function sizeScale(sizes, width) {
 
 function divergenceSpec(points, room) {
   const [unit, size] = unitFor(points.map((point) => point.bytes));
-  const width = room - 72, height = Math.max(260, Math.min(420, Math.round(room / 3.4)));
+  const width = room - MARGIN, height = Math.max(260, Math.min(420, Math.round(room / 3.4)));
   const across = sizeScale(points.map((point) => point.bytes / size), width), up = logScale(points, height);
   const values = points.map((point) => ({
     ...point,
@@ -45,7 +57,7 @@ function divergenceSpec(points, room) {
   }));
   const quantity = (field, { scale }, more = {}) => ({ field, type: "quantitative", scale, ...more });
   const x = quantity("size", across, { title: `size of the tensors, ${unit}`, axis: { tickCount: Math.max(3, Math.floor(room / 120)) } });
-  const y = quantity("kld", up, { title: "mean KL divergence, nats", axis: { tickCount: 6, format: "~g" } });
+  const y = quantity("kld", up, { title: "mean KL divergence, nats", axis: { values: up.ticks, ...NUMBERS } });
   const label = { x: quantity("atSize", across), y: quantity("atKld", up) };
   const text = { type: "text", limit: width };
   return {
@@ -81,19 +93,19 @@ function divergenceSpec(points, room) {
 }
 
 // A line for each artifact over the layers.
-function linesSpec(points, { title, description, scale, tooltip }, room) {
+function linesSpec(points, { title, description, scale, ticks, tooltip }, room) {
   return {
     data: { values: points },
-    width: room - 72,
+    width: room - MARGIN,
     height: 240,
     description,
     mark: { type: "line", point: { size: layers.length > 12 ? 28 : 70 }, strokeWidth: 1.5 },
     encoding: {
       x: {
         field: "layer", type: "ordinal", scale: { type: "point", domain: layers, padding: 0.5 },
-        axis: { ...layerAxis(layers, (room - 72) / layers.length), grid: false },
+        axis: { ...layerAxis(layers, (room - MARGIN) / layers.length), grid: false },
       },
-      y: { field: "percent", type: "quantitative", title, scale, axis: { format: "~g", tickCount: 6 } },
+      y: { field: "percent", type: "quantitative", title, scale, axis: { tickCount: 6, ...ticks, ...NUMBERS } },
       color: {
         field: "label", type: "nominal", scale: { domain: labels },
         legend: labels.length > 1 ? { title: null, columns: Math.max(1, Math.floor(room / (labelRoom(labels) + 30))) } : null,
@@ -130,14 +142,17 @@ const pointsOf = (field) =>
     })));
 
 async function drawLayers() {
+  if (!byId("layers")) return;
   let points = pointsOf(byId("measure")?.value ?? "relative");
   const positive = points.map(({ percent }) => percent).filter((percent) => percent > 0);
   const isWide = positive.length > 0 && Math.max(...positive) > WIDE_RATIO * Math.min(...positive);
   if (isWide) points = points.filter(({ percent }) => percent > 0);
+  const domain = [Math.min(...positive) / 1.3, 1.3 * Math.max(...positive)];
   const about = {
     title: "difference of states, %",
     description: "Relative error of hidden states by layer, a line for each artifact",
-    scale: isWide ? { type: "log" } : { zero: true },
+    scale: isWide ? { type: "log", domain, nice: false } : { zero: true },
+    ticks: isWide ? { values: logTicks(...domain) } : {},
     tooltip: [["errorText", "difference"], ["cosineText", "cosine"]],
   };
   if (points.length) await draw("layers", (room) => linesSpec(points, about, room));
