@@ -37,7 +37,7 @@ from weightcast.evaluation.report import check_writable, write_evaluation
 from weightcast.evaluation.sensitivity import Sensitivity
 from weightcast.evaluation.session import Settings, fingerprint, machine, saved_beside
 from weightcast.evaluation.text import CHUNK_SIZE, Chunks, cut, read_text, read_tokens
-from weightcast.evaluation.tokenizers import open_tokenizer
+from weightcast.evaluation.tokenizers import Tokenizer, open_tokenizer
 from weightcast.evaluation.weights import Weights
 from weightcast.formats.gguf.imatrix import read_imatrix, read_sums
 from weightcast.formats.gguf.importance_sums import ImportanceSums, merge_sums
@@ -76,19 +76,24 @@ class TextOptions:
 def load_text(graph: TensorGraph, options: TextOptions) -> Text:
     """Tokenize a text as llama.cpp does for a model, and cut it. Raises CheckpointError."""
     if options.path.suffix == TOKENS_SUFFIX:
-        ids, bos = read_tokens(options.path), _bos(graph, options)
+        ids, tokenizer = read_tokens(options.path), _tokenizer(graph, options)
     else:
         tokenizer = open_tokenizer(graph.source, options.tokenizer)
-        ids, bos = tokenizer.encode(read_text(options.path)), tokenizer.bos
+        ids = tokenizer.encode(read_text(options.path))
     rows = graph["token_embd.weight"].shape[0]
+    bos = None if tokenizer is None else tokenizer.bos
     chunks = cut(ids, options.context, options.chunks, bos=bos, n_vocab=rows)
-    return Text(str(options.path), chunks)
+    return _text(str(options.path), chunks, tokenizer)
 
 
-def _bos(graph: TensorGraph, options: TextOptions) -> int | None:
-    """Find the token that chunks begin with, if a tokenizer is there to tell."""
+def _text(name: str, chunks: Chunks, tokenizer: Tokenizer | None) -> Text:
+    return Text(name, chunks, None if tokenizer is None else tokenizer.piece)
+
+
+def _tokenizer(graph: TensorGraph, options: TextOptions) -> Tokenizer | None:
+    """Find what tells the token that chunks begin with, if it is there."""
     try:
-        return open_tokenizer(graph.source, options.tokenizer).bos
+        return open_tokenizer(graph.source, options.tokenizer)
     except MissingTensorError:
         return None
 
@@ -168,7 +173,9 @@ def evaluate(
     if base is not None:
         stored = read_kl_base(base)
         _check_output(report, [*read, base])
-        against = Text(str(base), Chunks(stored.tokens, _bos(graphs[0], TextOptions(base))))
+        tokenizer = _tokenizer(graphs[0], TextOptions(base))
+        chunks = Chunks(stored.tokens, None if tokenizer is None else tokenizer.bos)
+        against = _text(str(base), chunks, tokenizer)
         found = evaluate_against(stored, graphs, against, settings, on_progress=on_progress)
         if report is not None:
             write_evaluation(report, found)

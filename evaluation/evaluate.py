@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -49,10 +49,11 @@ USUAL: Final = Settings()
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text as it is run: its name, and its tokens in chunks."""
+    """A text as it is run: its name, its tokens in chunks, what gives the text of a token."""
 
     name: str
     chunks: Chunks
+    piece: Callable[[int], str] | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> Ids:

@@ -209,7 +209,11 @@ class EvaluationReport:
 
 
 def report_of(evaluation: Evaluation, pieces: Pieces | None = None) -> EvaluationReport:
-    """Put an evaluation into the form of its file; `pieces` gives the text of a token's id."""
+    """Put an evaluation into the form of its file; `pieces` gives the text of a token's id.
+
+    Without them the text's own tokenizer does, if it has one.
+    """
+    pieces = pieces or evaluation.text.piece
     chunks, context = evaluation.text.tokens.shape
     return EvaluationReport(
         weightcast=weightcast_version(),

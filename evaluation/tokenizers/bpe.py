@@ -82,6 +82,11 @@ class BpeTokenizer:
             found.append(self.eos)
         return np.array(found, np.int32)
 
+    def piece(self, token: int) -> str:
+        """Give the text of a token; bytes that are no character alone are marked."""
+        found: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return found
+
 
 def bpe_from_gguf(path: Path, metadata: Mapping[str, Any], remedy: str) -> BpeTokenizer:
     """Make a tokenizer of GGUF metadata. Raises CheckpointError; `remedy` says what else can be."""

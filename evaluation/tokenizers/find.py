@@ -38,6 +38,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> NDArray[np.int32]:
         """Split a text into ids int32 [n], with the tokens that the model expects around one."""
 
+    def piece(self, token: int) -> str:
+        """Give the text of a token."""
+
 
 def open_tokenizer(source: str | Path, tokenizer: str | Path | None = None) -> Tokenizer:
     """Find the tokenizer of a model, or read the file given: .model, .json or .gguf.

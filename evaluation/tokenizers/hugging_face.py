@@ -28,6 +28,11 @@ class HuggingFaceTokenizer:
         """Split a text into ids int32 [n], with the tokens that are added around one."""
         return np.array(self.tokenizer.encode(text).ids, np.int32)
 
+    def piece(self, token: int) -> str:
+        """Give the text of a token; bytes that are no character alone are marked."""
+        found: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return found
+
 
 def read_tokenizer_json(path: Path) -> HuggingFaceTokenizer:
     """Read a tokenizer.json. Raises CheckpointError if it is none, or tokenizers is missing."""

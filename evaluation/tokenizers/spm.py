@@ -72,6 +72,13 @@ class SpmTokenizer:
             raise LayoutError(f"the vocabulary has no piece for the byte {missing} of the text")
         return ids
 
+    def piece(self, token: int) -> str:
+        """Give the text of a token; a byte that is no character alone is named."""
+        if not 0 <= token < min(self.n_tokens, self.processor.GetPieceSize()):
+            return f"<{token}>"
+        found: str = self.processor.IdToPiece(token)
+        return found.replace(SPACE, " ")
+
 
 def spm_processor(
     path: object, tokens: Sequence[str], scores: NDArray[np.float32]
