@@ -62,8 +62,8 @@ def solve(classes: Sequence[Class], limit: int) -> Solution | None:
     """Choose an option of each class, weights at most `limit` together, values least together.
 
     None if even the lightest options are too heavy. Of equal values the lighter one counts, and of
-    those that are the same in both always the same one. Weights and values are whole and not negative, and their
-    largest sums below 2 ** 61, so that they are exact in int64.
+    those that are the same in both always the same one. Weights and values are whole and not
+    negative, and their largest sums below 2 ** 61, so that they are exact in int64.
     """
     hulls = [_hull(options) for options in classes]
     lightest = [hull[0] for hull in hulls]
