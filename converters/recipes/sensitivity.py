@@ -39,7 +39,7 @@ MAX_WHOLE: Final = 1 << 62
 MAX_AXES: Final = 8
 MAX_TEXT: Final = 4096
 MAX_COST: Final = 1e12  # far beyond any that means something
-_REMEDY: Final = "measure it again"
+_REMEDY: Final = "measure it again (weightcast sensitivity)"
 
 # GGUF names and shapes [..., out, in].
 Named = Iterable[tuple[str, tuple[int, ...]]]

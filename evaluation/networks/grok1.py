@@ -111,11 +111,9 @@ class Grok1:
             self._vector(f"{prefix}{role}.weight") for role in ("ffn_norm", "post_ffw_norm")
         )
         router = self._vector(f"{prefix}ffn_gate_inp.weight")
-        x = machine.activations.empty(*states.shape)
 
         def route(rows: slice) -> tuple[Any, F32, F32]:
             inputs = ops.norm(ops.array(states[rows]), before, self._eps)
-            x[rows] = ops.values(inputs)
             # Which experts are chosen is decided in float32, whatever the precision of products.
             logits = inputs @ router.T
             return watch.moments(ops, inputs), ops.values(logits), ops.values(ops.softmax(logits))
@@ -128,11 +126,10 @@ class Grok1:
         y[:] = 0
         for expert in range(n_experts):
             tokens = np.flatnonzero((routing.experts == expert).any(axis=1))
-            gathered = machine.activations.empty(len(tokens), states.shape[1])
-            np.take(x, tokens, axis=0, out=gathered)
+            x = self._gathered(states, tokens, before)
             gate, up, down = (f"{prefix}ffn_{role}_exps.weight" for role in ("gate", "up", "down"))
             layer = FeedForward(gate, up, down, ops.gelu, expert, n_experts)
-            out = layer.run(machine, self.weights, gathered, watch)
+            out = layer.run(machine, self.weights, x, watch)
             # The probabilities are those over all experts, not renormalized over the chosen ones.
             out *= probabilities[tokens, expert, None]
             y[tokens] += out
@@ -142,6 +139,17 @@ class Grok1:
 
         machine.pool.each(blocks(len(states)), add)
         return routing
+
+    def _gathered(self, states: F32, tokens: Ids, scale: Array) -> F32:
+        """Copy the states of some tokens, normalized: all of them would take as much again."""
+        ops, pool = self.machine.arithmetic, self.machine.pool
+        x = self.machine.activations.empty(len(tokens), states.shape[1])
+
+        def normalize(rows: slice) -> None:
+            x[rows] = ops.values(ops.norm(ops.array(states[tokens[rows]]), scale, self._eps))
+
+        pool.each(blocks(len(tokens)), normalize)
+        return x
 
 
 def choose_experts(logits: F32, used: int) -> Routing:

@@ -312,7 +312,7 @@ WANTED: Final = {
     ),
     "imatrix": Wanted(
         "an importance matrix",
-        "make one with llama.cpp (llama-imatrix -m MODEL -f TEXT)",
+        "make one (weightcast imatrix SRC TEXT -o FILE)",
         frozenset({"gguf", "imatrix"}),
     ),
     "recipe": Wanted("a recipe", "write one in TOML: base and [[rule]] tables"),

@@ -200,7 +200,7 @@ def _described(path: Path, file: BinaryIO) -> tuple[gguf.GGUFIndex, tuple[str, .
             architecture = shown(metadata.get("general.architecture", "unknown")).strip("'")
             what = f"a GGUF file of the architecture {architecture}, not an importance matrix"
         raise FormatError(
-            path, None, f"{what}; make one with llama.cpp (llama-imatrix -m MODEL -f TEXT)"
+            path, None, f"{what}; make one (weightcast imatrix SRC TEXT -o FILE)"
         )
     _check_size(path, file.seek(0, io.SEEK_END))
     if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
