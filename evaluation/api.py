@@ -247,7 +247,7 @@ def sensitivity(
     found = Sensitivities(
         MeasuredSource(Path(graph.source).name, graph.parameters, fingerprint_of(shapes.items())),
         Measurement(
-            loaded.name, loaded.tokens.size, loaded.context, str(search), imatrix is not None
+            loaded.name, loaded.tokens.size, loaded.context, search.name, imatrix is not None
         ),
         {
             name: TensorSensitivity(name, shapes[name], each.local, each.probe)

@@ -280,7 +280,10 @@ def _mixes(
     free = {tensor.name for tensor in model.free}
     found = []
     for recipe in _MIXES:
-        decisions = decide(recipe, model.shapes, facts, request.overrides, ends=request.ends)
+        try:
+            decisions = decide(recipe, model.shapes, facts, request.overrides, ends=request.ends)
+        except LayoutError:
+            continue  # a recipe that this model cannot have, as no type stands in for its own
         named = zip((name for name, _ in model.shapes), decisions, strict=True)
         chosen = {name: decision for name, decision in named if name in free}
         types = {name: d.type for name, d in chosen.items() if d.type is not None}

@@ -14,6 +14,7 @@ import pytest
 import weightcast
 from tests import gguf_files, imatrices, sensitivities
 from tests.adapters import write_peft
+from tests.llama_models import write_model
 from tests.support import GOLDEN
 from weightcast.converters.convert import plan_conversion
 from weightcast.converters.recipes.size import SizedRecipe
@@ -452,3 +453,14 @@ def test_a_file_without_matrices(tmp_path: Path) -> None:
     assert "no tensor can have another type" in next(sized(made).lines())
     with pytest.raises(LayoutError, match="is the least, with nothing to choose"):
         weightcast.plan(source, tmp_path / "m.gguf", target_size="100B")
+
+
+def test_recipes_that_a_model_cannot_have_are_passed_over(tmp_path: Path) -> None:
+    """Rows of 288 fill no blocks of 256 or of 128, and nothing stands in for Q1_0."""
+    model = write_model(tmp_path / "falcon-F16.gguf", "falcon")
+    shapes = {name: tensor.shape for name, tensor in weightcast.open(model).items()}
+    costs = sensitivities.costs_of(shapes, ("Q4_0", "Q5_0", "Q8_0"))
+    path = sensitivities.write(tmp_path / "costs.json", shapes, costs)
+    planned = weightcast.plan(model, tmp_path / "m.gguf", target_bpw=6, sensitivity=path)
+    assert 5 < planned.outputs[0].bits_per_weight <= 6
+    assert "Q4_0" in {mix.name for mix in sized(planned).mixes}
