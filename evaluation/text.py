@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import FormatError, LayoutError, RequestError
 from weightcast.formats.foreign import require_file
+from weightcast.formats.gguf.importance_sums import CHUNK_SIZE
 from weightcast.formats.reading import read_small
 from weightcast.text import count, option
+
+if TYPE_CHECKING:
+    from weightcast.evaluation.tokenizers import Tokenizer
 
 # Texts for calibration have some MB.
 MAX_TEXT_BYTES: Final = 1 << 28
 _MAX_TOKENS: Final = 1 << 28
-CHUNK_SIZE: Final = 512
 _FEWEST_CHUNKS: Final = 2
 
 
@@ -73,12 +76,22 @@ def read_tokens(path: str | Path) -> NDArray[np.int32]:
         raise FormatError(path, None, f"not tokens in a .npy file: {said}") from None
     if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "iu":
         kind = getattr(stored, "dtype", "several arrays")
+        if not isinstance(stored, np.ndarray):
+            stored.close()
         raise FormatError(path, None, f"{kind}, not whole numbers; save ids as int32")
     if stored.size > _MAX_TOKENS:
         raise FormatError(path, None, f"{stored.size:,} tokens; {_MAX_TOKENS:,} are read")
     if stored.size and not (stored.min() >= 0 and stored.max() < 1 << 31):
         raise FormatError(path, None, f"ids from {stored.min()} to {stored.max()}")
     return np.array(stored, np.int32).reshape(-1)
+
+
+def tokens_of(path: str | Path, tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """Give the tokens int32 [n] of a text, or those that a .npy holds. Raises CheckpointError."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        return read_tokens(path)
+    return tokenizer.encode(read_text(path))
 
 
 def cut(

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from weightcast.converters.sources import resolve_source
 from weightcast.converters.sources.containers import container
-from weightcast.converters.sources.detect import TOKENIZER_NAME, find_beside
+from weightcast.converters.sources.detect import TOKENIZER_NAME, find_beside, unreadable
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.evaluation.tokenizers.bpe import bpe_from_gguf
 from weightcast.evaluation.tokenizers.hugging_face import read_tokenizer_json
 from weightcast.evaluation.tokenizers.spm import SpmTokenizer, spm_processor
 from weightcast.evaluation.tokenizers.whole import KEY, WholeTokens, whole_tokens
+from weightcast.formats.foreign import require_file
 from weightcast.formats.gguf import read as gguf
 from weightcast.formats.reading import read_json_object
 from weightcast.formats.tokenizer.sentencepiece import from_gguf, read_sentencepiece
@@ -74,10 +75,12 @@ def _file_of(source: Path) -> Path:
 
 
 def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(gguf.MAGIC)) == gguf.MAGIC
+    require_file(path, "tokenizer")
+    try:
+        with path.open("rb") as file:
+            return file.read(len(gguf.MAGIC)) == gguf.MAGIC
+    except OSError as problem:
+        raise unreadable(path, problem) from None
 
 
 def _from_gguf(path: Path) -> Tokenizer:

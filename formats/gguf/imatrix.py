@@ -22,14 +22,20 @@ from weightcast.errors import CheckpointError, FormatError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.foreign import refuse_foreign, require_file
 from weightcast.formats.gguf import read as gguf
-from weightcast.formats.gguf.importance_sums import CHUNK_SIZE, ImportanceSums, TensorSums
+from weightcast.formats.gguf.importance_sums import (
+    CHUNK_SIZE,
+    COUNTS,
+    PLAIN,
+    SQUARES,
+    ImportanceSums,
+    TensorSums,
+)
 from weightcast.text import shown
 
 # Grok-1's takes 0.2 GB.
 MAX_FILE_BYTES: Final = 1 << 32
 _MAX_NAME_BYTES: Final = 1 << 12
 _MAX_ENTRIES: Final = gguf.MAX_TENSORS
-_SUMS, _COUNTS, _PLAIN = ".in_sum2", ".counts", ".in_sum"
 # More tokens than any text has.
 _MAX_COUNT: Final = 1 << 62
 # The least that an entry of the old format can take: two lengths, a count, one value.
@@ -178,8 +184,8 @@ def _sums_from_gguf(path: Path, file: BinaryIO) -> ImportanceSums:
     entries = {}
     for name, sums, counts in _sums(path, file, index):
         plain = None
-        if name + _PLAIN in index.tensors:
-            plain = _floats(path, file, name, index.tensors[name + _PLAIN])
+        if name + PLAIN in index.tensors:
+            plain = _floats(path, file, name, index.tensors[name + PLAIN])
             if plain.size != sums.size or not np.isfinite(plain).all():
                 problem = f"{plain.size} plain sums, expected {sums.size}, all finite"
                 raise FormatError(path, None, f"{shown(name)}: {problem}")
@@ -218,7 +224,7 @@ def _sums(
     if not names:
         raise FormatError(path, None, "an importance matrix without entries")
     for name in names:
-        found = [_floats(path, file, name, index.tensors[name + s]) for s in (_SUMS, _COUNTS)]
+        found = [_floats(path, file, name, index.tensors[name + s]) for s in (SQUARES, COUNTS)]
         sums, counts = (_checked(path, name, values) for values in found)
         if not counts.size or not sums.size or sums.size % counts.size:
             raise FormatError(
@@ -232,8 +238,8 @@ def _sums(
 
 def _names(path: Path, tensors: Mapping[str, StoredArray]) -> list[str]:
     """Tensors that have both sums and counts; other arrays in the file do not matter."""
-    sums = {name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)}
-    counts = {name.removesuffix(_COUNTS) for name in tensors if name.endswith(_COUNTS)}
+    sums = {name.removesuffix(SQUARES) for name in tensors if name.endswith(SQUARES)}
+    counts = {name.removesuffix(COUNTS) for name in tensors if name.endswith(COUNTS)}
     for name in sorted(sums ^ counts):
         has, lacks = ("sums", "counts") if name in sums else ("counts", "sums")
         raise FormatError(path, None, f"{shown(name)} has {has}, but no {lacks}")

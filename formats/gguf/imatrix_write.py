@@ -15,13 +15,18 @@ from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
 from weightcast.formats.gguf.header import raw_string, raw_strings, raw_uint
-from weightcast.formats.gguf.importance_sums import ImportanceSums, TensorSums
+from weightcast.formats.gguf.importance_sums import (
+    COUNTS,
+    PLAIN,
+    SQUARES,
+    ImportanceSums,
+    TensorSums,
+)
 from weightcast.formats.gguf.layout import Entry, ggml_shape, lay_out_file
 from weightcast.formats.gguf.read import DEFAULT_ALIGNMENT
 from weightcast.quant.types import F32
 from weightcast.text import shown
 
-SQUARES, COUNTS, PLAIN = ".in_sum2", ".counts", ".in_sum"
 # GGML_MAX_NAME in ggml.h, less the zero at its end: llama.cpp reads no longer ones.
 _MAX_NAME_BYTES: Final = 63
 _MAX_CHUNKS: Final = (1 << 31) - 2

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from weightcast.errors import LayoutError, RequestError
 from weightcast.text import shown
 
+# What names of tensors in a file end in: sums of squares, counts, sums of the inputs themselves.
+SQUARES, COUNTS, PLAIN = ".in_sum2", ".counts", ".in_sum"
 # n_ctx of llama.cpp's tools, unless it is given.
 CHUNK_SIZE: Final = 512
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -270,3 +271,23 @@ def test_what_does_not_fit() -> None:
         compare_with_base(base, 0, logits)
     with pytest.raises(LayoutError, match=re.escape("[8, 320], expected [up to 7, 320]")):
         compare_with_base(base, 0, some_logits(8, 320, 1))
+
+
+def test_a_large_vocabulary_takes_little_memory(tmp_path: Path) -> None:
+    """Beside logits of 16 MB: blocks of two positions, some megabytes each."""
+    n_vocab, tokens = 131_072, np.zeros((1, 64), np.int32)
+    base, logits = some_logits(31, n_vocab, 1), some_logits(31, n_vocab, 2)
+    tracemalloc.start()
+    try:
+        with (tmp_path / "b").open("wb") as file:
+            writer = KLBaseWriter(file, tokens, n_vocab)
+            writer.add(base)
+            writer.finish()
+        of_file = compare_with_base(read_kl_base(tmp_path / "b"), 0, logits)
+        exact = compare_logits(base, logits, tokens[0, 33:])
+        token_losses(logits, tokens[0, 33:])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 << 20
+    np.testing.assert_allclose(of_file.kld, exact.kld, rtol=1e-3)

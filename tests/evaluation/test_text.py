@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from weightcast.errors import CheckpointError, FormatError, LayoutError, RequestError
-from weightcast.evaluation.text import Chunks, cut, read_text, read_tokens
+from weightcast.evaluation.text import Chunks, cut, read_text, read_tokens, tokens_of
 
 TOKENS = np.arange(100, dtype=np.int32)
 
@@ -143,3 +143,19 @@ def test_files_that_hold_no_tokens(tmp_path: Path) -> None:
         read_tokens(tmp_path / "several.npz")
     with pytest.raises(CheckpointError, match="absent"):
         read_tokens(tmp_path / "absent.npy")
+
+
+class _Letters:
+    """A tokenizer of letters."""
+
+    bos = None
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        return np.array([ord(letter) for letter in text], np.int32)
+
+
+def test_tokens_of_either(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("ab\n")
+    np.save(tmp_path / "t.npy", np.array([[3, 2], [1, 0]]))
+    assert tokens_of(tmp_path / "t.txt", _Letters()).tolist() == [97, 98]
+    assert tokens_of(tmp_path / "t.npy", _Letters()).tolist() == [3, 2, 1, 0]
