@@ -14,7 +14,7 @@ from weightcast.converters.sources import parse_size
 from weightcast.evaluation.api import TextOptions
 from weightcast.evaluation.arithmetic import FLOAT32, PRECISIONS
 from weightcast.evaluation.session import Settings
-from weightcast.evaluation.text import CHUNK_SIZE
+from weightcast.formats.gguf.importance_sums import CHUNK_SIZE
 
 _TEXT: Final = (
     listed_option(

@@ -36,11 +36,11 @@ from weightcast.evaluation.importance_files import write_dat_imatrix, write_gguf
 from weightcast.evaluation.report import check_writable, write_evaluation
 from weightcast.evaluation.sensitivity import Sensitivity
 from weightcast.evaluation.session import Settings, fingerprint, machine, saved_beside
-from weightcast.evaluation.text import CHUNK_SIZE, Chunks, cut, read_text, read_tokens
+from weightcast.evaluation.text import Chunks, cut, read_text, read_tokens
 from weightcast.evaluation.tokenizers import Tokenizer, open_tokenizer
 from weightcast.evaluation.weights import Weights
 from weightcast.formats.gguf.imatrix import read_imatrix, read_sums
-from weightcast.formats.gguf.importance_sums import ImportanceSums, merge_sums
+from weightcast.formats.gguf.importance_sums import CHUNK_SIZE, ImportanceSums, merge_sums
 from weightcast.formats.kl_base import read_kl_base
 from weightcast.quant.names import hint
 from weightcast.quant.search import GGML, Search

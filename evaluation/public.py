@@ -14,8 +14,7 @@ from weightcast.evaluation import api
 from weightcast.evaluation.arithmetic import FLOAT32
 from weightcast.evaluation.evaluate import Evaluation
 from weightcast.evaluation.session import Settings
-from weightcast.evaluation.text import CHUNK_SIZE
-from weightcast.formats.gguf.importance_sums import ImportanceSums
+from weightcast.formats.gguf.importance_sums import CHUNK_SIZE, ImportanceSums
 from weightcast.quant.search import parse_search
 
 

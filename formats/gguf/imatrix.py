@@ -205,9 +205,7 @@ def _described(path: Path, file: BinaryIO) -> tuple[gguf.GGUFIndex, tuple[str, .
         if not any(key.startswith("imatrix.") for key in metadata):
             architecture = shown(metadata.get("general.architecture", "unknown")).strip("'")
             what = f"a GGUF file of the architecture {architecture}, not an importance matrix"
-        raise FormatError(
-            path, None, f"{what}; make one (weightcast imatrix SRC TEXT -o FILE)"
-        )
+        raise FormatError(path, None, f"{what}; make one (weightcast imatrix SRC TEXT -o FILE)")
     _check_size(path, file.seek(0, io.SEEK_END))
     if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
         raise FormatError(path, None, "imatrix.datasets is not a list of names")

@@ -118,7 +118,10 @@ QUERY = "tensors", "blk.0.attn_q.weight"
     ("apply", "said"),
     [
         (change("format")("other"), "no sensitivities: its format is not weightcast.sensitivity"),
-        (change("version")(2), "version 2 of sensitivities, expected 1; measure it again (weightcast sensitivity)"),
+        (
+            change("version")(2),
+            "version 2 of sensitivities, expected 1; measure it again (weightcast sensitivity)",
+        ),
         (change("version")(None), "version None of sensitivities"),
         (change("text")("a"), "unknown key 'text'; known: format, version, source"),
         (change("measured")(None), "measured is missing"),
@@ -131,7 +134,10 @@ QUERY = "tensors", "blk.0.attn_q.weight"
         (change("source", "name")("a" * 5000), "source: name is 'aaa"),
         (change("source", "parameters")("9"), "source: parameters is '9', expected a whole"),
         (change("source", "tensors")(None), "source: tensors is missing"),
-        (change("tensors")({}), "no tensor was measured; measure it again (weightcast sensitivity)"),
+        (
+            change("tensors")({}),
+            "no tensor was measured; measure it again (weightcast sensitivity)",
+        ),
         (change(*QUERY)(3), "tensors: blk.0.attn_q.weight: not an object"),
         (change(*QUERY, "shape")([256, 0]), "blk.0.attn_q.weight: shape is [256, 0], expected"),
         (change(*QUERY, "shape")([1] * 9), "blk.0.attn_q.weight: shape is [1, 1, 1"),
