@@ -28,6 +28,7 @@ from weightcast.formats.kl_base import KLBase, first_scored, scored_positions
 OnLogits = Callable[[F32], None]
 # Bytes of logits that are held at a time, of all networks together, unless a budget says less.
 USUAL_BYTES: Final = 1 << 30
+_TINY: Final = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,25 @@ def divergences(
         for other in np.split(logits(group), len(group)):
             found.append(float(compare_logits(base, other, targets).kld.mean()))
     return found
+
+
+def head_effect(network: Network, other: Network, states: F32, tokens: Ids) -> float:
+    """Average |l' - l|^2 / |l|^2 of logits less their mean, as predictions depend on no constant.
+
+    Both heads get the states [tokens, emb] of a network's last layer; positions are the first that
+    are scored, as many as are worked on at once.
+    """
+    part = scored_parts(*tokens.shape)[0]
+    rows = [slice(0, part.count)]
+    own, changed = (
+        each.logits(_gathered(states, [part], tokens.shape[1]), rows).astype(np.float64)
+        for each in (network, other)
+    )
+    difference = changed - own
+    for logits in (own, difference):
+        logits -= logits.mean(axis=1, keepdims=True)
+    squares = np.square(own).sum(axis=1)
+    return float((np.square(difference).sum(axis=1) / np.maximum(squares, _TINY)).mean())
 
 
 def score_against(

@@ -7,7 +7,7 @@ tensors by what they cost the whole model far better than errors of weights do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -23,7 +23,7 @@ from weightcast.evaluation.networks import (
     network,
     run_layer,
 )
-from weightcast.evaluation.scoring import divergences
+from weightcast.evaluation.scoring import divergences, head_effect, score
 from weightcast.evaluation.weights import Rounding, Weights
 from weightcast.evaluation.workers import blocks
 from weightcast.quant.search import GGML, Search
@@ -64,32 +64,59 @@ class Sensitivity:
     def measure(self, on_tensor: OnTensor = lambda done, total: None) -> dict[str, Effects]:
         """Run the source, and each of its layers again for each tensor and type in it.
 
+        Embedding and head are layers, too: what they give are states and logits, less their mean.
         States that a probe changed go through the later layers beside the source's, as more
         sequences, so that weights are read once for all of them.
         """
-        layers = range(self._source.num_layers)
-        total = sum(len(part.matrices) for n in layers for part in self._source.parts(n))
+        source, (embedding, head) = self._source, self._source.ends
+        layers = range(source.num_layers)
+        total = sum(len(part.matrices) for n in layers for part in source.parts(n)) + 1
         local: dict[str, dict[str, float]] = {}
         probed: dict[str, F32] = {}
-        states = self._source.embed(self.tokens.reshape(-1))
+        states = source.embed(self._flat)
+        self._measure_embedding(embedding, states, local, probed)
         for number in layers:
             self._advance(number, probed)
             inputs = []
-            for part in self._source.parts(number):
+            for part in source.parts(number):
                 inputs.append(states.copy())
                 part.run(states, self._context, Unwatched())
-            for place, part in enumerate(self._source.parts(number)):
+            for place, part in enumerate(source.parts(number)):
                 for name in part.matrices:
                     on_tensor(len(local), total)
                     local[name] = {}
-                    for quant_type in self._types_of(name):
+                    types = self._types_of(name)
+                    for quant_type in types:
                         changed = self._changed(number, place, name, quant_type, inputs[place])
                         local[name][quant_type.name] = local_effect(states, changed)
-                        if quant_type == self.probe:
+                        if quant_type == self._probe_of(types):
                             probed[name] = changed
+        self._measure_head(head, states, local)
         probes = self._divergences(states, probed)
         on_tensor(total, total)
         return {name: Effects(found, probes.get(name, {})) for name, found in local.items()}
+
+    def _measure_embedding(
+        self,
+        name: str,
+        states: F32,
+        local: dict[str, dict[str, float]],
+        probed: dict[str, F32],
+    ) -> None:
+        types = self._types_of(name)
+        local[name] = {}
+        for quant_type in types:
+            changed = self._with(name, quant_type).embed(self._flat)
+            local[name][quant_type.name] = local_effect(states, changed)
+            if quant_type == self._probe_of(types):
+                probed[name] = changed
+
+    def _measure_head(self, name: str, final: F32, local: dict[str, dict[str, float]]) -> None:
+        """Add what the head's own types cost to what they cost the embedding, if it is that."""
+        found = local.setdefault(name, {})
+        for quant_type in self._types_of(name):
+            effect = head_effect(self._source, self._with(name, quant_type), final, self.tokens)
+            found[quant_type.name] = found.get(quant_type.name, 0.0) + effect
 
     @cached_property
     def _source(self) -> Network:
@@ -99,26 +126,40 @@ class Sensitivity:
     def _context(self) -> int:
         return int(self.tokens.shape[1])
 
-    def _types_of(self, name: str) -> Iterator[QuantType]:
+    @property
+    def _flat(self) -> Ids:
+        return self.tokens.reshape(-1)
+
+    def _with(self, name: str, quant_type: QuantType) -> Network:
+        """Give the network with one tensor in another type."""
+        rounding = Rounding(quant_type, self.importance.get(name), self.search)
+        return network(replace(self.weights, rounded={name: rounding}), self.machine)
+
+    def _types_of(self, name: str) -> list[QuantType]:
         n_in = self.weights.shape(name)[-1]
         wanted = [each for each in self.types if each.fits(n_in)]
         if len(wanted) < _FEWEST_TYPES:
             wanted += [each for each in self.fallbacks if each.fits(n_in)]
         if self.probe is not None and self.probe.fits(n_in):
             wanted.append(self.probe)
-        for quant_type in dict.fromkeys(wanted):
-            if quant_type.importance != "required" or name in self.importance:
-                yield quant_type
+        has_importance = name in self.importance
+        usable = (each for each in wanted if each.importance != "required" or has_importance)
+        return list(dict.fromkeys(usable))
+
+    def _probe_of(self, types: Sequence[QuantType]) -> QuantType | None:
+        """Choose the type in which a tensor is probed: the one asked for, or the next in size."""
+        wanted = self.probe
+        if wanted is None or not types:
+            return None
+        return min(types, key=lambda each: (abs(_bits(each) - _bits(wanted)), each.name))
 
     def _changed(
         self, number: int, place: int, name: str, quant_type: QuantType, given: F32
     ) -> F32:
         """Run the parts of a layer from one on, with a tensor of that in another type."""
-        rounding = Rounding(quant_type, self.importance.get(name), self.search)
-        changed = network(replace(self.weights, rounded={name: rounding}), self.machine)
         states = self.machine.activations.empty(*given.shape)
         states[:] = given
-        for part in changed.parts(number)[place:]:
+        for part in self._with(name, quant_type).parts(number)[place:]:
             part.run(states, self._context, Unwatched())
         return states
 
@@ -139,10 +180,23 @@ class Sensitivity:
 
     def _divergences(self, final: F32, probed: Mapping[str, F32]) -> dict[str, dict[str, float]]:
         """Average the KL of what the source predicts from what is predicted from changed states."""
-        if self.probe is None or not probed:
-            return {}
-        found = divergences(self._source, final, list(probed.values()), self.tokens)
-        return {name: {self.probe.name: kld} for name, kld in zip(probed, found, strict=True)}
+        head = self._source.ends[1]
+        types = {name: self._probe_of(self._types_of(name)) for name in (*probed, head)}
+        wanted = {name: each for name, each in types.items() if each is not None}
+        others = [states for name, states in probed.items() if name != head]
+        klds = divergences(self._source, final, others, self.tokens) if others else []
+        found = dict(zip((name for name in probed if name != head), klds, strict=True))
+        if head in wanted:
+            # What the probe changed is the head itself, and the embedding if that is the same.
+            both = (self._source, self._with(head, wanted[head]))
+            states = (final, probed.get(head, final))
+            scores = score(both, states, self.tokens, self.machine.pool)
+            found[head] = float(scores.records[0].kld.mean())
+        return {name: {wanted[name].name: kld} for name, kld in found.items()}
+
+
+def _bits(quant_type: QuantType) -> float:
+    return 8 * quant_type.block_bytes / quant_type.block_elements
 
 
 def local_effect(expected: F32, states: F32) -> float:

@@ -137,6 +137,11 @@ class Dense:
     def vocab_size(self) -> int:
         return self.spec.vocab_size
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        own_head = "output.weight" in self.weights
+        return "token_embd.weight", "output.weight" if own_head else "token_embd.weight"
+
     def embed(self, tokens: Ids) -> F32:
         states = self.machine.activations.empty(len(tokens), self.spec.emb_size)
         states[:] = self.weights.rows_of("token_embd.weight", tokens)
@@ -156,9 +161,7 @@ class Dense:
     def logits(self, states: F32, parts: Sequence[slice]) -> F32:
         ops = self.machine.arithmetic
         x = ops.values(ops.norm(ops.array(states), self._vector("output_norm"), self.spec.eps))
-        own_head = "output.weight" in self.weights
-        head = "output.weight" if own_head else "token_embd.weight"
-        return multiply(self.machine, self.weights, head, x, parts)
+        return multiply(self.machine, self.weights, self.ends[1], x, parts)
 
     def _vector(self, role: str) -> Array:
         """Load a vector of weights, or None if the model has none of this role."""

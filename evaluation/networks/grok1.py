@@ -44,6 +44,10 @@ class Grok1:
     def vocab_size(self) -> int:
         return int(self.spec["vocab_size"])
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        return "token_embd.weight", "token_embd.weight"
+
     def embed(self, tokens: Ids) -> F32:
         states = self.machine.activations.empty(len(tokens), int(self.spec["emb_size"]))
         states[:] = self.weights.rows_of("token_embd.weight", tokens)

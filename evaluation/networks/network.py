@@ -113,6 +113,10 @@ class Network(Protocol):
     def vocab_size(self) -> int:
         """Number of tokens that there are."""
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Name the matrices of embedding and head, which may be one and the same."""
+
     def embed(self, tokens: Ids) -> F32:
         """Give the states [tokens, emb] that the first layer gets."""
 

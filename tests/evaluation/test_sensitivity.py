@@ -33,7 +33,7 @@ def test_effects_are_those_of_a_model_with_one_tensor_in_another_type() -> None:
         names = [
             name for n in range(source.num_layers) for p in source.parts(n) for name in p.matrices
         ]
-        assert list(found) == names
+        assert list(found) == ["token_embd.weight", *names]
         for name in ("blk.1.attn_k.weight", "blk.0.ffn_down_exps.weight"):
             values = weightcast.open(EXAMPLE)[name].numpy()
             blocks = weightcast.quantize(values, "Q4_0")
@@ -51,9 +51,35 @@ def test_effects_are_those_of_a_model_with_one_tensor_in_another_type() -> None:
                     local = (difference / np.square(states.astype(float)).sum(axis=1)).mean()
             assert found[name].local["Q4_0"] == pytest.approx(local, rel=1e-6)
             scores = score((source, one), (states, other), TOKENS, run_by.pool)
-            assert found[name].probe["Q4_0"] == pytest.approx(scores.records[0].kld.mean())
+            assert found[name].probe["Q4_0"] == pytest.approx(
+                scores.records[0].kld.mean(), rel=1e-4
+            )
             assert 0 <= found[name].local["Q8_0"] < found[name].local["Q4_0"]
             assert set(found[name].probe) == {"Q4_0"}
+
+
+def test_embedding_and_head_are_layers_too() -> None:
+    """Here they are one: what it costs as both adds up, and a probe changes both."""
+    name = "token_embd.weight"
+    with machine() as run_by:
+        measuring = Sensitivity(
+            Weights(GRAPH), run_by, TOKENS, types("Q4_0"), {}, probe=TYPES["Q4_0"]
+        )
+        found = measuring.measure()[name]
+        source = network_of(GRAPH, run_by)
+        one = network(Weights(GRAPH, {name: Rounding(TYPES["Q4_0"])}), run_by)
+        states, other = (each.embed(TOKENS.reshape(-1)) for each in (source, one))
+        embedded = local_effect(states, other)
+        for number in range(source.num_layers):
+            for own in (states, other):
+                run_layer(source, number, own, TOKENS.shape[1])
+        rows = states[20:39]  # the second half of the first sequence, but for its last position
+        own, changed = (each.logits(rows, [slice(0, 19)]).astype(float) for each in (source, one))
+        own, changed = (x - x.mean(axis=1, keepdims=True) for x in (own, changed))
+        shares = np.square(changed - own).sum(axis=1) / np.square(own).sum(axis=1)
+        assert found.local["Q4_0"] == pytest.approx(embedded + shares.mean(), rel=1e-4)
+        scores = score((source, one), (states, other), TOKENS, run_by.pool)
+    assert found.probe["Q4_0"] == pytest.approx(scores.records[0].kld.mean(), rel=1e-4)
 
 
 def test_types_that_a_tensor_cannot_have_are_left_out() -> None:
