@@ -38,9 +38,8 @@ SEARCHES = ("search_Q4_0_from_F32", "search_Q4_0_from_I8", "search_Q4_K_from_I8"
 
 
 # Compiling takes a second for each. Of mistakes in the source or in the options one architecture
-# tells as much as three, and the stand-in's needs its code anyway.
-# One architecture is compiled in full; of others, what differs from it in more than what the source
-# says, as spills do: rules and dequantizers, from the sources that releases have.
+# tells as much as three; the others are compiled for how registers suffice, of rules and
+# dequantizers, from the sources that releases have.
 def _is_compiled(unit: str, architecture: str) -> bool:
     is_usual = not unit.endswith(("_from_F16", "_from_BF16"))
     is_rule = not unit.startswith(("measure_", "search_")) or unit in SEARCHES
