@@ -538,7 +538,13 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
         requests = [request.that_may_change() for request in requests]
     search = options.rule
     requests = [r if r.form in ("copy", "plain") else replace(r, search=search) for r in requests]
-    return [replace(request, nvfp4_factors=options.nvfp4_factors) for request in requests]
+    return [replace(r, nvfp4_factors=_has_factors(r, options)) for r in requests]
+
+
+def _has_factors(request: Request, options: ConvertOptions) -> bool:
+    """Tell whether NVFP4 gets factors: where they are asked for, or belong to the search."""
+    is_searched = request.directory is not None and request.search.is_least_error
+    return options.nvfp4_factors or is_searched
 
 
 def _ends(options: ConvertOptions) -> EndTypes:

@@ -280,6 +280,7 @@ class _Verifier:
                 structure.refused(problem)
             return None
         self._notes += weights.notes
+        self._factors = Factors(weights.factors)
         found = []
         for name, array in weights.arrays.items():
             if array.packed is not None:
