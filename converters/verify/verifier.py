@@ -405,7 +405,9 @@ class _Verifier:
             on_progress=self._meter.start("verify", read_bytes(tensors, self._sample)),
             search=self._search,
         )
-        found: Verdicts = judge(tensors, checks, Mistakes(graph, self._used))
+        found: Verdicts = judge(
+            tensors, checks, Mistakes(graph, self._used), has_moments=asked.hessians is not None
+        )
         self._problems += found.problems
         self._notes += found.notes
         self._matrices = found.counts
