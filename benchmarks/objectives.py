@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 import weightcast
 
+_SHARE_OF_OUTLIERS = 0.05
+
 
 def root(x: NDArray[Any], name: str, importance: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Weigh columns by the root of their importance."""
@@ -44,23 +46,34 @@ def mean(x: NDArray[Any], name: str, importance: NDArray[np.float32]) -> NDArray
 
 def large_quarter(x: NDArray[Any], name: str, importance: None) -> NDArray[np.uint8]:
     """Weigh each weight by 1 + x^2 / 4, relative to the mean square of its row."""
-    return _by_magnitude(x, name, 0.25)
+    return _each_row(x, name, _by_magnitude(x, 0.25))
 
 
 def large_one(x: NDArray[Any], name: str, importance: None) -> NDArray[np.uint8]:
-    """Weigh each weight by 1 + x^2."""
-    return _by_magnitude(x, name, 1.0)
+    """Weigh each weight by 1 + x^2, relative to the mean square of its row."""
+    return _each_row(x, name, _by_magnitude(x, 1.0))
 
 
-def large_four(x: NDArray[Any], name: str, importance: None) -> NDArray[np.uint8]:
-    """Weigh each weight by 1 + 4 x^2."""
-    return _by_magnitude(x, name, 4.0)
+def outliers(x: NDArray[Any], name: str, importance: None) -> NDArray[np.uint8]:
+    """Weigh by 1 + x^2 / 20 where rows have weights of 8 times their root mean square or more.
+
+    Nearly all rows stay as they are, and so do nearly all weights of the others.
+    """
+    weights = _by_magnitude(x, _SHARE_OF_OUTLIERS)
+    found = weights.max(axis=-1) >= 1 + _SHARE_OF_OUTLIERS * 8**2
+    blocks = weightcast.quantize(x, name, search="least-error")
+    if found.any():
+        blocks[found] = _each_row(x[found], name, weights[found])
+    return blocks
 
 
-def _by_magnitude(x: NDArray[Any], name: str, share: float) -> NDArray[np.uint8]:
+def _by_magnitude(x: NDArray[Any], share: float) -> NDArray[np.float32]:
     squares = np.square(x, dtype=np.float32)
     means = np.maximum(squares.mean(axis=-1, keepdims=True), np.float32(1e-30))
-    weights = 1 + np.float32(share) * squares / means
+    return 1 + np.float32(share) * squares / means
+
+
+def _each_row(x: NDArray[Any], name: str, weights: NDArray[np.float32]) -> NDArray[np.uint8]:
     rows = [_made(row[None], name, w) for row, w in zip(x, weights, strict=True)]
     return np.concatenate(rows)
 

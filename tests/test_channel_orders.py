@@ -63,6 +63,17 @@ def test_large_weights_can_count_for_more() -> None:
         return float(error.sum()), float((error * np.square(x)).sum())
 
     plain = errors(weightcast.quantize(x, "Q3_K", search="least-error"))
-    of_large = errors(objectives.large_four(x, "Q3_K", None))
+    of_large = errors(objectives.large_one(x, "Q3_K", None))
     assert of_large[0] > plain[0]
     assert of_large[1] < plain[1]
+
+
+def test_rows_without_outliers_stay_as_they_are() -> None:
+    x = np.random.default_rng(5).standard_normal((4, 512)).astype(np.float32)
+    x[2, 300] = 25
+    plain = weightcast.quantize(x, "IQ2_S", search="least-error")
+    found = objectives.outliers(x, "IQ2_S", None)
+    assert [bool(changed) for changed in (found != plain).any(-1)] == [False, False, True, False]
+    before, after = (weightcast.dequantize(blocks, "IQ2_S")[2, 300] for blocks in (plain, found))
+    assert abs(after - 25) < 1 < abs(before - 25)
+    np.testing.assert_array_equal(objectives.outliers(x[:2], "IQ2_S", None), plain[:2])

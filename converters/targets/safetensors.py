@@ -65,7 +65,7 @@ from weightcast.formats.packed.fp4 import Fp4
 from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.search import Search
 from weightcast.quant.types import NVFP4, QuantType, WeightType
-from weightcast.text import option
+from weightcast.text import count, option
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -96,6 +96,12 @@ class _Item:
             safetensors.Entry(self.stem + part.suffix, part.dtype, part.shape)
             for part in self.packing.parts(n_out, n_in)
         ]
+
+    @property
+    def has_global_scale(self) -> bool:
+        """Tell whether its blocks are under a global scale other than 1."""
+        layout = None if self.packing is None else self.packing.layout
+        return isinstance(layout, Fp4) and layout.factor != 1
 
     @property
     def stem(self) -> str:
@@ -239,6 +245,8 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
+    if any(scaled_items := [item.has_global_scale for item in items]):
+        notes += (f"NVFP4 under a global scale: {count(sum(scaled_items), 'tensor')}",)
     notes += (*_reader_notes(graph, kind, types), *graph.family.notes(graph, SAFETENSORS.name))
     if "tokenizer.model" not in companions:
         notes += ("no tokenizer.model: none was named, and none lies beside the source",)
