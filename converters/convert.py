@@ -333,8 +333,8 @@ def convert(
     that become NVFP4, where llama.cpp multiplies by them: small weights keep their precision, and
     these are read once more when the conversion is planned. `search` chooses scales and codes:
     by "ggml"'s rule, to llama.cpp's bytes, or with "least-error" for the least squared error in the
-    same formats, which the same runtimes read. `effort` is 1, 2 (the default) or 3: more takes
-    longer and gains a little.
+    same formats, which the same runtimes read; weights of `nvfp4` directories are read twice then.
+    `effort` is 1, 2 (the default) or 3: more takes longer and gains a little.
 
     Importance: `imatrix` is an importance matrix in llama.cpp's format; `include_weights` or
     `exclude_weights`, parts of names, say which of its entries are used; `importance_floor`, such
