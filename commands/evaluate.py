@@ -64,6 +64,13 @@ from weightcast.evaluation.report import json_values, report_of
     help="Measure the effect of each layer alone, too.",
 )
 @settings_options
+@listed_option(
+    "--report",
+    section="reporting",
+    type=PATH,
+    metavar="FILE",
+    help="Write the evaluation: FILE.json, .html (a page) or .md (a summary).",
+)
 @options.all_tensors
 @options.quiet
 @options.as_json
@@ -75,6 +82,7 @@ def evaluate(
     base: Path | None,
     save_base: Path | None,
     isolated: bool,
+    report: Path | None,
     all_tensors: bool,
     quiet: bool,
     as_json: bool,
@@ -100,10 +108,11 @@ def evaluate(
             isolated=isolated,
             base=base,
             save_base=save_base,
+            report=report,
             on_progress=shown,
         )
-    report = report_of(found)
+    values = report_of(found)
     if as_json:
-        print_json(json_values(report))
+        print_json(json_values(values), "evaluation")
     elif not quiet:
-        print_lines(evaluation_lines(report, every=all_tensors))
+        print_lines(evaluation_lines(values, everything=all_tensors))

@@ -33,6 +33,7 @@ from weightcast.evaluation.evaluate import (
 )
 from weightcast.evaluation.evaluate import evaluate as evaluate_graphs
 from weightcast.evaluation.importance_files import write_dat_imatrix, write_gguf_imatrix
+from weightcast.evaluation.report import check_writable, write_evaluation
 from weightcast.evaluation.sensitivity import Sensitivity
 from weightcast.evaluation.session import Settings, fingerprint, machine, saved_beside
 from weightcast.evaluation.text import CHUNK_SIZE, Chunks, cut, read_text, read_tokens
@@ -151,27 +152,34 @@ def evaluate(
     isolated: bool = False,
     base: Path | None = None,
     save_base: Path | None = None,
-    output: Path | None = None,
+    report: Path | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
-    """Run a source and its artifacts over a text, and compare what they predict.
+    """Run a source and its artifacts over a text, compare what they predict, write the `report`.
 
     With a `base`, a KL base file of llama-perplexity, the source too is compared with that, over
-    its tokens. States are kept beside `output`, what the caller writes in the end; `save_base` gets
-    the source's predictions for llama-perplexity.
+    its tokens. `save_base` gets the source's predictions for llama-perplexity. States are kept
+    beside the report.
     """
+    if report is not None:
+        check_writable(report)
     graphs = [open_graph(path, spec) for path in (source, *artifacts)]
     read = [file for graph in graphs for file in source_files(graph)]
     if base is not None:
         stored = read_kl_base(base)
-        against = Text(base.name, Chunks(stored.tokens, _bos(graphs[0], TextOptions(base))))
-        return evaluate_against(stored, graphs, against, settings, on_progress=on_progress)
+        _check_output(report, [*read, base])
+        against = Text(str(base), Chunks(stored.tokens, _bos(graphs[0], TextOptions(base))))
+        found = evaluate_against(stored, graphs, against, settings, on_progress=on_progress)
+        if report is not None:
+            write_evaluation(report, found)
+        return found
     if text is None:
         raise RequestError(f"give a text ({option('text', 'FILE')})")
-    _check_output(save_base, [*read, text.path])
+    for output in (save_base, report):
+        _check_output(output, [*read, text.path])
     loaded = load_text(graphs[0], text)
     said = fingerprint(graphs, loaded.inputs, settings, isolated=isolated)
-    saved = saved_beside(output, said)
+    saved = saved_beside(report, said)
     found = evaluate_graphs(
         graphs[0],
         graphs[1:],
@@ -182,6 +190,8 @@ def evaluate(
         save_base=save_base,
         on_progress=on_progress,
     )
+    if report is not None:
+        write_evaluation(report, found)
     if saved is not None:
         saved.delete()
     return found

@@ -76,6 +76,7 @@ def evaluate(
     chunks: int | None = None,
     isolated: bool = False,
     save_base: StrPath | None = None,
+    report: StrPath | None = None,
     spec: StrPath | None = None,
     tokenizer: StrPath | None = None,
     precision: str = FLOAT32,
@@ -91,8 +92,8 @@ def evaluate(
     llama-perplexity --kl-divergence prints, and errors by layer. Only weights differ: llama.cpp
     also rounds activations. `isolated` measures each layer alone, too. `save_base` gets the
     source's predictions as a KL base file of llama-perplexity; with `base`, such a file takes the
-    place of source and text, and all models named are compared with it. The rest is as for
-    `imatrix`.
+    place of source and text, and all models named are compared with it. `report` is a file to
+    write: .json, .html (a page) or .md (a summary). The rest is as for `imatrix`.
 
     Raises CheckpointError for what cannot be read or run, RequestError for other options.
 
@@ -110,6 +111,7 @@ def evaluate(
         isolated=isolated,
         base=as_optional_path(base, "base"),
         save_base=as_optional_path(save_base, "save_base"),
+        report=as_optional_path(report, "report"),
         on_progress=callback(on_progress),
     )
 

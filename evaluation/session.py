@@ -81,7 +81,10 @@ def fingerprint(
         "tokens": xxhash.xxh3_128_hexdigest(tokens.tobytes()),
         "shape": list(tokens.shape),
         "sources": [
-            [[path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in files]
+            [
+                [path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns]
+                for path in sorted(files)
+            ]
             for files in map(source_files, graphs)
         ],
         **others,

@@ -5,8 +5,9 @@ value are bytes and what the type costs in quality, or the other way round. Opti
 convex hull of a class are taken by the steepest slope; that leaves a gap below one step, which is
 closed exactly: only options whose value, at that slope, is not above the hull by more than the gap
 can be in a better solution, and those few are tried in all combinations that no other dominates.
-Source: the method is that of D. Pisinger, "A minimal algorithm for the multiple-choice knapsack
-problem", European Journal of Operational Research 83 (1995).
+Sources: P. Sinha and A. Zoltners, "The multiple-choice knapsack problem", Operations Research 27
+(1979), for hulls and slopes; D. Pisinger, "A minimal algorithm for the multiple-choice knapsack
+problem", European Journal of Operational Research 83 (1995), for the search of few classes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from numpy.typing import NDArray
 # (weight, value) of each option of a class.
 Class = Sequence[tuple[int, int]]
 
-# Sums of weights and of values are exact in int64.
-LARGEST_SUM: Final = 1 << 61
 # Combinations that are kept, of all classes together and at least for each. If there are more, as
 # where all options cost the same for their weight, the solution is not proved to be the best.
 _MOST_STATES: Final = 10_000_000
@@ -62,9 +61,9 @@ class _Step:
 def solve(classes: Sequence[Class], limit: int) -> Solution | None:
     """Choose an option of each class, weights at most `limit` together, values least together.
 
-    None if even the lightest options are too heavy. Of equal values the lighter one counts, then
-    the order of classes and options. Weights and values are whole and not negative, and their
-    largest sums below `LARGEST_SUM`.
+    None if even the lightest options are too heavy. Of equal values the lighter one counts, and of
+    those that are the same in both always the same one. Weights and values are whole and not negative, and their
+    largest sums below 2 ** 61, so that they are exact in int64.
     """
     hulls = [_hull(options) for options in classes]
     lightest = [hull[0] for hull in hulls]
@@ -74,11 +73,6 @@ def solve(classes: Sequence[Class], limit: int) -> Solution | None:
     if slope is None:  # nothing is left to gain
         return _solution(classes, greedy, is_best=True)
     return _Finish(classes, limit, slope, greedy).search()
-
-
-def least_weight(classes: Sequence[Class]) -> int:
-    """Sum up the lightest options of all classes."""
-    return sum(min(weight for weight, _ in options) for options in classes)
 
 
 def _hull(options: Class) -> list[int]:

@@ -38,6 +38,7 @@ VERSION: Final = 1
 MAX_WHOLE: Final = 1 << 62
 MAX_AXES: Final = 8
 MAX_TEXT: Final = 4096
+MAX_COST: Final = 1e12  # far beyond any that means something
 _REMEDY: Final = "measure it again"
 
 # GGUF names and shapes [..., out, in].
@@ -96,8 +97,9 @@ class TensorSensitivity:
         effect = self.local[type_name]
         if effect == 0.0:
             return 0.0
-        probed = min(self.probe, key=lambda name: (abs(math.log(self.local[name] / effect)), name))
-        return self.probe[probed] * effect / self.local[probed]
+        away = {name: abs(math.log(self.local[name]) - math.log(effect)) for name in self.probe}
+        probed = min(away, key=lambda name: (away[name], name))
+        return min(self.probe[probed] / self.local[probed] * effect, MAX_COST)
 
 
 @dataclass(frozen=True)
@@ -308,8 +310,6 @@ class _Reader:
         for name, value in self.given.items():
             if name not in TYPES:
                 raise self.refused(f"unknown type {shown(name)}{hint(name, TYPES)}")
-            is_number = type(value) in (int, float)
-            if not is_number or not 0 <= value < math.inf:
-                problem = f"{name} is {shown(value)}, expected a finite number that is not negative"
-                raise self.refused(problem)
+            if type(value) not in (int, float) or not 0 <= value <= MAX_COST:
+                raise self.refused(f"{name} is {shown(value)}, expected a number from 0 to 1e12")
             yield name, float(value)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from weightcast.converters.recipes.sensitivity import (
     FORMAT,
     MAX_AXES,
+    MAX_COST,
     MAX_TEXT,
     MAX_WHOLE,
     VERSION,
@@ -74,7 +75,7 @@ def _costs(description: str) -> dict[str, Any]:
         "description": description,
         "type": "object",
         "propertyNames": {"enum": by_bits(TYPES)},
-        "additionalProperties": {"type": "number", "minimum": 0},
+        "additionalProperties": {"type": "number", "minimum": 0, "maximum": MAX_COST},
     }
 
 

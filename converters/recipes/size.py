@@ -339,8 +339,8 @@ class SizedRecipe:
         """Say what was chosen, and what else there is of that size."""
         choice, plain = self.choice, self.plain
         if self.goal.sensitivities is None:
-            assert plain is not None
-            yield f"recipe for {self.goal.text}: the plain rule, {plain.name}"
+            said = "no tensor can have another type" if plain is None else plain.name
+            yield f"recipe for {self.goal.text}: the plain rule, {said}"
             return
         best = ", the least that there is" if choice.is_best else ""
         yield f"recipe for {self.goal.text}: predicted {self.unit} {cost_text(choice.cost)}{best}"
@@ -401,9 +401,12 @@ def plain_rule(problem: Problem, limit: int) -> PlainRule | None:
     models of experts the attention is small, and Q8_0 as long as that fits; in others it gets the
     type with which the errors, as bits let one expect them, are least.
     """
+    if not problem.free:
+        return None
     has_experts = any(_EXPERTS.search(tensor.name) for tensor in problem.free)
     types = [TYPES[n] for n in by_bits({t.name for each in problem.free for t in each.types})]
-    usual = [(Q8_0, t) for t in types if _bits(t) <= _bits(Q8_0)] if has_experts else []
+    fine = Q8_0 if Q8_0 in types else types[0]
+    usual = [(fine, t) for t in types if _bits(t) <= _bits(fine)] if has_experts else []
     pairs = [(a, t) for n, a in enumerate(types) for t in types[n:]]
     for candidates in filter(None, (usual, pairs)):
         rules = [_by_rule(problem, *pair, has_experts=has_experts) for pair in candidates]

@@ -199,7 +199,7 @@ def _choose(problem: Problem, goal: Goal, model: _Model) -> tuple[Choice | None,
         return choice, None if choice is None else plain_rule(problem, choice.nbytes)
     assert limit is not None
     plain = plain_rule(problem, limit)
-    if goal.sensitivities is None:
+    if goal.sensitivities is None and model.free:
         return (None if plain is None else plain.choice), plain
     return fit_size(problem, limit), plain
 

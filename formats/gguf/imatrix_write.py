@@ -24,6 +24,7 @@ from weightcast.text import shown
 SQUARES, COUNTS, PLAIN = ".in_sum2", ".counts", ".in_sum"
 # GGML_MAX_NAME in ggml.h, less the zero at its end: llama.cpp reads no longer ones.
 _MAX_NAME_BYTES: Final = 63
+_MAX_CHUNKS: Final = (1 << 31) - 2
 
 
 def encode_gguf(sums: ImportanceSums, *, plain: bool = False) -> Iterator[bytes]:
@@ -32,6 +33,7 @@ def encode_gguf(sums: ImportanceSums, *, plain: bool = False) -> Iterator[bytes]
     With `plain`, sums of inputs lie beside those of squares, where there are some (`.in_sum`).
     Raises LayoutError for sums that are not finite in float32 or below 0, and for long names.
     """
+    _check_chunks(sums)
     tensors = list(_tensors(sums, plain=plain))
     entries = [Entry(name, F32, shape) for name, shape, _ in tensors]
     metadata = {
@@ -52,6 +54,7 @@ def encode_dat(sums: ImportanceSums) -> Iterator[bytes]:
     Counts of experts are lost, and tensors that no token reached are left out; of other matrices
     without tokens every column counts 1. Raises LayoutError as encode_gguf does.
     """
+    _check_chunks(sums)
     reached = [name for name in _ordered(sums) if sums.entries[name].counts.any()]
     yield struct.pack("<i", len(reached))
     for name in reached:
@@ -59,10 +62,21 @@ def encode_dat(sums: ImportanceSums) -> Iterator[bytes]:
         calls = -(-int(entry.counts.max()) // sums.chunk_size)
         raw_name = _raw(name)
         head = struct.pack("<i", len(raw_name)) + raw_name
-        values = _means(name, entry) * np.float32(calls)
+        values = _scaled(name, _means(name, entry), calls)
         yield head + struct.pack("<ii", calls, values.size) + values.tobytes()
     dataset = _raw(sums.datasets[-1] if sums.datasets else "")
     yield struct.pack("<ii", sums.chunks, len(dataset)) + dataset
+
+
+def _check_chunks(sums: ImportanceSums) -> None:
+    if sums.chunks > _MAX_CHUNKS:
+        raise LayoutError(f"an importance matrix of {sums.chunks:,} chunks")
+
+
+def _scaled(name: str, means: NDArray[np.float32], calls: int) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        found = means * np.float32(calls)
+    return _float32(name, found)
 
 
 def _ordered(sums: ImportanceSums) -> list[str]:

@@ -41,6 +41,7 @@ def main() -> None:
                 "hosts": b"tensor00000_000\ntensor00000_001",
             },
             "imatrix": _imatrix_seeds(),
+            "kl_base": {"two-chunks": _kl_base()},
             "torch": _torch_seeds(),
             "torrent": {"two-files": _torrent()},
             "tokenizer": {"tiny": _tokenizer()},
@@ -199,6 +200,12 @@ def _imatrix_seeds() -> dict[str, bytes]:
     old = struct.pack("<ii", 1, 8) + b"a.weight" + struct.pack("<ii2f", 2, 2, 1, 2)
     old += struct.pack("<ii", 3, 4) + b"text"
     return {"gguf": gguf.ljust(layout.size, b"\0"), "old": old}
+
+
+def _kl_base() -> bytes:
+    """Two chunks of 4 tokens, a vocabulary of 5."""
+    records = b"".join(struct.pack("<ff6H", 1e-4, -2, n, 9999, 0, 1, 2, 0) for n in range(2))
+    return b"_logits_" + struct.pack("<Iii8i", 4, 5, 2, *range(4), *range(4)) + records
 
 
 def _torch_seeds() -> dict[str, bytes]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
+
 import weightcast
 from tests.fuzz import pickle_oracle
 from tests.fuzz.inputs import write_files
@@ -39,9 +41,11 @@ from weightcast.converters.verify import checksums
 from weightcast.formats import safetensors, torch_zip
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf import read as gguf
-from weightcast.formats.gguf.imatrix import read_imatrix
+from weightcast.formats.gguf.imatrix import read_imatrix, read_sums
+from weightcast.formats.gguf.imatrix_write import encode_dat, encode_gguf
 from weightcast.formats.jax.arrays import read_pickle
 from weightcast.formats.jax.shards import read_shards
+from weightcast.formats.kl_base import read_kl_base
 from weightcast.formats.tokenizer.hugging_face import tokenizer_json
 from weightcast.formats.tokenizer.sentencepiece import from_gguf, read_sentencepiece
 from weightcast.formats.torrent import read_torrent
@@ -186,7 +190,21 @@ def _hash_at_once(
 
 
 def _imatrix(folder: Path, raw: bytes) -> None:
-    read_imatrix(_write(folder, "imatrix", raw))
+    """Also as sums, which are written again and read as they were."""
+    path = _write(folder, "imatrix", raw)
+    read_imatrix(path)
+    sums = read_sums(path)
+    path.write_bytes(b"".join(encode_gguf(sums, plain=True)))
+    again = read_sums(path)
+    assert again.entries.keys() == sums.entries.keys()
+    b"".join(encode_dat(sums))
+
+
+def _kl_base(folder: Path, raw: bytes) -> None:
+    base = read_kl_base(_write(folder, "kl_base", raw))
+    for chunk in range(base.n_chunks):
+        assert not np.isnan(base.log_probs(chunk)).any()
+        base.targets(chunk)
 
 
 def _recipe(folder: Path, raw: bytes) -> None:
@@ -297,6 +315,7 @@ TARGETS = {
         has_json=True,
     ),
     "imatrix": Target(_imatrix, 4096, (*_GGUF_WORDS, b".in_sum2", b".counts", b"imatrix.datasets")),
+    "kl_base": Target(_kl_base, 1024, (b"_logits_",)),
     "recipe": Target(_recipe, 2048, (b"base", b"[[rule]]", b"pattern", b"type", b'"""', b"Q4_K_M")),
     "spec": Target(_spec, 2048, tuple(f'"{key}"'.encode() for key in RELEASE), has_json=True),
     "report": Target(_report, 16384, _REPORT_WORDS, has_json=True),

@@ -90,6 +90,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Pa
     write_checkpoint(folder / "grok-1", SPEC, seed=5)
     shutil.copy(tokenizer_model, folder / "grok-1" / "tokenizer.model")
     weightcast.convert(folder / "grok-1", folder / "model-BF16.gguf")
+    for seed, name in enumerate(("calibration.txt", "test.txt")):
+        words = np.random.default_rng(seed).choice(["bale", "dones", "fimur", "kat"], 500)
+        (folder / name).write_text(" ".join(words))
     weightcast.split(folder / "model-BF16.gguf", folder / "model-BF16.gguf", max_tensors=10)
     write_gguf(folder / "imatrix.gguf", _importance(folder / "model-BF16.gguf"))
     shapes = {t.name: t.shape for t in weightcast.open(folder / "model-BF16.gguf").values()}

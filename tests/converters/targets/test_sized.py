@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 import weightcast
-from tests import imatrices, sensitivities
+from tests import gguf_files, imatrices, sensitivities
 from tests.adapters import write_peft
 from tests.support import GOLDEN
 from weightcast.converters.convert import plan_conversion
@@ -429,3 +430,25 @@ def test_an_interrupted_run_is_not_finished_for_another_size(folder: Path, tmp_p
             weightcast.convert(WIDE, made, **{**asked, **changed})
     weightcast.convert(WIDE, made, **asked)
     assert weightcast.verify(made, WIDE).is_good
+
+
+def test_headers_count_that_only_quantized_files_have(folder: Path, tmp_path: Path) -> None:
+    """What tells of the search and the matrix makes a header longer: the file still fits."""
+    imatrix = imatrices.write_gguf(tmp_path / "i.gguf", imatrices.model_entries(SHAPES))
+    asked: dict[str, Any] = {**PLAIN, "search": "least-error", "imatrix": imatrix}
+    plain = weightcast.plan(WIDE, tmp_path / "m.gguf", target_size="3M", **asked)
+    for size in (plain.outputs[0].size, plain.outputs[0].size - 1):
+        made = weightcast.plan(WIDE, tmp_path / "m.gguf", target_size=size, **asked)
+        assert made.outputs[0].size <= size
+    assert made.outputs[0].size < plain.outputs[0].size
+
+
+def test_a_file_without_matrices(tmp_path: Path) -> None:
+    metadata = {"general.architecture": gguf_files.string("my-arch")}
+    norm = gguf_files.floats(np.ones(64, np.float32))
+    source = gguf_files.write(tmp_path / "a.gguf", metadata, {"output_norm.weight": norm})
+    made = weightcast.plan(source, tmp_path / "m.gguf", target_size="1K")
+    assert made.outputs[0].types == {"F32": 1}
+    assert "no tensor can have another type" in next(sized(made).lines())
+    with pytest.raises(LayoutError, match="is the least, with nothing to choose"):
+        weightcast.plan(source, tmp_path / "m.gguf", target_size="100B")

@@ -153,7 +153,7 @@ def _numbers(line: str) -> list[float]:
 
 def test_every_line_has_layers_tokens_and_what_llama_perplexity_prints() -> None:
     found = evaluation({"a": (4.0, 0.1)}, isolated=True)
-    lines = list(evaluation_lines(report_of(found, lambda each: f"<{each}>"), every=True))
+    lines = list(evaluation_lines(report_of(found, lambda each: f"<{each}>"), everything=True))
     text = "\n".join(lines)
     assert all(word in text for word in ("same experts", "alone"))
     worst = found.artifacts[0].worst[0]
@@ -173,7 +173,7 @@ def test_equal_models_are_said_to_be() -> None:
     first = replace(found.artifacts[0], statistics=kl_statistics(same, 64, 6), worst=(), layers=())
     report = report_of(replace(found, artifacts=(first,)))
     assert is_equal(report.artifacts[0].statistics)
-    lines = "\n".join(evaluation_lines(report, every=True))
+    lines = "\n".join(evaluation_lines(report, everything=True))
     assert "every prediction is the source's" in lines
     assert "1.00 times the source's" in lines
 
@@ -181,7 +181,7 @@ def test_equal_models_are_said_to_be() -> None:
 def test_a_kl_base_file_has_no_size_and_no_layers() -> None:
     found = evaluation({"a": (8.0, 0.1)}, n_layers=0)
     report = report_of(replace(found, source=Judged("base.kld", 0, 0.0)))
-    lines = list(evaluation_lines(report, every=True))
+    lines = list(evaluation_lines(report, everything=True))
     assert lines[0] == "base.kld"
     assert not any("layer" in line for line in lines)
     assert "Source: `base.kld`, perplexity" in summary(report)
@@ -214,7 +214,7 @@ def test_names_and_tokens_cannot_be_markdown(tmp_path: Path) -> None:
     text = summary(report_of(found, lambda each: "`|\n<b>"))
     assert not any(tag in text for tag in ("<img>", "<b>"))
     assert not any(line.startswith("# x") for line in text.splitlines())
-    lines = list(evaluation_lines(report_of(found, lambda each: "\n\x1b[2J"), every=True))
+    lines = list(evaluation_lines(report_of(found, lambda each: "\n\x1b[2J"), everything=True))
     assert all(line.isprintable() for line in lines)
 
 

@@ -250,3 +250,13 @@ def test_what_is_written_is_read(
     np.testing.assert_array_equal(found.entries["x"].squares, squares)
     np.testing.assert_array_equal(found.entries["x"].counts, entry.counts)
     assert (found.datasets, found.chunk_size) == (("text.txt",), 4)
+
+
+def test_numbers_that_the_formats_do_not_hold() -> None:
+    many = ImportanceSums({"x": TensorSums(np.ones((1, 2)), np.array([1 << 40]))}, (), 1)
+    for encode in (encode_gguf, encode_dat):
+        with pytest.raises(LayoutError, match="an importance matrix of 1,099,511,627,776 chunks"):
+            list(encode(many))
+    large = ImportanceSums({"x": TensorSums(np.full((2, 2), 3e38), np.array([1, 1000]))}, (), 1)
+    with pytest.raises(LayoutError, match="'x': a sum is inf"):
+        list(encode_dat(large))
