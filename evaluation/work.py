@@ -47,7 +47,7 @@ class Work:
     """What one model needs. Weights are decoded anew for each group of tokens.
 
     `products` are multiplications of weights, `whole` weights that are decoded while nobody works
-    and `tiles` those decoded beside products; `attended` are products of attention, of all positions
+    and `tiles` those decoded beside products; `attended` are products of attention, of positions
     whether visible or not, `activated` values of hidden layers, `passed` those of states in parts.
     """
 
