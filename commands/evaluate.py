@@ -115,4 +115,4 @@ def evaluate(
     if as_json:
         print_json(json_values(values), "evaluation")
     elif not quiet:
-        print_lines(evaluation_lines(values, every=all_tensors))
+        print_lines(evaluation_lines(values, everything=all_tensors))

@@ -9,6 +9,8 @@ from weightcast.errors import LayoutError
 from weightcast.evaluation.networks.dense import RULES, Dense, hyperparameters
 from weightcast.evaluation.networks.grok1 import Grok1
 from weightcast.evaluation.networks.network import (
+    Heads,
+    Hidden,
     Ids,
     Machine,
     Moments,
@@ -23,6 +25,8 @@ from weightcast.evaluation.weights import Weights
 
 __all__ = [
     "NETWORKS",
+    "Heads",
+    "Hidden",
     "Ids",
     "Machine",
     "Moments",

@@ -8,7 +8,7 @@ gemma3.cpp of llama.cpp, and how src/llama-model.cpp reads their metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -19,6 +19,8 @@ from weightcast.errors import LayoutError
 from weightcast.evaluation.arithmetic import F32, Array, Attention
 from weightcast.evaluation.networks.network import (
     FeedForward,
+    Heads,
+    Hidden,
     Ids,
     Machine,
     Part,
@@ -153,15 +155,23 @@ class Dense:
         prefix = f"blk.{number}."
         attention = tuple(f"{prefix}attn_{role}.weight" for role in ("q", "k", "v", "output"))
         feed_forward = tuple(f"{prefix}ffn_{role}.weight" for role in ("gate", "up", "down"))
+        spec = self.spec
+        numbers = spec.num_q_heads, spec.num_kv_heads
+        heads = Heads(*numbers, spec.key_size, spec.value_size, self._how(number)[0])
         return (
-            Part(attention, partial(self._attention, number, prefix)),
-            Part(feed_forward, partial(self._feed_forward, prefix)),
+            Part(attention, partial(self._attention, number, prefix), heads),
+            Part(feed_forward, partial(self._feed_forward, prefix), Hidden(self._activation)),
         )
 
     def logits(self, states: F32, parts: Sequence[slice]) -> F32:
         ops = self.machine.arithmetic
         x = ops.values(ops.norm(ops.array(states), self._vector("output_norm"), self.spec.eps))
         return multiply(self.machine, self.weights, self.ends[1], x, parts)
+
+    @property
+    def _activation(self) -> Callable[[Array], Array]:
+        ops = self.machine.arithmetic
+        return {"silu": ops.silu, "gelu": ops.gelu}[self.rule.activation]
 
     def _vector(self, role: str) -> Array:
         """Load a vector of weights, or None if the model has none of this role."""
@@ -237,8 +247,7 @@ class Dense:
 
         machine.pool.each(blocks(len(states)), normalize)
         gate, up, down = (f"{prefix}ffn_{role}.weight" for role in ("gate", "up", "down"))
-        activation = {"silu": ops.silu, "gelu": ops.gelu}[self.rule.activation]
-        y = FeedForward(gate, up, down, activation).run(machine, self.weights, x, watch)
+        y = FeedForward(gate, up, down, self._activation).run(machine, self.weights, x, watch)
 
         def add(rows: slice) -> None:
             out = ops.array(y[rows])
