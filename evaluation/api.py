@@ -21,7 +21,7 @@ from weightcast.converters.recipes.sensitivity import (
     sensitivity_text,
 )
 from weightcast.converters.sources import open_graph, source_files
-from weightcast.errors import CheckpointError, MissingTensorError, RequestError
+from weightcast.errors import CheckpointError, FormatError, MissingTensorError, RequestError
 from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import Perplexity
 from weightcast.evaluation.evaluate import (
@@ -106,10 +106,12 @@ def _text(name: str, chunks: Chunks, tokenizer: Tokenizer | None) -> Text:
 
 
 def _tokenizer(graph: TensorGraph, options: TextOptions) -> Tokenizer | None:
-    """Find what tells the token that chunks begin with, if it is there."""
+    """Find what tells the token that chunks begin with, if it is there and can be used."""
     try:
         return open_tokenizer(graph.source, options.tokenizer)
-    except MissingTensorError:
+    except (MissingTensorError, FormatError):
+        if options.tokenizer is not None:
+            raise
         return None
 
 
