@@ -11,6 +11,7 @@ from weightcast.commands import options
 from weightcast.commands.evaluation_options import (
     settings_of,
     settings_options,
+    telling_what_is_kept,
     text_of,
     text_options,
 )
@@ -84,6 +85,7 @@ def evaluate(
     isolated: bool,
     report: Path | None,
     all_tensors: bool,
+    resume: bool,
     quiet: bool,
     as_json: bool,
     **asked: Any,
@@ -98,7 +100,12 @@ def evaluate(
         raise RequestError("give a text (--text FILE), or a KL base file (--base FILE)")
     if text is not None and base is not None:
         raise RequestError("--base has tokens of its own: leave --text out")
-    with progress(quiet=quiet or as_json) as shown:
+    with (
+        progress(quiet=quiet or as_json) as shown,
+        telling_what_is_kept(
+            report or save_base if base is None else None, shown, resume=resume
+        ) as on_progress,
+    ):
         found = run(
             source,
             artifacts,
@@ -109,7 +116,8 @@ def evaluate(
             base=base,
             save_base=save_base,
             report=report,
-            on_progress=shown,
+            resume=resume,
+            on_progress=on_progress,
         )
     values = report_of(found)
     if as_json:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from weightcast.commands.options import PATH, Decorated, listed_option
+from weightcast.commands.progress import Display
 from weightcast.commands.work_options import WORKERS
+from weightcast.converters.engine import OnProgress, Progress
+from weightcast.converters.output import finished_layers
 from weightcast.converters.sources import parse_size
 from weightcast.evaluation.api import TextOptions
 from weightcast.evaluation.arithmetic import FLOAT32, PRECISIONS
 from weightcast.evaluation.session import Settings
 from weightcast.formats.gguf.importance_sums import CHUNK_SIZE
+from weightcast.text import count
 
 _TEXT: Final = (
     listed_option(
@@ -80,6 +85,12 @@ _SETTINGS: Final = (
         metavar="DIR",
         help="Where that file is (default: the system's folder for temporary files).",
     ),
+    listed_option(
+        "--resume/--no-resume",
+        section="running",
+        default=True,
+        help="Go on after the last layer of an interrupted run (default), or start over.",
+    ),
 )
 
 
@@ -114,3 +125,36 @@ def settings_of(
     """Put the options of how models run together. Raises RequestError for a size that is none."""
     nbytes = None if memory is None else parse_size(memory, "memory")
     return Settings(precision, device, jobs, nbytes, folder)
+
+
+@contextmanager
+def telling_what_is_kept(
+    output: Path | None, shown: Display, *, resume: bool
+) -> Iterator[OnProgress]:
+    """Give what shows progress, and say after which layer a run goes on, or can at an interrupt."""
+    kept = finished_layers(output) if output is not None and resume else 0
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal kept
+        if kept and progress.phase == "run" and output is not None:
+            if progress.done_bytes:  # else it found them to be damaged
+                shown.tell(f"going on after {count(kept, 'layer')} of {output.name}")
+            kept = 0
+        shown(progress)
+
+    try:
+        yield on_progress
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_left(output, resume=resume)) from None
+
+
+def _left(output: Path | None, *, resume: bool) -> str:
+    """Say at an interrupt what another run can go on with."""
+    again = "run the same command again"
+    if output is None:
+        return f"nothing is kept without an output; {again}"
+    if layers := finished_layers(output):
+        how = "to go on" if resume else "without --no-resume to go on"
+        verb = "is" if layers == 1 else "are"
+        return f"{count(layers, 'layer')} of {output.name} {verb} finished and kept; {again} {how}"
+    return f"no layer of {output.name} is finished; {again}"

@@ -11,6 +11,7 @@ from weightcast.commands import options
 from weightcast.commands.evaluation_options import (
     settings_of,
     settings_options,
+    telling_what_is_kept,
     text_of,
     text_options,
 )
@@ -76,6 +77,7 @@ def imatrix(
     spec: Path | None,
     no_perplexity: bool,
     show_statistics: bool,
+    resume: bool,
     quiet: bool,
     as_json: bool,
     **asked: Any,
@@ -90,7 +92,10 @@ def imatrix(
         raise RequestError("give a model and a text (SRC TEXT), or importance matrices (--merge)")
     if output is None and not show_statistics:
         raise RequestError("name the file to write (-o FILE), or ask for --show-statistics")
-    with progress(quiet=quiet or as_json) as shown:
+    with (
+        progress(quiet=quiet or as_json) as shown,
+        telling_what_is_kept(output, shown, resume=resume) as on_progress,
+    ):
         if source is None or text is None:
             sums, losses = merge_imatrices(merge, output), None
         else:
@@ -102,7 +107,8 @@ def imatrix(
                 spec=spec,
                 merge=merge,
                 scores=not no_perplexity,
-                on_progress=shown,
+                resume=resume,
+                on_progress=on_progress,
             )
     if as_json:
         print_json(imatrix_values(sums, losses, output))

@@ -11,6 +11,7 @@ from weightcast.commands import options
 from weightcast.commands.evaluation_options import (
     settings_of,
     settings_options,
+    telling_what_is_kept,
     text_of,
     text_options,
 )
@@ -91,6 +92,7 @@ def sensitivity(
     imatrix: Path | None,
     search: str,
     effort: str | None,
+    resume: bool,
     quiet: bool,
     as_json: bool,
     **asked: Any,
@@ -100,7 +102,10 @@ def sensitivity(
     The cost is how far a tensor alone in that type moves what its layer gives for TEXT. `convert`
     chooses types by it under --target-size, --target-bpw or --max-kl.
     """
-    with progress(quiet=quiet or as_json) as shown:
+    with (
+        progress(quiet=quiet or as_json) as shown,
+        telling_what_is_kept(output, shown, resume=resume) as on_progress,
+    ):
         found = measure(
             source,
             text_of(text, **asked),
@@ -111,7 +116,8 @@ def sensitivity(
             imatrix=imatrix,
             search=parse_search(search, None if effort is None else int(effort)),
             probe=probe,
-            on_progress=shown,
+            resume=resume,
+            on_progress=on_progress,
         )
     if as_json:
         print_lines(sensitivity_text(found).splitlines())

@@ -21,7 +21,7 @@ from weightcast.converters.recipes.sensitivity import (
     sensitivity_text,
 )
 from weightcast.converters.sources import open_graph, source_files
-from weightcast.errors import CheckpointError, MissingTensorError, RequestError
+from weightcast.errors import CheckpointError, FormatError, MissingTensorError, RequestError
 from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import Perplexity
 from weightcast.evaluation.evaluate import (
@@ -33,9 +33,17 @@ from weightcast.evaluation.evaluate import (
 )
 from weightcast.evaluation.evaluate import evaluate as evaluate_graphs
 from weightcast.evaluation.importance_files import write_dat_imatrix, write_gguf_imatrix
+from weightcast.evaluation.networks import prepare
 from weightcast.evaluation.report import check_writable, write_evaluation
-from weightcast.evaluation.sensitivity import Sensitivity
-from weightcast.evaluation.session import Settings, fingerprint, machine, saved_beside
+from weightcast.evaluation.sensitivity import OnTensor, Sensitivity
+from weightcast.evaluation.session import (
+    Settings,
+    digest,
+    fingerprint,
+    machine,
+    saved_beside,
+    unchanged,
+)
 from weightcast.evaluation.text import Chunks, cut, read_text, read_tokens
 from weightcast.evaluation.tokenizers import Tokenizer, open_tokenizer
 from weightcast.evaluation.weights import Weights
@@ -73,6 +81,13 @@ class TextOptions:
     tokenizer: Path | None = None
 
 
+def open_model(source: Path, spec: Path | None = None) -> TensorGraph:
+    """Open a model that is to be run. Raises CheckpointError, also if no network can run it."""
+    graph = open_graph(source, spec)
+    prepare(graph)
+    return graph
+
+
 def load_text(graph: TensorGraph, options: TextOptions) -> Text:
     """Tokenize a text as llama.cpp does for a model, and cut it. Raises CheckpointError."""
     if options.path.suffix == TOKENS_SUFFIX:
@@ -91,10 +106,12 @@ def _text(name: str, chunks: Chunks, tokenizer: Tokenizer | None) -> Text:
 
 
 def _tokenizer(graph: TensorGraph, options: TextOptions) -> Tokenizer | None:
-    """Find what tells the token that chunks begin with, if it is there."""
+    """Find what tells the token that chunks begin with, if it is there and can be used."""
     try:
         return open_tokenizer(graph.source, options.tokenizer)
-    except MissingTensorError:
+    except (MissingTensorError, FormatError):
+        if options.tokenizer is not None:
+            raise
         return None
 
 
@@ -107,32 +124,37 @@ def imatrix(
     spec: Path | None = None,
     merge: Sequence[Path] = (),
     scores: bool = True,
+    resume: bool = True,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[ImportanceSums, Perplexity | None]:
     """Make an importance matrix of a model over a text, add those in `merge`, and write it.
 
     The `output` is the GGUF file of llama-imatrix, or, named .dat, its older format; None writes
-    nothing. Gives the sums, and the perplexity of the same pass if it `scores`.
+    nothing. An interrupted run with that output is gone on with, unless `resume` is False. Gives
+    the sums, and the perplexity of the same pass if it `scores`.
+
+    Raises CheckpointError for what cannot be read or run, TakenError if another run has the output.
     """
-    graph = open_graph(source, spec)
+    graph = open_model(source, spec)
     _check_output(output, [*merge, text.path, *source_files(graph)])
     earlier = [read_sums(path) for path in merge]
     loaded = load_text(graph, text)
     said = fingerprint([graph], loaded.inputs, settings, collects="importance")
-    saved = saved_beside(output, said)
-    found, losses = collect_importance(
-        graph, loaded, settings, saved=saved, scores=scores, on_progress=on_progress
-    )
-    found = merge_sums([*earlier, found], found.chunk_size)
-    if output is not None:
-        _write_imatrix(output, found)
-    if saved is not None:
-        saved.delete()
+    with saved_beside(output, said, resume=resume) as saved:
+        found, losses = collect_importance(
+            graph, loaded, settings, saved=saved, scores=scores, on_progress=on_progress
+        )
+        found = merge_sums([*earlier, found], found.chunk_size)
+        if output is not None:
+            _write_imatrix(output, found)
     return found, losses
 
 
 def merge_imatrices(paths: Sequence[Path], output: Path | None) -> ImportanceSums:
-    """Put importance matrices together as llama-imatrix does, and write the sum of them."""
+    """Put importance matrices together as llama-imatrix does, and write the sum of them.
+
+    Raises CheckpointError for files that are none or do not fit one another, OutputError.
+    """
     _check_output(output, paths)
     found = merge_sums([read_sums(path) for path in paths])
     if output is not None:
@@ -158,17 +180,21 @@ def evaluate(
     base: Path | None = None,
     save_base: Path | None = None,
     report: Path | None = None,
+    resume: bool = True,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Run a source and its artifacts over a text, compare what they predict, write the `report`.
 
     With a `base`, a KL base file of llama-perplexity, the source too is compared with that, over
     its tokens. `save_base` gets the source's predictions for llama-perplexity. States are kept
-    beside the report.
+    beside the report, or else the base file, and an interrupted run is gone on with, unless
+    `resume` is False.
+
+    Raises CheckpointError for what cannot be read or run, TakenError if another run has the output.
     """
     if report is not None:
         check_writable(report)
-    graphs = [open_graph(path, spec) for path in (source, *artifacts)]
+    graphs = [open_model(path, spec) for path in (source, *artifacts)]
     read = [file for graph in graphs for file in source_files(graph)]
     if base is not None:
         stored = read_kl_base(base)
@@ -182,25 +208,23 @@ def evaluate(
         return found
     if text is None:
         raise RequestError(f"give a text ({option('text', 'FILE')})")
-    for output in (save_base, report):
-        _check_output(output, [*read, text.path])
+    _check_output(save_base, [*read, text.path])
+    _check_output(report, [*read, text.path, *([] if save_base is None else [save_base])])
     loaded = load_text(graphs[0], text)
     said = fingerprint(graphs, loaded.inputs, settings, isolated=isolated)
-    saved = saved_beside(report, said)
-    found = evaluate_graphs(
-        graphs[0],
-        graphs[1:],
-        loaded,
-        settings,
-        isolated=isolated,
-        saved=saved,
-        save_base=save_base,
-        on_progress=on_progress,
-    )
-    if report is not None:
-        write_evaluation(report, found)
-    if saved is not None:
-        saved.delete()
+    with saved_beside(report or save_base, said, resume=resume) as saved:
+        found = evaluate_graphs(
+            graphs[0],
+            graphs[1:],
+            loaded,
+            settings,
+            isolated=isolated,
+            saved=saved,
+            save_base=save_base,
+            on_progress=on_progress,
+        )
+        if report is not None:
+            write_evaluation(report, found)
     return found
 
 
@@ -215,49 +239,73 @@ def sensitivity(
     imatrix: Path | None = None,
     search: Search = GGML,
     probe: str | None = None,
+    resume: bool = True,
     on_progress: OnProgress = ignore_progress,
 ) -> Sensitivities:
     """Measure what each type costs each tensor of a model, and write it for `convert`.
 
-    `probe` names a type in which each tensor alone is also judged by the model's predictions.
+    `probe` names a type in which each tensor alone is also judged by the model's predictions. An
+    interrupted run with that output is gone on with, unless `resume` is False.
+
+    Raises CheckpointError for what cannot be read or run, RequestError for unknown types,
+    TakenError if another run has the output.
     """
-    graph = open_graph(source, spec)
+    chosen, probed = list(map(_type_named, types)), None if probe is None else _type_named(probe)
+    graph = open_model(source, spec)
     read = [text.path, *source_files(graph)]
     _check_output(output, read if imatrix is None else [*read, imatrix])
+    importance = {} if imatrix is None else _importance(graph, imatrix)
     loaded = load_text(graph, text)
-    chosen = [_type_named(name) for name in types]
+    said = fingerprint(
+        [graph],
+        loaded.inputs,
+        settings,
+        types=[each.name for each in chosen],
+        probe=probe,
+        search=search.describe(),
+        importance={name: digest(rows) for name, rows in importance.items()},
+    )
+    names = tuple(each.name for each in chosen)
+    fallbacks = [TYPES[name] for name in FALLBACK_TYPES if names == USUAL_TYPES]
     total = sum(map(stored_bytes, graph.tensors.values()))
 
     def tell(done: int, of: int) -> None:
         on_progress(Progress("run", total * done // max(1, of), total))
 
-    with machine(settings) as run_by:
+    with saved_beside(output, said, resume=resume) as saved, machine(settings) as run_by:
         measuring = Sensitivity(
             Weights(graph),
             run_by,
             loaded.inputs,
             chosen,
-            {} if imatrix is None else _importance(graph, imatrix),
+            importance,
             search,
-            None if probe is None else _type_named(probe),
-            [TYPES[name] for name in FALLBACK_TYPES if tuple(types) == USUAL_TYPES],
+            probed,
+            fallbacks,
+            saved,
+            unchanged([graph]),
         )
-        effects = measuring.measure(tell)
+        found = _measured(graph, loaded, measuring, tell, output)
+        if output is not None:
+            write_small(output, sensitivity_text(found).encode())
+    return found
+
+
+def _measured(
+    graph: TensorGraph, text: Text, measuring: Sensitivity, tell: OnTensor, output: Path | None
+) -> Sensitivities:
+    effects = measuring.measure(tell)
     shapes = {name: tensor.shape for name, tensor in graph.tensors.items()}
-    found = Sensitivities(
+    search, has_importance = measuring.search.name, bool(measuring.importance)
+    return Sensitivities(
         MeasuredSource(Path(graph.source).name, graph.parameters, fingerprint_of(shapes.items())),
-        Measurement(
-            loaded.name, loaded.tokens.size, loaded.context, search.name, imatrix is not None
-        ),
+        Measurement(text.name, text.tokens.size, text.context, search, has_importance),
         {
             name: TensorSensitivity(name, shapes[name], each.local, each.probe)
             for name, each in effects.items()
         },
         output,
     )
-    if output is not None:
-        write_small(output, sensitivity_text(found).encode())
-    return found
 
 
 def _importance(graph: TensorGraph, path: Path) -> dict[str, F32]:

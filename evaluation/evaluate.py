@@ -38,6 +38,7 @@ from weightcast.evaluation.session import (
     layer_progress,
     machine,
     networks_of,
+    unchanged,
 )
 from weightcast.evaluation.text import Chunks
 from weightcast.formats.gguf.importance_sums import ImportanceSums
@@ -136,18 +137,27 @@ def collect_importance(
 
     Gives the perplexity of the same pass, too, unless `scores` is False. With `saved`, states are
     kept after each layer, and a run that was killed goes on from there. Raises LayoutError for a
-    model that cannot be run.
+    model that cannot be run, ChangedError if its files change meanwhile.
     """
-    importance = Importance()
+    importance, check = Importance(), unchanged([source])
     with machine(settings) as run_by:
         networks = networks_of([source], run_by)
-        run = Run(networks, text.inputs, importance, kept=(importance,), saved=saved)
+        run = Run(
+            networks,
+            text.inputs,
+            importance,
+            kept=(importance,),
+            saved=saved,
+            activations=run_by.activations,
+            check=check,
+        )
         states = run.states(layer_progress([source], "run", on_progress))
         found = None
         if scores:
             found = perplexity(
                 _scores([source], networks, states, text, settings, run_by, on_progress).losses
             )
+            check()
     return importance.sums(text.name, text.context), found
 
 
@@ -167,14 +177,23 @@ def evaluate(
     `isolated` measures each layer of an artifact alone, too. With `saved`, states are kept after
     each layer. `save_base` gets the source's predictions as a KL base file of llama.cpp.
 
-    Raises LayoutError for models that cannot be run or are not of one kind.
+    Raises LayoutError for models that cannot be run or are not of one kind, ChangedError if their
+    files change meanwhile.
     """
     graphs = [source, *artifacts]
+    check = unchanged(graphs)
     with ExitStack() as stack:
         run_by = stack.enter_context(machine(settings))
         networks = networks_of(graphs, run_by)
         comparison = Comparison(isolated)
-        run = Run(networks, text.inputs, comparison=comparison, saved=saved)
+        run = Run(
+            networks,
+            text.inputs,
+            comparison=comparison,
+            saved=saved,
+            activations=run_by.activations,
+            check=check,
+        )
         states = run.states(layer_progress(graphs, "run", on_progress))
         writer = None
         if save_base is not None:
@@ -182,6 +201,7 @@ def evaluate(
             writer = KLBaseWriter(file, text.chunks.tokens, networks[0].vocab_size)
         on_logits = _ignore if writer is None else writer.add
         scores = _scores(graphs, networks, states, text, settings, run_by, on_progress, on_logits)
+        check()
         if writer is not None:
             writer.finish()
     return _evaluation(graphs, text, settings, scores, comparison)
@@ -203,7 +223,7 @@ def evaluate_against(
     for graph in models:
         with machine(settings) as run_by:
             networks = networks_of([graph], run_by)
-            run = Run(networks, text.inputs)
+            run = Run(networks, text.inputs, activations=run_by.activations)
             (states,) = run.states(layer_progress([graph], "run", on_progress))
             records = score_against(base, networks[0], states, memory=settings.memory)
         statistics = kl_statistics(records, text.context, len(text.chunks.tokens))

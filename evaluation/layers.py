@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
 from weightcast.evaluation.arithmetic import F32
+from weightcast.evaluation.memory import Activations, in_memory
 from weightcast.evaluation.networks import Ids, Network, Routing, Unwatched, Watch, run_layer
 from weightcast.evaluation.saved import SavedStates
 from weightcast.evaluation.workers import blocks
@@ -70,7 +71,8 @@ _STATES: Final = "states"
 class Run:
     """Networks of one shape on the same tokens [sequences, context]; the first is the source.
 
-    The source is watched. With `saved`, states are kept on disk after each layer.
+    The source is watched. With `saved`, states are kept on disk after each layer, once `check` has
+    found that what they were made of is what it was.
     """
 
     networks: Sequence[Network]
@@ -79,29 +81,34 @@ class Run:
     comparison: Comparison = field(default_factory=Comparison)
     kept: Sequence[Kept] = ()
     saved: SavedStates | None = None
+    activations: Activations = field(default_factory=in_memory)
+    check: Callable[[], None] = lambda: None
 
     def states(self, on_layer: OnLayer = lambda done, total: None) -> list[F32]:
         """Run all layers: states [tokens, emb] that each network's head gets.
 
-        Raises LayoutError for tokens that are not in the vocabulary and networks of other shapes.
+        Raises LayoutError for tokens that are not in the vocabulary and networks of other shapes,
+        OutputError for states that cannot be kept, and what `check` raises.
         """
-        self._check()
+        self._check_kinds()
         total, context = self.networks[0].num_layers, self.tokens.shape[1]
         done, states = self._start()
         for number in range(done, total):
             on_layer(number, total)
-            before = states[0].copy() if self.comparison.isolated else None
+            isolated = self.comparison.isolated and len(states) > 1
+            before = self.activations.copy(states[0]) if isolated else None
             routings = [
                 run_layer(network, number, own, context, None if n else self.watch)
                 for n, (network, own) in enumerate(zip(self.networks, states, strict=True))
             ]
             self._compare(number, states, routings, before)
+            self.check()
             if self.saved is not None:
                 self.saved.save(number + 1, self._arrays(states))
         on_layer(total, total)
         return states
 
-    def _check(self) -> None:
+    def _check_kinds(self) -> None:
         first = self.networks[0]
         for network in self.networks:
             if (network.num_layers, network.vocab_size) != (first.num_layers, first.vocab_size):
@@ -118,7 +125,7 @@ class Run:
 
     def _start(self) -> tuple[int, list[F32]]:
         flat = self.tokens.reshape(-1)
-        earlier = None if self.saved is None else self.saved.load()
+        earlier = None if self.saved is None else self.saved.load(self.activations.empty)
         if earlier is None:
             self.comparison.errors = [[] for _ in self.networks[1:]]
             return 0, [network.embed(flat) for network in self.networks]
@@ -145,7 +152,7 @@ class Run:
             relative, cosine = compare_states(base, states[n])
             alone = None
             if before is not None:
-                alone_states = before.copy()
+                alone_states = self.activations.copy(before)
                 run_layer(artifact, number, alone_states, self.tokens.shape[1])
                 alone = compare_states(base, alone_states)[0]
             agreement = same_routing(routings[0], routings[n])

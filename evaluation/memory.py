@@ -38,6 +38,12 @@ class Activations:
         weakref.finalize(found, self._give_back, nbytes)
         return found
 
+    def copy(self, array: F32) -> F32:
+        """Copy an array. Raises OutputError if it does not fit on the disk."""
+        found = self.empty(*array.shape)
+        found[:] = array
+        return found
+
     def _give_back(self, nbytes: int) -> None:
         assert self._left is not None
         self._left += nbytes
@@ -54,3 +60,8 @@ class Activations:
                 f"{self._folder}: no {bytes_text(nbytes)} for activations: {problem.strerror}; "
                 "free some, use another folder, or give more memory"
             ) from None
+
+
+def in_memory() -> Activations:
+    """Give room for activations without a limit."""
+    return Activations(None, Path(tempfile.gettempdir()))

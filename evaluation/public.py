@@ -33,6 +33,7 @@ def imatrix(
     jobs: int | None = None,
     memory: str | float | None = None,
     folder: StrPath | None = None,
+    resume: bool = True,
     on_progress: OnProgress | None = None,
 ) -> ImportanceSums:
     """Make an importance matrix of a model over a text, as llama-imatrix does, and write it.
@@ -43,7 +44,8 @@ def imatrix(
     either, are added. The model runs layer by layer: `memory` is how much activations may take,
     beyond which they lie in a file in `folder`. Results depend neither on that nor on `jobs`, but a
     little on `precision` ("float32", or "bfloat16" with torch) and `device` ("cpu", or torch's). A
-    run with an output that was killed goes on after the last layer it finished.
+    run with an output that was killed goes on after the last layer it finished, unless `resume` is
+    False.
 
     Raises CheckpointError for what cannot be read or run, RequestError for other options.
 
@@ -61,6 +63,7 @@ def imatrix(
         spec=as_optional_path(spec, "spec"),
         merge=[as_path(path, "merge") for path in merge],
         scores=False,
+        resume=resume,
         on_progress=callback(on_progress),
     )
     return found
@@ -83,6 +86,7 @@ def evaluate(
     jobs: int | None = None,
     memory: str | float | None = None,
     folder: StrPath | None = None,
+    resume: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Run a source and its artifacts over a text, and measure what these lose.
@@ -111,6 +115,7 @@ def evaluate(
         base=as_optional_path(base, "base"),
         save_base=as_optional_path(save_base, "save_base"),
         report=as_optional_path(report, "report"),
+        resume=resume,
         on_progress=callback(on_progress),
     )
 
@@ -134,6 +139,7 @@ def sensitivity(
     jobs: int | None = None,
     memory: str | float | None = None,
     folder: StrPath | None = None,
+    resume: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Sensitivities:
     """Measure what each of some types costs each tensor of a model, for `convert` to choose by.
@@ -160,6 +166,7 @@ def sensitivity(
         imatrix=as_optional_path(imatrix, "imatrix"),
         search=parse_search(search, effort),
         probe=probe,
+        resume=resume,
         on_progress=callback(on_progress),
     )
 

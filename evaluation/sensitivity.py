@@ -7,12 +7,14 @@ tensors by what they cost the whole model far better than errors of weights do.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.networks import (
@@ -23,6 +25,7 @@ from weightcast.evaluation.networks import (
     network,
     run_layer,
 )
+from weightcast.evaluation.saved import SavedStates
 from weightcast.evaluation.scoring import divergences, head_effect, score
 from weightcast.evaluation.weights import Rounding, Weights
 from weightcast.evaluation.workers import blocks
@@ -32,6 +35,10 @@ from weightcast.quant.types import QuantType
 OnTensor = Callable[[int, int], None]
 # Two are a coarse choice: Q8_0 alone of the usual types has blocks that most rows fill.
 _FEWEST_TYPES: Final = 3
+# Names of what is kept after a layer.
+_STATES: Final = "states"
+_LOCAL: Final = "local"
+_PROBED: Final = "probed:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,33 @@ class Effects:
     probe: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is known after some layers: states [tokens, emb], and by tensor effects and states.
+
+    `probed` are the states of the model with that tensor alone in the type of the probe.
+    """
+
+    states: F32
+    local: dict[str, dict[str, float]] = field(default_factory=dict)
+    probed: dict[str, F32] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> _Found:
+        """Take back what `arrays` gave."""
+        probed = {
+            key.removeprefix(_PROBED): states
+            for key, states in arrays.items()
+            if key.startswith(_PROBED)
+        }
+        return cls(arrays[_STATES], json.loads(str(arrays[_LOCAL])), probed)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Give all of it as arrays by name."""
+        probed = {_PROBED + name: states for name, states in self.probed.items()}
+        return {_STATES: self.states, _LOCAL: np.array(json.dumps(self.local)), **probed}
+
+
 @dataclass(frozen=True)
 class Sensitivity:
     """Measures the tensors of a source over tokens [sequences, context], type by type.
@@ -49,7 +83,8 @@ class Sensitivity:
     `importance` has the importance [matrices, in] of tensors by name; types that need it are left
     out where there is none, and so are those whose blocks do not divide a row: where none does,
     there are `fallbacks`. With a `probe`, the model's predictions are compared, too, with each
-    tensor alone in that type.
+    tensor alone in that type. With `saved`, what was found is kept after each layer, once `check`
+    has found that the source is what it was.
     """
 
     weights: Weights
@@ -60,41 +95,57 @@ class Sensitivity:
     search: Search = GGML
     probe: QuantType | None = None
     fallbacks: Sequence[QuantType] = ()
+    saved: SavedStates | None = None
+    check: Callable[[], None] = lambda: None
 
     def measure(self, on_tensor: OnTensor = lambda done, total: None) -> dict[str, Effects]:
         """Run the source, and each of its layers again for each tensor and type in it.
 
         Embedding and head are layers, too: what they give are states and logits, less their mean.
         States that a probe changed go through the later layers beside the source's, as more
-        sequences, so that weights are read once for all of them.
+        sequences, so that weights are read once for all of them. Raises CheckpointError for weights
+        that cannot be read, OutputError for states that cannot be kept, and what `check` raises.
         """
-        source, (embedding, head) = self._source, self._source.ends
+        source, head = self._source, self._source.ends[1]
         layers = range(source.num_layers)
         total = sum(len(part.matrices) for n in layers for part in source.parts(n)) + 1
-        local: dict[str, dict[str, float]] = {}
-        probed: dict[str, F32] = {}
-        states = source.embed(self._flat)
-        self._measure_embedding(embedding, states, local, probed)
-        for number in layers:
-            self._advance(number, probed)
-            inputs = []
-            for part in source.parts(number):
-                inputs.append(states.copy())
-                part.run(states, self._context, Unwatched())
-            for place, part in enumerate(source.parts(number)):
-                for name in part.matrices:
-                    on_tensor(len(local), total)
-                    local[name] = {}
-                    types = self._types_of(name)
-                    for quant_type in types:
-                        changed = self._changed(number, place, name, quant_type, inputs[place])
-                        local[name][quant_type.name] = local_effect(states, changed)
-                        if quant_type == self._probe_of(types):
-                            probed[name] = changed
-        self._measure_head(head, states, local)
-        probes = self._divergences(states, probed)
+        done, found = self._start()
+        for number in layers[done:]:
+            self._measure_layer(number, found, lambda: on_tensor(len(found.local), total))
+            self.check()
+            if self.saved is not None:
+                self.saved.save(number + 1, found.arrays())
+        self._measure_head(head, found.states, found.local)
+        probes = self._divergences(found.states, found.probed)
         on_tensor(total, total)
-        return {name: Effects(found, probes.get(name, {})) for name, found in local.items()}
+        return {name: Effects(own, probes.get(name, {})) for name, own in found.local.items()}
+
+    def _start(self) -> tuple[int, _Found]:
+        """Give what an interrupted run had found, and after how many layers, or begin."""
+        earlier = None if self.saved is None else self.saved.load(self.machine.activations.empty)
+        if earlier is not None:
+            return earlier[0], _Found.of(earlier[1])
+        found = _Found(self._source.embed(self._flat))
+        self._measure_embedding(self._source.ends[0], found.states, found.local, found.probed)
+        return 0, found
+
+    def _measure_layer(self, number: int, found: _Found, on_tensor: Callable[[], None]) -> None:
+        parts, states = self._source.parts(number), found.states
+        self._advance(number, found.probed)
+        inputs = []
+        for part in parts:
+            inputs.append(self.machine.activations.copy(states))
+            part.run(states, self._context, Unwatched())
+        for place, part in enumerate(parts):
+            for name in part.matrices:
+                on_tensor()
+                found.local[name] = {}
+                types = self._types_of(name)
+                for quant_type in types:
+                    changed = self._changed(number, place, name, quant_type, inputs[place])
+                    found.local[name][quant_type.name] = local_effect(states, changed)
+                    if quant_type == self._probe_of(types):
+                        found.probed[name] = changed
 
     def _measure_embedding(
         self,
@@ -157,8 +208,7 @@ class Sensitivity:
         self, number: int, place: int, name: str, quant_type: QuantType, given: F32
     ) -> F32:
         """Run the parts of a layer from one on, with a tensor of that in another type."""
-        states = self.machine.activations.empty(*given.shape)
-        states[:] = given
+        states = self.machine.activations.copy(given)
         for part in self._with(name, quant_type).parts(number)[place:]:
             part.run(states, self._context, Unwatched())
         return states

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from weightcast.converters.engine.progress import OnProgress, Phase, Progress, ignore_progress
-from weightcast.converters.files import weightcast_version
+from weightcast.converters.files import FileStates, weightcast_version
 from weightcast.converters.graph import TensorGraph, stored_bytes
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.sources import source_files
@@ -78,7 +80,7 @@ def fingerprint(
         "arithmetic": type(arithmetic(settings.device, settings.precision)).__name__,
         "precision": settings.precision,
         "device": settings.device,
-        "tokens": xxhash.xxh3_128_hexdigest(tokens.tobytes()),
+        "tokens": digest(tokens),
         "shape": list(tokens.shape),
         "sources": [
             [
@@ -87,15 +89,37 @@ def fingerprint(
             ]
             for files in map(source_files, graphs)
         ],
+        # What a specification of one's own says is not in those.
+        "specs": [graph.spec.describe() for graph in graphs],
         **others,
     }
 
 
-def saved_beside(output: Path | None, said: dict[str, Any]) -> SavedStates | None:
-    """Choose the folder for the states of a run beside its output; None without an output."""
-    if output is None:
-        return None
-    return SavedStates(output.with_name(f".{output.name}.states"), said)
+def digest(values: NDArray[Any]) -> str:
+    """Give what tells values from others: the XXH3 of their bytes."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).tobytes())
+
+
+@contextmanager
+def saved_beside(
+    output: Path | None, said: dict[str, Any], *, resume: bool = True
+) -> Iterator[SavedStates | None]:
+    """Keep the states of a run beside its output, and other runs away; None without an output.
+
+    When the context ends without an error they are deleted: the output is there. Raises TakenError
+    if another run has the output, OutputError.
+    """
+    if output is None or (output.exists() and not output.is_file()):  # as /dev/null or a pipe
+        yield None
+        return
+    with SavedStates(output, said, resume).locked() as saved:
+        yield saved
+        saved.delete()
+
+
+def unchanged(graphs: Sequence[TensorGraph]) -> Callable[[], None]:
+    """Look at the files of graphs, and give what raises ChangedError if they were changed since."""
+    return FileStates.of({path for graph in graphs for path in source_files(graph)}).check
 
 
 def layer_progress(

@@ -19,7 +19,12 @@ from weightcast.converters.files.bundle_names import (
     written_before,
 )
 from weightcast.converters.files.interrupts import ReleaseStack, defer_signals, ignore_signals
-from weightcast.converters.files.names import journal_path, partial_path, replaced_path
+from weightcast.converters.files.names import (
+    journal_path,
+    partial_path,
+    replaced_path,
+    states_path,
+)
 from weightcast.converters.files.page_cache import forget_read
 from weightcast.converters.files.paths import as_optional_path, as_path
 from weightcast.converters.files.posix import (
@@ -65,6 +70,7 @@ __all__ = [
     "partial_path",
     "replaced_path",
     "sha256",
+    "states_path",
     "sync_directory",
     "weightcast_version",
     "write_all",

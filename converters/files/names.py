@@ -1,4 +1,4 @@
-"""Name the files beside an output that is being written: partial, replaced, journal."""
+"""Name what lies beside an output that is being written: partial, replaced, journal, states."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def replaced_path(path: Path) -> Path:
 def journal_path(path: Path) -> Path:
     """Name the journal of an output."""
     return path.with_name(f".{path.name}.journal")
+
+
+def states_path(path: Path) -> Path:
+    """Name the folder in which a run over a text keeps what it knows after a layer."""
+    return path.with_name(f".{path.name}.states")

@@ -2,9 +2,10 @@
 
 An output NAME grows as .NAME.partial (.PART.partial if it is split), its journal is .NAME.journal,
 and .NAME.replaced is an earlier directory that was put aside for a moment. Files of a bundle, and
-reports, grow as .FILE.partial. That something has such a name is not enough: its journal must be
-one, or it must hold what a conversion writes. Nothing is touched that a run holds locked, no link
-is followed, and a directory that holds anything else stays.
+reports, grow as .FILE.partial. A run over a text keeps states in the folder .NAME.states. That
+something has such a name is not enough: its journal must be one, or it must hold what a run writes.
+Nothing is touched that a run holds locked, no link is followed, and a directory that holds anything
+else stays.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from weightcast.converters.files import (
     open_locked,
     partial_path,
     replaced_path,
+    states_path,
 )
 from weightcast.converters.output.files import foreign_entry, noted_paths
 from weightcast.converters.output.journal import Contents, read_journal
 from weightcast.converters.output.resume import kept_share
+from weightcast.converters.output.states import foreign_state, remove_states
 from weightcast.converters.targets import TARGETS
 from weightcast.errors import OutputError, TakenError
+from weightcast.text import shown
 
-_NAME: Final = re.compile(r"\.(.+)\.(?:partial|journal|replaced)", re.DOTALL)
+_NAME: Final = re.compile(r"\.(.+)\.(?:partial|journal|replaced|states)", re.DOTALL)
+_STATES_SUFFIX: Final = ".states"
 _REPORTS: Final = (".json", ".html", ".md")
 _REPORT_MARKS: Final = (b'"weightcast-report"', b"Quantization errors")
 _BEGINNING_BYTES: Final = 4096
@@ -90,7 +95,11 @@ def _found(path: Path, *, remove: bool) -> list[Leftover]:
     try:
         for output, is_named in _outputs(path):
             with ExitStack() as locks:
-                for leftover in list(_leftovers(output, locks, is_named=is_named)):
+                left = [
+                    *_leftovers(output, locks, is_named=is_named),
+                    *_states(output, locks, is_named=is_named),
+                ]
+                for leftover in left:
                     if leftover.reason is None and remove:
                         _remove(leftover.path)
                     found.append(leftover)
@@ -136,6 +145,29 @@ def _leftovers(output: Path, locks: ExitStack, *, is_named: bool) -> Iterator[Le
     if noted is not None:
         reason = "the journal of what stays" if stay else None
         yield Leftover(journal, output, _size(journal), share, reason)
+
+
+def _states(output: Path, locks: ExitStack, *, is_named: bool) -> Iterator[Leftover]:
+    """List the folder of states of an output, and lock it."""
+    folder = states_path(output)
+    if not os.path.lexists(folder):
+        return
+    reason = None
+    if not S_ISDIR(folder.lstat().st_mode):
+        reason = "a link, or no folder"
+    elif (foreign := foreign_state(folder)) is not None:
+        reason = f"holds {shown(foreign)}, which no run wrote"
+    elif not (is_named or os.listdir(folder)):
+        reason = _UNKNOWN
+    else:
+        try:
+            _lock(folder, locks)
+        except FileNotFoundError:
+            return  # its run has just ended
+        except TakenError:
+            reason = _IN_USE
+    if is_named or reason in (None, _IN_USE):
+        yield Leftover(folder, output, _size(folder), reason=reason)
 
 
 def _lock(path: Path, locks: ExitStack) -> None:
@@ -224,7 +256,10 @@ def _size(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    if S_ISDIR(path.lstat().st_mode):
+    if path.suffix == _STATES_SUFFIX:
+        remove_states(path)
+        path.rmdir()
+    elif S_ISDIR(path.lstat().st_mode):
         shutil.rmtree(path)
     else:
         path.unlink()

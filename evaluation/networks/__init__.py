@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from weightcast.converters.graph import TensorGraph
 from weightcast.errors import LayoutError
-from weightcast.evaluation.networks.dense import RULES, Dense, hyperparameters
+from weightcast.evaluation.networks.checks import check_keys
+from weightcast.evaluation.networks.dense import RULES, Dense, check_dense, hyperparameters
 from weightcast.evaluation.networks.grok1 import Grok1
 from weightcast.evaluation.networks.network import (
     Heads,
@@ -22,6 +25,7 @@ from weightcast.evaluation.networks.network import (
     run_layer,
 )
 from weightcast.evaluation.weights import Weights
+from weightcast.formats.gguf.read import read_file
 
 __all__ = [
     "NETWORKS",
@@ -36,40 +40,62 @@ __all__ = [
     "Unwatched",
     "Watch",
     "network",
+    "prepare",
     "run_layer",
 ]
 
 
-def _grok1(weights: Weights, machine: Machine) -> Network:
-    return Grok1(weights, machine, weights.graph.spec.describe())
+# What makes the network of a graph that was found to be fit for it.
+Make = Callable[[Weights, Machine], Network]
 
 
-def _dense(weights: Weights, machine: Machine) -> Network:
-    graph = weights.graph
-    metadata = graph.metadata
-    assert metadata is not None  # dense models are read from GGUF files
-    try:
-        spec = hyperparameters(metadata, weights.shape("token_embd.weight")[0])
-    except KeyError as missing:
-        raise LayoutError(f"{graph.source}: has no {missing.args[0]}") from None
-    except LayoutError as problem:
-        raise LayoutError(f"{graph.source}: {problem}") from None
-    return Dense(weights, machine, spec, RULES[graph.family.architecture])
+def _grok1(graph: TensorGraph) -> Make:
+    spec = graph.spec.describe()
+    if graph.container == "gguf":
+        rows = graph.family.hyperparameters
+        used = {row.gguf.name.partition(".")[2] for row in rows if row.gguf is not None}
+        # llama.cpp stores the cap of router logits, and does not use it.
+        used |= {"expert_feed_forward_length", "router_logit_softcapping"}
+        as_one = {"attention.value_length": "key_size", "rope.dimension_count": "key_size"}
+        same = {key: int(spec[name]) for key, name in as_one.items()}
+        for path in graph.files[:1]:
+            check_keys(read_file(path).metadata, graph.family.architecture, used, same)
+    return partial(Grok1, spec=spec)
 
 
-NETWORKS: Final[dict[str, Callable[[Weights, Machine], Network]]] = {
+def _dense(graph: TensorGraph) -> Make:
+    assert graph.metadata is not None  # dense models are read from GGUF files
+    architecture = graph.family.architecture
+    spec, rule = hyperparameters(graph.metadata, architecture), RULES[architecture]
+    check_dense(graph, spec, rule)
+    return partial(Dense, spec=spec, rule=rule)
+
+
+NETWORKS: Final[dict[str, Callable[[TensorGraph], Make]]] = {
     "grok": _grok1,
     **dict.fromkeys(RULES, _dense),
 }
 
 
-def network(weights: Weights, machine: Machine) -> Network:
-    """Make the network that a graph is of. Raises LayoutError if there is none for it."""
-    architecture = weights.graph.family.architecture
+def prepare(graph: TensorGraph) -> Make:
+    """Look whether a graph can be run, before its weights are read, and give what makes it run.
+
+    Raises LayoutError for an architecture, metadata or tensors that no network here computes with,
+    MissingTensorError.
+    """
+    architecture = graph.family.architecture
     make = NETWORKS.get(architecture)
     if make is None:
         raise LayoutError(
-            f"{weights.graph.source}: cannot run the architecture {architecture}; possible: "
+            f"{graph.source}: cannot run the architecture {architecture}; possible: "
             f"{', '.join(NETWORKS)}"
         )
-    return make(weights, machine)
+    try:
+        return make(graph)
+    except LayoutError as problem:
+        raise LayoutError(f"{graph.source}: {problem}") from None
+
+
+def network(weights: Weights, machine: Machine) -> Network:
+    """Make the network that a graph is of. Raises what `prepare` raises."""
+    return prepare(weights.graph)(weights, machine)

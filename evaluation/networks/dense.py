@@ -15,8 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from weightcast.errors import LayoutError
+from weightcast.converters.graph import TensorGraph
+from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.evaluation.arithmetic import F32, Array, Attention
+from weightcast.evaluation.networks.checks import Shape, check_keys, check_tensors
 from weightcast.evaluation.networks.network import (
     FeedForward,
     Heads,
@@ -31,7 +33,7 @@ from weightcast.evaluation.networks.network import (
 )
 from weightcast.evaluation.weights import Weights
 from weightcast.evaluation.workers import blocks
-from weightcast.text import shown
+from weightcast.text import count, option, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +41,49 @@ class Rule:
     """How an architecture differs from others.
 
     Rotary components turn in neighbouring pairs if `is_paired`, else with the one half a head away.
-    Of `window_period` layers all but the last see only a window, with a rotary base of their own.
+    Heads of queries and keys are normalized if `has_head_norms`, and what attention and
+    feed-forward give if `has_post_norms`. With a `window_period`, of so many layers all but the
+    last see only a window, with a rotary base of their own, unless a file says otherwise.
     """
 
     is_paired: bool
     activation: str
+    has_head_norms: bool = False
+    has_post_norms: bool = False
+    has_output_bias: bool = False
+    has_rope_factors: bool = False
     scales_embedding: bool = False
     window_period: int | None = None
-    window_rope_base: float = 10000.0
 
 
 RULES: Final[Mapping[str, Rule]] = {
-    "llama": Rule(is_paired=True, activation="silu"),
+    "llama": Rule(is_paired=True, activation="silu", has_output_bias=True, has_rope_factors=True),
     "qwen2": Rule(is_paired=False, activation="silu"),
-    "qwen3": Rule(is_paired=False, activation="silu"),
-    "gemma3": Rule(is_paired=False, activation="gelu", scales_embedding=True, window_period=6),
+    "qwen3": Rule(is_paired=False, activation="silu", has_head_norms=True),
+    "gemma3": Rule(
+        is_paired=False,
+        activation="gelu",
+        has_head_norms=True,
+        has_post_norms=True,
+        scales_embedding=True,
+        window_period=6,
+    ),
 }
 # Of this many layers is Gemma 3 27B, whose scores are scaled by the width of its embedding.
 _GEMMA3_27B_LAYERS: Final = 62
+_WINDOW_ROPE_BASE: Final = 10000.0
+_LARGEST: Final = 1 << 31
+_USED_KEYS: Final = frozenset(
+    (
+        *("block_count", "embedding_length"),
+        *("attention.head_count", "attention.head_count_kv"),
+        *("attention.key_length", "attention.value_length"),
+        *("attention.layer_norm_rms_epsilon", "attention.sliding_window"),
+        *("rope.dimension_count", "rope.freq_base", "rope.scale_linear"),
+        *("rope.scaling.type", "rope.scaling.factor"),
+    )
+)
+_WINDOW_KEYS: Final = frozenset(("attention.sliding_window_pattern", "rope.freq_base_swa"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +96,22 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
+class Windows:
+    """What the layers with a window have for their own: who they are, and their positions."""
+
+    layers: frozenset[int]
+    rotation: Rotation
+
+
+@dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """A dense network's hyperparameters, as its metadata tell them."""
+    """A dense network's hyperparameters, as its metadata tell them.
+
+    Without `windows` no layer has one. The model was trained with a window of `trained_window`
+    positions that llama.cpp does not apply, if that is given.
+    """
 
     num_layers: int
-    vocab_size: int
     emb_size: int
     num_q_heads: int
     num_kv_heads: int
@@ -82,44 +120,166 @@ class Hyperparameters:
     eps: float
     rotation: Rotation
     attention: Attention
+    windows: Windows | None = None
+    trained_window: int | None = None
 
 
-def hyperparameters(metadata: Mapping[str, Any], vocab_size: int) -> Hyperparameters:
-    """Read them out of a GGUF file's metadata. Raises LayoutError for what is not supported."""
-    architecture = metadata["general.architecture"]
+@dataclass(frozen=True, slots=True)
+class _Metadata:
+    """Numbers of an architecture in metadata. Raises LayoutError for what is none."""
 
-    def get(key: str, default: Any = None) -> Any:
-        value = metadata.get(f"{architecture}.{key}", default)
-        if not isinstance(value, int | float):
-            raise LayoutError(f"{architecture}.{key} is {shown(value)}, not a number")
+    values: Mapping[str, Any]
+    architecture: str
+
+    def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+        """Give a whole number."""
+        value = self._get(name, default)
+        if not isinstance(value, int) or not least <= value < _LARGEST:
+            raise self._wrong(name, value, f"a whole number from {least:,} on")
         return value
 
-    emb_size, heads = int(get("embedding_length")), int(get("attention.head_count"))
-    layers = int(get("block_count"))
-    if heads < 1 or get("expert_count", 0):
+    def number(self, name: str, default: float | None = None) -> float:
+        """Give a number from 0 on."""
+        value = self._get(name, default)
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise self._wrong(name, value, "a number from 0 on")
+        return float(value)
+
+    def any(self, name: str) -> Any:
+        """Give a value of any kind; None if it is absent."""
+        return self.values.get(f"{self.architecture}.{name}")
+
+    def _get(self, name: str, default: float | None) -> Any:
+        value = self.any(name)
+        if value is None and default is None:
+            raise LayoutError(f"has no {self.architecture}.{name}")
+        return default if value is None else value
+
+    def _wrong(self, name: str, value: object, wanted: str) -> LayoutError:
+        return LayoutError(f"{self.architecture}.{name} is {shown(value)}, not {wanted}")
+
+
+def hyperparameters(values: Mapping[str, Any], architecture: str) -> Hyperparameters:
+    """Read them out of a GGUF file's metadata. Raises LayoutError for what cannot be run.
+
+    Source of keys and defaults: load_hparams in src/llama-model.cpp.
+    """
+    rule, metadata = RULES[architecture], _Metadata(values, architecture)
+    if metadata.whole("expert_count", 0, least=0):
         raise LayoutError(f"{architecture} with experts cannot be run")
-    key_size = int(get("attention.key_length", emb_size // heads))
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise LayoutError(f"rotary positions scaled by {shown(scaling)} cannot be run")
-    factor = float(get("rope.scaling.factor", 1.0)) if scaling == "linear" else 1.0
-    width = int(get("rope.dimension_count", key_size))
-    window = metadata.get(f"{architecture}.attention.sliding_window")
+    check_keys(values, architecture, _USED_KEYS | (_WINDOW_KEYS if rule.window_period else set()))
+    emb_size, heads = metadata.whole("embedding_length"), metadata.whole("attention.head_count")
+    layers, kv_heads = (
+        metadata.whole("block_count"),
+        metadata.whole("attention.head_count_kv", heads),
+    )
+    if heads % kv_heads:
+        raise LayoutError(f"{heads} heads cannot share {kv_heads} of keys and values")
+    key_size = metadata.whole("attention.key_length", emb_size // heads)
+    rotation = _rotation(metadata, key_size)
+    window = metadata.whole("attention.sliding_window", 0, least=0) or None
+    windows = None
+    if window and rule.window_period:
+        base = metadata.number("rope.freq_base_swa", _WINDOW_ROPE_BASE)
+        own = Rotation(rotation.width, base)
+        windows = Windows(_windowed(metadata, layers, rule.window_period), own)
     scaled_by = key_size
     if architecture == "gemma3" and layers == _GEMMA3_27B_LAYERS:
         scaled_by = emb_size // heads
     return Hyperparameters(
         layers,
-        vocab_size,
         emb_size,
         heads,
-        int(get("attention.head_count_kv", heads)),
+        kv_heads,
         key_size,
-        int(get("attention.value_length", key_size)),
-        float(get("attention.layer_norm_rms_epsilon")),
-        Rotation(width, float(get("rope.freq_base", 10000.0)), 1 / (factor or 1.0)),
-        Attention(1 / math.sqrt(scaled_by), window=int(window) if window else None),
+        metadata.whole("attention.value_length", emb_size // heads),
+        metadata.number("attention.layer_norm_rms_epsilon"),
+        rotation,
+        Attention(1 / math.sqrt(scaled_by), window=window if windows else None),
+        windows,
+        None if windows else window,
     )
+
+
+def _rotation(metadata: _Metadata, key_size: int) -> Rotation:
+    # A factor without a type is one of linear scaling.
+    scaling = metadata.any("rope.scaling.type") or "linear"
+    if scaling not in ("none", "linear"):
+        raise LayoutError(f"rotary positions scaled by {shown(scaling)} cannot be run")
+    older = metadata.number("rope.scale_linear", 0)
+    factor = metadata.number("rope.scaling.factor", older) if scaling == "linear" else 0.0
+    width, base = (
+        metadata.whole("rope.dimension_count", key_size),
+        metadata.number("rope.freq_base", 10000.0),
+    )
+    if width % 2 or width > key_size or not base:
+        raise LayoutError(f"{width} rotary components of base {base:g} in heads of {key_size}")
+    return Rotation(width, base, 1 / factor if factor else 1.0)
+
+
+def _windowed(metadata: _Metadata, layers: int, period: int) -> frozenset[int]:
+    """Tell which layers see a window: by a pattern for each, or all but one of a period."""
+    pattern = metadata.any("attention.sliding_window_pattern")
+    if pattern is not None and not isinstance(pattern, int):
+        flags = [bool(flag) for flag in pattern]
+        if len(flags) != layers:
+            raise LayoutError(f"{len(flags)} flags of sliding windows for {layers} layers")
+        return frozenset(n for n, flag in enumerate(flags) if flag)
+    period = metadata.whole("attention.sliding_window_pattern", period, least=0)
+    return frozenset(n for n in range(layers) if not period or n % period < period - 1)
+
+
+def check_dense(graph: TensorGraph, spec: Hyperparameters, rule: Rule) -> None:
+    """Refuse a model with other tensors than llama.cpp computes with.
+
+    Raises LayoutError, MissingTensorError.
+    """
+    if spec.num_layers > len(graph.tensors):
+        raise MissingTensorError(
+            f"{graph.source}: {count(len(graph.tensors), 'tensor')} for {spec.num_layers:,} layers"
+        )
+    emb = spec.emb_size
+    q, k = spec.num_q_heads * spec.key_size, spec.num_kv_heads * spec.key_size
+    v, mixed = spec.num_kv_heads * spec.value_size, spec.num_q_heads * spec.value_size
+    in_layer: dict[str, Shape] = {
+        "attn_norm.weight": (emb,),
+        "attn_q.weight": (q, emb),
+        "attn_k.weight": (k, emb),
+        "attn_v.weight": (v, emb),
+        "attn_output.weight": (emb, mixed),
+        "ffn_norm.weight": (emb,),
+    }
+    if rule.has_head_norms:
+        norm = (spec.key_size,)
+        in_layer |= {"attn_q_norm.weight": norm, "attn_k_norm.weight": norm}
+    if rule.has_post_norms:
+        in_layer |= {"post_attention_norm.weight": (emb,), "post_ffw_norm.weight": (emb,)}
+    maybe: dict[str, Shape] = {"attn_q.bias": (q,), "attn_k.bias": (k,), "attn_v.bias": (v,)}
+    if rule.has_output_bias:
+        maybe["attn_output.bias"] = (emb,)
+    required, optional = _by_layer(spec.num_layers, in_layer), _by_layer(spec.num_layers, maybe)
+    for n in range(spec.num_layers):
+        gate = f"blk.{n}.ffn_gate.weight"
+        hidden = _rows(graph, gate)
+        up = {gate: (hidden, emb), f"blk.{n}.ffn_up.weight": (hidden, emb)}
+        required |= {**up, f"blk.{n}.ffn_down.weight": (emb, hidden)}
+    vocab_size = _rows(graph, "token_embd.weight")
+    required |= {"token_embd.weight": (vocab_size, emb), "output_norm.weight": (emb,)}
+    optional["output.weight"] = (vocab_size, emb)
+    if rule.has_rope_factors:
+        optional["rope_freqs.weight"] = (spec.rotation.width // 2,)
+    factors = graph.factors
+    check_tensors(graph, required.items(), optional, factors.names | factors.input_scales)
+
+
+def _rows(graph: TensorGraph, name: str) -> int:
+    """Give the rows of a matrix, which nothing else tells; -1 if it is none."""
+    shape = graph.tensors[name].shape if name in graph.tensors else ()
+    return shape[-2] if len(shape) >= 2 else -1
+
+
+def _by_layer(layers: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {f"blk.{n}.{name}": shape for n in range(layers) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -137,7 +297,7 @@ class Dense:
 
     @property
     def vocab_size(self) -> int:
-        return self.spec.vocab_size
+        return self.weights.shape("token_embd.weight")[-2]
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -180,28 +340,32 @@ class Dense:
             return None
         return self.machine.arithmetic.array(self.weights.whole(name).reshape(-1))
 
-    def _how(self, number: int) -> tuple[Attention, Rotation]:
-        spec, period = self.spec, self.rule.window_period
-        if period is None:
+    def _how(self, number: int, context: int) -> tuple[Attention, Rotation]:
+        spec = self.spec
+        if spec.windows is None:
+            if spec.trained_window is not None and spec.trained_window < context:
+                raise LayoutError(
+                    f"{self.weights.graph.source}: was trained with a window of "
+                    f"{spec.trained_window:,} tokens, which llama.cpp does not apply; give chunks "
+                    f"no longer than that ({option('context', spec.trained_window)})"
+                )
             return spec.attention, spec.rotation
-        if (number + 1) % period:
-            return spec.attention, Rotation(spec.rotation.width, self.rule.window_rope_base)
+        if number in spec.windows.layers:
+            return spec.attention, spec.windows.rotation
         return replace(spec.attention, window=None), spec.rotation
 
     def _angles(self, context: int, rotation: Rotation) -> tuple[Array, Array]:
-        cos, sin = angles(context, rotation.width, rotation.base, rotation.scale)
+        factors = None
         if "rope_freqs.weight" in self.weights:
             # Llama 3.1 divides frequencies by factors that its files have as a tensor.
             factors = self.weights.whole("rope_freqs.weight").reshape(-1).astype(np.float64)
-            half = rotation.width // 2
-            frequencies = rotation.base ** (-np.arange(half) / half) / factors
-            turned = np.arange(context)[:, None] * frequencies
-            cos, sin = np.cos(turned).astype(np.float32), np.sin(turned).astype(np.float32)
-        return self.machine.arithmetic.array(cos), self.machine.arithmetic.array(sin)
+        found = angles(context, rotation.width, rotation.base, rotation.scale, factors)
+        cos, sin = map(self.machine.arithmetic.array, found)
+        return cos, sin
 
     def _attention(self, number: int, prefix: str, states: F32, context: int, watch: Watch) -> None:
         ops, spec = self.machine.arithmetic, self.spec
-        how, rotation = self._how(number)
+        how, rotation = self._how(number, context)
         cos, sin = self._angles(context, rotation)
         names = [f"{prefix}attn_{role}" for role in ("q", "k", "v", "output")]
         wq, wk, wv, wo = (ops.weights(self.weights.whole(f"{name}.weight")) for name in names)

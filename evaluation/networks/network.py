@@ -242,13 +242,17 @@ def sequences(states: F32, context: int) -> list[slice]:
     return [slice(start, start + context) for start in range(0, len(states), context)]
 
 
-def angles(context: int, width: int, base: float, scale: float = 1.0) -> tuple[F32, F32]:
+def angles(
+    context: int, width: int, base: float, scale: float = 1.0, factors: F64 | None = None
+) -> tuple[F32, F32]:
     """Give cosines and sines [context, width / 2] of rotary positions, of heads `width` wide.
 
     Component i turns by position * scale * base ** (-2 i / width), as in RoFormer
-    (https://arxiv.org/abs/2104.09864).
+    (https://arxiv.org/abs/2104.09864), divided by its own of the `factors` [width / 2], if given.
     """
     half = width // 2
     frequencies = base ** (-np.arange(half, dtype=np.float64) / half)
+    if factors is not None:
+        frequencies = frequencies / factors
     turned = np.arange(context)[:, None] * frequencies * scale
     return np.cos(turned).astype(np.float32), np.sin(turned).astype(np.float32)

@@ -58,7 +58,7 @@ def open_tokenizer(source: str | Path, tokenizer: str | Path | None = None) -> T
 
 
 def _remedy() -> str:
-    return f"give its tokens ({option('tokens', 'FILE')}, a .npy of llama.cpp's)"
+    return "give llama.cpp's token ids in a .npy in place of the text"
 
 
 def _file_of(source: Path) -> Path:
@@ -69,7 +69,7 @@ def _file_of(source: Path) -> Path:
     if path is None:
         raise MissingTensorError(
             f"{source}: no {TOKENIZER_NAME} or {_JSON_NAME} in or beside it; give one "
-            f"({option('tokenizer', 'FILE')}), or the text's tokens ({option('tokens', 'FILE')})"
+            f"({option('tokenizer', 'FILE')}), or token ids in a .npy in place of the text"
         )
     return path
 

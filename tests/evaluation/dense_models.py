@@ -21,8 +21,18 @@ def head_size(architecture: str) -> int:
     return WIDTH // HEADS if architecture == "qwen2" else 24
 
 
-def write_dense(path: Path, architecture: str, layers: int = 2, **more: bytes) -> Path:
-    """Write a model in F32; `more` are metadata, with __ for a point, over those it has anyway."""
+def write_dense(
+    path: Path,
+    architecture: str,
+    layers: int = 2,
+    *,
+    tensors: Mapping[str, gguf_files.Part | None] | None = None,
+    **more: bytes,
+) -> Path:
+    """Write a model in F32; `more` are metadata, with __ for a point, over those it has anyway.
+
+    So are `tensors`; None leaves one out.
+    """
     head = head_size(architecture)
     sizes = {
         "block_count": u32(layers),
@@ -44,8 +54,9 @@ def write_dense(path: Path, architecture: str, layers: int = 2, **more: bytes) -
         **{f"{architecture}.{key}": value for key, value in sizes.items()},
         "tokenizer.ggml.model": string("no_vocab"),
     }
-    tensors = dense_tensors(architecture, layers)
-    return gguf_files.write(path, metadata, {n: floats(x) for n, x in tensors.items()})
+    own = {name: floats(values) for name, values in dense_tensors(architecture, layers).items()}
+    parts = {name: part for name, part in {**own, **(tensors or {})}.items() if part is not None}
+    return gguf_files.write(path, metadata, parts)
 
 
 def dense_tensors(architecture: str, layers: int) -> Mapping[str, Values]:

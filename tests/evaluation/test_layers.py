@@ -12,7 +12,7 @@ from tests.evaluation.dense_models import VOCABULARY, write_dense
 from tests.evaluation.running import EXAMPLE, draw_tokens, machine, network_of
 from weightcast.converters.graph import TensorGraph
 from weightcast.converters.sources import open_graph
-from weightcast.errors import LayoutError, TakenError
+from weightcast.errors import LayoutError
 from weightcast.evaluation.arithmetic import Arithmetic, NumpyArithmetic, arithmetic
 from weightcast.evaluation.importance import Importance
 from weightcast.evaluation.layers import Comparison, Run, compare_states
@@ -113,51 +113,32 @@ def test_a_run_goes_on_where_it_was_killed(graphs: list[TensorGraph], tmp_path: 
 
     def run(stop: int | None = None) -> dict[str, object]:
         importance, comparison = Importance(), Comparison()
-        saved = SavedStates(tmp_path / "states", {"of": ["this", 1]})
+        saved = SavedStates(tmp_path / "out", {"of": ["this", 1]})
 
         def on_layer(done: int, total: int) -> None:
             started.append(done)
             if done == stop:
                 raise Killed
 
-        with machine() as run_by:
+        with saved.locked(), machine() as run_by:
             networks = [network_of(graph, run_by) for graph in graphs]
             states = Run(networks, tokens, importance, comparison, (importance,), saved).states(
                 on_layer
             )
-        saved.delete()
+            saved.delete()
         errors = comparison.arrays()["errors"]
         return {**importance.arrays(), "states": np.stack(states), "errors": errors}
 
+    folder = tmp_path / ".out.states"
     expected = run()
-    assert not (tmp_path / "states").exists()
+    assert not folder.exists()
     for stop in range(1, layers + 1):
         with pytest.raises(Killed):
             run(stop)
-        assert [path.name for path in (tmp_path / "states").iterdir()] == [f"layer-{stop}.npz"]
+        assert [path.name for path in folder.iterdir()] == [f"layer-{stop}.npz"]
         started.clear()
         assert_same(run(), expected)
         assert started[0] == stop
-
-
-def test_states_of_another_run_are_refused(tmp_path: Path) -> None:
-    saved = SavedStates(tmp_path / "states", {"tokens": "a"})
-    saved.save(1, {"states-0": np.zeros(3, np.float32)})
-    other = SavedStates(tmp_path / "states", {"tokens": "b"})
-    with pytest.raises(TakenError, match="states: is what an unfinished run with other inputs"):
-        other.load()
-
-
-def test_damaged_states_are_passed_over(tmp_path: Path) -> None:
-    saved = SavedStates(tmp_path / "states", {"tokens": "a"})
-    saved.save(1, {"states-0": np.arange(3)})
-    kept = (tmp_path / "states" / "layer-1.npz").read_bytes()
-    (tmp_path / "states" / "layer-2.npz").write_bytes(kept[:-20])
-    found = saved.load()
-    assert found is not None
-    assert found[0] == 1
-    (tmp_path / "states" / "layer-1.npz").write_bytes(b"")
-    assert saved.load() is None
 
 
 def test_other_models_and_tokens_are_refused(graphs: list[TensorGraph], tmp_path: Path) -> None:

@@ -203,9 +203,15 @@ def test_pieces_that_make_no_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"pre": "gemma4"}, "words cut as in 'gemma4', which is not known; give its tokens"),
-        ({"model": "t5"}, "tokenizer 't5' that weightcast could use; give its tokens"),
-        ({"model": "no_vocab"}, "no tokenizer that weightcast could use; give its tokens"),
+        (
+            {"pre": "gemma4"},
+            "words cut as in 'gemma4', which is not known; give llama.cpp's token ids",
+        ),
+        ({"model": "t5"}, "tokenizer 't5' that weightcast could use; give llama.cpp's token ids"),
+        (
+            {"model": "no_vocab"},
+            "no tokenizer that weightcast could use; give llama.cpp's token ids",
+        ),
         ({"flags": {"add_bos_token": True}}, "BOS is added to a text, but bos_token_id is None"),
         (
             {"flags": {"add_eos_token": True}, "ids": {"eos_token_id": 10**6}},
