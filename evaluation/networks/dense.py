@@ -340,19 +340,22 @@ class Dense:
             return None
         return self.machine.arithmetic.array(self.weights.whole(name).reshape(-1))
 
-    def _how(self, number: int, context: int) -> tuple[Attention, Rotation]:
+    def _how(self, number: int) -> tuple[Attention, Rotation]:
         spec = self.spec
         if spec.windows is None:
-            if spec.trained_window is not None and spec.trained_window < context:
-                raise LayoutError(
-                    f"{self.weights.graph.source}: was trained with a window of "
-                    f"{spec.trained_window:,} tokens, which llama.cpp does not apply; give chunks "
-                    f"no longer than that ({option('context', spec.trained_window)})"
-                )
             return spec.attention, spec.rotation
         if number in spec.windows.layers:
             return spec.attention, spec.windows.rotation
         return replace(spec.attention, window=None), spec.rotation
+
+    def _check_context(self, context: int) -> None:
+        trained = self.spec.trained_window
+        if self.spec.windows is None and trained is not None and trained < context:
+            raise LayoutError(
+                f"{self.weights.graph.source}: was trained with a window of {trained:,} tokens, "
+                "which llama.cpp does not apply; give chunks no longer than that "
+                f"({option('context', trained)})"
+            )
 
     def _angles(self, context: int, rotation: Rotation) -> tuple[Array, Array]:
         factors = None
@@ -364,8 +367,9 @@ class Dense:
         return cos, sin
 
     def _attention(self, number: int, prefix: str, states: F32, context: int, watch: Watch) -> None:
+        self._check_context(context)
         ops, spec = self.machine.arithmetic, self.spec
-        how, rotation = self._how(number, context)
+        how, rotation = self._how(number)
         cos, sin = self._angles(context, rotation)
         names = [f"{prefix}attn_{role}" for role in ("q", "k", "v", "output")]
         wq, wk, wv, wo = (ops.weights(self.weights.whole(f"{name}.weight")) for name in names)
