@@ -30,8 +30,8 @@ from weightcast.evaluation.api import imatrix as make
     cls=Command,
     examples=(
         "weightcast imatrix grok-1 calibration.txt -o imatrix.gguf",
-        "weightcast imatrix model-F16.gguf calibration.txt -o imatrix.gguf --chunks 100",
-        "weightcast imatrix --merge a.gguf --merge b.gguf -o imatrix.gguf",
+        "weightcast imatrix model-BF16.gguf test.txt -o more.gguf --chunks 100",
+        "weightcast imatrix --merge imatrix.gguf --merge more.gguf -o all.gguf",
         "weightcast imatrix --merge imatrix.gguf --show-statistics",
     ),
 )
