@@ -21,7 +21,13 @@ from weightcast.converters.recipes.sensitivity import (
     sensitivity_text,
 )
 from weightcast.converters.sources import open_graph, source_files
-from weightcast.errors import CheckpointError, FormatError, MissingTensorError, RequestError
+from weightcast.errors import (
+    CheckpointError,
+    FormatError,
+    LayoutError,
+    MissingTensorError,
+    RequestError,
+)
 from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import Perplexity
 from weightcast.evaluation.evaluate import (
@@ -89,7 +95,10 @@ def open_model(source: Path, spec: Path | None = None) -> TensorGraph:
 
 
 def load_text(graph: TensorGraph, options: TextOptions) -> Text:
-    """Tokenize a text as llama.cpp does for a model, and cut it. Raises CheckpointError."""
+    """Tokenize a text as llama.cpp does for a model, and cut it.
+
+    Raises CheckpointError for what is no text, has ids that the model has not, or too few of them.
+    """
     if options.path.suffix == TOKENS_SUFFIX:
         ids, tokenizer = read_tokens(options.path), _tokenizer(graph, options)
     else:
@@ -97,7 +106,10 @@ def load_text(graph: TensorGraph, options: TextOptions) -> Text:
         ids = tokenizer.encode(read_text(options.path))
     rows = graph["token_embd.weight"].shape[0]
     bos = None if tokenizer is None else tokenizer.bos
-    chunks = cut(ids, options.context, options.chunks, bos=bos, n_vocab=rows)
+    try:
+        chunks = cut(ids, options.context, options.chunks, bos=bos, n_vocab=rows)
+    except LayoutError as problem:
+        raise LayoutError(f"{options.path}: {problem}") from None
     return _text(str(options.path), chunks, tokenizer)
 
 

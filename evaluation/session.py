@@ -19,6 +19,7 @@ from weightcast.converters.files import FileStates, weightcast_version
 from weightcast.converters.graph import TensorGraph, stored_bytes
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.sources import source_files
+from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError
 from weightcast.evaluation.arithmetic import FLOAT32, arithmetic
 from weightcast.evaluation.memory import Activations
 from weightcast.evaluation.networks import Ids, Machine, Network, network
@@ -48,7 +49,12 @@ class Settings:
 
 @contextmanager
 def machine(settings: Settings) -> Iterator[Machine]:
-    """Start workers. Raises RequestError, MissingPackageError and DeviceError for the settings."""
+    """Start workers.
+
+    Raises RequestError, MissingPackageError, DeviceError and OutputError for the settings.
+    """
+    if settings.folder is not None and not settings.folder.is_dir():
+        raise OutputError(f"{settings.folder}: no such directory; create it first")
     ops = arithmetic(settings.device, settings.precision)
     jobs = choose_workers(settings.jobs).count
     if settings.jobs is None:
@@ -106,14 +112,18 @@ def saved_beside(
 ) -> Iterator[SavedStates | None]:
     """Keep the states of a run beside its output, and other runs away; None without an output.
 
-    When the context ends without an error they are deleted: the output is there. Raises TakenError
-    if another run has the output, OutputError.
+    They are deleted when the output is there, and when nothing can be made of a source that is
+    wrong. Raises TakenError if another run has the output, OutputError.
     """
     if output is None or (output.exists() and not output.is_file()):  # as /dev/null or a pipe
         yield None
         return
     with SavedStates(output, said, resume).locked() as saved:
-        yield saved
+        try:
+            yield saved
+        except (ChangedError, FormatError, LayoutError):
+            saved.delete()
+            raise
         saved.delete()
 
 

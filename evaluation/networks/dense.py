@@ -290,8 +290,16 @@ class Dense:
     rule: Rule
 
     @property
+    def source(self) -> str:
+        return self.weights.graph.source
+
+    @property
     def num_layers(self) -> int:
         return self.spec.num_layers
+
+    @property
+    def emb_size(self) -> int:
+        return self.spec.emb_size
 
     @property
     def vocab_size(self) -> int:
@@ -303,7 +311,7 @@ class Dense:
         return "token_embd.weight", "output.weight" if own_head else "token_embd.weight"
 
     def embed(self, tokens: Ids) -> F32:
-        states = self.machine.activations.empty(len(tokens), self.spec.emb_size)
+        states = self.machine.activations.empty(len(tokens), self.emb_size)
         states[:] = self.weights.rows_of("token_embd.weight", tokens)
         if self.rule.scales_embedding:
             states *= np.float32(math.sqrt(self.spec.emb_size))
@@ -335,7 +343,7 @@ class Dense:
         if spec.windows is None:
             if spec.trained_window is not None and spec.trained_window < context:
                 raise LayoutError(
-                    f"{self.weights.graph.source}: was trained with a window of "
+                    f"{self.source}: was trained with a window of "
                     f"{spec.trained_window:,} tokens, which llama.cpp does not apply; give chunks "
                     f"no longer than that ({option('context', spec.trained_window)})"
                 )
