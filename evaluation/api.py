@@ -209,6 +209,7 @@ def evaluate(
     graphs = [open_model(path, spec) for path in (source, *artifacts)]
     read = [file for graph in graphs for file in source_files(graph)]
     if base is not None:
+        _refuse_with_base(isolated=isolated, save_base=save_base)
         stored = read_kl_base(base)
         _check_output(report, [*read, base])
         tokenizer = _tokenizer(graphs[0], TextOptions(base))
@@ -238,6 +239,16 @@ def evaluate(
         if report is not None:
             write_evaluation(report, found)
     return found
+
+
+def _refuse_with_base(**useless: object) -> None:
+    """Refuse what has no effect beside a base file. Raises RequestError."""
+    for name, value in useless.items():
+        if value:
+            raise RequestError(
+                f"{option(name)}: of no use with {option('base')}, which has the predictions of a "
+                "source, and not its states"
+            )
 
 
 def sensitivity(

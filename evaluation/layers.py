@@ -119,8 +119,8 @@ class Run:
                 )
         if self.tokens.size and not 0 <= self.tokens.min() <= self.tokens.max() < first.vocab_size:
             raise LayoutError(
-                f"token {self.tokens.max()} is not in the vocabulary of {first.vocab_size}: the "
-                "text was tokenized for another model"
+                f"{first.source}: token {self.tokens.max()} is not in the vocabulary of "
+                f"{first.vocab_size}: the text was tokenized for another model"
             )
 
     def _start(self) -> tuple[int, list[F32]]:
