@@ -44,6 +44,7 @@ from weightcast.evaluation.report import check_writable, write_evaluation
 from weightcast.evaluation.sensitivity import OnTensor, Sensitivity
 from weightcast.evaluation.session import (
     Settings,
+    check_settings,
     digest,
     fingerprint,
     machine,
@@ -147,6 +148,7 @@ def imatrix(
 
     Raises CheckpointError for what cannot be read or run, TakenError if another run has the output.
     """
+    check_settings(settings)
     graph = open_model(source, spec)
     _check_output(output, [*merge, text.path, *source_files(graph)])
     earlier = [read_sums(path) for path in merge]
@@ -204,6 +206,7 @@ def evaluate(
 
     Raises CheckpointError for what cannot be read or run, TakenError if another run has the output.
     """
+    check_settings(settings)
     if report is not None:
         check_writable(report)
     graphs = [open_model(path, spec) for path in (source, *artifacts)]
@@ -274,6 +277,7 @@ def sensitivity(
     TakenError if another run has the output.
     """
     chosen, probed = list(map(_type_named, types)), None if probe is None else _type_named(probe)
+    check_settings(settings)
     graph = open_model(source, spec)
     read = [text.path, *source_files(graph)]
     _check_output(output, read if imatrix is None else [*read, imatrix])

@@ -20,7 +20,7 @@ from weightcast.converters.graph import TensorGraph, stored_bytes
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.sources import source_files
 from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError
-from weightcast.evaluation.arithmetic import FLOAT32, arithmetic
+from weightcast.evaluation.arithmetic import FLOAT32, Arithmetic, arithmetic
 from weightcast.evaluation.memory import Activations
 from weightcast.evaluation.networks import Ids, Machine, Network, network
 from weightcast.evaluation.saved import SavedStates
@@ -47,15 +47,20 @@ class Settings:
     folder: Path | None = None
 
 
-@contextmanager
-def machine(settings: Settings) -> Iterator[Machine]:
-    """Start workers.
+def check_settings(settings: Settings) -> Arithmetic:
+    """Look whether models can be run so, and give the operations that run them.
 
-    Raises RequestError, MissingPackageError, DeviceError and OutputError for the settings.
+    Raises RequestError, MissingPackageError, DeviceError and OutputError.
     """
     if settings.folder is not None and not settings.folder.is_dir():
         raise OutputError(f"{settings.folder}: no such directory; create it first")
-    ops = arithmetic(settings.device, settings.precision)
+    return arithmetic(settings.device, settings.precision)
+
+
+@contextmanager
+def machine(settings: Settings) -> Iterator[Machine]:
+    """Start workers. Raises what `check_settings` raises."""
+    ops = check_settings(settings)
     jobs = choose_workers(settings.jobs).count
     if settings.jobs is None:
         jobs -= 1  # nobody waits to write, so one worker for each core is enough
@@ -83,7 +88,7 @@ def fingerprint(
     """Give what the states of a run depend on, as JSON values."""
     return {
         "version": weightcast_version(),
-        "arithmetic": type(arithmetic(settings.device, settings.precision)).__name__,
+        "arithmetic": type(check_settings(settings)).__name__,
         "precision": settings.precision,
         "device": settings.device,
         "tokens": digest(tokens),
