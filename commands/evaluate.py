@@ -27,7 +27,7 @@ from weightcast.evaluation.report import json_values, report_of
 @click.command(
     cls=Command,
     examples=(
-        "weightcast evaluate grok-1 grok-1-Q4_K_M.gguf grok-1-IQ2_S.gguf --text test.txt",
+        "weightcast evaluate grok-1 grok-1-Q4_K_M.gguf grok-1-Q2_K.gguf --text test.txt",
         "weightcast evaluate grok-1 --text test.txt --save-base grok-1.kld",
         "weightcast evaluate grok-1-Q4_K_M.gguf --base grok-1.kld",
     ),
