@@ -14,6 +14,10 @@ What was measured is kept in the folder, and a run goes on from there. `--refres
 what is selected, and runs a model again if blocks differ. `--output` writes all that the folder has
 of the selected models. A search can also be a function of a module, MODULE:NAME, which makes uint8
 blocks of (x [out, in], type name, importance [in] or None).
+
+How codes are rounded is one draw of many, and a mean over tokens does not tell how far others are
+from it. `--order N` puts a model's channels in another order, which changes no result of the model
+as it is but draws anew; benchmarks/channel_orders.py averages over several.
 """
 
 from __future__ import annotations
@@ -97,20 +101,24 @@ class Measured:
         return cls(**json.loads(str(arrays.pop("numbers"))), samples=arrays)
 
 
-def subject(name: str, folder: Path, grok: Path) -> Subject:
-    """Give a model, made ready in its folder."""
-    own = folder / name
+def called(name: str, order: int | None) -> str:
+    """Name a model by the order of its channels, if that is not the usual one."""
+    return name if order is None else f"{name}-order-{order}"
+
+
+def subject(name: str, folder: Path, grok: Path, order: int | None = None) -> Subject:
+    """Give a model, made ready in its folder, with its channels in some order."""
+    own = folder / (name if name == "encoder" else called(name, order))
     own.mkdir(parents=True, exist_ok=True)
     if name == "groklike":
         return models.Columns()
     if name == "encoder":
-        return models.Encoder(own)
+        return models.Encoder(own, order)  # whose files are the same in any order
     if name == "grok":
-        model = models.grok(own, grok)
-    elif name == "smollm2":
-        model = models.language_model(own, "SmolLM2-135M-Instruct-Q4_1", models.SMOLLM2, windows=4)
+        model = models.grok(own, grok, order)
     else:
-        model = models.language_model(own, "gemma-3-270m-Q4_K_M", models.GEMMA, windows=2)
+        package, note, windows = models.PACKED[name]
+        model = models.language_model(own, package, note, windows, order)
     model.prepare()
     return model
 
@@ -275,6 +283,7 @@ def _split(_context: click.Context, option: click.Parameter, value: str) -> list
 @click.option("--searches", default=",".join(SEARCHES), callback=_split)
 @click.option("--importance", type=click.Choice(["both", "with", "without"]), default="both")
 @click.option("--grok", type=click.Path(path_type=Path), default=models.EXAMPLE, help="Shards.")
+@click.option("--order", type=click.IntRange(min=0), help="Put channels in this order first.")
 @click.option("--refresh", is_flag=True, help="Measure again what is selected.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write JSON, and a table beside.")
 def main(
@@ -284,6 +293,7 @@ def main(
     searches: list[str],
     importance: str,
     grok: Path,
+    order: int | None,
     refresh: bool,
     output: Path | None,
 ) -> None:
@@ -292,8 +302,11 @@ def main(
     weighed = {"both": [False, True], "with": [True], "without": [False]}[importance]
     functions = {search: quantizer(search) for search in searches}
     subjects = {}
-    for name in names:
-        subjects[name] = model = subject(name, folder, grok)
+    for plain_name in names:
+        if plain_name == "groklike" and order is not None:
+            continue  # drawn columns have no channels
+        name = called(plain_name, order)
+        subjects[name] = model = subject(plain_name, folder, grok, order)
         for cell in cells(name, types, searches, weighed):
             path = cell.path(folder, model.identity)
             kept = Measured.load(path) if path.exists() else None

@@ -30,7 +30,7 @@ from benchmarks.divergence import F32, F64, cosine_distances, divergences, log_s
 from benchmarks.kernels import make_source
 from benchmarks.packages import fetch_files, fetch_gguf
 from benchmarks.second_moments import second_moments
-from benchmarks.shuffled_channels import shuffle_channels
+from benchmarks.shuffled_channels import USUAL_ORDER, shuffle_bert, shuffle_channels
 from examples.train_tiny_grok import HELD_OUT, chapters, read_novels
 from weightcast.commands.llama_cpp import loaded
 
@@ -39,6 +39,11 @@ WINDOW = 256  # tokens that are run at once
 CALIBRATION_WINDOWS = 16
 SMOLLM2 = "SmolLM2-135M-Instruct, dequantized from Q4_1 with its channels in another order"
 GEMMA = "Gemma 3 270M, dequantized from Q4_K_M with its channels in another order"
+# The package, the note and the windows of each model that comes in GGUF.
+PACKED = {
+    "smollm2": ("SmolLM2-135M-Instruct-Q4_1", SMOLLM2, 4),
+    "gemma": ("gemma-3-270m-Q4_K_M", GEMMA, 2),
+}
 # llama.cpp's threads wait for each other by spinning, which costs most where others work, too.
 THREADS = 1
 SKIPPED = 32  # predictions at the start of a window, from hardly any context
@@ -259,19 +264,25 @@ def _views(path: Path, mode: str) -> dict[str, F32]:
     return {tensor.name: tensor.data for tensor in gguf.GGUFReader(path, mode).tensors}
 
 
-def language_model(folder: Path, package: str, note: str, windows: int) -> LanguageModel:
+def _reorder(path: Path, order: int) -> None:
+    """Put the channels of a file in another order, in place."""
+    fields = gguf.GGUFReader(path).fields
+    stem = f"{fields['general.architecture'].contents()}.attention"
+    heads, kv_heads = (
+        int(fields[f"{stem}.{key}"].contents()) for key in ("head_count", "head_count_kv")
+    )
+    shuffle_channels(_views(path, "r+"), heads, kv_heads, order)
+
+
+def language_model(
+    folder: Path, package: str, note: str, windows: int, order: int | None = None
+) -> LanguageModel:
     """Give a model out of packages, its channels in another order."""
 
     def make(path: Path) -> None:
         packed = fetch_gguf(folder.parent, package)
         weightcast.convert(packed, path, types="F32")
-        fields = gguf.GGUFReader(path).fields
-        family = fields["general.architecture"].contents()
-        heads, kv_heads = (
-            int(fields[f"{family}.attention.{key}"].contents())
-            for key in ("head_count", "head_count_kv")
-        )
-        shuffle_channels(_views(path, "r+"), heads, kv_heads)
+        _reorder(path, USUAL_ORDER if order is None else order)
 
     def calibration() -> list[str]:
         return calibration_texts(folder.parent, CALIBRATION_WINDOWS)
@@ -279,10 +290,11 @@ def language_model(folder: Path, package: str, note: str, windows: int) -> Langu
     return LanguageModel(folder, note, make, held_out_text, calibration, windows)
 
 
-def grok(folder: Path, source: Path) -> LanguageModel:
+def grok(folder: Path, source: Path, order: int | None = None) -> LanguageModel:
     """Give a trained Grok-1: the example, or a larger one with its own texts.
 
-    The larger one's folder has `calibration.txt` and `test.txt`.
+    The larger one's folder has `calibration.txt` and `test.txt`. With an `order` its channels are
+    in another one.
     """
     text = source / "test.txt"
     parameters = weightcast.open(source).parameters
@@ -291,6 +303,8 @@ def grok(folder: Path, source: Path) -> LanguageModel:
 
     def make(path: Path) -> None:
         weightcast.convert(source, path, types="F32")
+        if order is not None:
+            _reorder(path, order)
 
     def held_out() -> str:
         return text.read_text() if text.exists() else _halves()[1]
@@ -307,11 +321,14 @@ def _halves() -> tuple[str, str]:
 
 
 class Encoder:
-    """all-MiniLM-L6-v2: sentence embeddings by torch, of a package on PyPI."""
+    """all-MiniLM-L6-v2: sentence embeddings by torch, of a package on PyPI.
+
+    With an `order` its channels are in another one.
+    """
 
     note = "all-MiniLM-L6-v2, float32 as released; distances of mean-pooled embeddings"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, order: int | None = None) -> None:
         import torch
         import transformers
 
@@ -325,6 +342,10 @@ class Encoder:
             tokenizer_file=tokenizer_file, **special
         )
         self._model = transformers.BertModel.from_pretrained(folder).eval()
+        if order is not None:
+            heads = self._model.config.num_attention_heads
+            parameters = {n: p.detach().numpy() for n, p in self._model.named_parameters()}
+            shuffle_bert(parameters, heads, order)
         self._layers = {
             name: module
             for name, module in self._model.named_modules()

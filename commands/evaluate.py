@@ -9,8 +9,10 @@ import click
 
 from weightcast.commands import options
 from weightcast.commands.evaluation_options import (
+    dry_run,
     settings_of,
     settings_options,
+    show_estimate,
     telling_what_is_kept,
     text_of,
     text_options,
@@ -20,6 +22,7 @@ from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.evaluate import evaluation_lines
 from weightcast.errors import RequestError
+from weightcast.evaluation.api import estimate_run
 from weightcast.evaluation.api import evaluate as run
 from weightcast.evaluation.report import json_values, report_of
 
@@ -27,7 +30,7 @@ from weightcast.evaluation.report import json_values, report_of
 @click.command(
     cls=Command,
     examples=(
-        "weightcast evaluate grok-1 grok-1-Q4_K_M.gguf grok-1-Q2_K.gguf --text test.txt",
+        "weightcast evaluate grok-1 grok-1-Q4_K_M.gguf grok-1-int4-g128/ --text test.txt",
         "weightcast evaluate grok-1 --text test.txt --save-base grok-1.kld",
         "weightcast evaluate grok-1-Q4_K_M.gguf --base grok-1.kld",
     ),
@@ -50,6 +53,7 @@ from weightcast.evaluation.report import json_values, report_of
     metavar="FILE",
     help="Compare with a KL base file of llama-perplexity, over its tokens.",
 )
+@dry_run
 @listed_option(
     "--save-base",
     section="output",
@@ -81,6 +85,7 @@ def evaluate(
     text: Path | None,
     spec: Path | None,
     base: Path | None,
+    dry_run: bool,
     save_base: Path | None,
     isolated: bool,
     report: Path | None,
@@ -100,6 +105,14 @@ def evaluate(
         raise RequestError("give a text (--text FILE), or a KL base file (--base FILE)")
     if text is not None and base is not None:
         raise RequestError("--base has tokens of its own: leave --text out")
+    if dry_run:
+        if text is None:
+            raise RequestError("--dry-run estimates runs over a text (--text FILE)")
+        asked_for = text_of(text, **asked), settings_of(**asked)
+        with progress(quiet=quiet or as_json):
+            told = estimate_run(source, artifacts, *asked_for, spec=spec, isolated=isolated)
+        show_estimate(*told, quiet=quiet, as_json=as_json)
+        return
     with (
         progress(quiet=quiet or as_json) as shown,
         telling_what_is_kept(
@@ -123,4 +136,4 @@ def evaluate(
     if as_json:
         print_json(json_values(values), "evaluation")
     elif not quiet:
-        print_lines(evaluation_lines(values, every=all_tensors))
+        print_lines(evaluation_lines(values, everything=all_tensors))

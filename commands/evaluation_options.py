@@ -10,14 +10,18 @@ from typing import Any, Final
 import click
 
 from weightcast.commands.options import PATH, Decorated, listed_option
+from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import Display
+from weightcast.commands.text.estimate import estimate_lines
 from weightcast.commands.work_options import WORKERS
 from weightcast.converters.engine import OnProgress, Progress
 from weightcast.converters.output import finished_layers
 from weightcast.converters.sources import parse_size
 from weightcast.evaluation.api import TextOptions
 from weightcast.evaluation.arithmetic import FLOAT32, PRECISIONS
+from weightcast.evaluation.estimate import Estimate
 from weightcast.evaluation.session import Settings
+from weightcast.evaluation.work import Extent
 from weightcast.formats.gguf.importance_sums import CHUNK_SIZE
 from weightcast.text import count
 
@@ -92,6 +96,22 @@ _SETTINGS: Final = (
         help="Go on after the last layer of an interrupted run (default), or start over.",
     ),
 )
+
+dry_run = listed_option(
+    "-n",
+    "--dry-run",
+    section="output",
+    is_flag=True,
+    help="Print what it would read and compute, memory and time; write nothing.",
+)
+
+
+def show_estimate(found: Estimate, extent: Extent, *, quiet: bool, as_json: bool) -> None:
+    """Show what a run would take."""
+    if as_json:
+        print_json({"dry_run": True, **found.describe()})
+    elif not quiet:
+        print_lines(estimate_lines(found, extent))
 
 
 def _declare(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Decorated], Decorated]:

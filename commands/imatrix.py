@@ -9,8 +9,10 @@ import click
 
 from weightcast.commands import options
 from weightcast.commands.evaluation_options import (
+    dry_run,
     settings_of,
     settings_options,
+    show_estimate,
     telling_what_is_kept,
     text_of,
     text_options,
@@ -20,16 +22,16 @@ from weightcast.commands.printing import print_json, print_lines
 from weightcast.commands.progress import progress
 from weightcast.commands.text.imatrix import imatrix_lines, imatrix_values, statistics_lines
 from weightcast.errors import RequestError
+from weightcast.evaluation.api import estimate_run, merge_imatrices
 from weightcast.evaluation.api import imatrix as make
-from weightcast.evaluation.api import merge_imatrices
 
 
 @click.command(
     cls=Command,
     examples=(
         "weightcast imatrix grok-1 calibration.txt -o imatrix.gguf",
-        "weightcast imatrix model-F16.gguf calibration.txt -o imatrix.gguf --chunks 100",
-        "weightcast imatrix --merge a.gguf --merge b.gguf -o imatrix.gguf",
+        "weightcast imatrix model-BF16.gguf test.txt -o more.gguf --chunks 100",
+        "weightcast imatrix --merge imatrix.gguf --merge more.gguf -o all.gguf",
         "weightcast imatrix --merge imatrix.gguf --show-statistics",
     ),
 )
@@ -43,6 +45,7 @@ from weightcast.evaluation.api import merge_imatrices
     metavar="FILE",
     help="The file to write: llama-imatrix's GGUF, or, named .dat, its older format.",
 )
+@dry_run
 @listed_option(
     "--merge",
     section="source",
@@ -73,6 +76,7 @@ def imatrix(
     source: Path | None,
     text: Path | None,
     output: Path | None,
+    dry_run: bool,
     merge: tuple[Path, ...],
     spec: Path | None,
     no_perplexity: bool,
@@ -90,6 +94,13 @@ def imatrix(
     """
     if text is None and (source is not None or not merge):
         raise RequestError("give a model and a text (SRC TEXT), or importance matrices (--merge)")
+    if dry_run and source is not None and text is not None:
+        with progress(quiet=quiet or as_json):
+            found = estimate_run(
+                source, [], text_of(text, **asked), settings_of(**asked), spec=spec
+            )
+        show_estimate(*found, quiet=quiet, as_json=as_json)
+        return
     if output is None and not show_statistics:
         raise RequestError("name the file to write (-o FILE), or ask for --show-statistics")
     with (

@@ -28,8 +28,8 @@ from weightcast.text import count
 @click.command(
     cls=Command,
     examples=(
-        "weightcast sensitivity grok-1 calibration.txt -o sensitivity.json --chunks 4",
-        "weightcast convert grok-1 grok-1.gguf --sensitivity sensitivity.json --target-size 120G",
+        "weightcast sensitivity grok-1 calibration.txt -o costs.json --chunks 4",
+        "weightcast convert grok-1 grok-1.gguf --sensitivity costs.json --target-size 120G",
     ),
 )
 @click.argument("source", metavar="SRC", type=PATH)

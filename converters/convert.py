@@ -362,8 +362,8 @@ def convert(
     that become NVFP4, where llama.cpp multiplies by them: small weights keep their precision, and
     these are read once more when the conversion is planned. `search` chooses scales and codes:
     by "ggml"'s rule, to llama.cpp's bytes, or with "least-error" for the least squared error in the
-    same formats, which the same runtimes read. `effort` is 1, 2 (the default) or 3: more takes
-    longer and gains a little.
+    same formats, which the same runtimes read; weights of `nvfp4` directories are read twice then.
+    `effort` is 1, 2 (the default) or 3: more takes longer and gains a little.
 
     Size: of GGUF outputs, whose names need no type then, `target_size` is the most that all files
     of one may take (as `split`), `target_bpw` the most bits of tensor data for each weight, and
@@ -585,7 +585,13 @@ def _requests(outputs: Sequence[str | Path], options: ConvertOptions) -> list[Re
     search = options.rule
     requests = [r if r.form in ("copy", "plain") else replace(r, search=search) for r in requests]
     requests = [replace(r, goal=goal) if r.directory is None else r for r in requests]
-    return [replace(request, nvfp4_factors=options.nvfp4_factors) for request in requests]
+    return [replace(r, nvfp4_factors=_has_factors(r, options)) for r in requests]
+
+
+def _has_factors(request: Request, options: ConvertOptions) -> bool:
+    """Tell whether NVFP4 gets factors: where they are asked for, or belong to the search."""
+    is_searched = request.directory is not None and request.search.is_least_error
+    return options.nvfp4_factors or is_searched
 
 
 def _goal(options: ConvertOptions) -> Goal | None:

@@ -30,6 +30,7 @@ from weightcast.errors import (
 )
 from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import Perplexity
+from weightcast.evaluation.estimate import Estimate, estimate
 from weightcast.evaluation.evaluate import (
     USUAL,
     Evaluation,
@@ -54,6 +55,7 @@ from weightcast.evaluation.session import (
 from weightcast.evaluation.text import Chunks, cut, read_text, read_tokens
 from weightcast.evaluation.tokenizers import Tokenizer, open_tokenizer
 from weightcast.evaluation.weights import Weights
+from weightcast.evaluation.work import Extent
 from weightcast.formats.gguf.imatrix import read_imatrix, read_sums
 from weightcast.formats.gguf.importance_sums import CHUNK_SIZE, ImportanceSums, merge_sums
 from weightcast.formats.kl_base import read_kl_base
@@ -162,6 +164,22 @@ def imatrix(
         if output is not None:
             _write_imatrix(output, found)
     return found, losses
+
+
+def estimate_run(
+    source: Path,
+    artifacts: Sequence[Path],
+    text: TextOptions,
+    settings: Settings = USUAL,
+    *,
+    spec: Path | None = None,
+    isolated: bool = False,
+) -> tuple[Estimate, Extent]:
+    """Estimate what running models over a text takes; of their weights some tiles are read."""
+    graphs = [open_model(path, spec) for path in (source, *artifacts)]
+    tokens = load_text(graphs[0], text).chunks.tokens
+    extent = Extent(len(tokens), tokens.shape[1], isolated)
+    return estimate(graphs, extent, settings), extent
 
 
 def merge_imatrices(paths: Sequence[Path], output: Path | None) -> ImportanceSums:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import weightcast
 from benchmarks import least_error
+from benchmarks import least_error_models as models
 from benchmarks.divergence import (
     F32,
     F64,
@@ -29,7 +30,7 @@ from benchmarks.least_error import Cell, Measured, cells, measure, summary
 from benchmarks.least_error_models import EXAMPLE, passages
 from benchmarks.least_error_table import geometric_mean, markdown
 from benchmarks.second_moments import Moments, second_moments
-from benchmarks.shuffled_channels import shuffle_channels
+from benchmarks.shuffled_channels import shuffle_bert, shuffle_channels
 from tests.adapters import HEADS, KV_HEADS, write_llama
 from weightcast.commands import llama_cpp
 from weightcast.commands.generation import log_probabilities
@@ -92,6 +93,43 @@ def test_shuffled_channels_change_no_result(tmp_path: Path) -> None:
             assert (tensor != old[name]).any()
     del tensors
     assert np.abs(llama_cpp.logits(path, tokens) - before).max() < 1e-4
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_shuffled_channels_change_no_result_of_experts(tmp_path: Path, order: int) -> None:
+    path, tokens = tmp_path / "g-F32.gguf", [list(range(40, 80))]
+    weightcast.convert(EXAMPLE, path)
+    before = llama_cpp.logits(path, tokens)
+    tensors = {t.name: t.data for t in gguf.GGUFReader(path, "r+").tensors}
+    old = {name: tensor.copy() for name, tensor in tensors.items()}
+    models._reorder(path, order)
+    for name, tensor in tensors.items():
+        assert (tensor != old[name]).any() or (tensor == tensor.flat[0]).all()
+    del tensors
+    assert np.abs(llama_cpp.logits(path, tokens) - before).max() < 1e-3
+
+
+def test_shuffled_channels_change_no_embedding_of_a_bert() -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(RNG_SEED)
+    sizes = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=30, num_hidden_layers=2, **sizes)
+    model = transformers.BertModel(config).eval()
+    for parameter in model.parameters():  # norms and biases are constant otherwise
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        before = model(tokens).last_hidden_state[0].numpy()
+    found = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    old = {name: array.copy() for name, array in found.items()}
+    shuffle_bert(found, 4, order=2)
+    moved = [name for name in old if (found[name] != old[name]).any()]
+    unmoved = {n for n in old if n.endswith((".query.bias", ".key.bias", "pooler.dense.bias"))}
+    assert old.keys() - set(moved) == unmoved
+    with torch.no_grad():
+        after = model(tokens).last_hidden_state[0].numpy()
+    assert (before != after).any()
+    np.testing.assert_allclose(before @ before.T, after @ after.T, rtol=1e-3, atol=1e-3)
 
 
 def test_moments_are_those_of_the_inputs(tmp_path: Path) -> None:
@@ -237,3 +275,16 @@ def test_the_example_is_measured(tmp_path: Path) -> None:
     assert high["divergence"]["value"] < low["divergence"]["value"] / 50
     as_it_is = report["models"]["grok"]["perplexity"]["value"]
     assert high["perplexity"]["value"] == pytest.approx(as_it_is, rel=0.01)
+
+
+def test_orders_have_folders_of_their_own(tmp_path: Path) -> None:
+    options = ["--folder", str(tmp_path), "--models", "groklike,grok", "--types", "Q2_K"]
+    options += ["--importance", "without", "--searches", "ggml", "--order"]
+    for order in ("2", "3"):
+        result = CliRunner().invoke(least_error.main, [*options, order], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert result.output.startswith(f"grok-order-{order} Q2_K ggml plain: rms ")
+    cells_of = [sorted(tmp_path.glob(f"grok-order-{n}/cells-*/*.npz")) for n in (2, 3)]
+    first, second = (Measured.load(path) for (path,) in cells_of)
+    assert first.blocks != second.blocks
+    assert first.relative_rms == pytest.approx(second.relative_rms, rel=0.05)

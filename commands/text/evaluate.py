@@ -12,10 +12,10 @@ from weightcast.evaluation.report.schema import Artifact, EvaluationReport
 _TOKENS = 10
 
 
-def evaluation_lines(report: EvaluationReport, *, every: bool = False) -> Iterator[str]:
+def evaluation_lines(report: EvaluationReport, *, everything: bool = False) -> Iterator[str]:
     """Sum a source and its artifacts up in a few lines each.
 
-    `every` adds the layers, the worst tokens, and all lines of llama-perplexity.
+    `everything` adds the layers, the worst tokens, and all lines of llama-perplexity.
     """
     source = report.source
     yield visible(text.model_text(source))
@@ -24,7 +24,7 @@ def evaluation_lines(report: EvaluationReport, *, every: bool = False) -> Iterat
     for artifact in report.artifacts:
         yield visible(text.model_text(artifact))
         yield from (f"  {line}" for line in _losses(artifact))
-        if every:
+        if everything:
             yield from _details(artifact)
     if report.artifacts:
         yield f"note: {text.WEIGHTS_ONLY}"

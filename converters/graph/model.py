@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -163,6 +163,9 @@ class ModuleNames(Protocol):
 
     def ends(self, wanted: Modules, every: Modules) -> list[str]:
         """Name them in ends of names, which is how GPTQ's readers are told what is packed."""
+
+    def fused(self, module: Module) -> Hashable:
+        """Name the set of matrices that fusing runtimes hold as one, which a module belongs to."""
 
     def unlike_when_fused(self, types: Iterable[tuple[Module, object]]) -> list[int]:
         """List the layers whose types differ where fusing runtimes need one."""

@@ -408,6 +408,8 @@ def split_factor(tensor: Tensor) -> tuple[Tensor, float]:
     origin = tensor.origin
     if isinstance(origin, Scaled) and len(origin.factors) == 1:
         return origin.source, origin.factors[0]
+    if isinstance(origin, Take) and origin.axis == 0 and isinstance(origin.source.origin, Stack):
+        return split_factor(origin.source.origin.sources[origin.index])
     if isinstance(origin, Take) and origin.axis == 0 and isinstance(origin.source.origin, Scaled):
         of_all = origin.source.origin
         factor = of_all.factors[origin.index if len(of_all.factors) > 1 else 0]

@@ -70,7 +70,7 @@ class Estimate:
 
 def estimate(plan: Plan, workers: Workers) -> Estimate:
     """Estimate the time of a plan on this machine, which is measured for half a second or so."""
-    rate = _disk_rate([file.path for file in plan.inputs.files])
+    rate = disk_rate([file.path for file in plan.inputs.files])
     read_s = write_s = 0.0
     if rate is not None:
         read_s, write_s = plan.read_bytes / rate, plan.write_bytes / rate
@@ -88,7 +88,7 @@ def _is_one_disk(plan: Plan) -> bool:
     return any(output.request.path.parent.stat().st_dev in sources for output in plan.outputs)
 
 
-def _disk_rate(paths: Sequence[Path]) -> float | None:
+def disk_rate(paths: Sequence[Path]) -> float | None:
     """Bytes a second that the source can be read at, without what is in the cache already."""
     done, start = 0, time.perf_counter()
     with suppress(OSError), closing(_reads(paths)) as reads:

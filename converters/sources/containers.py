@@ -247,6 +247,7 @@ class Safetensors:
             len(layers),
             told,
             weights.shares,
+            weights.factors,
         )
         said = config_notes(family, config) if spec is None else ()
         notes = (*weights.notes, *_dialect_note(convention, self.written), *said)

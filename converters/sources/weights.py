@@ -17,6 +17,7 @@ from weightcast.converters.sources.packed import join_packed, scales_of_activati
 from weightcast.errors import LayoutError, MissingTensorError
 from weightcast.formats.array import StoredArray
 from weightcast.formats.packed.recognize import is_part
+from weightcast.formats.packed.scaled_nvfp4 import split_global_scale
 from weightcast.text import count, shown, some
 
 # Of DistributedDataParallel, torch.compile, and peft; they can be nested.
@@ -32,13 +33,15 @@ _RANK: Final = re.compile(r".*-TP-(\d{3}|common)\.safetensors")
 class Weights:
     """Tensors by name, those of ranks as their shares in order; notes say what was left out.
 
-    `files` are all that were read, also those of tensors that were left out.
+    `files` are all that were read, also those of tensors that were left out. Arrays are to be
+    multiplied by the `factors` under their names.
     """
 
     arrays: Mapping[str, StoredArray]
     shares: Mapping[str, tuple[StoredArray, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
@@ -78,7 +81,12 @@ def weights_of(
     shares = {name: found for name, found in shares.items() if not name.endswith(_BUFFERS)}
     joined = join_packed(source, config_file, kept)
     notes += left_out(len(scales_of_activations(kept, joined)))
-    return Weights(joined, shares, tuple(notes), tuple(sorted(by_file)))
+    factors: dict[str, tuple[float, ...]] = {}
+    for name, array in joined.items():
+        if (split := split_global_scale(array)) is not None:
+            joined[name], factor = split
+            factors[name] = (factor,)
+    return Weights(joined, shares, tuple(notes), tuple(sorted(by_file)), factors)
 
 
 def left_out(scales: int) -> tuple[str, ...]:

@@ -6,18 +6,7 @@ llama.cpp would refuse or ignore the factor with a type that NVFP4 becomes, whic
 tensor and the architecture, are the weights multiplied, and the factor and the scale of activations
 beside it left out. What stays NVFP4 stays as it is.
 
-For other weights factors can be found, so that small ones keep their precision as NVFP4. Scales of
-NVFP4 blocks are 8-bit floats: below 2^-6 they lose digits, below 2^-10 all. A factor beside the
-blocks brings the largest weight of a matrix near 6 * 448, the largest that they hold; blocks whose
-weights are up to 14,000 times smaller then have scales as precise as any. It is a power of two, by
-which dividing is exact. As SQNR of normally distributed weights of an RMS:
-
-    RMS             0.05     0.02     0.01    0.005    0.003    0.001
-    without      20.4 dB  19.7 dB  18.0 dB  17.4 dB   4.7 dB     0 dB
-    with         20.4 dB  20.4 dB  20.4 dB  20.4 dB  20.4 dB  20.1 dB
-
-With a search for the least error, factors between these gain 0.01 dB at most (eight an octave,
-matrices of a transformer and Gaussians, the best scale of every block), and are not tried.
+For other weights factors can be found (nvfp4_factors.py), so that small ones keep their precision.
 
 llama.cpp's tools write factors only of models that were trained in NVFP4, and llama-quantize none.
 """
@@ -26,14 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import frexp, isfinite
-from typing import Final
-
-import numpy as np
 
 from weightcast.converters.graph import Scaled, Tensor, TensorGraph, is_sum, scaled, unscaled
-from weightcast.converters.graph.values import chunks
 from weightcast.converters.recipes import Decision
+from weightcast.converters.targets.nvfp4_factors import factor_for, largest_magnitudes
 from weightcast.converters.targets.target import Request
 from weightcast.formats.array import StoredArray
 from weightcast.formats.gguf.factors import FACTOR, INPUT_SCALE, factor_name, is_multiplied
@@ -41,10 +26,6 @@ from weightcast.formats.gguf.header import Metadata
 from weightcast.formats.gguf.read import ARCHITECTURE_KEY
 from weightcast.quant.types import NVFP4
 from weightcast.text import count
-
-_LARGEST: Final = 6.0 * 448
-# Factors and their inverses are normal float32.
-_MOST: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +129,7 @@ def _find_factors(
     Reads these tensors whole, in bounded memory. Raises CheckpointError.
     """
     return {
-        name: _factors(graph[name])
+        name: tuple(map(factor_for, largest_magnitudes(graph[name])))
         for name, decision in chosen.items()
         if decision.type == NVFP4 and _may_have_one(graph, name, architecture)
     }
@@ -166,20 +147,3 @@ def _may_have_one(graph: TensorGraph, name: str, architecture: str) -> bool:
         and factor_name(name) not in graph
         and is_multiplied(architecture, name, NVFP4.name)
     )
-
-
-def _factors(tensor: Tensor) -> tuple[float, ...]:
-    largest = np.zeros(tensor.shape[0] if len(tensor.shape) == 3 else 1, np.float32)
-    for index, values in chunks(tensor):
-        place = index[0] if len(tensor.shape) == 3 else 0
-        largest[place] = max(largest[place], np.abs(values).max())
-    return tuple(map(_factor, largest.tolist()))
-
-
-def _factor(largest: float) -> float:
-    """Give the least power of two by which the largest weight divides to 6 * 448 or less."""
-    if not (isfinite(largest) and largest > 0):
-        return 1.0  # what is not finite is refused when it is converted
-    mantissa, exponent = frexp(largest / _LARGEST)
-    power = exponent - (mantissa == 0.5)
-    return 2.0 ** max(-_MOST, min(power, _MOST))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightcast.converters.graph import Quantize, is_sum, windows
+from weightcast.converters.graph import Quantize, Tensor, is_sum, matrices, windows
 from weightcast.converters.recipes import COPY
 from weightcast.converters.recipes.common_part import common_part
 from weightcast.converters.targets.target import Output, PlannedTensor
@@ -25,8 +25,10 @@ def check_requantized(outputs: Sequence[Output]) -> None:
         ]
         if refused:
             planned, stored = refused[0]
+            is_scaled = planned.type.name == stored.dtype and not is_sum(planned.tensor)
+            times = " times a factor that the output has no place for" if is_scaled else ""
             raise LayoutError(
-                f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}, and "
+                f"{stored.path}: {shown(planned.tensor.name)} is {stored.dtype}{times}, and "
                 f"{planned.type.name} made of that loses more than made of the original weights; "
                 f"{_lossless(output, refused)}; {option('allow_requantize', True)} makes it, with "
                 "that loss"
@@ -51,7 +53,16 @@ def _lossless(output: Output, refused: Sequence[tuple[PlannedTensor, StoredArray
 def _is_requantized(planned: PlannedTensor, stored: StoredArray) -> bool:
     if stored.dtype not in LOSSY_NAMES or planned.type.name in FLOAT_NAMES:
         return False
-    return planned.type.name != stored.dtype or is_sum(planned.tensor)
+    return planned.type.name != stored.dtype or not _is_copied(planned.tensor, stored)
+
+
+def _is_copied(tensor: Tensor, stored: StoredArray) -> bool:
+    """Tell whether blocks go to an output as they are: nothing is added, or multiplied."""
+    return all(
+        matrix.is_blocked and matrix.dtype == stored.dtype
+        for matrix in matrices(tensor)
+        if any(view.array == stored for view in matrix.views)
+    )
 
 
 def _keeping_rule(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,12 +12,15 @@ from typing import Any, Final
 from weightcast.converters.families import FAMILIES
 from weightcast.converters.graph import (
     Module,
+    ModuleNames,
     Place,
+    Quantize,
     Tensor,
     TensorGraph,
     is_stored_as,
     matrices,
     quantized,
+    scaled,
     split_factor,
     take,
 )
@@ -38,6 +42,7 @@ from weightcast.converters.targets.names import (
     impossible,
     plain_path,
 )
+from weightcast.converters.targets.nvfp4_factors import factor_for, largest_magnitudes
 from weightcast.converters.targets.packing import Packing
 from weightcast.converters.targets.quantization_config import quantization_config, reader_notes
 from weightcast.converters.targets.rules import CONVENTION, TypeChoice, choose_types, rule_notes
@@ -60,8 +65,8 @@ from weightcast.formats.packed import LAYOUTS
 from weightcast.formats.packed.fp4 import Fp4
 from weightcast.formats.packed.layout import MatrixShape
 from weightcast.quant.search import Search
-from weightcast.quant.types import QuantType, WeightType
-from weightcast.text import option
+from weightcast.quant.types import NVFP4, QuantType, WeightType
+from weightcast.text import count, option
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -92,6 +97,12 @@ class _Item:
             safetensors.Entry(self.stem + part.suffix, part.dtype, part.shape)
             for part in self.packing.parts(n_out, n_in)
         ]
+
+    @property
+    def has_global_scale(self) -> bool:
+        """Tell whether its blocks are under a global scale other than 1."""
+        layout = None if self.packing is None else self.packing.layout
+        return isinstance(layout, Fp4) and layout.factor != 1
 
     @property
     def stem(self) -> str:
@@ -211,6 +222,8 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     notes = (*rule_notes(chosen), *unfollowed)
     types = _module_types(chosen)
     items = list(_items(graph, kind, chosen, request.search))
+    if request.nvfp4_factors:
+        items = list(_with_factors(items, graph.family.modules))
     search = search_of(request.search, (i.packing.type for i in items if i.packing is not None))
     importance = ImportanceMap()
     if kind.is_packed and context.imatrix is not None:
@@ -239,6 +252,8 @@ def _lay_out(graph: TensorGraph, request: Request, context: Context) -> Output:
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         companions[safetensors.INDEX_NAME] = safetensors.index_file(weight_map, total)
+    if any(scaled_items := [item.has_global_scale for item in items]):
+        notes += (f"NVFP4 under a global scale: {count(sum(scaled_items), 'tensor')}",)
     notes += (*_reader_notes(graph, kind, types), *graph.family.notes(graph, SAFETENSORS.name))
     if "tokenizer.model" not in companions:
         notes += ("no tokenizer.model: none was named, and none lies beside the source",)
@@ -353,6 +368,50 @@ def _under(packing: Packing, blocks: Tensor, factor: float) -> Packing | None:
         return None
     layout = packing.layout.under(factor)
     return None if layout is None else replace(packing, layout=layout)
+
+
+def _with_factors(items: Sequence[_Item], names: ModuleNames | None) -> Iterator[_Item]:
+    """Give what is quantized to NVFP4 factors, one to all matrices that runtimes hold as one.
+
+    Reads these matrices whole, in bounded memory. Raises CheckpointError.
+    """
+    sets: dict[Hashable, float] = defaultdict(float)
+    of_items = [_fused(item, names) if _may_have_factor(item) else None for item in items]
+    for item, fused in zip(items, of_items, strict=True):
+        if fused is not None:
+            sets[fused] = max(sets[fused], *largest_magnitudes(_source(item)))
+    for item, fused in zip(items, of_items, strict=True):
+        yield item if fused is None else _divided(item, factor_for(sets[fused]))
+
+
+def _may_have_factor(item: _Item) -> bool:
+    if item.packing is None or item.packing.type != NVFP4:
+        return False
+    return not is_stored_as(_source(item), NVFP4.name)
+
+
+def _fused(item: _Item, names: ModuleNames | None) -> Hashable:
+    """Name the set of matrices that an item's is one of."""
+    layer = item.place.layer
+    if names is None or layer is None:
+        return item.stem
+    return names.fused(Module(layer, item.expert, item.stem.split(".")[-1]))
+
+
+def _source(item: _Item) -> Tensor:
+    assert isinstance(item.tensor.origin, Quantize)
+    return item.tensor.origin.source
+
+
+def _divided(item: _Item, factor: float) -> _Item:
+    """Put a factor beside a matrix, which is divided by it."""
+    assert item.packing is not None
+    assert isinstance(item.packing.layout, Fp4)
+    layout = item.packing.layout.under(factor)
+    assert layout is not None
+    source = scaled(_source(item), [1 / factor])
+    made = quantized(item.tensor.name, source, item.packing.label)
+    return replace(item, tensor=made, packing=replace(item.packing, layout=layout), factor=factor)
 
 
 def _module_types(chosen: Iterable[TypeChoice]) -> dict[Module, WeightType]:

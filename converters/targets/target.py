@@ -141,8 +141,9 @@ class Request:
     `overrides` ask for types that the output can hold, `ends` for those of a GGUF file's ends. If
     the name `says_imatrix`, the errors must be weighed by one. `metadata` are raw values that a
     GGUF file is to have in the place of others, `pruned` the numbers of layers that are left out.
-    With `nvfp4_factors` copies of GGUF get factors beside what becomes NVFP4. Scales and codes are
-    chosen as `search` says. With a `goal` a GGUF file gets the types that are best for a size.
+    With `nvfp4_factors` copies of GGUF, and directories, get factors beside what becomes NVFP4.
+    Scales and codes are chosen as `search` says. With a `goal` a GGUF file gets the types that are
+    best for a size.
     """
 
     path: Path

@@ -12,12 +12,14 @@ from typing import Final
 from weightcast.converters.compare import Key
 from weightcast.converters.report.collector import MatrixErrors
 from weightcast.converters.verify.content import MatrixCheck
+from weightcast.converters.verify.expected import weight_type
 from weightcast.converters.verify.match import TensorMatch
 from weightcast.converters.verify.mistakes import Mistake, Mistakes
 from weightcast.converters.verify.result import MOST_ALIKE, Problem, plain
 from weightcast.converters.verify.rows import SOURCE, SYMMETRIC, TRUNCATED
 from weightcast.converters.verify.structure import FETCH
-from weightcast.text import count, some
+from weightcast.quant.feedback import has_feedback
+from weightcast.text import count, option, some
 
 # An error that is larger than the type's own by this factor is suspicious.
 SUSPICIOUS_RATIO: Final = 1.5
@@ -35,6 +37,7 @@ _DETOUR: Final = 0.02
 _REQUANTIZED: Final = "requantized"
 _ROUNDED_TABLE: Final = "F32 of weights that were rounded to bf16 or f16 before"
 _BY_GGML: Final = "requantized by ggml's rule instead of carried over"
+_LARGE_ERRORS: Final = ("error", "rows")
 CONVERT: Final = "convert again from the source"
 
 
@@ -65,9 +68,13 @@ class Verdicts:
 
 
 def judge(
-    tensors: Sequence[TensorMatch], checks: Mapping[Key, MatrixCheck], mistakes: Mistakes
+    tensors: Sequence[TensorMatch],
+    checks: Mapping[Key, MatrixCheck],
+    mistakes: Mistakes,
+    *,
+    has_moments: bool = False,
 ) -> Verdicts:
-    """Tell what is wrong with tensors that were compared."""
+    """Tell what is wrong with tensors that were compared; `has_moments`: by second moments too."""
     reproduced = _reproduced_types(tensors, checks)
     is_packed = any(tensor.array.packed is not None for tensor in tensors)
     findings: list[_Finding] = []
@@ -86,8 +93,20 @@ def judge(
         if note is not None:
             notes[note].append(_Noted(tensor.name, check.made))
         if found is not None:
+            found = found if has_moments else _or_feedback(tensor, found)
             findings.append(_Finding(tensor, expert, found))
     return Verdicts(list(merged(_grouped(findings))), list(_told(notes)), counts)
+
+
+def _or_feedback(tensor: TensorMatch, mistake: Mistake) -> Mistake:
+    """Name another cause of large errors: codes that were chosen with error feedback."""
+    made = weight_type(tensor.array)
+    if mistake.kind not in _LARGE_ERRORS or made is None or not has_feedback(made):
+        return mistake
+    given = option("hessian", "FILE")
+    return replace(
+        mistake, remedy=f"if it was made with a Hessian, give {given}; or else {CONVERT}"
+    )
 
 
 def _reproduced_types(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import frexp
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from weightcast.converters.graph import (
     TensorGraph,
     matrices,
     scaled,
+    split_factor,
     stored,
     take,
     unscaled,
@@ -61,8 +63,12 @@ class TensorMatch:
 
     @property
     def is_divided(self) -> bool:
-        """Tell whether `source` was divided by factors that the artifact alone has."""
-        return isinstance(self.source.origin, Scaled) and self.factors != (1.0,)
+        """Tell whether `source` was divided, and rounded, by factors that the artifact alone has.
+
+        By powers of two dividing is exact.
+        """
+        is_exact = all(abs(frexp(factor)[0]) == 0.5 for factor in self.factors)
+        return isinstance(self.source.origin, Scaled) and not is_exact
 
     def factor_of(self, matrix: int) -> float:
         """Give what lies beside a matrix of it, by which its values are multiplied."""
@@ -192,6 +198,9 @@ def _without(tensor: Tensor, factors: tuple[float, ...]) -> Tensor:
     own = tensor.origin.factors if isinstance(tensor.origin, Scaled) else (1.0,)
     if own == factors:
         return unscaled(tensor)
+    blocks, factor = split_factor(tensor)
+    if factors == (factor,):
+        return replace(blocks, name=tensor.name)
     with np.errstate(all="ignore"):
         inverses = 1 / np.array(factors, np.float32)
     lost = np.flatnonzero(~np.isfinite(inverses))

@@ -280,6 +280,7 @@ class _Verifier:
                 structure.refused(problem)
             return None
         self._notes += weights.notes
+        self._factors = Factors(weights.factors)
         found = []
         for name, array in weights.arrays.items():
             if array.packed is not None:
@@ -404,7 +405,9 @@ class _Verifier:
             on_progress=self._meter.start("verify", read_bytes(tensors, self._sample)),
             search=self._search,
         )
-        found: Verdicts = judge(tensors, checks, Mistakes(graph, self._used))
+        found: Verdicts = judge(
+            tensors, checks, Mistakes(graph, self._used), has_moments=asked.hessians is not None
+        )
         self._problems += found.problems
         self._notes += found.notes
         self._matrices = found.counts

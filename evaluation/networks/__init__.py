@@ -12,6 +12,8 @@ from weightcast.evaluation.networks.checks import check_keys
 from weightcast.evaluation.networks.dense import RULES, Dense, check_dense, hyperparameters
 from weightcast.evaluation.networks.grok1 import Grok1
 from weightcast.evaluation.networks.network import (
+    Heads,
+    Hidden,
     Ids,
     Machine,
     Moments,
@@ -28,6 +30,8 @@ from weightcast.formats.gguf.read import read_file
 
 __all__ = [
     "NETWORKS",
+    "Heads",
+    "Hidden",
     "Ids",
     "Machine",
     "Moments",

@@ -8,7 +8,7 @@ gemma3.cpp of llama.cpp, and how src/llama-model.cpp reads their metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -21,6 +21,8 @@ from weightcast.evaluation.arithmetic import F32, Array, Attention
 from weightcast.evaluation.networks.checks import Shape, check_keys, check_tensors
 from weightcast.evaluation.networks.network import (
     FeedForward,
+    Heads,
+    Hidden,
     Ids,
     Machine,
     Part,
@@ -321,15 +323,23 @@ class Dense:
         prefix = f"blk.{number}."
         attention = tuple(f"{prefix}attn_{role}.weight" for role in ("q", "k", "v", "output"))
         feed_forward = tuple(f"{prefix}ffn_{role}.weight" for role in ("gate", "up", "down"))
+        spec = self.spec
+        numbers = spec.num_q_heads, spec.num_kv_heads
+        heads = Heads(*numbers, spec.key_size, spec.value_size, self._how(number)[0])
         return (
-            Part(attention, partial(self._attention, number, prefix)),
-            Part(feed_forward, partial(self._feed_forward, prefix)),
+            Part(attention, partial(self._attention, number, prefix), heads),
+            Part(feed_forward, partial(self._feed_forward, prefix), Hidden(self._activation)),
         )
 
     def logits(self, states: F32, parts: Sequence[slice]) -> F32:
         ops = self.machine.arithmetic
         x = ops.values(ops.norm(ops.array(states), self._vector("output_norm"), self.spec.eps))
         return multiply(self.machine, self.weights, self.ends[1], x, parts)
+
+    @property
+    def _activation(self) -> Callable[[Array], Array]:
+        ops = self.machine.arithmetic
+        return {"silu": ops.silu, "gelu": ops.gelu}[self.rule.activation]
 
     def _vector(self, role: str) -> Array:
         """Load a vector of weights, or None if the model has none of this role."""
@@ -338,15 +348,18 @@ class Dense:
             return None
         return self.machine.arithmetic.array(self.weights.whole(name).reshape(-1))
 
-    def _how(self, number: int, context: int) -> tuple[Attention, Rotation]:
+    def _check_context(self, context: int) -> None:
+        trained = self.spec.trained_window
+        if self.spec.windows is None and trained is not None and trained < context:
+            raise LayoutError(
+                f"{self.source}: was trained with a window of {trained:,} tokens, "
+                "which llama.cpp does not apply; give chunks no longer than that "
+                f"({option('context', trained)})"
+            )
+
+    def _how(self, number: int) -> tuple[Attention, Rotation]:
         spec = self.spec
         if spec.windows is None:
-            if spec.trained_window is not None and spec.trained_window < context:
-                raise LayoutError(
-                    f"{self.source}: was trained with a window of "
-                    f"{spec.trained_window:,} tokens, which llama.cpp does not apply; give chunks "
-                    f"no longer than that ({option('context', spec.trained_window)})"
-                )
             return spec.attention, spec.rotation
         if number in spec.windows.layers:
             return spec.attention, spec.windows.rotation
@@ -363,7 +376,8 @@ class Dense:
 
     def _attention(self, number: int, prefix: str, states: F32, context: int, watch: Watch) -> None:
         ops, spec = self.machine.arithmetic, self.spec
-        how, rotation = self._how(number, context)
+        self._check_context(context)
+        how, rotation = self._how(number)
         cos, sin = self._angles(context, rotation)
         names = [f"{prefix}attn_{role}" for role in ("q", "k", "v", "output")]
         wq, wk, wv, wo = (ops.weights(self.weights.whole(f"{name}.weight")) for name in names)
@@ -409,8 +423,7 @@ class Dense:
 
         machine.pool.each(blocks(len(states)), normalize)
         gate, up, down = (f"{prefix}ffn_{role}.weight" for role in ("gate", "up", "down"))
-        activation = {"silu": ops.silu, "gelu": ops.gelu}[self.rule.activation]
-        y = FeedForward(gate, up, down, activation).run(machine, self.weights, x, watch)
+        y = FeedForward(gate, up, down, self._activation).run(machine, self.weights, x, watch)
 
         def add(rows: slice) -> None:
             out = ops.array(y[rows])

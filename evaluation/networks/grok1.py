@@ -15,6 +15,8 @@ import numpy as np
 from weightcast.evaluation.arithmetic import F32, Array, Attention
 from weightcast.evaluation.networks.network import (
     FeedForward,
+    Heads,
+    Hidden,
     Ids,
     Machine,
     Part,
@@ -66,22 +68,32 @@ class Grok1:
         prefix = f"blk.{number}."
         attention = tuple(f"{prefix}attn_{role}.weight" for role in ("q", "k", "v", "output"))
         experts = tuple(f"{prefix}ffn_{role}_exps.weight" for role in ("gate", "up", "down"))
+        spec, ops = self.spec, self.machine.arithmetic
+        width, n_experts = int(spec["key_size"]), int(spec["num_experts"])
+        numbers = int(spec["num_q_heads"]), int(spec["num_kv_heads"])
+        heads = Heads(*numbers, width, width, self._how)
+        hidden = Hidden(ops.gelu, n_experts, int(spec["num_selected_experts"]))
         return (
-            Part(attention, partial(self._attention, prefix)),
-            Part(experts, partial(self._experts, prefix)),
+            Part(attention, partial(self._attention, prefix), heads),
+            Part(experts, partial(self._experts, prefix), hidden),
         )
 
     def logits(self, states: F32, parts: Sequence[slice]) -> F32:
         ops = self.machine.arithmetic
         scale = self._vector("output_norm.weight")
         x = ops.values(ops.norm(ops.array(states), scale, self._eps))
-        found = multiply(self.machine, self.weights, "token_embd.weight", x, parts)
+        found = multiply(self.machine, self.weights, self.ends[1], x, parts)
         found *= np.float32(self.spec["output_multiplier_scale"])
         return found
 
     @property
     def _eps(self) -> float:
         return float(self.spec["rms_norm_eps"])
+
+    @property
+    def _how(self) -> Attention:
+        spec = self.spec
+        return Attention(float(spec["attn_output_multiplier"]), float(spec["attn_logit_cap"]))
 
     def _vector(self, name: str) -> Array:
         return self.machine.arithmetic.array(self.weights.whole(name))
@@ -96,7 +108,7 @@ class Grok1:
             self._vector(f"{prefix}{role}.weight") for role in ("attn_norm", "attn_output_norm")
         )
         cos, sin = map(ops.array, angles(context, width, float(spec["rope_base"])))
-        how = Attention(float(spec["attn_output_multiplier"]), float(spec["attn_logit_cap"]))
+        how = self._how
 
         def attend(rows: slice) -> tuple[Any, Any]:
             h = ops.array(states[rows])

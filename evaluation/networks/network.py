@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.evaluation.arithmetic import F32, F64, Arithmetic, Array
+from weightcast.evaluation.arithmetic import F32, F64, Arithmetic, Array, Attention
 from weightcast.evaluation.memory import Activations
 from weightcast.evaluation.weights import Weights
 from weightcast.evaluation.workers import Pool, blocks
@@ -90,14 +90,36 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """Heads of attention: their numbers and sizes, and how scores become weights."""
+
+    queries: int
+    keys: int
+    key_size: int
+    value_size: int
+    how: Attention
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A hidden layer: its activation, and how many of the experts that there are a token uses."""
+
+    activation: Callable[[Array], Array]
+    experts: int = 1
+    used: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """Attention or feed-forward of a layer: the matrices in it, and what runs it.
+    """Attention or feed-forward of a layer: the matrices in it, what runs it, and its kind.
 
     It runs on all states [tokens, emb], in place, and gives where tokens went if they are routed.
+    From `kind` follows what it costs.
     """
 
     matrices: tuple[str, ...]
     run: Callable[[F32, int, Watch], Routing | None]
+    kind: Heads | Hidden
 
 
 class Network(Protocol):

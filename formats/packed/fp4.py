@@ -3,8 +3,8 @@
     .weight_packed        uint8 [out, in / 2]      e2m1 codes, 2k in the low nibble of byte k
     .weight_scale         MXFP4: uint8 [out, in / 32], x = fp4 * 2^(e - 127)
                           NVFP4: float8_e4m3fn [out, in / 16], x = fp4 * scale / global scale
-    .weight_global_scale  NVFP4: float32 [1], 1 but for blocks that GGUF has a factor beside; others
-                          than 1 are read by scaled_nvfp4.py
+    .weight_global_scale  NVFP4: float32 [1], the inverse of a factor beside the blocks, or 1; those
+                          whose inverse is not exact are read by scaled_nvfp4.py
 
 GGUF blocks (quant/kernels/blocks/layouts.h) hold the same codes and scales; the nibbles of each
 run of values that share a scale are there in another order: first all low ones, then all high ones.
@@ -112,7 +112,8 @@ class BlockCoding:
 class Fp4:
     """One of the two types: values that share a scale, the scale's dtype.
 
-    Of NVFP4 blocks with a `factor` beside them its inverse becomes the global scale.
+    NVFP4 blocks can have a `factor` beside them, by which their values are to be multiplied: its
+    inverse is the global scale.
     """
 
     name: str
@@ -192,8 +193,9 @@ class Fp4:
         """Make GGUF blocks, uint8 [out, row bytes]. Raises LayoutError if they cannot hold it."""
         packed, scale, *global_scale = check_parts(self.name, self.parts(shape), parts)
         for value in global_scale:
-            if value[0] != 1:
-                raise LayoutError(f"{GLOBAL_SCALE} is {value[0]}: GGUF blocks have none but 1")
+            if value[0] != self._global_scale[0]:
+                known = "none but 1" if self.factor == 1 else f"{self._global_scale[0]} here"
+                raise LayoutError(f"{GLOBAL_SCALE} is {value[0]}: GGUF blocks have {known}")
         raw = np.ascontiguousarray(scale).view(np.uint8)
         if np.any(raw >= _NAN[self.scale_dtype]):
             raise LayoutError(f"{SCALE} has a NaN or a negative number")

@@ -1,4 +1,7 @@
-"""NVFP4 with a global scale other than 1, which GGUF blocks do not have: it is only read.
+"""NVFP4 with a global scale other than 1, which GGUF blocks do not have.
+
+Where its inverse is exact, it is a factor beside blocks (`split_global_scale`), and these are as
+good as any. Matrices under other global scales are only read.
 
     .weight_packed        uint8 [out, in / 2]            e2m1 codes, 2k in the low nibble of byte k
     .weight_scale         float8_e4m3fn [out, in / 16]
@@ -20,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.errors import LayoutError
-from weightcast.formats.array import LoadedRows
+from weightcast.formats.array import LoadedRows, StoredArray
 from weightcast.formats.packed.codes import unpack_codes
 from weightcast.formats.packed.coding import ENCODED, NO_CODES, Quantized
 from weightcast.formats.packed.find import ModuleTensors, read_bytes
@@ -32,6 +35,7 @@ from weightcast.formats.packed.layout import (
     Segment,
     check_parts,
 )
+from weightcast.formats.packed.rows import PackedReader, stored_matrix
 from weightcast.quant.backend import Backend
 from weightcast.quant.cpu.library import Blocks, Matrix
 from weightcast.quant.cpu.metrics import measure_matrix
@@ -40,6 +44,8 @@ from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import F32, NVFP4, QuantType, WeightType
 
 _UNSCALED: Final = FP4_LAYOUTS[NVFP4.name]
+# Products of scales and such factors, or of codes and these, are exact in float32.
+_MOST_DOUBLINGS: Final = 121
 _MAGNITUDES: Final = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
 _E2M1: Final = np.array([*_MAGNITUDES, *(-x for x in _MAGNITUDES)], np.float32)
 
@@ -116,7 +122,7 @@ class ScaledCoding:
 
 
 class ScaledNvfp4:
-    """Codes, scales and a global scale."""
+    """Codes, scales and a global scale, whatever it is."""
 
     name: Final = _UNSCALED.name
     coding: Final = ScaledCoding()
@@ -156,7 +162,28 @@ def has_global_scale(module: ModuleTensors) -> bool:
     array = module.part(GLOBAL_SCALE)
     if (array.dtype, array.nbytes) != ("F32", 4):
         return False  # which the layout without it refuses
-    value = float(read_bytes(array, 0, 4).view("<f4")[0])
+    value = _number(array)
     if not 0 < value < math.inf:
         raise LayoutError(f"{GLOBAL_SCALE} is {value:g}, not a positive number")
     return value != 1
+
+
+def split_global_scale(array: StoredArray) -> tuple[StoredArray, float] | None:
+    """Give a matrix without its global scale, and the factor that stands for it.
+
+    The product is the weights to the bit, as the scale is a power of two; None of other arrays.
+    """
+    reader = array.packed
+    if not isinstance(reader, PackedReader) or reader.stored_as is not SCALED_NVFP4:
+        return None
+    mantissa, exponent = math.frexp(_number(reader.parts[GLOBAL_SCALE]))
+    if mantissa != 0.5 or abs(exponent) > _MOST_DOUBLINGS:
+        return None
+    factor = 2.0 ** (1 - exponent)
+    layout = _UNSCALED.under(factor)
+    assert layout is not None
+    return stored_matrix(reader.name, replace(reader.matrix, stored_as=layout)), factor
+
+
+def _number(array: StoredArray) -> float:
+    return float(read_bytes(array, 0, 4).view("<f4")[0])

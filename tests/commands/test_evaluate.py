@@ -49,6 +49,18 @@ def test_reports_are_written(run, artifact: Path, tmp_path: Path, ending: str) -
     assert list(tmp_path.iterdir()) == [report]
 
 
+def test_a_dry_run_estimates(run, artifact: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = run("evaluate", EXAMPLE, artifact, *SHORT, "--report", report, "-n")
+    assert done.code == 0, done.err
+    assert [line.partition(" ")[0] for line in done.out.splitlines()] == [
+        *("reads", "computes", "memory:", "time:"),
+    ]
+    values = json.loads(run("imatrix", EXAMPLE, *SHORT[1:], "--json", "--dry-run").out)
+    assert values["dry_run"] is True
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_base_file_takes_the_place_of_the_source(run, artifact: Path, tmp_path: Path) -> None:
     base = tmp_path / "source.kld"
     assert run("evaluate", EXAMPLE, *SHORT, "--save-base", base).code == 0

@@ -26,8 +26,8 @@ from weightcast.quant.types import TYPES, QuantType
 # Of the hardware, for all three architectures.
 REGISTERS_PER_MULTIPROCESSOR = 65536
 # Of ours, about a third above what the worst kernel takes: more means that something went wrong.
-SPILL_STORE_LIMIT_BYTES = 160
-SPILL_LOAD_LIMIT_BYTES = 320
+SPILL_STORE_LIMIT_BYTES = 330
+SPILL_LOAD_LIMIT_BYTES = 430
 STACK_LIMIT_BYTES = 1792
 RESIDENT_THREADS = 256  # a multiprocessor, as far as registers go
 
@@ -36,12 +36,20 @@ SEARCH_STACK_LIMIT_BYTES = 6144
 SEARCH_SPILL_LIMIT_BYTES = 2048
 SEARCHES = ("search_Q4_0_from_F32", "search_Q4_0_from_I8", "search_Q4_K_from_I8")
 
+
 # Compiling takes a second for each. Of mistakes in the source or in the options one architecture
-# tells as much as three, and the stand-in's needs its code anyway.
+# tells as much as three; the others are compiled for how registers suffice, of rules and
+# dequantizers, from the sources that releases have.
+def _is_compiled(unit: str, architecture: str) -> bool:
+    is_usual = not unit.endswith(("_from_F16", "_from_BF16"))
+    is_rule = not unit.startswith(("measure_", "search_")) or unit in SEARCHES
+    return architecture == "sm_90" or (is_usual and is_rule)
+
+
 with_unit = pytest.mark.parametrize(
     ("unit", "architecture"),
     some(
-        product(UNITS, ARCHITECTURES),
+        [each for each in product(UNITS, ARCHITECTURES) if _is_compiled(*each)],
         lambda unit, architecture: (
             architecture == "sm_90"
             and not unit.endswith(("_from_F16", "_from_BF16"))

@@ -28,6 +28,7 @@ FUSED: Final = ("q_proj", "k_proj", "v_proj")
 ATTENTION: Final = (*FUSED, "o_proj")
 # An expert's matrices, and what vLLM and SGLang call them.
 EXPERT: Final = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+GATE_AND_UP: Final = ("w1", "w3")
 # SGLang gives experts no name; for compressed-tensors it looks up one that begins with a dot.
 _NAMELESS_EXPERTS: Final = r"re:(\.\d+\.(gate|up|down)_proj)?$"
 _Parts = frozenset[tuple[int, str]]
@@ -103,6 +104,20 @@ def ends(wanted: Modules, every: Modules) -> list[str]:
                 owners = [f"block_sparse_moe.experts.{module.expert}"]
             found += [f"layers.{module.layer}.{owner}.{name}" for owner in owners]
     return found
+
+
+def fused(module: Module) -> tuple[int, int | None, str]:
+    """Name what vLLM and SGLang concatenate: q, k and v of a layer, w1 and w3 of an expert.
+
+    Other matrices are sets of their own. What a checkpoint says of a whole matrix, as the global
+    scale of NVFP4, they take from one of a set.
+    """
+    name = module.name
+    if module.expert is None:
+        name = "qkv" if name in FUSED else name
+    elif name in GATE_AND_UP:
+        name = "w13"
+    return module.layer, module.expert, name
 
 
 def unlike_when_fused(types: Iterable[tuple[Module, object]]) -> list[int]:
@@ -181,6 +196,7 @@ class _Names:
     patterns = staticmethod(patterns)
     words = staticmethod(words)
     ends = staticmethod(ends)
+    fused = staticmethod(fused)
     unlike_when_fused = staticmethod(unlike_when_fused)
 
 

@@ -158,7 +158,7 @@ PAIR = {"x.in_sum2": ONES, "x.counts": ONES}
         (
             PAIR,
             {},
-            "of the architecture unknown, not an importance matrix; make one with llama.cpp",
+            "of the architecture unknown, not an importance matrix; make one (weightcast",
         ),
         (PAIR, {"chunk_count": 1}, "an importance matrix that lacks metadata (imatrix.*); make"),
         (PAIR, {**KNOWN, "datasets": "a"}, "imatrix.datasets is not a list of names"),
