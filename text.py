@@ -35,6 +35,7 @@ def spoken(command: str, call: str) -> str:
 
 # Options that bear another name than their argument.
 _FLAGS: Final = {
+    "isolated": "--isolate",
     "types": "--type",
     "tensor_types": "--tensor-type",
     "target_types": "--target-type",

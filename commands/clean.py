@@ -32,9 +32,9 @@ from weightcast.converters.output import clean as clean_paths
 def clean(paths: tuple[Path, ...], dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Remove what interrupted runs left of outputs.
 
-    PATH is an output, or a folder in which outputs lie. Unfinished outputs, journals, and files of
-    bundles and reports that were being written are listed and removed. Complete outputs stay, and
-    so does what a run is writing now.
+    PATH is an output, or a folder in which outputs lie. Unfinished outputs, journals, states, and
+    files of bundles and reports that were being written are listed and removed. Complete outputs
+    stay, and so does what a run is writing now.
     """
     found = clean_paths(paths, dry_run=dry_run)
     if as_json:

@@ -21,7 +21,13 @@ from weightcast.converters.recipes.sensitivity import (
     sensitivity_text,
 )
 from weightcast.converters.sources import open_graph, source_files
-from weightcast.errors import CheckpointError, FormatError, MissingTensorError, RequestError
+from weightcast.errors import (
+    CheckpointError,
+    FormatError,
+    LayoutError,
+    MissingTensorError,
+    RequestError,
+)
 from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import Perplexity
 from weightcast.evaluation.estimate import Estimate, estimate
@@ -39,6 +45,7 @@ from weightcast.evaluation.report import check_writable, write_evaluation
 from weightcast.evaluation.sensitivity import OnTensor, Sensitivity
 from weightcast.evaluation.session import (
     Settings,
+    check_settings,
     digest,
     fingerprint,
     machine,
@@ -91,7 +98,10 @@ def open_model(source: Path, spec: Path | None = None) -> TensorGraph:
 
 
 def load_text(graph: TensorGraph, options: TextOptions) -> Text:
-    """Tokenize a text as llama.cpp does for a model, and cut it. Raises CheckpointError."""
+    """Tokenize a text as llama.cpp does for a model, and cut it.
+
+    Raises CheckpointError for what is no text, has ids that the model has not, or too few of them.
+    """
     if options.path.suffix == TOKENS_SUFFIX:
         ids, tokenizer = read_tokens(options.path), _tokenizer(graph, options)
     else:
@@ -99,7 +109,10 @@ def load_text(graph: TensorGraph, options: TextOptions) -> Text:
         ids = tokenizer.encode(read_text(options.path))
     rows = graph["token_embd.weight"].shape[0]
     bos = None if tokenizer is None else tokenizer.bos
-    chunks = cut(ids, options.context, options.chunks, bos=bos, n_vocab=rows)
+    try:
+        chunks = cut(ids, options.context, options.chunks, bos=bos, n_vocab=rows)
+    except LayoutError as problem:
+        raise LayoutError(f"{options.path}: {problem}") from None
     return _text(str(options.path), chunks, tokenizer)
 
 
@@ -137,6 +150,7 @@ def imatrix(
 
     Raises CheckpointError for what cannot be read or run, TakenError if another run has the output.
     """
+    check_settings(settings)
     graph = open_model(source, spec)
     _check_output(output, [*merge, text.path, *source_files(graph)])
     earlier = [read_sums(path) for path in merge]
@@ -210,11 +224,13 @@ def evaluate(
 
     Raises CheckpointError for what cannot be read or run, TakenError if another run has the output.
     """
+    check_settings(settings)
     if report is not None:
         check_writable(report)
     graphs = [open_model(path, spec) for path in (source, *artifacts)]
     read = [file for graph in graphs for file in source_files(graph)]
     if base is not None:
+        _refuse_with_base(isolated=isolated, save_base=save_base)
         stored = read_kl_base(base)
         _check_output(report, [*read, base])
         tokenizer = _tokenizer(graphs[0], TextOptions(base))
@@ -246,6 +262,16 @@ def evaluate(
     return found
 
 
+def _refuse_with_base(**useless: object) -> None:
+    """Refuse what has no effect beside a base file. Raises RequestError."""
+    for name, value in useless.items():
+        if value:
+            raise RequestError(
+                f"{option(name)}: of no use with {option('base')}, which has the predictions of a "
+                "source, and not its states"
+            )
+
+
 def sensitivity(
     source: Path,
     text: TextOptions,
@@ -269,6 +295,7 @@ def sensitivity(
     TakenError if another run has the output.
     """
     chosen, probed = list(map(_type_named, types)), None if probe is None else _type_named(probe)
+    check_settings(settings)
     graph = open_model(source, spec)
     read = [text.path, *source_files(graph)]
     _check_output(output, read if imatrix is None else [*read, imatrix])

@@ -13,7 +13,7 @@ import numpy as np
 from weightcast.converters.engine.progress import OnProgress, ignore_progress
 from weightcast.converters.files.atomic import replacing
 from weightcast.converters.graph import TensorGraph, stored_bytes
-from weightcast.errors import RequestError
+from weightcast.errors import LayoutError, RequestError
 from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import (
     KLStatistics,
@@ -43,6 +43,7 @@ from weightcast.evaluation.session import (
 from weightcast.evaluation.text import Chunks
 from weightcast.formats.gguf.importance_sums import ImportanceSums
 from weightcast.formats.kl_base import KLBase, KLBaseWriter
+from weightcast.text import count
 
 _MOST_TOKENS: Final = 20
 USUAL: Final = Settings()
@@ -217,8 +218,16 @@ def evaluate_against(
 ) -> Evaluation:
     """Compare what models predict with a KL base file, as llama-perplexity does, one by one.
 
-    `text` has the tokens of that file. Raises LayoutError for models that cannot be run.
+    `text` has the tokens of that file. Raises LayoutError for models that cannot be run or have
+    another vocabulary, RequestError if there are none.
     """
+    for graph in models:
+        rows = graph["token_embd.weight"].shape[-2]
+        if rows != base.n_vocab:
+            raise LayoutError(
+                f"{graph.source}: {count(rows, 'token')} in the vocabulary, and {base.n_vocab:,} "
+                f"in that of {base.path}: this is another model"
+            )
     found, losses = [], None
     for graph in models:
         with machine(settings) as run_by:

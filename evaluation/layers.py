@@ -16,6 +16,7 @@ from weightcast.evaluation.memory import Activations, in_memory
 from weightcast.evaluation.networks import Ids, Network, Routing, Unwatched, Watch, run_layer
 from weightcast.evaluation.saved import SavedStates
 from weightcast.evaluation.workers import blocks
+from weightcast.text import count
 
 OnLayer = Callable[[int, int], None]
 
@@ -111,16 +112,15 @@ class Run:
     def _check_kinds(self) -> None:
         first = self.networks[0]
         for network in self.networks:
-            if (network.num_layers, network.vocab_size) != (first.num_layers, first.vocab_size):
+            if _sizes(network) != _sizes(first):
                 raise LayoutError(
-                    f"{network.num_layers} layers and {network.vocab_size} tokens of a vocabulary "
-                    f"are not the source's {first.num_layers} and {first.vocab_size}: this is "
-                    "another model"
+                    f"{network.source}: {_sizes(network)}, and {_sizes(first)} in the source: this "
+                    "is another model"
                 )
         if self.tokens.size and not 0 <= self.tokens.min() <= self.tokens.max() < first.vocab_size:
             raise LayoutError(
-                f"token {self.tokens.max()} is not in the vocabulary of {first.vocab_size}: the "
-                "text was tokenized for another model"
+                f"{first.source}: token {self.tokens.max()} is not in the vocabulary of "
+                f"{first.vocab_size}: the text was tokenized for another model"
             )
 
     def _start(self) -> tuple[int, list[F32]]:
@@ -158,6 +158,11 @@ class Run:
             agreement = same_routing(routings[0], routings[n])
             found = LayerErrors(number, relative, cosine, *agreement, alone)
             self.comparison.errors[n - 1].append(found)
+
+
+def _sizes(network: Network) -> str:
+    layers, width = count(network.num_layers, "layer"), network.emb_size
+    return f"{layers} {width:,} wide, {count(network.vocab_size, 'token')} in the vocabulary"
 
 
 def compare_states(base: F32, other: F32) -> tuple[float, float]:

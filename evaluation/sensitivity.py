@@ -22,6 +22,7 @@ from weightcast.evaluation.networks import (
     Machine,
     Network,
     Unwatched,
+    check_finite,
     network,
     run_layer,
 )
@@ -136,6 +137,7 @@ class Sensitivity:
         for part in parts:
             inputs.append(self.machine.activations.copy(states))
             part.run(states, self._context, Unwatched())
+        check_finite(self._source, number, states)
         for place, part in enumerate(parts):
             for name in part.matrices:
                 on_tensor()
@@ -218,15 +220,11 @@ class Sensitivity:
         if not probed:
             return
         n_tokens = self.tokens.size
-        together = self.machine.activations.empty(len(probed) * n_tokens, self._emb_size(probed))
+        together = self.machine.activations.empty(len(probed) * n_tokens, self._source.emb_size)
         for n, states in enumerate(probed.values()):
             together[n * n_tokens : (n + 1) * n_tokens] = states
         probed.update(zip(probed, np.split(together, len(probed)), strict=True))
         run_layer(self._source, number, together, self._context)
-
-    @staticmethod
-    def _emb_size(probed: Mapping[str, F32]) -> int:
-        return int(next(iter(probed.values())).shape[1])
 
     def _divergences(self, final: F32, probed: Mapping[str, F32]) -> dict[str, dict[str, float]]:
         """Average the KL of what the source predicts from what is predicted from changed states."""

@@ -19,7 +19,8 @@ from weightcast.converters.files import FileStates, weightcast_version
 from weightcast.converters.graph import TensorGraph, stored_bytes
 from weightcast.converters.plan import choose_workers
 from weightcast.converters.sources import source_files
-from weightcast.evaluation.arithmetic import FLOAT32, arithmetic
+from weightcast.errors import ChangedError, FormatError, LayoutError, OutputError
+from weightcast.evaluation.arithmetic import FLOAT32, Arithmetic, arithmetic
 from weightcast.evaluation.memory import Activations
 from weightcast.evaluation.networks import Ids, Machine, Network, network
 from weightcast.evaluation.saved import SavedStates
@@ -46,10 +47,20 @@ class Settings:
     folder: Path | None = None
 
 
+def check_settings(settings: Settings) -> Arithmetic:
+    """Look whether models can be run so, and give the operations that run them.
+
+    Raises RequestError, MissingPackageError, DeviceError and OutputError.
+    """
+    if settings.folder is not None and not settings.folder.is_dir():
+        raise OutputError(f"{settings.folder}: no such directory; create it first")
+    return arithmetic(settings.device, settings.precision)
+
+
 @contextmanager
 def machine(settings: Settings) -> Iterator[Machine]:
-    """Start workers. Raises RequestError, MissingPackageError and DeviceError for the settings."""
-    ops = arithmetic(settings.device, settings.precision)
+    """Start workers. Raises what `check_settings` raises."""
+    ops = check_settings(settings)
     jobs = choose_workers(settings.jobs).count
     if settings.jobs is None:
         jobs -= 1  # nobody waits to write, so one worker for each core is enough
@@ -77,7 +88,7 @@ def fingerprint(
     """Give what the states of a run depend on, as JSON values."""
     return {
         "version": weightcast_version(),
-        "arithmetic": type(arithmetic(settings.device, settings.precision)).__name__,
+        "arithmetic": type(check_settings(settings)).__name__,
         "precision": settings.precision,
         "device": settings.device,
         "tokens": digest(tokens),
@@ -106,14 +117,18 @@ def saved_beside(
 ) -> Iterator[SavedStates | None]:
     """Keep the states of a run beside its output, and other runs away; None without an output.
 
-    When the context ends without an error they are deleted: the output is there. Raises TakenError
-    if another run has the output, OutputError.
+    They are deleted when the output is there, and when nothing can be made of a source that is
+    wrong. Raises TakenError if another run has the output, OutputError.
     """
     if output is None or (output.exists() and not output.is_file()):  # as /dev/null or a pipe
         yield None
         return
     with SavedStates(output, said, resume).locked() as saved:
-        yield saved
+        try:
+            yield saved
+        except (ChangedError, FormatError, LayoutError):
+            saved.delete()
+            raise
         saved.delete()
 
 

@@ -82,7 +82,9 @@ def read_tokens(path: str | Path) -> NDArray[np.int32]:
     if stored.size > _MAX_TOKENS:
         raise FormatError(path, None, f"{stored.size:,} tokens; {_MAX_TOKENS:,} are read")
     if stored.size and not (stored.min() >= 0 and stored.max() < 1 << 31):
-        raise FormatError(path, None, f"ids from {stored.min()} to {stored.max()}")
+        raise FormatError(
+            path, None, f"ids from {stored.min()} to {stored.max()}; ids of tokens are 0 or more"
+        )
     return np.array(stored, np.int32).reshape(-1)
 
 

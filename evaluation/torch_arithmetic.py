@@ -21,8 +21,8 @@ class TorchArithmetic:
         self._dtype = torch.bfloat16 if precision == BFLOAT16 else torch.float32
         try:
             self._device = torch.device(device)
-            torch.empty(0, device=self._device)
-        except (RuntimeError, AssertionError) as problem:
+            torch.zeros(1, device=self._device).cpu()
+        except (RuntimeError, AssertionError) as problem:  # NotImplementedError is one
             said = str(problem).splitlines()[0]
             raise DeviceError(f"torch cannot use the device {device!r}: {said}") from None
         # Workers have a block each: threads inside of operations would only get in their way.

@@ -14,7 +14,7 @@ import numpy as np
 
 from weightcast.converters.graph import StoredMatrix, Tensor, TensorGraph, matrices
 from weightcast.converters.graph.read import Slab, forget_rows, load_float32, named, read_slab
-from weightcast.errors import CheckpointError
+from weightcast.errors import CheckpointError, LayoutError
 from weightcast.evaluation.arithmetic import F32
 from weightcast.quant.arrays import dequantize, quantize
 from weightcast.quant.cpu.library import (
@@ -53,13 +53,19 @@ class Rounding:
     importance: F32 | None = None
     search: Search = GGML
 
-    def apply(self, values: F32, matrix: int) -> F32:
-        """Quantize rows [rows, in] of a matrix, and give what a reader makes of them."""
+    def apply(self, name: str, values: F32, matrix: int) -> F32:
+        """Quantize rows [rows, in] of a tensor's matrix, and give what a reader makes of them.
+
+        Raises LayoutError, with the tensor's name, for values that the type cannot hold.
+        """
         importance = None
         if self.importance is not None and uses_importance(self.type, self.search):
             importance = self.importance[min(matrix, len(self.importance) - 1)]
         how = self.search.describe()
-        blocks = quantize(values, self.type.name, importance, how["name"], how["effort"])
+        try:
+            blocks = quantize(values, self.type.name, importance, how["name"], how["effort"])
+        except LayoutError as problem:
+            raise LayoutError(f"{name}: {problem}") from None
         return dequantize(blocks, self.type.name)
 
 
@@ -84,7 +90,7 @@ class Weights:
         if rounding is None:
             return loaded
         rows = loaded.reshape(-1, *loaded.shape[-2:])
-        changed = [rounding.apply(matrix, number) for number, matrix in enumerate(rows)]
+        changed = [rounding.apply(name, matrix, number) for number, matrix in enumerate(rows)]
         return np.stack(changed).reshape(loaded.shape)
 
     def rows_of(self, name: str, ids: Iterable[int]) -> F32:
@@ -109,7 +115,7 @@ class Weights:
     def _rounded(self, name: str, expert: int, tiles: Iterator[Tile]) -> Iterator[Tile]:
         rounding = self.rounded.get(name)
         for tile in tiles:
-            values = tile.values if rounding is None else rounding.apply(tile.values, expert)
+            values = tile.values if rounding is None else rounding.apply(name, tile.values, expert)
             yield Tile(tile.start, values)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, TypeVar
+
+import numpy as np
 
 # Tokens that are worked on at once. How a product rounds may depend on how many rows it has, so
 # neither the memory nor the number of workers may change this.
@@ -31,8 +34,14 @@ class Pool:
     def each(self, items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
         """Call `function` for each item. Raises what the first of the calls to fail raised."""
         if self.jobs == 1:
-            return [function(item) for item in items]
-        return list(self._executor.map(function, items))
+            return [_quietly(function, item) for item in items]
+        return list(self._executor.map(partial(_quietly, function), items))
+
+
+def _quietly(function: Callable[[Item], Result], item: Item) -> Result:
+    # What is not finite is looked for in states, after each layer, and said once.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return function(item)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from weightcast.evaluation.networks.network import (
     Routing,
     Unwatched,
     Watch,
+    check_finite,
     run_layer,
 )
 from weightcast.evaluation.weights import Weights
@@ -39,6 +40,7 @@ __all__ = [
     "Routing",
     "Unwatched",
     "Watch",
+    "check_finite",
     "network",
     "prepare",
     "run_layer",
@@ -84,6 +86,8 @@ def prepare(graph: TensorGraph) -> Make:
     MissingTensorError.
     """
     architecture = graph.family.architecture
+    if graph.metadata is not None and graph.metadata.get("general.type") == "adapter":
+        raise LayoutError(f"{graph.source}: an adapter, not a model; name the model it is for")
     make = NETWORKS.get(architecture)
     if make is None:
         raise LayoutError(

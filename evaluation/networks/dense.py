@@ -292,8 +292,16 @@ class Dense:
     rule: Rule
 
     @property
+    def source(self) -> str:
+        return self.weights.graph.source
+
+    @property
     def num_layers(self) -> int:
         return self.spec.num_layers
+
+    @property
+    def emb_size(self) -> int:
+        return self.spec.emb_size
 
     @property
     def vocab_size(self) -> int:
@@ -305,7 +313,7 @@ class Dense:
         return "token_embd.weight", "output.weight" if own_head else "token_embd.weight"
 
     def embed(self, tokens: Ids) -> F32:
-        states = self.machine.activations.empty(len(tokens), self.spec.emb_size)
+        states = self.machine.activations.empty(len(tokens), self.emb_size)
         states[:] = self.weights.rows_of("token_embd.weight", tokens)
         if self.rule.scales_embedding:
             states *= np.float32(math.sqrt(self.spec.emb_size))
@@ -340,6 +348,15 @@ class Dense:
             return None
         return self.machine.arithmetic.array(self.weights.whole(name).reshape(-1))
 
+    def _check_context(self, context: int) -> None:
+        trained = self.spec.trained_window
+        if self.spec.windows is None and trained is not None and trained < context:
+            raise LayoutError(
+                f"{self.source}: was trained with a window of {trained:,} tokens, "
+                "which llama.cpp does not apply; give chunks no longer than that "
+                f"({option('context', trained)})"
+            )
+
     def _how(self, number: int) -> tuple[Attention, Rotation]:
         spec = self.spec
         if spec.windows is None:
@@ -347,15 +364,6 @@ class Dense:
         if number in spec.windows.layers:
             return spec.attention, spec.windows.rotation
         return replace(spec.attention, window=None), spec.rotation
-
-    def _check_context(self, context: int) -> None:
-        trained = self.spec.trained_window
-        if self.spec.windows is None and trained is not None and trained < context:
-            raise LayoutError(
-                f"{self.weights.graph.source}: was trained with a window of {trained:,} tokens, "
-                "which llama.cpp does not apply; give chunks no longer than that "
-                f"({option('context', trained)})"
-            )
 
     def _angles(self, context: int, rotation: Rotation) -> tuple[Array, Array]:
         factors = None
@@ -367,8 +375,8 @@ class Dense:
         return cos, sin
 
     def _attention(self, number: int, prefix: str, states: F32, context: int, watch: Watch) -> None:
-        self._check_context(context)
         ops, spec = self.machine.arithmetic, self.spec
+        self._check_context(context)
         how, rotation = self._how(number)
         cos, sin = self._angles(context, rotation)
         names = [f"{prefix}attn_{role}" for role in ("q", "k", "v", "output")]

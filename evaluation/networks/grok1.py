@@ -39,8 +39,16 @@ class Grok1:
     spec: Mapping[str, Any]
 
     @property
+    def source(self) -> str:
+        return self.weights.graph.source
+
+    @property
     def num_layers(self) -> int:
         return int(self.spec["num_layers"])
+
+    @property
+    def emb_size(self) -> int:
+        return int(self.spec["emb_size"])
 
     @property
     def vocab_size(self) -> int:
@@ -51,7 +59,7 @@ class Grok1:
         return "token_embd.weight", "token_embd.weight"
 
     def embed(self, tokens: Ids) -> F32:
-        states = self.machine.activations.empty(len(tokens), int(self.spec["emb_size"]))
+        states = self.machine.activations.empty(len(tokens), self.emb_size)
         states[:] = self.weights.rows_of("token_embd.weight", tokens)
         states *= np.float32(self.spec["embedding_multiplier_scale"])
         return states

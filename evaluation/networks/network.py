@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from weightcast.errors import LayoutError
 from weightcast.evaluation.arithmetic import F32, F64, Arithmetic, Array, Attention
 from weightcast.evaluation.memory import Activations
 from weightcast.evaluation.weights import Weights
@@ -128,8 +129,16 @@ class Network(Protocol):
     """
 
     @property
+    def source(self) -> str:
+        """What the model was read from, for messages."""
+
+    @property
     def num_layers(self) -> int:
         """Number of layers."""
+
+    @property
+    def emb_size(self) -> int:
+        """Width of states."""
 
     @property
     def vocab_size(self) -> int:
@@ -152,11 +161,25 @@ class Network(Protocol):
 def run_layer(
     network: Network, number: int, states: F32, context: int, watch: Watch | None = None
 ) -> Routing | None:
-    """Run one layer on all states [tokens, emb], in place, and tell where tokens went."""
+    """Run one layer on all states [tokens, emb], in place, and tell where tokens went.
+
+    Raises LayoutError for states that are not finite: what follows would mean nothing.
+    """
     routing = None
     for part in network.parts(number):
         routing = part.run(states, context, watch or Unwatched()) or routing
+    check_finite(network, number, states)
     return routing
+
+
+def check_finite(network: Network, number: int, states: F32) -> None:
+    """Raise LayoutError if states [tokens, emb] after a layer are not finite."""
+    for rows in blocks(len(states)):
+        if not np.isfinite(states[rows]).all():
+            raise LayoutError(
+                f"{network.source}: layer {number} gives NaN or infinity: weights in it are "
+                "damaged, or too large for float32"
+            )
 
 
 @dataclass(frozen=True, slots=True)

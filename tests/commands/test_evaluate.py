@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import weightcast
+from tests.evaluation.dense_models import write_dense
 from tests.evaluation.running import EXAMPLE
 
 TEXT = EXAMPLE / "held-out.txt"
@@ -75,6 +76,14 @@ def test_a_base_file_takes_the_place_of_the_source(run, artifact: Path, tmp_path
         ([EXAMPLE], "give a text (--text FILE), or a KL base file (--base FILE)"),
         ([EXAMPLE, "--text", TEXT, "--base", TEXT], "--base has tokens of its own"),
         ([EXAMPLE, "--base", TEXT], "held-out.txt at byte 0: not a KL base file"),
+        ([EXAMPLE, "--base", TEXT, "--isolate"], "--isolate: of no use with --base, which has"),
+        ([EXAMPLE, "--base", TEXT, "--save-base", "x"], "--save-base: of no use with --base"),
+        ([EXAMPLE, "--text", TEXT, "--folder", "none"], "none: no such directory; create it first"),
+        ([EXAMPLE, "--text", TEXT, "-c", "9999"], "held-out.txt: "),
+        (
+            [EXAMPLE, "--text", TEXT, "--report", "x.json", "--save-base", "./x.json"],
+            "x.json: is or lies in what is read or written",
+        ),
         ([EXAMPLE, "--text", TEXT, "--report", "x.txt"], "x.txt: the ending says the form"),
         ([EXAMPLE, "--text", TEXT, "--save-base", TEXT], "is or lies in what is read or written"),
         ([EXAMPLE, "nothing.gguf", "--text", TEXT], "nothing.gguf: "),
@@ -89,6 +98,25 @@ def test_what_is_wrong_is_said_in_a_line(
     assert said in done.err
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_base_file_of_another_vocabulary_is_refused(run, tmp_path: Path) -> None:
+    base, other = tmp_path / "source.kld", tmp_path / "dense.gguf"
+    write_dense(other, "llama")
+    assert run("evaluate", EXAMPLE, *SHORT, "--save-base", base).code == 0
+    done = run("evaluate", EXAMPLE, other, "--base", base)
+    said = f"{other}: 48 tokens in the vocabulary, and 2,048 in that of {base}: this is another"
+    assert (done.code, done.err) == (1, f"error: {said} model\n")
+
+
+def test_tokens_need_no_tokenizer(run, tmp_path: Path) -> None:
+    path, tokens = tmp_path / "dense.gguf", tmp_path / "tokens.npy"
+    write_dense(path, "llama")
+    np.save(tokens, np.arange(96) % 48)
+    done = run("evaluate", path, "--text", tokens, "-c", 32)
+    assert done.code == 0, done.err
+    done = run("evaluate", path, "--text", TEXT, "-c", 32)
+    assert "give llama.cpp's token ids in a .npy in place of the text" in done.err
 
 
 def test_sensitivities_choose_types_for_a_size(run, tmp_path: Path) -> None:

@@ -179,12 +179,16 @@ def test_a_source_that_changes_meanwhile_is_no_source(
 
         return running
 
-    for act, said in ((lambda: os.utime(source), "was changed"), (source.unlink, "cannot be read")):
+    # A disk that was gone may come back; of a file that was changed nothing can be kept.
+    for act, said, is_kept in (
+        (lambda: os.utime(source), "was changed since it was opened", False),
+        (source.unlink, "cannot be read", True),
+    ):
         monkeypatch.setattr(layers, "run_layer", changing(act))
-        done = run("imatrix", source, tokens, "-c", 32, "-o", output, "--no-resume")
+        done = run("imatrix", source, tokens, "-c", 32, "-o", output)
         assert (done.code, len(done.err.splitlines())) == (1, 1)
         assert f"{source}: {said}" in done.err
-        assert names(tmp_path / ".imatrix.gguf.states") == ["layer-1.npz"]
+        assert (".imatrix.gguf.states" in names(tmp_path)) == is_kept
         monkeypatch.setattr(layers, "run_layer", run_layer)
 
 

@@ -143,12 +143,16 @@ def test_a_run_goes_on_where_it_was_killed(graphs: list[TensorGraph], tmp_path: 
 
 def test_other_models_and_tokens_are_refused(graphs: list[TensorGraph], tmp_path: Path) -> None:
     dense = open_graph(write_dense(tmp_path / "model.gguf", "llama"))
+    deeper = open_graph(write_dense(tmp_path / "deeper.gguf", "llama", 3))
+    tokens = draw_tokens(1, 4, 8)
     with machine() as run_by:
-        networks = [network_of(graph, run_by) for graph in (graphs[0], dense)]
-        with pytest.raises(LayoutError, match="this is another model"):
-            Run(networks, draw_tokens(1, 4, 8)).states()
+        own = network_of(dense, run_by)
+        for other in (graphs[0], deeper):
+            said = f"^{other.source}: 3 layers .* and 2 layers 64 wide, 48 tokens in the vocabulary"
+            with pytest.raises(LayoutError, match=said + " in the source: this is another model"):
+                Run([own, network_of(other, run_by)], tokens).states()
         with pytest.raises(LayoutError, match="token 48 is not in the vocabulary of 48"):
-            Run(networks[1:], np.array([[0, VOCABULARY]])).states()
+            Run([own], np.array([[0, VOCABULARY]])).states()
 
 
 def test_states_without_any_size_have_no_errors() -> None:

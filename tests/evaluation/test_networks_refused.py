@@ -290,3 +290,18 @@ def test_metadata_that_grok1_has_not(tmp_path: Path, key: str, value: bytes) -> 
     file = gguf_files.read(made)
     path = gguf_files.write(tmp_path / "other.gguf", {**file.metadata, key: value}, file.tensors)
     refuse(path, re.escape(f"{key} is "))
+
+
+def test_adapters_are_no_models(tmp_path: Path) -> None:
+    metadata = {"general.type": string("adapter"), "general.architecture": string("llama")}
+    factors = {f"blk.0.attn_q.weight.lora_{n}": vector(8) for n in "ab"}
+    path = gguf_files.write(tmp_path / "adapter.gguf", metadata, factors)
+    refuse(path, "an adapter, not a model; name the model it is for")
+
+
+def test_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    huge = floats(np.full((KV_HEADS * 24, WIDTH), 3e38, np.float32))
+    tensors = {"blk.1.attn_v.weight": huge}
+    path = write_dense(tmp_path / "model.gguf", "llama", tensors=tensors)
+    with pytest.raises(LayoutError, match=f"^{path}: layer 1 gives NaN or infinity: weights in it"):
+        logits(open_graph(path), TOKENS)

@@ -8,6 +8,7 @@ import pytest
 import weightcast
 from tests.evaluation.running import EXAMPLE, draw_tokens, machine, network_of
 from weightcast.converters.sources import open_graph
+from weightcast.errors import LayoutError
 from weightcast.evaluation.networks import network, run_layer
 from weightcast.evaluation.scoring import score
 from weightcast.evaluation.sensitivity import Sensitivity, local_effect
@@ -122,3 +123,9 @@ def test_local_effects_are_means_over_tokens() -> None:
     changed = np.array([[3, 5], [0, 5], [1, 0]], np.float32)
     # Of states without any size nothing can be said but how far they moved.
     assert local_effect(expected, changed) == pytest.approx((1 / 25 + 0 + 1) / 3)
+
+
+def test_values_that_a_type_cannot_hold_are_named() -> None:
+    rounding = Rounding(TYPES["Q8_0"])
+    with pytest.raises(LayoutError, match=r"^blk.0.x: values too large for the float16 scale"):
+        rounding.apply("blk.0.x", np.full((1, 32), 1e38, np.float32), 0)
