@@ -77,7 +77,8 @@ def copied_file_type(graph: TensorGraph) -> int:
     """Give the file type that a source says, or else guess it as llama.cpp does."""
     assert graph.metadata is not None
     said = whole_number(graph.metadata, FILE_TYPE_KEY)
-    if said is not None and said >= 0:
+    # Written as uint32: what no longer fits is no file type.
+    if said is not None and 0 <= said < 1 << 32:
         return said
     dtypes = [graph[name].dtype for name in sorted(graph, key=llama_cpp_order)]
     counts: Counter[str] = Counter()

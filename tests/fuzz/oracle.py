@@ -48,17 +48,26 @@ def check(target: Target, where: Path, raw: bytes) -> str | None:
 
 
 def check_with_memory(target: Target, where: Path, raw: bytes) -> str | None:
-    """Do as `check`, and fail if Python's memory grew out of proportion to the input."""
-    tracemalloc.start()
-    try:
-        message = check(target, where, raw)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    """Do as `check`, and fail if Python's memory grew out of proportion to the input.
+
+    Other threads, as those that tests before left behind, may allocate meanwhile: not twice.
+    """
     limit = target.memory_bytes + _BYTES_EACH * len(raw)
+    message, peak = _measured(target, where, raw)
+    if peak > limit:
+        message, peak = _measured(target, where, raw)
     if peak > limit:
         raise FindingError(f"{peak} bytes of memory for an input of {len(raw)}")
     return message
+
+
+def _measured(target: Target, where: Path, raw: bytes) -> tuple[str | None, int]:
+    tracemalloc.start()
+    try:
+        message = check(target, where, raw)
+        return message, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def _checked_message(message: str) -> str:

@@ -747,3 +747,16 @@ def test_what_is_missing_of_little_is_found(name: str, part: Part | None, tmp_pa
     [problem] = weightcast.verify(out, source).problems
     assert problem.tensor == name
     assert weightcast.compare(source, out).problem is not None
+
+
+def test_a_file_type_that_is_none_is_guessed_anew(tmp_path: Path) -> None:
+    """Metadata have whole numbers of 64 bits, too, and the key is written as 32."""
+    metadata = {
+        "general.architecture": string("a"),
+        "general.file_type": struct.pack("<IQ", 10, 1 << 40),
+    }
+    tensors = {"x.weight": floats(np.ones((2, 32), np.float16))}
+    source = write(tmp_path / "m.gguf", metadata, tensors)
+    out = tmp_path / "copy.gguf"
+    weightcast.convert(source, out, types="COPY")
+    assert read(out).metadata["general.file_type"] == u32(1024 | 1)  # guessed: mostly F16
