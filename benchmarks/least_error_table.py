@@ -116,8 +116,12 @@ def _heads(names: list[str]) -> Iterator[str]:
 def _means(
     rows: Mapping[str, Mapping[str, Line]], error: str, measures: list[str]
 ) -> Iterator[str]:
-    """Give the geometric means of the ratios over the types."""
-    yield from ("geometric mean", "", "")
+    """Give the geometric means of the ratios over the types that were made at all efforts made."""
+    made = {effort for row in rows.values() for effort in EFFORTS if effort in row}
+    complete = {name: row for name, row in rows.items() if made <= row.keys()}
+    of = "" if len(complete) == len(rows) else f" of {len(complete)} complete"
+    rows = complete
+    yield from (f"geometric mean{of}", "", "")
     for effort in EFFORTS:
         yield _mean_ratio(rows, effort, lambda line: line[error])
     for measure in measures:
