@@ -25,7 +25,7 @@ from weightcast.evaluation.arithmetic import F32, Arithmetic, NumpyArithmetic, a
 from weightcast.evaluation.estimate import Bench
 from weightcast.evaluation.memory import Activations
 from weightcast.evaluation.networks import Heads, Machine, Part, network, run_layer
-from weightcast.evaluation.session import Settings, machine
+from weightcast.evaluation.settings import Settings, machine
 from weightcast.evaluation.weights import Tile, Weights
 from weightcast.evaluation.work import Extent, attention_products, memory_of
 from weightcast.evaluation.workers import BLOCK_TOKENS, Pool

@@ -20,7 +20,7 @@ from weightcast.converters.sources import parse_size
 from weightcast.evaluation.api import TextOptions
 from weightcast.evaluation.arithmetic import FLOAT32, PRECISIONS
 from weightcast.evaluation.estimate import Estimate
-from weightcast.evaluation.session import Settings
+from weightcast.evaluation.settings import Settings
 from weightcast.evaluation.work import Extent
 from weightcast.formats.gguf.importance_sums import CHUNK_SIZE
 from weightcast.text import count

@@ -43,7 +43,7 @@ from weightcast.evaluation.importance_files import write_dat_imatrix, write_gguf
 from weightcast.evaluation.networks import prepare
 from weightcast.evaluation.report import check_writable, write_evaluation
 from weightcast.evaluation.sensitivity import OnTensor, Sensitivity
-from weightcast.evaluation.session import (
+from weightcast.evaluation.settings import (
     Settings,
     check_settings,
     digest,

@@ -25,7 +25,7 @@ from weightcast.evaluation.arithmetic import F32
 from weightcast.evaluation.divergence import compare_logits
 from weightcast.evaluation.layers import compare_states
 from weightcast.evaluation.networks import Heads, Hidden, Machine, Network
-from weightcast.evaluation.session import Settings, machine, networks_of
+from weightcast.evaluation.settings import Settings, machine, networks_of
 from weightcast.evaluation.weights import TILE_WEIGHTS, Weights
 from weightcast.evaluation.work import Extent, Memory, Work, attention_products, memory_of, work_of
 from weightcast.evaluation.workers import BLOCK_TOKENS, Pool

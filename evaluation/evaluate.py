@@ -33,7 +33,7 @@ from weightcast.evaluation.scoring import (
     score_against,
     scored_parts,
 )
-from weightcast.evaluation.session import (
+from weightcast.evaluation.settings import (
     Settings,
     layer_progress,
     machine,

@@ -13,7 +13,7 @@ from weightcast.converters.summary import StrPath
 from weightcast.evaluation import api
 from weightcast.evaluation.arithmetic import FLOAT32
 from weightcast.evaluation.evaluate import Evaluation
-from weightcast.evaluation.session import Settings
+from weightcast.evaluation.settings import Settings
 from weightcast.formats.gguf.importance_sums import CHUNK_SIZE, ImportanceSums
 from weightcast.quant.search import parse_search
 

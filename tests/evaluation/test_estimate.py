@@ -19,7 +19,7 @@ from weightcast.evaluation.estimate import Rates, estimate, seconds_of
 from weightcast.evaluation.memory import Activations
 from weightcast.evaluation.networks import Machine, run_layer
 from weightcast.evaluation.scoring import score
-from weightcast.evaluation.session import Settings
+from weightcast.evaluation.settings import Settings
 from weightcast.evaluation.weights import Weights
 from weightcast.evaluation.work import Extent, memory_of, work_of
 from weightcast.evaluation.workers import pool

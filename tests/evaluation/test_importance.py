@@ -14,7 +14,7 @@ from tests.evaluation.running import EXAMPLE, draw_tokens
 from weightcast.commands.llama_cpp import loaded
 from weightcast.converters.sources import open_graph
 from weightcast.evaluation.evaluate import Text, collect_importance
-from weightcast.evaluation.session import Settings
+from weightcast.evaluation.settings import Settings
 from weightcast.evaluation.text import Chunks
 from weightcast.formats.gguf.importance_sums import ImportanceSums
 

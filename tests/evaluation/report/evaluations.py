@@ -15,7 +15,7 @@ from weightcast.evaluation.evaluate import (
     worst_tokens,
 )
 from weightcast.evaluation.layers import LayerErrors
-from weightcast.evaluation.session import Settings
+from weightcast.evaluation.settings import Settings
 from weightcast.evaluation.text import Chunks
 from weightcast.formats.kl_base import scored_positions
 

@@ -1,4 +1,4 @@
-"""One session of running models: how it is asked for, what it runs on, and where it is kept."""
+"""How models are run: the settings, the machine that they make, and where states are kept."""
 
 from __future__ import annotations
 
