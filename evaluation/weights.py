@@ -6,11 +6,12 @@ decoded, and behind the last tile the next matrix is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightcast.converters.graph import StoredMatrix, Tensor, TensorGraph, matrices
 from weightcast.converters.graph.read import Slab, forget_rows, load_float32, named, read_slab
@@ -31,6 +32,7 @@ from weightcast.quant.types import QuantType
 TILE_WEIGHTS = 1 << 23
 # Rows of the stored matrix that are read at once. Shards have rows across, which need them all.
 SLAB_BYTES = 256 << 20
+_COPIED_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +95,14 @@ class Weights:
         changed = [rounding.apply(name, matrix, number) for number, matrix in enumerate(rows)]
         return np.stack(changed).reshape(loaded.shape)
 
-    def rows_of(self, name: str, ids: Iterable[int]) -> F32:
-        """Load some rows of a matrix, as an embedding's, [ids, in]."""
-        wanted = np.asarray(ids)
-        found = np.empty((len(wanted), self.shape(name)[-1]), np.float32)
+    def rows_into(self, name: str, ids: NDArray[np.int64], out: F32) -> None:
+        """Load rows `ids` [n] of a matrix, as an embedding's, into `out` [n, in]."""
         for tile in self.tiles(name):
-            here = (wanted >= tile.start) & (wanted < tile.rows.stop)
-            found[here] = tile.values[wanted[here] - tile.start]
-        return found
+            here = np.flatnonzero((ids >= tile.start) & (ids < tile.rows.stop))
+            # Some at a time: a copy of all would take as much memory again.
+            for start in range(0, len(here), _COPIED_ROWS):
+                rows = here[start : start + _COPIED_ROWS]
+                out[rows] = tile.values[ids[rows] - tile.start]
 
     def tiles(self, name: str, expert: int = 0) -> Iterator[Tile]:
         """Decode a matrix tile by tile; of a tensor of experts, that of one."""

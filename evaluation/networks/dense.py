@@ -314,7 +314,7 @@ class Dense:
 
     def embed(self, tokens: Ids) -> F32:
         states = self.machine.activations.empty(len(tokens), self.emb_size)
-        states[:] = self.weights.rows_of("token_embd.weight", tokens)
+        self.weights.rows_into("token_embd.weight", tokens, states)
         if self.rule.scales_embedding:
             states *= np.float32(math.sqrt(self.spec.emb_size))
         return states

@@ -60,7 +60,7 @@ class Grok1:
 
     def embed(self, tokens: Ids) -> F32:
         states = self.machine.activations.empty(len(tokens), self.emb_size)
-        states[:] = self.weights.rows_of("token_embd.weight", tokens)
+        self.weights.rows_into("token_embd.weight", tokens, states)
         states *= np.float32(self.spec["embedding_multiplier_scale"])
         return states
 
@@ -156,7 +156,8 @@ class Grok1:
             out = layer.run(machine, self.weights, x, watch)
             # The probabilities are those over all experts, not renormalized over the chosen ones.
             out *= probabilities[tokens, expert, None]
-            y[tokens] += out
+            for rows in blocks(len(tokens)):
+                y[tokens[rows]] += out[rows]
 
         def add(rows: slice) -> None:
             states[rows] += ops.values(ops.norm(ops.array(y[rows]), after, self._eps))
