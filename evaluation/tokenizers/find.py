@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from weightcast.converters.sources import resolve_source
 from weightcast.converters.sources.containers import container
-from weightcast.converters.sources.detect import TOKENIZER_NAME, find_beside, unreadable
+from weightcast.converters.sources.detect import find_beside, unreadable
 from weightcast.errors import FormatError, MissingTensorError
 from weightcast.evaluation.tokenizers.bpe import bpe_from_gguf
 from weightcast.evaluation.tokenizers.hugging_face import read_tokenizer_json
@@ -68,7 +68,7 @@ def _file_of(source: Path) -> Path:
     path = found.find_tokenizer(source) or find_beside(source, _JSON_NAME)
     if path is None:
         raise MissingTensorError(
-            f"{source}: no {TOKENIZER_NAME} or {_JSON_NAME} in or beside it; give one "
+            f"{source}: no tokenizer.model or tokenizer.json in or beside it; give one "
             f"({option('tokenizer', 'FILE')}), or token ids in a .npy in place of the text"
         )
     return path
