@@ -8,9 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from weightcast.converters.engine.progress import OnProgress, Progress, ignore_progress
-from weightcast.converters.files import write_small
-from weightcast.converters.graph import TensorGraph, stored_bytes
+from weightcast.converters.engine.progress import OnProgress, ignore_progress
+from weightcast.converters.graph import TensorGraph
 from weightcast.converters.output.overwrite import check_place
 from weightcast.converters.recipes.sensitivity import (
     MeasuredSource,
@@ -18,7 +17,7 @@ from weightcast.converters.recipes.sensitivity import (
     Sensitivities,
     TensorSensitivity,
     fingerprint_of,
-    sensitivity_text,
+    write_sensitivities,
 )
 from weightcast.converters.sources import open_graph, source_files
 from weightcast.errors import (
@@ -48,11 +47,12 @@ from weightcast.evaluation.settings import (
     check_settings,
     digest,
     fingerprint,
+    layer_progress,
     machine,
     saved_beside,
     unchanged,
 )
-from weightcast.evaluation.text import Chunks, cut, read_text, read_tokens
+from weightcast.evaluation.text import TOKENS_SUFFIX, Chunks, cut, tokens_of
 from weightcast.evaluation.tokenizers import Tokenizer, open_tokenizer
 from weightcast.evaluation.weights import Weights
 from weightcast.evaluation.work import Extent
@@ -64,7 +64,6 @@ from weightcast.quant.search import GGML, Search
 from weightcast.quant.types import TYPES, QuantType
 from weightcast.text import option, shown
 
-TOKENS_SUFFIX: Final = ".npy"
 OLD_SUFFIX: Final = ".dat"
 # Types that recipes are made of: one or two for each size, of all families of blocks.
 USUAL_TYPES: Final = (
@@ -103,10 +102,10 @@ def load_text(graph: TensorGraph, options: TextOptions) -> Text:
     Raises CheckpointError for what is no text, has ids that the model has not, or too few of them.
     """
     if options.path.suffix == TOKENS_SUFFIX:
-        ids, tokenizer = read_tokens(options.path), _tokenizer(graph, options)
+        tokenizer = _tokenizer(graph, options)
     else:
         tokenizer = open_tokenizer(graph.source, options.tokenizer)
-        ids = tokenizer.encode(read_text(options.path))
+    ids = tokens_of(options.path, tokenizer)
     rows = graph["token_embd.weight"].shape[0]
     bos = None if tokenizer is None else tokenizer.bos
     try:
@@ -312,11 +311,7 @@ def sensitivity(
     )
     names = tuple(each.name for each in chosen)
     fallbacks = [TYPES[name] for name in FALLBACK_TYPES if names == USUAL_TYPES]
-    total = sum(map(stored_bytes, graph.tensors.values()))
-
-    def tell(done: int, of: int) -> None:
-        on_progress(Progress("run", total * done // max(1, of), total))
-
+    tell = layer_progress([graph], "run", on_progress)
     with saved_beside(output, said, resume=resume) as saved, machine(settings) as run_by:
         measuring = Sensitivity(
             Weights(graph),
@@ -332,7 +327,7 @@ def sensitivity(
         )
         found = _measured(graph, loaded, measuring, tell, output)
         if output is not None:
-            write_small(output, sensitivity_text(found).encode())
+            write_sensitivities(output, found)
     return found
 
 

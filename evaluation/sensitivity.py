@@ -204,7 +204,8 @@ class Sensitivity:
         wanted = self.probe
         if wanted is None or not types:
             return None
-        return min(types, key=lambda each: (abs(_bits(each) - _bits(wanted)), each.name))
+        bits = wanted.bits_per_weight
+        return min(types, key=lambda each: (abs(each.bits_per_weight - bits), each.name))
 
     def _changed(
         self, number: int, place: int, name: str, quant_type: QuantType, given: F32
@@ -241,10 +242,6 @@ class Sensitivity:
             scores = score(both, states, self.tokens, self.machine.pool)
             found[head] = float(scores.records[0].kld.mean())
         return {name: {wanted[name].name: kld} for name, kld in found.items()}
-
-
-def _bits(quant_type: QuantType) -> float:
-    return 8 * quant_type.block_bytes / quant_type.block_elements
 
 
 def local_effect(expected: F32, states: F32) -> float:

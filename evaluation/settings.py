@@ -74,7 +74,9 @@ def _group(memory: int | None) -> int:
     if memory is None:
         return _GROUP_TOKENS
     # A hidden layer as wide as Grok-1's takes 128 KiB a token; it may have a third of the memory.
-    return max(BLOCK_TOKENS, min(_GROUP_TOKENS, memory // 3 // (1 << 17) // 512 * 512))
+    return max(
+        BLOCK_TOKENS, min(_GROUP_TOKENS, memory // 3 // (1 << 17) // BLOCK_TOKENS * BLOCK_TOKENS)
+    )
 
 
 def networks_of(graphs: Sequence[TensorGraph], run_by: Machine) -> list[Network]:

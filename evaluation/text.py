@@ -22,6 +22,7 @@ from weightcast.text import count, option
 if TYPE_CHECKING:
     from weightcast.evaluation.tokenizers import Tokenizer
 
+TOKENS_SUFFIX: Final = ".npy"
 # Texts for calibration have some MB.
 MAX_TEXT_BYTES: Final = 1 << 28
 _MAX_TOKENS: Final = 1 << 28
@@ -88,11 +89,15 @@ def read_tokens(path: str | Path) -> NDArray[np.int32]:
     return np.array(stored, np.int32).reshape(-1)
 
 
-def tokens_of(path: str | Path, tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """Give the tokens int32 [n] of a text, or those that a .npy holds. Raises CheckpointError."""
+def tokens_of(path: str | Path, tokenizer: Tokenizer | None) -> NDArray[np.int32]:
+    """Give the tokens int32 [n] of a text, or those that a .npy holds, which needs no tokenizer.
+
+    Raises CheckpointError.
+    """
     path = Path(path)
-    if path.suffix == ".npy":
+    if path.suffix == TOKENS_SUFFIX:
         return read_tokens(path)
+    assert tokenizer is not None
     return tokenizer.encode(read_text(path))
 
 

@@ -14,18 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightcast.converters.graph import StoredMatrix, Tensor, TensorGraph, matrices
-from weightcast.converters.graph.read import Slab, forget_rows, load_float32, named, read_slab
+from weightcast.converters.graph.read import decode_into, forget_rows, load_float32, read_slab
 from weightcast.errors import CheckpointError, LayoutError
 from weightcast.evaluation.arithmetic import F32
 from weightcast.quant.arrays import dequantize, quantize
-from weightcast.quant.cpu.library import (
-    Blocks,
-    SourceValueError,
-    quantize_matrix,
-    uses_importance,
-)
+from weightcast.quant.cpu.library import uses_importance
 from weightcast.quant.search import GGML, Search
-from weightcast.quant.types import F32 as F32_TYPE
 from weightcast.quant.types import QuantType
 
 # Weights of a tile: its products with a block of tokens stay in the cache of a core.
@@ -143,22 +137,11 @@ def _decoded(tensor: Tensor, view: StoredMatrix) -> Iterator[Tile]:
             raise CheckpointError(f"{tensor.name}: cannot be read: {problem}") from None
         forget_rows(view, start, stop)
         for row0, row1 in tiles:
-            yield Tile(row0, _float32(tensor, view, slab, start, row0, row1))
+            values = np.empty((row1 - row0, n_in), np.float32)
+            decode_into(values, slab.matrix(row0 - start, row1 - start), tensor, view, row0)
+            yield Tile(row0, values)
 
 
 def _lies_across(view: StoredMatrix) -> bool:
     single = view.single
     return single is None or (not single.is_blocked and single.strides[1] != 1)
-
-
-def _float32(
-    tensor: Tensor, view: StoredMatrix, slab: Slab, start: int, row0: int, row1: int
-) -> F32:
-    piece = slab.matrix(row0 - start, row1 - start)
-    matrix = piece.dequantized() if isinstance(piece, Blocks) else piece
-    values = np.empty((row1 - row0, view.shape[1]), np.float32)
-    try:
-        quantize_matrix(matrix, F32_TYPE, values.reshape(-1).view(np.uint8))
-    except SourceValueError as error:
-        raise named(error, tensor.name, view, row0) from None
-    return values

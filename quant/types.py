@@ -102,6 +102,11 @@ class QuantType:
         """Tell whether rows of this length fill whole blocks."""
         return row_elements % self.block_elements == 0
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Give the bits that a weight takes, its share of scales included."""
+        return 8 * self.block_bytes / self.block_elements
+
     def row_bytes(self, row_elements: int) -> int:
         """Count the bytes of one row. Raises LayoutError if it does not fill whole blocks."""
         if not self.fits(row_elements):

@@ -321,9 +321,23 @@ def load_float32(tensor: Tensor) -> NDArray[np.float32]:
         n_out = view.shape[0]
         buffer = memoryview(bytearray(view.slab_bytes(0, n_out)))
         piece = read_slab(view, 0, n_out, buffer).matrix(0, n_out)
-        matrix = piece.dequantized() if isinstance(piece, Blocks) else piece
-        try:
-            quantize_matrix(matrix, F32, plane.reshape(-1).view(np.uint8))
-        except SourceValueError as error:
-            raise named(error, tensor.name, view, 0) from None
+        decode_into(plane, piece, tensor, view, 0)
     return result.reshape(tensor.shape)
+
+
+def decode_into(
+    values: NDArray[np.float32],
+    piece: Matrix | Blocks,
+    tensor: Tensor,
+    view: StoredMatrix,
+    row0: int,
+) -> None:
+    """Decode rows of a tensor's matrix from `row0` on into `values`, float32 [rows, in].
+
+    Raises LayoutError for values that are not finite.
+    """
+    matrix = piece.dequantized() if isinstance(piece, Blocks) else piece
+    try:
+        quantize_matrix(matrix, F32, values.reshape(-1).view(np.uint8))
+    except SourceValueError as error:
+        raise named(error, tensor.name, view, row0) from None

@@ -155,7 +155,7 @@ class Sensitivities:
 
 def by_bits(names: Iterable[str]) -> list[str]:
     """Put types in the order of their bits for each weight, most first, then of names."""
-    return sorted(names, key=lambda n: (-TYPES[n].block_bytes / TYPES[n].block_elements, n))
+    return sorted(names, key=lambda n: (-TYPES[n].bits_per_weight, n))
 
 
 def fingerprint_of(tensors: Named) -> str:

@@ -97,7 +97,7 @@ class FreeTensor:
         """Give the type for one that may not be possible: the next larger, or else the largest."""
         if wanted in self.types:
             return wanted
-        larger = [t for t in self.types if _bits(t) >= _bits(wanted)]
+        larger = [t for t in self.types if t.bits_per_weight >= wanted.bits_per_weight]
         return larger[-1] if larger else self.types[0]
 
 
@@ -406,7 +406,8 @@ def plain_rule(problem: Problem, limit: int) -> PlainRule | None:
     has_experts = any(_EXPERTS.search(tensor.name) for tensor in problem.free)
     types = [TYPES[n] for n in by_bits({t.name for each in problem.free for t in each.types})]
     fine = Q8_0 if Q8_0 in types else types[0]
-    usual = [(fine, t) for t in types if _bits(t) <= _bits(fine)] if has_experts else []
+    coarser = [t for t in types if t.bits_per_weight <= fine.bits_per_weight]
+    usual = [(fine, t) for t in coarser] if has_experts else []
     pairs = [(a, t) for n, a in enumerate(types) for t in types[n:]]
     for candidates in filter(None, (usual, pairs)):
         rules = [_by_rule(problem, *pair, has_experts=has_experts) for pair in candidates]
@@ -424,7 +425,7 @@ def _by_rule(
     for group in problem.together:
         tensors = [problem.free[n] for n in group]
         common = FreeTensor("", (), _common(problem, group))
-        wanted = max((types[t.name] for t in tensors), key=_bits)
+        wanted = max((types[t.name] for t in tensors), key=lambda each: each.bits_per_weight)
         types |= {t.name: common.stand_in(wanted) for t in tensors}
     choice = Choice(types, problem.total(types), problem.total_cost(types))
     return PlainRule(attention, rest, choice)
@@ -434,8 +435,4 @@ def _judged(problem: Problem, choice: Choice) -> tuple[bool, float, int]:
     """Rank choices: by cost, or by what bits let one expect, as an error is a quarter a bit."""
     if choice.cost is not None:
         return False, choice.cost, choice.nbytes
-    return True, math.fsum(4 ** -_bits(t) for t in choice.types.values()), choice.nbytes
-
-
-def _bits(quant_type: QuantType) -> float:
-    return 8 * quant_type.block_bytes / quant_type.block_elements
+    return True, math.fsum(4**-t.bits_per_weight for t in choice.types.values()), choice.nbytes

@@ -136,7 +136,7 @@ def _of_recipe(recipe: Recipe) -> TypeInfo:
     return TypeInfo(
         recipe.name,
         "gguf",
-        8 * base.block_bytes / base.block_elements,
+        base.bits_per_weight,
         8 * nbytes / weights,
         "required" if needed else base.importance,
         ("llama.cpp",),
